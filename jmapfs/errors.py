@@ -27,7 +27,9 @@ to do. It never holds a secret. Everything else that escapes is a bug.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -148,3 +150,21 @@ class EntryNotFoundError(JmapfsError):
     """The tree has no such name or inode."""
 
     errno = errno.ENOENT
+
+
+@contextlib.contextmanager
+def lone_errors() -> Iterator[None]:
+    """Let an error that is alone in an exception group out of it.
+
+    Nurseries wrap every error in a group (trio's strict exception groups). Where one task fails
+    and the others are merely cancelled, the caller wants that error.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group or isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from error.__cause__

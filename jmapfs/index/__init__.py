@@ -1,0 +1,35 @@
+"""What is known of an account, in SQLite: mailboxes, emails, membership, keywords, states.
+
+One process writes (see `lock`), any number read. The index is a copy of what the server has: it
+can be deleted at any time and costs a new listing.
+"""
+
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.lock import AccountLock
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.records import (
+    AccountState,
+    Counts,
+    EmailRecord,
+    FileRecord,
+    Listing,
+    ListingProgress,
+    MailboxRecord,
+    MailboxRow,
+)
+from jmapfs.index.writer import IndexWriter
+
+__all__ = [
+    "AccountLock",
+    "AccountState",
+    "Counts",
+    "EmailRecord",
+    "FileRecord",
+    "IndexDatabase",
+    "IndexReader",
+    "IndexWriter",
+    "Listing",
+    "ListingProgress",
+    "MailboxRecord",
+    "MailboxRow",
+]

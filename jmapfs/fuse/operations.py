@@ -1,0 +1,196 @@
+"""The FUSE operations: what the kernel asks, put to the tree and the content.
+
+Only `read` may wait for the network (promise 4): a client that waits in OPEN cannot even be
+killed. Handlers are keyed by inode, and an open file's handle is its inode, so that no table is
+needed to find out what is read; `_open` only keeps what an open file is, should it leave the tree.
+
+The tree is asked in the event loop: a lookup is some microseconds in SQLite's page cache, less
+than a thread costs. Listings grow with the mailbox and are made in a worker thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast
+
+import pyfuse3
+import trio
+
+from jmapfs.errors import EntryNotFoundError
+from jmapfs.fuse.attributes import AttributeWriter, file_system_statistics, missing_entry
+from jmapfs.fuse.handlers import handler
+from jmapfs.index import FileRecord
+from jmapfs.names import ABOUT_INODE
+from jmapfs.tree import DirectoryListing, Ownership, Tree
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+# Handles that are not inodes: above every inode.
+_FIRST_HANDLE: Final = 1 << 62
+
+
+class FileContent(Protocol):
+    """Where the bytes of files come from."""
+
+    async def read(
+        self, blob_id: str, expected_size: int, offset: int, length: int
+    ) -> bytes | memoryview:
+        """Return the bytes of a blob from `offset`, `length` of them or up to its end."""
+        ...
+
+    def hold(self, blob_id: str) -> None:
+        """Note that a file of this blob is open."""
+        ...
+
+    def release(self, blob_id: str) -> None:
+        """Note that it is no longer open."""
+        ...
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    record: FileRecord
+    opened: int = 0
+
+
+class MailOperations(pyfuse3.Operations):
+    """The operations of a mounted account.
+
+    `tree` answers in the event loop; `listing_tree`, with a reader of its own, in worker threads.
+    `counts` has the number of calls of each operation.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(
+        self, tree: Tree, listing_tree: Tree, content: FileContent, ownership: Ownership
+    ) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._tree = tree
+        self._listing_tree = listing_tree
+        self._listing_limiter = trio.CapacityLimiter(1)
+        self._content = content
+        self._attributes = AttributeWriter(ownership)
+        self._handles = itertools.count(_FIRST_HANDLE)
+        self._directories: dict[int, DirectoryListing] = {}
+        self._abouts: dict[int, bytes] = {}
+        self._open: dict[int, _OpenFile] = {}
+
+    @handler
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a directory."""
+        try:
+            return self._attributes.entry(self._tree.lookup(parent_inode, name))
+        except EntryNotFoundError:
+            return missing_entry()
+
+    @handler
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        """Nothing is kept for an inode that the kernel knows."""
+
+    @handler
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Return the attributes of an inode."""
+        return self._attributes.entry(self._tree.attributes(inode))
+
+    @handler
+    async def opendir(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileHandleT:
+        """Take an immutable listing, which `readdir` then answers from by position."""
+        listing = await self._in_thread(self._listing_tree.listing, inode)
+        handle = next(self._handles)
+        self._directories[handle] = listing
+        return pyfuse3.FileHandleT(handle)
+
+    @handler
+    async def readdir(
+        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
+    ) -> None:
+        """Hand out entries and their attributes from a position on, while the kernel takes them."""
+        entry = self._attributes.entry
+        position = start_id
+        for name, attributes in self._directories[fh].entries(start_id):
+            position += 1
+            if not pyfuse3.readdir_reply(
+                token, pyfuse3.FileNameT(name), entry(attributes), position
+            ):
+                break
+
+    @handler
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Drop a listing."""
+        del self._directories[fh]
+
+    @handler
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        """Open a file: nothing is fetched before something is read."""
+        if inode == ABOUT_INODE:
+            handle = next(self._handles)
+            self._abouts[handle] = self._tree.about().content
+            return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=False)
+        opened = self._open.get(inode)
+        if opened is None:
+            opened = self._open[inode] = _OpenFile(self._tree.file(inode))
+            self._content.hold(opened.record.blob_id)
+        opened.opened += 1
+        # Content is immutable: what the kernel has of it stays right.
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+
+    @handler
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Return bytes of a file; the one operation that may wait for the network."""
+        about = self._abouts.get(fh)
+        if about is not None:
+            return about[off : off + size]
+        record = self._open[fh].record
+        # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
+        return cast("bytes", await self._content.read(record.blob_id, record.size, off, size))
+
+    @handler
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Say once that there is nothing to flush: the kernel does not ask again."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @handler
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Close a file."""
+        if self._abouts.pop(fh, None) is not None:
+            return
+        opened = self._open[fh]
+        opened.opened -= 1
+        if not opened.opened:
+            del self._open[fh]
+            self._content.release(opened.record.blob_id)
+
+    @handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Return totals for `df`."""
+        size = await self._in_thread(self._listing_tree.size)
+        counts = await self._in_thread(self._listing_tree.counts)
+        return file_system_statistics(size=size, files=counts.emails)
+
+    def correct_size(self, inode: int, size: int) -> None:
+        """Let an open file know its true size, in bytes."""
+        opened = self._open.get(inode)
+        if opened is not None:
+            record = opened.record
+            opened.record = FileRecord(
+                record.inode, record.blob_id, size, record.received_at, record.links
+            )
+
+    async def _in_thread(self, question: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
+        return await trio.to_thread.run_sync(question, *args, limiter=self._listing_limiter)

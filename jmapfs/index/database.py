@@ -1,0 +1,107 @@
+"""The index file: opening it, and handing out connections to it.
+
+WAL mode: readers see a consistent state for as long as their transaction lasts and never wait for
+the writer. `synchronous=FULL`: what a commit reported is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from pathlib import Path
+
+from jmapfs.errors import StorageError
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
+from jmapfs.index.writer import IndexWriter
+
+_log = logging.getLogger(__name__)
+
+_BUSY_TIMEOUT_MS = 10_000
+
+
+class IndexDatabase:
+    """The index of one account in `directory/index.sqlite`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "index.sqlite"
+
+    def prepare(self) -> None:
+        """Make sure that a usable index is there; the caller holds the account's lock.
+
+        An index of another version, or one that SQLite calls damaged, is deleted: everything in
+        it can be had from the server again.
+
+        Raises:
+            StorageError: it can be neither read nor made.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.exists() and not self._usable():
+                _log.warning("the index %s is of another version or damaged: made anew", self.path)
+                self._delete()
+            if not self.path.exists():
+                self._create()
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"cannot use the index {self.path}: {error}") from error
+
+    def reader(self) -> IndexReader:
+        """Return a reader on a connection of its own; close it."""
+        return IndexReader(self._connect(read_only=True))
+
+    def writer(self) -> IndexWriter:
+        """Return the writer; only the holder of the account's lock makes one. Close it."""
+        return IndexWriter(self._connect())
+
+    def _create(self) -> None:
+        # Under another name first: a half-made index must not be taken for one.
+        partial = self.path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        with contextlib.closing(sqlite3.connect(partial)) as connection:
+            connection.executescript(
+                f"PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {VERSION};"
+                f"BEGIN; {TABLES} COMMIT;"
+            )
+        partial.rename(self.path)
+        with contextlib.closing(self._connect()) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    def _usable(self) -> bool:
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                application = connection.execute("PRAGMA application_id").fetchone()[0]
+                connection.execute("SELECT count(*) FROM meta").fetchone()
+        except (sqlite3.DatabaseError, StorageError):
+            return False
+        return bool(version == VERSION and application == APPLICATION_ID)
+
+    def _delete(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+
+    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
+        mode = "ro" if read_only else "rw"
+        try:
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={mode}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=_BUSY_TIMEOUT_MS / 1000,
+                cached_statements=256,
+            )
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot open the index {self.path}: {error}") from error
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            # One page cache serves all statements of a connection; 8 MiB hold the inner pages of
+            # the trees of half a million emails.
+            connection.execute("PRAGMA cache_size = -8192")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection

@@ -1,0 +1,204 @@
+"""Emails in the index: the files they are, and the names these have in the mailboxes."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+from jmapfs.index import inodes, mailboxes
+from jmapfs.index.records import EmailRecord
+from jmapfs.names import numbered_name
+
+# A mailbox's digest becomes the nanoseconds of its directory's mtime.
+_DIGEST_MODULUS: Final = 1_000_000_000
+
+
+class _Batch:
+    """One call's work: what is looked up once, and digests to be written at its end."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.corrections: dict[str, int] = dict(
+            connection.execute("SELECT blob_id, size FROM correction")
+        )
+        self._mailbox_numbers: dict[str, int] = {}
+        self._digests: defaultdict[int, int] = defaultdict(int)
+
+    def mailbox_number(self, mailbox_id: str) -> int:
+        number = self._mailbox_numbers.get(mailbox_id)
+        if number is None:
+            number = mailboxes.number(self.connection, mailbox_id)
+            self._mailbox_numbers[mailbox_id] = number
+        return number
+
+    def add_name(self, mailbox: int, stem: str, email: int, inode: int) -> None:
+        number = 1
+        while True:
+            name = numbered_name(stem, number)
+            inserted = self.connection.execute(
+                "INSERT INTO membership (mailbox, name, email, inode) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (mailbox, name) DO NOTHING",
+                (mailbox, name, email, inode),
+            )
+            if inserted.rowcount:
+                self._digests[mailbox] += zlib.crc32(name.encode())
+                return
+            number += 1
+
+    def remove_name(self, mailbox: int, stem: str, name: str) -> None:
+        """Remove a name; the last of several copies takes its place, so that no gap is left."""
+        self.connection.execute(
+            "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
+        )
+        number = 1
+        while numbered_name(stem, number) != name:
+            number += 1
+        last = name
+        while self._has(mailbox, candidate := numbered_name(stem, number + 1)):
+            last = candidate
+            number += 1
+        if last != name:
+            self.connection.execute(
+                "UPDATE membership SET name = ? WHERE mailbox = ? AND name = ?",
+                (name, mailbox, last),
+            )
+        self._digests[mailbox] -= zlib.crc32(last.encode())
+
+    def finish(self) -> None:
+        self.connection.executemany(
+            "UPDATE mailbox SET digest = ((digest + ?) % ? + ?) % ? WHERE number = ?",
+            [
+                (delta, _DIGEST_MODULUS, _DIGEST_MODULUS, _DIGEST_MODULUS, mailbox)
+                for mailbox, delta in self._digests.items()
+            ],
+        )
+
+    def _has(self, mailbox: int, name: str) -> bool:
+        found = self.connection.execute(
+            "SELECT 1 FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
+        ).fetchone()
+        return found is not None
+
+
+def put(connection: sqlite3.Connection, records: Iterable[EmailRecord]) -> None:
+    """Add emails, or bring those that are known to what the records say."""
+    batch = _Batch(connection)
+    for record in records:
+        known = connection.execute(
+            "SELECT number, inode, stem FROM email WHERE id = ?", (record.id,)
+        ).fetchone()
+        if known is None:
+            _insert(batch, record)
+            continue
+        number, inode, stem = known
+        if inode != _known_inode(batch, record):
+            # RFC 8621 §4.1 has blobId and receivedAt immutable: this is another email.
+            _remove(batch, number, inode)
+            _insert(batch, record)
+            continue
+        connection.execute("UPDATE email SET seen = 1 WHERE number = ?", (number,))
+        _update_names(batch, record, number, inode, stem)
+        _update_keywords(connection, record, number)
+    batch.finish()
+
+
+def remove(connection: sqlite3.Connection, email_ids: Iterable[str]) -> None:
+    """Remove emails; ids that are not known are passed over."""
+    batch = _Batch(connection)
+    for email_id in email_ids:
+        known = connection.execute(
+            "SELECT number, inode FROM email WHERE id = ?", (email_id,)
+        ).fetchone()
+        if known is not None:
+            _remove(batch, *known)
+    batch.finish()
+
+
+def empty_mailbox(connection: sqlite3.Connection, mailbox_id: str) -> None:
+    """Remove all names from a mailbox that is about to go."""
+    connection.execute(
+        "DELETE FROM membership WHERE mailbox = (SELECT number FROM mailbox WHERE id = ?)",
+        (mailbox_id,),
+    )
+
+
+def correct_size(connection: sqlite3.Connection, blob_id: str, size: int) -> list[int]:
+    """Store the true size of a blob; return the inodes of its files."""
+    connection.execute(
+        "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
+    )
+    connection.execute("UPDATE file SET size = ? WHERE blob_id = ?", (size, blob_id))
+    return [
+        row[0] for row in connection.execute("SELECT inode FROM file WHERE blob_id = ?", (blob_id,))
+    ]
+
+
+def _insert(batch: _Batch, record: EmailRecord) -> None:
+    connection = batch.connection
+    inode = _known_inode(batch, record)
+    if inode is None:
+        size = batch.corrections.get(record.blob_id, record.size)
+        inode = inodes.allocate(connection, record.blob_id, record.received_at, size)
+    number = connection.execute(
+        "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
+        (record.id, inode, record.thread_id, record.stem),
+    ).lastrowid
+    assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
+    for mailbox_id in record.mailbox_ids:
+        batch.add_name(batch.mailbox_number(mailbox_id), record.stem, number, inode)
+    connection.executemany(
+        "INSERT OR IGNORE INTO keyword (email, keyword) VALUES (?, ?)",
+        [(number, keyword) for keyword in record.keywords],
+    )
+
+
+def _known_inode(batch: _Batch, record: EmailRecord) -> int | None:
+    row = batch.connection.execute(
+        "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?",
+        (record.blob_id, record.received_at),
+    ).fetchone()
+    return int(row[0]) if row else None
+
+
+def _update_names(batch: _Batch, record: EmailRecord, number: int, inode: int, stem: str) -> None:
+    names = dict(
+        batch.connection.execute("SELECT mailbox, name FROM membership WHERE email = ?", (number,))
+    )
+    wanted = {batch.mailbox_number(mailbox_id) for mailbox_id in record.mailbox_ids}
+    for mailbox in names.keys() - wanted:
+        batch.remove_name(mailbox, stem, names[mailbox])
+    for mailbox in wanted - names.keys():
+        batch.add_name(mailbox, stem, number, inode)
+
+
+def _update_keywords(connection: sqlite3.Connection, record: EmailRecord, number: int) -> None:
+    known = {
+        row[0]
+        for row in connection.execute("SELECT keyword FROM keyword WHERE email = ?", (number,))
+    }
+    wanted = set(record.keywords)
+    connection.executemany(
+        "DELETE FROM keyword WHERE email = ? AND keyword = ?",
+        [(number, keyword) for keyword in known - wanted],
+    )
+    connection.executemany(
+        "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
+        [(number, keyword) for keyword in wanted - known],
+    )
+
+
+def _remove(batch: _Batch, number: int, inode: int) -> None:
+    connection = batch.connection
+    stem = connection.execute("SELECT stem FROM email WHERE number = ?", (number,)).fetchone()[0]
+    names = connection.execute(
+        "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
+    ).fetchall()
+    for mailbox, name in names:
+        batch.remove_name(mailbox, stem, name)
+    connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
+    connection.execute("DELETE FROM email WHERE number = ?", (number,))
+    if connection.execute("SELECT 1 FROM email WHERE inode = ?", (inode,)).fetchone() is None:
+        connection.execute("DELETE FROM file WHERE inode = ?", (inode,))

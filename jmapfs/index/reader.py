@@ -1,0 +1,149 @@
+"""Reading the index. Nothing here writes.
+
+Outside `pinned`, each question is answered from the newest commit. Within it, all of them are
+answered from one commit, however long it takes and whatever is written meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from jmapfs.index.meta import read_listing_progress, read_state
+from jmapfs.index.records import (
+    AccountState,
+    Counts,
+    FileRecord,
+    Listing,
+    ListingProgress,
+    MailboxRow,
+)
+
+_CHUNK: Final = 1000
+
+_LINKS: Final = "(SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
+
+
+class IndexReader:
+    """Questions to the index, on one connection of its own; use it from one thread at a time.
+
+    Every method may raise sqlite3.Error where the file is damaged or the disk fails.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End a pinned view, if there is one, and close the connection."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Hold one state of the index: a read transaction."""
+        self._connection.execute("BEGIN")
+        try:
+            # A transaction of SQLite begins with its first read, not with BEGIN.
+            self._connection.execute("SELECT count(*) FROM meta").fetchone()
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def state(self) -> AccountState:
+        """Return which state of which account this is."""
+        return read_state(self._connection)
+
+    def listing_progress(self) -> ListingProgress | None:
+        """Return how far an unfinished listing has come, or None."""
+        return read_listing_progress(self._connection)
+
+    def layout_version(self) -> int:
+        """Return a number that changes when mailboxes come, go, or change place or name."""
+        row = self._connection.execute(
+            "SELECT value FROM meta WHERE name = 'layout_version'"
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def mailboxes(self) -> list[MailboxRow]:
+        """Return all mailboxes, in the order of their ids."""
+        rows = self._connection.execute(
+            "SELECT number, id, name, parent_id, role, known, digest FROM mailbox ORDER BY id"
+        )
+        return [
+            MailboxRow(number, mailbox_id, name, parent_id, role, bool(known), digest)
+            for number, mailbox_id, name, parent_id, role, known, digest in rows
+        ]
+
+    def mailbox_times(self, mailbox: int) -> tuple[int, int]:
+        """Return the newest `received_at` in a mailbox (0: empty) and the mailbox's digest."""
+        row = self._connection.execute(
+            """
+            SELECT
+                (SELECT file.received_at FROM membership JOIN file USING (inode)
+                 WHERE mailbox = :mailbox ORDER BY name DESC LIMIT 1),
+                (SELECT digest FROM mailbox WHERE number = :mailbox)
+            """,
+            {"mailbox": mailbox},
+        ).fetchone()
+        return row[0] or 0, row[1] or 0
+
+    def listing(self, mailbox: int) -> Listing:
+        """Return the files of a mailbox in name order."""
+        listing = Listing()
+        # One statement is one state, whatever is committed while it runs.
+        cursor = self._connection.execute(
+            f"SELECT name, file.inode, size, received_at, {_LINKS}"  # noqa: S608
+            " FROM membership JOIN file USING (inode) WHERE mailbox = ? ORDER BY name",
+            (mailbox,),
+        )
+        while rows := cursor.fetchmany(_CHUNK):
+            listing.extend(rows)
+        return listing
+
+    def named_file(self, mailbox: int, name: str) -> FileRecord | None:
+        """Return the file of that name in a mailbox, or None."""
+        row = self._connection.execute(
+            f"SELECT file.inode, blob_id, size, received_at, {_LINKS}"  # noqa: S608
+            " FROM membership JOIN file USING (inode) WHERE mailbox = ? AND name = ?",
+            (mailbox, name),
+        ).fetchone()
+        return FileRecord(*row) if row else None
+
+    def file(self, inode: int) -> FileRecord | None:
+        """Return the file with that inode, or None."""
+        row = self._connection.execute(
+            f"SELECT inode, blob_id, size, received_at, {_LINKS}"  # noqa: S608
+            " FROM file WHERE inode = ?",
+            (inode,),
+        ).fetchone()
+        return FileRecord(*row) if row else None
+
+    def counts(self) -> Counts:
+        """Return the totals of the account."""
+        emails, mailboxes, newest = self._connection.execute(
+            """
+            SELECT
+                (SELECT count(*) FROM email),
+                (SELECT count(*) FROM mailbox),
+                (SELECT received_at FROM file ORDER BY inode DESC LIMIT 1)
+            """
+        ).fetchone()
+        return Counts(emails=emails, mailboxes=mailboxes, newest=newest or 0)
+
+    def size(self) -> int:
+        """Return how many bytes all files have; this reads the whole table of files."""
+        row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()
+        return int(row[0])

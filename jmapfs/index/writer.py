@@ -1,0 +1,134 @@
+"""Writing the index: transactions, and what may be done within one.
+
+Everything that belongs together goes into one `transaction`, the state it leads to included: a
+reader, or the next start after a crash, sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from jmapfs.index import emails, inodes, mailboxes
+from jmapfs.index.meta import (
+    read_listing_progress,
+    read_state,
+    write_listing_progress,
+    write_state,
+)
+from jmapfs.index.records import AccountState, EmailRecord, ListingProgress, MailboxRecord
+
+
+class IndexWriter:
+    """The one writer of an index; use it from one thread at a time, within the account's lock.
+
+    Every method may raise sqlite3.Error, which leaves the transaction undone.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is undone."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all that is written within one durable step, or nothing of it."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def state(self) -> AccountState:
+        """Return the state that the index holds."""
+        return read_state(self._connection)
+
+    def set_state(self, state: AccountState) -> None:
+        """Store the state that what was written leads to."""
+        write_state(self._connection, state)
+
+    def listing_progress(self) -> ListingProgress | None:
+        """Return how far an unfinished listing has come, or None."""
+        return read_listing_progress(self._connection)
+
+    def begin_listing(self, progress: ListingProgress) -> None:
+        """Begin to list all emails: from here on it is noted which ones were named."""
+        self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
+        write_listing_progress(self._connection, progress)
+
+    def set_listing_progress(self, progress: ListingProgress) -> None:
+        """Note how far the listing has come."""
+        write_listing_progress(self._connection, progress)
+
+    def end_listing(self) -> None:
+        """End the listing."""
+        write_listing_progress(self._connection, None)
+
+    def unlisted_emails(self) -> list[str]:
+        """Return the ids of the emails that were not put since `begin_listing`."""
+        return [row[0] for row in self._connection.execute("SELECT id FROM email WHERE NOT seen")]
+
+    def put_emails(self, records: Iterable[EmailRecord]) -> None:
+        """Add emails, or bring those that are known to what the records say."""
+        emails.put(self._connection, records)
+
+    def remove_emails(self, email_ids: Iterable[str]) -> None:
+        """Remove emails; ids that are not known are passed over."""
+        emails.remove(self._connection, email_ids)
+
+    def replace_mailboxes(self, records: Sequence[MailboxRecord]) -> list[str]:
+        """Bring the mailboxes to a complete list of them; return the ids it no longer has.
+
+        These are still there, for `remove_mailboxes`, once their emails are known to be elsewhere.
+        """
+        return mailboxes.replace(self._connection, records)
+
+    def put_mailboxes(self, records: Iterable[MailboxRecord]) -> None:
+        """Add mailboxes, or bring those that are known to what the records say."""
+        mailboxes.put(self._connection, records)
+
+    def remove_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
+        """Remove mailboxes with what is in them; ids that are not known are passed over."""
+        for mailbox_id in mailbox_ids:
+            emails.empty_mailbox(self._connection, mailbox_id)
+            mailboxes.remove(self._connection, mailbox_id)
+
+    def undescribed_mailboxes(self) -> list[str]:
+        """Return the ids of mailboxes that emails refer to and the server has not described."""
+        return mailboxes.undescribed(self._connection)
+
+    def correct_size(self, blob_id: str, size: int) -> list[int]:
+        """Store the true size of a blob, in bytes; return the inodes of its files.
+
+        It outlives what the server says of the size in later listings.
+        """
+        return emails.correct_size(self._connection, blob_id, size)
+
+    def settle_inodes(self) -> None:
+        """Resolve collisions of inodes as if all emails had come at once.
+
+        For the end of a first listing: pages come in an order that the server chooses.
+        """
+        inodes.settle(self._connection)
+
+    def checkpoint(self) -> None:
+        """Move what was committed from the log to the index file, and empty the log."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -1,0 +1,176 @@
+"""Following an account: from the state that the index holds to the one the server has now.
+
+The order is what keeps a mail from ever being out of the tree. Mailboxes are asked for first, and
+new ones are stored with the first emails; the ones that are gone go with the last, when what was
+in them is known to be elsewhere. Every step is one transaction with the state it leads to.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from jmapfs.errors import MethodError
+from jmapfs.index import EmailRecord, IndexWriter, MailboxRecord
+from jmapfs.jmap import Changes, Client
+from jmapfs.sync.conversion import email_record, mailbox_record
+
+_log = logging.getLogger(__name__)
+
+_PASSES: Final = 3
+
+# What servers answer when they cannot say what changed: the specified way, Cyrus's way for a
+# state it does not know, and one that has been seen in the field.
+_UNKNOWN_KINDS: Final = frozenset({"cannotCalculateChanges", "invalidArguments", "serverFail"})
+
+_COUNT_PROPERTIES: Final = frozenset(
+    {"totalEmails", "unreadEmails", "totalThreads", "unreadThreads"}
+)
+
+
+class ChangesUnknownError(Exception):
+    """The server cannot say what changed since our state: the account has to be listed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MailboxUpdate:
+    """What became of the mailboxes; `complete` when `records` are all there are."""
+
+    records: Sequence[MailboxRecord]
+    gone: Sequence[str]
+    complete: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class _EmailStep:
+    """One answer of Email/changes, with the emails that it names."""
+
+    records: Sequence[EmailRecord]
+    gone: Sequence[str]
+    state: str
+    more: bool
+
+
+async def follow(client: Client, writer: IndexWriter) -> bool:
+    """Bring the index from its state to the server's; return whether anything changed.
+
+    Raises:
+        ChangesUnknownError: the server cannot say what changed.
+        JmapfsError: what the client raises.
+    """
+    changed = await _follow_once(client, writer)
+    for _ in range(_PASSES):
+        undescribed = await trio.to_thread.run_sync(writer.undescribed_mailboxes)
+        if not undescribed:
+            break
+        # Emails are in a mailbox that is younger than our list of mailboxes: get another.
+        await trio.to_thread.run_sync(_forget_mailbox_state, writer)
+        changed |= await _follow_once(client, writer)
+    else:
+        _log.warning("emails are in mailboxes that the server does not describe")
+    return changed
+
+
+async def _follow_once(client: Client, writer: IndexWriter) -> bool:
+    state = await trio.to_thread.run_sync(writer.state)
+    mailboxes = await _mailbox_update(client, state.mailbox_state)
+    changed = not state.complete or mailboxes.state != state.mailbox_state
+    since = state.email_state
+    while True:
+        step = await _email_step(client, since)
+        if step.more and step.state == since:
+            raise ChangesUnknownError("the server says there is more, and does not go on")
+        changed |= step.state != since
+        if changed:
+            await trio.to_thread.run_sync(_store, writer, mailboxes, step)
+        if not step.more:
+            return changed
+        since = step.state
+
+
+async def _mailbox_update(client: Client, since: str) -> _MailboxUpdate:
+    if not since:
+        mailboxes, state = await client.mailboxes()
+        records = [mailbox_record(item) for item in mailboxes]
+        return _MailboxUpdate(records, gone=(), complete=True, state=state)
+    wanted: set[str] = set()
+    gone: set[str] = set()
+    while True:
+        changes = await _known(client.mailbox_changes(since))
+        if changes.has_more and changes.new_state == since:
+            raise ChangesUnknownError("the server says there is more, and does not go on")
+        wanted.update(changes.created)
+        if not _only_counts(changes):
+            wanted.update(changes.updated)
+        gone.update(changes.destroyed)
+        since = changes.new_state
+        if not changes.has_more:
+            break
+    wanted -= gone
+    mailboxes, missing = await client.mailboxes_by_id(sorted(wanted)) if wanted else ([], [])
+    records = [mailbox_record(item) for item in mailboxes]
+    return _MailboxUpdate(records, gone=sorted(gone.union(missing)), complete=False, state=since)
+
+
+def _only_counts(changes: Changes) -> bool:
+    # RFC 8621 §2.2: null means that anything may have changed.
+    properties = changes.updated_properties
+    return properties is not None and _COUNT_PROPERTIES.issuperset(properties)
+
+
+async def _email_step(client: Client, since: str) -> _EmailStep:
+    changes = await _known(client.email_changes(since))
+    gone = set(changes.destroyed)
+    wanted = _in_order((*changes.created, *changes.updated), without=gone)
+    emails, missing = await client.emails(wanted) if wanted else ([], [])
+    return _EmailStep(
+        records=[email_record(email) for email in emails],
+        gone=sorted(gone.union(missing)),
+        state=changes.new_state,
+        more=changes.has_more,
+    )
+
+
+def _store(writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep) -> None:
+    with writer.transaction():
+        state = replace(writer.state(), email_state=step.state)
+        # Again with every step of a long chain: they are few, and it changes nothing.
+        if mailboxes.complete:
+            gone: Sequence[str] = writer.replace_mailboxes(mailboxes.records)
+        else:
+            gone = mailboxes.gone
+            writer.put_mailboxes(mailboxes.records)
+        writer.put_emails(step.records)
+        writer.remove_emails(step.gone)
+        if not step.more:
+            writer.remove_mailboxes(gone)
+            if not state.complete:
+                writer.settle_inodes()
+            state = replace(
+                state, mailbox_state=mailboxes.state, complete=True, synced_at=time.time()
+            )
+        writer.set_state(state)
+
+
+def _forget_mailbox_state(writer: IndexWriter) -> None:
+    with writer.transaction():
+        writer.set_state(replace(writer.state(), mailbox_state=""))
+
+
+async def _known(changes: Awaitable[Changes]) -> Changes:
+    try:
+        return await changes
+    except MethodError as error:
+        if error.kind in _UNKNOWN_KINDS:
+            raise ChangesUnknownError(str(error)) from error
+        raise
+
+
+def _in_order(ids: Iterable[str], *, without: set[str]) -> list[str]:
+    return list(dict.fromkeys(item for item in ids if item not in without))

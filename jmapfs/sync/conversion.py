@@ -1,0 +1,47 @@
+"""From what JMAP says of mailboxes and emails to what the index keeps of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from jmapfs.index import EmailRecord, MailboxRecord
+from jmapfs.jmap import Email, Mailbox
+from jmapfs.names import email_stem
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
+
+
+def mailbox_record(mailbox: Mailbox) -> MailboxRecord:
+    """Return what the index keeps of a mailbox."""
+    return MailboxRecord(
+        id=mailbox.id,
+        name=mailbox.name,
+        parent_id=mailbox.parent_id,
+        role=mailbox.role,
+        sort_order=mailbox.sort_order,
+    )
+
+
+def email_record(email: Email) -> EmailRecord:
+    """Return what the index keeps of an email, its file name included."""
+    # Whole seconds: a part of a second would have to survive every server and every backup tool.
+    received_at = (email.received_at - _EPOCH) // _SECOND
+    sender = email.sender[0] if email.sender else None
+    return EmailRecord(
+        id=email.id,
+        blob_id=email.blob_id,
+        thread_id=email.thread_id,
+        received_at=received_at,
+        size=email.size,
+        stem=email_stem(
+            received_at=received_at,
+            sender_name=sender.name if sender else None,
+            sender=sender.email if sender else None,
+            subject=email.subject,
+            blob=email.blob_id,
+        ),
+        mailbox_ids=tuple(sorted(email.mailbox_ids)),
+        keywords=tuple(sorted(email.keywords)),
+    )

@@ -1,0 +1,138 @@
+"""Bringing an index up to date, whatever state it and the server are in.
+
+no index, or a listing that was interrupted    list, then follow
+an index with a state                          follow
+the server cannot say what changed             list again and compare, then follow
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from jmapfs.errors import ConfigError, ServerError, StorageError
+from jmapfs.index import AccountState, IndexDatabase, IndexWriter
+from jmapfs.jmap import Client
+from jmapfs.sync.changes import ChangesUnknownError, follow
+from jmapfs.sync.conversion import mailbox_record
+from jmapfs.sync.listing import ListingReport, list_emails
+
+_log = logging.getLogger(__name__)
+
+_LISTINGS: Final = 3
+
+
+class Synchronizer:
+    """Keeps one index true to one account; its owner holds the account's lock.
+
+    `checked_at` is when the index was last found to be what the server has, in seconds since
+    1970 (0: not since this process began).
+    """
+
+    def __init__(self, client: Client, database: IndexDatabase, writer: IndexWriter) -> None:
+        self.checked_at = 0.0
+        self._client = client
+        self._database = database
+        self._writer = writer
+        self._lock = trio.Lock()
+
+    async def bring_up_to_date(self, report: ListingReport) -> bool:
+        """Make the index what the server has now; return whether it changed.
+
+        Raises:
+            ConfigError: the index is that of another account.
+            ServerError: the account cannot be listed to its end.
+            StorageError: the index cannot be written.
+            JmapfsError: what the client raises.
+        """
+        async with self._lock:
+            try:
+                changed = await self._bring_up_to_date(report)
+            except sqlite3.Error as error:
+                raise StorageError(
+                    f"cannot write the index {self._database.path}: {error}"
+                ) from error
+            self.checked_at = time.time()
+            return changed
+
+    async def _bring_up_to_date(self, report: ListingReport) -> bool:
+        state = await trio.to_thread.run_sync(self._claim)
+        progress = await trio.to_thread.run_sync(self._writer.listing_progress)
+        if state.email_state and progress is None:
+            try:
+                return await follow(self._client, self._writer)
+            except ChangesUnknownError as error:
+                if await self._stands():
+                    return True
+                _log.warning("the account is listed again: %s", error)
+        for _ in range(_LISTINGS):
+            await list_emails(self._client, self._writer, report)
+            try:
+                await follow(self._client, self._writer)
+            except ChangesUnknownError as error:
+                if await self._stands():
+                    return True
+                _log.warning("the account changed while it was listed: %s", error)
+            else:
+                return True
+        raise ServerError(
+            "the account changes while it is listed, and the server cannot say how; try again"
+        )
+
+    def _claim(self) -> AccountState:
+        """Check that the index is this account's, or make it so when it is new."""
+        client, writer = self._client, self._writer
+        state = writer.state()
+        server, account = client.session.api_url, client.account
+        if not state.account_id:
+            state = replace(
+                state,
+                server=server,
+                account_id=account.id,
+                account_name=account.name,
+                username=client.session.username,
+            )
+            with writer.transaction():
+                writer.set_state(state)
+        elif (state.server, state.account_id) != (server, account.id):
+            raise ConfigError(
+                f"the index in {self._database.path.parent} belongs to account"
+                f" {state.account_id} at {state.server}, not to {account.id} at {server}:"
+                " choose another --cache-dir, or remove it if the account has really moved"
+            )
+        return state
+
+    async def _stands(self) -> bool:
+        """Say whether the server's emails are still at the index's state.
+
+        This is what is left to ask of a server that cannot say what changed. Its mailboxes are
+        few: they are compared whole, and the index completed with them.
+        """
+        state = await trio.to_thread.run_sync(self._writer.state)
+        mailboxes, mailbox_state = await self._client.mailboxes()
+        if await self._client.email_state() != state.email_state:
+            return False
+        records = [mailbox_record(mailbox) for mailbox in mailboxes]
+
+        def complete() -> None:
+            with self._writer.transaction():
+                self._writer.remove_mailboxes(self._writer.replace_mailboxes(records))
+                if not state.complete:
+                    self._writer.settle_inodes()
+                if not state.complete or state.mailbox_state != mailbox_state:
+                    self._writer.set_state(
+                        replace(
+                            state,
+                            mailbox_state=mailbox_state,
+                            complete=True,
+                            synced_at=time.time(),
+                        )
+                    )
+
+        await trio.to_thread.run_sync(complete)
+        return True

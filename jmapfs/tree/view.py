@@ -1,0 +1,200 @@
+"""The tree: what is at a name, what an inode is, what a directory holds.
+
+Answers come from an `IndexReader`: the newest commit, or the one state that it is pinned to. All
+of it is a lookup or two in SQLite's page cache, some microseconds; only `listing` grows with the
+mailbox and belongs into a worker thread, with a tree of its own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jmapfs.errors import EntryNotFoundError
+from jmapfs.index import AccountState, Counts, FileRecord, IndexReader, Listing
+from jmapfs.names import ABOUT_INODE, ROOT_INODE
+from jmapfs.tree.about import ABOUT_NAME, About, about
+from jmapfs.tree.attributes import Attributes, directory_attributes, file_attributes
+from jmapfs.tree.layout import Directory, Layout, lay_out
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryListing:
+    """The entries of a directory in byte order of their names, as of one state.
+
+    `special` are directories and `.jmapfs.json`, few, each with its position among the emails of
+    `files` that come before it.
+    """
+
+    special: tuple[tuple[int, bytes, Attributes], ...]
+    files: Listing
+
+    def __len__(self) -> int:
+        return len(self.special) + len(self.files)
+
+    def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
+        """Return names and attributes from position `start` on."""
+        position = start
+        # How many of the special entries come before `start`: the one with index k, which has p
+        # emails before it, is at position p + k.
+        special = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
+        while position < len(self):
+            if special < len(self.special) and self.special[special][0] + special == position:
+                _, name, attributes = self.special[special]
+                special += 1
+                yield name, attributes
+            else:
+                yield self._file(position - special)
+            position += 1
+
+    def _file(self, row: int) -> tuple[bytes, Attributes]:
+        files = self.files
+        return files.names[row], file_attributes(
+            files.inodes[row],
+            size=files.sizes[row],
+            received_at=files.received_at[row],
+            links=files.links[row],
+        )
+
+
+class Tree:
+    """One view of the tree, on one reader; use it from one thread at a time."""
+
+    def __init__(self, reader: IndexReader) -> None:
+        self._reader = reader
+        self._layout = Layout({})
+        self._layout_version = -1
+        self._about: About | None = None
+        self._about_of: AccountState | None = None
+
+    def layout(self) -> Layout:
+        """Return the directories as they are now."""
+        version = self._reader.layout_version()
+        if version != self._layout_version:
+            self._layout = lay_out(self._reader.mailboxes())
+            self._layout_version = version
+        return self._layout
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Return the attributes of what has that name in the directory with inode `parent`.
+
+        Raises:
+            EntryNotFoundError: there is no such directory, or no such name in it.
+        """
+        layout = self.layout()
+        directory = layout.directories.get(parent)
+        text = _decoded(name)
+        if directory is None or text is None:
+            raise EntryNotFoundError(f"no {name!r} in directory {parent}")
+        if (inode := directory.children.get(text)) is not None:
+            return self._directory_attributes(layout.directories[inode])
+        if parent == ROOT_INODE and text == ABOUT_NAME:
+            return self._about_attributes()
+        if directory.mailbox is not None:
+            record = self._reader.named_file(directory.mailbox, text)
+            if record is not None:
+                return _attributes(record)
+        raise EntryNotFoundError(f"no {name!r} in directory {parent}")
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return the attributes of an inode.
+
+        Raises:
+            EntryNotFoundError: there is none of that number.
+        """
+        if inode == ABOUT_INODE:
+            return self._about_attributes()
+        directory = self.layout().directories.get(inode)
+        if directory is not None:
+            return self._directory_attributes(directory)
+        return _attributes(self.file(inode))
+
+    def file(self, inode: int) -> FileRecord:
+        """Return which blob an email's inode is.
+
+        Raises:
+            EntryNotFoundError: no email has that inode.
+        """
+        record = self._reader.file(inode)
+        if record is None:
+            raise EntryNotFoundError(f"no file has inode {inode}")
+        return record
+
+    def is_directory(self, inode: int) -> bool:
+        """Say whether there is a directory with that inode."""
+        return inode in self.layout().directories
+
+    def listing(self, inode: int) -> DirectoryListing:
+        """Return all entries of a directory, from one state of the index.
+
+        Raises:
+            EntryNotFoundError: there is no such directory.
+        """
+        with self._reader.pinned():
+            directory = self.layout().directories.get(inode)
+            if directory is None:
+                raise EntryNotFoundError(f"no directory has inode {inode}")
+            mailbox = directory.mailbox
+            files = Listing() if mailbox is None else self._reader.listing(mailbox)
+            special = {
+                name.encode(): self._directory_attributes(self._layout.directories[child])
+                for name, child in directory.children.items()
+            }
+            if inode == ROOT_INODE:
+                special[ABOUT_NAME.encode()] = self._about_attributes()
+        return DirectoryListing(_positioned(special, files.names), files)
+
+    def about(self) -> About:
+        """Return the content of `.jmapfs.json`."""
+        state = self._reader.state()
+        if self._about is None or self._about_of != state:
+            self._about = about(state, self._reader.counts())
+            self._about_of = state
+        return self._about
+
+    def counts(self) -> Counts:
+        """Return the totals of the account."""
+        return self._reader.counts()
+
+    def size(self) -> int:
+        """Return how many bytes all files have; this reads the whole index of files."""
+        return self._reader.size()
+
+    def _directory_attributes(self, directory: Directory) -> Attributes:
+        newest, digest = 0, 0
+        if directory.mailbox is not None:
+            newest, digest = self._reader.mailbox_times(directory.mailbox)
+        return directory_attributes(
+            directory.inode,
+            newest=newest,
+            digest=digest + directory.children_digest,
+            subdirectories=len(directory.children),
+        )
+
+    def _about_attributes(self) -> Attributes:
+        described = self.about()
+        return file_attributes(
+            ABOUT_INODE, size=len(described.content), received_at=described.time, links=1
+        )
+
+
+def _attributes(record: FileRecord) -> Attributes:
+    return file_attributes(
+        record.inode, size=record.size, received_at=record.received_at, links=record.links
+    )
+
+
+def _decoded(name: bytes) -> str | None:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _positioned(
+    special: dict[bytes, Attributes], names: list[bytes]
+) -> tuple[tuple[int, bytes, Attributes], ...]:
+    return tuple(
+        (bisect_left(names, name), name, attributes) for name, attributes in sorted(special.items())
+    )
