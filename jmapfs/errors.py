@@ -16,6 +16,7 @@
     ├── StorageError            8           EIO      the local index or cache cannot be used
     ├── BusyError               9           EBUSY    somebody else is using it: lock, mount in use
     ├── NotMountedError         10          ENOTCONN nothing of ours is mounted there
+    ├── RelayedError            its own     EIO      a daemon of ours failed, and said so
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
 Exit code 0 is success, 1 is a bug (its traceback is in the log) and 130 an interruption by Ctrl-C.
@@ -36,7 +37,7 @@ from typing import ClassVar
 class JmapfsError(Exception):
     """An error that was foreseen; its text is one line, meant for the user."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     errno: ClassVar[int] = errno.EIO
 
     def __str__(self) -> str:
@@ -144,6 +145,14 @@ class NotMountedError(JmapfsError):
 
     exit_code = 10
     errno = errno.ENOTCONN
+
+
+class RelayedError(JmapfsError):
+    """A daemon of ours could not do it: its own message, with its own exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class EntryNotFoundError(JmapfsError):

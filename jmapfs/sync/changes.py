@@ -11,16 +11,18 @@ import logging
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from jmapfs.errors import MethodError
 from jmapfs.index import EmailRecord, IndexWriter, MailboxRecord
-from jmapfs.jmap import Changes, Client
+from jmapfs.jmap import Changes, Client, MailboxChanges
 from jmapfs.sync.conversion import email_record, mailbox_record
 
 _log = logging.getLogger(__name__)
+
+_C = TypeVar("_C", bound=Changes)
 
 _PASSES: Final = 3
 
@@ -39,12 +41,10 @@ class ChangesUnknownError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _MailboxUpdate:
-    """What became of the mailboxes; `complete` when `records` are all there are."""
+    """The state of the mailboxes, and all of them; None where none came, went, moved or changed."""
 
-    records: Sequence[MailboxRecord]
-    gone: Sequence[str]
-    complete: bool
     state: str
+    records: Sequence[MailboxRecord] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +95,33 @@ async def _follow_once(client: Client, writer: IndexWriter) -> bool:
 
 
 async def _mailbox_update(client: Client, since: str) -> _MailboxUpdate:
-    if not since:
-        mailboxes, state = await client.mailboxes()
-        records = [mailbox_record(item) for item in mailboxes]
-        return _MailboxUpdate(records, gone=(), complete=True, state=state)
-    wanted: set[str] = set()
-    gone: set[str] = set()
+    """Ask what became of the mailboxes; they are few, so any real change brings all of them."""
+    state = ""
+    if since:
+        state, real = await _mailbox_changes(client, since)
+        if not real:
+            return _MailboxUpdate(state, None)
+    mailboxes, listed_state = await client.mailboxes()
+    records = [mailbox_record(mailbox) for mailbox in mailboxes]
+    # The mailboxes may be newer than the changes: these will come up again, and change nothing.
+    return _MailboxUpdate(state or listed_state, records)
+
+
+async def _mailbox_changes(client: Client, since: str) -> tuple[str, bool]:
+    """Return the new state, and whether more than counts of emails changed."""
+    real = False
     while True:
         changes = await _known(client.mailbox_changes(since))
-        if changes.has_more and changes.new_state == since:
-            raise ChangesUnknownError("the server says there is more, and does not go on")
-        wanted.update(changes.created)
-        if not _only_counts(changes):
-            wanted.update(changes.updated)
-        gone.update(changes.destroyed)
-        since = changes.new_state
+        real |= bool(changes.created or changes.destroyed)
+        real |= bool(changes.updated) and not _only_counts(changes)
         if not changes.has_more:
-            break
-    wanted -= gone
-    mailboxes, missing = await client.mailboxes_by_id(sorted(wanted)) if wanted else ([], [])
-    records = [mailbox_record(item) for item in mailboxes]
-    return _MailboxUpdate(records, gone=sorted(gone.union(missing)), complete=False, state=since)
+            return changes.new_state, real
+        if changes.new_state == since:
+            raise ChangesUnknownError("the server says there is more, and does not go on")
+        since = changes.new_state
 
 
-def _only_counts(changes: Changes) -> bool:
+def _only_counts(changes: MailboxChanges) -> bool:
     # RFC 8621 §2.2: null means that anything may have changed.
     properties = changes.updated_properties
     return properties is not None and _COUNT_PROPERTIES.issuperset(properties)
@@ -140,12 +143,10 @@ async def _email_step(client: Client, since: str) -> _EmailStep:
 def _store(writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep) -> None:
     with writer.transaction():
         state = replace(writer.state(), email_state=step.state)
-        # Again with every step of a long chain: they are few, and it changes nothing.
-        if mailboxes.complete:
-            gone: Sequence[str] = writer.replace_mailboxes(mailboxes.records)
-        else:
-            gone = mailboxes.gone
-            writer.put_mailboxes(mailboxes.records)
+        # With every step of a long chain: they are few, and it changes nothing the second time.
+        gone: Sequence[str] = ()
+        if mailboxes.records is not None:
+            gone = writer.replace_mailboxes(mailboxes.records)
         writer.put_emails(step.records)
         writer.remove_emails(step.gone)
         if not step.more:
@@ -163,9 +164,9 @@ def _forget_mailbox_state(writer: IndexWriter) -> None:
         writer.set_state(replace(writer.state(), mailbox_state=""))
 
 
-async def _known(changes: Awaitable[Changes]) -> Changes:
+async def _known(answer: Awaitable[_C]) -> _C:
     try:
-        return await changes
+        return await answer
     except MethodError as error:
         if error.kind in _UNKNOWN_KINDS:
             raise ChangesUnknownError(str(error)) from error

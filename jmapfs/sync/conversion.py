@@ -28,7 +28,7 @@ def email_record(email: Email) -> EmailRecord:
     """Return what the index keeps of an email, its file name included."""
     # Whole seconds: a part of a second would have to survive every server and every backup tool.
     received_at = (email.received_at - _EPOCH) // _SECOND
-    sender = email.sender[0] if email.sender else None
+    sender = email.from_[0] if email.from_ else None
     return EmailRecord(
         id=email.id,
         blob_id=email.blob_id,

@@ -153,6 +153,10 @@ class Tree:
             self._about_of = state
         return self._about
 
+    def state(self) -> AccountState:
+        """Return which state of which account this is."""
+        return self._reader.state()
+
     def counts(self) -> Counts:
         """Return the totals of the account."""
         return self._reader.counts()

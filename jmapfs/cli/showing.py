@@ -1,0 +1,75 @@
+"""`jmapfs status`: asking running mounts how they are, and showing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jmapfs.cli.sizes import readable
+from jmapfs.errors import NotMountedError
+from jmapfs.mount import ask, mount_at, mounts, socket_directory, socket_name
+
+
+def status_of(mountpoint: Path) -> dict[str, Any]:
+    """Return the status of the mount at a resolved path.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there, or its daemon does not answer.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    try:
+        status: dict[str, Any] = ask(socket_directory(), socket_name(mountpoint), "status")
+    except NotMountedError as error:
+        raise NotMountedError(f"{mountpoint}: {error}") from error
+    return status
+
+
+def all_statuses() -> list[dict[str, Any]]:
+    """Return the status of each mount of ours; one whose daemon is gone has an `error`."""
+    statuses = []
+    for mount in mounts():
+        if not mount.ours:
+            continue
+        try:
+            statuses.append(status_of(mount.mountpoint))
+        except NotMountedError as error:
+            statuses.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
+    return statuses
+
+
+def show(statuses: list[dict[str, Any]]) -> None:
+    """Print statuses for people."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not statuses:
+        console.print("nothing is mounted")
+    for status in statuses:
+        table = Table(show_header=False, box=None, title=status["mountpoint"], title_justify="left")
+        for name, value in _lines(status):
+            table.add_row(name, value)
+        console.print(table)
+
+
+def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
+    if "error" in status:
+        return [("error", status["error"])]
+    cache, http, fuse = status["cache"], status["http"], status["fuse"]
+    return [
+        ("account", f"{status['account']} at {status['server']}"),
+        ("online", "yes" if status["online"] else "no"),
+        ("last sync", status["last_sync"]),
+        ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
+        (
+            "cache",
+            f"{readable(cache['bytes'])} of {readable(cache['limit'])}, {cache['blobs']} mails",
+        ),
+        (
+            "network",
+            f"{http['requests']} requests, {http['blobs']} mails, {readable(http['bytes'])}",
+        ),
+        ("files", ", ".join(f"{count} {name}" for name, count in fuse.items()) or "not used yet"),
+    ]

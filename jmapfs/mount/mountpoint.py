@@ -1,0 +1,95 @@
+"""The mountpoint: may it be mounted on, and is a dead mount of ours in the way."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from jmapfs.errors import BusyError, MountpointError
+from jmapfs.mount.mountinfo import mount_at
+
+_log = logging.getLogger(__name__)
+
+_UNMOUNT_SECONDS: Final = 30
+
+
+def resolve(mountpoint: Path) -> Path:
+    """Return the absolute path of a mountpoint, without asking what is mounted on it.
+
+    A dead mount answers every question about itself with an error, so only its parent is resolved.
+    """
+    absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
+    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
+
+
+def make_ready(mountpoint: Path, cache_root: Path) -> None:
+    """Check that `mountpoint`, a resolved path, can be mounted on; clear a dead mount of ours.
+
+    Raises:
+        MountpointError: it cannot; the message says why.
+    """
+    if _is_dead(mountpoint):
+        mount = mount_at(mountpoint)
+        if mount is None or not mount.ours:
+            raise MountpointError(f"{mountpoint}: a dead mount that is not ours is in the way")
+        _log.warning("%s: clearing the mount of a daemon that died", mountpoint)
+        detach(mountpoint)
+    try:
+        if not mountpoint.is_dir():
+            what = "is not a directory" if mountpoint.exists() else "does not exist"
+            raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
+        mount = mount_at(mountpoint)
+        if mount is not None and mount.ours:
+            raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
+        if any(mountpoint.iterdir()):
+            raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
+        actual, cache = mountpoint.resolve(), cache_root.resolve()
+    except OSError as error:
+        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+    if actual.is_relative_to(cache) or cache.is_relative_to(actual):
+        raise MountpointError(
+            f"{mountpoint}: the mountpoint and the cache ({cache_root}) must not lie in each other"
+        )
+
+
+def detach(mountpoint: Path) -> None:
+    """Unmount with fusermount3, as any user may do with their own mounts.
+
+    Raises:
+        BusyError: files in it are open.
+        MountpointError: it cannot be unmounted for another reason.
+    """
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountpointError("fusermount3 is missing: install the package fuse3")
+    try:
+        result = subprocess.run(
+            [program, "-u", "--", mountpoint],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_UNMOUNT_SECONDS,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise MountpointError(f"{mountpoint}: fusermount3 does not come back") from None
+    if result.returncode == 0:
+        return
+    message = result.stderr.strip() or f"fusermount3 ended with {result.returncode}"
+    if "busy" in message.casefold():
+        raise BusyError(f"{mountpoint}: files in it are open, or it is somebody's directory")
+    raise MountpointError(f"{mountpoint}: {message}")
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False

@@ -1,0 +1,45 @@
+"""`jmapfs umount`: the mount goes, then its daemon, and only then the command comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from pathlib import Path
+from typing import Final
+
+from jmapfs.errors import BusyError, NotMountedError
+from jmapfs.mount.control import ask
+from jmapfs.mount.mountinfo import mount_at
+from jmapfs.mount.mountpoint import detach
+from jmapfs.mount.places import socket_directory, socket_name
+
+_EXIT_SECONDS: Final = 30
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount what jmapfs mounted at `mountpoint`, a resolved path; wait for its daemon to end.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there.
+        BusyError: files in it are open, or the daemon does not end.
+        MountpointError: it cannot be unmounted for another reason.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    daemon = None
+    with contextlib.suppress(NotMountedError):
+        # A daemon that died says nothing; its mount goes all the same.
+        status = ask(socket_directory(), socket_name(mountpoint), "status")
+        with contextlib.suppress(ProcessLookupError):
+            daemon = os.pidfd_open(status["pid"])
+    try:
+        detach(mountpoint)
+        if daemon is not None and not select.select([daemon], [], [], _EXIT_SECONDS)[0]:
+            raise BusyError(
+                f"{mountpoint}: unmounted, but its daemon (process {status['pid']}) has not ended"
+            )
+    finally:
+        if daemon is not None:
+            os.close(daemon)

@@ -1,0 +1,329 @@
+"""The index: what is put in comes out, in name order, and a crash leaves a whole state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jmapfs.errors import BusyError
+from jmapfs.index import (
+    AccountLock,
+    AccountState,
+    EmailRecord,
+    IndexDatabase,
+    IndexReader,
+    IndexWriter,
+    ListingProgress,
+    MailboxRecord,
+)
+from jmapfs.names import inode_slot
+
+
+def email(
+    email_id: str,
+    *mailboxes: str,
+    blob: str | None = None,
+    at: int = 1000,
+    size: int = 10,
+    keywords: tuple[str, ...] = (),
+) -> EmailRecord:
+    blob = blob or f"blob-{email_id}"
+    return EmailRecord(
+        id=email_id,
+        blob_id=blob,
+        thread_id="t",
+        received_at=at,
+        size=size,
+        stem=f"{at}_{blob}",
+        mailbox_ids=mailboxes,
+        keywords=keywords,
+    )
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> IndexDatabase:
+    database = IndexDatabase(tmp_path)
+    database.prepare()
+    return database
+
+
+@pytest.fixture
+def writer(database: IndexDatabase) -> Iterator[IndexWriter]:
+    with database.writer() as writer:
+        with writer.transaction():
+            writer.put_mailboxes([MailboxRecord("A", "Inbox"), MailboxRecord("B", "Work")])
+        yield writer
+
+
+@pytest.fixture
+def reader(database: IndexDatabase) -> Iterator[IndexReader]:
+    with database.reader() as reader:
+        yield reader
+
+
+def put(writer: IndexWriter, *records: EmailRecord) -> None:
+    with writer.transaction():
+        writer.put_emails(records)
+
+
+def names(reader: IndexReader, mailbox_id: str) -> list[str]:
+    number = next(row.number for row in reader.mailboxes() if row.id == mailbox_id)
+    return [name.decode() for name in reader.listing(number).names]
+
+
+def digest(reader: IndexReader, mailbox_id: str) -> int:
+    return next(row.digest for row in reader.mailboxes() if row.id == mailbox_id)
+
+
+def test_an_email_is_one_file_in_all_its_mailboxes(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "A", "B", size=77))
+    file = reader.named_file(1, "1000_blob-1.eml")
+    assert file is not None
+    assert (file.size, file.received_at, file.links, file.blob_id) == (77, 1000, 2, "blob-1")
+    assert reader.named_file(2, "1000_blob-1.eml") == reader.file(file.inode) == file
+
+
+def test_two_emails_with_one_blob_have_two_names_and_one_inode(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "A", blob="x"), email("2", "A", blob="x"), email("3", "A", blob="x"))
+    assert names(reader, "A") == ["1000_x.eml", "1000_x_2.eml", "1000_x_3.eml"]
+    assert len(set(reader.listing(1).inodes)) == 1
+    assert set(reader.listing(1).links) == {3}
+
+
+@pytest.mark.parametrize("gone", ["1", "2", "3"])
+def test_of_several_copies_the_last_name_goes(
+    writer: IndexWriter, reader: IndexReader, gone: str
+) -> None:
+    put(writer, *(email(i, "A", blob="x") for i in "123"))
+    before = reader.listing(1).inodes[0]
+    with writer.transaction():
+        writer.remove_emails([gone])
+    assert names(reader, "A") == ["1000_x.eml", "1000_x_2.eml"]
+    assert reader.listing(1).inodes[0] == before
+
+
+def test_a_changed_email_id_changes_no_name_and_no_inode(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("old", "A", blob="x"))
+    before = reader.listing(1), digest(reader, "A")
+    with writer.transaction():
+        writer.put_emails([email("new", "A", blob="x")])
+        writer.remove_emails(["old"])
+    assert (reader.listing(1), digest(reader, "A")) == before
+
+
+def test_changed_mailbox_ids_keep_their_rows(writer: IndexWriter, reader: IndexReader) -> None:
+    put(writer, email("1", "A"))
+    with writer.transaction():
+        gone = writer.replace_mailboxes([MailboxRecord("A2", "Inbox"), MailboxRecord("B2", "Work")])
+    assert gone == []
+    assert [(row.number, row.id) for row in reader.mailboxes()] == [(1, "A2"), (2, "B2")]
+    assert names(reader, "A2") == ["1000_blob-1.eml"]
+
+
+def test_a_mailbox_that_is_gone_stays_until_it_is_removed(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "A"))
+    with writer.transaction():
+        assert writer.replace_mailboxes([MailboxRecord("B", "Work")]) == ["A"]
+    assert names(reader, "A")
+    with writer.transaction():
+        writer.remove_mailboxes(["A"])
+    assert [row.id for row in reader.mailboxes()] == ["B"]
+
+
+def test_moving_and_flagging(writer: IndexWriter, reader: IndexReader) -> None:
+    put(writer, email("1", "A"))
+    inode, of_a, of_b = reader.listing(1).inodes[0], digest(reader, "A"), digest(reader, "B")
+    put(writer, email("1", "A", keywords=("$seen",)))
+    assert (digest(reader, "A"), digest(reader, "B")) == (of_a, of_b)
+    put(writer, email("1", "B", keywords=("$seen",)))
+    assert (names(reader, "A"), names(reader, "B")) == ([], ["1000_blob-1.eml"])
+    assert reader.listing(2).inodes[0] == inode
+    assert digest(reader, "A") != of_a
+    assert digest(reader, "B") != of_b
+    put(writer, email("1", "A"))
+    assert digest(reader, "A") == of_a
+
+
+def test_mail_in_a_mailbox_nobody_described_is_not_lost(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "Z"))
+    assert writer.undescribed_mailboxes() == ["Z"]
+    assert names(reader, "Z") == ["1000_blob-1.eml"]
+    with writer.transaction():
+        writer.put_mailboxes([MailboxRecord("Z", "Late")])
+    assert writer.undescribed_mailboxes() == []
+    assert names(reader, "Z") == ["1000_blob-1.eml"]
+
+
+def test_a_corrected_size_outlives_a_listing(writer: IndexWriter, reader: IndexReader) -> None:
+    put(writer, email("1", "A", size=10))
+    inode = reader.listing(1).inodes[0]
+    with writer.transaction():
+        assert writer.correct_size("blob-1", 12) == [inode]
+    with writer.transaction():
+        writer.remove_emails(["1"])
+        writer.put_emails([email("1", "A", size=10)])
+    assert reader.listing(1).sizes[0] == 12
+
+
+def test_what_a_listing_did_not_name(writer: IndexWriter) -> None:
+    put(writer, email("1", "A"), email("2", "A"))
+    with writer.transaction():
+        writer.begin_listing(ListingProgress(email_state="s"))
+    put(writer, email("2", "A"), email("3", "A"))
+    assert writer.unlisted_emails() == ["1"]
+
+
+def test_a_transaction_is_all_or_nothing(writer: IndexWriter, reader: IndexReader) -> None:
+    def interrupted() -> None:
+        with writer.transaction():
+            writer.put_emails([email("1", "A")])
+            writer.set_state(AccountState(email_state="new"))
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        interrupted()
+    assert names(reader, "A") == []
+    assert reader.state().email_state == ""
+
+
+def test_a_pinned_reader_sees_one_state(writer: IndexWriter, reader: IndexReader) -> None:
+    put(writer, email("1", "A"))
+    with reader.pinned():
+        before = names(reader, "A")
+        put(writer, email("2", "A"))
+        assert names(reader, "A") == before
+    assert len(names(reader, "A")) == 2
+
+
+@pytest.fixture
+def narrow_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the hash of an inode so narrow that emails of one second meet all the time."""
+    monkeypatch.setattr("jmapfs.names.inode._RESERVED", 1 << 29)
+
+    def slot(received_at: int) -> range:
+        first = (received_at + 1) << 29
+        return range(first, first + 32)
+
+    monkeypatch.setattr("jmapfs.names.inode.inode_slot", slot)
+    monkeypatch.setattr("jmapfs.index.inodes.inode_slot", slot)
+
+
+@pytest.mark.usefixtures("narrow_inodes")
+@settings(max_examples=25, deadline=None)
+@given(st.permutations([f"blob{number}" for number in range(20)]))
+def test_colliding_inodes_settle_alike_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, blobs: list[str]
+) -> None:
+    results = []
+    for order in (blobs, sorted(blobs)):
+        database = IndexDatabase(tmp_path_factory.mktemp("index"))
+        database.prepare()
+        with database.writer() as writer, database.reader() as reader:
+            put(writer, *(email(blob, "A", blob=blob, at=5) for blob in order))
+            with writer.transaction():
+                writer.settle_inodes()
+            listing = reader.listing(1)
+            assert len(set(listing.inodes)) == 20
+            for inode, name in zip(listing.inodes, listing.names, strict=True):
+                file = reader.file(inode)
+                assert file is not None
+                assert file.blob_id in name.decode()
+                assert file.links == 1
+            results.append(listing)
+    assert results[0] == results[1]
+
+
+def test_the_narrow_slot_is_not_the_real_one() -> None:
+    assert len(inode_slot(5)) == 1 << 29
+
+
+def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> None:
+    assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
+    database.prepare()
+    with database.writer() as writer:
+        put(writer, email("1", "A"))
+    database.prepare()
+    with database.reader() as reader:
+        assert reader.counts().emails == 1
+
+
+@pytest.mark.parametrize("damage", ["garbage", "version", "empty", "foreign"])
+def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage: str) -> None:
+    with database.writer() as writer:
+        put(writer, email("1", "A"))
+        writer.checkpoint()
+    match damage:
+        case "garbage":
+            database.path.write_bytes(b"not a database" * 1000)
+        case "empty":
+            database.path.write_bytes(b"")
+        case _:
+            pragma = "user_version" if damage == "version" else "application_id"
+            connection = sqlite3.connect(database.path)
+            connection.execute(f"PRAGMA {pragma} = 4711")
+            connection.close()
+    database.prepare()
+    with database.reader() as reader:
+        assert reader.counts().emails == 0
+
+
+def test_the_lock_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with AccountLock(tmp_path):
+            os.write(go, b".")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        with pytest.raises(BusyError, match=str(child)), AccountLock(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(go)
+    with AccountLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("round_", range(5))
+def test_kill_9_leaves_a_whole_state(tmp_path: Path, round_: int) -> None:
+    """After each transaction the state says how many emails there are; so it does after a kill."""
+    database = IndexDatabase(tmp_path)
+    database.prepare()
+    child = os.fork()
+    if child == 0:
+        with database.writer() as writer:
+            for number in range(1, 100_000):
+                with writer.transaction():
+                    writer.put_emails([email(f"{number}-{part}", "A") for part in range(3)])
+                    writer.set_state(AccountState(email_state=str(3 * number)))
+        os._exit(0)
+    time.sleep(0.05 + 0.03 * round_)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    database.prepare()
+    with database.reader() as reader:
+        assert reader.counts().emails == int(reader.state().email_state or 0)
+        assert len(reader.listing(1)) == reader.counts().emails

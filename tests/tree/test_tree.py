@@ -1,0 +1,237 @@
+"""The tree without a mount: one place for everything, the same attributes by every way."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jmapfs.errors import EntryNotFoundError
+from jmapfs.index import (
+    AccountState,
+    EmailRecord,
+    IndexDatabase,
+    IndexReader,
+    IndexWriter,
+    MailboxRecord,
+    MailboxRow,
+)
+from jmapfs.names import ABOUT_INODE, ROOT_INODE
+from jmapfs.tree import ABOUT_NAME, Attributes, Directory, Kind, Ownership, Tree, lay_out
+
+
+def row(number: int, mailbox_id: str, name: str, parent_id: str | None = None) -> MailboxRow:
+    return MailboxRow(number, mailbox_id, name, parent_id, None, known=True, digest=0)
+
+
+IDS = st.sampled_from("abcdefgh")
+FORESTS = st.dictionaries(
+    IDS, st.tuples(st.text(max_size=3) | st.sampled_from(["..", "a/b", "x", "X"]), st.none() | IDS)
+)
+
+
+@given(FORESTS)
+def test_every_mailbox_has_exactly_one_place(forest: dict[str, tuple[str, str | None]]) -> None:
+    rows = [
+        row(number, mailbox_id, name, parent_id)
+        for number, (mailbox_id, (name, parent_id)) in enumerate(sorted(forest.items()))
+    ]
+    layout = lay_out(rows)
+    reached: list[Directory] = []
+    waiting = [layout.root]
+    while waiting:
+        directory = waiting.pop()
+        for name, inode in directory.children.items():
+            child = layout.directories[inode]
+            assert child.parent == directory.inode
+            assert child.path == (*directory.path, name)
+            assert layout.at(child.path) is child
+            reached.append(child)
+            waiting.append(child)
+    assert sorted(item.mailbox for item in reached if item.mailbox is not None) == [
+        row.number for row in rows
+    ]
+    assert len(layout.directories) == len(rows) + 1
+
+
+def test_missing_parents_and_cycles() -> None:
+    layout = lay_out(
+        [
+            row(1, "a", "lost", "nowhere"),
+            row(2, "b", "one", "c"),
+            row(3, "c", "two", "b"),
+            row(4, "d", "self", "d"),
+            row(5, "e", "below", "c"),
+        ]
+    )
+    paths = {"/".join(item.path) for item in layout.directories.values()}
+    assert paths == {"", "lost", "one", "one/two", "one/two/below", "self"}
+
+
+def test_a_deep_chain_is_no_recursion() -> None:
+    rows = [row(0, "0", "n")] + [row(i, str(i), "n", str(i - 1)) for i in range(1, 3000)]
+    assert len(lay_out(rows).directories) == 3001
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> IndexDatabase:
+    database = IndexDatabase(tmp_path)
+    database.prepare()
+    with database.writer() as writer, writer.transaction():
+        writer.put_mailboxes(
+            [
+                MailboxRecord("in", "Inbox"),
+                MailboxRecord("sub", "15 Sub", "in"),
+                MailboxRecord("early", "0 Early", "in"),
+                MailboxRecord("late", "Zz", "in"),
+            ]
+        )
+        put(writer, *(f"e{number}" for number in range(10)))
+        writer.set_state(
+            AccountState(
+                server="https://example.org/",
+                account_id="a",
+                account_name="me",
+                email_state="s1",
+                complete=True,
+                synced_at=1_700_000_000.5,
+            )
+        )
+    return database
+
+
+def put(writer: IndexWriter, *ids: str) -> None:
+    writer.put_emails(
+        EmailRecord(
+            id=email_id,
+            blob_id=f"b{email_id}",
+            thread_id="",
+            received_at=1_500_000_000 + index,
+            size=100 * index,
+            stem=f"15000000{index:02}_{email_id}",
+            mailbox_ids=("in",),
+        )
+        for index, email_id in enumerate(ids)
+    )
+
+
+@pytest.fixture
+def tree(database: IndexDatabase) -> Tree:
+    return Tree(database.reader())
+
+
+def walk(tree: Tree, inode: int = ROOT_INODE, path: str = "") -> dict[str, Attributes]:
+    found = {}
+    for name, attributes in tree.listing(inode).entries():
+        at = f"{path}/{name.decode()}"
+        found[at] = attributes
+        assert tree.lookup(inode, name) == attributes
+        assert tree.attributes(attributes.inode) == attributes
+        if attributes.kind is Kind.DIRECTORY:
+            found.update(walk(tree, attributes.inode, at))
+    return found
+
+
+def test_lookup_listing_and_attributes_agree(tree: Tree) -> None:
+    found = walk(tree)
+    assert len(found) == 4 + 10 + 1
+    assert found["/Inbox"].links == 5
+    assert found["/Inbox/1500000003_e3.eml"].size == 300
+    assert found["/Inbox/1500000003_e3.eml"].time_ns == 1_500_000_003 * 10**9
+
+
+def test_entries_come_in_byte_order_from_any_position(tree: Tree) -> None:
+    listing = tree.listing(tree.lookup(ROOT_INODE, b"Inbox").inode)
+    everything = list(listing.entries())
+    names = [name for name, _ in everything]
+    assert names == sorted(names)
+    assert len(names) == len(listing) == 13
+    # One directory stands before the emails, one in their middle is told by its name, one after.
+    assert names[0] == b"0-Early"
+    assert names[-1] == b"Zz"
+    for start in range(len(names) + 2):
+        assert list(listing.entries(start)) == everything[start:]
+
+
+def test_what_is_not_there(tree: Tree) -> None:
+    inbox = tree.lookup(ROOT_INODE, b"Inbox").inode
+    for parent, name in ((ROOT_INODE, b"nope"), (inbox, b"\xff\xfe"), (99, b"x"), (inbox, b"..")):
+        with pytest.raises(EntryNotFoundError):
+            tree.lookup(parent, name)
+    for question in (tree.attributes, tree.file, tree.listing):
+        with pytest.raises(EntryNotFoundError):
+            question(987654321)
+    with pytest.raises(EntryNotFoundError):
+        tree.lookup(inbox, ABOUT_NAME.encode())
+
+
+def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -> None:
+    about = tree.lookup(ROOT_INODE, ABOUT_NAME.encode())
+    assert about.inode == ABOUT_INODE
+    assert about.size == len(tree.about().content)
+    assert about.time_ns == 1_700_000_001 * 10**9
+    with database.writer() as writer, writer.transaction():
+        writer.put_emails([EmailRecord("future", "f", "", 4_000_000_000, 1, "20961002_f", ("in",))])
+    fresh = Tree(database.reader())
+    newest = max(item.time_ns for path, item in walk(fresh).items() if path.endswith(".eml"))
+    assert fresh.attributes(ABOUT_INODE).time_ns > newest
+
+
+def test_a_directory_time_moves_with_its_members_only(tree: Tree, database: IndexDatabase) -> None:
+    def times() -> tuple[int, int]:
+        inbox = tree.lookup(ROOT_INODE, b"Inbox")
+        return tree.attributes(ROOT_INODE).time_ns, inbox.time_ns
+
+    root, inbox = times()
+    with database.writer() as writer:
+        with writer.transaction():
+            writer.put_emails(
+                [EmailRecord("old", "old", "", 1_400_000_000, 1, "1400000000_old", ("in",))]
+            )
+        assert times()[0] == root
+        assert times()[1] != inbox
+        with writer.transaction():
+            writer.remove_emails(["old"])
+        assert times() == (root, inbox)
+        with writer.transaction():
+            writer.put_mailboxes([MailboxRecord("new", "New")])
+        assert times()[0] != root
+        assert times()[1] == inbox
+
+
+def test_the_layout_follows_renames(tree: Tree, database: IndexDatabase) -> None:
+    before = tree.lookup(ROOT_INODE, b"Inbox")
+    assert tree.layout().at(["Inbox", "Zz"])
+    with database.writer() as writer, writer.transaction():
+        writer.put_mailboxes([MailboxRecord("in", "Eingang")])
+    assert tree.layout().at(["Eingang", "Zz"])
+    with pytest.raises(EntryNotFoundError):
+        tree.lookup(ROOT_INODE, b"Inbox")
+    assert tree.lookup(ROOT_INODE, b"Eingang").inode != before.inode
+
+
+def test_modes_are_read_only_and_private() -> None:
+    private = Ownership(uid=1000, gid=100)
+    assert private.mode(Kind.FILE) == stat.S_IFREG | 0o400
+    assert private.mode(Kind.DIRECTORY) == stat.S_IFDIR | 0o700
+    public = Ownership(uid=0, gid=0, umask=0o022)
+    assert public.mode(Kind.FILE) == stat.S_IFREG | 0o444
+    assert public.mode(Kind.DIRECTORY) == stat.S_IFDIR | 0o755
+
+
+@pytest.fixture(autouse=True)
+def _close_readers(monkeypatch: pytest.MonkeyPatch) -> object:
+    opened: list[IndexReader] = []
+    original = IndexDatabase.reader
+
+    def reader(self: IndexDatabase) -> IndexReader:
+        opened.append(original(self))
+        return opened[-1]
+
+    monkeypatch.setattr(IndexDatabase, "reader", reader)
+    yield
+    for item in opened:
+        item.close()
