@@ -1,0 +1,331 @@
+"""One account in memory: its mailboxes and emails, and every operation that changes them.
+
+This is the side a test moves: it does here what another mail client would have done, and looks
+whether jmapfs follows. Each operation is one jump of the states involved, and the server's push
+channels hear of it. Call them in the server's own thread; from another process there is
+`tests.server.client`, with the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .blobs import BlobScheme, BlobStore
+from .changes import Change, ChangeLog
+from .message import Header, message_ids, parse_header
+from .model import Email, Mailbox, utc_date
+
+TYPES = ("Mailbox", "Email", "Thread")
+SOME_DAY = "2024-03-01T10:15:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class NewEmail:
+    """An email to be added, for `Account.add_emails`."""
+
+    raw: bytes
+    mailbox_ids: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
+    received_at: str = SOME_DAY
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All the ids a query selects, in order, and the position of each."""
+
+    ids: list[str]
+    positions: dict[str, int]
+
+
+class Account:
+    """A mail account. Ids are opaque and in no order, but the same in every run."""
+
+    def __init__(
+        self,
+        account_id: str = "Aprimary",
+        name: str = "alice@example.org",
+        *,
+        is_personal: bool = True,
+        is_read_only: bool = False,
+        blob_scheme: BlobScheme = "plain",
+        log_limit: int = 10_000,
+    ) -> None:
+        self.id = account_id
+        self.name = name
+        self.is_personal = is_personal
+        self.is_read_only = is_read_only
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.emails: dict[str, Email] = {}
+        self.threads: dict[str, tuple[str, ...]] = {}
+        self.members: dict[str, dict[str, None]] = {}  # email ids by mailbox, in a dict as a set
+        self.blobs = BlobStore(blob_scheme)
+        epoch = secrets.token_hex(3)
+        self.logs = {kind: ChangeLog(epoch, log_limit) for kind in TYPES}
+        self.watchers: list[Callable[[Account], None]] = []
+        self.make_header: Callable[[int], Header] | None = None  # of blobs made from numbers
+        self._thread_of_message: dict[bytes, str] = {}
+        self._ids_made = 0
+        self._listings: dict[tuple[str | None, bool], Listing] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one run of the server."""
+        return {**self.__dict__, "watchers": [], "_listings": {}}
+
+    @property
+    def states(self) -> dict[str, str]:
+        """The current state of each type of object."""
+        return {kind: log.state for kind, log in self.logs.items()}
+
+    # Mailboxes
+
+    def create_mailbox(
+        self,
+        name: str,
+        parent_id: str | None = None,
+        role: str | None = None,
+        *,
+        mailbox_id: str | None = None,
+        sort_order: int = 0,
+        is_subscribed: bool = True,
+        may_read_items: bool = True,
+    ) -> str:
+        """Make a mailbox; the parent may be missing, itself, or one below it."""
+        new_id = mailbox_id or self._new_id("P")
+        self.mailboxes[new_id] = Mailbox(
+            new_id, name, parent_id, role, sort_order, is_subscribed, may_read_items
+        )
+        self.members[new_id] = {}
+        self.logs["Mailbox"].record(new_id, Change.CREATED)
+        self._changed()
+        return new_id
+
+    def rename_mailbox(self, mailbox_id: str, name: str) -> None:
+        self.mailboxes[mailbox_id].name = name
+        self.logs["Mailbox"].record(mailbox_id, Change.UPDATED)
+        self._changed()
+
+    def move_mailbox(self, mailbox_id: str, parent_id: str | None) -> None:
+        self.mailboxes[mailbox_id].parent_id = parent_id
+        self.logs["Mailbox"].record(mailbox_id, Change.UPDATED)
+        self._changed()
+
+    def destroy_mailbox(self, mailbox_id: str) -> None:
+        """Destroy it with the emails that are nowhere else; its children stay, orphaned."""
+        del self.mailboxes[mailbox_id]
+        for email_id in list(self.members[mailbox_id]):
+            left = self.emails[email_id].mailbox_ids - {mailbox_id}
+            if left:
+                self._place(email_id, left)
+            else:
+                self._destroy(email_id)
+        del self.members[mailbox_id]
+        self.logs["Mailbox"].record(mailbox_id, Change.DESTROYED)
+        self._changed()
+
+    def change_mailbox_ids(self) -> dict[str, str]:
+        """Give every mailbox a new id, as a migration does; return new ids by old ones."""
+        renamed = {old: self._new_id("P") for old in self.mailboxes}
+        for old, new in renamed.items():
+            box = self.mailboxes.pop(old)
+            box.id = new
+            box.parent_id = renamed.get(box.parent_id or "", box.parent_id)
+            self.mailboxes[new] = box
+            self.members[new] = self.members.pop(old)
+            self.logs["Mailbox"].record(old, Change.DESTROYED)
+            self.logs["Mailbox"].record(new, Change.CREATED)
+        for email in self.emails.values():
+            email.mailbox_ids = frozenset(renamed[each] for each in email.mailbox_ids)
+            self.logs["Email"].record(email.id, Change.UPDATED)
+        self._changed()
+        return renamed
+
+    # Emails
+
+    def add_email(
+        self,
+        raw: bytes,
+        mailbox_ids: Iterable[str],
+        keywords: Iterable[str] = (),
+        received_at: str | datetime = SOME_DAY,
+        *,
+        email_id: str | None = None,
+    ) -> str:
+        """Deliver a message; return its Email id."""
+        return self.add_emails(
+            [NewEmail(raw, tuple(mailbox_ids), tuple(keywords), utc_date(received_at), email_id)]
+        )[0]
+
+    def add_emails(self, emails: Iterable[NewEmail]) -> list[str]:
+        """Deliver several messages in one jump of the state; return their Email ids."""
+        made = []
+        for each in emails:
+            if not each.mailbox_ids:
+                raise ValueError("an email is in at least one mailbox")
+            new_id = each.id or self._new_id("M")
+            email = Email(
+                id=new_id,
+                blob_id=self.blobs.keep(each.raw),
+                thread_id=self._thread_for(message_ids(each.raw)),
+                size=len(each.raw),
+                received_at=utc_date(each.received_at),
+                mailbox_ids=frozenset(each.mailbox_ids),
+                keywords=frozenset(each.keywords),
+            )
+            self.insert(email)
+            self.logs["Email"].record(new_id, Change.CREATED)
+            only_one = len(self.threads[email.thread_id]) == 1
+            self.logs["Thread"].record(
+                email.thread_id, Change.CREATED if only_one else Change.UPDATED
+            )
+            self._count(email.mailbox_ids)
+            made.append(new_id)
+        self._changed()
+        return made
+
+    def copy_email(self, email_id: str, mailbox_id: str) -> None:
+        """Put an email into one more mailbox."""
+        self.set_mailboxes(email_id, self.emails[email_id].mailbox_ids | {mailbox_id})
+
+    def remove_email(self, email_id: str, mailbox_id: str) -> None:
+        """Take an email out of one of several mailboxes."""
+        self.set_mailboxes(email_id, self.emails[email_id].mailbox_ids - {mailbox_id})
+
+    def move_email(self, email_id: str, from_id: str, to_id: str) -> None:
+        self.set_mailboxes(email_id, (self.emails[email_id].mailbox_ids - {from_id}) | {to_id})
+
+    def set_mailboxes(self, email_id: str, mailbox_ids: Iterable[str]) -> None:
+        """Say which mailboxes an email is in."""
+        wanted = frozenset(mailbox_ids)
+        if not wanted:
+            raise ValueError("an email is in at least one mailbox")
+        self._place(email_id, wanted)
+        self._changed()
+
+    def set_keywords(self, email_id: str, keywords: Iterable[str]) -> None:
+        email = self.emails[email_id]
+        email.keywords = frozenset(keywords)
+        self.logs["Email"].record(email_id, Change.UPDATED)
+        self._count(email.mailbox_ids)
+        self._changed()
+
+    def destroy_email(self, email_id: str) -> None:
+        self.destroy_emails([email_id])
+
+    def destroy_emails(self, email_ids: Iterable[str]) -> None:
+        """Destroy several emails in one jump of the state."""
+        for email_id in list(email_ids):
+            self._destroy(email_id)
+        self._changed()
+
+    def change_email_ids(self, email_ids: Iterable[str] | None = None) -> dict[str, str]:
+        """Give emails (None: all) new ids with the same blobs; return new ids by old ones."""
+        renamed = {}
+        for old in list(self.emails if email_ids is None else email_ids):
+            email = self.emails[old]
+            self._unlink(email)
+            email.id = renamed[old] = self._new_id("M")
+            self.insert(email)
+            self.logs["Email"].record(old, Change.DESTROYED)
+            self.logs["Email"].record(email.id, Change.CREATED)
+        for thread_id in {self.emails[new].thread_id for new in renamed.values()}:
+            self.logs["Thread"].record(thread_id, Change.UPDATED)
+        self._changed()
+        return renamed
+
+    def forget_changes(self) -> None:
+        """Drop the change logs: every old state gets cannotCalculateChanges."""
+        for log in self.logs.values():
+            log.forget()
+
+    # What the methods ask
+
+    def header(self, email: Email) -> Header:
+        """Return the header, parsed the first time: it takes the better part of a millisecond."""
+        number = self.blobs.number_of(email.blob_id)
+        if number is not None and self.make_header is not None:
+            return self.make_header(number)
+        if email.header is None:
+            email.header = parse_header(self.blobs.read(email.blob_id) or b"")
+        return email.header
+
+    def listing(self, mailbox_id: str | None, *, ascending: bool) -> Listing:
+        """Return the emails of a mailbox (None: all) by receivedAt, ties in an odd order."""
+        cached = self._listings.get((mailbox_id, ascending))
+        if cached is None:
+            chosen = self.emails if mailbox_id is None else self.members.get(mailbox_id, {})
+            ids = sorted(
+                chosen,
+                key=lambda i: (self.emails[i].received_at, zlib.crc32(i.encode())),
+                reverse=not ascending,
+            )
+            cached = Listing(ids, {i: position for position, i in enumerate(ids)})
+            self._listings[mailbox_id, ascending] = cached
+        return cached
+
+    def insert(self, email: Email) -> None:
+        """Put an email in place without a word in the change log (for filling an account)."""
+        self.emails[email.id] = email
+        for mailbox_id in email.mailbox_ids:
+            self.members[mailbox_id][email.id] = None
+        self.threads[email.thread_id] = (*self.threads.get(email.thread_id, ()), email.id)
+        self._listings.clear()
+
+    # Inside
+
+    def _new_id(self, prefix: str) -> str:
+        self._ids_made += 1
+        seed = f"{self.id}/{self._ids_made}".encode()
+        return prefix + hashlib.blake2s(seed, digest_size=6).hexdigest()
+
+    def _thread_for(self, named: list[bytes]) -> str:
+        known = (self._thread_of_message[i] for i in named if i in self._thread_of_message)
+        thread_id = next(known, None) or self._new_id("T")
+        self._thread_of_message.update(dict.fromkeys(named, thread_id))
+        return thread_id
+
+    def _place(self, email_id: str, wanted: frozenset[str]) -> None:
+        email = self.emails[email_id]
+        before = email.mailbox_ids
+        for mailbox_id in wanted - before:
+            self.members[mailbox_id][email_id] = None
+        for mailbox_id in before - wanted:
+            del self.members[mailbox_id][email_id]
+        email.mailbox_ids = wanted
+        self.logs["Email"].record(email_id, Change.UPDATED)
+        self._count(wanted ^ before)
+
+    def _destroy(self, email_id: str) -> None:
+        email = self.emails[email_id]
+        self._unlink(email)
+        self.blobs.release(email.blob_id)
+        self.logs["Email"].record(email_id, Change.DESTROYED)
+        gone = email.thread_id not in self.threads
+        self.logs["Thread"].record(email.thread_id, Change.DESTROYED if gone else Change.UPDATED)
+        self._count(email.mailbox_ids)
+
+    def _unlink(self, email: Email) -> None:
+        del self.emails[email.id]
+        for mailbox_id in email.mailbox_ids:
+            del self.members[mailbox_id][email.id]
+        left = tuple(i for i in self.threads[email.thread_id] if i != email.id)
+        if left:
+            self.threads[email.thread_id] = left
+        else:
+            del self.threads[email.thread_id]
+
+    def _count(self, mailbox_ids: Iterable[str]) -> None:
+        for mailbox_id in sorted(mailbox_ids):
+            if mailbox_id in self.mailboxes:
+                self.logs["Mailbox"].record(mailbox_id, Change.COUNTED)
+
+    def _changed(self) -> None:
+        self._listings.clear()
+        for watcher in self.watchers:
+            watcher(self)

@@ -1,0 +1,103 @@
+"""The API endpoint (RFC 8620 §3): a request with its method calls, answered in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .blob_methods import blob_get
+from .email_methods import email_changes, email_get, thread_changes, thread_get
+from .errors import MethodError, RequestProblemError
+from .mailbox_methods import mailbox_changes, mailbox_get, mailbox_query
+from .query import email_query
+from .references import Invocation, resolve
+from .session import CORE, MAIL, build_session, session_state
+
+if TYPE_CHECKING:
+    from .app import MailServer
+
+Method = Callable[["MailServer", dict[str, Any]], dict[str, Any]]
+
+_MAIL_METHODS: dict[str, Method] = {
+    "Mailbox/get": mailbox_get,
+    "Mailbox/changes": mailbox_changes,
+    "Mailbox/query": mailbox_query,
+    "Email/get": email_get,
+    "Email/query": email_query,
+    "Email/changes": email_changes,
+    "Thread/get": thread_get,
+    "Thread/changes": thread_changes,
+}
+
+
+async def serve_api(server: MailServer, request: Request) -> Response:
+    """Answer POST /jmap/api."""
+    using, calls = _parse(server, request, await request.body())
+    responses: list[Invocation] = []
+    for name, arguments, call_id in calls:
+        server.counts.methods[name] += 1
+        try:
+            response = _answer(server, using, name, arguments, responses)
+        except MethodError as error:
+            responses.append(("error", error.response, call_id))
+        else:
+            responses.append((name, response, call_id))
+    body = msgspec.json.encode(
+        {"methodResponses": responses, "sessionState": session_state(server)}
+    )
+    return Response(body, media_type="application/json")
+
+
+def _parse(server: MailServer, request: Request, body: bytes) -> tuple[set[str], list[Invocation]]:
+    quirks = server.quirks
+    if len(body) > quirks.max_size_request:
+        raise RequestProblemError(400, "limit", "The request is too large", "maxSizeRequest")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip()
+    if media_type != "application/json":
+        raise RequestProblemError(400, "notJSON", "The content type is not application/json")
+    try:
+        document = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise RequestProblemError(400, "notJSON", str(error)) from None
+    match document:
+        case {"using": list(using), "methodCalls": list(raw_calls)}:
+            pass
+        case _:
+            raise RequestProblemError(400, "notRequest", "No Request object")
+    known = build_session(server, "")["capabilities"]
+    for each in using:
+        if each not in known:
+            raise RequestProblemError(400, "unknownCapability", f"{each} is not supported")
+    if len(raw_calls) > quirks.max_calls_in_request:
+        raise RequestProblemError(400, "limit", "Too many calls", "maxCallsInRequest")
+    calls: list[Invocation] = []
+    for each in raw_calls:
+        match each:
+            case [str(name), dict(arguments), str(call_id)]:
+                calls.append((name, arguments, call_id))
+            case _:
+                raise RequestProblemError(400, "notRequest", "Not a method call")
+    return set(using), calls
+
+
+def _answer(
+    server: MailServer,
+    using: set[str],
+    name: str,
+    arguments: dict[str, Any],
+    responses: list[Invocation],
+) -> dict[str, Any]:
+    if error := server.quirks.error_for(name):
+        raise MethodError(error, "The test said so")
+    resolved = resolve(arguments, responses)
+    if name == "Core/echo" and CORE in using:
+        return resolved
+    if name == "Blob/get" and server.quirks.blob_capability in using:
+        return blob_get(server, resolved)
+    if name in _MAIL_METHODS and MAIL in using:
+        return _MAIL_METHODS[name](server, resolved)
+    raise MethodError("unknownMethod")

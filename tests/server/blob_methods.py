@@ -1,0 +1,89 @@
+"""Blob/get (RFC 9404 §4.2): many blobs in one answer."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from .call import Call
+
+if TYPE_CHECKING:
+    from .app import MailServer
+
+_PROPERTIES = [
+    *("id", "data", "data:asText", "data:asBase64"),
+    *("digest:sha", "digest:sha-256", "size"),
+]
+_DEFAULT = ["id", "data", "size"]
+
+
+def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
+    call = Call(server, arguments, "ids", "properties", "offset", "length")
+    properties = call.properties(_PROPERTIES, _DEFAULT)
+    offset, length = call.natural("offset") or 0, call.natural("length")
+    found, lost = [], []
+    for blob_id in call.ids(None):
+        server.counts.blobs[blob_id] += 1
+        raw = call.account.blobs.read(blob_id)
+        fault = server.quirks.blob_fault_for(blob_id)
+        if raw is None or fault == "not-found":
+            lost.append(blob_id)
+            continue
+        if fault == "wrong-bytes":
+            raw = corrupted(raw)
+        elif fault == "wrong-length":
+            raw = resized(raw, server.quirks.wrong_length_by)
+        elif fault == "truncated":
+            length = len(raw) // 2
+        blob = _blob(blob_id, raw, properties, offset, length)
+        if fault == "truncated":
+            blob["isTruncated"] = True
+        if fault == "null":
+            blob.update({name: None for name in properties if name.startswith("data")})
+        found.append(blob)
+    return {"accountId": call.account.id, "list": found, "notFound": lost}
+
+
+def corrupted(raw: bytes) -> bytes:
+    """Return other bytes of the same length."""
+    return raw[:-1] + bytes([raw[-1] ^ 0x55]) if raw else raw
+
+
+def resized(raw: bytes, by: int) -> bytes:
+    """Return the bytes with some more at the end, or fewer."""
+    return raw + b"?" * by if by >= 0 else raw[:by]
+
+
+def _blob(
+    blob_id: str, raw: bytes, properties: list[str], offset: int, length: int | None
+) -> dict[str, Any]:
+    stop = len(raw) if length is None else offset + length
+    part = raw[offset:stop]
+    blob: dict[str, Any] = {"id": blob_id}
+    if stop > len(raw) or offset > len(raw):
+        blob["isTruncated"] = True
+    try:
+        text: str | None = part.decode()
+    except UnicodeDecodeError:
+        text = None
+    for name in properties:
+        match name:
+            case "size":
+                blob[name] = len(raw)
+            case "data:asBase64":
+                blob[name] = base64.b64encode(part).decode()
+            case "data:asText":
+                blob[name] = text
+                if text is None:
+                    blob["isEncodingProblem"] = True
+            case "data" if text is not None:
+                blob["data:asText"] = text
+            case "data":
+                blob["data:asBase64"] = base64.b64encode(part).decode()
+                blob["isEncodingProblem"] = True
+            case "digest:sha" | "digest:sha-256":
+                algorithm = "sha1" if name == "digest:sha" else "sha256"
+                digest = hashlib.new(algorithm, part, usedforsecurity=False).digest()
+                blob[name] = base64.b64encode(digest).decode()
+    return blob

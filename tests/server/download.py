@@ -1,0 +1,69 @@
+"""The download endpoint (RFC 8620 §6.2), and the ways a download goes wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .blob_methods import corrupted, resized
+from .door import Answer, until_disconnect
+from .errors import RequestProblemError
+
+if TYPE_CHECKING:
+    from .app import MailServer
+
+
+async def serve_download(server: MailServer, request: Request) -> Answer:
+    """Answer GET /jmap/download/{account}/{blob}/{name}?accept={type}."""
+    blob_id = request.path_params["blob"]
+    server.counts.blobs[blob_id] += 1
+    account = server.accounts.get(request.path_params["account"])
+    body = account.blobs.read(blob_id) if account is not None else None
+    fault = server.quirks.download_fault_for(blob_id)
+    if body is None or fault == "not-found":
+        raise RequestProblemError(404, "about:blank", "No such blob")
+    match fault:
+        case "wrong-bytes":
+            body = corrupted(body)
+        case "wrong-length":
+            body = resized(body, server.quirks.wrong_length_by)
+        case "short" | "cut" | "stall":
+            return _BrokenDownload(body, fault)
+        case _:
+            pass
+    headers = {
+        "content-type": request.query_params.get("accept") or "application/octet-stream",
+        "content-disposition": f"attachment; filename*=utf-8''{quote(request.path_params['name'])}",
+        "cache-control": "private, immutable, max-age=31536000",
+    }
+    return Response(body, headers=headers)
+
+
+class _BrokenDownload:
+    """Half a blob, and then the end or nothing more.
+
+    "short" promises the whole length; "cut" promises none where HTTP/1.1 allows it, so that
+    only the missing last chunk tells. HTTP/2 needs the length to tell at all.
+    """
+
+    def __init__(self, body: bytes, fault: str) -> None:
+        self._body = body
+        self._fault = fault
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        http2 = scope["http_version"] == "2"
+        headers = [(b"content-type", b"application/octet-stream")]
+        if self._fault != "cut" or http2:
+            headers.append((b"content-length", str(len(self._body)).encode()))
+        half = self._body[: len(self._body) // 2]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": half, "more_body": True})
+        if self._fault == "stall":
+            await until_disconnect(receive)
+        elif http2:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # Over HTTP/1.1 Hypercorn closes a connection whose response was left unfinished.

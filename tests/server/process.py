@@ -1,0 +1,160 @@
+"""The server in a process of its own, for tests that are not on trio or that pause and kill it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .client import ControlClient
+
+_ROOT = Path(__file__).parents[2]
+_START_SECONDS = 30
+_STOP_SECONDS = 5
+TOKEN_VARIABLE = "JMAP_SERVER_CONTROL_TOKEN"
+
+
+class ServerProcess:
+    """A server that runs; made by `server_process`, which also sees to it that it ends."""
+
+    def __init__(self, arguments: list[str], directory: Path) -> None:
+        self._arguments = arguments
+        self._saved = directory / "saved"
+        self._stderr_path = directory / "stderr"
+        self._token = secrets.token_urlsafe(16)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = self._start(self._arguments)
+        self.control = ControlClient(f"{self.url}/control/{self._token}")
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    @property
+    def stderr(self) -> str:
+        """What the server has complained about so far."""
+        return self._stderr_path.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End it as systemd would; nothing happens if it has ended."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._reap()
+
+    def kill(self) -> None:
+        """End it as a power failure would."""
+        if self._process is not None:
+            self._process.kill()
+            self._reap()
+
+    def pause(self) -> None:
+        """Stop it in its tracks: connections stay open, nothing is answered, not even control."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._running().send_signal(signal.SIGCONT)
+
+    def restart_on_same_port(self, *, keep: bool = True) -> None:
+        """Stop it and start it again, at the same URL.
+
+        With `keep` the accounts, credentials and quirks are what they were, states included;
+        for a server that was killed, what they were when `control.save` was last called, or at
+        the start. Without, all is as at the start, and no old state is known. Counts begin anew.
+        """
+        if keep and self._process is not None:
+            self.control.save(self._saved)
+        self.stop()
+        port = self.url.rpartition(":")[2]
+        load = ["--load", str(self._saved)] if keep and self._saved.exists() else []
+        self.url = self._start([*self._arguments, "--port", port, *load])
+
+    def _start(self, arguments: list[str]) -> str:
+        with self._stderr_path.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.server", "--stop-with-stdin", *arguments],
+                cwd=_ROOT,
+                # The pipe is there to break: a server never outlives the test that started it.
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, TOKEN_VARIABLE: self._token},
+            )
+        assert self._process.stdout is not None
+        line = _first_line(self._process.stdout)
+        if not line.startswith("http://"):
+            self.kill()
+            raise RuntimeError(f"the test server did not start: {line!r}\n{self.stderr}")
+        return line
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the test server does not run")
+        return self._process
+
+    def _reap(self) -> None:
+        process = self._running()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process = None
+
+
+@contextmanager
+def server_process(
+    account: str = "sample",
+    *,
+    port: int = 0,
+    username: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    blob_ids: str = "plain",
+    **quirks: Any,
+) -> Iterator[ServerProcess]:
+    """Run a server for the time of the block; `account` is sample, hostile, empty or large:N.
+
+    Further arguments are fields of Quirks, set once it runs.
+    """
+    arguments = ["--account", account, "--port", str(port), "--blob-ids", blob_ids]
+    for option, value in (("--username", username), ("--password", password), ("--token", token)):
+        if value is not None:
+            arguments += [option, value]
+    with tempfile.TemporaryDirectory(prefix="jmap-server-") as directory:
+        server = ServerProcess(arguments, Path(directory))
+        try:
+            if quirks:
+                server.control.set_quirks(**quirks)
+            yield server
+        finally:
+            server.control.close()
+            server.stop()
+
+
+def _first_line(pipe: IO[bytes]) -> str:
+    """Return the first line the server prints, or what there is of it when it ends or is late."""
+    deadline = time.monotonic() + _START_SECONDS
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while not line.endswith(b"\n") and selector.select(deadline - time.monotonic()):
+            more = os.read(pipe.fileno(), 1000)
+            if not more:
+                break
+            line += more
+    return line.decode().strip()

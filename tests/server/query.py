@@ -1,0 +1,101 @@
+"""Email/query (RFC 8621 §4.4, RFC 8620 §5.5), and what happens between its pages."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from .call import Call
+from .errors import MethodError
+from .operations import operate
+
+if TYPE_CHECKING:
+    from .app import MailServer
+
+
+def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
+    call = Call(
+        server,
+        arguments,
+        *("filter", "sort", "position", "anchor", "anchorOffset", "limit"),
+        *("calculateTotal", "collapseThreads"),
+    )
+    page = _begin_page(call)
+    account = call.account
+    ids = account.listing(_mailbox_id(call), ascending=_ascending(call)).ids
+    start = _start(call, page)
+    limit, clamped = _limit(call)
+    stop = None if limit is None else start + limit
+    response: dict[str, Any] = {
+        "accountId": account.id,
+        "queryState": account.logs["Email"].state,
+        "canCalculateChanges": False,
+        "position": start,
+        "ids": list(islice(ids, start, stop)),
+    }
+    if clamped:
+        response["limit"] = limit
+    if call.flag("calculateTotal"):
+        response["total"] = len(ids)
+    return response
+
+
+def _begin_page(call: Call) -> int:
+    """Count the page, and let happen what is to happen before it."""
+    server = call.server
+    first = call.arguments.get("anchor") is None and not call.arguments.get("position")
+    server.query_page = 1 if first else server.query_page + 1
+    for hook in server.page_hooks:
+        hook(call.account, server.query_page)
+    due = [each for each in call.quirks.page_changes if each.page == server.query_page]
+    for each in due:
+        call.quirks.page_changes.remove(each)
+        account = server.primary if each.account is None else server.accounts[each.account]
+        operate(account, each.method, each.arguments)
+    return server.query_page
+
+
+def _mailbox_id(call: Call) -> str | None:
+    match call.arguments.get("filter"):
+        case None:
+            return None
+        case {"inMailbox": str(mailbox_id), **others} if not others:
+            if mailbox_id not in call.account.mailboxes:
+                raise MethodError("invalidArguments", "no such mailbox")
+            return mailbox_id
+        case {**conditions} if not conditions:
+            return None
+    raise MethodError("unsupportedFilter")
+
+
+def _ascending(call: Call) -> bool:
+    if call.flag("collapseThreads"):
+        raise MethodError("invalidArguments", "collapseThreads is not supported here")
+    match call.arguments.get("sort"):
+        case None | []:
+            return False
+        case [{"property": "receivedAt", **others}] if set(others) <= {"isAscending"}:
+            return bool(others.get("isAscending", True))
+    raise MethodError("unsupportedSort")
+
+
+def _start(call: Call, page: int) -> int:
+    listing = call.account.listing(_mailbox_id(call), ascending=_ascending(call))
+    anchor = call.arguments.get("anchor")
+    if anchor is None:
+        position = call.integer("position") or 0
+        return max(0, position + len(listing.ids)) if position < 0 else position
+    if page in call.quirks.anchor_lost_at_pages:
+        # Once only: a client that starts again must be able to get through.
+        call.quirks.anchor_lost_at_pages.remove(page)
+        raise MethodError("anchorNotFound")
+    if anchor not in listing.positions:
+        raise MethodError("anchorNotFound")
+    return max(0, listing.positions[anchor] + (call.integer("anchorOffset") or 0))
+
+
+def _limit(call: Call) -> tuple[int | None, bool]:
+    asked, most = call.natural("limit"), call.quirks.query_limit
+    if most is None or (asked is not None and asked <= most):
+        return asked, False
+    return most, True

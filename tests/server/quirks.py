@@ -1,0 +1,164 @@
+"""Everything about the server that a test can bend, while it runs.
+
+The defaults are a well-behaved server. Fields are set directly in the server's own process, or
+by name through the control endpoint. Ones that say how often count themselves down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import msgspec
+
+Place = Literal["session", "api", "download", "push"]
+SessionBody = Literal["good", "not-json", "truncated", "wrong-types", "html"]
+DownloadFault = Literal["short", "cut", "stall", "wrong-bytes", "wrong-length", "not-found"]
+BlobFault = Literal["wrong-bytes", "wrong-length", "truncated", "not-found", "null"]
+PushMode = Literal["on", "off", "not-found", "forbidden", "dies", "pings-only"]
+
+BLOB = "urn:ietf:params:jmap:blob"
+CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
+
+
+@dataclass
+class Status:
+    """The next `count` requests to a place are answered so (-1: all), after `skip` good ones."""
+
+    where: Place
+    status: int
+    count: int = 1
+    skip: int = 0
+    retry_after: str | None = None
+    location: str | None = None
+    detail: str = "The test said so"
+
+
+@dataclass
+class MethodFault:
+    """The next `count` calls of a method get an error (-1: all), after `skip` good ones."""
+
+    method: str
+    error: str = "serverFail"
+    count: int = 1
+    skip: int = 0
+
+
+@dataclass
+class PageChange:
+    """What happens to an account just before the given page of a listing is answered, once."""
+
+    page: int  # 1 is the query without anchor and position that a listing begins with
+    method: str  # an operation of Account
+    arguments: dict[str, Any]
+    account: str | None = None  # None: the primary one
+
+
+@dataclass
+class Quirks:
+    """The knobs, in the order of what they bend."""
+
+    # Limits
+    max_objects_in_get: int = 500
+    max_calls_in_request: int = 16
+    max_concurrent_requests: int = 8
+    max_size_request: int = 10_000_000
+    count_downloads: bool = False  # … as concurrent requests too, as Stalwart does
+    concurrency_status: int = 400  # the HTTP status of that refusal
+
+    # Session
+    absolute_urls: bool = True
+    redirect_well_known: bool = True
+    mail_capability: bool = True
+    account_capabilities_null: bool = False
+    session_body: SessionBody = "good"
+    session_overrides: dict[str, Any] = field(default_factory=dict)  # its top-level fields
+
+    # Answers to any request
+    statuses: list[Status] = field(default_factory=list)
+    request_delay: float = 0.0  # seconds before each answer: a round trip
+    download_delay: float = 0.0  # … on top of it for a download
+    hang: list[Place] = field(default_factory=list)  # accepts, and never answers
+
+    # Downloads and Blob/get
+    download_fault: DownloadFault | None = None
+    download_fault_count: int = -1
+    blob_get: bool = True
+    blob_capability: str = BLOB
+    blob_fault: BlobFault | None = None  # of Blob/get
+    fault_blob_ids: list[str] = field(default_factory=list)  # empty: faults are for all blobs
+    wrong_length_by: int = 7  # "wrong-length" cuts, or where positive adds, so many bytes
+
+    # Push
+    push: PushMode = "on"
+    push_without_type: bool = False  # StateChange without @type, as Fastmail sends it
+    push_ping: float | None = None  # seconds between pings, whatever is asked
+    ping_in_ms: bool = False  # the interval in the ping event, as Stalwart gives it
+
+    # Changes
+    has_more_lies: bool = False  # the same state, with hasMoreChanges true
+    cannot_calculate: bool = False
+    unknown_state_error: str = "cannotCalculateChanges"  # Cyrus: invalidArguments
+    max_changes: int | None = None  # the server's own clamp
+
+    # Query and get
+    query_limit: int | None = None  # the server's clamp
+    anchor_lost_at_pages: list[int] = field(default_factory=list)  # each once
+    page_changes: list[PageChange] = field(default_factory=list)
+    omit_ids: list[str] = field(default_factory=list)  # left out of Email/get without a word
+    not_found_ids: list[str] = field(default_factory=list)  # … named in notFound, falsely
+    missing_properties: list[str] = field(default_factory=list)  # never in an Email
+    null_from: bool = False
+    null_subject: bool = False
+    size_offsets: dict[str, int] = field(default_factory=dict)  # by Email id; "*" is for all
+    email_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)  # by Email id
+    method_faults: list[MethodFault] = field(default_factory=list)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set fields from JSON values, all or none; raise ValueError for what does not fit."""
+        known = {each.name for each in fields(self)}
+        if unknown := set(values) - known:
+            raise ValueError(f"no such quirk: {', '.join(sorted(unknown))}")
+        merged = msgspec.convert({**msgspec.to_builtins(self), **values}, Quirks)
+        for name in values:
+            setattr(self, name, getattr(merged, name))
+
+    def reset(self) -> None:
+        """Be a well-behaved server again."""
+        self.__dict__.update(Quirks().__dict__)
+
+    def status_for(self, place: Place) -> Status | None:
+        """Return the status the next request to a place must get, counting it."""
+        matching = [each for each in self.statuses if each.where == place]
+        return next((each for each in matching if _due(each)), None)
+
+    def error_for(self, method: str) -> str | None:
+        """Return the error the next call of a method must get, counting it."""
+        matching = [each for each in self.method_faults if each.method == method]
+        return next((each.error for each in matching if _due(each)), None)
+
+    def download_fault_for(self, blob_id: str) -> DownloadFault | None:
+        """Return what must go wrong with this download, counting it."""
+        if self.download_fault is None or self.download_fault_count == 0:
+            return None
+        if self.fault_blob_ids and blob_id not in self.fault_blob_ids:
+            return None
+        self.download_fault_count -= self.download_fault_count > 0
+        return self.download_fault
+
+    def blob_fault_for(self, blob_id: str) -> BlobFault | None:
+        """Return what must go wrong with this blob of Blob/get."""
+        if self.fault_blob_ids and blob_id not in self.fault_blob_ids:
+            return None
+        return self.blob_fault
+
+
+def _due(fault: Status | MethodFault) -> bool:
+    if fault.skip > 0:
+        fault.skip -= 1
+        return False
+    if fault.count > 0:
+        fault.count -= 1
+        return True
+    return fault.count < 0

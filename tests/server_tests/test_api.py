@@ -1,0 +1,152 @@
+"""The API endpoint: problems of a request, errors of a call, back-references, limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.server import MethodFault
+
+from .speaking import CORE, MAIL, inbox_of, speaking
+
+
+async def test_echo_over_both_versions_of_http() -> None:
+    for http2 in (False, True):
+        async with speaking(http2=http2) as s:
+            response = await s.post(["Core/echo", {"a": [1, None]}, "x"])
+            assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+            assert response.json()["methodResponses"] == [["Core/echo", {"a": [1, None]}, "x"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "limit"),
+    [
+        (b"{", "notJSON", None),
+        (b"[]", "notRequest", None),
+        (b'{"using": [], "methodCalls": [["a"]]}', "notRequest", None),
+        (b'{"using": ["urn:x"], "methodCalls": []}', "unknownCapability", None),
+        (b'{"using": [], "methodCalls": [1, 2, 3]}', "limit", "maxCallsInRequest"),
+        (b" " * 1001, "limit", "maxSizeRequest"),
+    ],
+)
+async def test_request_problems(content: bytes, kind: str, limit: str | None) -> None:
+    async with speaking(max_calls_in_request=2, max_size_request=1000) as s:
+        json_type = {"content-type": "application/json"}
+        response = await s.http.post("/jmap/api", content=content, headers=json_type)
+        assert response.status_code == 400
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["type"] == f"urn:ietf:params:jmap:error:{kind}"
+        assert response.json().get("limit") == limit
+
+
+async def test_a_large_refused_request_leaves_the_connection_usable() -> None:
+    for http2 in (False, True):
+        async with speaking(http2=http2, max_size_request=1000) as s:
+            refused = await s.http.post("/jmap/api", content=b" " * 3_000_000)
+            assert refused.status_code == 400
+            assert (await s.http.get("/session")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error"),
+    [
+        ("Email/set", {}, "unknownMethod"),
+        ("Blob/get", {"ids": []}, "unknownMethod"),  # its capability is not in `using`
+        ("Email/get", {"accountId": "Ax", "ids": []}, "accountNotFound"),
+        ("Email/get", {"accountId": None, "ids": []}, "invalidArguments"),
+        ("Email/get", {"ids": "M1"}, "invalidArguments"),
+        ("Email/get", {"ids": [], "properties": ["nonsense"]}, "invalidArguments"),
+        ("Email/get", {"ids": [], "nonsense": 1}, "invalidArguments"),
+        ("Email/get", {"ids": ["a", "b", "c", "d"]}, "requestTooLarge"),
+        ("Email/get", {"ids": None}, "requestTooLarge"),
+        ("Email/changes", {"sinceState": "0-0"}, "cannotCalculateChanges"),
+        ("Email/changes", {"sinceState": "", "maxChanges": 0}, "invalidArguments"),
+        ("Email/query", {"filter": {"text": "x"}}, "unsupportedFilter"),
+        ("Email/query", {"sort": [{"property": "size"}]}, "unsupportedSort"),
+        ("Email/query", {"anchor": "Mnone"}, "anchorNotFound"),
+        ("Email/query", {"limit": -1}, "invalidArguments"),
+        ("Email/get", {"#ids": {"resultOf": "x", "name": "y", "path": "/ids"}},
+         "invalidResultReference"),
+        ("Email/get", {"ids": [], "#ids": {}}, "invalidArguments"),
+    ],
+)  # fmt: skip
+async def test_method_errors(name: str, arguments: dict[str, Any], error: str) -> None:
+    async with speaking(inbox_of(4), max_objects_in_get=3) as s:
+        assert (await s.call(name, **arguments))["type"] == error
+
+
+async def test_back_references() -> None:
+    async with speaking(inbox_of(3)) as s:
+        account = s.account.id
+
+        def reference(result_of: str, name: str, path: str) -> dict[str, str]:
+            return {"resultOf": result_of, "name": name, "path": path}
+
+        answers = await s.answers(
+            ["Email/query", {"accountId": account}, "q"],
+            ["Email/get", {"accountId": account, "properties": ["threadId"],
+                           "#ids": reference("q", "Email/query", "/ids")}, "g"],
+            ["Thread/get", {"accountId": account,
+                            "#ids": reference("g", "Email/get", "/list/*/threadId")}, "t"],
+            ["Core/echo", {"#ids": reference("t", "Thread/get", "/list/*/emailIds")}, "e"],
+            ["Core/echo", {"#ids": reference("t", "Email/get", "/list")}, "f"],
+            ["Core/echo", {"#ids": reference("t", "Thread/get", "/nothing")}, "h"],
+        )  # fmt: skip
+        assert answers[3][1]["ids"] == answers[0][1]["ids"] == ["M2", "M1", "M0"]
+        assert [each[0] for each in answers[4:]] == ["error", "error"]
+        assert answers[5][1]["type"] == "invalidResultReference"
+
+
+async def test_method_faults() -> None:
+    async with speaking(method_faults=[MethodFault("Mailbox/get", count=2, skip=1)]) as s:
+        answers = [(await s.call("Mailbox/get")).get("type") for _ in range(4)]
+        assert answers == [None, "serverFail", "serverFail", None]
+        assert s.server.counts.methods["Mailbox/get"] == 4
+
+
+async def test_concurrent_requests_are_limited() -> None:
+    async with speaking(inbox_of(1), max_concurrent_requests=3, request_delay=0.1) as s:
+        statuses: list[int] = []
+
+        async def ask() -> None:
+            statuses.append((await s.post(["Core/echo", {}, "c"])).status_code)
+
+        async def download() -> None:
+            statuses.append((await s.download(s.account.emails["M0"].blob_id)).status_code)
+
+        async def six(what: Any) -> list[int]:
+            statuses.clear()
+            async with trio.open_nursery() as nursery:
+                for _ in range(6):
+                    nursery.start_soon(what)
+            return sorted(statuses)
+
+        assert await six(ask) == [200] * 3 + [400] * 3
+        assert s.server.counts.max_concurrent_api == 6
+        assert await six(download) == [200] * 6
+        s.quirks.count_downloads = True
+        s.quirks.concurrency_status = 429
+        assert await six(download) == [200] * 3 + [429] * 3
+        await s.quiet()
+
+
+async def test_delay_and_hang() -> None:
+    async with speaking(request_delay=0.2) as s:
+        start = trio.current_time()
+        await s.post()
+        assert trio.current_time() - start >= 0.2
+        s.quirks.request_delay = 0
+        s.quirks.hang = ["api"]
+        with pytest.raises(httpx.ReadTimeout):
+            await s.http.post("/jmap/api", json={}, timeout=0.2)
+        assert (await s.http.get("/session")).status_code == 200
+        await s.quiet()
+
+
+async def test_unknown_calls_do_not_stop_the_others() -> None:
+    async with speaking() as s:
+        answers = await s.answers(["No/such", {}, "1"], ["Core/echo", {}, "2"], using=(CORE, MAIL))
+        assert answers == [["error", {"type": "unknownMethod"}, "1"], ["Core/echo", {}, "2"]]
