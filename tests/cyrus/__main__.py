@@ -1,0 +1,106 @@
+"""A Cyrus to try things on by hand: `scripts/cyrus start`, `fill`, `status`, `stop`.
+
+It goes on after the command, with its mail in one directory, and listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from tests import corpus
+from tests.cyrus.account import PASSWORD, Account
+from tests.cyrus.config import load, missing
+from tests.cyrus.fill import Message
+from tests.cyrus.server import Cyrus, start_new
+
+_FLAGS = ((), (r"\Seen",), (r"\Seen", r"\Answered"), (r"\Flagged", "$Work"))
+_MAILBOXES = ("INBOX", "Archive/2002", "Lists/Exmh & Co", "Été")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/cyrus", description=__doc__)
+    parser.add_argument("--directory", type=Path, default=_default_directory())
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("start", "start it, with the mail it had, and make the user"),
+        ("fill", "add mail to the user's account"),
+        ("status", "say whether it runs, and how to mount it"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--user", default="alice")
+        if name == "fill":
+            command.add_argument("--mails", type=int, default=1000)
+    commands.add_parser("stop", help="end it").add_argument(
+        "--remove", action="store_true", help="remove its mail too"
+    )
+    arguments = parser.parse_args()
+    directory: Path = arguments.directory.absolute()
+    if arguments.command == "start":
+        _start(directory, arguments.user)
+        return
+    cyrus = _known(directory)
+    if arguments.command == "stop":
+        if cyrus:
+            cyrus.stop()
+        if arguments.remove:
+            shutil.rmtree(directory, ignore_errors=True)
+    elif cyrus is None or cyrus.group is None:
+        sys.exit("It does not run: scripts/cyrus start")
+    elif arguments.command == "fill":
+        account = cyrus.add_user(arguments.user, PASSWORD)
+        _fill(account, arguments.mails)
+    else:
+        _tell(cyrus.account(arguments.user, PASSWORD))
+
+
+def _start(directory: Path, user: str) -> None:
+    if reason := missing():
+        sys.exit(reason)
+    cyrus = _known(directory)
+    if cyrus is None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cyrus = start_new(directory)
+    else:
+        cyrus.start()
+    _tell(cyrus.add_user(user, PASSWORD))
+
+
+def _fill(account: Account, count: int) -> None:
+    there = account.mailbox_ids()
+    for name in _MAILBOXES[1:]:
+        if name not in there:
+            account.create_mailbox(name)
+    messages = [
+        Message(mail, _FLAGS[number % len(_FLAGS)])
+        for number, mail in enumerate(corpus.mails(count, big=True))
+    ]
+    for number, name in enumerate(_MAILBOXES):
+        account.fill(name, messages[number :: len(_MAILBOXES)])
+    print(f"{count} mails more in {len(_MAILBOXES)} mailboxes of {account.name}")
+
+
+def _tell(account: Account) -> None:
+    print(
+        f"export JMAPFS_USERNAME={shlex.quote(account.name)} "
+        f"JMAPFS_PASSWORD={shlex.quote(account.password)}",
+        f"jmapfs mount {account.url} MOUNTPOINT",
+        sep="\n",
+    )
+
+
+def _known(directory: Path) -> Cyrus | None:
+    config = load(directory)
+    return Cyrus.found(config) if config else None
+
+
+def _default_directory() -> Path:
+    # Root's own home is closed to the user that Cyrus runs as.
+    return Path("/var/lib" if os.geteuid() == 0 else Path.home() / ".cache") / "jmapfs-cyrus"
+
+
+main()

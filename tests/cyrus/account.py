@@ -1,0 +1,230 @@
+"""One account on Cyrus, and everything a test does to it behind the back of the mount.
+
+Over IMAP: mail comes and goes, flags change, mailboxes are made, renamed and deleted. Over JMAP:
+what IMAP cannot say, such as one email in two mailboxes, or a mailbox called `..`.
+
+Every operation has a connection of its own (a few milliseconds on loopback): none is left open,
+and the server can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import imaplib
+import socket
+import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from tests.cyrus import fill as filling
+from tests.cyrus import utf7
+
+PASSWORD = "correct horse"
+TIMEOUT = 30.0
+USING = [
+    "urn:ietf:params:jmap:core",
+    "urn:ietf:params:jmap:mail",
+    "https://cyrusimap.org/ns/jmap/mail",
+]
+
+Call = tuple[str, dict[str, Any]]
+
+
+class RefusedError(Exception):
+    """The server said no; the text is its own."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user's mail. A message is named by its mailbox and UID on the IMAP side."""
+
+    imap_port: int
+    http_port: int
+    name: str
+    password: str
+
+    @property
+    def url(self) -> str:
+        """The session URL, by discovery."""
+        return f"http://127.0.0.1:{self.http_port}/.well-known/jmap"
+
+    # --- IMAP
+
+    @contextmanager
+    def imap(self) -> Iterator[imaplib.IMAP4]:
+        """Log in; the connection is closed at the end of the context."""
+        connection = imaplib.IMAP4("127.0.0.1", self.imap_port, TIMEOUT)
+        try:
+            # Else Nagle's algorithm waits for the server's delayed ACK, 40 ms a command.
+            connection.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _ok(connection.login(self.name, self.password))
+            yield connection
+            # The server may have been stopped meanwhile, which is no error of the caller's.
+            with suppress(imaplib.IMAP4.abort, OSError):
+                connection.logout()
+        finally:
+            # After a logout it is closed already, and says so.
+            with suppress(OSError):
+                connection.shutdown()
+
+    def append(
+        self,
+        mailbox: str,
+        message: bytes,
+        flags: Sequence[str] = (),
+        received: datetime | None = None,
+    ) -> int:
+        """Put a message (with CRLF line ends) into `mailbox`, and return its UID."""
+        return self.fill(mailbox, [filling.Message(message, tuple(flags), received)])[0]
+
+    def fill(self, mailbox: str, messages: Iterable[filling.Message | bytes]) -> list[int]:
+        """Put many messages into `mailbox` as fast as the server takes them; return the UIDs."""
+        with self.imap() as connection:
+            return filling.append_all(connection, mailbox, messages)
+
+    def create_mailbox(self, name: str) -> None:
+        """Make a mailbox, and its parents too; `/` stands between a parent and its child."""
+        self._command("create", utf7.quote(name))
+
+    def rename_mailbox(self, old: str, new: str) -> None:
+        """Rename or move a mailbox with all its children."""
+        self._command("rename", utf7.quote(old), utf7.quote(new))
+
+    def delete_mailbox(self, name: str) -> None:
+        """Delete a mailbox and the mail in it; its children stay."""
+        self._command("delete", utf7.quote(name))
+
+    def expunge(self, mailbox: str, uids: Sequence[int]) -> None:
+        """Take messages out of `mailbox` for good."""
+        with self._selected(mailbox) as connection:
+            _ok(connection.uid("STORE", _uid_set(uids), "+FLAGS.SILENT", r"(\Deleted)"))
+            _ok(connection.uid("EXPUNGE", _uid_set(uids)))
+
+    def copy(self, mailbox: str, uids: Sequence[int], target: str) -> None:
+        """Copy messages: on Cyrus one email is then in both mailboxes."""
+        with self._selected(mailbox) as connection:
+            _ok(connection.uid("COPY", _uid_set(uids), utf7.quote(target)))
+
+    def move(self, mailbox: str, uids: Sequence[int], target: str) -> None:
+        """Move messages (RFC 6851)."""
+        with self._selected(mailbox) as connection:
+            _ok(connection.uid("MOVE", _uid_set(uids), utf7.quote(target)))
+
+    def store_flags(
+        self, mailbox: str, uids: Sequence[int], flags: Sequence[str], *, how: str = "+FLAGS"
+    ) -> None:
+        """Add flags; take them away with `how="-FLAGS"`, or set them with `how="FLAGS"`."""
+        with self._selected(mailbox) as connection:
+            _ok(connection.uid("STORE", _uid_set(uids), how, f"({' '.join(flags)})"))
+
+    def _command(self, command: str, *arguments: str) -> None:
+        with self.imap() as connection:
+            _ok(getattr(connection, command)(*arguments))
+
+    @contextmanager
+    def _selected(self, mailbox: str) -> Iterator[imaplib.IMAP4]:
+        with self.imap() as connection:
+            _ok(connection.select(utf7.quote(mailbox)))
+            yield connection
+
+    # --- JMAP
+
+    def http(self) -> httpx.Client:
+        """Return a client with the credentials; the caller closes it."""
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self.http_port}",
+            auth=(self.name, self.password),
+            timeout=TIMEOUT,
+            # There is no TLS here, and loading the certificates takes longer than a call.
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            trust_env=False,
+        )
+
+    def jmap(self, *calls: Call) -> list[dict[str, Any]]:
+        """Make calls such as `("Mailbox/get", {"ids": None})`; `accountId` is filled in.
+
+        Returns the arguments of the responses, in order; an `error` response is raised.
+        """
+        body = {
+            "using": USING,
+            "methodCalls": [
+                [method, {"accountId": self.name, **arguments}, str(number)]
+                for number, (method, arguments) in enumerate(calls)
+            ],
+        }
+        with self.http() as client:
+            response = client.post("/jmap/", json=body).raise_for_status()
+        answers: list[dict[str, Any]] = []
+        for method, arguments, _ in response.json()["methodResponses"]:
+            if method == "error":
+                raise RefusedError(str(arguments))
+            answers.append(arguments)
+        return answers
+
+    def set_mailboxes(self, **arguments: Any) -> dict[str, Any]:
+        """Call Mailbox/set; what the server does not do is raised."""
+        return self._set("Mailbox/set", arguments)
+
+    def set_emails(self, **arguments: Any) -> dict[str, Any]:
+        """Call Email/set; what the server does not do is raised."""
+        return self._set("Email/set", arguments)
+
+    def jmap_mailbox(self, name: str, parent_id: str | None = None) -> str:
+        """Make a mailbox with any name that the server lets pass, and return its id."""
+        created = self.set_mailboxes(create={"new": {"name": name, "parentId": parent_id}})
+        mailbox_id: str = created["created"]["new"]["id"]
+        return mailbox_id
+
+    def mailbox_ids(self) -> dict[str, str]:
+        """Return the id of each mailbox by its path, names joined by `/`."""
+        mailboxes = {one["id"]: one for one in self.jmap(("Mailbox/get", {"ids": None}))[0]["list"]}
+
+        def path(one: Mapping[str, Any]) -> str:
+            name: str = one["name"]
+            parent = mailboxes.get(one["parentId"])
+            return f"{path(parent)}/{name}" if parent else name
+
+        return {path(one): mailbox_id for mailbox_id, one in mailboxes.items()}
+
+    def email_ids(self, mailbox_id: str | None = None) -> list[str]:
+        """Return the ids of all emails, or those of one mailbox, in the order of receipt."""
+        condition = {"filter": {"inMailbox": mailbox_id}} if mailbox_id else {}
+        order = [{"property": "receivedAt"}]
+        ids: list[str] = self.jmap(("Email/query", {**condition, "sort": order}))[0]["ids"]
+        return ids
+
+    def add_to_mailbox(self, email_id: str, mailbox_id: str) -> None:
+        """Put an email into a further mailbox."""
+        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": True}})
+
+    def remove_from_mailbox(self, email_id: str, mailbox_id: str) -> None:
+        """Take an email out of one of its mailboxes."""
+        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": None}})
+
+    def download(self, blob_id: str) -> bytes:
+        """Return the bytes of a blob."""
+        with self.http() as client:
+            url = f"/jmap/download/{self.name}/{blob_id}/mail"
+            response = client.get(url, params={"accept": "application/octet-stream"})
+            return response.raise_for_status().content
+
+    def _set(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        answer = self.jmap((method, arguments))[0]
+        for refusals in ("notCreated", "notUpdated", "notDestroyed"):
+            if answer.get(refusals):
+                raise RefusedError(str(answer[refusals]))
+        return answer
+
+
+def _ok(answer: tuple[str, Any]) -> None:
+    status, data = answer
+    if status != "OK":
+        raise RefusedError(str(data))
+
+
+def _uid_set(uids: Sequence[int]) -> str:
+    return ",".join(map(str, uids))

@@ -1,0 +1,140 @@
+"""What a test can do to an account, seen from the JMAP side as a client would."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests import corpus
+from tests.cyrus import Account, Message, RefusedError
+
+PROPERTIES = ["blobId", "size", "receivedAt", "keywords", "mailboxIds"]
+MAIL = b"Subject: x\r\nMessage-ID: <1@example.org>\r\n\r\nx\r\n"
+
+
+def emails(account: Account) -> list[dict[str, Any]]:
+    ids = account.email_ids()
+    found = account.jmap(("Email/get", {"ids": ids, "properties": PROPERTIES}))[0]["list"]
+    order = {email_id: place for place, email_id in enumerate(ids)}
+    return sorted(found, key=lambda email: order[email["id"]])
+
+
+def mailboxes_of(account: Account) -> list[set[str]]:
+    names = {mailbox_id: name for name, mailbox_id in account.mailbox_ids().items()}
+    return [{names[one] for one in email["mailboxIds"]} for email in emails(account)]
+
+
+def test_every_mail_comes_back_byte_for_byte(cyrus_account: Account) -> None:
+    sent = list(corpus.mails(120, big=True))
+    cyrus_account.fill("INBOX", sent)
+    found = emails(cyrus_account)
+    assert [email["blobId"] for email in found] == [
+        "G" + hashlib.sha1(mail, usedforsecurity=False).hexdigest() for mail in sent
+    ]
+    for email, mail in zip(found, sent, strict=True):
+        assert email["size"] == len(mail)
+        assert cyrus_account.download(email["blobId"]) == mail
+
+
+def test_flags_and_times_of_receipt_are_kept(cyrus_account: Account) -> None:
+    received = datetime(2024, 2, 29, 23, 59, 58, tzinfo=UTC)
+    cyrus_account.append("INBOX", MAIL, [r"\Seen", "$Work"], received)
+    (email,) = emails(cyrus_account)
+    assert email["receivedAt"] == "2024-02-29T23:59:58Z"
+    assert email["keywords"] == {"$seen": True, "$work": True}
+    cyrus_account.store_flags("INBOX", [1], [r"\Seen"], how="-FLAGS")
+    cyrus_account.store_flags("INBOX", [1], [r"\Flagged"])
+    assert emails(cyrus_account)[0]["keywords"] == {"$flagged": True, "$work": True}
+
+
+def test_it_fills_fast_enough(cyrus_account: Account) -> None:
+    mails = list(corpus.mails(600))
+    begin = time.perf_counter()
+    uids = cyrus_account.fill("INBOX", mails)
+    assert uids == list(range(1, 601))
+    # It is 2,500 a second on two idle cores; other tests may be using them.
+    assert len(mails) / (time.perf_counter() - begin) > 300
+
+
+def test_messages_are_copied_moved_and_expunged(cyrus_account: Account) -> None:
+    cyrus_account.create_mailbox("Été & co/2024")
+    uids = cyrus_account.fill("INBOX", [MAIL, corpus.varied(MAIL, 1), corpus.varied(MAIL, 2)])
+    cyrus_account.copy("INBOX", uids[:1], "Été & co")
+    cyrus_account.move("INBOX", uids[1:2], "Été & co/2024")
+    cyrus_account.expunge("INBOX", uids[2:])
+    assert mailboxes_of(cyrus_account) == [{"Inbox", "Été & co"}, {"Été & co/2024"}]
+
+
+def test_an_email_is_put_into_a_second_mailbox_and_taken_out(cyrus_account: Account) -> None:
+    cyrus_account.append("INBOX", MAIL)
+    second = cyrus_account.jmap_mailbox("Second")
+    (email_id,) = cyrus_account.email_ids()
+    cyrus_account.add_to_mailbox(email_id, second)
+    assert mailboxes_of(cyrus_account) == [{"Inbox", "Second"}]
+    assert cyrus_account.email_ids(second) == [email_id]
+    cyrus_account.remove_from_mailbox(email_id, cyrus_account.mailbox_ids()["Inbox"])
+    assert mailboxes_of(cyrus_account) == [{"Second"}]
+
+
+def test_mailboxes_are_renamed_and_deleted(cyrus_account: Account) -> None:
+    cyrus_account.create_mailbox("A/B")
+    before = cyrus_account.mailbox_ids()
+    cyrus_account.rename_mailbox("A", "Ä/C")
+    after = cyrus_account.mailbox_ids()
+    assert set(after) == {"Inbox", "Ä", "Ä/C", "Ä/C/B"}
+    assert after["Ä/C/B"] == before["A/B"]
+    cyrus_account.delete_mailbox("Ä/C/B")
+    assert "Ä/C/B" not in cyrus_account.mailbox_ids()
+
+
+def shown(name: str) -> str:
+    return ascii(name[:12])
+
+
+HOSTILE = [".", "..", "-rf", "~root", "$(id)", "x" * 300, "\u202egnp.exe", " ", "a\x85b", "&", "*"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=shown)
+def test_hostile_mailbox_names_are_taken_over_imap(cyrus_account: Account, name: str) -> None:
+    cyrus_account.create_mailbox(name)
+    cyrus_account.append(name, MAIL)
+    assert len(cyrus_account.email_ids(cyrus_account.mailbox_ids()[name])) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != " "], ids=shown)
+def test_hostile_mailbox_names_are_taken_over_jmap(cyrus_account: Account, name: str) -> None:
+    assert cyrus_account.jmap_mailbox(name) == cyrus_account.mailbox_ids()[name]
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\nb", "a|b", "", "é" * 300, "x" * 1000], ids=shown)
+def test_names_that_cyrus_refuses(cyrus_account: Account, name: str) -> None:
+    with pytest.raises(RefusedError):
+        cyrus_account.create_mailbox(name)
+    with pytest.raises(RefusedError):
+        cyrus_account.jmap_mailbox(name)
+
+
+def test_siblings_equal_under_nfc_are_made_over_imap_only(cyrus_account: Account) -> None:
+    cyrus_account.create_mailbox("\xe9")
+    cyrus_account.create_mailbox("e\u0301")
+    assert set(cyrus_account.mailbox_ids()) == {"Inbox", "\xe9", "e\u0301"}
+    with pytest.raises(RefusedError):
+        cyrus_account.jmap_mailbox("e\u0301")
+
+
+def test_a_refused_message_is_told(cyrus_account: Account) -> None:
+    with pytest.raises(Exception, match="NUL"):
+        cyrus_account.fill("INBOX", [Message(MAIL), b"Subject: \0\r\n\r\n"])
+    assert cyrus_account.email_ids() == []
+
+
+def test_two_accounts_see_only_their_own_mail(fresh_account: Callable[[], Account]) -> None:
+    one, other = fresh_account(), fresh_account()
+    one.append("INBOX", MAIL)
+    assert len(one.email_ids()) == 1
+    assert other.email_ids() == []

@@ -1,0 +1,83 @@
+"""The life of a server: side by side, stopped and started, paused, and gone without a trace."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cyrus import Account, Cyrus, RefusedError, processes, running, running_cyrus
+
+MAIL = b"Subject: x\r\n\r\nx\r\n"
+
+
+def test_two_servers_side_by_side_know_nothing_of_each_other(cyrus: Cyrus) -> None:
+    with running_cyrus() as other:
+        assert {cyrus.imap_port, cyrus.http_port}.isdisjoint({other.imap_port, other.http_port})
+        account = other.add_user("only-here")
+        account.append("INBOX", MAIL)
+        assert len(account.email_ids()) == 1
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            cyrus.account("only-here").email_ids()
+
+
+def test_stop_and_start_keep_the_mail_and_the_ports(private_cyrus: Cyrus) -> None:
+    account = private_cyrus.add_user("alice")
+    account.append("INBOX", MAIL)
+    before = account.email_ids()
+    private_cyrus.stop()
+    with pytest.raises(httpx.ConnectError):
+        account.email_ids()
+    private_cyrus.start()
+    assert account.email_ids() == before
+
+
+def test_paused_it_accepts_connections_and_says_nothing(private_cyrus: Cyrus) -> None:
+    private_cyrus.pause()
+    with socket.create_connection(("127.0.0.1", private_cyrus.imap_port), 5) as connection:
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        private_cyrus.resume()
+        connection.settimeout(10)
+        assert connection.recv(1) == b"*"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.cyrus
+def test_nothing_is_left_of_it(*, paused: bool) -> None:
+    # A session that goes on has an imapd of its own.
+    with running_cyrus() as server, server.add_user("alice").imap():
+        directory, group = server.config.directory, server.group
+        assert group is not None
+        assert len(processes.members(group)) >= 3
+        if paused:
+            server.pause()
+        server.stop()
+        assert not processes.members(group)
+    assert not directory.exists()
+    assert server not in running
+
+
+@pytest.mark.cyrus
+def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 80)
+    deep.mkdir()
+    with pytest.raises(ValueError, match="too long"), running_cyrus(deep):
+        pass
+    assert not list(deep.iterdir())
+
+
+def test_a_wrong_password_is_a_401(cyrus: Cyrus, cyrus_account: Account) -> None:
+    for name in (cyrus_account.name, "nobody"):
+        with cyrus.account(name, "wrong").http() as client:
+            response = client.get("/jmap/")
+        assert response.status_code == 401
+        assert f'Basic realm="{cyrus.config.servername}"' in response.headers["www-authenticate"]
+
+
+def test_a_refused_call_is_raised(cyrus_account: Account) -> None:
+    with pytest.raises(RefusedError, match="invalidArguments"):
+        cyrus_account.jmap(("Email/changes", {"sinceState": "no such state"}))
