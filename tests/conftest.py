@@ -13,24 +13,18 @@ is fetched with `request.getfixturevalue` in a test is not: what it opens counts
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
-import random
 import shutil
-import subprocess
-import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tests import cyrus as cyrus_server
 from tests.cyrus import Account, Cyrus, running_cyrus
+from tests.leaks import RUN, RUN_VARIABLE, no_leaks
+
+__all__ = ["no_leaks"]
 
 _CYRUS_FIXTURES = {"cyrus", "cyrus_account", "fresh_account", "private_cyrus"}
 
@@ -45,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    os.environ[_RUN_VARIABLE] = _RUN
+    os.environ[RUN_VARIABLE] = RUN
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,8 @@
 """The check that a test leaves nothing behind: no mount, no process, no open file.
 
-Only what this run made counts: mounts below its own temporary directories, processes that carry
-its mark in their environment or descend from it. A developer's own mount is none of its business.
+Only what this run made counts: mounts below its temporary or its working directory, processes
+that carry its mark in their environment or descend from it. A developer's own mount is none of
+its business.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from tests.cyrus import Cyrus
 _GRACE = 3.0
 
 # Every process of a run carries this in its environment, also a daemon that cut all other ties.
-_RUN_VARIABLE = "JMAPFS_TEST_RUN"
-_RUN = f"{os.getpid()}-{random.randbytes(4).hex()}"
+RUN_VARIABLE = "JMAPFS_TEST_RUN"
+RUN = f"{os.getpid()}-{random.randbytes(4).hex()}"
 
 _HARMLESS_FILES = ("/dev/urandom", "/dev/random")
 
@@ -37,14 +38,16 @@ _HARMLESS_FILES = ("/dev/urandom", "/dev/random")
 class Held:
     """What a test may not leave behind, at one moment."""
 
+    below: tuple[Path, ...]
     mounts: frozenset[str]
     pids: frozenset[int]
     files: Counter[str]
     servers: frozenset[Cyrus]
 
     @classmethod
-    def now(cls) -> Held:
-        return cls(_mounts(), frozenset(psutil.pids()), _files(), frozenset(cyrus_server.running))
+    def now(cls, *below: Path) -> Held:
+        servers = frozenset(cyrus_server.running)
+        return cls(below, _mounts(below), frozenset(psutil.pids()), _files(), servers)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Leaks:
 
     @classmethod
     def since(cls, before: Held) -> Leaks:
-        return cls(_mounts() - before.mounts, _processes_since(before), _files() - before.files)
+        mounts = _mounts(before.below) - before.mounts
+        return cls(mounts, _processes_since(before), _files() - before.files)
 
     def __bool__(self) -> bool:
         return bool(self.mounts or self.processes or self.files)
@@ -79,8 +83,9 @@ class Leaks:
 
 
 @pytest.fixture(autouse=True)
-def _no_leaks() -> Iterator[None]:
-    before = Held.now()
+def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail a test that leaves something behind, and clear it away."""
+    before = Held.now(tmp_path_factory.getbasetemp(), Path.cwd())
     yield
     leaks = Leaks.since(before)
     if leaks:
@@ -95,14 +100,16 @@ def _no_leaks() -> Iterator[None]:
         pytest.fail(message, pytrace=False)
 
 
-def _mounts() -> frozenset[str]:
+def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
     found = set()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place, _, kind = line.partition(" - ")
         if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
             # The kernel writes a space as \040, and so on.
             escaped = place.split(" ")[4].encode("latin-1", "backslashreplace")
-            found.add(escaped.decode("unicode_escape"))
+            mountpoint = Path(escaped.decode("unicode_escape"))
+            if any(mountpoint.is_relative_to(directory) for directory in below):
+                found.add(str(mountpoint))
     return frozenset(found)
 
 
@@ -132,7 +139,7 @@ def _processes_since(before: Held) -> tuple[psutil.Process, ...]:
 
 def _is_ours(process: psutil.Process) -> bool:
     with suppress(psutil.AccessDenied):
-        if process.environ().get(_RUN_VARIABLE) == _RUN:
+        if process.environ().get(RUN_VARIABLE) == RUN:
             return True
     return any(parent.pid == os.getpid() for parent in process.parents())
 

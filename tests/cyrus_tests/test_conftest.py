@@ -1,4 +1,4 @@
-"""The checks of tests/conftest.py, tried on tests that break them, in a pytest of their own."""
+"""The checks of tests/conftest.py and tests/leaks.py, tried on tests that break them, in a pytest of their own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 CONFTEST = """
-import tests.conftest
-tests.conftest._GRACE = 0.5
+import tests.conftest, tests.leaks
+tests.leaks._GRACE = 0.5
 tests.conftest._no_mounts = tests.conftest.cyrus_server.missing = lambda: None
 """
 
