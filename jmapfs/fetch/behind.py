@@ -1,0 +1,91 @@
+"""Writing small blobs to the disk cache, behind the backs of those who wait for them.
+
+Bounded in bytes. What waits here can be read here; what does not fit is not kept, never lost.
+While one batch is being written the next one gathers: under load a transaction takes many.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from jmapfs.cache import DiskCache
+from jmapfs.fetch.counters import ContentCounters
+from jmapfs.fetch.threads import DiskThreads
+
+_LIMIT_BYTES: Final = 16 * 1024 * 1024
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_PATIENCE_SECONDS: Final = 1.0
+_TOUCHES_SECONDS: Final = 60.0
+
+
+class WriteBehind:
+    """The blobs that are to be written, and the task that writes them (`run`)."""
+
+    def __init__(self, disk: DiskCache, threads: DiskThreads, counters: ContentCounters) -> None:
+        self._disk = disk
+        self._threads = threads
+        self._counters = counters
+        self._waiting: dict[str, bytes] = {}
+        self._bytes = 0
+        self._changed = trio.Event()
+
+    def __len__(self) -> int:
+        """Return how many blobs wait to be written."""
+        return len(self._waiting)
+
+    def get(self, blob_id: str) -> bytes | None:
+        """Return a blob that waits to be written, or None."""
+        return self._waiting.get(blob_id)
+
+    async def offer(self, blob_id: str, data: bytes) -> None:
+        """Have a blob written; while there is no room wait a second for it, then let it be."""
+        if not self._disk.limit_bytes:
+            return
+        with trio.move_on_after(_PATIENCE_SECONDS):
+            while self._bytes + len(data) > _LIMIT_BYTES and self._waiting:
+                await self._changed.wait()
+        if blob_id in self._waiting:
+            return
+        if self._bytes + len(data) > _LIMIT_BYTES and self._waiting:
+            self._counters.unkept += 1
+            return
+        self._waiting[blob_id] = data
+        self._bytes += len(data)
+        self._signal()
+
+    async def run(self) -> None:
+        """Write, until cancelled; now and then also what the disk cache has to note."""
+        while True:
+            with trio.move_on_after(_TOUCHES_SECONDS):
+                while not self._waiting:
+                    await self._changed.wait()
+            if self._waiting:
+                await self._write_batch()
+            else:
+                await self._threads.run_abandonable(self._disk.write_touches)
+
+    async def flush(self) -> None:
+        """Return when everything has been written; `run` must be at work."""
+        while self._waiting:
+            await self._changed.wait()
+
+    async def _write_batch(self) -> None:
+        batch: list[tuple[str, bytes]] = []
+        size = 0
+        for blob_id, data in self._waiting.items():
+            if batch and size + len(data) > _BATCH_BYTES:
+                break
+            batch.append((blob_id, data))
+            size += len(data)
+        kept = await self._threads.run_abandonable(lambda: self._disk.put_many(batch))
+        self._counters.unkept += kept.count(False)
+        for blob_id, _ in batch:
+            del self._waiting[blob_id]
+        self._bytes -= size
+        self._signal()
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

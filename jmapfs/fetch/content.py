@@ -1,0 +1,301 @@
+"""The content of blobs: from memory, from the disk, or from the server, and whole or not at all.
+
+Concurrency: everything runs in the event loop but disk work (DiskThreads). A read never downloads:
+it starts a flight in the service's nursery, or joins one, and waits. So a read can be cancelled at
+any point, and there is no lock; between two awaits nothing changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from jmapfs.cache import DiskCache, MemoryCache
+from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, UnreachableError
+from jmapfs.fetch.behind import WriteBehind
+from jmapfs.fetch.counters import ContentCounters
+from jmapfs.fetch.delivery import Deliveries, extra_time
+from jmapfs.fetch.download import Downloader
+from jmapfs.fetch.flights import Flight, Flights
+from jmapfs.fetch.held import HeldBlobs, Readable
+from jmapfs.fetch.source import BlobSource
+from jmapfs.fetch.threads import DiskThreads
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_READ_TIMEOUT: Final = 30.0
+DEFAULT_DOWNLOAD_TIMEOUT: Final = 60.0
+
+_FLUSH_SECONDS: Final = 5.0
+
+SizeMismatch = Callable[[str, int], Awaitable[None]]
+
+
+class Content:
+    """Serves the content of blobs; see `open_content`. For tasks of the one event loop."""
+
+    def __init__(
+        self,
+        source: BlobSource,
+        disk: DiskCache,
+        memory: MemoryCache,
+        nursery: trio.Nursery,
+        *,
+        on_size_mismatch: SizeMismatch,
+        sha1_blob_ids: bool,
+        downloads: int,
+        read_timeout: float,
+        download_timeout: float,
+    ) -> None:
+        self.counters = ContentCounters()
+        self._disk = disk
+        self._memory = memory
+        self._nursery = nursery
+        self._on_size_mismatch = on_size_mismatch
+        self._read_timeout = read_timeout
+        self._threads = DiskThreads()
+        self._flights = Flights()
+        self._held = HeldBlobs(self._close_behind)
+        self._corrections: dict[tuple[str, int], trio.Event] = {}
+        self._closing = False
+        self._behind = WriteBehind(disk, self._threads, self.counters)
+        downloader = Downloader(
+            source, disk, self._threads, self.counters, sha1=sha1_blob_ids, parallel=downloads
+        )
+        self._deliveries = Deliveries(
+            disk,
+            memory,
+            self._held,
+            self._behind,
+            downloader,
+            self._threads,
+            self.counters,
+            timeout=download_timeout,
+        )
+
+    def hold(self, blob_id: str) -> None:
+        """Keep the blob at hand once it has been read, until `release`: a file was opened."""
+        self._held.hold(blob_id)
+
+    def release(self, blob_id: str) -> None:
+        """Undo one `hold`."""
+        self._held.release(blob_id)
+
+    async def read(
+        self,
+        blob_id: str,
+        expected_size: int,
+        offset: int,
+        length: int,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a timeout is a DeadlineError here
+    ) -> bytes | memoryview:
+        """Return exactly `min(length, expected_size - offset)` bytes; none beyond the end.
+
+        `timeout` is in seconds; None means 30 (as the service was opened), and for a large blob as
+        much more as it takes at 256 KiB a second.
+
+        Raises:
+            DeadlineError: it took too long; a download goes on for a while, for the next read.
+            BlobMismatchError: the blob has another size, which was reported, or other bytes.
+            StorageError: there is no room for a large blob, or the disk failed twice.
+            JmapfsError: what the source raises.
+        """
+        if offset < 0 or length < 0:
+            raise ValueError("a negative offset or length")
+        if offset >= expected_size or length == 0:
+            return b""
+        if timeout is None:
+            timeout = self._read_timeout + extra_time(expected_size)
+        self._held.hold(blob_id)
+        try:
+            with trio.move_on_after(timeout):
+                return await self._read(blob_id, expected_size, offset, length)
+        finally:
+            self._held.release(blob_id)
+        raise DeadlineError(f"the content of a mail did not come within {timeout:.0f} s")
+
+    async def contains(self, blob_id: str) -> bool:
+        """Tell whether a read would need no network; without reading, or counting as a use."""
+        if self.is_near(blob_id):
+            return True
+        return await self._threads.run_abandonable(partial(self._disk.contains, blob_id))
+
+    def is_near(self, blob_id: str) -> bool:
+        """Tell whether a read would need neither network nor a look at the disk cache."""
+        return (
+            blob_id in self._memory
+            or self._behind.get(blob_id) is not None
+            or self._held.get(blob_id) is not None
+        )
+
+    def expect(self, blob_id: str) -> Flight | None:
+        """Promise to deliver a small blob: reads of it now wait for the caller.
+
+        The caller ends the flight whatever happens: by `accept`, or its `fail` or `withdraw`. None
+        if the blob is near or on its way; whether it is on the disk is for the caller to ask.
+        """
+        if self._closing or self.is_near(blob_id) or self._flights.get(blob_id) is not None:
+            return None
+        return self._flights.begin(blob_id)
+
+    async def accept(self, flight: Flight, data: bytes) -> None:
+        """Deliver the content of a blob that was promised by `expect`.
+
+        Raises:
+            BlobMismatchError: these are not its bytes; the flight has failed with it.
+        """
+        await self._deliveries.accept(flight, data)
+
+    async def run(self, scope: trio.CancelScope) -> None:
+        """Write to the disk what came from the network, until `scope` is cancelled."""
+        with scope:
+            await self._behind.run()
+
+    async def flush(self) -> None:
+        """Begin no more flights, and return when everything is on the disk; `run` is at work."""
+        self._closing = True
+        await self._behind.flush()
+        await self._threads.run_abandonable(self._disk.write_touches)
+
+    async def close_files(self) -> None:
+        """Close what is still held."""
+        for blob in self._held.take_all():
+            await self._threads.run(blob.close)
+
+    async def _read(
+        self, blob_id: str, expected_size: int, offset: int, length: int
+    ) -> bytes | memoryview:
+        found = await self._find(blob_id, expected_size)
+        if not isinstance(found, bytes):
+            try:
+                return await self._threads.run_abandonable(partial(found.pread, length, offset))
+            except StorageError as error:
+                # Its text alone: the traceback holds on to the descriptor.
+                _log.warning("a cached mail is fetched again: %s", str(error))
+            self._held.forget(blob_id, found)
+            await self._threads.run_abandonable(partial(self._disk.discard, blob_id))
+            found = await self._find(blob_id, expected_size)
+        if isinstance(found, bytes):
+            return memoryview(found)[offset : offset + length]
+        return await self._threads.run_abandonable(partial(found.pread, length, offset))
+
+    async def _find(self, blob_id: str, expected_size: int) -> bytes | Readable:
+        found = await self._look(blob_id, expected_size)
+        size = len(found) if isinstance(found, bytes) else found.size
+        if size != expected_size:
+            await self._report(blob_id, size)
+            raise BlobMismatchError(f"a mail has {size} bytes, not {expected_size}")
+        return found
+
+    async def _look(self, blob_id: str, expected_size: int) -> bytes | Readable:
+        flown = False
+        while True:
+            data = self._memory.get(blob_id)
+            if data is None:
+                data = self._behind.get(blob_id)
+            if data is not None:
+                self.counters.memory_hits += not flown
+                return data
+            held = self._held.get(blob_id)
+            if held is not None:
+                self.counters.disk_hits += not flown
+                return held
+            flown = True
+            flight = self._flights.get(blob_id)
+            if flight is None:
+                if self._closing:
+                    raise UnreachableError("the content of mails is no longer served")
+                flight = self._flights.begin(blob_id)
+                self._nursery.start_soon(self._deliveries.fly, flight, expected_size)
+            else:
+                self.counters.waits += 1
+            data = await flight.wait()
+            if data is not None:
+                return data
+
+    async def _report(self, blob_id: str, size: int) -> None:
+        corrected = self._corrections.get((blob_id, size))
+        if corrected is None and not self._closing:
+            corrected = self._corrections[blob_id, size] = trio.Event()
+            self.counters.mismatches += 1
+            self._nursery.start_soon(self._correct, blob_id, size)
+        if corrected is not None:
+            await corrected.wait()
+
+    async def _correct(self, blob_id: str, size: int) -> None:
+        # In the nursery: the correction is not lost with the reader who found the need for it.
+        try:
+            await self._on_size_mismatch(blob_id, size)
+        except Exception:  # noqa: BLE001 - whatever it is, mail is still to be served
+            _log.exception("the size of a mail could not be corrected")
+        finally:
+            self._corrections.pop((blob_id, size)).set()
+
+    def _close_behind(self, blob: Readable) -> None:
+        if self._closing:
+            # There may be no nursery any more; nothing else is going on that this could delay.
+            blob.close()
+            return
+        self._nursery.start_soon(self._close, blob)
+
+    async def _close(self, blob: Readable) -> None:
+        with trio.CancelScope(shield=True):
+            await self._threads.run(blob.close)
+
+
+@asynccontextmanager
+async def open_content(
+    source: BlobSource,
+    disk_cache: DiskCache,
+    memory_cache: MemoryCache | None = None,
+    *,
+    on_size_mismatch: SizeMismatch,
+    sha1_blob_ids: bool = False,
+    downloads: int = 8,
+    read_timeout: float = DEFAULT_READ_TIMEOUT,
+    download_timeout: float = DEFAULT_DOWNLOAD_TIMEOUT,
+) -> AsyncIterator[Content]:
+    """Serve content for as long as the context lasts; the caches stay the caller's to close.
+
+    `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have another size than
+    was expected, before that read fails; the content is kept. `sha1_blob_ids` says that ids of `G`
+    and 40 hexadecimal digits are SHA-1s of the content. `downloads` is how many there are at a
+    time. `read_timeout` and `download_timeout` are in seconds; a download may go on after the last
+    reader has left, until its own time is over. At the end, what came last is written to the disk,
+    for 5 seconds at most.
+    """
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        content = Content(
+            source,
+            disk_cache,
+            MemoryCache() if memory_cache is None else memory_cache,
+            nursery,
+            on_size_mismatch=on_size_mismatch,
+            sha1_blob_ids=sha1_blob_ids,
+            downloads=downloads,
+            read_timeout=read_timeout,
+            download_timeout=download_timeout,
+        )
+        # Shielded: whatever ends the service, what has come is written first.
+        writing = trio.CancelScope(shield=True)
+        nursery.start_soon(content.run, writing)
+        try:
+            yield content
+        except Exception as error:  # noqa: BLE001 - else the nursery would wrap it in a group
+            failure = error
+        finally:
+            with trio.move_on_after(_FLUSH_SECONDS, shield=True):
+                await content.flush()
+            writing.cancel()
+            nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await content.close_files()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,25 @@
+"""Where content comes from: the little that is asked of a JMAP client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class BlobSource(Protocol):
+    """Downloads whole blobs; `deadline` is in seconds from now, for everything.
+
+    Raises, in its methods and from the iteration:
+        JmapfsError: the blob cannot be had; a stream that breaks off does not just end.
+    """
+
+    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
+        """Return the content of a blob."""
+        ...
+
+    def stream_blob(
+        self, blob_id: str, *, deadline: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Return the content of a blob chunk by chunk."""
+        ...

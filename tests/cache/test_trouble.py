@@ -1,0 +1,213 @@
+"""Whatever state the disk is in, the cache is at worst an empty one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from jmapfs.cache import DiskCache, LargeWriter
+from tests.cache.small_disk import needs_root, tmpfs
+
+MIB = 1024 * 1024
+
+
+def open_cache(directory: Path) -> DiskCache:
+    return DiskCache(directory, 16 * MIB, reserve_bytes=0)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(50_000))
+
+
+def foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE theirs (a); INSERT INTO theirs VALUES (1);")
+
+
+def other_version(path: Path) -> None:
+    open_cache(path.parent).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def torn(path: Path) -> None:
+    cache = open_cache(path.parent)
+    cache.put_many([(f"b{i}", os.urandom(8000)) for i in range(100)])
+    cache.close()
+    with path.open("r+b") as file:
+        file.truncate(300_000)
+
+
+@pytest.mark.parametrize("spoil", [garbage, foreign, other_version, torn])
+def test_an_unusable_file_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path / "blobs.sqlite")
+    content = (tmp_path / "blobs.sqlite").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        cache = open_cache(tmp_path)
+    cache.put("b", b"mail")
+    assert cache.get("b") == b"mail"
+    assert cache.statistics().blobs == 1
+    assert (tmp_path / "blobs.sqlite.set-aside").read_bytes() == content
+    assert any("set aside" in record.message for record in caplog.records)
+    cache.close()
+
+
+def test_an_empty_file_is_a_new_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "blobs.sqlite").touch()
+    cache = open_cache(tmp_path)
+    assert cache.put("b", b"mail")
+    cache.close()
+    assert caplog.records == []
+
+
+def test_damage_found_later_is_set_aside_too(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.put_many([(f"b{i}", os.urandom(8000)) for i in range(100)])
+    cache.put("large", bytes(2 * MIB))
+    cache.close()
+    cache = open_cache(tmp_path)
+    with (tmp_path / "blobs.sqlite").open("r+b") as file:
+        file.seek(8192)
+        for _ in range(100):
+            file.write(os.urandom(4000) + bytes(96))
+    found = [cache.get(f"b{i}") for i in range(100)]
+    assert None in found
+    for i in range(100):
+        cache.put(f"b{i}", b"%d" % i * 3000)
+    for i in range(100):
+        assert cache.get(f"b{i}") in (None, b"%d" % i * 3000)
+    assert cache.put("b", b"mail")
+    assert cache.get("b") == b"mail"
+    cache.close()
+
+
+def test_one_process_sets_aside_and_the_other_follows(tmp_path: Path) -> None:
+    first, second = open_cache(tmp_path), open_cache(tmp_path)
+    first._files.failed("test", _damage())
+    assert first.put("b", b"mail")
+    assert (tmp_path / "blobs.sqlite.set-aside").exists()
+    assert second.put("c", b"mail")
+    assert second.get("b") == b"mail"
+    assert first.statistics() == second.statistics()
+    assert first.statistics().blobs == 2
+    first.close()
+    second.close()
+
+
+def _damage() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        cache = open_cache(tmp_path / "file" / "cache")
+        for _ in range(3):
+            assert not cache.put("b", b"mail")
+            assert cache.get("b") is None
+            assert not cache.contains("b")
+            assert cache.begin_large("b") is None
+            cache.discard("b")
+            cache.clear()
+        assert cache.statistics().blobs == 0
+        cache.close()
+    assert len(caplog.records) == len({record.getMessage() for record in caplog.records}) < 5
+
+
+@needs_root
+def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tmpfs(tmp_path / "full", "4m") as directory, caplog.at_level(logging.WARNING):
+        cache = open_cache(directory)
+        kept = {}
+        for i in range(100):
+            data = os.urandom(100_000)
+            if cache.put(f"b{i}", data):
+                kept[f"b{i}"] = data
+        assert 5 < len(kept) < 40
+        large = cache.begin_large("l", 3 * MIB)
+        assert large is None or not _writes(large, 3)
+        assert not cache.put("l", bytes(3 * MIB))
+        for blob_id, data in kept.items():
+            assert cache.get(blob_id) == data
+        assert cache.statistics().blobs == len(kept)
+        cache.clear()
+        assert cache.put("again", b"mail")
+        cache.close()
+        assert 1 <= len(caplog.records) <= 4
+
+
+def _writes(writer: LargeWriter, pieces: int) -> bool:
+    try:
+        with writer:
+            for _ in range(pieces):
+                writer.write(bytes(MIB))
+            return writer.commit()
+    except OSError:
+        return False
+
+
+@needs_root
+def test_a_full_disk_with_a_reserve_never_fills(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tmpfs(tmp_path / "full", "32m") as directory, caplog.at_level(logging.WARNING):
+        cache = DiskCache(directory, 1024 * MIB, reserve_bytes=8 * MIB)
+        for i in range(400):
+            assert cache.put(f"b{i}", os.urandom(100_000)) or i > 100
+            state = os.statvfs(directory)
+            assert state.f_bavail * state.f_frsize > 4 * MIB
+        assert cache.statistics().blobs > 50
+        assert cache.contains("b399")
+        cache.close()
+        assert caplog.records == []
+
+
+@needs_root
+def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "full", "1m") as directory:
+        (directory / "ballast").write_bytes(bytes(MIB - 4096))
+        cache = open_cache(directory)
+        assert not cache.put("b", b"mail")
+        assert cache.get("b") is None
+        (directory / "ballast").unlink()
+        cache._files._retry_at = 0.0
+        assert cache.put("b", b"mail")
+        assert cache.get("b") == b"mail"
+        cache.close()
+
+
+@needs_root
+def test_a_read_only_file_system(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tmpfs(tmp_path / "ro", "8m") as directory:
+        cache = open_cache(directory)
+        assert cache.put("s", b"mail")
+        assert cache.put("l", b"x" * (2 * MIB))
+        cache.close()
+        subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
+        with caplog.at_level(logging.WARNING):
+            cache = open_cache(directory)
+            for _ in range(3):
+                assert cache.get("s") == b"mail"
+                blob = cache.open_large("l")
+                assert blob is not None
+                blob.close()
+                assert not cache.put("b", b"mail")
+                assert not cache.put("m", bytes(2 * MIB))
+                cache.write_touches()
+        assert cache.statistics().blobs == 2
+        assert len(caplog.records) == len({record.getMessage() for record in caplog.records})
+        subprocess.run(["mount", "-o", "remount,rw", str(directory)], check=True)
+        cache._files._retry_at = 0.0
+        assert cache.put("b", b"mail")
+        cache.close()
