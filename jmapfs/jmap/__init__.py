@@ -1,0 +1,47 @@
+"""The JMAP client (RFC 8620, RFC 8621): session, calls, mail types, blobs.
+
+It knows nothing of files. `connect` opens a Client; everything else here is what goes into it or
+comes out of it. What it raises is in `jmapfs.errors`.
+"""
+
+from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
+from jmapfs.jmap.blobs import BlobStream
+from jmapfs.jmap.calls import Call, Response
+from jmapfs.jmap.changes import Changes, MailboxChanges
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
+from jmapfs.jmap.discovery import discover
+from jmapfs.jmap.emails import EmailPage
+from jmapfs.jmap.mail import Address, Email, Mailbox, MailboxRights
+from jmapfs.jmap.service import Resolver, ServiceTarget
+from jmapfs.jmap.session import Account, Limits, Session
+from jmapfs.jmap.transport import Traffic, Transport, open_transport
+
+__all__ = [
+    "DEFAULT_DEADLINE",
+    "Account",
+    "Address",
+    "Api",
+    "BasicCredentials",
+    "BearerCredentials",
+    "BlobStream",
+    "Call",
+    "Changes",
+    "Client",
+    "Credentials",
+    "Email",
+    "EmailPage",
+    "Limits",
+    "Mailbox",
+    "MailboxChanges",
+    "MailboxRights",
+    "Resolver",
+    "Response",
+    "ServiceTarget",
+    "Session",
+    "Traffic",
+    "Transport",
+    "connect",
+    "discover",
+    "open_transport",
+]

@@ -1,0 +1,191 @@
+"""Downloading blobs by the session's download URL (RFC 8620 §6.2): whole, or as a stream.
+
+A blob is immutable, so a download that breaks off is begun again, and what was handed on already
+is passed over, once it has proved to be the same. Nothing that breaks off ends like a whole blob.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import quote
+
+import trio
+
+from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
+from jmapfs.jmap.account import AccountCalls
+from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
+from jmapfs.jmap.incoming import Incoming, Outgoing
+from jmapfs.jmap.retrying import Retries, TransientError
+from jmapfs.jmap.wording import printable
+
+# Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
+_VARIABLE = re.compile(r"\{([^{}]*)\}")
+# How far a blob may be from the size that was promised, before it is given up for memory's sake.
+_MARGIN = 64 * 2**20
+_LARGEST_BLOB = 1 << 30
+
+
+def expand(template: str, values: Mapping[str, str]) -> str:
+    """Expand a URI template of level 1 (RFC 6570 §3.2.2); a variable without a value is empty."""
+
+    def value(match: re.Match[str]) -> str:
+        text = values.get(match[1], "")
+        # A segment of dots alone would be taken for a path to another place.
+        return text.replace(".", "%2E") if text.strip(".") == "" else quote(text, safe="")
+
+    return _VARIABLE.sub(value, template)
+
+
+class BlobStream:
+    """The content of a blob, chunk by chunk; an asynchronous iterator for one task."""
+
+    def __init__(self, api: Api, values: Mapping[str, str], until: float) -> None:
+        self._api = api
+        self._values = values
+        self._until = until
+        self._retries = Retries(until)
+        self._attempt = AsyncExitStack()
+        self._incoming: Incoming | None = None
+        self._handed_on = 0
+        self._digest = hashlib.blake2b()
+        self._ended = False
+
+    def __aiter__(self) -> BlobStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next bytes, never none.
+
+        Raises BlobNotFoundError, BlobMismatchError when a second attempt brings other content
+        than the first, and what Transport.fetch raises.
+        """
+        while not self._ended:
+            try:
+                if self._incoming is None:
+                    self._incoming = await self._open()
+                    await self._pass_over(self._incoming)
+                chunk = await self._receive(self._incoming)
+            except TransientError as failure:
+                await self.aclose()
+                await self._retries.after(failure)
+                continue
+            if not chunk:
+                self._ended = True
+                self._api.transport.traffic.blobs += 1
+                await self.aclose()
+                break
+            self._hand_on(chunk)
+            return chunk
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the download where it is."""
+        self._incoming = None
+        await self._attempt.aclose()
+
+    async def _open(self) -> Incoming:
+        session = await self._api.current_session(until=self._until)
+        outgoing = Outgoing(
+            method="GET", url=expand(session.download_url, self._values), headers=_HEADERS
+        )
+        exchange = self._api.transport.exchange(outgoing, until=self._until)
+        try:
+            return await self._attempt.enter_async_context(exchange)
+        except RequestError as error:
+            if error.status in {404, 410}:
+                raise BlobNotFoundError(f"the server does not have the {self._name()}") from error
+            raise
+
+    async def _receive(self, incoming: Incoming) -> bytes:
+        chunk = await incoming.next_chunk()
+        self._api.transport.traffic.bytes += len(chunk)
+        return chunk
+
+    async def _pass_over(self, incoming: Incoming) -> None:
+        """Read again what an earlier attempt handed on, and check that it is the same."""
+        left, digest = self._handed_on, hashlib.blake2b()
+        while left:
+            chunk = await self._receive(incoming)
+            if not chunk:
+                raise BlobMismatchError(f"the {self._name()} is shorter than it was a moment ago")
+            digest.update(chunk[:left])
+            surplus = chunk[left:]
+            left = max(0, left - len(chunk))
+            if surplus:
+                incoming.put_back(surplus)
+                # It is counted when it is taken again.
+                self._api.transport.traffic.bytes -= len(surplus)
+        if digest.digest() != self._digest.digest():
+            raise BlobMismatchError(f"the {self._name()} is not what it was a moment ago")
+
+    def _hand_on(self, chunk: bytes) -> None:
+        self._handed_on += len(chunk)
+        self._digest.update(chunk)
+
+    def _name(self) -> str:
+        return f"blob {printable(self._values['blobId'], 80)}"
+
+
+class BlobCalls(AccountCalls):
+    """Downloads. They count in the budget of the transport for as long as they last."""
+
+    async def download_blob(
+        self,
+        blob_id: str,
+        *,
+        size_hint: int | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+        name: str = "blob",
+        media_type: str = "application/octet-stream",
+    ) -> bytes:
+        """Return the content of a blob, as the server sent it to its announced end.
+
+        `size_hint` is the size it should have in bytes; content of another length is returned as
+        it is, for the caller to judge, unless it is larger by more than 64 MiB. `deadline` is in
+        seconds, for everything.
+
+        Raises BlobNotFoundError, BlobMismatchError, and what Transport.fetch raises.
+        """
+        largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
+        content = bytearray()
+        async with self.stream_blob(
+            blob_id, deadline=deadline, name=name, media_type=media_type
+        ) as chunks:
+            async for chunk in chunks:
+                content += chunk
+                if len(content) > largest:
+                    raise BlobMismatchError(
+                        f"the blob {printable(blob_id, 80)} is far larger than it should be: "
+                        f"more than {largest:,} bytes"
+                    )
+        return bytes(content)
+
+    @asynccontextmanager
+    async def stream_blob(
+        self,
+        blob_id: str,
+        *,
+        deadline: float = DEFAULT_DEADLINE,
+        name: str = "blob",
+        media_type: str = "application/octet-stream",
+    ) -> AsyncIterator[BlobStream]:
+        """Open a blob for reading chunk by chunk; nothing is asked before the first is wanted.
+
+        `deadline` is in seconds from now to the last chunk. The content is whole when, and only
+        when, the iteration ends by itself. Raises as `download_blob`, from the iteration.
+        """
+        values = {
+            "accountId": self.account_id,
+            "blobId": blob_id,
+            "name": name,
+            "type": media_type,
+        }
+        stream = BlobStream(self.api, values, trio.current_time() + deadline)
+        try:
+            yield stream
+        finally:
+            await stream.aclose()

@@ -1,0 +1,90 @@
+"""What an account is opened with: a user name and a password, or a token.
+
+The secret is in `authorization` and nowhere else: not in the repr, not in an error text. A server
+may send it back in what it answers, so whatever is shown of an answer goes through `redact`.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from jmapfs.errors import ConfigError
+
+# A shorter secret is no secret, and blanking out every "a" of a text would only hide its meaning.
+_SHORTEST_REDACTED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BasicCredentials:
+    """A user name and a password (RFC 7617).
+
+    Raises ConfigError when they cannot be sent: empty, a colon in the user name, control
+    characters.
+    """
+
+    username: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.username:
+            raise ConfigError("the user name is empty")
+        if ":" in self.username:
+            raise ConfigError("a user name for Basic authentication cannot hold a colon")
+        if not self.password:
+            raise ConfigError("the password is empty")
+        if _has_control_characters(self.username + self.password):
+            raise ConfigError("the user name or the password holds control characters")
+
+    @property
+    def authorization(self) -> str:
+        """The value of the `Authorization` header."""
+        return f"Basic {self._encoded}"
+
+    @property
+    def _encoded(self) -> str:
+        return base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
+
+    def redact(self, text: str) -> str:
+        """Return `text` without the secret, in clear or as it is sent."""
+        return _blank(text, self._encoded, self.password)
+
+
+@dataclass(frozen=True, slots=True)
+class BearerCredentials:
+    """A token (RFC 6750), such as an API token.
+
+    Raises ConfigError when it is empty or cannot be sent in a header.
+    """
+
+    token: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.token:
+            raise ConfigError("the token is empty")
+        if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
+            raise ConfigError("the token holds spaces, control or non-ASCII characters")
+
+    @property
+    def authorization(self) -> str:
+        """The value of the `Authorization` header."""
+        return f"Bearer {self.token}"
+
+    def redact(self, text: str) -> str:
+        """Return `text` without the secret."""
+        return _blank(text, self.token)
+
+
+Credentials: TypeAlias = BasicCredentials | BearerCredentials
+
+
+def _has_control_characters(text: str) -> bool:
+    return any(ord(character) < 0x20 or ord(character) == 0x7F for character in text)
+
+
+def _blank(text: str, *secrets: str) -> str:
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_REDACTED:
+            text = text.replace(secret, "…")
+    return text

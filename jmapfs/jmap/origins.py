@@ -1,0 +1,86 @@
+"""Which URLs may be spoken to, and which origin a URL belongs to.
+
+Credentials go to origins (scheme, host and port), so every URL that a user or a server names is
+first reduced to its origin here, by the same parser that sends the request later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import httpx
+
+from jmapfs.errors import JmapfsError
+from jmapfs.jmap.wording import printable
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
+    """Return the origin of `url`, as `https://host:port`, if it is fit to receive credentials.
+
+    `naming` says in error texts what the URL is; the URL itself is never shown, for it may hold
+    a secret. Raises `error` when it is no http(s) URL, holds a user name or password, or is
+    `http://` to anything but this machine.
+    """
+    parsed = _parse(url, naming, error)
+    if parsed.userinfo:
+        raise error(
+            f"{naming} holds a user name or a password; leave it out of the URL, "
+            "secrets belong in the configuration"
+        )
+    if parsed.scheme not in _DEFAULT_PORTS:
+        scheme = printable(parsed.scheme, 20)
+        raise error(f"{naming} must begin with https://" + (f", not {scheme}:" if scheme else ""))
+    if not parsed.host:
+        raise error(f"{naming} names no host")
+    if parsed.port is not None and not 0 < parsed.port < 65_536:
+        raise error(f"{naming} has a port that cannot be")
+    if parsed.scheme == "http" and not is_loopback(parsed.host):
+        raise error(
+            f"{naming} is http:// to {printable(parsed.host, 80)}, which would send the "
+            "credentials and the mail in the clear; use https:// "
+            "(http:// is accepted for this machine only: localhost, 127.0.0.0/8, ::1)"
+        )
+    return origin_of(url)
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a URL that was checked before, the port always given."""
+    parsed = httpx.URL(url)
+    port = parsed.port or _DEFAULT_PORTS.get(parsed.scheme, 0)
+    host = parsed.raw_host.decode("ascii")
+    return f"{parsed.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL, with the port where it is not the usual one, for error texts."""
+    parsed = httpx.URL(url)
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
+    return host if parsed.port is None else f"{host}:{parsed.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` is this machine: `localhost`, 127.0.0.0/8 or ::1."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_downgrade(source: str, target: str) -> bool:
+    """Tell whether going from `source` to `target` leaves HTTPS on another machine for http."""
+    old, new = httpx.URL(source), httpx.URL(target)
+    return old.scheme == "https" and new.scheme == "http" and not is_loopback(old.host)
+
+
+def _parse(url: str, naming: str, error: type[JmapfsError]) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+        # Both are computed late, and fail late on a host that is no host.
+        _ = parsed.host, parsed.raw_host.decode("ascii")
+    except (httpx.InvalidURL, ValueError):
+        raise error(f"{naming} is not a usable URL") from None
+    return parsed

@@ -1,0 +1,250 @@
+"""The session: where things are, which accounts there are, what is allowed (RFC 8620 §2).
+
+Frozen: a session that changed is another session. URLs in it are absolute already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+
+from jmapfs.errors import ConfigError, ProtocolError
+from jmapfs.jmap.decoding import Id, decode
+from jmapfs.jmap.incoming import Answer
+from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
+from jmapfs.jmap.transport import Transport
+from jmapfs.jmap.wording import printable
+
+CORE = "urn:ietf:params:jmap:core"
+MAIL = "urn:ietf:params:jmap:mail"
+SESSION_HEADERS = {"Accept": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account of the session; `capabilities` maps a capability to its limits and details."""
+
+    id: str
+    name: str
+    is_personal: bool
+    is_read_only: bool
+    capabilities: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server allows (RFC 8620 §2), each at least 1; sizes in bytes."""
+
+    max_objects_in_get: int = 500
+    max_calls_in_request: int = 16
+    max_concurrent_requests: int = 4
+    max_size_request: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session of one user. `url` is where it came from, after all redirects."""
+
+    url: str
+    username: str
+    api_url: str
+    download_url: str
+    event_source_url: str | None
+    state: str
+    accounts: Mapping[str, Account]
+    primary_accounts: Mapping[str, str]
+    capabilities: Mapping[str, object]
+    limits: Limits
+    origins: frozenset[str]
+
+    @property
+    def blob_ids_are_sha1(self) -> bool:
+        """Whether a blob id of `G` and 40 hex digits holds the SHA-1 of the blob.
+
+        True of Cyrus, and of Fastmail, which runs it; told by their own capabilities.
+        """
+        return any(_is_cyrus(name) for name in self.capabilities)
+
+    def using(self, needed: Iterable[str] = ()) -> list[str]:
+        """Return `using` of a request: core, mail, and what of `needed` the server advertises."""
+        extra = {name for name in needed if name in self.capabilities}
+        return [CORE, MAIL, *sorted(extra - {CORE, MAIL})]
+
+    def mail_account(self, selection: str | None = None) -> Account:
+        """Return the account whose mail is meant: by id or by name, or else the primary one.
+
+        Raises ProtocolError when the server has no mail for this user, ConfigError when the
+        selection fits no account or several; its text lists what there is.
+        """
+        if MAIL not in self.capabilities and not self._with_mail():
+            raise ProtocolError(
+                f"{host_of(self.url)} speaks JMAP, but not for mail: no account of this user "
+                f"has the capability {MAIL}"
+            )
+        if selection is not None:
+            return self._selected(selection)
+        primary = self.primary_accounts.get(MAIL)
+        if primary is None:
+            raise ConfigError(
+                "the server names no primary account for mail; choose one: " + self._listing()
+            )
+        if primary not in self.accounts:
+            raise ProtocolError(
+                f"{host_of(self.url)} names a primary account for mail "
+                f"({printable(primary, 80)}) that it does not have"
+            )
+        return self.accounts[primary]
+
+    def _selected(self, selection: str) -> Account:
+        if selection in self.accounts:
+            return self.accounts[selection]
+        for same in (str, str.casefold):
+            named = [a for a in self.accounts.values() if same(a.name) == same(selection)]
+            if len(named) == 1:
+                return named[0]
+            if named:
+                raise ConfigError(
+                    f"several accounts are named {printable(selection, 80)}; "
+                    f"choose one by its id: {self._listing()}"
+                )
+        raise ConfigError(
+            f"there is no account {printable(selection, 80)}; there are: {self._listing()}"
+        )
+
+    def _with_mail(self) -> bool:
+        return MAIL in self.primary_accounts or any(
+            MAIL in account.capabilities for account in self.accounts.values()
+        )
+
+    def _listing(self) -> str:
+        shown = [
+            f"{printable(account.id, 80)} ({printable(account.name, 80)})"
+            for account in self.accounts.values()
+        ]
+        more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+        return (", ".join(shown[:20]) or "none") + more
+
+
+class _AccountDocument(msgspec.Struct, rename="camel"):
+    name: str | None = None
+    is_personal: bool | None = None
+    is_read_only: bool | None = None
+    account_capabilities: dict[str, object] | None = None
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    api_url: str
+    download_url: str
+    event_source_url: str | None = None
+    username: str | None = None
+    state: str | None = None
+    accounts: dict[Id, _AccountDocument] | None = None
+    primary_accounts: dict[str, str | None] | None = None
+    capabilities: dict[str, object] | None = None
+
+
+class _CoreCapability(msgspec.Struct, rename="camel"):
+    max_objects_in_get: int | None = None
+    max_calls_in_request: int | None = None
+    max_concurrent_requests: int | None = None
+    max_size_request: int | None = None
+
+
+def parse_session(answer: Answer, transport: Transport) -> Session:
+    """Read a session out of the answer to a request for it; its URL is the base of relative ones.
+
+    Raises ProtocolError when it is none, or names URLs that credentials must not go to.
+    """
+    base = answer.url
+    what = f"the session of {host_of(base)}"
+    document = transport.decode(answer, _Document, what)
+    urls = {
+        "apiUrl": _absolute(base, document.api_url, f"apiUrl in {what}"),
+        "downloadUrl": _absolute(base, document.download_url, f"downloadUrl in {what}"),
+    }
+    if document.event_source_url:
+        urls["eventSourceUrl"] = _absolute(
+            base, document.event_source_url, f"eventSourceUrl in {what}"
+        )
+    capabilities = document.capabilities or {}
+    origins = {
+        secure_origin(url, naming=f"{name} in {what}", error=ProtocolError)
+        for name, url in {**urls, "the URL": base}.items()
+    }
+    return Session(
+        url=base,
+        username=document.username or "",
+        api_url=urls["apiUrl"],
+        download_url=urls["downloadUrl"],
+        event_source_url=urls.get("eventSourceUrl"),
+        state=document.state or "",
+        accounts={
+            id_: Account(
+                id=id_,
+                name=account.name or "",
+                is_personal=account.is_personal is not False,
+                is_read_only=account.is_read_only is True,
+                capabilities=account.account_capabilities or {},
+            )
+            for id_, account in (document.accounts or {}).items()
+        },
+        primary_accounts={
+            name: id_ for name, id_ in (document.primary_accounts or {}).items() if id_
+        },
+        capabilities=capabilities,
+        limits=_limits(capabilities.get(CORE), what),
+        origins=frozenset(origins),
+    )
+
+
+def _absolute(base: str, url: str, naming: str) -> str:
+    if not url:
+        raise ProtocolError(f"{naming} is empty")
+    try:
+        resolved = urljoin(base, url)
+        authority = urlsplit(resolved).netloc
+    except ValueError:
+        raise ProtocolError(f"{naming} is not a usable URL") from None
+    # A host that varies with the account could not be told from one that was never named.
+    if "{" in authority:
+        raise ProtocolError(f"{naming} has a variable in its host, which is not supported")
+    secure_origin(resolved, naming=naming, error=ProtocolError)
+    if is_downgrade(base, resolved):
+        raise ProtocolError(f"{naming} leads from https:// to http://, which is not followed")
+    return resolved
+
+
+def _limits(core: object, what: str) -> Limits:
+    given = decode(
+        msgspec.json.encode(core if core is not None else {}),
+        _CoreCapability,
+        f"the capability {CORE} in {what}",
+    )
+    default = Limits()
+    return Limits(
+        max_objects_in_get=_at_least_one(given.max_objects_in_get, default.max_objects_in_get),
+        max_calls_in_request=_at_least_one(
+            given.max_calls_in_request, default.max_calls_in_request
+        ),
+        max_concurrent_requests=_at_least_one(
+            given.max_concurrent_requests, default.max_concurrent_requests
+        ),
+        max_size_request=_at_least_one(given.max_size_request, default.max_size_request),
+    )
+
+
+def _at_least_one(value: int | None, default: int) -> int:
+    return default if value is None else max(1, value)
+
+
+def _is_cyrus(capability: str) -> bool:
+    if capability.startswith("https://cyrusimap.org/"):
+        return True
+    try:
+        host = urlsplit(capability).hostname or ""
+    except ValueError:
+        return False
+    return host == "fastmail.com" or host.endswith(".fastmail.com")

@@ -1,0 +1,216 @@
+"""The way to the server: every HTTP request of an account goes through one Transport.
+
+It keeps what all requests share: the credentials and the origins they may go to, the budget of
+requests in flight (API calls and downloads together, as some servers count them), the cool-down
+of a busy server, and the counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+import trio
+
+from jmapfs.errors import DeadlineError, JmapfsError, ProtocolError
+from jmapfs.jmap.connections import CONNECT_TIMEOUT, Connections
+from jmapfs.jmap.credentials import Credentials
+from jmapfs.jmap.decoding import decode
+from jmapfs.jmap.failures import HTTP_FAILURES, network_failure
+from jmapfs.jmap.incoming import STALL_TIMEOUT, Answer, Incoming, Outgoing
+from jmapfs.jmap.origins import host_of, secure_origin
+from jmapfs.jmap.refusals import refusal
+from jmapfs.jmap.retrying import Cooldown, Retries, TransientError
+
+T = TypeVar("T")
+
+CONCURRENCY = 8
+"""Requests in flight at most, whatever the server allows."""
+
+_CONCURRENCY_AT_FIRST = 2
+_LARGEST_ANSWER = 256 * 2**20
+_LARGEST_REFUSAL = 64 * 2**10
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was sent and received: HTTP requests (each attempt), blobs and their bytes."""
+
+    requests: int = 0
+    blobs: int = 0
+    bytes: int = 0
+
+
+class Transport:
+    """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        connections: Connections,
+        *,
+        concurrency: int = CONCURRENCY,
+        largest_answer: int = _LARGEST_ANSWER,
+    ) -> None:
+        self.traffic = Traffic()
+        self._credentials = credentials
+        self._connections = connections
+        self._concurrency = max(1, concurrency)
+        self._largest_answer = largest_answer
+        self._budget = trio.CapacityLimiter(min(_CONCURRENCY_AT_FIRST, self._concurrency))
+        self._cooldown = Cooldown()
+        self._trusted: frozenset[str] = frozenset()
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be in flight at once, now."""
+        return int(self._budget.total_tokens)
+
+    def allow(self, concurrent_requests: int) -> None:
+        """Set the budget to what the server allows, as far as the local cap goes."""
+        self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
+
+    def trust(self, origins: Iterable[str]) -> None:
+        """Let the credentials go to these origins, and to no other."""
+        self._trusted = frozenset(origins)
+
+    def redact(self, text: str) -> str:
+        """Return `text`, which a server sent, without the secret."""
+        return self._credentials.redact(text)
+
+    def decode(self, answer: Answer, type_: type[T], what: str) -> T:
+        """Decode the body of an answer; raises ProtocolError, which does not quote the secret."""
+        content_type = answer.headers.get("content-type", "no content type")
+        try:
+            return decode(answer.content, type_, what, content_type=content_type)
+        except ProtocolError as error:
+            raise ProtocolError(self.redact(str(error))) from None
+
+    async def fetch(self, outgoing: Outgoing, *, until: float) -> Answer:
+        """Send a request, retry it where that may help, and return the whole answer.
+
+        `until` is a moment of trio's clock. Raises UnreachableError, DeadlineError,
+        AuthenticationError, RequestError or ProtocolError.
+        """
+        retries = Retries(until)
+        while True:
+            try:
+                async with self.exchange(outgoing, until=until) as incoming:
+                    content = await incoming.read(self._largest_answer)
+                    return Answer(incoming.status, incoming.headers, outgoing.url, content)
+            except TransientError as failure:
+                await retries.after(failure)
+
+    @asynccontextmanager
+    async def exchange(self, outgoing: Outgoing, *, until: float) -> AsyncIterator[Incoming]:
+        """Make one attempt: yields the answer as it comes in, its status being as expected.
+
+        It counts in the budget until the block is left. Raises TransientError beside what `fetch`
+        raises.
+        """
+        host = self._check(outgoing)
+        async with self._slot(until, host), self._connections.lease() as client:
+            started = trio.current_time()
+            response = await self._send(client, outgoing, until, host)
+            incoming = Incoming(
+                response, host=host, until=until, spoilt=lambda: self._connections.renew(client)
+            )
+            try:
+                if incoming.status not in outgoing.expected:
+                    raise await self._refusal(incoming, host, started)
+                self._cooldown.relax()
+                yield incoming
+            finally:
+                await incoming.aclose()
+
+    def _check(self, outgoing: Outgoing) -> str:
+        origin = secure_origin(outgoing.url, naming="a URL of the server", error=ProtocolError)
+        host = host_of(outgoing.url)
+        if outgoing.authenticated and origin not in self._trusted:
+            raise ProtocolError(f"credentials are not sent to {host}: the session does not name it")
+        return host
+
+    @asynccontextmanager
+    async def _slot(self, until: float, host: str) -> AsyncIterator[None]:
+        # One task may read several streams at a time, so it is not the task that borrows.
+        borrower = object()
+        with trio.move_on_at(until) as scope:
+            while True:
+                await self._cooldown.wait(until)
+                await self._budget.acquire_on_behalf_of(borrower)
+                if not self._cooldown.active:
+                    break
+                self._budget.release_on_behalf_of(borrower)
+        if scope.cancelled_caught:
+            raise DeadlineError(f"no request to {host} came to its turn in time")
+        try:
+            yield
+        finally:
+            self._budget.release_on_behalf_of(borrower)
+
+    async def _send(
+        self, client: httpx.AsyncClient, outgoing: Outgoing, until: float, host: str
+    ) -> httpx.Response:
+        headers = {"Accept-Encoding": "gzip", **outgoing.headers}
+        if outgoing.authenticated:
+            headers["Authorization"] = self._credentials.authorization
+        patience = min(outgoing.patience, max(until - trio.current_time(), 0.0))
+        # Ours runs out first: httpx's would end every other request of an HTTP/2 connection too.
+        backstop = httpx.Timeout(CONNECT_TIMEOUT, read=max(patience, STALL_TIMEOUT) + 5.0)
+        self.traffic.requests += 1
+        response: httpx.Response | None = None
+        with trio.move_on_after(patience):
+            try:
+                request = client.build_request(
+                    outgoing.method,
+                    outgoing.url,
+                    headers=headers,
+                    content=outgoing.content,
+                    timeout=backstop,
+                )
+                response = await client.send(request, stream=True)
+            except HTTP_FAILURES as error:
+                if not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                    self._connections.renew(client)
+                raise network_failure(error, host) from error
+            except trio.Cancelled:
+                self._connections.renew(client)
+                raise
+        if response is not None:
+            return response
+        if trio.current_time() >= until:
+            raise DeadlineError(f"{host} did not answer in time ({patience:.0f} s)")
+        raise TransientError(DeadlineError(f"{host} did not answer within {patience:.0f} s"))
+
+    async def _refusal(
+        self, incoming: Incoming, host: str, started: float
+    ) -> JmapfsError | TransientError:
+        body = await incoming.beginning(_LARGEST_REFUSAL)
+        error = refusal(
+            incoming.status, incoming.headers, body, host=host, credentials=self._credentials
+        )
+        if isinstance(error, TransientError) and error.throttled:
+            self._cooldown.throttle(error, started=started)
+        return error
+
+
+@asynccontextmanager
+async def open_transport(
+    credentials: Credentials,
+    *,
+    user_agent: str,
+    transport: httpx.AsyncBaseTransport | None = None,
+    concurrency: int = CONCURRENCY,
+) -> AsyncIterator[Transport]:
+    """Open a Transport and close its connections at the end of the block.
+
+    `transport` stands in for the network in tests.
+    """
+    connections = Connections(user_agent, transport)
+    try:
+        yield Transport(credentials, connections, concurrency=concurrency)
+    finally:
+        await connections.aclose()

@@ -1,0 +1,268 @@
+"""Downloads: the URL, the content to its last byte, and every way they fail."""
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmapfs.errors import (
+    BlobMismatchError,
+    BlobNotFoundError,
+    DeadlineError,
+    JmapfsError,
+    ProtocolError,
+    RequestError,
+    UnreachableError,
+)
+from jmapfs.jmap.blobs import expand
+from jmapfs.jmap.transport import Traffic
+from tests.jmap.fake import Chunks, FakeServer, opened, session_document
+
+LENGTH = {"Content-Length": "8"}
+
+
+def serving(*answers: Callable[[], httpx.Response]) -> FakeServer:
+    """A server that gives these answers to downloads in turn, the last one for ever."""
+    server = FakeServer()
+    left = list(answers)
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if not request.url.path.startswith("/jmap/download/"):
+            return None
+        return (left.pop(0) if len(left) > 1 else left[0])()
+
+    server.before = before
+    return server
+
+
+def body(*pieces: bytes | float | Exception, **headers: str) -> Callable[[], httpx.Response]:
+    return lambda: httpx.Response(200, headers=headers, stream=Chunks(*pieces))
+
+
+def of_eight(*pieces: bytes | float | Exception) -> Callable[[], httpx.Response]:
+    return lambda: httpx.Response(200, headers=LENGTH, stream=Chunks(*pieces))
+
+
+async def downloaded(server: FakeServer, **options: Any) -> bytes:
+    async with opened(server) as client:
+        return await client.download_blob("B0", **options)
+
+
+async def test_download() -> None:
+    server = FakeServer(2)
+    async with opened(server) as client:
+        before = client.traffic.requests
+        assert await client.download_blob("B1") == b"x" * 101
+        assert client.traffic == Traffic(requests=before + 1, blobs=1, bytes=101)
+    [request] = server.requests
+    assert request.method == "GET"
+    assert str(request.url) == (
+        "https://mail.example.org/jmap/download/A1/B1/blob?accept=application%2Foctet-stream"
+    )
+    assert request.headers["accept"] == "*/*"
+    assert request.headers["accept-encoding"] == "identity"
+    assert "authorization" in request.headers
+    assert "range" not in request.headers
+
+
+async def test_download_from_another_host() -> None:
+    url = "https://content.example.net/{accountId}/{blobId}?n={name}&t={type}"
+    server = FakeServer(session=session_document(downloadUrl=url))
+    async with opened(server) as client:
+        server.before = lambda _: httpx.Response(200, content=b"mail")
+        await client.download_blob("B1", name="a b.eml", media_type="message/rfc822")
+    assert str(server.requests[0].url) == (
+        "https://content.example.net/A1/B1?n=a%20b.eml&t=message%2Frfc822"
+    )
+
+
+@pytest.mark.parametrize(
+    "blob_id", ["a/../../etc", "..", ".", "a?b#c", "ä %2e", "x" * 255, "{name}"]
+)
+async def test_odd_blob_ids_stay_in_their_place(blob_id: str) -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        server.before = lambda _: httpx.Response(200, content=b"mail")
+        await client.download_blob(blob_id)
+    raw = server.requests[0].url.raw_path.decode()
+    assert raw.startswith("/jmap/download/A1/")
+    assert raw.endswith("/blob?accept=application%2Foctet-stream")
+    assert raw.count("/") == 5
+
+
+def test_expand() -> None:
+    assert expand("/{a}/{b}{unknown}?{a}", {"a": "x/y", "b": "~-_é"}) == "/x%2Fy/~-_%C3%A9?x%2Fy"
+    assert expand("{a}/x", {"a": ".."}) == "%2E%2E/x"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\r\n"])
+async def test_content_is_the_bytes(content: bytes) -> None:
+    server = FakeServer()
+    server.blobs["B0"] = content
+    assert await downloaded(server) == content
+
+
+async def test_pieces_and_empty_pieces() -> None:
+    assert await downloaded(serving(body(b"a", b"", b"bc", b""))) == b"abc"
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_not_found(status: int) -> None:
+    with pytest.raises(BlobNotFoundError, match="B0"):
+        await downloaded(serving(lambda: httpx.Response(status)))
+
+
+async def test_part_of_a_blob_is_no_blob() -> None:
+    with pytest.raises(RequestError, match="206"):
+        await downloaded(serving(lambda: httpx.Response(206, content=b"part")))
+
+
+async def test_redirect_is_refused() -> None:
+    redirect = httpx.Response(302, headers={"Location": "/login"})
+    with pytest.raises(ProtocolError, match="redirects"):
+        await downloaded(serving(lambda: redirect))
+
+
+BROKEN = [
+    of_eight(b"12345"),
+    of_eight(b"123", httpx.ReadError("reset")),
+    of_eight(httpx.RemoteProtocolError("peer closed connection")),
+    of_eight(b"123456789"),
+    body(b"123", httpx.RemoteProtocolError("incomplete chunked read")),
+    lambda: httpx.Response(500),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_broken_off_is_retried(
+    broken: Callable[[], httpx.Response], autojump_clock: MockClock
+) -> None:
+    assert await downloaded(serving(broken, broken, of_eight(b"1234", b"5678"))) == b"12345678"
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_broken_off_is_never_content(
+    broken: Callable[[], httpx.Response], autojump_clock: MockClock
+) -> None:
+    server = serving(broken)
+    with pytest.raises((UnreachableError, RequestError, BlobMismatchError)):
+        await downloaded(server)
+    assert trio.current_time() < 10
+
+
+async def test_stream_goes_on_where_it_broke_off(autojump_clock: MockClock) -> None:
+    server = serving(
+        of_eight(b"12", b"34", httpx.ReadError("reset")),
+        of_eight(b"123", httpx.ReadError("reset")),
+        of_eight(b"123", b"456", b"78"),
+    )
+    async with opened(server) as client, client.stream_blob("B0") as chunks:
+        received = [chunk async for chunk in chunks]
+    assert received == [b"12", b"34", b"56", b"78"]
+
+
+@pytest.mark.parametrize("second", [of_eight(b"1x34", b"5678"), body(b"123"), of_eight(b"x" * 8)])
+async def test_stream_that_goes_on_with_other_content(
+    second: Callable[[], httpx.Response], autojump_clock: MockClock
+) -> None:
+    server = serving(of_eight(b"1234", httpx.ReadError("reset")), second)
+    with pytest.raises(BlobMismatchError, match="a moment ago"):
+        await downloaded(server)
+
+
+async def test_stall_is_retried(autojump_clock: MockClock) -> None:
+    server = serving(of_eight(b"123", 1000.0), of_eight(b"12345678"))
+    assert await downloaded(server) == b"12345678"
+    assert 10 <= trio.current_time() <= 12
+
+
+async def test_deadline(autojump_clock: MockClock) -> None:
+    pieces: list[bytes | float] = [b"x", 3.0]
+    slow = body(*pieces * 1000)
+    with pytest.raises(DeadlineError):
+        await downloaded(serving(slow), deadline=20)
+    assert trio.current_time() == pytest.approx(20)
+
+
+async def test_deadline_of_a_server_that_never_answers(autojump_clock: MockClock) -> None:
+    server = FakeServer(1)
+    async with opened(server) as client:
+        server.delay = 1000.0
+        with pytest.raises(DeadlineError):
+            await client.download_blob("B0", deadline=4)
+    assert trio.current_time() == pytest.approx(4)
+
+
+async def test_reader_that_leaves_early_gives_its_place_back() -> None:
+    server = serving(body(*[b"x" * 1000] * 100))
+    async with opened(server) as client:
+        for _ in range(10):
+            async with client.stream_blob("B0") as chunks:
+                assert await anext(chunks) == b"x" * 1000
+        assert client.traffic.blobs == 0
+
+
+async def test_cancelled_reader_gives_its_place_back(autojump_clock: MockClock) -> None:
+    server = serving(body(b"x", 5.0, b"x"))
+    async with opened(server) as client:
+        for _ in range(10):
+            with trio.move_on_after(1):
+                await client.download_blob("B0")
+        assert await client.download_blob("B0") == b"xx"
+
+
+async def test_stream_holds_a_place_of_the_budget(autojump_clock: MockClock) -> None:
+    server = serving(body(b"x", b"y"))
+    server.session["capabilities"]["urn:ietf:params:jmap:core"]["maxConcurrentRequests"] = 1
+    async with opened(server) as client, client.stream_blob("B0") as chunks:
+        await anext(chunks)
+        with pytest.raises(DeadlineError):
+            await client.email_state(deadline=3)
+        assert await anext(chunks) == b"y"
+
+
+async def test_far_larger_than_it_should_be() -> None:
+    server = serving(body(*[b"x" * 2**20] * 70))
+    with pytest.raises(BlobMismatchError, match="far larger"):
+        await downloaded(server, size_hint=100)
+
+
+async def test_other_length_than_promised_is_left_to_the_caller() -> None:
+    server = FakeServer(1)
+    assert len(await downloaded(server, size_hint=7)) == 100
+
+
+async def test_compressed_unasked() -> None:
+    packed = gzip.compress(b"mail " * 1000)
+    headers = {"Content-Encoding": "gzip"}
+    assert await downloaded(serving(body(packed[:9], packed[9:], **headers))) == b"mail " * 1000
+    twice = packed + gzip.compress(b"more")
+    assert await downloaded(serving(body(twice, **headers))) == b"mail " * 1000 + b"more"
+    assert await downloaded(serving(body(**headers))) == b""
+
+
+async def test_compressed_and_cut(autojump_clock: MockClock) -> None:
+    packed = gzip.compress(b"mail " * 1000)
+    headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(UnreachableError, match="has no end"):
+        await downloaded(serving(body(packed[:-3], **headers)))
+
+
+async def test_compression_that_grows_without_end() -> None:
+    packed = gzip.compress(bytes(200 * 2**20), compresslevel=1)
+    with pytest.raises(BlobMismatchError, match="far larger"):
+        await downloaded(serving(body(packed, **{"Content-Encoding": "gzip"})), size_hint=1)
+
+
+@pytest.mark.parametrize(("coding", "content"), [("br", b"x"), ("gzip", b"x" * 20)])
+async def test_compressed_beyond_reading(coding: str, content: bytes) -> None:
+    with pytest.raises(JmapfsError, match=r"coding|compression"):
+        await downloaded(serving(body(content, **{"Content-Encoding": coding})))

@@ -1,0 +1,59 @@
+"""Credentials: what is sent, and that nothing else shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from jmapfs.errors import ConfigError
+from jmapfs.jmap import BasicCredentials, BearerCredentials, Credentials
+
+
+def test_basic() -> None:
+    assert BasicCredentials("Aladdin", "open sesame").authorization == (
+        "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+    )
+
+
+def test_basic_is_utf8() -> None:
+    assert BasicCredentials("test", "123£").authorization == "Basic dGVzdDoxMjPCow=="
+
+
+def test_bearer() -> None:
+    assert BearerCredentials("fmu1-abc").authorization == "Bearer fmu1-abc"
+
+
+@pytest.mark.parametrize(
+    "credentials", [BasicCredentials("alice", "hush-hush"), BearerCredentials("hush-hush")]
+)
+def test_repr_and_str_hide_the_secret(credentials: Credentials) -> None:
+    for shown in (repr(credentials), str(credentials), f"{[credentials]}"):
+        assert "hush" not in shown
+        assert credentials.authorization.split()[1] not in shown
+
+
+def test_redact() -> None:
+    basic = BasicCredentials("alice", "hush-hush")
+    text = f"bad {basic.authorization} with hush-hush"
+    assert basic.redact(text) == "bad Basic … with …"
+    assert BearerCredentials("hush-hush").redact("no hush-hush") == "no …"
+
+
+def test_redact_leaves_text_alone_for_a_tiny_secret() -> None:
+    assert BasicCredentials("alice", "a").redact("a bad day") == "a bad day"
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [("", "pw"), ("al:ice", "pw"), ("alice", ""), ("alice", "secret\n"), ("a\x00", "secret")],
+)
+def test_unusable_basic(username: str, password: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        BasicCredentials(username, password)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "sec ret", "secret\n", "secrét"])
+def test_unusable_token(token: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        BearerCredentials(token)
+    assert not token or token not in str(caught.value)

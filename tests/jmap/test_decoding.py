@@ -1,0 +1,208 @@
+"""Malformed answers of every kind: only JmapfsError comes out, one line of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from jmapfs.errors import JmapfsError, ProtocolError
+from jmapfs.jmap import Client, connect
+from jmapfs.jmap.decoding import decode
+from tests.jmap.fake import CREDENTIALS, SESSION_URL, FakeServer, session_document
+
+
+class Sample(msgspec.Struct):
+    number: int = 0
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "the sample is empty"),
+        (b" \n", "the sample is empty"),
+        (b"<html>\x1b[2J", "not JSON .*text/html, it begins with '<html>"),
+        (b'{"number": 1', "truncated"),
+        (b'{"number": NaN}', "not JSON"),
+        (b'{"number": "1"}', r"Expected `int`, got `str` - at `\$.number`"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"number": 1e999}', r"\$.number"),
+        (b'{"\xff": 1, "number": "\xff"}', "."),
+        (b'{"x": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"number": 1} trailing', "not JSON"),
+    ],
+)
+def test_what_cannot_be_decoded(data: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words) as caught:
+        decode(data, Sample, "the sample", content_type="text/html")
+    text = str(caught.value)
+    assert text.startswith("the sample")
+    assert len(text) < 500
+    assert text.isprintable()
+
+
+def test_unknown_members_are_passed_over() -> None:
+    assert decode(b'{"more": {"x": []}, "number": 3}', Sample, "it") == Sample(3)
+
+
+# --- Fuzzing: valid documents, changed
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn, document: Any) -> bytes:
+    """The document with a part of it replaced or left out, or with its bytes spoilt."""
+    if draw(st.booleans()):
+        value = _replace(draw, document)
+        return json.dumps(value).encode()
+    data = bytearray(json.dumps(document).encode())
+    at = draw(st.integers(0, len(data)))
+    match draw(st.sampled_from(["cut", "insert", "flip"])):
+        case "cut":
+            del data[at:]
+        case "insert":
+            data[at:at] = draw(st.binary(min_size=1, max_size=5))
+        case _:
+            data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+    return bytes(data)
+
+
+def _replace(draw: st.DrawFn, value: Any) -> Any:
+    if isinstance(value, dict) and value and draw(st.integers(0, 5)):
+        key = draw(st.sampled_from(sorted(value)))
+        if not draw(st.integers(0, 5)):
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: _replace(draw, value[key])}
+    if isinstance(value, list | tuple) and value and draw(st.integers(0, 5)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], _replace(draw, value[at]), *value[at + 1 :]]
+    return draw(JSON)
+
+
+def run_against(
+    body: bytes, wanted: Callable[[httpx.Request], bool], use: Callable[[Client], Awaitable[object]]
+) -> None:
+    """Use a client of a server that gives this body to the requests that are wanted."""
+
+    async def main() -> None:
+        server = FakeServer(3)
+        server.before = lambda request: (
+            httpx.Response(200, content=body) if wanted(request) else None
+        )
+        async with connect(SESSION_URL, CREDENTIALS, transport=server) as client:
+            await use(client)
+
+    text = ""
+    try:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    except JmapfsError as error:
+        text = str(error)
+    assert text == "" or text.isprintable()
+    assert "horse" not in text
+
+
+def is_api(request: httpx.Request) -> bool:
+    return request.method == "POST"
+
+
+def answer_to(calls: list[list[Any]]) -> dict[str, Any]:
+    return FakeServer(3).respond({"methodCalls": calls})
+
+
+LISTING = answer_to(
+    [
+        ["Email/query", {"accountId": "A1", "limit": 3}, "query"],
+        ["Email/get", {"accountId": "A1", "ids": ["M0", "M1", "M2"]}, "get"],
+    ]
+)
+MAILBOXES = answer_to([["Mailbox/get", {"accountId": "A1", "ids": None}, "0"]])
+CHANGES = {
+    "methodResponses": [
+        [
+            "Email/changes",
+            {"oldState": "1", "newState": "2", "hasMoreChanges": False, "created": ["M1"]},
+            "0",
+        ]
+    ]
+}
+
+
+@given(changed(session_document()))
+@settings(max_examples=300, deadline=None)
+def test_changed_session(body: bytes) -> None:
+    async def use(client: Client) -> None:
+        await client.email_state()
+
+    run_against(body, lambda request: request.method == "GET", use)
+
+
+@given(changed(LISTING))
+@settings(max_examples=300, deadline=None)
+def test_changed_listing(body: bytes) -> None:
+    async def use(client: Client) -> None:
+        page = await client.query_page(None, 3)
+        assert {email.id for email in page.emails} | set(page.not_found) == set(page.ids)
+
+    run_against(body, is_api, use)
+
+
+@given(changed(MAILBOXES))
+@settings(max_examples=200, deadline=None)
+def test_changed_mailboxes(body: bytes) -> None:
+    run_against(body, is_api, lambda client: client.mailboxes())
+
+
+@given(changed(CHANGES))
+@settings(max_examples=200, deadline=None)
+def test_changed_changes(body: bytes) -> None:
+    run_against(body, is_api, lambda client: client.email_changes("1"))
+
+
+@given(
+    st.integers(200, 599),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "Location",
+                "Retry-After",
+                "Content-Type",
+                "Content-Length",
+                "WWW-Authenticate",
+                "Content-Encoding",
+            ]
+        ),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20),
+        max_size=3,
+    ),
+    st.binary(max_size=40),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_answer_at_all(status: int, headers: dict[str, str], body: bytes) -> None:
+    class AnyServer(FakeServer):
+        def answer(self, _: httpx.Request) -> httpx.Response:
+            response = httpx.Response(status, stream=httpx.ByteStream(body))
+            response.headers.update(headers)
+            return response
+
+    async def main() -> None:
+        async with connect(SESSION_URL, CREDENTIALS, transport=AnyServer()):
+            pass
+
+    with pytest.raises(JmapfsError) as caught:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert str(caught.value).isprintable()

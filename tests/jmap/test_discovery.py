@@ -1,0 +1,308 @@
+"""Discovery: where it goes, where it refuses to go, and who gets to see the credentials."""
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmapfs.errors import (
+    AuthenticationError,
+    ConfigError,
+    JmapfsError,
+    ProtocolError,
+    ServerError,
+    UnreachableError,
+)
+from jmapfs.jmap import BearerCredentials, Client, Resolver, ServiceTarget, connect
+from tests.jmap.fake import CREDENTIALS, FakeServer, resolver, session_document
+
+NO_RECORDS = resolver({})
+
+
+async def found(
+    location: str, server: httpx.AsyncBaseTransport, records: Resolver = NO_RECORDS
+) -> Client:
+    async with connect(location, CREDENTIALS, transport=server, resolver=records) as client:
+        return client
+
+
+def asked(server: FakeServer) -> list[str]:
+    """Every URL asked; a star marks those that were sent the credentials."""
+    return [
+        str(request.url) + ("*" if "authorization" in request.headers else "")
+        for request in server.requests
+    ]
+
+
+def redirecting(
+    hops: dict[str, str], status: int = 301
+) -> Callable[[httpx.Request], httpx.Response | None]:
+    def before(request: httpx.Request) -> httpx.Response | None:
+        target = hops.get(str(request.url))
+        return None if target is None else httpx.Response(status, headers={"Location": target})
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("https://mail.example.org/jmap/session", "https://mail.example.org/jmap/session"),
+        ("http://127.0.0.1:8080/jmap/session", "http://127.0.0.1:8080/jmap/session"),
+        ("http://[::1]:8080/jmap/session", "http://[::1]:8080/jmap/session"),
+        ("http://localhost/jmap/session", "http://localhost/jmap/session"),
+        ("https://mail.example.org", "https://mail.example.org/.well-known/jmap"),
+        ("http://127.1.2.3:80/", "http://127.1.2.3/.well-known/jmap"),
+        ("mail.example.org", "https://mail.example.org/.well-known/jmap"),
+        ("mail.example.org:8443", "https://mail.example.org:8443/.well-known/jmap"),
+        (" mail.example.org ", "https://mail.example.org/.well-known/jmap"),
+        ("[::1]:8443", "https://[::1]:8443/.well-known/jmap"),
+        ("alice@example.org", "https://example.org/.well-known/jmap"),
+    ],
+)
+async def test_where_a_location_leads(location: str, url: str) -> None:
+    server = FakeServer()
+    client = await found(location, server)
+    assert asked(server) == [url, url + "*"]
+    assert httpx.URL(client.session.url) == httpx.URL(url)
+
+
+async def test_srv_record() -> None:
+    server = FakeServer()
+    records = resolver({"_jmap._tcp.example.org": [ServiceTarget("jmap.example.net", 443)]})
+    await found("alice@example.org", server, records)
+    assert asked(server)[-1] == "https://jmap.example.net/.well-known/jmap*"
+
+
+async def test_srv_record_with_a_port() -> None:
+    server = FakeServer()
+    records = resolver({"_jmap._tcp.example.org": [ServiceTarget("jmap.example.net.", 8443)]})
+    await found("alice@example.org", server, records)
+    assert asked(server)[-1] == "https://jmap.example.net:8443/.well-known/jmap*"
+
+
+async def test_second_srv_target_when_the_first_is_down(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if request.url.host == "one.example.net":
+            raise httpx.ConnectError("refused")
+        return None
+
+    server.before = before
+    targets = [ServiceTarget("one.example.net", 443), ServiceTarget("two.example.net", 443)]
+    client = await found("alice@example.org", server, resolver({"_jmap._tcp.example.org": targets}))
+    assert client.session.url == "https://two.example.net/.well-known/jmap"
+
+
+async def test_srv_record_that_says_no() -> None:
+    server = FakeServer()
+    records = resolver({"_jmap._tcp.example.org": [ServiceTarget(".", 0)]})
+    with pytest.raises(UnreachableError, match="does not offer JMAP"):
+        await found("alice@example.org", server, records)
+    assert not server.requests
+
+
+async def test_lookup_that_never_ends(autojump_clock: MockClock) -> None:
+    async def endless(name: str) -> list[ServiceTarget]:
+        await trio.sleep_forever()
+        raise AssertionError(name)
+
+    with pytest.raises(UnreachableError, match="in time"):
+        await found("alice@example.org", FakeServer(), endless)
+    assert trio.current_time() <= 31
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("http://mail.example.org/jmap/session", "in the clear"),
+        ("http://mail.example.org", "in the clear"),
+        ("http://127.0.0.1.example.org/", "in the clear"),
+        ("http://localhost.example.org/", "in the clear"),
+        ("https://alice:geheim@mail.example.org/jmap", "user name or a password"),
+        ("https://geheim@mail.example.org/jmap", "user name or a password"),
+        ("alice:geheim@mail.example.org", "password"),
+        ("ftp://mail.example.org/", "https://"),
+        ("file:///etc/passwd", "https://"),
+        ("https:///jmap", "no host"),
+        ("https://mail.example.org:99999/", "URL|port"),
+        ("https://[::1/", "not a usable URL"),
+        ("", "not usable"),
+        ("mail example org", "not usable"),
+        ("mail.example.org/jmap", "not usable"),
+        ("@", "not usable"),
+        ("alice@", "not usable"),
+        ("alice@exa mple", "not usable"),
+    ],
+)
+async def test_refused_before_anything_is_sent(location: str, words: str) -> None:
+    server = FakeServer()
+    with pytest.raises(ConfigError, match=words) as caught:
+        await found(location, server)
+    assert not server.requests
+    assert "geheim" not in str(caught.value)
+
+
+async def test_redirects_are_followed_without_credentials() -> None:
+    server = FakeServer()
+    server.before = redirecting(
+        {
+            "https://example.org/.well-known/jmap": "https://www.example.org/jmap",
+            "https://www.example.org/jmap": "//mail.example.org/jmap/session",
+        }
+    )
+    client = await found("example.org", server)
+    assert asked(server) == [
+        "https://example.org/.well-known/jmap",
+        "https://www.example.org/jmap",
+        "https://mail.example.org/jmap/session",
+        "https://mail.example.org/jmap/session*",
+    ]
+    assert client.session.api_url == "https://mail.example.org/jmap/"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_every_kind_of_redirect(status: int) -> None:
+    server = FakeServer()
+    server.before = redirecting({"https://example.org/.well-known/jmap": "/jmap/session"}, status)
+    client = await found("example.org", server)
+    assert client.session.url == "https://example.org/jmap/session"
+
+
+async def test_redirect_that_comes_only_with_credentials() -> None:
+    server = FakeServer()
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if request.url.host == "a.example.org" and "authorization" in request.headers:
+            return httpx.Response(302, headers={"Location": "https://b.example.org/jmap/session"})
+        return None
+
+    server.before = before
+    await found("a.example.org", server)
+    assert asked(server)[2:] == [
+        "https://b.example.org/jmap/session",
+        "https://b.example.org/jmap/session*",
+    ]
+
+
+async def test_five_redirects_and_no_more() -> None:
+    url = "https://example.org/{}".format
+    hops = {url(n): url(n + 1) for n in range(5)}
+    server = FakeServer(session=session_document())
+
+    def session_at(path: str) -> Callable[[httpx.Request], httpx.Response | None]:
+        follow = redirecting(hops)
+
+        def before(request: httpx.Request) -> httpx.Response | None:
+            if request.url.path == path and "authorization" in request.headers:
+                return httpx.Response(200, json=server.session)
+            return follow(request) or httpx.Response(401)
+
+        return before
+
+    server.before = session_at("/5")
+    await found(url(0), server)
+    hops[url(5)] = url(6)
+    server.before = session_at("/6")
+    with pytest.raises(ProtocolError, match="more than 5 times"):
+        await found(url(0), server)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("http://mail.example.org/jmap", "in the clear"),
+        ("http://127.0.0.1:9/jmap", "from https:// to http://"),
+        ("https://alice:geheim@mail.example.org/", "user name or a password"),
+        ("ftp://mail.example.org/", "https://"),
+        ("https://[::1/", "not a usable URL"),
+        ("javascript:alert(1)", "https://"),
+        ("", "where to"),
+    ],
+)
+async def test_redirects_that_are_refused(target: str, words: str) -> None:
+    server = FakeServer()
+    server.before = redirecting({"https://example.org/.well-known/jmap": target})
+    with pytest.raises(ProtocolError, match=words) as caught:
+        await found("example.org", server)
+    assert asked(server) == ["https://example.org/.well-known/jmap"]
+    assert "geheim" not in str(caught.value)
+
+
+async def test_redirect_from_loopback_to_loopback() -> None:
+    server = FakeServer()
+    server.before = redirecting(
+        {"http://localhost:1/.well-known/jmap": "http://127.0.0.1:2/jmap/session"}
+    )
+    client = await found("http://localhost:1", server)
+    assert client.session.url == "http://127.0.0.1:2/jmap/session"
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_no_jmap_here_without_credentials_sent(status: int) -> None:
+    server = FakeServer()
+    server.before = lambda _: httpx.Response(status)
+    with pytest.raises(ServerError, match=r"no JMAP at example.org: \d+ for /.well-known/jmap"):
+        await found("example.org", server)
+    assert asked(server) == ["https://example.org/.well-known/jmap"]
+
+
+async def test_server_that_is_broken_is_told_of_soon(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    server.before = lambda _: httpx.Response(500, text="out of cheese")
+    with pytest.raises(ServerError, match="500 Internal Server Error: out of cheese"):
+        await found("example.org", server)
+    assert trio.current_time() < 10
+
+
+async def test_wrong_password() -> None:
+    server = FakeServer()
+    server.before = lambda _: httpx.Response(
+        401, headers={"WWW-Authenticate": 'Basic realm="Mail"'}, json={"detail": "Bad password."}
+    )
+    with pytest.raises(AuthenticationError, match="Bad password") as caught:
+        await found("example.org", server)
+    assert 'Basic realm="Mail"' in str(caught.value)
+
+
+async def test_login_page_instead_of_a_session() -> None:
+    server = FakeServer()
+    server.before = lambda _: httpx.Response(200, html="<html><body>Log in\x1b[31m</body></html>")
+    with pytest.raises(ProtocolError, match=r"is not JSON .*text/html.*<html>") as caught:
+        await found("example.org", server)
+    assert "\x1b" not in str(caught.value)
+
+
+async def test_secret_that_is_sent_back_is_not_shown() -> None:
+    credentials = BearerCredentials("fmu1-deadbeef")
+    answers = [
+        httpx.Response(401, text="unknown token fmu1-deadbeef"),
+        httpx.Response(403, headers={"WWW-Authenticate": "Bearer error=fmu1-deadbeef"}),
+        httpx.Response(400, json={"detail": "no fmu1-deadbeef"}),
+        httpx.Response(200, text="Authorization: Bearer fmu1-deadbeef"),
+    ]
+    for answer in answers:
+        server = FakeServer()
+
+        def before(request: httpx.Request, answer: httpx.Response = answer) -> httpx.Response:
+            return answer if "authorization" in request.headers else httpx.Response(401)
+
+        server.before = before
+        with pytest.raises(JmapfsError) as caught:
+            async with connect("example.org", credentials, transport=server):
+                pass
+        assert "deadbeef" not in str(caught.value)
+        assert "…" in str(caught.value)
+
+
+async def test_user_agent() -> None:
+    server = FakeServer()
+    await found("example.org", server)
+    assert all(r.headers["user-agent"].startswith("jmapfs/") for r in server.requests)

@@ -1,0 +1,341 @@
+"""Emails: their decoding, paging, splitting, and that every id is accounted for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.jmap import Address, Client, Email
+from tests.jmap.fake import (
+    LIMIT,
+    Arguments,
+    FakeServer,
+    RefusedError,
+    email_document,
+    opened,
+    with_limits,
+)
+
+
+def too_many_above(server: FakeServer, most: int) -> None:
+    """Let Email/get refuse more than `most` ids, whatever the session says."""
+    plain = server.methods["Email/get"]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        if len(arguments["ids"]) > most:
+            raise RefusedError("requestTooLarge")
+        return plain(arguments)
+
+    server.methods["Email/get"] = email_get
+
+
+def forgetful(server: FakeServer, forgotten: set[str], *, times: int) -> None:
+    """Let Email/get leave these out of both its lists, so often."""
+    plain = server.methods["Email/get"]
+    left = [times]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        answer = plain(arguments)
+        if arguments["ids"] and left[0]:
+            left[0] -= 1
+            answer["list"] = [e for e in answer["list"] if e["id"] not in forgotten]
+        return answer
+
+    server.methods["Email/get"] = email_get
+
+
+async def all_pages(client: Client, limit: int) -> list[str]:
+    ids: list[str] = []
+    while True:
+        page = await client.query_page(ids[-1] if ids else None, limit)
+        if not page.ids:
+            return ids
+        assert [email.id for email in page.emails] == list(page.ids)
+        ids += page.ids
+
+
+async def one(**changes: Any) -> Email:
+    server = FakeServer()
+    server.emails = {"M1": email_document(1, **changes)}
+    async with opened(server) as client:
+        [email], _ = await client.emails(["M1"])
+        return email
+
+
+async def test_email() -> None:
+    assert await one() == Email(
+        id="M1",
+        blob_id="B1",
+        thread_id="T1",
+        mailbox_ids=frozenset({"inbox"}),
+        keywords=frozenset({"$seen"}),
+        size=101,
+        received_at=datetime(2024, 3, 1, 0, 1, tzinfo=UTC),
+        subject="Mail 1",
+        from_=(Address("Bob", "bob@example.org"),),
+    )
+
+
+async def test_what_may_be_null() -> None:
+    email = await one(subject=None, threadId=None, keywords=None, **{"from": None})
+    assert (email.subject, email.from_, email.keywords) == (None, None, frozenset())
+    assert (await one(**{"from": [{"name": None}, {}]})).from_ == (Address(), Address())
+
+
+async def test_received_at_is_utc() -> None:
+    email = await one(receivedAt="2024-03-01T01:30:00.250+02:00")
+    assert email.received_at == datetime(2024, 2, 29, 23, 30, 0, 250_000, tzinfo=UTC)
+    assert email.received_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": ""},
+        {"id": "x" * 256},
+        {"blobId": None},
+        {"blobId": ""},
+        {"size": -1},
+        {"size": 2**53},
+        {"size": "10"},
+        {"size": 1.5},
+        {"receivedAt": None},
+        {"receivedAt": "2024-03-01T01:30:00"},
+        {"receivedAt": "0001-01-01T00:00:00+14:00"},
+        {"receivedAt": 0},
+        {"mailboxIds": None},
+        {"mailboxIds": ["inbox"]},
+        {"mailboxIds": {"": True}},
+        {"mailboxIds": {"inbox": 1}},
+        {"keywords": {"$seen": None}},
+        {"subject": 5},
+        {"from": "bob@example.org"},
+    ],
+)
+async def test_what_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        await one(**changes)
+
+
+async def test_email_state_asks_for_no_email() -> None:
+    server = FakeServer(3)
+    async with opened(server) as client:
+        assert await client.email_state() == "e1"
+    [(name, arguments)] = server.calls
+    assert (name, arguments["ids"]) == ("Email/get", [])
+
+
+# --- Pages
+
+
+async def test_first_page_is_one_request() -> None:
+    server = FakeServer(10)
+    async with opened(server) as client:
+        page = await client.query_page(None, 4)
+    assert page.ids == ("M0", "M1", "M2", "M3")
+    assert [email.id for email in page.emails] == ["M0", "M1", "M2", "M3"]
+    assert (page.not_found, page.query_state, page.state, page.total) == ((), "q1", "e1", 10)
+    assert len(server.requests) == 1
+    (_, query), (_, get) = server.calls
+    assert query == {
+        "accountId": "A1",
+        "sort": [{"property": "receivedAt", "isAscending": True}],
+        "limit": 4,
+        "position": 0,
+        "calculateTotal": True,
+    }
+    assert get["#ids"] == {"resultOf": "query", "name": "Email/query", "path": "/ids"}
+    assert " ".join(get["properties"]) == (
+        "id blobId threadId mailboxIds keywords size receivedAt subject from"
+    )
+
+
+async def test_next_page() -> None:
+    server = FakeServer(10)
+    async with opened(server) as client:
+        page = await client.query_page("M3", 4)
+    assert page.ids == ("M4", "M5", "M6", "M7")
+    assert page.total is None
+    _, query = server.calls[0]
+    assert (query["anchor"], query["anchorOffset"]) == ("M3", 1)
+    assert not {"position", "calculateTotal"} & query.keys()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10, 1000])
+async def test_all_pages(limit: int) -> None:
+    server = FakeServer(10)
+    async with opened(server) as client:
+        assert await all_pages(client, limit) == list(server.emails)
+
+
+async def test_server_that_returns_fewer_than_asked_for() -> None:
+    server = FakeServer(10)
+    plain = server.methods["Email/query"]
+    server.methods["Email/query"] = lambda a: plain({**a, "limit": min(a["limit"], 3)})
+    async with opened(server) as client:
+        assert await all_pages(client, 100) == list(server.emails)
+
+
+async def test_limit_is_never_above_max_objects_in_get() -> None:
+    server = FakeServer(10, session=with_limits(maxObjectsInGet=4))
+    async with opened(server) as client:
+        await all_pages(client, 100)
+    assert {a["limit"] for n, a in server.calls if n == "Email/query"} == {4}
+
+
+async def test_too_large_pages_are_halved_and_the_size_is_kept() -> None:
+    server = FakeServer(20)
+    too_many_above(server, 3)
+    async with opened(server) as client:
+        assert await all_pages(client, 16) == list(server.emails)
+    limits = [a["limit"] for n, a in server.calls if n == "Email/query"]
+    assert limits[:4] == [16, 8, 4, 2]
+    assert set(limits[3:]) == {2}
+
+
+async def test_one_at_a_time_is_the_least() -> None:
+    server = FakeServer(5)
+    too_many_above(server, 0)
+    async with opened(server) as client:
+        with pytest.raises(MethodError, match="requestTooLarge"):
+            await client.query_page(None, 4)
+
+
+async def test_server_that_takes_one_call_a_request() -> None:
+    server = FakeServer(10, session=with_limits(maxCallsInRequest=1))
+    async with opened(server) as client:
+        assert await all_pages(client, 4) == list(server.emails)
+
+
+async def test_anchor_that_vanished() -> None:
+    server = FakeServer(10)
+    async with opened(server) as client:
+        with pytest.raises(MethodError) as caught:
+            await client.query_page("M99", 4)
+    assert caught.value.kind == "anchorNotFound"
+
+
+async def test_server_that_does_not_go_on_from_the_anchor() -> None:
+    server = FakeServer(10)
+    server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1"], "queryState": "q"}
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match="anchor"):
+            await client.query_page("M1", 4)
+
+
+async def test_destroyed_between_query_and_get() -> None:
+    server = FakeServer(4)
+    plain = server.methods["Email/query"]
+
+    def email_query(arguments: Arguments) -> Arguments:
+        answer = plain(arguments)
+        server.emails.pop("M1")
+        return answer
+
+    server.methods["Email/query"] = email_query
+    async with opened(server) as client:
+        page = await client.query_page(None, 4)
+    assert page.ids == ("M0", "M1", "M2", "M3")
+    assert [email.id for email in page.emails] == ["M0", "M2", "M3"]
+    assert page.not_found == ("M1",)
+
+
+async def test_left_out_of_a_page_is_asked_for_again() -> None:
+    server = FakeServer(4)
+    forgetful(server, {"M1", "M3"}, times=1)
+    async with opened(server) as client:
+        page = await client.query_page(None, 4)
+    assert [email.id for email in page.emails] == ["M0", "M1", "M2", "M3"]
+    assert server.calls[-1][1]["ids"] == ["M1", "M3"]
+
+
+@pytest.mark.parametrize("paged", [True, False])
+async def test_left_out_for_good(*, paged: bool) -> None:
+    server = FakeServer(4)
+    forgetful(server, {"M1", "M3"}, times=9)
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match=r"without 2 of \d emails .* M1"):
+            await (client.query_page(None, 4) if paged else client.emails(server.emails))
+
+
+async def test_ids_named_twice_and_emails_nobody_asked_for() -> None:
+    server = FakeServer(4)
+    server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1", "M0"]}
+    server.methods["Email/get"] = lambda _: {
+        "state": "e1",
+        "list": [email_document(n) for n in (1, 0, 0, 7)],
+        "notFound": ["M9", "M1"],
+    }
+    async with opened(server) as client:
+        page = await client.query_page(None, 4)
+    assert page.ids == ("M0", "M1")
+    assert [email.id for email in page.emails] == ["M0", "M1"]
+    assert page.not_found == ()
+
+
+# --- By id
+
+
+async def test_emails_in_chunks() -> None:
+    server = FakeServer(10, session=with_limits(maxObjectsInGet=4))
+    wanted = ["M9", "M0", "gone", *(f"M{n}" for n in range(9)), "M9"]
+    async with opened(server) as client:
+        emails, not_found = await client.emails(wanted)
+    assert [email.id for email in emails] == ["M9", *(f"M{n}" for n in range(9))]
+    assert not_found == ["gone"]
+    assert [len(a["ids"]) for _, a in server.calls] == [4, 4, 3]
+
+
+async def test_no_emails_need_no_request() -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        assert await client.emails([]) == ([], [])
+    assert not server.requests
+
+
+async def test_emails_are_split_where_the_server_finds_them_too_many() -> None:
+    server = FakeServer(10)
+    too_many_above(server, 3)
+    async with opened(server) as client:
+        emails, _ = await client.emails(server.emails)
+        assert len(emails) == 10
+        assert [len(a["ids"]) for _, a in server.calls] == [10, 5, 2, 2, 2, 2, 2]
+        server.requests.clear()
+        await client.emails(server.emails)
+    assert {len(a["ids"]) for _, a in server.calls} == {2}
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        httpx.Response(413),
+        httpx.Response(400, json={"type": LIMIT, "limit": "maxSizeRequest"}),
+        httpx.Response(400, json={"type": LIMIT, "limit": "maxObjectsInGet"}),
+    ],
+)
+async def test_emails_are_split_where_the_request_is_too_large(refused: httpx.Response) -> None:
+    server = FakeServer(10)
+    async with opened(server) as client:
+        server.before = lambda request: refused if len(request.content) > 300 else None
+        emails, _ = await client.emails(server.emails)
+    assert len(emails) == 10
+
+
+async def test_emails_are_split_before_they_are_too_large_to_send() -> None:
+    server = FakeServer(session=with_limits(maxSizeRequest=1000))
+    server.emails = {f"{n:0200}": email_document(0, id=f"{n:0200}") for n in range(10)}
+    async with opened(server) as client:
+        emails, _ = await client.emails(server.emails)
+    assert len(emails) == 10
+    assert all(len(request.content) <= 1000 for request in server.requests)
+
+
+async def test_request_that_cannot_be_split_further() -> None:
+    server = FakeServer(1, session=with_limits(maxSizeRequest=10))
+    async with opened(server) as client:
+        with pytest.raises(RequestError, match="more than the server takes"):
+            await client.emails(["M0"])

@@ -1,0 +1,217 @@
+"""Mailboxes: their decoding, the whole list, and the list in parts; and /changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jmapfs.errors import MethodError, ProtocolError
+from jmapfs.jmap import Changes, Mailbox, MailboxChanges, MailboxRights
+from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
+
+
+def insists_on_parts(server: FakeServer, most: int) -> None:
+    plain = server.methods["Mailbox/get"]
+
+    def mailbox_get(arguments: Arguments) -> Arguments:
+        if arguments["ids"] is None or len(arguments["ids"]) > most:
+            raise RefusedError("requestTooLarge")
+        return plain(arguments)
+
+    server.methods["Mailbox/get"] = mailbox_get
+
+
+def with_mailboxes(count: int, **limits: Any) -> FakeServer:
+    server = FakeServer(session=with_limits(**limits))
+    server.mailboxes = [{"id": f"b{n}", "name": f"Box {n}"} for n in range(count)]
+    return server
+
+
+async def test_mailboxes() -> None:
+    server = FakeServer()
+    server.mailboxes = [
+        {
+            "id": "b1",
+            "name": "Été/..",
+            "parentId": "b0",
+            "role": "archive",
+            "sortOrder": 3,
+            "totalEmails": 7,
+            "unreadEmails": 2,
+            "isSubscribed": True,
+            "myRights": {"mayReadItems": False, "mayDelete": True},
+            "somethingElse": [1, 2],
+        },
+        {"id": "b2", "name": None, "parentId": None, "role": None, "myRights": None},
+    ]
+    async with opened(server) as client:
+        mailboxes, state = await client.mailboxes()
+    assert state == "m1"
+    assert mailboxes == [
+        Mailbox(
+            id="b1",
+            name="Été/..",
+            parent_id="b0",
+            role="archive",
+            sort_order=3,
+            total_emails=7,
+            unread_emails=2,
+            is_subscribed=True,
+            my_rights=MailboxRights(may_read_items=False, may_delete=True),
+        ),
+        Mailbox(id="b2", name=""),
+    ]
+    assert mailboxes[1].my_rights.may_read_items
+    assert server.calls == [("Mailbox/get", {"accountId": "A1", "ids": None})]
+
+
+@pytest.mark.parametrize("mailbox", [{}, {"id": ""}, {"id": 5}, {"id": "b", "name": []}, None])
+async def test_mailbox_that_is_none(mailbox: Any) -> None:
+    server = FakeServer()
+    server.mailboxes = [mailbox]
+    server.methods["Mailbox/get"] = lambda _: {"state": "m1", "list": [mailbox]}
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError):
+            await client.mailboxes()
+
+
+async def test_in_parts() -> None:
+    server = with_mailboxes(11, maxObjectsInGet=4)
+    insists_on_parts(server, 2)
+    async with opened(server) as client:
+        mailboxes, state = await client.mailboxes()
+    assert [mailbox.id for mailbox in mailboxes] == [f"b{n}" for n in range(11)]
+    assert state == "m1"
+
+
+async def test_other_errors_are_raised() -> None:
+    server = FakeServer()
+
+    def mailbox_get(_: Arguments) -> Arguments:
+        raise RefusedError("accountNotFound")
+
+    server.methods["Mailbox/get"] = mailbox_get
+    async with opened(server) as client:
+        with pytest.raises(MethodError, match="accountNotFound"):
+            await client.mailboxes()
+
+
+async def test_list_in_parts_that_changes_is_begun_again() -> None:
+    server = with_mailboxes(6, maxObjectsInGet=4)
+    insists_on_parts(server, 4)
+    plain = server.methods["Mailbox/query"]
+    asked: list[int] = []
+
+    def mailbox_query(arguments: Arguments) -> Arguments:
+        asked.append(arguments["position"])
+        if len(asked) == 2:
+            del server.mailboxes[0]
+        answer = plain(arguments)
+        answer["queryState"] = "q1" if len(asked) < 2 else "q2"
+        return answer
+
+    server.methods["Mailbox/query"] = mailbox_query
+    async with opened(server) as client:
+        mailboxes, _ = await client.mailboxes()
+    assert [mailbox.id for mailbox in mailboxes] == [f"b{n}" for n in range(1, 6)]
+    assert asked == [0, 4, 5, 0, 4, 5]
+
+
+async def test_list_in_parts_that_never_ends() -> None:
+    server = with_mailboxes(6, maxObjectsInGet=4)
+    insists_on_parts(server, 4)
+    server.methods["Mailbox/query"] = lambda _: {"ids": ["b0"], "queryState": "q"}
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match="changes each time"):
+            await client.mailboxes()
+
+
+async def test_left_out_of_a_part() -> None:
+    server = with_mailboxes(6, maxObjectsInGet=4)
+    insists_on_parts(server, 4)
+    plain = server.methods["Mailbox/get"]
+
+    def mailbox_get(arguments: Arguments) -> Arguments:
+        answer = plain(arguments)
+        answer["list"] = [m for m in answer["list"] if m["id"] not in {"b1", "b5"}]
+        answer["notFound"] = ["b5"]
+        return answer
+
+    server.methods["Mailbox/get"] = mailbox_get
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match="without 1 of 4 mailboxes, the first being b1"):
+            await client.mailboxes()
+
+
+# --- Changes
+
+
+def changing(server: FakeServer, **answer: Any) -> None:
+    for name in ("Email/changes", "Mailbox/changes"):
+        server.methods[name] = lambda _: dict(answer)
+
+
+async def test_email_changes() -> None:
+    server = FakeServer()
+    changing(
+        server,
+        oldState="e1",
+        newState="e2",
+        hasMoreChanges=True,
+        created=["M1"],
+        updated=["M2", "M1"],
+        destroyed=["M1"],
+    )
+    async with opened(server) as client:
+        changes = await client.email_changes("e1", 50)
+    assert changes == Changes(
+        old_state="e1",
+        new_state="e2",
+        has_more=True,
+        created=("M1",),
+        updated=("M2", "M1"),
+        destroyed=("M1",),
+    )
+    assert server.calls == [
+        ("Email/changes", {"accountId": "A1", "sinceState": "e1", "maxChanges": 50})
+    ]
+
+
+@pytest.mark.parametrize(("given", "sent"), [(None, None), (0, 1), (-3, 1), (7, 7)])
+async def test_max_changes_is_never_zero(given: int | None, sent: int | None) -> None:
+    server = FakeServer()
+    changing(server, newState="e2")
+    async with opened(server) as client:
+        await client.email_changes("e1", given)
+        await client.mailbox_changes("e1", given)
+    assert [arguments.get("maxChanges") for _, arguments in server.calls] == [sent, sent]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [(None, None), ([], frozenset()), (["totalEmails"], frozenset({"totalEmails"}))],
+)
+async def test_mailbox_changes(sent: Any, expected: Any) -> None:
+    server = FakeServer()
+    changing(server, newState="m2", updated=["b1"], updatedProperties=sent)
+    async with opened(server) as client:
+        changes = await client.mailbox_changes("m1")
+    assert changes == MailboxChanges(
+        old_state="m1",
+        new_state="m2",
+        has_more=False,
+        created=(),
+        updated=("b1",),
+        destroyed=(),
+        updated_properties=expected,
+    )
+
+
+@pytest.mark.parametrize("state", [None, "", 5])
+async def test_changes_without_a_new_state(state: Any) -> None:
+    server = FakeServer()
+    changing(server, newState=state)
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError):
+            await client.email_changes("e1")

@@ -1,0 +1,76 @@
+"""Origins, and the words of a server."""
+
+from __future__ import annotations
+
+import pytest
+
+from jmapfs.errors import ConfigError
+from jmapfs.jmap.origins import host_of, is_loopback, secure_origin
+from jmapfs.jmap.wording import plain_text, printable
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://Mail.Example.ORG/x", "https://mail.example.org:443"),
+        ("https://mail.example.org:443/", "https://mail.example.org:443"),
+        ("https://mail.example.org:8443", "https://mail.example.org:8443"),
+        ("http://127.0.0.1:8080/x", "http://127.0.0.1:8080"),
+        ("http://[::1]/x", "http://[::1]:80"),
+        ("https://bücher.example/", "https://xn--bcher-kva.example:443"),
+    ],
+)
+def test_origin(url: str, origin: str) -> None:
+    assert secure_origin(url, naming="it", error=ConfigError) == origin
+
+
+@pytest.mark.parametrize("url", ["https://a:0/", "https://a:70000/", "\x00", "//x"])
+def test_no_origin(url: str) -> None:
+    with pytest.raises(ConfigError):
+        secure_origin(url, naming="it", error=ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("127.0.0.1", True),
+        ("127.255.255.254", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("128.0.0.1", False),
+        ("127.1", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_host_of() -> None:
+    assert host_of("https://a.example:443/x") == "a.example"
+    assert host_of("https://[::1]:8080/x") == "[::1]:8080"
+
+
+def test_printable() -> None:
+    assert printable("a\n\x1b[31mb\u202ec  d", 50) == "a [31mb c d"
+    assert printable("x" * 100, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"plain < text > here", "plain < text > here"),
+        (b"<!DOCTYPE html><script>x()</script><h1>Not&nbsp;now</h1><p>Later</p>", "Not now Later"),
+        (b"<html><style>p {", ""),
+        (b"\xff\xfe", "��"),
+        (b"<p>" + b"<" * 100_000, "…"),
+    ],
+)
+def test_plain_text(body: bytes, text: str) -> None:
+    assert plain_text(body, 200).endswith(text)

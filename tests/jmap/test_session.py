@@ -1,0 +1,173 @@
+"""The session: its URLs, accounts and limits, whole or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from jmapfs.errors import ConfigError, ProtocolError
+from jmapfs.jmap import Account, Limits, Session, connect, discover, open_transport
+from tests.jmap.fake import CORE, CREDENTIALS, MAIL, FakeServer, session_document, with_limits
+
+
+async def session_of(url: str = "https://mail.example.org/jmap/session", **changes: Any) -> Session:
+    server = FakeServer(session=session_document(**changes))
+    server.before = lambda _: httpx.Response(200, json=server.session)
+    async with open_transport(CREDENTIALS, user_agent="test", transport=server) as transport:
+        return await discover(url, transport, until=trio.current_time() + 30)
+
+
+async def test_relative_urls_are_resolved() -> None:
+    session = await session_of()
+    assert session.api_url == "https://mail.example.org/jmap/"
+    assert session.download_url == (
+        "https://mail.example.org/jmap/download/{accountId}/{blobId}/{name}?accept={type}"
+    )
+    assert session.event_source_url is not None
+    assert session.event_source_url.startswith("https://mail.example.org/jmap/events?")
+    assert session.origins == {"https://mail.example.org:443"}
+
+
+async def test_absolute_urls_are_left_alone() -> None:
+    session = await session_of(
+        apiUrl="https://api.example.com:8443/jmap/",
+        downloadUrl="https://content.example.net/{accountId}/{blobId}/{name}?type={type}",
+        eventSourceUrl=None,
+    )
+    assert session.api_url == "https://api.example.com:8443/jmap/"
+    assert session.event_source_url is None
+    assert session.origins == {
+        "https://mail.example.org:443",
+        "https://api.example.com:8443",
+        "https://content.example.net:443",
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://mail.example.org/jmap/", "in the clear"),
+        ("http://127.0.0.1/jmap/", "from https:// to http://"),
+        ("https://alice:geheim@mail.example.org/jmap/", "password"),
+        ("https://{accountId}.example.org/jmap/", "variable in its host"),
+        ("https://[::1/", "not a usable URL"),
+        ("mailto:alice@example.org", "https://"),
+        ("", "empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["apiUrl", "downloadUrl"])
+async def test_urls_that_are_refused(name: str, url: str, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words) as caught:
+        await session_of(**{name: url})
+    assert name in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+async def test_loopback_may_name_loopback() -> None:
+    session = await session_of("http://127.0.0.1:8080/jmap", apiUrl="http://localhost:8081/jmap/")
+    assert session.api_url == "http://localhost:8081/jmap/"
+
+
+async def test_limits() -> None:
+    session = await session_of()
+    assert session.limits == Limits(500, 16, 4, 1_000_000)
+
+
+@pytest.mark.parametrize("core", [None, {}, {"maxObjectsInGet": None}])
+async def test_limits_that_are_missing(core: object) -> None:
+    assert (await session_of(capabilities={CORE: core, MAIL: {}})).limits == Limits()
+
+
+async def test_limits_are_at_least_one() -> None:
+    document = with_limits(
+        maxObjectsInGet=0, maxCallsInRequest=-1, maxConcurrentRequests=0, maxSizeRequest=0
+    )
+    session = await session_of(capabilities=document["capabilities"])
+    assert session.limits == Limits(1, 1, 1, 1)
+
+
+async def test_primary_account_for_mail() -> None:
+    session = await session_of()
+    assert session.mail_account() == Account(
+        id="A1", name="alice", is_personal=True, is_read_only=False, capabilities={}
+    )
+
+
+@pytest.mark.parametrize(("selection", "id_"), [("A2", "A2"), ("shared", "A2"), ("ALICE", "A1")])
+async def test_account_by_id_or_name(selection: str, id_: str) -> None:
+    session = await session_of()
+    assert session.mail_account(selection).id == id_
+
+
+async def test_unknown_account_lists_what_there_is() -> None:
+    session = await session_of()
+    with pytest.raises(
+        ConfigError, match=r"no account bob; there are: A1 \(alice\), A2 \(shared\)"
+    ):
+        session.mail_account("bob")
+
+
+async def test_ambiguous_name() -> None:
+    session = await session_of(accounts={"A1": {"name": "x"}, "A2": {"name": "x"}})
+    with pytest.raises(ConfigError, match="several accounts"):
+        session.mail_account("x")
+
+
+async def test_no_primary_account() -> None:
+    session = await session_of(primaryAccounts={CORE: "A1", MAIL: None})
+    with pytest.raises(ConfigError, match="choose one: A1"):
+        session.mail_account()
+
+
+async def test_primary_account_that_is_not_there() -> None:
+    session = await session_of(primaryAccounts={MAIL: "A9"})
+    with pytest.raises(ProtocolError, match="A9"):
+        session.mail_account()
+
+
+async def test_not_for_mail() -> None:
+    session = await session_of(
+        capabilities={CORE: {}, "urn:ietf:params:jmap:contacts": {}}, primaryAccounts={}
+    )
+    with pytest.raises(ProtocolError, match="speaks JMAP, but not for mail"):
+        session.mail_account()
+
+
+@pytest.mark.parametrize("missing", ["username", "state", "accounts", "primaryAccounts"])
+async def test_what_may_be_missing_or_null(missing: str) -> None:
+    accounts: dict[str, Any] = {"accounts": {"A1": {}}} if missing != "accounts" else {}
+    for changes in ({missing: None}, {}):
+        document = session_document(**accounts, **changes)
+        if not changes:
+            del document[missing]
+        server = FakeServer(session=document)
+        account = None if missing not in {"accounts", "primaryAccounts"} else "A1"
+        try:
+            async with connect("mail.example.org", CREDENTIALS, account=account, transport=server):
+                pass
+        except ConfigError:
+            assert missing == "accounts"
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ("https://cyrusimap.org/ns/jmap/mail", True),
+        ("https://www.fastmail.com/dev/maskedemail", True),
+        ("https://fastmail.com.example.org/", False),
+        ("https://[broken", False),
+        ("urn:ietf:params:jmap:blob", False),
+    ],
+)
+async def test_blob_ids_are_sha1(capability: str, *, expected: bool) -> None:
+    session = await session_of(capabilities={CORE: {}, MAIL: {}, capability: {}})
+    assert session.blob_ids_are_sha1 is expected
+
+
+async def test_using() -> None:
+    session = await session_of(capabilities={CORE: {}, MAIL: {}, "urn:x": {}, "urn:y": {}})
+    assert session.using() == [CORE, MAIL]
+    assert session.using({"urn:x", "urn:z", MAIL}) == [CORE, MAIL, "urn:x"]

@@ -1,0 +1,486 @@
+"""What all requests share: budget, cool-down, retries, deadlines, and where credentials go."""
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmapfs.errors import (
+    AuthenticationError,
+    DeadlineError,
+    JmapfsError,
+    ProtocolError,
+    RequestError,
+    UnreachableError,
+)
+from jmapfs.jmap import Transport, open_transport
+from jmapfs.jmap.connections import Connections
+from jmapfs.jmap.incoming import Answer, Outgoing
+from jmapfs.jmap.retrying import LONGEST_PAUSE, back_off, retry_after
+from jmapfs.jmap.transport import Traffic
+from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
+
+URL = "https://mail.example.org/x"
+
+
+class Script(httpx.AsyncBaseTransport):
+    """Gives these answers in turn, the last one for ever; notes when it was asked."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers = list(answers)
+        self.times: list[float] = []
+
+    async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        self.times.append(trio.current_time())
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=answer.stream)
+
+    @property
+    def pauses(self) -> list[float]:
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+
+@asynccontextmanager
+async def way_to(server: httpx.AsyncBaseTransport, largest: int = 1000) -> AsyncIterator[Transport]:
+    connections = Connections("test", server)
+    transport = Transport(CREDENTIALS, connections, largest_answer=largest)
+    transport.trust({"https://mail.example.org:443"})
+    yield transport
+    await connections.aclose()
+
+
+async def fetch(
+    *answers: httpx.Response | Exception, deadline: float = 30.0
+) -> tuple[Answer, Script]:
+    script = Script(*answers)
+    async with way_to(script) as transport:
+        outgoing = Outgoing(method="GET", url=URL)
+        answer = await transport.fetch(outgoing, until=trio.current_time() + deadline)
+        assert transport.traffic == Traffic(requests=len(script.times))
+        return answer, script
+
+
+async def failing(
+    *answers: httpx.Response | Exception, deadline: float = 30.0
+) -> tuple[JmapfsError, Script, float]:
+    script = Script(*answers)
+    started = trio.current_time()
+    async with way_to(script) as transport:
+        with pytest.raises(JmapfsError) as caught:
+            await transport.fetch(Outgoing(method="GET", url=URL), until=started + deadline)
+    assert "\n" not in str(caught.value)
+    return caught.value, script, trio.current_time() - started
+
+
+OK = httpx.Response(200, text="fine")
+
+
+def connect_error(cause: Exception) -> httpx.ConnectError:
+    """An error as httpx has it: the reason two causes down."""
+    middle = OSError("all attempts to connect failed")
+    middle.__cause__ = ExceptionGroup("multiple", [cause])
+    error = httpx.ConnectError("failed")
+    error.__cause__ = middle
+    return error
+
+
+async def test_whole_answer(autojump_clock: MockClock) -> None:
+    answer, _ = await fetch(OK)
+    assert (answer.status, answer.content, answer.url) == (200, b"fine", URL)
+
+
+# --- Where credentials go
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://other.example.org/x",
+        "https://mail.example.org:8443/x",
+        "https://mail.example.org.evil.example/x",
+        "http://127.0.0.1/x",
+        "http://mail.example.org/x",
+        "https://alice@mail.example.org/x",
+    ],
+)
+async def test_credentials_go_to_no_other_origin(url: str, autojump_clock: MockClock) -> None:
+    script = Script(OK)
+    async with way_to(script) as transport:
+        with pytest.raises(ProtocolError):
+            await transport.fetch(Outgoing(method="GET", url=url), until=trio.current_time() + 30)
+    assert not script.times
+
+
+async def test_no_credentials_where_none_are_wanted(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    async with way_to(server) as transport:
+        outgoing = Outgoing(
+            method="GET",
+            url="https://other.example.org/",
+            authenticated=False,
+            expected=frozenset({401}),
+        )
+        await transport.fetch(outgoing, until=trio.current_time() + 30)
+    assert "authorization" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirects_are_refused(status: int, autojump_clock: MockClock) -> None:
+    redirect = httpx.Response(status, headers={"Location": "https://mail.example.org/y"})
+    error, script, _ = await failing(redirect)
+    assert isinstance(error, ProtocolError)
+    assert "redirects" in str(error)
+    assert len(script.times) == 1
+
+
+# --- Refusals, in the server's own words
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_words_of_a_refusal(status: int, autojump_clock: MockClock) -> None:
+    page = (
+        "<html><head><title>x</title><style>p{}</style></head><p>Wrong&nbsp;scope &amp; co</html>"
+    )
+    answers = {
+        "Token lacks scope": httpx.Response(status, json={"detail": "Token lacks scope"}),
+        "Forbidden here": httpx.Response(status, json={"title": "Forbidden here"}),
+        "Wrong scope & co": httpx.Response(status, html=page),
+        "plain words": httpx.Response(status, text="plain\n words\x1b[31m"),
+        'Bearer realm="x"': httpx.Response(
+            status, headers={"WWW-Authenticate": 'Bearer realm="x"'}
+        ),
+    }
+    for words, answer in answers.items():
+        error, script, _ = await failing(answer)
+        assert isinstance(error, AuthenticationError)
+        assert words in str(error)
+        assert "mail.example.org" in str(error)
+        assert "\x1b" not in str(error)
+        assert len(script.times) == 1
+
+
+async def test_problem_report(autojump_clock: MockClock) -> None:
+    problem = {"type": "urn:ietf:params:jmap:error:notRequest", "detail": "no using"}
+    error, _, _ = await failing(httpx.Response(400, json=problem))
+    assert isinstance(error, RequestError)
+    assert (error.status, error.kind) == (400, "urn:ietf:params:jmap:error:notRequest")
+    assert "no using" in str(error)
+
+
+async def test_lasting_limit_is_not_retried(autojump_clock: MockClock) -> None:
+    problem = {"type": LIMIT, "limit": "maxSizeRequest"}
+    error, script, _ = await failing(httpx.Response(400, json=problem))
+    assert isinstance(error, RequestError)
+    assert (error.kind, error.limit) == (LIMIT, "maxSizeRequest")
+    assert len(script.times) == 1
+
+
+@pytest.mark.parametrize("limit", [{"limit": "maxConcurrentRequests"}, {}])
+async def test_passing_limit_is_retried(limit: dict[str, str], autojump_clock: MockClock) -> None:
+    problem = httpx.Response(400, json={"type": LIMIT, **limit})
+    answer, script = await fetch(problem, OK)
+    assert answer.content == b"fine"
+    assert script.pauses[0] >= 0.25
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 304, 404, 418, 599])
+async def test_other_statuses(status: int, autojump_clock: MockClock) -> None:
+    error, _, _ = await failing(httpx.Response(status))
+    assert isinstance(error, RequestError)
+    assert error.status == status
+
+
+async def test_refusal_that_breaks_off_keeps_its_words(autojump_clock: MockClock) -> None:
+    body = Chunks(b"no such", httpx.ReadError("broken"))
+    error, _, _ = await failing(httpx.Response(400, stream=body))
+    assert "no such" in str(error)
+
+
+# --- Retries
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_seconds(status: int, autojump_clock: MockClock) -> None:
+    busy = httpx.Response(status, headers={"Retry-After": "7"})
+    _, script = await fetch(busy, OK)
+    assert script.pauses == [7.0]
+
+
+async def test_retry_after_is_waited_for_by_all(autojump_clock: MockClock) -> None:
+    script = Script(httpx.Response(429, headers={"Retry-After": "7"}), OK)
+    async with way_to(script) as transport, trio.open_nursery() as nursery:
+        until = trio.current_time() + 30
+
+        async def ask() -> None:
+            await transport.fetch(Outgoing(method="GET", url=URL), until=until)
+
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        nursery.start_soon(ask)
+        nursery.start_soon(ask)
+    assert script.pauses == [7.0, 0.0, 0.0]
+
+
+async def test_retry_after_holds_back_those_who_wait_for_their_turn(
+    autojump_clock: MockClock,
+) -> None:
+    busy = httpx.Response(429, headers={"Retry-After": "7"})
+    script = Script(busy, busy, OK)
+    async with way_to(script) as transport, trio.open_nursery() as nursery:
+        outgoing = Outgoing(method="GET", url=URL)
+        for _ in range(5):
+            nursery.start_soon(partial(transport.fetch, outgoing, until=trio.current_time() + 30))
+    assert script.pauses == [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]
+
+
+async def test_longer_than_the_deadline_is_not_waited_for(autojump_clock: MockClock) -> None:
+    busy = httpx.Response(429, headers={"Retry-After": "40"}, text="one mail a minute")
+    error, script, took = await failing(busy)
+    assert isinstance(error, UnreachableError)
+    assert "one mail a minute" in str(error)
+    assert len(script.times) == 1
+    assert took < 1
+
+
+async def test_busy_without_retry_after_backs_off_until_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    error, script, took = await failing(httpx.Response(503, text="maintenance"))
+    assert isinstance(error, UnreachableError)
+    assert "maintenance" in str(error)
+    assert took <= 30
+    assert len(script.times) > 4
+    assert all(0.25 <= pause <= 15 for pause in script.pauses)
+    assert script.pauses[-1] > 2 * script.pauses[0]
+
+
+async def test_retry_after_zero_is_no_busy_loop(autojump_clock: MockClock) -> None:
+    _, script, _ = await failing(httpx.Response(429, headers={"Retry-After": "0"}))
+    assert len(script.times) < 200
+    assert min(script.pauses) >= 0.25
+
+
+async def test_many_refused_together_are_one_failure(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    server.delay = 1.0
+    async with way_to(server) as transport, trio.open_nursery() as nursery:
+        transport.allow(8)
+        busy = trio.current_time() + 0.9
+
+        def before(_: httpx.Request) -> httpx.Response:
+            return httpx.Response(429 if trio.current_time() <= busy + 0.2 else 200)
+
+        server.before = before
+        outgoing = Outgoing(method="GET", url=URL)
+        for _ in range(8):
+            nursery.start_soon(partial(transport.fetch, outgoing, until=busy + 60))
+    assert len(server.requests) == 16
+    assert trio.current_time() - busy < 3
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 504])
+async def test_broken_server_is_asked_four_times(status: int, autojump_clock: MockClock) -> None:
+    error, script, took = await failing(httpx.Response(status, text="oops"))
+    assert isinstance(error, RequestError)
+    assert error.status == status
+    assert "oops" in str(error)
+    assert len(script.times) == 4
+    assert took < 10
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (connect_error(ConnectionRefusedError(111, "refused")), "refuses the connection"),
+        (connect_error(socket.gaierror(-2, "Name or service not known")), "Name or service"),
+        (connect_error(ssl.SSLEOFError(8, "EOF occurred")), "TLS"),
+        (connect_error(OSError(101, "Network is unreachable")), "Network is unreachable"),
+        (httpx.ReadError("reset"), "broke off: reset"),
+        (httpx.RemoteProtocolError("Server disconnected"), "Server disconnected"),
+        (httpx.ConnectTimeout(""), "no answer in time"),
+        (httpx.ReadTimeout(""), "silent"),
+        (httpx.WriteError(""), "WriteError"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+    ],
+)
+async def test_network_failures(failure: Exception, words: str, autojump_clock: MockClock) -> None:
+    error, script, took = await failing(failure)
+    assert isinstance(error, UnreachableError)
+    assert words in str(error)
+    assert "mail.example.org" in str(error)
+    assert len(script.times) == 4
+    assert took < 10
+    answer, _ = await fetch(failure, failure, failure, OK)
+    assert answer.content == b"fine"
+
+
+async def test_certificate_is_not_retried(autojump_clock: MockClock) -> None:
+    cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    cause.verify_message = "certificate has expired"
+    error, script, _ = await failing(connect_error(cause))
+    assert isinstance(error, UnreachableError)
+    assert "certificate has expired" in str(error)
+    assert len(script.times) == 1
+
+
+async def test_deadline_is_kept(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    server.delay = 1000
+    async with way_to(server) as transport:
+        with pytest.raises(DeadlineError, match=r"mail\.example\.org"):
+            await transport.fetch(Outgoing(method="GET", url=URL), until=trio.current_time() + 5)
+    assert server.in_flight == 0
+
+
+async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    server.delay = 1000
+    async with way_to(server) as transport:
+        with pytest.raises(DeadlineError):
+            await transport.fetch(Outgoing(method="GET", url=URL), until=trio.current_time() + 25)
+    assert len(server.requests) == 3
+
+
+# --- Bodies
+
+
+async def test_body_that_stalls_is_asked_for_again(autojump_clock: MockClock) -> None:
+    stalled = httpx.Response(200, stream=Chunks(b"fi", 1000.0))
+    answer, script = await fetch(stalled, OK)
+    assert answer.content == b"fine"
+    assert 10 <= script.pauses[0] < 12
+
+
+async def test_body_that_trickles_meets_the_deadline(autojump_clock: MockClock) -> None:
+    pieces: list[bytes | float] = [b"x", 5.0]
+    trickle = Chunks(*pieces * 100)
+    error, _, took = await failing(httpx.Response(200, stream=trickle))
+    assert isinstance(error, DeadlineError)
+    assert took == pytest.approx(30)
+    assert trickle.closed
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [Chunks(b"fi"), Chunks(b"fi", httpx.ReadError("reset")), Chunks(), Chunks(b"finefine")],
+)
+async def test_body_that_breaks_off(stream: Chunks, autojump_clock: MockClock) -> None:
+    broken = httpx.Response(200, headers={"Content-Length": "4"}, stream=stream)
+    error, script, _ = await failing(broken)
+    assert isinstance(error, UnreachableError)
+    assert "broke off" in str(error)
+    assert len(script.times) == 4
+    answer, _ = await fetch(broken, OK)
+    assert answer.content == b"fine"
+
+
+async def test_body_that_is_too_large(autojump_clock: MockClock) -> None:
+    endless = Chunks(*[b"x" * 100] * 50)
+    error, script, _ = await failing(httpx.Response(200, stream=endless))
+    assert isinstance(error, ProtocolError)
+    assert "larger than 1,000 bytes" in str(error)
+    assert len(script.times) == 1
+    assert endless.closed
+
+
+async def test_compressed_body_that_is_broken(autojump_clock: MockClock) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    error, _, _ = await failing(httpx.Response(200, headers=headers, stream=Chunks(b"not gzip")))
+    assert isinstance(error, ProtocolError)
+    assert "compression" in str(error)
+
+
+# --- The budget
+
+
+async def test_never_more_in_flight_than_allowed(autojump_clock: MockClock) -> None:
+    server = FakeServer(30, session=with_limits(maxConcurrentRequests=3))
+    async with opened(server) as client, trio.open_nursery() as nursery:
+        server.delay = 1.0
+        for number in range(10):
+            nursery.start_soon(client.email_state)
+            nursery.start_soon(client.download_blob, f"B{number}")
+    assert server.most_in_flight == 3
+
+
+async def test_local_cap(autojump_clock: MockClock) -> None:
+    server = FakeServer(session=with_limits(maxConcurrentRequests=1000))
+    async with opened(server) as client, trio.open_nursery() as nursery:
+        assert client.api.transport.concurrency == 8
+        server.delay = 1.0
+        for _ in range(20):
+            nursery.start_soon(client.email_state)
+    assert server.most_in_flight == 8
+
+
+async def test_two_before_the_session_is_known(autojump_clock: MockClock) -> None:
+    async with open_transport(CREDENTIALS, user_agent="x", transport=FakeServer()) as transport:
+        assert transport.concurrency == 2
+
+
+async def test_waiting_for_a_turn_has_a_deadline(autojump_clock: MockClock) -> None:
+    server = FakeServer(session=with_limits(maxConcurrentRequests=1))
+    async with opened(server) as client, trio.open_nursery() as nursery:
+        server.delay = 20.0
+        nursery.start_soon(client.email_state)
+        await trio.sleep(1)
+        with pytest.raises(DeadlineError, match="turn"):
+            await client.email_state(deadline=5)
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_requests_give_their_place_back(autojump_clock: MockClock) -> None:
+    server = FakeServer(1, session=with_limits(maxConcurrentRequests=1))
+    async with opened(server) as client:
+        server.delay = 100.0
+        for _ in range(3):
+            with trio.move_on_after(1):
+                await client.email_state()
+        server.delay = 0.0
+        assert await client.email_state() == "e1"
+
+
+# --- Retry-After and back-off by themselves
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("0", 0.0),
+        (" 12 ", 12.0),
+        ("9" * 400, LONGEST_PAUSE),
+        ("Fri, 01 Mar 2024 10:00:20 GMT", 20.0),
+        ("Fri, 01 Mar 2024 10:00:20", 20.0),
+        ("Fri, 01 Mar 2024 09:00:00 GMT", 0.0),
+        ("Fri, 01 Mar 2094 10:00:00 GMT", LONGEST_PAUSE),
+        ("Fri, 99 Mar 2024 10:00:00 GMT", None),
+    ],
+)
+def test_retry_after_header(value: str | None, seconds: float | None) -> None:
+    now = datetime(2024, 3, 1, 10, 0, 0, tzinfo=UTC)
+    assert retry_after(value, now=now) == seconds
+
+
+def test_back_off_grows_to_a_cap() -> None:
+    for failures in range(1, 2000, 7):
+        assert 0.25 <= back_off(failures) <= 15.0
+    assert back_off(1) <= 0.5
+    assert back_off(100) >= 7.5
