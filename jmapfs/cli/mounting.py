@@ -67,7 +67,7 @@ def mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
             except Stopped:
                 raise KeyboardInterrupt from None
             return
-        make_ready(request.mountpoint, request.cache_root)
+        make_ready(request.mountpoint, request.cache_root, display.notice)
 
         def daemon(report: PipeReport) -> int:
             try:

@@ -67,7 +67,7 @@ def run_daemon(request: MountRequest, report: Report) -> None:
 
 
 async def _run(request: MountRequest, report: Report) -> None:
-    mountpoint.make_ready(request.mountpoint, request.cache_root)
+    mountpoint.make_ready(request.mountpoint, request.cache_root, report.notice)
     async with trio.open_nursery() as nursery:
         signals = _Signals(nursery.cancel_scope)
         await nursery.start(signals.watch)
@@ -137,7 +137,8 @@ async def _serve_mount(
     database: IndexDatabase,
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        disk = DiskCache(database.path.parent, request.cache_limit)
+        blobs = database.path.parent / "blobs"
+        disk = await trio.to_thread.run_sync(DiskCache, blobs, request.cache_limit)
         stack.push_async_callback(trio.to_thread.run_sync, disk.close)
         corrections = _SizeCorrections(database)
         content = await stack.enter_async_context(

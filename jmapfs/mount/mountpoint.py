@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from jmapfs.errors import BusyError, MountpointError
 from jmapfs.mount.mountinfo import mount_at
-
-_log = logging.getLogger(__name__)
 
 _UNMOUNT_SECONDS: Final = 30
 
@@ -27,24 +25,20 @@ def resolve(mountpoint: Path) -> Path:
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
 
 
-def make_ready(mountpoint: Path, cache_root: Path) -> None:
+def make_ready(mountpoint: Path, cache_root: Path, notice: Callable[[str], None]) -> None:
     """Check that `mountpoint`, a resolved path, can be mounted on; clear a dead mount of ours.
+
+    A mount that is cleared is told to `notice`.
 
     Raises:
         MountpointError: it cannot; the message says why.
     """
-    if _is_dead(mountpoint):
-        mount = mount_at(mountpoint)
-        if mount is None or not mount.ours:
-            raise MountpointError(f"{mountpoint}: a dead mount that is not ours is in the way")
-        _log.warning("%s: clearing the mount of a daemon that died", mountpoint)
-        detach(mountpoint)
+    _clear_dead_mount(mountpoint, notice)
     try:
         if not mountpoint.is_dir():
             what = "is not a directory" if mountpoint.exists() else "does not exist"
             raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
-        mount = mount_at(mountpoint)
-        if mount is not None and mount.ours:
+        if _ours_at(mountpoint):
             raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
         if any(mountpoint.iterdir()):
             raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
@@ -87,9 +81,21 @@ def detach(mountpoint: Path) -> None:
     raise MountpointError(f"{mountpoint}: {message}")
 
 
-def _is_dead(mountpoint: Path) -> bool:
+def _clear_dead_mount(mountpoint: Path, notice: Callable[[str], None]) -> None:
     try:
-        mountpoint.stat()
+        # Not stat: the kernel answers that from its cache for as long as it was told to.
+        os.statvfs(mountpoint)
     except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
+        if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
+            return
+        if not _ours_at(mountpoint):
+            raise MountpointError(
+                f"{mountpoint}: a dead mount that is not ours is in the way"
+            ) from error
+        notice(f"{mountpoint}: clearing the mount of a daemon that died")
+        detach(mountpoint)
+
+
+def _ours_at(mountpoint: Path) -> bool:
+    mount = mount_at(mountpoint)
+    return mount is not None and mount.ours

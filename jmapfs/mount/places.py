@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -42,7 +43,13 @@ def socket_directory() -> Path:
     Raises:
         StorageError: it cannot be made, or it belongs to somebody else.
     """
-    directory = platformdirs.user_runtime_path("jmapfs")
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    # A service of the system, or a container, has neither.
+    directory = (
+        Path(runtime) / "jmapfs"
+        if Path(runtime).is_dir()
+        else Path(tempfile.gettempdir()) / f"jmapfs-{os.getuid()}"
+    )
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()

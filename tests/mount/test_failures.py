@@ -1,0 +1,178 @@
+"""What goes wrong before there is a mount: one clear line, a documented exit code, nothing left."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cyrus import Cyrus
+from tests.mounting import Home, Result
+from tests.server import ServerProcess, Status, server_process
+
+pytestmark = pytest.mark.mount
+
+PASSWORD = "wr0ng-and-s3cret"
+
+
+def assert_refused(
+    result: Result, home: Home, exit_code: int, *words: str, mountpoint: Path | None = None
+) -> None:
+    """One line on stderr with these words, the exit code, no traceback, no secret, no mount."""
+    assert result.exit_code == exit_code, result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("jmapfs: ")
+    for word in words:
+        assert word in lines[0]
+    for text in (result.stderr, home.log()):
+        assert "Traceback" not in text
+        assert not home.password or home.password not in text
+    mountpoint = mountpoint or home.directory / "mnt"
+    assert str(mountpoint) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.fixture
+def mountpoint(home: Home) -> Path:
+    path = home.directory / "mnt"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["-f"]])
+def test_wrong_password(
+    home: Home, mountpoint: Path, server: ServerProcess, options: list[str]
+) -> None:
+    home.password = PASSWORD
+    result = home.run("mount", *options, server.url, mountpoint)
+    assert_refused(result, home, 4, "does not accept the credentials")
+
+
+def test_wrong_password_on_cyrus(cyrus: Cyrus, tmp_path: Path) -> None:
+    account = cyrus.add_user("somebody")
+    home = Home(tmp_path, account.name, PASSWORD)
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    assert_refused(home.run("mount", account.url, mountpoint), home, 4)
+
+
+def test_unreachable_host(home: Home, mountpoint: Path) -> None:
+    started = time.monotonic()
+    result = home.run("mount", "http://127.0.0.1:9/", mountpoint)
+    assert_refused(result, home, 5, "127.0.0.1")
+    assert time.monotonic() - started < 30
+
+
+def test_a_host_that_is_not_there(home: Home, mountpoint: Path) -> None:
+    assert_refused(home.run("mount", "nowhere.invalid", mountpoint), home, 5, "nowhere.invalid")
+
+
+@pytest.mark.parametrize("host", ["example.org", "192.0.2.1", "127.0.0.1.example.org"])
+def test_no_secret_goes_unencrypted_over_a_network(home: Home, mountpoint: Path, host: str) -> None:
+    result = home.run("mount", f"http://{host}/jmap", mountpoint)
+    assert_refused(result, home, 3, "https")
+
+
+@pytest.mark.parametrize(
+    ("quirks", "exit_code", "word"),
+    [
+        ({"mail_capability": False}, 6, "mail"),
+        ({"session_body": "not-json"}, 6, ""),
+        ({"session_body": "truncated"}, 6, ""),
+        ({"session_body": "wrong-types"}, 6, ""),
+        ({"session_body": "html"}, 6, "html"),
+        ({"statuses": [Status("session", 500, count=-1)]}, 5, "500"),
+        ({"statuses": [Status("api", 500, count=-1)]}, 5, "500"),
+        ({"statuses": [Status("session", 403, count=-1, detail="Wrong scope")]}, 4, "Wrong scope"),
+        ({"statuses": [Status("api", 302, count=-1, location="http://127.0.0.1:9/")]}, 6, ""),
+    ],
+)
+def test_servers_that_are_no_use(
+    home: Home, mountpoint: Path, quirks: dict[str, Any], exit_code: int, word: str
+) -> None:
+    with server_process("empty", **quirks) as server:
+        result = home.run("mount", server.url, mountpoint)
+        # Either of two codes for a 500: it is the server's error, and nothing came of it.
+        expected = {5, 6} if "500" in word else {exit_code}
+        assert result.exit_code in expected, result
+        assert_refused(result, home, result.exit_code, word)
+
+
+def test_mountpoints_that_cannot_be(home: Home, server: ServerProcess) -> None:
+    missing = home.directory / "missing"
+    assert_refused(home.run("mount", server.url, missing), home, 7, "does not exist")
+
+    full = home.directory / "full"
+    full.mkdir()
+    (full / "file").touch()
+    assert_refused(home.run("mount", server.url, full), home, 7, "not empty")
+    assert_refused(home.run("mount", server.url, full / "file"), home, 7, "not a directory")
+
+    inside = home.cache / "inside"
+    inside.mkdir(parents=True)
+    assert_refused(home.run("mount", server.url, inside), home, 7, "cache")
+
+    around = home.directory / "around"
+    around.mkdir()
+    result = home.run("mount", "--cache-dir", around / "cache", server.url, around)
+    assert_refused(result, home, 7, "cache")
+    assert server.control.counts().http_requests == 0
+
+
+def test_options_and_accounts_that_are_not_known(home: Home, mountpoint: Path) -> None:
+    assert_refused(home.run("mount", "-o", "nope", "example.org", mountpoint), home, 2, "nope")
+    assert_refused(home.run("mount", "-o", "rw", "example.org", mountpoint), home, 2, "read-only")
+    assert_refused(home.run("mount", "nobody", mountpoint), home, 3, "nobody")
+    home.username = home.password = ""
+    result = home.run("mount", "example.org", mountpoint)
+    assert_refused(result, home, 3, "JMAPFS_TOKEN")
+
+
+def test_an_account_that_the_user_cannot_see(
+    home: Home, mountpoint: Path, server: ServerProcess
+) -> None:
+    result = home.run("mount", "--account", "Nobody's", server.url, mountpoint)
+    assert_refused(result, home, 3, "Nobody's", "alice@example.org")
+
+
+def test_nothing_is_mounted(home: Home, mountpoint: Path) -> None:
+    for command in ("umount", "status"):
+        assert_refused(home.run(command, mountpoint), home, 10, "not mounted")
+    assert home.run("status").exit_code == 0
+
+
+def test_mounting_twice_at_one_place(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url) as mount:
+        result = home.run("mount", server.url, mount.path)
+        assert result.exit_code == 7
+        assert "mounted there already" in result.stderr
+
+
+def test_a_signal_while_listing_leaves_nothing(home: Home, mountpoint: Path) -> None:
+    with server_process("sample", max_objects_in_get=1, request_delay=0.05) as server:
+        command = [*home.program, "mount", server.url, str(mountpoint)]
+        with subprocess.Popen(
+            command, env=home.environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            while server.control.counts().methods.get("Email/query", 0) < 5:
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert re.fullmatch("\n?jmapfs: interrupted\n", process.stderr.read())
+            assert process.wait(timeout=20) == 130
+        listed = server.control.counts().methods["Email/query"]
+        assert listed < 400
+
+        # And the next one goes on where it was.
+        server.control.set_quirks(max_objects_in_get=500, request_delay=0)
+        server.control.reset_counts()
+        with home.mounted(server.url) as mount:
+            assert len(mount.files()) > 400
+        assert server.control.counts().methods["Email/query"] <= 3

@@ -1,0 +1,234 @@
+"""The life of a mount: read-only, ended in order, and honest when it dies."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.mounting import Home, Mounted, command
+from tests.server import ServerProcess, server_process
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
+    with home.mounted(server.url) as mount:
+        yield mount
+
+
+def a_mail(mount: Mounted) -> Path:
+    return mount.path / min(mount.files())
+
+
+def failure(attempt: Callable[[], object]) -> int | None:
+    """Return the errno that an attempt fails with; None where it does not."""
+    try:
+        attempt()
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether a process is gone; whose parent has yet to take note of it counts as gone."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_nothing_can_be_written(mount: Mounted, server: ServerProcess) -> None:
+    mail = a_mail(mount)
+    attempts = {
+        "write": lambda: mail.open("r+b"),
+        "create": (mail.parent / "new").touch,
+        "unlink": mail.unlink,
+        "rename": lambda: mail.rename(mail.parent / "other"),
+        "chmod": lambda: mail.chmod(0o600),
+        "chown": lambda: os.chown(mail, 1, 1),
+        "utime": lambda: os.utime(mail),
+        "truncate": lambda: os.truncate(mail, 0),
+        "mkdir": (mail.parent / "directory").mkdir,
+        "rmdir": mail.parent.rmdir,
+        "link": lambda: os.link(mail, mail.parent / "link"),
+        "symlink": lambda: (mail.parent / "link").symlink_to(mail),
+        "setxattr": lambda: os.setxattr(mail, "user.x", b""),
+    }
+    outcomes = {name: failure(attempt) for name, attempt in attempts.items()}
+    assert outcomes == dict.fromkeys(attempts, errno.EROFS)
+    methods = server.control.counts().methods
+    assert not [name for name in methods if name.endswith(("/set", "/import", "/copy"))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(home: Home, server: ServerProcess, number: int) -> None:
+    with home.mounted(server.url) as mount:
+        pid = mount.status()["pid"]
+        os.kill(pid, number)
+        wait_until(lambda: has_ended(pid))
+        assert list(mount.path.iterdir()) == []
+
+
+def test_the_foreground(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    arguments = [*home.program, "mount", "-f", server.url, str(mountpoint)]
+    with subprocess.Popen(
+        arguments, env=home.environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until((mountpoint / ".jmapfs.json").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert process.wait() == 0
+    assert "is mounted" in log
+    assert "Traceback" not in log
+
+
+def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url) as mount:
+        pid = mount.status()["pid"]
+        mount.umount()
+        assert has_ended(pid)
+        assert list(mount.path.iterdir()) == []
+
+
+def test_umount_of_a_busy_mount_is_refused(home: Home, mount: Mounted) -> None:
+    with a_mail(mount).open("rb"):
+        result = home.run("umount", mount.path)
+        assert result.exit_code == 9
+        assert len(result.stderr.splitlines()) == 1
+        assert mount.status()["emails"] > 0
+
+
+def test_kill_9_leaves_enotconn_until_the_next_mount(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    with home.mounted(server.url) as mount:
+        before = mount.contents()
+        target = tmp_path / "copy"
+        command("rsync", "-a", f"{mount.path}/", target)
+        os.kill(mount.status()["pid"], signal.SIGKILL)
+        # While the kernel takes the connection down, requests that are under way are aborted.
+        wait_until(lambda: failure(lambda: list(mount.path.iterdir())) == errno.ENOTCONN)
+
+        result = subprocess.run(
+            ["rsync", "-a", "--delete", f"{mount.path}/", target], check=False, capture_output=True
+        )
+        assert result.returncode != 0
+        assert len(list(target.rglob("*.eml"))) == len(before)
+        assert home.run("status", mount.path).exit_code == 10
+        (dead,) = json.loads(home.run("status", "--json").stdout)
+        assert "does not answer" in dead["error"]
+
+        again = home.mount(server.url, mount.path)
+        assert "clearing the mount of a daemon that died" in again.result.stderr
+        assert again.contents() == before
+        assert again.counts().blobs == 0
+
+
+def test_umount_clears_a_dead_mount(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url) as mount:
+        os.kill(mount.status()["pid"], signal.SIGKILL)
+        time.sleep(0.2)
+        mount.umount()
+        assert list(mount.path.iterdir()) == []
+
+
+BUG = """
+import sys
+from jmapfs.tree import Tree
+lookup = Tree.lookup
+def broken(self, parent, name):
+    if name == b"bug":
+        raise ZeroDivisionError("on purpose")
+    return lookup(self, parent, name)
+Tree.lookup = broken
+from jmapfs.cli.main import main
+main()
+"""
+
+
+def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
+    home: Home, server: ServerProcess
+) -> None:
+    home.program = (sys.executable, "-c", BUG)
+    mount = home.mount(server.url, home.directory / "mnt")
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, check=lambda error: error.errno == errno.EIO):
+                (mount.path / "bug").stat()
+        assert home.log().count("ZeroDivisionError: on purpose") == 3
+        assert a_mail(mount).read_bytes()
+    finally:
+        mount.clear()
+
+
+def test_status(home: Home, mount: Mounted, server: ServerProcess) -> None:
+    status = mount.status()
+    dump = server.control.dump()
+    assert status["account"] == "alice@example.org"
+    assert status["online"] is True
+    assert status["emails"] == len(dump.emails)
+    assert status["mailboxes"] == len(dump.mailboxes)
+    assert status["mountpoint"] == str(mount.path)
+    assert {"bytes", "limit", "blobs"} <= status["cache"].keys()
+    content = a_mail(mount).read_bytes()
+    after = mount.status()
+    assert (after["http"]["blobs"], after["http"]["bytes"]) == (1, len(content))
+    assert after["fuse"]["open"] == 1
+    assert after["fuse"]["read"] >= 1
+    about = json.loads((mount.path / ".jmapfs.json").read_bytes())
+    assert {about[name] == status[name] for name in ("account", "state", "emails", "mailboxes")}
+    text = home.run("status", mount.path).stdout
+    assert str(mount.path) in text
+    assert "alice@example.org" in text
+
+
+def test_options(home: Home, server: ServerProcess) -> None:
+    options = ("-o", "uid=12,gid=34", "-o", "umask=022,allow_other,fsname=my,mail")
+    result = home.run("mount", *options, server.url, home.directory / "run")
+    assert result.exit_code == 2  # `mail` is no option
+    with home.mounted(server.url, "-o", "uid=12,gid=34", "-o", "umask=022,allow_other") as mount:
+        status = a_mail(mount).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12, 34, 0o444)
+        assert a_mail(mount).parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_empty_account(home: Home) -> None:
+    with server_process("empty") as server, home.mounted(server.url) as mount:
+        assert mount.files() == {}
+        assert (mount.path / ".jmapfs.json").exists()
+
+
+def test_a_second_mount_reads_along(home: Home, mount: Mounted, server: ServerProcess) -> None:
+    with home.mounted(server.url, path=home.directory / "second") as second:
+        assert second.contents() == mount.contents()
+        assert "reads along" in second.result.stderr
+
+
+def test_the_file_system_statistics(mount: Mounted) -> None:
+    files = mount.files()
+    distinct = {status.st_ino: status.st_size for status in files.values()}
+    statistics = os.statvfs(mount.path)
+    assert statistics.f_blocks * statistics.f_frsize >= sum(distinct.values())
+    assert statistics.f_bavail == 0
+    assert statistics.f_flag & os.ST_RDONLY

@@ -1,0 +1,207 @@
+"""Real mounts for tests: the real command, in a home of its own, gone again at the end.
+
+with Home(tmp_path, account) as home, home.mounted(url) as mount:
+    (mount.path / "Inbox").iterdir()
+    assert mount.status()["http"]["blobs"] == 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+COMMAND_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: its exit code and what it printed."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
+class Home:
+    """A user's surroundings: configuration, caches, logs and sockets below one directory."""
+
+    directory: Path
+    username: str = ""
+    password: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+    program: Sequence[str] = (sys.executable, "-m", "jmapfs")
+
+    def __post_init__(self) -> None:
+        for name in ("cache", "state", "run", "config"):
+            (self.directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def cache(self) -> Path:
+        """The cache directory."""
+        return self.directory / "cache" / "jmapfs"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a command."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("JMAPFS_U")}
+        for name in ("JMAPFS_TOKEN", "JMAPFS_PASSWORD", "JMAPFS_CONFIG"):
+            own.pop(name, None)
+        own |= {
+            f"XDG_{kind.upper()}_HOME": str(self.directory / kind)
+            for kind in ("cache", "state", "config")
+        }
+        own["XDG_RUNTIME_DIR"] = str(self.directory / "run")
+        if self.username:
+            own |= {"JMAPFS_USERNAME": self.username, "JMAPFS_PASSWORD": self.password}
+        return own | self.variables
+
+    def run(self, *arguments: str | Path, seconds: float = COMMAND_SECONDS) -> Result:
+        """Run `jmapfs` with these arguments to its end."""
+        # Not a pipe: the daemon of a mount must not keep it open, and the test finds out here.
+        result = subprocess.run(
+            [*self.program, *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+        return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+
+    def mount(self, account: str, path: Path, *options: str | Path) -> Mounted:
+        """Mount, and fail the test where that fails."""
+        path.mkdir(exist_ok=True)
+        result = self.run("mount", *options, account, path)
+        assert result.exit_code == 0, result.stderr + self.log()
+        return Mounted(self, path, result)
+
+    @contextlib.contextmanager
+    def mounted(
+        self, account: str, *options: str | Path, path: Path | None = None
+    ) -> Iterator[Mounted]:
+        """Have the account mounted while the context lasts; its log must hold no bug."""
+        mount = self.mount(account, path or self.directory / "mnt", *options)
+        try:
+            yield mount
+        finally:
+            mount.clear()
+        assert "Traceback" not in self.log(), self.log()
+
+    def log(self) -> str:
+        """Return the logs of all daemons."""
+        return "".join(
+            path.read_text() for path in sorted((self.directory / "state").rglob("*.log*"))
+        )
+
+
+@dataclass
+class Mounted:
+    """A mount that is there."""
+
+    home: Home
+    path: Path
+    result: Result
+
+    def status(self) -> dict[str, Any]:
+        """Return `jmapfs status --json`."""
+        result = self.home.run("status", "--json", self.path)
+        assert result.exit_code == 0, result.stderr
+        status: dict[str, Any] = json.loads(result.stdout)
+        return status
+
+    def counts(self) -> Counts:
+        """Return what has been asked of the daemon so far, and by it."""
+        status = self.status()
+        return Counts(status["fuse"], status["http"])
+
+    def umount(self) -> None:
+        """Unmount, and fail the test where that fails."""
+        result = self.home.run("umount", self.path)
+        assert result.exit_code == 0, result.stderr
+
+    def clear(self) -> None:
+        """Unmount if it is still there, dead or alive."""
+        result = self.home.run("umount", self.path)
+        assert result.exit_code in {0, 10}, result.stderr
+
+    def files(self) -> dict[str, os.stat_result]:
+        """Return all emails, by path from the mountpoint, with what `stat` says of them."""
+        return {path: status for path, status in self.entries().items() if path.endswith(".eml")}
+
+    def entries(self) -> dict[str, os.stat_result]:
+        """Return everything in the tree by its path from the mountpoint, `.jmapfs.json` aside."""
+        found = {"": self.path.stat()}
+        for directory, directories, files in os.walk(self.path, onerror=_raise):
+            for name in (*directories, *files):
+                path = Path(directory, name)
+                found[str(path.relative_to(self.path))] = path.lstat()
+        del found[".jmapfs.json"]
+        return found
+
+    def contents(self) -> dict[str, bytes]:
+        """Read all emails."""
+        return {path: (self.path / path).read_bytes() for path in self.files()}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of operations (`fuse`) and of the network (`http`); subtract to see what was done."""
+
+    fuse: Mapping[str, int]
+    http: Mapping[str, int]
+
+    def __sub__(self, before: Counts) -> Counts:
+        return Counts(
+            {name: count - before.fuse.get(name, 0) for name, count in self.fuse.items()},
+            {name: count - before.http.get(name, 0) for name, count in self.http.items()},
+        )
+
+    @property
+    def reads(self) -> int:
+        """READs that reached the daemon."""
+        return self.fuse.get("read", 0)
+
+    @property
+    def blobs(self) -> int:
+        """Blobs that were downloaded."""
+        return self.http["blobs"]
+
+
+def fixed(status: os.stat_result) -> tuple[int, ...]:
+    """Return what of a file or directory is never to change."""
+    return (
+        status.st_ino,
+        status.st_mode,
+        status.st_nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def command(*arguments: str | Path, **variables: str) -> str:
+    """Run another program to its end; fail the test where it fails."""
+    result = subprocess.run(
+        [str(argument) for argument in arguments],
+        env={**os.environ, "LC_ALL": "C.UTF-8", **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    return result.stdout.decode(errors="surrogateescape")
+
+
+def _raise(error: OSError) -> None:
+    raise error
