@@ -1,7 +1,7 @@
 """Which inode a file gets, where two would get the same.
 
 The number comes from time of receipt and blob (see `names.inode`). Two blobs of one second meet
-about once in 2^29 pairs: the later one is given its next choice. A listing settles such meetings
+about once in 2^24 pairs: the later one is given its next choice. A listing settles such meetings
 in the order of the blob ids, so that every listing of the same account ends alike.
 """
 

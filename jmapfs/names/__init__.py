@@ -8,9 +8,12 @@ from jmapfs.names.email import SUFFIX, email_stem, numbered_name
 from jmapfs.names.inode import (
     ABOUT_INODE,
     ROOT_INODE,
+    account_slots,
     directory_inode,
     email_inode,
+    in_account,
     inode_slot,
+    of_account,
 )
 from jmapfs.names.mailbox import sibling_names
 from jmapfs.names.text import KEY_LENGTH, key, safe_text
@@ -20,12 +23,15 @@ __all__ = [
     "KEY_LENGTH",
     "ROOT_INODE",
     "SUFFIX",
+    "account_slots",
     "directory_inode",
     "email_inode",
     "email_stem",
+    "in_account",
     "inode_slot",
     "key",
     "numbered_name",
+    "of_account",
     "safe_text",
     "sibling_names",
 ]

@@ -1,4 +1,4 @@
-"""The checks of tests/conftest.py and tests/leaks.py, tried on tests that break them, in a pytest of their own."""
+"""The checks of tests/conftest.py and tests/leaks.py, tried on tests that break them."""
 
 from __future__ import annotations
 

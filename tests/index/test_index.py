@@ -253,7 +253,7 @@ def test_colliding_inodes_settle_alike_in_any_order(
 
 
 def test_the_narrow_slot_is_not_the_real_one() -> None:
-    assert len(inode_slot(5)) == 1 << 29
+    assert len(inode_slot(5)) == 1 << 24
 
 
 def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> None:

@@ -57,7 +57,7 @@ def has_ended(pid: int) -> bool:
 
 def test_nothing_can_be_written(mount: Mounted, server: ServerProcess) -> None:
     mail = a_mail(mount)
-    attempts = {
+    attempts: dict[str, Callable[[], object]] = {
         "write": lambda: mail.open("r+b"),
         "create": (mail.parent / "new").touch,
         "unlink": mail.unlink,

@@ -10,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jmapfs.names import (
+    ABOUT_INODE,
+    ROOT_INODE,
+    account_slots,
     directory_inode,
     email_inode,
     email_stem,
+    in_account,
     inode_slot,
     key,
     numbered_name,
+    of_account,
     safe_text,
     sibling_names,
 )
@@ -182,5 +187,27 @@ def test_directories_have_a_range_of_their_own(path: str) -> None:
 def test_numbers_and_keys_are_these_for_ever() -> None:
     """Written down: a change here renames or renumbers every mail of every user."""
     assert key("G0123") == "n5jm2ida"
-    assert email_inode("G0123", 1709288100) == 917667061590356993
-    assert directory_inode("Work/Clients") == 3079076806554806217
+    assert email_inode("G0123", 1709288100) == 917667061120594945
+    assert directory_inode("Work/Clients") == 2354170121547513468
+
+
+@given(st.integers(1, 31), ANY_TEXT, SECONDS)
+def test_several_accounts_have_inodes_of_their_own(slot: int, text: str, at: int) -> None:
+    for inode in (email_inode(text, at), directory_inode(text), ROOT_INODE, ABOUT_INODE):
+        outer = in_account(slot, inode)
+        assert 1 < outer < 1 << 62
+        assert of_account(outer) == (slot, inode)
+        assert of_account(inode) == (0, inode) or inode in {ROOT_INODE, ABOUT_INODE}
+
+
+@given(st.sets(ANY_TEXT, max_size=31))
+def test_each_account_has_a_slot(account_ids: set[str]) -> None:
+    slots = account_slots(account_ids)
+    assert slots.keys() == account_ids
+    assert len(set(slots.values())) == len(account_ids)
+    assert all(0 < slot < 32 for slot in slots.values())
+
+
+def test_too_many_accounts() -> None:
+    with pytest.raises(ValueError, match="31"):
+        account_slots(str(number) for number in range(32))
