@@ -5,6 +5,7 @@ can be deleted at any time and costs a new listing.
 """
 
 from jmapfs.index.database import IndexDatabase
+from jmapfs.index.journal import JournalEntry, JournalPart
 from jmapfs.index.lock import AccountLock
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.records import (
@@ -28,6 +29,8 @@ __all__ = [
     "IndexDatabase",
     "IndexReader",
     "IndexWriter",
+    "JournalEntry",
+    "JournalPart",
     "Listing",
     "ListingProgress",
     "MailboxRecord",

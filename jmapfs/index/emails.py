@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
 
-from jmapfs.index import inodes, mailboxes
+from jmapfs.index import inodes, journal, mailboxes
 from jmapfs.index.records import EmailRecord
 from jmapfs.names import numbered_name
 
@@ -25,6 +25,7 @@ class _Batch:
             connection.execute("SELECT blob_id, size FROM correction")
         )
         self._mailbox_numbers: dict[str, int] = {}
+        self._journal: list[tuple[int, str, int]] = []
         self._digests: defaultdict[int, int] = defaultdict(int)
 
     def mailbox_number(self, mailbox_id: str) -> int:
@@ -45,10 +46,11 @@ class _Batch:
             )
             if inserted.rowcount:
                 self._digests[mailbox] += zlib.crc32(name.encode())
+                self._journal.append((mailbox, name, inode))
                 return
             number += 1
 
-    def remove_name(self, mailbox: int, stem: str, name: str) -> None:
+    def remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
         """Remove a name; the last of several copies takes its place, so that no gap is left."""
         self.connection.execute(
             "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
@@ -66,6 +68,7 @@ class _Batch:
                 (name, mailbox, last),
             )
         self._digests[mailbox] -= zlib.crc32(last.encode())
+        self._journal += [(mailbox, gone, inode) for gone in {name, last}]
 
     def finish(self) -> None:
         self.connection.executemany(
@@ -75,6 +78,7 @@ class _Batch:
                 for mailbox, delta in self._digests.items()
             ],
         )
+        journal.write(self.connection, self._journal)
 
     def _has(self, mailbox: int, name: str) -> bool:
         found = self.connection.execute(
@@ -119,6 +123,12 @@ def remove(connection: sqlite3.Connection, email_ids: Iterable[str]) -> None:
 
 def empty_mailbox(connection: sqlite3.Connection, mailbox_id: str) -> None:
     """Remove all names from a mailbox that is about to go."""
+    rows = connection.execute(
+        "SELECT mailbox, name, inode FROM membership"
+        " WHERE mailbox = (SELECT number FROM mailbox WHERE id = ?)",
+        (mailbox_id,),
+    ).fetchall()
+    journal.write(connection, rows)
     connection.execute(
         "DELETE FROM membership WHERE mailbox = (SELECT number FROM mailbox WHERE id = ?)",
         (mailbox_id,),
@@ -131,9 +141,11 @@ def correct_size(connection: sqlite3.Connection, blob_id: str, size: int) -> lis
         "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
     )
     connection.execute("UPDATE file SET size = ? WHERE blob_id = ?", (size, blob_id))
-    return [
+    corrected = [
         row[0] for row in connection.execute("SELECT inode FROM file WHERE blob_id = ?", (blob_id,))
     ]
+    journal.write(connection, [(0, "", inode) for inode in corrected])
+    return corrected
 
 
 def _insert(batch: _Batch, record: EmailRecord) -> None:
@@ -169,7 +181,7 @@ def _update_names(batch: _Batch, record: EmailRecord, number: int, inode: int, s
     )
     wanted = {batch.mailbox_number(mailbox_id) for mailbox_id in record.mailbox_ids}
     for mailbox in names.keys() - wanted:
-        batch.remove_name(mailbox, stem, names[mailbox])
+        batch.remove_name(mailbox, stem, names[mailbox], inode)
     for mailbox in wanted - names.keys():
         batch.add_name(mailbox, stem, number, inode)
 
@@ -197,7 +209,7 @@ def _remove(batch: _Batch, number: int, inode: int) -> None:
         "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
     ).fetchall()
     for mailbox, name in names:
-        batch.remove_name(mailbox, stem, name)
+        batch.remove_name(mailbox, stem, name, inode)
     connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
     connection.execute("DELETE FROM email WHERE number = ?", (number,))
     if connection.execute("SELECT 1 FROM email WHERE inode = ?", (inode,)).fetchone() is None:

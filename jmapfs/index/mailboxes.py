@@ -62,20 +62,22 @@ def replace(connection: sqlite3.Connection, records: Sequence[MailboxRecord]) ->
     for mailbox_id in sorted(known_ids - listed_ids):
         path = path_of.get(mailbox_id)
         successor = successors.pop(path, None) if path else None
-        if successor is None:
+        if successor is None or not rename_id(connection, mailbox_id, successor):
             gone.append(mailbox_id)
-        else:
-            rename_id(connection, mailbox_id, successor)
     put(connection, records)
     return gone
 
 
-def rename_id(connection: sqlite3.Connection, old_id: str, new_id: str) -> None:
-    """Give a mailbox the id that the server now has for it."""
-    # Emails may have come first, and made a row for an id that nothing was known of.
-    if connection.execute("SELECT 1 FROM mailbox WHERE id = ?", (new_id,)).fetchone() is None:
-        connection.execute("UPDATE mailbox SET id = ? WHERE id = ?", (new_id, old_id))
-        _layout_changed(connection)
+def rename_id(connection: sqlite3.Connection, old_id: str, new_id: str) -> bool:
+    """Give a mailbox the id that the server now has for it; False where that has a row already.
+
+    Emails may have come first, and made a row for an id that nothing was known of.
+    """
+    if connection.execute("SELECT 1 FROM mailbox WHERE id = ?", (new_id,)).fetchone() is not None:
+        return False
+    connection.execute("UPDATE mailbox SET id = ? WHERE id = ?", (new_id, old_id))
+    _layout_changed(connection)
+    return True
 
 
 def number(connection: sqlite3.Connection, mailbox_id: str) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
+from jmapfs.index import journal
+from jmapfs.index.journal import JournalPart
 from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.records import (
     AccountState,
@@ -53,14 +55,21 @@ class IndexReader:
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """Hold one state of the index: a read transaction."""
-        self._connection.execute("BEGIN")
+        """Hold one state of the index: a read transaction; within another, the other's state."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.pin()
         try:
-            # A transaction of SQLite begins with its first read, not with BEGIN.
-            self._connection.execute("SELECT count(*) FROM meta").fetchone()
             yield
         finally:
             self._connection.execute("ROLLBACK")
+
+    def pin(self) -> None:
+        """Hold one state of the index until the reader is closed."""
+        self._connection.execute("BEGIN")
+        # A transaction of SQLite begins with its first read, not with BEGIN.
+        self._connection.execute("SELECT count(*) FROM meta").fetchone()
 
     def state(self) -> AccountState:
         """Return which state of which account this is."""
@@ -130,6 +139,14 @@ class IndexReader:
             (inode,),
         ).fetchone()
         return FileRecord(*row) if row else None
+
+    def journal(self, after: int) -> JournalPart:
+        """Return what changed in the tree since a position in the journal."""
+        return journal.read(self._connection, after)
+
+    def journal_position(self) -> int:
+        """Return the position in the journal that belongs to what is read now."""
+        return journal.position(self._connection)
 
     def counts(self) -> Counts:
         """Return the totals of the account."""

@@ -6,6 +6,7 @@
     membership   one row a name: which mailbox, which email, which file
     keyword      one row a keyword of an email
     correction   sizes that the server states wrongly, by what its bytes said
+    journal      names that came and went, for the kernels of mounts
     meta         states and progress, by name
 
 `membership` is clustered by mailbox and name, so a listing is one scan in the order in which it
@@ -72,6 +73,13 @@ CREATE TABLE keyword (
     keyword TEXT NOT NULL,
     PRIMARY KEY (email, keyword)
 ) WITHOUT ROWID;
+
+CREATE TABLE journal (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    mailbox INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    inode INTEGER NOT NULL
+);
 
 CREATE TABLE correction (
     blob_id TEXT PRIMARY KEY,
