@@ -1,9 +1,10 @@
 # Sourced by the other scripts: where the checkout is, its Python, and stages that are counted.
+# shellcheck shell=bash disable=SC2034
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 failed=()
-cd "$root"
+cd "$root" || exit
 
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

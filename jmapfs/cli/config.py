@@ -70,7 +70,7 @@ def read_config() -> Config:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if "JMAPFS_CONFIG" in os.environ:
+        if os.environ.get("JMAPFS_CONFIG"):
             raise ConfigError(f"{path}: JMAPFS_CONFIG names a file that is not there") from None
         return Config(path, {})
     except OSError as error:

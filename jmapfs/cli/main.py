@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import click
 
 from jmapfs import __version__
-from jmapfs.cli import mounting, showing
+from jmapfs.cli import asking, listing, mounting, showing
 from jmapfs.cli.display import console
-from jmapfs.cli.sizes import Size
+from jmapfs.cli.quantities import Duration, Size
 from jmapfs.errors import JmapfsError
 from jmapfs.mount import default_cache_root, resolve, unmount
 
@@ -58,6 +58,17 @@ def cli() -> None:
     show_default=True,
     help="How much mail to keep, at most; 0 for none.",
 )
+@click.option(
+    "--poll-interval",
+    type=click.FloatRange(min=1),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often to ask for changes where the server does not tell of them.",
+)
+@click.option(
+    "--all-accounts", is_flag=True, help="Show all accounts the user can see, a directory each."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def mount_command(
     account: str,
@@ -66,7 +77,9 @@ def mount_command(
     selection: str | None,
     cache_dir: Path,
     cache_size: int,
+    poll_interval: float,
     *,
+    all_accounts: bool,
     foreground: bool,
     verbose: bool,
 ) -> None:
@@ -83,6 +96,8 @@ def mount_command(
         selection=selection,
         cache_dir=cache_dir,
         cache_size=cache_size,
+        poll_interval=poll_interval,
+        all_accounts=all_accounts,
     )
     mounting.mount(request, foreground=foreground, verbose=verbose)
 
@@ -92,6 +107,53 @@ def mount_command(
 def umount_command(mountpoint: Path) -> None:
     """Unmount MOUNTPOINT, and wait until its daemon has ended."""
     unmount(resolve(mountpoint))
+
+
+@cli.command("sync")
+@click.argument("mountpoint", type=_DIRECTORY)
+def sync_command(mountpoint: Path) -> None:
+    """Ask the server for changes now; return when MOUNTPOINT shows them."""
+    asking.sync(resolve(mountpoint))
+
+
+@cli.command("freeze", context_settings={"ignore_unknown_options": True})
+@click.argument("mountpoint", type=_DIRECTORY)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default="2h",
+    show_default=True,
+    help="When it ends by itself: 30s, 10m, 2h, 1d.",
+)
+def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -> None:
+    """Hold MOUNTPOINT at one state, for a backup, while changes go on behind it.
+
+    With a COMMAND (jmapfs freeze MOUNTPOINT -- borg create …) hold it while that runs, and exit
+    with its exit code; without, until `jmapfs thaw`.
+    """
+    if command:
+        sys.exit(asking.run_frozen(resolve(mountpoint), timeout, command))
+    asking.freeze(resolve(mountpoint), timeout)
+
+
+@cli.command("thaw")
+@click.argument("mountpoint", type=_DIRECTORY)
+def thaw_command(mountpoint: Path) -> None:
+    """End a freeze: MOUNTPOINT follows the account again."""
+    asking.thaw(resolve(mountpoint))
+
+
+@cli.command("accounts")
+@click.argument("account")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def accounts_command(account: str, *, as_json: bool) -> None:
+    """List the accounts with mail that the user of ACCOUNT can see."""
+    accounts = listing.accounts_of(account)
+    if as_json:
+        click.echo(json.dumps(accounts, indent=2))
+    else:
+        listing.show(accounts)
 
 
 @cli.command("status")

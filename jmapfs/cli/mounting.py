@@ -9,7 +9,7 @@ from pathlib import Path
 from jmapfs.cli.config import read_config
 from jmapfs.cli.display import MountDisplay
 from jmapfs.cli.secrets import account_source
-from jmapfs.errors import JmapfsError
+from jmapfs.errors import JmapfsError, UsageError
 from jmapfs.mount import (
     MountRequest,
     PipeReport,
@@ -35,6 +35,8 @@ def mount_request(
     selection: str | None,
     cache_dir: Path,
     cache_size: int,
+    poll_interval: float,
+    all_accounts: bool,
 ) -> MountRequest:
     """Put together what is to be mounted; secrets are fetched here, while there is a terminal.
 
@@ -43,12 +45,16 @@ def mount_request(
         ConfigError: the account, or its secret, is not to be had.
     """
     mount_options = parse_options(options)
+    if all_accounts and selection is not None:
+        raise UsageError("--account NAME and --all-accounts exclude each other")
     return MountRequest(
         source=account_source(account, read_config(), account=selection),
         mountpoint=resolve(mountpoint),
         cache_root=cache_dir.absolute(),
         cache_limit=cache_size,
         options=mount_options,
+        poll_interval=poll_interval,
+        all_accounts=all_accounts,
     )
 
 

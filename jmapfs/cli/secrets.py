@@ -84,14 +84,21 @@ def _from_environment(user: str | None) -> Credentials | None:
         return BearerCredentials(_one_line("JMAPFS_TOKEN", token))
     user = os.environ.get("JMAPFS_USERNAME") or user
     password = os.environ.get("JMAPFS_PASSWORD")
-    return BasicCredentials(user, password) if user and password else None
+    if not user or not password:
+        return None
+    return BasicCredentials(
+        _one_line("JMAPFS_USERNAME", user), _one_line("JMAPFS_PASSWORD", password)
+    )
 
 
 def _from_command(where: str, command: str) -> str:
     try:
+        words = shlex.split(command)
+        if not words:
+            raise ConfigError(f"{where}: the command is empty")
         # The terminal stays the command's, for a passphrase; only its output is ours.
         result = subprocess.run(
-            shlex.split(command), stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
+            words, stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
         )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -105,7 +112,10 @@ def _from_command(where: str, command: str) -> str:
 
 
 def _from_file(where: str, name: str) -> str:
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where}: {name}: there is no such home directory") from None
     try:
         mode = path.stat().st_mode
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -113,6 +123,8 @@ def _from_file(where: str, name: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{where}: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a file name: {error}") from error
     return _one_line(where, _decoded(where, content))
 
 

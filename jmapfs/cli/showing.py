@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.sizes import readable
+from jmapfs.cli.quantities import readable
 from jmapfs.errors import NotMountedError
 from jmapfs.mount import ask, mount_at, mounts, socket_directory, socket_name
 
@@ -55,13 +55,29 @@ def show(statuses: list[dict[str, Any]]) -> None:
 
 
 def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
-    if "error" in status:
+    if "pid" not in status:
         return [("error", status["error"])]
-    cache, http, fuse = status["cache"], status["http"], status["fuse"]
+    lines = []
+    for account in status.get("accounts", [status]):
+        lines += _account_lines(account)
+    if status["frozen"]:
+        lines.append(
+            ("frozen", f"since {status['frozen']['since']}, until {status['frozen']['until']}")
+        )
+    fuse = ", ".join(f"{count} {name}" for name, count in status["fuse"].items())
+    return [*lines, ("files", fuse or "not used yet")]
+
+
+def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
+    cache, http = status["cache"], status["http"]
+    online = "yes" if status["online"] else f"no, since {status['since']}"
+    if status["error"]:
+        online += f": {status['error']}"
     return [
         ("account", f"{status['account']} at {status['server']}"),
-        ("online", "yes" if status["online"] else "no"),
-        ("last sync", status["last_sync"]),
+        ("online", online),
+        ("last change", status["last_sync"]),
+        ("last check", status["last_check"] or "never"),
         ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
         (
             "cache",
@@ -71,5 +87,4 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
             "network",
             f"{http['requests']} requests, {http['blobs']} mails, {readable(http['bytes'])}",
         ),
-        ("files", ", ".join(f"{count} {name}" for name, count in fuse.items()) or "not used yet"),
     ]

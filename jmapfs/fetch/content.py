@@ -47,7 +47,6 @@ class Content:
         nursery: trio.Nursery,
         *,
         on_size_mismatch: SizeMismatch,
-        sha1_blob_ids: bool,
         downloads: int,
         read_timeout: float,
         download_timeout: float,
@@ -64,9 +63,7 @@ class Content:
         self._corrections: dict[tuple[str, int], trio.Event] = {}
         self._closing = False
         self._behind = WriteBehind(disk, self._threads, self.counters)
-        downloader = Downloader(
-            source, disk, self._threads, self.counters, sha1=sha1_blob_ids, parallel=downloads
-        )
+        downloader = Downloader(source, disk, self._threads, self.counters, parallel=downloads)
         self._deliveries = Deliveries(
             disk,
             memory,
@@ -256,7 +253,6 @@ async def open_content(
     memory_cache: MemoryCache | None = None,
     *,
     on_size_mismatch: SizeMismatch,
-    sha1_blob_ids: bool = False,
     downloads: int = 8,
     read_timeout: float = DEFAULT_READ_TIMEOUT,
     download_timeout: float = DEFAULT_DOWNLOAD_TIMEOUT,
@@ -264,11 +260,10 @@ async def open_content(
     """Serve content for as long as the context lasts; the caches stay the caller's to close.
 
     `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have another size than
-    was expected, before that read fails; the content is kept. `sha1_blob_ids` says that ids of `G`
-    and 40 hexadecimal digits are SHA-1s of the content. `downloads` is how many there are at a
-    time. `read_timeout` and `download_timeout` are in seconds; a download may go on after the last
-    reader has left, until its own time is over. At the end, what came last is written to the disk,
-    for 5 seconds at most.
+    was expected, before that read fails; the content is kept. `downloads` is how many there are at
+    a time. `read_timeout` and `download_timeout` are in seconds; a download may go on after the
+    last reader has left, until its own time is over. At the end, what came last is written to the
+    disk, for 5 seconds at most.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -278,7 +273,6 @@ async def open_content(
             MemoryCache() if memory_cache is None else memory_cache,
             nursery,
             on_size_mismatch=on_size_mismatch,
-            sha1_blob_ids=sha1_blob_ids,
             downloads=downloads,
             read_timeout=read_timeout,
             download_timeout=download_timeout,

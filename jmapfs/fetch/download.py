@@ -41,11 +41,7 @@ class UnwantedError(Exception):
 
 
 class Downloader:
-    """Downloads blobs and checks them.
-
-    `sha1` says that the blob ids of this server are SHA-1s where they look like it; `parallel` is
-    the number of downloads at a time.
-    """
+    """Downloads blobs and checks them; `parallel` is the number of downloads at a time."""
 
     def __init__(
         self,
@@ -54,14 +50,12 @@ class Downloader:
         threads: DiskThreads,
         counters: ContentCounters,
         *,
-        sha1: bool,
         parallel: int,
     ) -> None:
         self._source = source
         self._disk = disk
         self._threads = threads
         self._counters = counters
-        self._sha1 = sha1
         self._limiter = trio.CapacityLimiter(parallel)
         self._memory = trio.CapacityLimiter(1)
 
@@ -101,7 +95,7 @@ class Downloader:
         Raises:
             BlobMismatchError: these are not its bytes.
         """
-        check = ContentCheck(blob_id, enabled=self._sha1)
+        check = ContentCheck(blob_id, enabled=self._source.blob_ids_are_sha1)
         if len(data) > _HASHED_AT_ONCE_BYTES:
             await self._threads.run_abandonable(partial(check.update, data))
         else:
@@ -124,7 +118,7 @@ class Downloader:
         writer = await self._threads.run(partial(self._disk.begin_large, blob_id, size))
         if writer is None:
             raise _NoDiskError
-        check = ContentCheck(blob_id, enabled=self._sha1)
+        check = ContentCheck(blob_id, enabled=self._source.blob_ids_are_sha1)
         try:
             await self._stream(blob_id, size, until, partial(_write, writer, check))
             check.finish()
@@ -143,7 +137,7 @@ class Downloader:
         await self._memory.acquire_on_behalf_of(owner)
         try:
             content = bytearray()
-            check = ContentCheck(blob_id, enabled=self._sha1)
+            check = ContentCheck(blob_id, enabled=self._source.blob_ids_are_sha1)
             await self._stream(blob_id, size, until, partial(_append, content, check))
             check.finish()
         except BaseException:

@@ -1,5 +1,5 @@
 """The kernel's side: pyfuse3's operations, answered from the tree and the content. No more."""
 
-from jmapfs.fuse.operations import MailOperations
+from jmapfs.fuse.operations import FileContent, MailOperations
 
-__all__ = ["MailOperations"]
+__all__ = ["FileContent", "MailOperations"]

@@ -10,6 +10,7 @@ than a thread costs. Listings grow with the mailbox and are made in a worker thr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from collections import Counter
@@ -20,12 +21,11 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 import pyfuse3
 import trio
 
-from jmapfs.errors import EntryNotFoundError
+from jmapfs.errors import BlobMismatchError, EntryNotFoundError
 from jmapfs.fuse.attributes import AttributeWriter, file_system_statistics, missing_entry
 from jmapfs.fuse.handlers import handler
 from jmapfs.index import FileRecord
-from jmapfs.names import ABOUT_INODE
-from jmapfs.tree import DirectoryListing, Ownership, Tree
+from jmapfs.tree import DirectoryListing, Ownership, TreeView, file_attributes
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -37,17 +37,15 @@ _FIRST_HANDLE: Final = 1 << 62
 class FileContent(Protocol):
     """Where the bytes of files come from."""
 
-    async def read(
-        self, blob_id: str, expected_size: int, offset: int, length: int
-    ) -> bytes | memoryview:
-        """Return the bytes of a blob from `offset`, `length` of them or up to its end."""
+    async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
+        """Return the bytes of a file from `offset`, `length` of them or up to its end."""
         ...
 
-    def hold(self, blob_id: str) -> None:
-        """Note that a file of this blob is open."""
+    def hold(self, record: FileRecord) -> None:
+        """Note that a file is open."""
         ...
 
-    def release(self, blob_id: str) -> None:
+    def release(self, record: FileRecord) -> None:
         """Note that it is no longer open."""
         ...
 
@@ -69,7 +67,7 @@ class MailOperations(pyfuse3.Operations):
     enable_writeback_cache = False
 
     def __init__(
-        self, tree: Tree, listing_tree: Tree, content: FileContent, ownership: Ownership
+        self, tree: TreeView, listing_tree: TreeView, content: FileContent, ownership: Ownership
     ) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
@@ -102,7 +100,18 @@ class MailOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Return the attributes of an inode."""
-        return self._attributes.entry(self._tree.attributes(inode))
+        try:
+            attributes = self._tree.attributes(inode)
+        except EntryNotFoundError:
+            # Who has a file open can go on with it when its last name is gone, as with any file.
+            opened = self._open.get(inode)
+            if opened is None:
+                raise
+            record = opened.record
+            attributes = file_attributes(
+                inode, size=record.size, received_at=record.received_at, links=0
+            )
+        return self._attributes.entry(attributes)
 
     @handler
     async def opendir(
@@ -138,14 +147,15 @@ class MailOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         """Open a file: nothing is fetched before something is read."""
-        if inode == ABOUT_INODE:
+        about = self._tree.about(inode)
+        if about is not None:
             handle = next(self._handles)
-            self._abouts[handle] = self._tree.about().content
+            self._abouts[handle] = about.content
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=False)
         opened = self._open.get(inode)
         if opened is None:
             opened = self._open[inode] = _OpenFile(self._tree.file(inode))
-            self._content.hold(opened.record.blob_id)
+            self._content.hold(opened.record)
         opened.opened += 1
         # Content is immutable: what the kernel has of it stays right.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
@@ -156,9 +166,16 @@ class MailOperations(pyfuse3.Operations):
         about = self._abouts.get(fh)
         if about is not None:
             return about[off : off + size]
-        record = self._open[fh].record
+        opened = self._open[fh]
+        try:
+            data = await self._content.read(opened.record, off, size)
+        except BlobMismatchError:
+            # The index knows the true size by now, and the next read is to be right.
+            with contextlib.suppress(EntryNotFoundError):
+                opened.record = self._tree.file(fh)
+            raise
         # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
-        return cast("bytes", await self._content.read(record.blob_id, record.size, off, size))
+        return cast("bytes", data)
 
     @handler
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
@@ -174,23 +191,22 @@ class MailOperations(pyfuse3.Operations):
         opened.opened -= 1
         if not opened.opened:
             del self._open[fh]
-            self._content.release(opened.record.blob_id)
+            self._content.release(opened.record)
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Return totals for `df`."""
-        size = await self._in_thread(self._listing_tree.size)
-        counts = await self._in_thread(self._listing_tree.counts)
-        return file_system_statistics(size=size, files=counts.emails)
+        size, files = await self._in_thread(self._listing_tree.totals)
+        return file_system_statistics(size=size, files=files)
 
-    def correct_size(self, inode: int, size: int) -> None:
-        """Let an open file know its true size, in bytes."""
-        opened = self._open.get(inode)
-        if opened is not None:
-            record = opened.record
-            opened.record = FileRecord(
-                record.inode, record.blob_id, size, record.received_at, record.links
-            )
+    def show(self, tree: TreeView, listing_tree: TreeView) -> None:
+        """Show another view from now on."""
+        self._tree, self._listing_tree = tree, listing_tree
+
+    async def listings_done(self) -> None:
+        """Return when the listings that were under way are done."""
+        async with self._listing_limiter:
+            pass
 
     async def _in_thread(self, question: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
         return await trio.to_thread.run_sync(question, *args, limiter=self._listing_limiter)

@@ -1,6 +1,7 @@
 """The life of a mount: its daemon, its control socket, its end."""
 
 from jmapfs.mount.background import run_in_background
+from jmapfs.mount.choosing import mail_accounts
 from jmapfs.mount.control import ask
 from jmapfs.mount.daemon import Stopped, run_daemon
 from jmapfs.mount.logs import log_to_file, log_to_stderr
@@ -29,6 +30,7 @@ __all__ = [
     "log_path",
     "log_to_file",
     "log_to_stderr",
+    "mail_accounts",
     "make_ready",
     "mount_at",
     "mounts",

@@ -76,7 +76,12 @@ async def control_socket(
 
 
 def ask(
-    directory: Path, name: str, command: str, *, seconds: float | None = 10.0, **arguments: object
+    directory: Path,
+    name: str,
+    command: str,
+    *,
+    seconds: float = 10.0,
+    arguments: Mapping[str, object] | None = None,
 ) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
     """Send a command to the mount with that socket and return its answer.
 
@@ -84,7 +89,7 @@ def ask(
         NotMountedError: there is no such socket, or nobody answers within `seconds`.
         JmapfsError: the mount answered with an error; its exit code is that of the error.
     """
-    request = msgspec.json.encode(Request(command, dict(arguments))) + b"\n"
+    request = msgspec.json.encode(Request(command, dict(arguments or {}))) + b"\n"
     try:
         with (
             _short_path(directory, name) as short,

@@ -25,10 +25,15 @@ class AccountSource:
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount to be made; `cache_limit` in bytes."""
+    """A mount to be made; `cache_limit` in bytes, `poll_interval` in seconds.
+
+    With `all_accounts`, each account that the user can see is a directory at the top.
+    """
 
     source: AccountSource
     mountpoint: Path
     cache_root: Path
     cache_limit: int
     options: MountOptions
+    poll_interval: float = 60.0
+    all_accounts: bool = False

@@ -3,58 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import trio
 
-from jmapfs.cache import DiskCache
 from jmapfs.fuse import MailOperations
-from jmapfs.jmap import Client
+from jmapfs.mount.account import MountedAccount
+from jmapfs.mount.freezing import Frozen
 from jmapfs.mount.request import MountRequest
-from jmapfs.tree import Tree
 
 
-class StatusSource:
-    """Knows whom to ask for each part of the status."""
+async def mount_status(
+    request: MountRequest,
+    accounts: Sequence[MountedAccount],
+    operations: MailOperations,
+    frozen: Frozen | None,
+) -> dict[str, Any]:
+    """Return the status as JSON can hold it; README.md describes its members.
 
-    def __init__(
-        self,
-        request: MountRequest,
-        client: Client,
-        tree: Tree,
-        operations: MailOperations,
-        disk: DiskCache,
-    ) -> None:
-        self._request = request
-        self._client = client
-        self._tree = tree
-        self._operations = operations
-        self._disk = disk
+    With one account, what is said of it stands at the top; with several, in `accounts`.
+    """
+    each = [await trio.to_thread.run_sync(_account_status, account) for account in accounts]
+    status = {
+        "mountpoint": str(request.mountpoint),
+        "pid": os.getpid(),
+        "frozen": frozen and {name: _text(when) for name, when in asdict(frozen).items()},
+        "fuse": dict(sorted(operations.counts.items())),
+    }
+    if request.all_accounts:
+        return status | {"accounts": each, "online": all(one["online"] for one in each)}
+    return status | each[0]
 
-    async def answer(self, _arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the status as JSON can hold it; README.md describes its members."""
-        state = self._tree.state()
-        counts = self._tree.counts()
-        cache = await trio.to_thread.run_sync(self._disk.statistics)
-        traffic = self._client.traffic
-        return {
-            "mountpoint": str(self._request.mountpoint),
-            "pid": os.getpid(),
-            "account": state.account_name,
-            "account_id": state.account_id,
-            "server": state.server,
-            "online": True,
-            "state": state.email_state,
-            "last_sync": datetime.fromtimestamp(state.synced_at, UTC).isoformat(),
-            "emails": counts.emails,
-            "mailboxes": counts.mailboxes,
-            "cache": {"bytes": cache.bytes, "limit": cache.limit, "blobs": cache.blobs},
-            "fuse": dict(sorted(self._operations.counts.items())),
-            "http": {
-                "requests": traffic.requests,
-                "blobs": traffic.blobs,
-                "bytes": traffic.bytes,
-            },
-        }
+
+def _account_status(account: MountedAccount) -> dict[str, Any]:
+    with account.database.reader() as reader:
+        state = reader.state()
+        counts = reader.counts()
+    cache = account.disk.statistics()
+    traffic = account.traffic.total()
+    keeper = account.keeper
+    return {
+        "account": state.account_name,
+        "account_id": state.account_id,
+        "server": state.server,
+        "online": keeper.condition.online,
+        "since": _text(keeper.condition.since),
+        "error": keeper.condition.error,
+        "leads": keeper.leads,
+        "push": keeper.pushed,
+        "state": state.email_state,
+        "last_sync": _text(state.synced_at),
+        "last_check": _text(keeper.checked_at) if keeper.checked_at else None,
+        "emails": counts.emails,
+        "mailboxes": counts.mailboxes,
+        "cache": {"bytes": cache.bytes, "limit": cache.limit, "blobs": cache.blobs},
+        "http": {
+            "requests": traffic.requests,
+            "blobs": traffic.blobs,
+            "bytes": traffic.bytes,
+        },
+    }
+
+
+def _text(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from dataclasses import replace
 from typing import Final
+from urllib.parse import urlsplit
 
 import trio
 
@@ -28,14 +29,9 @@ _LISTINGS: Final = 3
 
 
 class Synchronizer:
-    """Keeps one index true to one account; its owner holds the account's lock.
-
-    `checked_at` is when the index was last found to be what the server has, in seconds since
-    1970 (0: not since this process began).
-    """
+    """Keeps one index true to one account; its owner holds the account's lock."""
 
     def __init__(self, client: Client, database: IndexDatabase, writer: IndexWriter) -> None:
-        self.checked_at = 0.0
         self._client = client
         self._database = database
         self._writer = writer
@@ -57,7 +53,6 @@ class Synchronizer:
                 raise StorageError(
                     f"cannot write the index {self._database.path}: {error}"
                 ) from error
-            self.checked_at = time.time()
             return changed
 
     async def _bring_up_to_date(self, report: ListingReport) -> bool:
@@ -99,12 +94,8 @@ class Synchronizer:
             )
             with writer.transaction():
                 writer.set_state(state)
-        elif (state.server, state.account_id) != (server, account.id):
-            raise ConfigError(
-                f"the index in {self._database.path.parent} belongs to account"
-                f" {state.account_id} at {state.server}, not to {account.id} at {server}:"
-                " choose another --cache-dir, or remove it if the account has really moved"
-            )
+        else:
+            _check(state, self._database, client)
         return state
 
     async def _stands(self) -> bool:
@@ -136,3 +127,35 @@ class Synchronizer:
 
         await trio.to_thread.run_sync(complete)
         return True
+
+
+def check_account(database: IndexDatabase, client: Client) -> None:
+    """Check that what is indexed is what the client leads to; a new index is anybody's.
+
+    Raises:
+        ConfigError: the index belongs to another account, or another server.
+        StorageError: the index cannot be read.
+    """
+    try:
+        with database.reader() as reader:
+            state = reader.state()
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot read the index {database.path}: {error}") from error
+    if state.account_id:
+        _check(state, database, client)
+
+
+def _check(state: AccountState, database: IndexDatabase, client: Client) -> None:
+    server, account_id = client.session.api_url, client.account.id
+    if (_origin(state.server), state.account_id) != (_origin(server), account_id):
+        raise ConfigError(
+            f"the index in {database.path.parent} belongs to account {state.account_id} at"
+            f" {state.server}, not to {account_id} at {server}: choose another --cache-dir, or"
+            " remove that directory if the account has really moved"
+        )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    # A server may give its API another path and still be the same.
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc

@@ -3,20 +3,25 @@
 It knows of no kernel and no network, and everything that shows or copies the tree stands on it.
 """
 
-from jmapfs.tree.about import ABOUT_NAME, About
-from jmapfs.tree.attributes import Attributes, Kind, Ownership
+from jmapfs.tree.about import ABOUT_NAME, About, Reachability
+from jmapfs.tree.attributes import Attributes, Kind, Ownership, file_attributes
+from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.layout import Directory, Layout, lay_out
-from jmapfs.tree.view import DirectoryListing, Tree
+from jmapfs.tree.view import DirectoryListing, Tree, TreeView
 
 __all__ = [
     "ABOUT_NAME",
     "About",
     "Attributes",
+    "CombinedTree",
     "Directory",
     "DirectoryListing",
     "Kind",
     "Layout",
     "Ownership",
+    "Reachability",
     "Tree",
+    "TreeView",
+    "file_attributes",
     "lay_out",
 ]

@@ -27,16 +27,37 @@ class About:
     time: int
 
 
-def about(state: AccountState, counts: Counts) -> About:
+@dataclass(frozen=True, slots=True)
+class Reachability:
+    """Whether the server is in reach; if not, since when (seconds since 1970), and why."""
+
+    online: bool
+    since: float = 0.0
+    error: str | None = None
+
+
+ONLINE: Final = Reachability(online=True)
+
+
+def about(state: AccountState, counts: Counts, reachability: Reachability = ONLINE) -> About:
     """Describe one state of the account."""
-    document = {
+    document: dict[str, object] = {
         "account": state.account_name,
         "account_id": state.account_id,
         "server": state.server,
         "state": state.email_state,
-        "last_sync": datetime.fromtimestamp(state.synced_at, UTC).isoformat(timespec="seconds"),
+        "last_sync": _text(state.synced_at),
         "emails": counts.emails,
         "mailboxes": counts.mailboxes,
+        "online": reachability.online,
     }
+    time = state.synced_at
+    if not reachability.online:
+        document |= {"offline_since": _text(reachability.since), "error": reachability.error}
+        time = max(time, reachability.since)
     content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    return About(content, max(math.ceil(state.synced_at), counts.newest + 1))
+    return About(content, max(math.ceil(time), counts.newest + 1))
+
+
+def _text(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

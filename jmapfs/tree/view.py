@@ -8,13 +8,14 @@ mailbox and belongs into a worker thread, with a tree of its own.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index import AccountState, Counts, FileRecord, IndexReader, Listing
 from jmapfs.names import ABOUT_INODE, ROOT_INODE
-from jmapfs.tree.about import ABOUT_NAME, About, about
+from jmapfs.tree.about import ABOUT_NAME, ONLINE, About, Reachability, about
 from jmapfs.tree.attributes import Attributes, directory_attributes, file_attributes
 from jmapfs.tree.layout import Directory, Layout, lay_out
 
@@ -58,15 +59,49 @@ class DirectoryListing:
         )
 
 
-class Tree:
-    """One view of the tree, on one reader; use it from one thread at a time."""
+class TreeView(Protocol):
+    """What shows or copies a tree asks of it: an account's, or that of several accounts."""
 
-    def __init__(self, reader: IndexReader) -> None:
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
+        ...
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return the attributes of an inode, or raise EntryNotFoundError."""
+        ...
+
+    def file(self, inode: int) -> FileRecord:
+        """Return which blob an email's inode is, or raise EntryNotFoundError."""
+        ...
+
+    def about(self, inode: int) -> About | None:
+        """Return the content of `.jmapfs.json`, if it is what has that inode."""
+        ...
+
+    def listing(self, inode: int) -> DirectoryListing:
+        """Return all entries of a directory, or raise EntryNotFoundError."""
+        ...
+
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes and the number of all files."""
+        ...
+
+
+class Tree:
+    """One view of an account's tree, on one reader; use it from one thread at a time.
+
+    `condition` says whether the server is in reach, for `.jmapfs.json`.
+    """
+
+    def __init__(
+        self, reader: IndexReader, condition: Callable[[], Reachability] = lambda: ONLINE
+    ) -> None:
         self._reader = reader
+        self._condition = condition
         self._layout = Layout({})
         self._layout_version = -1
         self._about: About | None = None
-        self._about_of: AccountState | None = None
+        self._about_of: tuple[AccountState, Reachability] | None = None
 
     def layout(self) -> Layout:
         """Return the directories as they are now."""
@@ -145,12 +180,15 @@ class Tree:
                 special[ABOUT_NAME.encode()] = self._about_attributes()
         return DirectoryListing(_positioned(special, files.names), files)
 
-    def about(self) -> About:
-        """Return the content of `.jmapfs.json`."""
-        state = self._reader.state()
-        if self._about is None or self._about_of != state:
-            self._about = about(state, self._reader.counts())
-            self._about_of = state
+    def about(self, inode: int = ABOUT_INODE) -> About | None:
+        """Return the content of `.jmapfs.json`, if it is what has that inode."""
+        return self._described() if inode == ABOUT_INODE else None
+
+    def _described(self) -> About:
+        subject = self._reader.state(), self._condition()
+        if self._about is None or self._about_of != subject:
+            self._about = about(subject[0], self._reader.counts(), subject[1])
+            self._about_of = subject
         return self._about
 
     def state(self) -> AccountState:
@@ -161,9 +199,9 @@ class Tree:
         """Return the totals of the account."""
         return self._reader.counts()
 
-    def size(self) -> int:
-        """Return how many bytes all files have; this reads the whole index of files."""
-        return self._reader.size()
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes and the number of all files; this reads the whole index of files."""
+        return self._reader.size(), self._reader.counts().emails
 
     def _directory_attributes(self, directory: Directory) -> Attributes:
         newest, digest = 0, 0
@@ -177,7 +215,7 @@ class Tree:
         )
 
     def _about_attributes(self) -> Attributes:
-        described = self.about()
+        described = self._described()
         return file_attributes(
             ABOUT_INODE, size=len(described.content), received_at=described.time, links=1
         )

@@ -22,6 +22,7 @@ class FakeSource:
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
         self.blobs = blobs or {}
         self.delay = delay
+        self.blob_ids_are_sha1 = False
         self.error: Exception | None = None
         self.asked: Counter[str] = Counter()
         self.deadlines: list[float] = []
@@ -81,7 +82,6 @@ async def serving(
     disk_limit: int = 64 * MIB,
     memory_limit: int = 8 * MIB,
     corrections: Corrections | None = None,
-    sha1_blob_ids: bool = False,
     downloads: int = 8,
     read_timeout: float = 30.0,
     download_timeout: float = 60.0,
@@ -93,7 +93,6 @@ async def serving(
             disk,
             MemoryCache(memory_limit),
             on_size_mismatch=corrections or Corrections(),
-            sha1_blob_ids=sha1_blob_ids,
             downloads=downloads,
             read_timeout=read_timeout,
             download_timeout=download_timeout,

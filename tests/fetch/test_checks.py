@@ -86,7 +86,8 @@ async def test_the_sha1_in_the_id(tmp_path: Path, size: int) -> None:
     right = "G" + hashlib.sha1(data, usedforsecurity=False).hexdigest()
     wrong = "G" + "0" * 40
     source = FakeSource({right: data, wrong: data, "G" + "A" * 40: data})
-    async with serving(source, tmp_path, sha1_blob_ids=True) as content:
+    source.blob_ids_are_sha1 = True
+    async with serving(source, tmp_path) as content:
         for blob_id in (right, "G" + "A" * 40):
             assert len(await content.read(blob_id, size, 0, size)) == size
         for _ in range(2):
@@ -95,6 +96,7 @@ async def test_the_sha1_in_the_id(tmp_path: Path, size: int) -> None:
         assert not await content.contains(wrong)
         assert content.counters.mismatches == 2
     assert source.asked[wrong] == 2
+    source.blob_ids_are_sha1 = False
     async with serving(source, tmp_path) as content:
         assert len(await content.read(wrong, size, 0, size)) == size
 

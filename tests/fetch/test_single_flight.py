@@ -181,7 +181,9 @@ async def test_somebody_else_delivers(tmp_path: Path) -> None:
 
 async def test_what_is_delivered_is_checked_too(tmp_path: Path) -> None:
     blob_id = "G" + "0" * 40
-    async with serving(FakeSource(), tmp_path, sha1_blob_ids=True) as content:
+    source = FakeSource()
+    source.blob_ids_are_sha1 = True
+    async with serving(source, tmp_path) as content:
         flight = content.expect(blob_id)
         assert flight is not None
         with pytest.raises(BlobMismatchError):

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write and read them."""
+"""Sizes in bytes and durations in seconds, as people write and read them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import click
 
 _FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
 class Size(click.ParamType[int]):
@@ -36,3 +39,20 @@ def readable(size: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+class Duration(click.ParamType[float]):
+    """A parameter such as `90s`, `10m`, `2h` or `1d`, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number of seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = _DURATION.fullmatch(value.strip())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration, such as 30s, 10m or 2h", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]

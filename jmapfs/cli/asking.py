@@ -1,0 +1,101 @@
+"""`jmapfs sync`, `freeze` and `thaw`: asking a running mount to do something."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from jmapfs.errors import NotMountedError, UsageError
+from jmapfs.mount import ask, mount_at, socket_directory, socket_name
+
+_SECONDS: Final = 30.0
+_SYNC_SECONDS: Final = 630.0
+
+# What shells answer for a command that is not there, or cannot be run, or was killed by a signal.
+_NOT_FOUND: Final = 127
+_NOT_RUNNABLE: Final = 126
+_KILLED: Final = 128
+
+
+def sync(mountpoint: Path) -> None:
+    """Have a mount ask the server now; return when it shows what the server has."""
+    _ask(mountpoint, "sync", seconds=_SYNC_SECONDS)
+
+
+def freeze(mountpoint: Path, seconds: float) -> None:
+    """Hold a mount at the state it shows, for `seconds` at most."""
+    _ask(mountpoint, "freeze", seconds=_SECONDS, arguments={"seconds": seconds})
+
+
+def thaw(mountpoint: Path) -> None:
+    """End a freeze.
+
+    Raises:
+        UsageError: the mount is not frozen.
+    """
+    if not _ask(mountpoint, "thaw", seconds=_SECONDS)["was_frozen"]:
+        raise UsageError(f"{mountpoint}: not frozen (any more)")
+
+
+def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
+    """Run a command while a mount is held at one state; return the command's exit code.
+
+    A freeze that ended before the command did is told on stderr: what the command saw may then
+    be of two states. Its exit code is turned into 1 if it was 0.
+    """
+    freeze(mountpoint, seconds)
+    try:
+        code = _run(command)
+    finally:
+        still = _thaw_quietly(mountpoint)
+    if still:
+        return code
+    print(  # noqa: T201 - a message of the command line
+        f"jmapfs: {mountpoint}: the freeze had ended before the command did", file=sys.stderr
+    )
+    return code or 1
+
+
+def _run(command: Sequence[str]) -> int:
+    try:
+        with _signals_passed_over(), subprocess.Popen(command) as process:
+            code = process.wait()
+    except FileNotFoundError:
+        print(f"jmapfs: {command[0]}: not found", file=sys.stderr)  # noqa: T201
+        return _NOT_FOUND
+    except OSError as error:
+        print(f"jmapfs: {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return _NOT_RUNNABLE
+    return code if code >= 0 else _KILLED - code
+
+
+@contextlib.contextmanager
+def _signals_passed_over() -> Iterator[None]:
+    """Leave Ctrl-C to the command, which gets it too, and thaw when that has ended."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _thaw_quietly(mountpoint: Path) -> bool:
+    with contextlib.suppress(NotMountedError):
+        return bool(_ask(mountpoint, "thaw", seconds=_SECONDS)["was_frozen"])
+    return False
+
+
+def _ask(
+    mountpoint: Path, command: str, *, seconds: float, arguments: dict[str, Any] | None = None
+) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    return ask(
+        socket_directory(), socket_name(mountpoint), command, seconds=seconds, arguments=arguments
+    )

@@ -1,0 +1,44 @@
+"""`jmapfs accounts`: which accounts a user can see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from jmapfs.cli.config import read_config
+from jmapfs.cli.secrets import account_source
+from jmapfs.errors import lone_errors
+from jmapfs.mount import mail_accounts
+
+
+def accounts_of(argument: str) -> list[dict[str, Any]]:
+    """Return the accounts with mail, the primary one first, as JSON can hold them.
+
+    Raises:
+        JmapfsError: the server cannot be asked.
+    """
+    source = account_source(argument, read_config())
+    with lone_errors():
+        accounts = trio.run(mail_accounts, source)
+    return [
+        {
+            "id": account.id,
+            "name": account.name,
+            "personal": account.is_personal,
+            "read_only": account.is_read_only,
+        }
+        for account in accounts
+    ]
+
+
+def show(accounts: list[dict[str, Any]]) -> None:
+    """Print accounts for people."""
+    table = Table(box=None)
+    for heading in ("NAME", "ID", "WHOSE"):
+        table.add_column(heading)
+    for account in accounts:
+        table.add_row(account["name"], account["id"], "own" if account["personal"] else "shared")
+    Console(highlight=False, soft_wrap=True, markup=False).print(table)

@@ -1,0 +1,98 @@
+"""Which accounts a mount shows: the one that was asked for, or all that the user can see."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from jmapfs.errors import ConfigError, UnreachableError
+from jmapfs.jmap import Account, Session, connect
+from jmapfs.mount.places import account_directory
+from jmapfs.mount.report import Report
+from jmapfs.mount.request import AccountSource, MountRequest
+from jmapfs.names import account_slots
+
+_log = logging.getLogger(__name__)
+
+_MAIL: Final = "urn:ietf:params:jmap:mail"
+
+
+async def mail_accounts(source: AccountSource) -> list[Account]:
+    """Return the accounts with mail that the user can see, the primary one first.
+
+    Raises:
+        JmapfsError: the server cannot be asked.
+    """
+    async with connect(source.location, source.credentials) as client:
+        return mail_accounts_of(client.session)
+
+
+def mail_accounts_of(session: Session) -> list[Account]:
+    """Return the accounts with mail in a session, the primary one first."""
+    primary = session.primary_accounts.get(_MAIL)
+    # `accountCapabilities` can be null; only an account that has some, and not this, has no mail.
+    having = [
+        account
+        for account in session.accounts.values()
+        if _MAIL in account.capabilities or not account.capabilities
+    ]
+    return sorted(having, key=lambda account: (account.id != primary, account.name, account.id))
+
+
+async def chosen_accounts(request: MountRequest, report: Report) -> dict[int, AccountSource]:
+    """Return the accounts to be shown by their numbers; a single one has the number 0.
+
+    Which ones there are is remembered, for the day when the server cannot be asked.
+
+    Raises:
+        JmapfsError: the server cannot be asked, and nothing is remembered.
+    """
+    source = request.source
+    if not request.all_accounts:
+        return {0: source}
+    memory = account_directory(request.cache_root, source) / "accounts.json"
+    try:
+        names = {account.id: account.name for account in await mail_accounts(source)}
+    except UnreachableError as error:
+        names = await trio.to_thread.run_sync(_recall, memory)
+        if not names:
+            raise
+        report.notice(f"{error}; showing the accounts that are known")
+    else:
+        await trio.to_thread.run_sync(_remember, memory, names)
+    if not names:
+        raise ConfigError(f"{source.label}: there are no accounts with mail")
+    try:
+        slots = account_slots(names)
+    except ValueError as error:
+        raise ConfigError(f"{source.label}: {error}: mount them one by one") from error
+    return {
+        slots[account_id]: replace(source, label=name, account=account_id)
+        for account_id, name in names.items()
+    }
+
+
+def _remember(path: Path, names: dict[str, str]) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(msgspec.json.encode(names))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        _log.warning("the accounts cannot be remembered: %s", error)
+
+
+def _recall(path: Path) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.MsgspecError):
+        return {}

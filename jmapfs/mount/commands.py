@@ -1,0 +1,72 @@
+"""What a running mount can be asked for over its control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import trio
+
+from jmapfs.errors import JmapfsError, UsageError, lone_errors
+from jmapfs.fuse import MailOperations
+from jmapfs.mount.account import MountedAccount
+from jmapfs.mount.control import Command
+from jmapfs.mount.freezing import Freezer
+from jmapfs.mount.request import MountRequest
+from jmapfs.mount.status import mount_status
+
+_SYNC_SECONDS: Final = 600.0
+_LONGEST_FREEZE: Final = 7 * 24 * 3600.0
+
+
+class Commands:
+    """The commands of one mount."""
+
+    def __init__(
+        self,
+        request: MountRequest,
+        accounts: Sequence[MountedAccount],
+        operations: MailOperations,
+        freezer: Freezer,
+    ) -> None:
+        self._request = request
+        self._accounts = accounts
+        self._operations = operations
+        self._freezer = freezer
+
+    def table(self) -> Mapping[str, Command]:
+        """Return the commands by their names."""
+        return {
+            "status": self.status,
+            "sync": self.sync,
+            "freeze": self.freeze,
+            "thaw": self.thaw,
+        }
+
+    async def status(self, _arguments: Mapping[str, Any]) -> object:
+        """Return the status."""
+        return await mount_status(
+            self._request, self._accounts, self._operations, self._freezer.frozen
+        )
+
+    async def sync(self, _arguments: Mapping[str, Any]) -> object:
+        """Ask the server now; answer when the tree, and the kernel, have what it says."""
+        with trio.move_on_after(_SYNC_SECONDS) as scope, lone_errors():
+            async with trio.open_nursery() as nursery:
+                for account in self._accounts:
+                    nursery.start_soon(account.keeper.sync_now)
+        if scope.cancelled_caught:
+            raise JmapfsError(f"the account is not up to date after {_SYNC_SECONDS:.0f} s")
+        return {}
+
+    async def freeze(self, arguments: Mapping[str, Any]) -> object:
+        """Hold the tree as it is, for `seconds`."""
+        seconds = arguments.get("seconds")
+        if not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST_FREEZE:
+            raise UsageError("a freeze takes more than nothing and a week at most")
+        return asdict(await self._freezer.freeze(float(seconds)))
+
+    async def thaw(self, _arguments: Mapping[str, Any]) -> object:
+        """Let the tree go on."""
+        return {"was_frozen": await self._freezer.thaw()}

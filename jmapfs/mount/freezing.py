@@ -1,0 +1,117 @@
+"""Holding the tree still: a backup that takes an hour copies one state of the account.
+
+Frozen, the tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
+writing behind them, and the kernel's news are held back. It ends when asked to, after its time,
+or with the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from jmapfs.errors import BusyError
+from jmapfs.fuse import MailOperations
+from jmapfs.index import IndexReader
+from jmapfs.mount.account import MountedAccount
+from jmapfs.mount.showing import View
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A freeze that is on: both times in seconds since 1970."""
+
+    since: float
+    until: float
+
+
+class Freezer:
+    """Freezes and thaws the tree of a mount; `frozen` says whether it is."""
+
+    def __init__(
+        self,
+        accounts: Sequence[MountedAccount],
+        operations: MailOperations,
+        live: View,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.frozen: Frozen | None = None
+        self._accounts = accounts
+        self._operations = operations
+        self._live = live
+        self._nursery = nursery
+        self._stack = contextlib.ExitStack()
+        self._expiry = trio.CancelScope()
+        self._lock = trio.Lock()
+
+    async def freeze(self, seconds: float) -> Frozen:
+        """Hold the tree as it is now, for `seconds` at most; return when the kernel agrees.
+
+        Raises:
+            BusyError: it is frozen already.
+        """
+        async with self._lock:
+            if self.frozen is not None:
+                until = time.strftime("%H:%M:%S", time.localtime(self.frozen.until))
+                raise BusyError(f"the mount is frozen already, until {until}")
+            # Without an await from here to `show`: no later state may be seen in between.
+            readers = [self._pinned_readers(account) for account in self._accounts]
+            frozen = View.of(self._accounts, readers)
+            self._operations.show(frozen.tree, frozen.listing_tree)
+            now = time.time()
+            self.frozen = Frozen(now, now + seconds)
+            for account, (reader, _) in zip(self._accounts, readers, strict=True):
+                if account.news is not None:
+                    await account.news.hold(reader)
+            self._expiry = trio.CancelScope()
+            self._nursery.start_soon(self._expire, seconds, self._expiry)
+            _log.info("frozen for %.0f s", seconds)
+            return self.frozen
+
+    async def thaw(self) -> bool:
+        """Let the tree go on; return whether it was frozen."""
+        async with self._lock:
+            if self.frozen is None:
+                return False
+            self._expiry.cancel()
+            self.frozen = None
+            self._operations.show(self._live.tree, self._live.listing_tree)
+            # A listing of the frozen tree may still be under way in its thread.
+            await self._operations.listings_done()
+            self._stack.close()
+            for account in self._accounts:
+                if account.news is not None:
+                    await account.news.resume()
+            _log.info("thawed")
+            return True
+
+    def close(self) -> None:
+        """Let go of the held states, at the end of the mount."""
+        self._stack.close()
+
+    async def _expire(self, seconds: float, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.sleep(seconds)
+            _log.warning("the freeze ends after its time of %.0f s", seconds)
+            # Thawing cancels this very scope, and is not to be cut short by it.
+            scope.shield = True
+            self._nursery.start_soon(self.thaw)
+
+    def _pinned_readers(self, account: MountedAccount) -> tuple[IndexReader, IndexReader]:
+        """Return two readers that hold one state; another process may write in between."""
+        while True:
+            with contextlib.ExitStack() as stack:
+                one = stack.enter_context(account.database.reader())
+                one.pin()
+                other = stack.enter_context(account.database.reader())
+                other.pin()
+                if one.state() == other.state():
+                    self._stack.push(stack.pop_all())
+                    return one, other

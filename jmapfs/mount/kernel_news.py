@@ -1,0 +1,141 @@
+"""Telling the kernel what changed, so that it may keep everything else for a day.
+
+The news come from the index's journal, whoever wrote it. Names that came or went are dropped by
+name, directories and files whose attributes changed by inode; nothing else is touched, and no
+content ever: it is immutable.
+
+All of it happens in a worker thread. In the event loop it would deadlock: the kernel makes the
+notification wait for a request on the same inode, and only the event loop can answer that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyfuse3
+import trio
+
+from jmapfs.index import IndexReader, JournalPart
+from jmapfs.names import ABOUT_INODE, ROOT_INODE
+from jmapfs.tree import Layout, lay_out
+
+_log = logging.getLogger(__name__)
+
+# Its own, so that news never wait for a thread behind readers, nor readers behind news.
+_limiter: Final = trio.CapacityLimiter(4)
+
+
+@dataclass
+class _Stale:
+    """What the kernel has to forget: names by directory, attributes by inode."""
+
+    names: set[tuple[int, str]] = field(default_factory=set)
+    attributes: set[int] = field(default_factory=set)
+
+
+class KernelNews:
+    """Keeps the kernel's picture of one account true, from the state that `reader` has now on.
+
+    `outward` turns the account's inodes into those that the kernel knows.
+    """
+
+    def __init__(self, reader: IndexReader, outward: Callable[[int], int]) -> None:
+        self._reader = reader
+        self._outward = outward
+        self._lock = trio.Lock()
+        self._held = False
+        with reader.pinned():
+            self._position = reader.journal_position()
+            self._layout_version = reader.layout_version()
+            self._layout = lay_out(reader.mailboxes())
+
+    async def tell(self) -> None:
+        """Tell the kernel what changed; return when it knows. Held back while frozen."""
+        async with self._lock:
+            if not self._held:
+                await self._tell(self._reader)
+
+    async def hold(self, reader: IndexReader) -> None:
+        """Tell what leads up to the state of a pinned reader, and hold back everything later."""
+        async with self._lock:
+            self._held = True
+            await self._tell(reader)
+
+    async def resume(self) -> None:
+        """Tell what was held back."""
+        self._held = False
+        await self.tell()
+
+    async def _tell(self, reader: IndexReader) -> None:
+        await trio.to_thread.run_sync(self._tell_now, reader, limiter=_limiter)
+
+    def _tell_now(self, reader: IndexReader) -> None:
+        with reader.pinned():
+            part = reader.journal(self._position)
+            version = reader.layout_version()
+            layout = self._layout
+            if version != self._layout_version:
+                layout = lay_out(reader.mailboxes())
+        stale = _stale(part, self._layout, layout)
+        for directory, name in stale.names:
+            _drop_name(self._outward(directory), name)
+        for inode in stale.attributes:
+            _drop_attributes(self._outward(inode))
+        # Small, and it may differ each time: content and all.
+        _drop_everything(self._outward(ABOUT_INODE))
+        self._position, self._layout_version, self._layout = part.position, version, layout
+
+
+def _stale(part: JournalPart, before: Layout, after: Layout) -> _Stale:
+    stale = _Stale()
+    if not part.whole:
+        # Too far behind to know: with a top-level name the kernel forgets all that is below it.
+        stale.names.update((ROOT_INODE, name) for name in before.root.children)
+    inodes_of = [
+        {place.mailbox: inode for inode, place in layout.directories.items()}
+        for layout in (before, after)
+    ]
+    for entry in part.entries:
+        stale.attributes.add(entry.inode)
+        for inodes in inodes_of:
+            if entry.name and (directory := inodes.get(entry.mailbox)) is not None:
+                stale.names.add((directory, entry.name))
+                stale.attributes.add(directory)
+    if before is not after:
+        for one, other in ((before, after), (after, before)):
+            for inode, place in one.directories.items():
+                elsewhere = other.directories.get(inode)
+                if elsewhere is None or elsewhere.mailbox != place.mailbox:
+                    stale.names.add((place.parent, place.name))
+                    stale.attributes |= {place.parent, inode}
+    return stale
+
+
+def _drop_name(directory: int, name: str) -> None:
+    with _unknown_is_fine():
+        pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), pyfuse3.FileNameT(name.encode()))
+
+
+def _drop_attributes(inode: int) -> None:
+    with _unknown_is_fine():
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+
+
+def _drop_everything(inode: int) -> None:
+    with _unknown_is_fine():
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))
+
+
+@contextlib.contextmanager
+def _unknown_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        # The kernel has never heard of it, or has forgotten it by itself.
+        pass
+    except OSError as error:
+        _log.info("the kernel does not take the news: %s", error)

@@ -1,0 +1,135 @@
+"""`scripts/demo`: it shows what it says, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+DEMO = Path(__file__).parents[2] / "scripts/demo"
+SECONDS = 60
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "JMAPFS_PYTHON": sys.executable, "TMPDIR": str(directory)}
+
+
+def demo(directory: Path, *arguments: str) -> str:
+    """Run the demo with its files in `directory`, and return what it prints."""
+    result = subprocess.run(
+        [DEMO, *arguments],
+        env=environment(directory),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout.decode() + result.stderr.decode()
+    assert not result.stderr
+    # Mail has CRLF.
+    return result.stdout.decode().replace("\r\n", "\n")
+
+
+def shown(output: str, line: str) -> list[str]:
+    """Return what the pattern of a whole line finds."""
+    return re.findall(f"^{line}$", output, re.MULTILINE)
+
+
+def left(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_it_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
+    output = demo(tmp_path)
+    assert shown(output, r"\$ (\w+ ?\w*).*") == [
+        "jmapfs mount",
+        "find mail",
+        "ls ",
+        "grep ",
+        "cat mail",
+        "rsync ",
+        "rsync ",
+        "jmapfs status",
+        "jmapfs umount",
+    ]
+    assert "\nmail/Work/Clients/Été\n" in output
+    assert shown(output, r"-r-------- .*_Mei-Ng_Sunday-at-Jonas-s-new-flat_\w+\.eml")
+    assert shown(output, r"mail/.+\.eml:Subject: Re-reading Middlemarch")
+    assert "\nSubject: Sunday at Jonas's new flat\n" in output
+    first, second = shown(output, r"Number of regular files transferred: (\d+)")
+    assert int(first) > 400
+    assert second == "0"
+    assert shown(output, r" *online +yes *")
+    assert left(tmp_path) == []
+
+
+def test_two_are_kept_side_by_side_until_they_are_ended(tmp_path: Path) -> None:
+    ends = []
+    for _ in range(2):
+        (end,) = shown(demo(tmp_path, "--keep"), r"To end it: \S+/scripts/demo (--end \S+)")
+        ends.append(end.split())
+    assert len(left(tmp_path)) == 2
+    for directory in tmp_path.iterdir():
+        assert directory.stat().st_mode & 0o777 == 0o700
+        mails = list((directory / "mail/Inbox").glob("*.eml"))
+        assert b"Subject:" in mails[0].read_bytes()
+    demo(tmp_path, *ends[0])
+    assert len(left(tmp_path)) == 1
+    # The one that is left is ended by the command without a directory.
+    demo(tmp_path, "--end")
+    assert left(tmp_path) == []
+    demo(tmp_path, "--end")
+
+
+def test_nothing_else_is_taken_for_a_demo(tmp_path: Path) -> None:
+    precious = tmp_path / "jmapfs-demo-precious"
+    precious.mkdir()
+    result = subprocess.run(
+        [DEMO, "--end", precious], env=environment(tmp_path), capture_output=True, check=False
+    )
+    assert result.returncode == 1
+    assert b"is not the directory of a demo that was kept" in result.stderr
+    assert precious.is_dir()
+
+
+@pytest.mark.parametrize("moment", ["A mail server", "$ jmapfs mount", "$ rsync"])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    process = subprocess.Popen(
+        # Where SIGINT is ignored from the start, as in a shell's background, no trap can catch it.
+        ["env", "--default-signal=INT", DEMO],
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.decode().startswith(moment):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.wait(SECONDS) == 130
+    assert left(tmp_path) == []
+
+
+def test_a_failure_is_shown_and_leaves_nothing(tmp_path: Path) -> None:
+    # No such program fails as a Python without what is needed would.
+    result = subprocess.run(
+        [DEMO],
+        env={**environment(tmp_path), "JMAPFS_PYTHON": "/nonexistent/python"},
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert b"the mail server did not start" in result.stderr
+    assert left(tmp_path) == []
