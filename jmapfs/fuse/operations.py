@@ -63,7 +63,7 @@ class MailOperations(pyfuse3.Operations):
     `counts` has the number of calls of each operation.
     """
 
-    supports_dot_lookup = True
+    supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(

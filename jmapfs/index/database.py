@@ -51,7 +51,11 @@ class IndexDatabase:
         return IndexReader(self._connect(read_only=True))
 
     def writer(self) -> IndexWriter:
-        """Return the writer; only the holder of the account's lock makes one. Close it."""
+        """Return a writer; close it.
+
+        Only the holder of the account's lock follows the server with one. Who has found out that
+        a size is wrong may correct it: SQLite lets one transaction write at a time.
+        """
         return IndexWriter(self._connect())
 
     def _create(self) -> None:

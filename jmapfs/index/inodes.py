@@ -54,3 +54,9 @@ def _settle_slot(connection: sqlite3.Connection, slot: range) -> None:
         statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
         connection.executemany(statement, [(-settled, inode) for settled, inode in moved])
         connection.executemany(statement, [(settled, -settled) for settled, _ in moved])
+    # The rows of `file` are new, and no name came or went by which links would be counted.
+    connection.execute(
+        "UPDATE file SET links = (SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
+        " WHERE inode BETWEEN ? AND ?",
+        (slot[0], slot[-1]),
+    )

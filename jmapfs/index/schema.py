@@ -2,7 +2,7 @@
 
     mailbox      one row a mailbox
     email        one row an Email: its id, and the file it is
-    file         one row a blob and time of receipt: the inode, and the size
+    file         one row a blob and time of receipt: the inode, the size, the number of names
     membership   one row a name: which mailbox, which email, which file
     keyword      one row a keyword of an email
     correction   sizes that the server states wrongly, by what its bytes said
@@ -45,6 +45,7 @@ CREATE TABLE file (
     received_at INTEGER NOT NULL,
     size INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
+    links INTEGER NOT NULL DEFAULT 0,
     UNIQUE (blob_id, received_at)
 );
 
@@ -67,6 +68,13 @@ CREATE TABLE membership (
 ) WITHOUT ROWID;
 CREATE INDEX membership_email ON membership (email);
 CREATE INDEX membership_inode ON membership (inode);
+
+CREATE TRIGGER name_added AFTER INSERT ON membership BEGIN
+    UPDATE file SET links = links + 1 WHERE inode = new.inode;
+END;
+CREATE TRIGGER name_removed AFTER DELETE ON membership BEGIN
+    UPDATE file SET links = links - 1 WHERE inode = old.inode;
+END;
 
 CREATE TABLE keyword (
     email INTEGER NOT NULL,

@@ -1,7 +1,7 @@
-"""The JMAP client (RFC 8620, RFC 8621): session, calls, mail types, blobs.
+"""The JMAP client (RFC 8620, RFC 8621): session, calls, mail types, blobs, push.
 
 It knows nothing of files. `connect` opens a Client; everything else here is what goes into it or
-comes out of it. What it raises is in `jmapfs.errors`.
+comes out of it. What it raises is in `jmapfs.errors`, save for PushUnavailableError.
 """
 
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
@@ -13,6 +13,13 @@ from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credent
 from jmapfs.jmap.discovery import discover
 from jmapfs.jmap.emails import EmailPage
 from jmapfs.jmap.mail import Address, Email, Mailbox, MailboxRights
+from jmapfs.jmap.push import (
+    Connected,
+    PushEvent,
+    PushStream,
+    PushUnavailableError,
+    StateChange,
+)
 from jmapfs.jmap.service import Resolver, ServiceTarget
 from jmapfs.jmap.session import Account, Limits, Session
 from jmapfs.jmap.transport import Traffic, Transport, open_transport
@@ -28,6 +35,7 @@ __all__ = [
     "Call",
     "Changes",
     "Client",
+    "Connected",
     "Credentials",
     "Email",
     "EmailPage",
@@ -35,10 +43,14 @@ __all__ = [
     "Mailbox",
     "MailboxChanges",
     "MailboxRights",
+    "PushEvent",
+    "PushStream",
+    "PushUnavailableError",
     "Resolver",
     "Response",
     "ServiceTarget",
     "Session",
+    "StateChange",
     "Traffic",
     "Transport",
     "connect",

@@ -16,13 +16,15 @@ from jmapfs.jmap.changes import ChangeCalls
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import discover
 from jmapfs.jmap.emails import EmailCalls
+from jmapfs.jmap.event_source import PushSettings
 from jmapfs.jmap.mailboxes import MailboxCalls
+from jmapfs.jmap.push import PushCalls
 from jmapfs.jmap.service import Resolver, look_up
 from jmapfs.jmap.session import Account, Session
 from jmapfs.jmap.transport import CONCURRENCY, Traffic, open_transport
 
 
-class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls):
+class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls, PushCalls):
     """The mail of one account, read only. Safe for many tasks at once."""
 
     @property
@@ -48,7 +50,7 @@ class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls):
 
         Raises as Session.mail_account. It is of use for as long as this one is.
         """
-        return Client(self.api, self.session.mail_account(selection).id)
+        return Client(self.api, self.session.mail_account(selection).id, self.push_settings)
 
 
 @asynccontextmanager
@@ -76,4 +78,5 @@ async def connect(
     ) as way:
         until = trio.current_time() + deadline
         session = await discover(location, way, until=until, resolver=resolver)
-        yield Client(Api(way, session), session.mail_account(account).id)
+        push_settings = PushSettings(credentials, user_agent, transport)
+        yield Client(Api(way, session), session.mail_account(account).id, push_settings)

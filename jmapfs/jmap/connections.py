@@ -35,11 +35,19 @@ class Connections:
     """A pool of connections that can be renewed; HTTP/2 where a server speaks TLS.
 
     `transport` replaces the network, for tests; it is then used as it is and never renewed.
+    `keep_unencrypted` says whether a connection to this machine serves more than one request.
     """
 
-    def __init__(self, user_agent: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        user_agent: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        keep_unencrypted: bool = False,
+    ) -> None:
         self._user_agent = user_agent
         self._transport = transport
+        self._kept_unencrypted = None if keep_unencrypted else 0
         self._tls = _trust() if transport is None else None
         self._current = self._open()
         self._leases: dict[httpx.AsyncClient, int] = {}
@@ -76,7 +84,9 @@ class Connections:
             # And a connection for each request: over a kept one, Nagle's algorithm and delayed
             # ACKs make Cyrus take 23 ms for a download that takes 3 ms over a new one.
             mounts["http://"] = httpx.AsyncHTTPTransport(
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=self._kept_unencrypted
+                ),
                 verify=self._tls or True,
             )
         return httpx.AsyncClient(

@@ -61,7 +61,7 @@ class Transport:
         self._concurrency = max(1, concurrency)
         self._largest_answer = largest_answer
         self._budget = trio.CapacityLimiter(min(_CONCURRENCY_AT_FIRST, self._concurrency))
-        self._cooldown = Cooldown()
+        self.cooldown = Cooldown()
         self._trusted: frozenset[str] = frozenset()
 
     @property
@@ -121,7 +121,7 @@ class Transport:
             try:
                 if incoming.status not in outgoing.expected:
                     raise await self._refusal(incoming, host, started)
-                self._cooldown.relax()
+                self.cooldown.relax()
                 yield incoming
             finally:
                 await incoming.aclose()
@@ -139,9 +139,9 @@ class Transport:
         borrower = object()
         with trio.move_on_at(until) as scope:
             while True:
-                await self._cooldown.wait(until)
+                await self.cooldown.wait(until)
                 await self._budget.acquire_on_behalf_of(borrower)
-                if not self._cooldown.active:
+                if not self.cooldown.active:
                     break
                 self._budget.release_on_behalf_of(borrower)
         if scope.cancelled_caught:
@@ -193,7 +193,7 @@ class Transport:
             incoming.status, incoming.headers, body, host=host, credentials=self._credentials
         )
         if isinstance(error, TransientError) and error.throttled:
-            self._cooldown.throttle(error, started=started)
+            self.cooldown.throttle(error, started=started)
         return error
 
 

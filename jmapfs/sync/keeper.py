@@ -32,7 +32,7 @@ from jmapfs.errors import (
     lone_errors,
 )
 from jmapfs.index import IndexDatabase, IndexWriter
-from jmapfs.jmap import Client
+from jmapfs.jmap import Client, PushUnavailableError
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import Synchronizer, check_account
 
@@ -231,7 +231,31 @@ class Keeper:
             nursery.cancel_scope.cancel()
 
     async def _listen(self, client: Client) -> None:
-        """Turn what push says into hints, until the server says it has none."""
+        """Turn what push says into hints, until the server says that it has none."""
+        pause = _FIRST_PAUSE
+        try:
+            while True:
+                try:
+                    async with client.push() as events:
+                        # The first event is the connection itself, and a reason to catch up.
+                        async for event in events:
+                            _log.debug("push: %s", event)
+                            self.pushed = True
+                            pause = _FIRST_PAUSE
+                            self.hint()
+                except PushUnavailableError as error:
+                    _log.info("asking every %.0f s: %s", self._poll_interval, error)
+                    return
+                except JmapfsError as error:
+                    _log.info("push broke off: %s", error)
+                if self.pushed:
+                    # Is the server gone? And from here on time is the reason to ask again.
+                    self.pushed = False
+                    self.hint()
+                await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self.pushed = False
 
 
 class _Starting:

@@ -68,7 +68,7 @@ async def running(server: Server) -> AsyncIterator[tuple[Transport, Connections]
         nursery.start_soon(trio.serve_listeners, server.serve, [listener])
         origin = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         server.url = f"{origin}/x"
-        connections = Connections("test")
+        connections = Connections("test", keep_unencrypted=True)
         transport = Transport(CREDENTIALS, connections)
         transport.trust({origin})
         yield transport, connections
@@ -94,6 +94,21 @@ async def test_connection_is_kept() -> None:
         for _ in range(3):
             assert await get(transport, server) == b"mail"
     assert server.connections == 1
+
+
+async def test_connection_to_this_machine_is_not_kept() -> None:
+    server = Server(http(b"mail", 4))
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, server.serve, [listener])
+        connections = Connections("test")
+        async with connections.lease() as client:
+            for _ in range(3):
+                await client.get(f"http://127.0.0.1:{listener.socket.getsockname()[1]}/x")
+        await connections.aclose()
+        await server.until(lambda: not server.open)
+        nursery.cancel_scope.cancel()
+    assert server.connections == 3
 
 
 @pytest.mark.parametrize(

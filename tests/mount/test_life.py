@@ -197,7 +197,8 @@ def test_status(home: Home, mount: Mounted, server: ServerProcess) -> None:
     assert after["fuse"]["open"] == 1
     assert after["fuse"]["read"] >= 1
     about = json.loads((mount.path / ".jmapfs.json").read_bytes())
-    assert {about[name] == status[name] for name in ("account", "state", "emails", "mailboxes")}
+    for name in ("account", "state", "emails", "mailboxes", "online"):
+        assert about[name] == status[name]
     text = home.run("status", mount.path).stdout
     assert str(mount.path) in text
     assert "alice@example.org" in text

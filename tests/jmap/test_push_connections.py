@@ -1,0 +1,195 @@
+"""Push over real connections, from a real server: events in time, and nothing left open."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from jmapfs.errors import AuthenticationError, UnreachableError
+from jmapfs.jmap import (
+    BasicCredentials,
+    Client,
+    Connected,
+    PushStream,
+    PushUnavailableError,
+    StateChange,
+    connect,
+)
+from tests.server import Account, MailServer, Quirks, Status, running_server
+
+CREDENTIALS = BasicCredentials("alice@example.org", "secret")
+MAILBOX = StateChange(frozenset({"Mailbox"}))
+
+
+@asynccontextmanager
+async def serving(**quirks: Any) -> AsyncIterator[tuple[MailServer, Client]]:
+    """A server of two accounts and its client; in the end it must have no stream in hand."""
+    accounts = [Account(), Account("A2", "shared")]
+    for account in accounts:
+        account.create_mailbox("Inbox", role="inbox", mailbox_id="Pinbox")
+    server = MailServer(accounts, quirks=Quirks(**quirks))
+    async with running_server(server) as url:
+        async with connect(f"{url}/session", CREDENTIALS) as client:
+            yield server, client
+            await quiet(server)
+        gc.collect()
+
+
+async def quiet(server: MailServer, streams: int = 0) -> None:
+    """Wait until the server has only so many streams open."""
+    with trio.fail_after(2):
+        while server.in_flight["push"] != streams:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def listening(client: Client, **options: Any) -> AsyncIterator[PushStream]:
+    async with client.push(**options) as stream:
+        assert await anext(stream) == Connected()
+        yield stream
+
+
+async def soon(stream: PushStream) -> object:
+    with trio.fail_after(1):
+        return await anext(stream)
+
+
+async def test_a_change_arrives() -> None:
+    async with serving() as (server, client), listening(client) as stream:
+        server.primary.rename_mailbox("Pinbox", "In")
+        assert await soon(stream) == MAILBOX
+        server.primary.add_email(b"Subject: x\r\n\r\n", ["Pinbox"])
+        assert await soon(stream) == StateChange(frozenset({"Email", "Mailbox"}))
+        assert await client.mailboxes()
+        assert server.counts.headers["push accept"] == {"text/event-stream": 1}
+
+
+async def test_a_change_without_type() -> None:
+    async with serving(push_without_type=True) as (server, client), listening(client) as stream:
+        server.primary.rename_mailbox("Pinbox", "In")
+        assert await soon(stream) == MAILBOX
+
+
+async def test_changes_of_another_account() -> None:
+    async with serving() as (server, client), listening(client) as stream:
+        _, other = server.accounts.values()
+        other.add_email(b"Subject: x\r\n\r\n", ["Pinbox"])
+        server.primary.rename_mailbox("Pinbox", "In")
+        assert await soon(stream) == MAILBOX
+
+
+async def test_two_streams() -> None:
+    async with serving() as (server, client):
+        async with listening(client) as one, listening(client.for_account("A2")) as two:
+            for account in server.accounts.values():
+                account.rename_mailbox("Pinbox", "In")
+            assert (await soon(one), await soon(two)) == (MAILBOX, MAILBOX)
+            await quiet(server, 2)
+        assert server.counts.push_streams == 2
+
+
+async def test_pings_keep_it_alive() -> None:
+    async with serving(push="pings-only") as (server, client), listening(client, ping=1) as stream:
+        server.primary.rename_mailbox("Pinbox", "In")
+        with trio.move_on_after(2.5) as patience:
+            await anext(stream)
+        assert patience.cancelled_caught
+
+
+async def test_silence() -> None:
+    async with serving(push="dies") as (server, client), listening(client, ping=1) as stream:
+        server.primary.rename_mailbox("Pinbox", "In")
+        started = trio.current_time()
+        with trio.fail_after(4), pytest.raises(UnreachableError, match="silent for 2 s"):
+            await anext(stream)
+        assert trio.current_time() - started > 1.9
+
+
+@pytest.mark.parametrize(("push", "status"), [("off", 204), ("not-found", 404), ("forbidden", 403)])
+async def test_no_push(push: Any, status: int) -> None:
+    async with serving(push=push) as (_, client):
+        with pytest.raises(PushUnavailableError, match=str(status)):
+            async with client.push():
+                pass
+
+
+async def test_not_authorized() -> None:
+    async with serving() as (server, client):
+        server.credentials.password = "another"
+        with pytest.raises(AuthenticationError):
+            async with client.push():
+                pass
+
+
+async def test_busy() -> None:
+    async with serving() as (server, client):
+        server.quirks.statuses.append(Status("push", 429, retry_after="50"))
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match="busy"):
+                async with client.push(ping=1):
+                    pass
+        assert server.counts.places["push"] == 1
+
+
+async def test_the_server_goes_away() -> None:
+    server = MailServer()
+    async with trio.open_nursery() as nursery:
+        async with running_server(server) as url:
+            client = await nursery.start(_connected, url)
+            stream = await nursery.start(_listening, client)
+        with trio.fail_after(1), pytest.raises(UnreachableError):
+            await anext(stream)
+        with pytest.raises(UnreachableError, match="refuses"):
+            async with client.push():
+                pass
+        nursery.cancel_scope.cancel()
+
+
+async def _connected(url: str, task_status: trio.TaskStatus[Client]) -> None:
+    async with connect(f"{url}/session", CREDENTIALS) as client:
+        task_status.started(client)
+        await trio.sleep_forever()
+
+
+async def _listening(client: Client, task_status: trio.TaskStatus[PushStream]) -> None:
+    async with listening(client) as stream:
+        task_status.started(stream)
+        await trio.sleep_forever()
+
+
+async def test_leaving_between_events() -> None:
+    async with serving() as (server, client):
+        async with listening(client) as stream:
+            server.primary.rename_mailbox("Pinbox", "In")
+            assert await soon(stream) == MAILBOX
+        await quiet(server)
+        with pytest.raises(ZeroDivisionError):
+            async with listening(client):
+                raise ZeroDivisionError
+        await quiet(server)
+
+
+async def test_leaving_while_waiting() -> None:
+    async with serving() as (server, client):
+        for _ in range(3):
+            with trio.move_on_after(0.05):
+                async with listening(client) as stream:
+                    await anext(stream)
+            await quiet(server)
+        server.quirks.hang.append("push")
+        with trio.move_on_after(0.05):
+            async with client.push():
+                pass
+        await quiet(server)
+
+
+async def test_proxies_do_not_see_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with serving() as (_, client), listening(client):
+        pass
