@@ -10,7 +10,6 @@ than a thread costs. Listings grow with the mailbox and are made in a worker thr
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 from collections import Counter
@@ -54,6 +53,7 @@ class FileContent(Protocol):
 class _OpenFile:
     record: FileRecord
     opened: int = 0
+    outdated: bool = False
 
 
 class MailOperations(pyfuse3.Operations):
@@ -156,6 +156,8 @@ class MailOperations(pyfuse3.Operations):
         if opened is None:
             opened = self._open[inode] = _OpenFile(self._tree.file(inode))
             self._content.hold(opened.record)
+        elif opened.outdated:
+            opened.record, opened.outdated = self._tree.file(inode), False
         opened.opened += 1
         # Content is immutable: what the kernel has of it stays right.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
@@ -170,9 +172,10 @@ class MailOperations(pyfuse3.Operations):
         try:
             data = await self._content.read(opened.record, off, size)
         except BlobMismatchError:
-            # The index knows the true size by now, and the next read is to be right.
-            with contextlib.suppress(EntryNotFoundError):
-                opened.record = self._tree.file(fh)
+            # The index knows the true size by now, for who opens the file from now on. The kernel
+            # asks twice for what it could not read: if it got the content the second time, who
+            # goes by a size that is too small would have a cut file, and no error.
+            opened.outdated = True
             raise
         # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
         return cast("bytes", data)

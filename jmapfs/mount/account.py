@@ -175,7 +175,8 @@ async def open_account(
 
     async with contextlib.AsyncExitStack() as stack:
         lead = stack.enter_context(_Lead(directory, database))
-        if (refusal := lead.try_now()) is not None:
+        refusal = await trio.to_thread.run_sync(lead.try_now)
+        if refusal is not None:
             _require_listed(database, refusal)
             report.notice(f"{refusal}; this mount reads along")
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)

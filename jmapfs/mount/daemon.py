@@ -119,8 +119,8 @@ async def _serve(request: MountRequest, report: Report, signals: _Signals) -> No
             # Before the kernel can know anything: from here on it is told what changes.
             reader = stack.enter_context(account.database.reader())
             account.news = KernelNews(reader, account.outward)
-        stack.enter_context(_mounted(operations, request))
-        await _answer(request, report, signals, accounts, operations, view)
+        with _mounted(operations, request, signals):
+            await _answer(request, report, signals, accounts, operations, view)
 
 
 async def _answer(
@@ -149,8 +149,11 @@ async def _answer(
 
 async def _announce(path: Path, report: Report) -> None:
     """Report that the mount is ready once it has answered."""
-    with trio.fail_after(_FIRST_ANSWER_SECONDS):
-        await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
+    try:
+        with trio.fail_after(_FIRST_ANSWER_SECONDS):
+            await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
+    except (OSError, trio.TooSlowError) as error:
+        raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
     mount = mount_at(path)
     if mount is not None:
         kernel_queue.widen(mount)
@@ -159,7 +162,10 @@ async def _announce(path: Path, report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _mounted(operations: MailOperations, request: MountRequest) -> Iterator[None]:
+def _mounted(
+    operations: MailOperations, request: MountRequest, signals: _Signals
+) -> Iterator[None]:
+    """Have the operations mounted; unmount at an orderly end, and at no other."""
     options = request.options
     # A comma would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -180,13 +186,10 @@ def _mounted(operations: MailOperations, request: MountRequest) -> Iterator[None
             f"{request.mountpoint}: cannot mount ({error}): is /dev/fuse there, and fuse3"
             " installed? -o allow_other needs user_allow_other in /etc/fuse.conf"
         ) from error
+    orderly = False
     try:
         yield
-    except Exception:
-        # No unmounting here: see above.
-        pyfuse3.close(unmount=False)
-        raise
-    except BaseException:
-        pyfuse3.close(unmount=True)
-        raise
-    pyfuse3.close(unmount=True)
+        orderly = True
+    finally:
+        # A bug elsewhere cancels what is done here: only a signal makes that an orderly end.
+        pyfuse3.close(unmount=orderly or signals.received)

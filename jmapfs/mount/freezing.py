@@ -67,7 +67,7 @@ class Freezer:
             self._operations.show(frozen.tree, frozen.listing_tree)
             now = time.time()
             self.frozen = Frozen(now, now + seconds)
-            for account, (reader, _) in zip(self._accounts, readers, strict=True):
+            for account, (_, reader) in zip(self._accounts, readers, strict=True):
                 if account.news is not None:
                     await account.news.hold(reader)
             self._expiry = trio.CancelScope()

@@ -182,6 +182,29 @@ def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
         mount.clear()
 
 
+FATAL_BUG = """
+from jmapfs.mount.commands import Commands
+async def broken(self, arguments):
+    raise BaseException("on purpose")
+Commands.thaw = broken
+from jmapfs.cli.main import main
+main()
+"""
+
+
+def test_a_daemon_that_dies_of_a_bug_leaves_enotconn(home: Home, server: ServerProcess) -> None:
+    home.program = (sys.executable, "-c", FATAL_BUG)
+    mount = home.mount(server.url, home.directory / "mnt")
+    try:
+        pid = mount.status()["pid"]
+        assert home.run("thaw", mount.path).exit_code != 0
+        wait_until(lambda: has_ended(pid))
+        assert failure(lambda: list(mount.path.iterdir())) == errno.ENOTCONN
+        assert "BaseException: on purpose" in home.log()
+    finally:
+        mount.clear()
+
+
 def test_status(home: Home, mount: Mounted, server: ServerProcess) -> None:
     status = mount.status()
     dump = server.control.dump()
