@@ -27,8 +27,8 @@ class AttributeWriter:
         self._gid = ownership.gid
         self._modes = {kind: ownership.mode(kind) for kind in Kind}
 
-    def entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
-        """Return attributes for the kernel."""
+    def entry(self, attributes: Attributes, *, lasting: bool = True) -> pyfuse3.EntryAttributes:
+        """Return attributes for the kernel; what is not `lasting` it asks for again at once."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attributes.inode)
         entry.st_mode = pyfuse3.ModeT(self._modes[attributes.kind])
@@ -39,7 +39,7 @@ class AttributeWriter:
         entry.st_blksize = _READ_SIZE
         entry.st_blocks = attributes.blocks
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.time_ns
-        entry.entry_timeout = entry.attr_timeout = _TIMEOUT
+        entry.entry_timeout = entry.attr_timeout = _TIMEOUT if lasting else 0.0
         return entry
 
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack, cast
 import pyfuse3
 import trio
 
-from jmapfs.errors import BlobMismatchError, EntryNotFoundError
+from jmapfs.errors import BlobMismatchError, EntryNotFoundError, UnreachableError
 from jmapfs.fuse.attributes import AttributeWriter, file_system_statistics, missing_entry
 from jmapfs.fuse.handlers import handler
 from jmapfs.index import FileRecord
@@ -28,6 +28,10 @@ from jmapfs.tree import DirectoryListing, Ownership, TreeView, file_attributes
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
+
+# The kernel answers a READ that failed with another, for a single page. A program that waited for
+# the deadline once is not to wait for it again.
+_FAILURE_SECONDS: Final = 3.0
 
 # Handles that are not inodes: above every inode.
 _FIRST_HANDLE: Final = 1 << 62
@@ -49,11 +53,21 @@ class FileContent(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenDirectory:
+    """A listing, and the number of the era that it was made in."""
+
+    listing: DirectoryListing
+    era: int
+
+
 @dataclass(slots=True)
 class _OpenFile:
     record: FileRecord
     opened: int = 0
     outdated: bool = False
+    failure: UnreachableError | None = None
+    failed_at: float = 0.0
 
 
 class MailOperations(pyfuse3.Operations):
@@ -77,7 +91,8 @@ class MailOperations(pyfuse3.Operations):
         self._content = content
         self._attributes = AttributeWriter(ownership)
         self._handles = itertools.count(_FIRST_HANDLE)
-        self._directories: dict[int, DirectoryListing] = {}
+        self._directories: dict[int, _OpenDirectory] = {}
+        self._era = 0
         self._abouts: dict[int, bytes] = {}
         self._open: dict[int, _OpenFile] = {}
 
@@ -118,9 +133,10 @@ class MailOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
         """Take an immutable listing, which `readdir` then answers from by position."""
+        era = self._era
         listing = await self._in_thread(self._listing_tree.listing, inode)
         handle = next(self._handles)
-        self._directories[handle] = listing
+        self._directories[handle] = _OpenDirectory(listing, era)
         return pyfuse3.FileHandleT(handle)
 
     @handler
@@ -129,11 +145,14 @@ class MailOperations(pyfuse3.Operations):
     ) -> None:
         """Hand out entries and their attributes from a position on, while the kernel takes them."""
         entry = self._attributes.entry
+        directory = self._directories[fh]
+        # The kernel enters these in its caches, where it has dropped what is out of date by now.
+        lasting = directory.era == self._era
         position = start_id
-        for name, attributes in self._directories[fh].entries(start_id):
+        for name, attributes in directory.listing.entries(start_id):
             position += 1
             if not pyfuse3.readdir_reply(
-                token, pyfuse3.FileNameT(name), entry(attributes), position
+                token, pyfuse3.FileNameT(name), entry(attributes, lasting=lasting), position
             ):
                 break
 
@@ -159,8 +178,16 @@ class MailOperations(pyfuse3.Operations):
         elif opened.outdated:
             opened.record, opened.outdated = self._tree.file(inode), False
         opened.opened += 1
+        # Who opens it now has not waited yet; and the server may be back.
+        opened.failure = None
         # Content is immutable: what the kernel has of it stays right.
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        # A size of 0 keeps the kernel from asking for content at all, and a server that states it
+        # wrongly would make an empty file of a mail: `direct_io` has it ask.
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(inode),
+            keep_cache=True,
+            direct_io=opened.record.size == 0,
+        )
 
     @handler
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
@@ -169,8 +196,13 @@ class MailOperations(pyfuse3.Operations):
         if about is not None:
             return about[off : off + size]
         opened = self._open[fh]
+        if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
+            raise UnreachableError(f"{opened.failure} (a moment ago)")
         try:
             data = await self._content.read(opened.record, off, size)
+        except UnreachableError as error:
+            opened.failure, opened.failed_at = error, trio.current_time()
+            raise
         except BlobMismatchError:
             # The index knows the true size by now, for who opens the file from now on. The kernel
             # asks twice for what it could not read: if it got the content the second time, who
@@ -205,6 +237,10 @@ class MailOperations(pyfuse3.Operations):
     def show(self, tree: TreeView, listing_tree: TreeView) -> None:
         """Show another view from now on."""
         self._tree, self._listing_tree = tree, listing_tree
+
+    def outdate_listings(self) -> None:
+        """Have the kernel remember nothing of the listings made so far; before it is told news."""
+        self._era += 1
 
     async def listings_done(self) -> None:
         """Return when the listings that were under way are done."""

@@ -6,6 +6,7 @@
     membership   one row a name: which mailbox, which email, which file
     keyword      one row a keyword of an email
     correction   sizes that the server states wrongly, by what its bytes said
+    departure    ids of emails that are gone, to be removed at the end of a chain of changes
     journal      names that came and went, for the kernels of mounts
     meta         states and progress, by name
 
@@ -88,6 +89,10 @@ CREATE TABLE journal (
     name TEXT NOT NULL,
     inode INTEGER NOT NULL
 );
+
+CREATE TABLE departure (
+    email_id TEXT PRIMARY KEY
+) WITHOUT ROWID;
 
 CREATE TABLE correction (
     blob_id TEXT PRIMARY KEY,

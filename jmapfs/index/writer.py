@@ -94,6 +94,19 @@ class IndexWriter:
         """Remove emails; ids that are not known are passed over."""
         emails.remove(self._connection, email_ids)
 
+    def defer_removals(self, email_ids: Iterable[str]) -> None:
+        """Note emails that are to be removed by `remove_deferred`, now or after a restart."""
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO departure (email_id) VALUES (?)",
+            [(email_id,) for email_id in email_ids],
+        )
+
+    def remove_deferred(self) -> None:
+        """Remove the emails that were noted."""
+        rows = self._connection.execute("SELECT email_id FROM departure").fetchall()
+        emails.remove(self._connection, [row[0] for row in rows])
+        self._connection.execute("DELETE FROM departure")
+
     def replace_mailboxes(self, records: Sequence[MailboxRecord]) -> list[str]:
         """Bring the mailboxes to a complete list of them; return the ids it no longer has.
 

@@ -5,7 +5,7 @@ An Api is shared by all accounts of a user: it has one transport, and with it on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -27,11 +27,16 @@ _MOST_OBJECTS = 4096
 
 
 class Api:
-    """Sends method calls. Safe for many tasks at once."""
+    """Sends method calls. Safe for many tasks at once.
+
+    `vet` is called with a session that was fetched again, before it is used; what it raises, the
+    request raises that would have used it.
+    """
 
     def __init__(self, transport: Transport, session: Session) -> None:
         self.transport = transport
         self.session = session
+        self.vet: Callable[[Session], None] = _as_it_is
         self._refreshing = trio.Lock()
         self._seen_state = session.state
         self._stale = False
@@ -88,6 +93,7 @@ class Api:
     async def _refresh(self, until: float) -> None:
         outgoing = Outgoing(method="GET", url=self.session.url, headers=SESSION_HEADERS)
         session = parse_session(await self.transport.fetch(outgoing, until=until), self.transport)
+        self.vet(session)
         self.transport.trust(session.origins)
         self.transport.allow(session.limits.max_concurrent_requests)
         self.session = session
@@ -131,3 +137,7 @@ class Api:
         return Response(
             response.name, response.call_id, None, MethodError(error.method, kind, description)
         )
+
+
+def _as_it_is(_session: Session) -> None:
+    """Take any session."""

@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager
 import httpx
 import trio
 
+from jmapfs.errors import UnreachableError
+
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection to come about, TLS included; also for a write to be accepted."""
 
@@ -51,10 +53,13 @@ class Connections:
         self._tls = _trust() if transport is None else None
         self._current = self._open()
         self._leases: dict[httpx.AsyncClient, int] = {}
+        self._closed = False
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Lend the current pool for one exchange."""
+        """Lend the current pool for one exchange; raises UnreachableError after `aclose`."""
+        if self._closed:
+            raise UnreachableError("the connection to the server was given up")
         client = self._current
         self._leases[client] = self._leases.get(client, 0) + 1
         try:
@@ -68,11 +73,12 @@ class Connections:
 
     def renew(self, client: httpx.AsyncClient) -> None:
         """Let no later request use the connections of `client`, which is under lease."""
-        if client is self._current and self._transport is None:
+        if client is self._current and self._transport is None and not self._closed:
             self._current = self._open()
 
     async def aclose(self) -> None:
         """Close all connections, those in use too."""
+        self._closed = True
         for client in {self._current, *self._leases}:
             await _close(client)
 

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Final, Self
 
 import trio
-from cachetools import TTLCache
 
 from jmapfs.cache import DiskCache, MemoryCache
-from jmapfs.errors import BusyError, StorageError, UnreachableError, lone_errors
+from jmapfs.errors import (
+    AuthenticationError,
+    BusyError,
+    StorageError,
+    UnreachableError,
+    lone_errors,
+)
 from jmapfs.fetch import Content, open_content
 from jmapfs.index import AccountLock, FileRecord, IndexDatabase, IndexReader, IndexWriter
 from jmapfs.jmap import BlobStream, Client, Traffic, connect
@@ -31,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 _MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
 _CONCURRENCY: Final = 8
-_FAILED_SECONDS: Final = 3.0
 
 
 @dataclass
@@ -100,9 +104,6 @@ class _Blobs:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        # The kernel answers a failed READ with another one, for a single page: without this, a
-        # program would wait for the deadline twice.
-        self._failed: TTLCache[str, UnreachableError] = TTLCache(1024, _FAILED_SECONDS)
 
     @property
     def blob_ids_are_sha1(self) -> bool:
@@ -111,13 +112,13 @@ class _Blobs:
 
     async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
         """Return the content of a blob."""
-        with self._watched(blob_id):
+        with self._watched():
             return await self._client().download_blob(blob_id, deadline=deadline)
 
     @contextlib.asynccontextmanager
     async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
         """Return the content of a blob chunk by chunk."""
-        with self._watched(blob_id):
+        with self._watched():
             async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
                 yield stream
 
@@ -129,15 +130,11 @@ class _Blobs:
         return self._keeper.client
 
     @contextlib.contextmanager
-    def _watched(self, blob_id: str) -> Iterator[None]:
-        failed = self._failed.get(blob_id)
-        if failed is not None:
-            raise UnreachableError(str(failed))
+    def _watched(self) -> Iterator[None]:
         try:
             yield
-        except UnreachableError as error:
+        except (UnreachableError, AuthenticationError):
             if self._keeper.client is not None:
-                self._failed[blob_id] = error
                 # Is it this download, or is the server gone? The keeper finds out.
                 self._keeper.hint()
             raise

@@ -118,7 +118,7 @@ async def _serve(request: MountRequest, report: Report, signals: _Signals) -> No
         for account in accounts:
             # Before the kernel can know anything: from here on it is told what changes.
             reader = stack.enter_context(account.database.reader())
-            account.news = KernelNews(reader, account.outward)
+            account.news = KernelNews(reader, account.outward, operations.outdate_listings)
         with _mounted(operations, request, signals):
             await _answer(request, report, signals, accounts, operations, view)
 

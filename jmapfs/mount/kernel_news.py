@@ -40,12 +40,16 @@ class _Stale:
 class KernelNews:
     """Keeps the kernel's picture of one account true, from the state that `reader` has now on.
 
-    `outward` turns the account's inodes into those that the kernel knows.
+    `outward` turns the account's inodes into those that the kernel knows. `coming` is called
+    in the event loop before the kernel is told any news.
     """
 
-    def __init__(self, reader: IndexReader, outward: Callable[[int], int]) -> None:
+    def __init__(
+        self, reader: IndexReader, outward: Callable[[int], int], coming: Callable[[], None]
+    ) -> None:
         self._reader = reader
         self._outward = outward
+        self._coming = coming
         self._lock = trio.Lock()
         self._held = False
         with reader.pinned():
@@ -71,23 +75,28 @@ class KernelNews:
         await self.tell()
 
     async def _tell(self, reader: IndexReader) -> None:
-        await trio.to_thread.run_sync(self._tell_now, reader, limiter=_limiter)
+        stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
+        if stale.names or stale.attributes:
+            self._coming()
+        await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter)
+        self._position, self._layout_version, self._layout = picture
 
-    def _tell_now(self, reader: IndexReader) -> None:
+    def _compare(self, reader: IndexReader) -> tuple[_Stale, tuple[int, int, Layout]]:
         with reader.pinned():
             part = reader.journal(self._position)
             version = reader.layout_version()
             layout = self._layout
             if version != self._layout_version:
                 layout = lay_out(reader.mailboxes())
-        stale = _stale(part, self._layout, layout)
+        return _stale(part, self._layout, layout), (part.position, version, layout)
+
+    def _drop(self, stale: _Stale) -> None:
         for directory, name in stale.names:
             _drop_name(self._outward(directory), name)
         for inode in stale.attributes:
             _drop_attributes(self._outward(inode))
         # Small, and it may differ each time: content and all.
         _drop_everything(self._outward(ABOUT_INODE))
-        self._position, self._layout_version, self._layout = part.position, version, layout
 
 
 def _stale(part: JournalPart, before: Layout, after: Layout) -> _Stale:

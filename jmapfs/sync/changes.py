@@ -1,8 +1,9 @@
 """Following an account: from the state that the index holds to the one the server has now.
 
 The order is what keeps a mail from ever being out of the tree. Mailboxes are asked for first, and
-new ones are stored with the first emails; the ones that are gone go with the last, when what was
-in them is known to be elsewhere. Every step is one transaction with the state it leads to.
+new ones are stored with the first emails; the mailboxes and emails that are gone go with the last
+step, when what may have become of them is known. Every step is one transaction with the state it
+leads to.
 """
 
 from __future__ import annotations
@@ -148,8 +149,10 @@ def _store(writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep) -> 
         if mailboxes.records is not None:
             gone = writer.replace_mailboxes(mailboxes.records)
         writer.put_emails(step.records)
-        writer.remove_emails(step.gone)
+        # Under another id an email may come back with a later step: until then it stays.
+        writer.defer_removals(step.gone)
         if not step.more:
+            writer.remove_deferred()
             writer.remove_mailboxes(gone)
             if not state.complete:
                 writer.settle_inodes()

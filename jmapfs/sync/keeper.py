@@ -110,14 +110,15 @@ class Keeper:
             BusyError: another process keeps the index.
             JmapfsError: the server cannot be asked.
         """
-        if not self.leads:
-            raise BusyError("another process keeps this account's index: ask its mount")
         request = _Request()
         self._requests.append(request)
         self.hint()
         await request.done.wait()
         if request.error is not None:
             raise request.error
+        # Only now: the round took the lead if it was free.
+        if not self.leads:
+            raise BusyError("another process keeps this account's index: ask its mount")
 
     async def run(
         self,

@@ -18,7 +18,7 @@ import trio
 
 from jmapfs.errors import ConfigError, ServerError, StorageError
 from jmapfs.index import AccountState, IndexDatabase, IndexWriter
-from jmapfs.jmap import Client
+from jmapfs.jmap import Client, Session
 from jmapfs.sync.changes import ChangesUnknownError, follow
 from jmapfs.sync.conversion import mailbox_record
 from jmapfs.sync.listing import ListingReport, list_emails
@@ -130,7 +130,9 @@ class Synchronizer:
 
 
 def check_account(database: IndexDatabase, client: Client) -> None:
-    """Check that what is indexed is what the client leads to; a new index is anybody's.
+    """Check that what is indexed is what the client leads to, now and for as long as it is used.
+
+    A new index is anybody's.
 
     Raises:
         ConfigError: the index belongs to another account, or another server.
@@ -143,6 +145,19 @@ def check_account(database: IndexDatabase, client: Client) -> None:
         raise StorageError(f"cannot read the index {database.path}: {error}") from error
     if state.account_id:
         _check(state, database, client)
+    server, account_id = client.session.api_url, client.account_id
+
+    def vet(session: Session) -> None:
+        # Its answers would be stored before the next round began with a check.
+        if _origin(session.api_url) != _origin(server):
+            raise ConfigError(
+                f"the index in {database.path.parent} belongs to account {account_id} at {server},"
+                f" and the server's API is at {session.api_url} now"
+            )
+        if account_id not in session.accounts:
+            raise ConfigError(f"the server's session no longer has the account {account_id}")
+
+    client.api.vet = vet
 
 
 def _check(state: AccountState, database: IndexDatabase, client: Client) -> None:

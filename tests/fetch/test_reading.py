@@ -12,7 +12,12 @@ import trio
 import trio.testing
 
 from jmapfs.cache import DiskCache
-from jmapfs.errors import BlobNotFoundError, StorageError, UnreachableError
+from jmapfs.errors import (
+    BlobMismatchError,
+    BlobNotFoundError,
+    StorageError,
+    UnreachableError,
+)
 from jmapfs.fetch import open_content
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.fetch.server import MIB, Corrections, FakeSource, serving
@@ -34,11 +39,21 @@ async def test_beyond_the_end_there_is_nothing_to_ask_for(tmp_path: Path) -> Non
     source = FakeSource()
     async with serving(source, tmp_path) as content:
         assert await content.read("b", 10, 10, 100) == b""
-        assert await content.read("b", 0, 0, 100) == b""
+        assert await content.read("b", 0, 1, 100) == b""
         assert await content.read("b", 10, 0, 0) == b""
         with pytest.raises(ValueError, match="negative"):
             await content.read("b", 10, -1, 5)
     assert not source.asked
+
+
+async def test_what_is_said_to_be_empty_is_looked_at(tmp_path: Path) -> None:
+    corrections = Corrections()
+    source = FakeSource({"empty": b"", "not": b"mail"})
+    async with serving(source, tmp_path, corrections=corrections) as content:
+        assert await content.read("empty", 0, 0, 100) == b""
+        with pytest.raises(BlobMismatchError):
+            await content.read("not", 0, 0, 100)
+        assert bytes(await content.read("not", 4, 0, 100)) == b"mail"
 
 
 async def test_opening_and_closing_asks_for_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""The command itself: its help, its mistakes, and mounts of accounts in a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jmapfs import __version__
+from tests.mounting import Home
+from tests.server import server_process
+
+SECRET = "s3cret-0f-alice"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A user's surroundings, without credentials in the environment."""
+    return Home(tmp_path / "home")
+
+
+def configure(home: Home, text: str) -> None:
+    directory = home.directory / "config" / "jmapfs"
+    directory.mkdir()
+    (directory / "config.toml").write_text(text)
+
+
+def test_help_and_version(home: Home) -> None:
+    for arguments in (["--help"], ["-h"]):
+        result = home.run(*arguments)
+        assert (result.exit_code, result.stderr) == (0, "")
+        for word in ("mount", "umount", "status", "--version"):
+            assert word in result.stdout
+    result = home.run("mount", "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for word in ("ACCOUNT", "MOUNTPOINT", "--cache-size", "--cache-dir", "10G", "JMAPFS_TOKEN"):
+        assert word in result.stdout
+    # There is no option for a secret: command lines are for everybody to see.
+    assert "--password" not in result.stdout
+    assert "--token" not in result.stdout
+    result = home.run("--version")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert __version__ in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["mount"],
+        ["mount", "example.org"],
+        ["mount", "--cache-size", "much", "example.org", "/mnt"],
+        ["mount", "--nonsense", "example.org", "/mnt"],
+    ],
+)
+def test_mistakes_on_the_command_line(home: Home, arguments: list[str]) -> None:
+    result = home.run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr
+
+
+def test_a_mistake_in_the_configuration_is_one_line(home: Home) -> None:
+    configure(home, f'[home]\nserver = "example.org"\npassword = "{SECRET}"\n')
+    result = home.run("mount", "home", home.directory / "run")
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    assert SECRET not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("kind", ["password_command", "token_file"])
+def test_a_mount_of_a_configured_account(home: Home, kind: str) -> None:
+    with server_process(
+        "sample", username="alice@example.org", password=SECRET, token=SECRET
+    ) as server:
+        file = home.directory / "secret"
+        file.write_text(f"{SECRET}\n")
+        file.chmod(0o600)
+        way = f"cat '{file}'" if kind.endswith("command") else file
+        configure(
+            home,
+            f'[home]\nserver = "{server.url}/session"\nuser = "alice@example.org"\n'
+            f'{kind} = "{way}"\n',
+        )
+        with home.mounted("home", "-v") as mount:
+            assert mount.status()["emails"] == len(server.control.dump().emails)
+            path = mount.path / min(mount.files())
+            assert path.read_bytes()
+            info = Path("/proc/self/mountinfo").read_text()
+            (line,) = [each for each in info.splitlines() if str(mount.path) in each]
+            assert " home " in line
+            pid = mount.status()["pid"]
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert SECRET.encode() not in arguments
+        schemes = server.control.counts().headers["authorization"]
+        assert set(schemes) == {"Basic" if kind.startswith("password") else "Bearer"}
+    assert SECRET not in home.log()
+    kept = [path for path in home.directory.rglob("*") if path.is_file() and path != file]
+    assert len(kept) >= 3
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.mount
+def test_which_of_the_accounts(home: Home) -> None:
+    """The command line goes before the file, the file before the primary account."""
+    home.username, home.password = "alice@example.org", "secret"
+    with server_process("empty") as server:
+        for name in ("one", "two"):
+            server.control.add_account(f"A{name}", f"{name}@example.org")
+        configure(
+            home,
+            f'[plain]\nserver = "{server.url}"\n'
+            f'[shared]\nserver = "{server.url}"\naccount = "one@example.org"\n',
+        )
+        for arguments, account in (
+            (["plain"], "alice@example.org"),
+            (["shared"], "one@example.org"),
+            (["--account", "two@example.org", "shared"], "two@example.org"),
+            (["--account", "Aone", "plain"], "one@example.org"),
+        ):
+            *options, source = arguments
+            with home.mounted(source, *options) as mount:
+                assert mount.status()["account"] == account

@@ -1,0 +1,283 @@
+"""The configuration and the secrets: found, refused with one clear line, and never told."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from jmapfs.cli.config import config_path, read_config
+from jmapfs.cli.secrets import account_source
+from jmapfs.errors import ConfigError
+from jmapfs.jmap import BasicCredentials, BearerCredentials
+from jmapfs.mount import AccountSource
+
+SECRET = "s3cret-0f-alice"
+HEAD = '[home]\nserver = "jmap.example.org"\n'
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("JMAPFS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "jmapfs").mkdir()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jmapfs" / "config.toml"
+
+
+def secret_file(path: Path, content: bytes = SECRET.encode(), mode: int = 0o600) -> Path:
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def source(name: str = "home", *, account: str | None = None) -> AccountSource:
+    return account_source(name, read_config(), account=account)
+
+
+def refused(*words: str, name: str = "home") -> str:
+    """Check that there is one line, with these words and without the secret; return it."""
+    with pytest.raises(ConfigError) as caught:
+        source(name)
+    # Nor is it in what the error was raised from, which a traceback would show.
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in repr(error)
+        error = error.__cause__
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    assert caught.value.exit_code == 3
+    return text
+
+
+# --- The file
+
+
+def test_without_a_file_there_are_no_accounts(path: Path) -> None:
+    assert config_path() == path
+    assert read_config().accounts == {}
+    assert str(path) in refused("no such account", "none")
+
+
+def test_the_file_that_the_environment_names(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text("not read")
+    other = tmp_path / "other.toml"
+    monkeypatch.setenv("JMAPFS_CONFIG", str(other))
+    assert config_path() == other
+    refused(str(other), "JMAPFS_CONFIG", "not there")
+    other.write_text(HEAD)
+    assert list(read_config().accounts) == ["home"]
+
+
+def test_an_empty_name_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_CONFIG", "")
+    assert read_config().accounts == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"[home", b"= 1", b"[home]\nserver = 'a'\nserver = 'b'", b"\xff\xfe", b"a\x00b"]
+)
+def test_what_is_not_toml(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    refused(str(path), "not TOML")
+
+
+def test_a_file_that_cannot_be_read(path: Path) -> None:
+    path.mkdir()
+    refused(str(path), "directory")
+
+
+def test_unknown_keys_are_named(path: Path) -> None:
+    path.write_text(HEAD + 'usr = "alice"\npasword_file = "x"\n')
+    refused(str(path), "[home]", "pasword_file, usr", "password_file", "user")
+
+
+@pytest.mark.parametrize("key", ["password", "token"])
+def test_a_secret_in_the_file_is_refused_and_not_told(path: Path, key: str) -> None:
+    path.write_text(f'{HEAD}{key} = "{SECRET}"\n')
+    refused("[home]", key, "command")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[home]\nserver = 1\n", ("[home]", "str", "server")),
+        (HEAD + "user = ['alice']\n", ("[home]", "str", "user")),
+        (HEAD + "[home.user]\nname = 'alice'\n", ("[home]", "str", "user")),
+        (HEAD + "account = true\n", ("[home]", "str", "account")),
+        ("[home]\nuser = 'alice'\n", ("[home]", "server")),
+        ("server = 'jmap.example.org'\n", ("'server'", "outside")),
+        ("[[home]]\nserver = 'a'\n", ("'home'", "outside")),
+    ],
+)
+def test_wrong_types(path: Path, content: str, words: tuple[str, ...]) -> None:
+    path.write_text(content)
+    refused(str(path), *words)
+
+
+def test_a_mistake_in_one_account_is_an_error_for_all(path: Path) -> None:
+    path.write_text(HEAD + "[work]\nserver = 'w'\nnope = 1\n")
+    refused("[work]", "nope")
+
+
+# --- Secrets
+
+
+@pytest.mark.parametrize("kind", ["password", "token"])
+@pytest.mark.parametrize("way", ["command", "file", "env"])
+def test_every_form_of_a_secret(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    file = secret_file(tmp_path / "secret file", f"{SECRET}\r\nnotes: other\n".encode())
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    value = {"command": f"cat '{file}'", "file": str(file), "env": "MY_SECRET"}[way]
+    path.write_text(f'{HEAD}user = "alice"\n{kind}_{way} = "{value}"\n')
+    found = source()
+    assert found.credentials == (
+        BasicCredentials("alice", SECRET) if kind == "password" else BearerCredentials(SECRET)
+    )
+    assert (found.label, found.location, found.account) == ("home", "jmap.example.org", None)
+    assert SECRET not in repr(found)
+    assert SECRET not in repr(read_config())
+
+
+def test_a_file_below_the_home_directory(path: Path, tmp_path: Path) -> None:
+    secret_file(tmp_path / "token")
+    path.write_text(HEAD + 'token_file = "~/token"\n')
+    assert source().credentials == BearerCredentials(SECRET)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o622])
+def test_a_file_that_others_may_read_or_write_is_refused(
+    path: Path, tmp_path: Path, mode: int
+) -> None:
+    file = secret_file(tmp_path / "token", mode=mode)
+    path.write_text(f'{HEAD}token_file = "{file}"\n')
+    refused("[home]", "token_file", f"chmod 600 {file}")
+    file.chmod(0o400)
+    assert source().credentials == BearerCredentials(SECRET)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o400
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('token_file = "/nowhere/token"', ("token_file", "/nowhere/token", "No such file")),
+        ('token_file = "/proc/self"', ("token_file",)),
+        ('token_file = "~no-such-user/token"', ("token_file",)),
+        ('token_file = "a\\u0000b"', ("token_file",)),
+        ('token_file = ""', ("token_file",)),
+        ('token_command = "false"', ("token_command", "exit code 1")),
+        ("token_command = \"sh -c 'exit 42'\"", ("token_command", "exit code 42")),
+        (f"token_command = \"sh -c 'echo {SECRET} >&2; echo {SECRET}; exit 3'\"", ("code 3",)),
+        ("token_command = \"sh -c 'kill -9 $$'\"", ("token_command", "-9")),
+        ('token_command = "/nowhere/program x"', ("token_command", "/nowhere/program")),
+        ('token_command = "unclosed \'quote"', ("token_command", "quotation")),
+        ('token_command = ""', ("token_command",)),
+        ('token_command = "  "', ("token_command",)),
+        ('token_command = "a\\u0000b"', ("token_command",)),
+        ('token_command = "true"', ("token_command", "empty")),
+        ("token_command = \"printf '\\\\nsecond line'\"", ("token_command", "empty")),
+        ("token_command = \"printf '\\\\377'\"", ("token_command", "UTF-8")),
+        ("token_command = \"printf 'a\\\\tb'\"", ("token_command", "control")),
+        ('token_env = "NOT_SET"', ("token_env", "NOT_SET")),
+        ('token_env = "EMPTY"', ("token_env", "EMPTY")),
+        ('token_env = ""', ("token_env",)),
+        ('password_env = "MY_SECRET"', ("[home]", "user")),
+        ('user = ""\npassword_env = "MY_SECRET"', ("user",)),
+        ('user = "a:b"\npassword_env = "MY_SECRET"', ("colon",)),
+        ('user = "alice"\npassword_env = "MY_SECRET"\ntoken_env = "MY_SECRET"', ("one of them",)),
+        ('token_file = "x"\ntoken_env = "MY_SECRET"', ("token_file and token_env", "one of them")),
+        ('user = "alice"', ("secret", "password_command")),
+        ("", ("secret", "token_command")),
+    ],
+)
+def test_secrets_that_are_not_to_be_had(
+    path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    monkeypatch.setenv("EMPTY", "")
+    path.write_text(f"{HEAD}{line}\n")
+    refused(*words)
+
+
+def test_a_secret_that_cannot_be_sent_is_not_told(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in (f"{SECRET} and more", f"{SECRET}é", f"\x1b{SECRET}"):
+        file = secret_file(tmp_path / "token", secret.encode())
+        path.write_text(f'{HEAD}token_file = "{file}"\n')
+        refused()
+        monkeypatch.setenv("JMAPFS_TOKEN", secret)
+        refused(name="jmap.example.org")
+
+
+def test_the_environment_is_used_where_the_file_names_no_secret(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(HEAD + 'user = "alice"\n')
+    monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
+    assert source().credentials == BasicCredentials("alice", SECRET)
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    assert source().credentials == BearerCredentials(SECRET)
+
+
+def test_the_file_goes_before_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    monkeypatch.setenv("JMAPFS_TOKEN", "another")
+    path.write_text(HEAD + 'user = "alice"\npassword_env = "MY_SECRET"\n')
+    assert source().credentials == BasicCredentials("alice", SECRET)
+
+
+# --- Which account
+
+
+@pytest.mark.parametrize(
+    "location", ["https://example.org/jmap", "example.org", "alice@example.org", "localhost"]
+)
+def test_locations(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
+    refused("JMAPFS_TOKEN", location, name=location)
+    monkeypatch.setenv("JMAPFS_USERNAME", "alice")
+    refused("JMAPFS_PASSWORD", name=location)
+    monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
+    found = source(location, account="Shared")
+    assert (found.label, found.location, found.account) == (location, location, "Shared")
+    assert found.credentials == BasicCredentials("alice", SECRET)
+
+
+def test_a_password_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "JMAPFS_USERNAME", "alice")
+    monkeypatch.setitem(os.environ, "JMAPFS_PASSWORD", f"{SECRET}\udcff")
+    refused(name="example.org")
+
+
+def test_an_account_of_the_file_goes_before_a_host_of_that_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    path.write_text('["example.org"]\nserver = "jmap.example.net"\n')
+    assert source("example.org").location == "jmap.example.net"
+    assert source("example.com").location == "example.com"
+
+
+def test_names_of_accounts_are_told(path: Path) -> None:
+    path.write_text(HEAD + "[work]\nserver = 'w'\n")
+    refused("hoem", "home, work", name="hoem")
+
+
+def test_the_command_line_goes_before_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    path.write_text(HEAD + 'account = "Shared"\n')
+    assert source().account == "Shared"
+    assert source(account="Other").account == "Other"

@@ -1,0 +1,53 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from jmapfs.cli.quantities import Size, readable
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1", 1),
+        ("500M", 500 << 20),
+        ("10G", 10 << 30),
+        ("10g", 10 << 30),
+        ("1.5K", 1536),
+        (" 2 TiB ", 2 << 40),
+        ("7kB", 7 << 10),
+        ("12B", 12),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1", "1.G", ".5G", "1e9", "10X", "10 G B", "0x10", "1,5G", "inf", "nan"]
+)
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="500M"):
+        Size().convert(text, None, None)
+
+
+def test_numbers_stay() -> None:
+    assert Size().convert(7, None, None) == 7
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 << 10, "1.5 MiB"),
+        (10 << 30, "10.0 GiB"),
+        (3 << 50, "3072.0 TiB"),
+    ],
+)
+def test_readable(size: int, text: str) -> None:
+    assert readable(size) == text

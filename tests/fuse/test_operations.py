@@ -1,0 +1,430 @@
+"""The operations without a mount: a real tree, a content that takes notes, and a kernel of ours."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+
+from jmapfs.errors import (
+    BlobMismatchError,
+    BusyError,
+    ConfigError,
+    DeadlineError,
+    EntryNotFoundError,
+    JmapfsError,
+    StorageError,
+)
+from jmapfs.fuse import MailOperations
+from jmapfs.index import AccountState, EmailRecord, FileRecord, IndexDatabase, MailboxRecord
+from jmapfs.names import ABOUT_INODE, ROOT_INODE
+from jmapfs.tree import Attributes, Ownership, Tree
+
+CONTEXT = cast("pyfuse3.RequestContext", None)
+ROOT = pyfuse3.InodeT(ROOT_INODE)
+FLAGS = pyfuse3.FlagT(0)
+COUNT = 300
+
+
+class NotedContent:
+    """Blobs of one letter, and who holds them; `error` is raised instead once it is set."""
+
+    def __init__(self) -> None:
+        self.held: Counter[str] = Counter()
+        self.reads: list[tuple[str, int, int, int]] = []
+        self.error: Exception | None = None
+
+    async def read(self, record: FileRecord, offset: int, length: int) -> memoryview:
+        assert self.held[record.blob_id] > 0
+        self.reads.append((record.blob_id, record.size, offset, length))
+        if self.error is not None:
+            raise self.error
+        return memoryview((b"x" * record.size)[offset : offset + length])
+
+    def hold(self, record: FileRecord) -> None:
+        self.held[record.blob_id] += 1
+
+    def release(self, record: FileRecord) -> None:
+        self.held[record.blob_id] -= 1
+        assert self.held[record.blob_id] >= 0
+
+
+class BrokenTree(Tree):
+    """A tree that raises `error` once it is set, whatever it is asked."""
+
+    error: Exception | None = None
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        if self.error is not None:
+            raise self.error
+        return super().lookup(parent, name)
+
+
+class Kernel:
+    """What a kernel knows: entries that it was given, as many as it has room for at a time."""
+
+    def __init__(self, operations: MailOperations, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._operations = operations
+        self._room = 0
+        self._taken: list[tuple[bytes, pyfuse3.EntryAttributes, int]] = []
+        monkeypatch.setattr(pyfuse3, "readdir_reply", self._reply)
+
+    async def list(self, inode: pyfuse3.InodeT, room: int) -> list[tuple[bytes, Any]]:
+        """Read a directory in pieces of `room` entries."""
+        handle = await self._operations.opendir(inode, CONTEXT)
+        found: list[tuple[bytes, Any]] = []
+        position = 0
+        while True:
+            self._room, self._taken = room, []
+            await self._operations.readdir(handle, position, cast("pyfuse3.ReaddirToken", self))
+            if not self._taken:
+                break
+            found += [(name, entry) for name, entry, _ in self._taken]
+            position = self._taken[-1][2]
+        await self._operations.releasedir(handle)
+        return found
+
+    def _reply(
+        self, token: object, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int
+    ) -> bool:
+        assert token is self
+        if len(self._taken) >= self._room:
+            return False
+        self._taken.append((name, entry, next_id))
+        return True
+
+
+class Setting:
+    """Operations over an index with a mailbox `Inbox` of COUNT mails, and `Inbox/Sub`."""
+
+    def __init__(self, database: IndexDatabase, tree: BrokenTree, listing_tree: Tree) -> None:
+        self.database = database
+        self.tree = tree
+        self.content = NotedContent()
+        ownership = Ownership(uid=12, gid=34, umask=0o027)
+        self.operations = MailOperations(tree, listing_tree, self.content, ownership)
+
+    async def inode(self, *path: bytes) -> pyfuse3.InodeT:
+        inode = ROOT
+        for name in path:
+            entry = await self.operations.lookup(inode, pyfuse3.FileNameT(name), CONTEXT)
+            inode = entry.st_ino
+        return inode
+
+    async def open(self, inode: pyfuse3.InodeT) -> pyfuse3.FileInfo:
+        return await self.operations.open(inode, FLAGS, CONTEXT)
+
+
+def name(number: int) -> bytes:
+    return f"m{number:04}.eml".encode()
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Iterator[Setting]:
+    database = IndexDatabase(tmp_path)
+    database.prepare()
+    with database.writer() as writer, writer.transaction():
+        writer.put_mailboxes(
+            [
+                MailboxRecord("a", "Inbox"),
+                MailboxRecord("b", "Sub", "a"),
+                MailboxRecord("c", ""),
+            ]
+        )
+        writer.put_emails(
+            EmailRecord(
+                id=f"M{number}",
+                blob_id=f"b{number}",
+                thread_id="t",
+                received_at=1_700_000_000 + number,
+                size=1000 + number,
+                stem=f"m{number:04}",
+                mailbox_ids=("a", "b") if number == 7 else ("a",),
+            )
+            for number in range(COUNT)
+        )
+        writer.set_state(AccountState(account_id="A", account_name="alice", complete=True))
+    with database.reader() as reader, database.reader() as listing_reader:
+        yield Setting(database, BrokenTree(reader), Tree(listing_reader))
+
+
+def failing_with(number: int) -> Any:
+    return pytest.raises(pyfuse3.FUSEError, check=lambda error: error.errno == number)
+
+
+@pytest.mark.parametrize("room", [1, 7, 64, 10_000])
+async def test_a_directory_is_read_in_pieces_of_any_size(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    kernel = Kernel(setting.operations, monkeypatch)
+    inbox = await setting.inode(b"Inbox")
+    entries = await kernel.list(inbox, room)
+    assert [entry for entry, _ in entries] == sorted([b"Sub", *map(name, range(COUNT))])
+    for entry_name, attributes in entries:
+        looked_up = await setting.operations.lookup(inbox, entry_name, CONTEXT)
+        assert attributes.__getstate__() == looked_up.__getstate__()
+        by_inode = await setting.operations.getattr(looked_up.st_ino, CONTEXT)
+        assert by_inode.__getstate__() == looked_up.__getstate__()
+    root = [entry for entry, _ in await kernel.list(ROOT, room)]
+    assert root[:2] == [b".jmapfs.json", b"Inbox"]
+    assert len(root) == 3
+
+
+async def test_a_listing_stays_what_it_was_while_it_is_read(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(setting.operations, monkeypatch)
+    inbox = await setting.inode(b"Inbox")
+    handle = await setting.operations.opendir(inbox, CONTEXT)
+    with setting.database.writer() as writer, writer.transaction():
+        writer.remove_emails([f"M{number}" for number in range(COUNT)])
+    kernel._room = 10_000
+    await setting.operations.readdir(handle, 0, cast("pyfuse3.ReaddirToken", kernel))
+    assert len(kernel._taken) == COUNT + 1
+    await setting.operations.releasedir(handle)
+    assert [entry for entry, _ in await kernel.list(inbox, 10)] == [b"Sub"]
+    assert setting.operations._directories == {}
+
+
+async def test_attributes(setting: Setting) -> None:
+    entry = await setting.operations.getattr(await setting.inode(b"Inbox", name(7)), CONTEXT)
+    assert entry.st_mode == stat.S_IFREG | 0o440
+    assert (entry.st_uid, entry.st_gid, entry.st_nlink) == (12, 34, 2)
+    assert (entry.st_size, entry.st_blocks) == (1007, 2)
+    when = (1_700_000_000 + 7) * 10**9
+    assert (entry.st_mtime_ns, entry.st_ctime_ns, entry.st_atime_ns) == (when, when, when)
+    assert entry.entry_timeout >= 3600
+    assert entry.attr_timeout >= 3600
+    assert entry.st_ino == await setting.inode(b"Inbox", b"Sub", name(7))
+
+    directory = await setting.operations.getattr(await setting.inode(b"Inbox"), CONTEXT)
+    assert directory.st_mode == stat.S_IFDIR | 0o750
+    assert directory.st_nlink == 3
+    assert (await setting.operations.getattr(ROOT, CONTEXT)).st_ino == ROOT_INODE
+
+
+@pytest.mark.parametrize("missing", [b"nothing", b"..", b"\xff\xfe", b"M0001.EML", b"x" * 300])
+async def test_names_that_are_not_there(setting: Setting, missing: bytes) -> None:
+    for directory in (ROOT, await setting.inode(b"Inbox")):
+        entry = await setting.operations.lookup(directory, pyfuse3.FileNameT(missing), CONTEXT)
+        assert entry.st_ino == 0
+        # Only for a moment: nobody tells the kernel when it comes to be.
+        assert 0 < entry.entry_timeout <= 5
+
+
+async def test_inodes_that_are_not_there(setting: Setting) -> None:
+    nowhere = pyfuse3.InodeT(12345)
+    for attempt in (
+        setting.operations.getattr(nowhere, CONTEXT),
+        setting.operations.open(nowhere, FLAGS, CONTEXT),
+        setting.operations.opendir(nowhere, CONTEXT),
+    ):
+        with failing_with(errno.ENOENT):
+            await attempt
+    assert not setting.content.held
+
+
+async def test_reading(setting: Setting) -> None:
+    operations, content = setting.operations, setting.content
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    assert opened.keep_cache
+    assert not opened.direct_io
+    assert not content.reads
+    assert bytes(await operations.read(opened.fh, 0, 4096)) == b"x" * 1005
+    assert bytes(await operations.read(opened.fh, 1000, 4096)) == b"x" * 5
+    assert content.reads == [("b5", 1005, 0, 4096), ("b5", 1005, 1000, 4096)]
+    await operations.release(opened.fh)
+    assert content.held["b5"] == 0
+    assert len(content.reads) == 2
+
+
+async def test_a_blob_is_held_from_the_first_open_to_the_last_release(setting: Setting) -> None:
+    operations, held = setting.operations, setting.content.held
+    inode = await setting.inode(b"Inbox", name(7))
+    same = await setting.inode(b"Inbox", b"Sub", name(7))
+    handles = [(await setting.open(each)).fh for each in (inode, same, inode)]
+    other = await setting.open(await setting.inode(b"Inbox", name(8)))
+    assert held == {"b7": 1, "b8": 1}
+    for handle in handles[:2]:
+        await operations.release(handle)
+    assert held == {"b7": 1, "b8": 1}
+    assert bytes(await operations.read(handles[2], 0, 1)) == b"x"
+    await operations.release(handles[2])
+    await operations.release(other.fh)
+    assert not +held
+    assert operations._open == {}
+
+
+async def test_an_open_file_outlives_its_mail(setting: Setting) -> None:
+    operations = setting.operations
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    with setting.database.writer() as writer, writer.transaction():
+        writer.remove_emails(["M5"])
+    assert bytes(await operations.read(opened.fh, 0, 4096)) == b"x" * 1005
+    assert (await operations.getattr(inode, CONTEXT)).st_nlink == 0
+    await operations.release(opened.fh)
+    with failing_with(errno.ENOENT):
+        await setting.open(inode)
+
+
+async def test_a_corrected_size_is_for_those_who_open_after_it(setting: Setting) -> None:
+    """Who has it open was told another size: the kernel must not get the content all the same."""
+    operations, content = setting.operations, setting.content
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    with setting.database.writer() as writer, writer.transaction():
+        writer.correct_size("b5", 2000)
+    content.error = BlobMismatchError("another size")
+    with failing_with(errno.EIO):
+        await operations.read(opened.fh, 0, 10)
+    content.error = None
+    await operations.read(opened.fh, 0, 10)
+    assert content.reads[-1] == ("b5", 1005, 0, 10)
+    again = await setting.open(inode)
+    assert bytes(await operations.read(again.fh, 1990, 100)) == b"x" * 10
+    assert content.reads[-1] == ("b5", 2000, 1990, 100)
+    for each in (opened, again):
+        await operations.release(each.fh)
+
+
+async def test_what_the_mount_says_of_itself(setting: Setting) -> None:
+    operations = setting.operations
+    entry = await operations.lookup(ROOT, pyfuse3.FileNameT(b".jmapfs.json"), CONTEXT)
+    assert entry.st_ino == ABOUT_INODE
+    first, second = [await setting.open(entry.st_ino) for _ in range(2)]
+    assert not first.keep_cache
+    assert first.fh != second.fh
+    content = await operations.read(first.fh, 0, 100_000)
+    assert len(content) == entry.st_size
+    with setting.database.writer() as writer, writer.transaction():
+        writer.set_state(AccountState(account_id="A", account_name="somebody else"))
+    # As it was when it was opened, to the last piece.
+    assert await operations.read(second.fh, 0, 100_000) == content
+    assert await operations.read(second.fh, 5, 10) == content[5:15]
+    third = await setting.open(entry.st_ino)
+    assert b"somebody else" in await operations.read(third.fh, 0, 100_000)
+    for opened in (first, second, third):
+        await operations.release(opened.fh)
+    assert operations._abouts == {}
+    assert not setting.content.held
+
+
+async def test_statistics(setting: Setting) -> None:
+    statistics = await setting.operations.statfs(CONTEXT)
+    size = sum(1000 + number for number in range(COUNT))
+    assert statistics.f_files == COUNT
+    assert 0 <= statistics.f_blocks * statistics.f_frsize - size < statistics.f_frsize
+    assert (statistics.f_bfree, statistics.f_bavail, statistics.f_ffree) == (0, 0, 0)
+    assert statistics.f_namemax == 255
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "level"),
+    [
+        (DeadlineError("late"), errno.EIO, logging.WARNING),
+        (BlobMismatchError("other bytes"), errno.EIO, logging.WARNING),
+        (StorageError("full"), errno.EIO, logging.WARNING),
+        (BusyError("busy"), errno.EBUSY, logging.WARNING),
+        (ConfigError("wrong"), errno.EINVAL, logging.WARNING),
+        (EntryNotFoundError("gone"), errno.ENOENT, None),
+        (JmapfsError("something"), errno.EIO, logging.WARNING),
+        (sqlite3.DatabaseError("malformed"), errno.EIO, logging.ERROR),
+        (pyfuse3.FUSEError(errno.ENOTDIR), errno.ENOTDIR, None),
+        (ZeroDivisionError("a bug"), errno.EIO, logging.ERROR),
+        (KeyError("a bug"), errno.EIO, logging.ERROR),
+        (ExceptionGroup("bugs", [ValueError("a bug")]), errno.EIO, logging.ERROR),
+    ],
+)
+async def test_only_fuse_errors_leave_a_handler(
+    setting: Setting,
+    error: Exception,
+    number: int,
+    level: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = await setting.open(await setting.inode(b"Inbox", name(5)))
+    setting.content.error = error
+    with caplog.at_level(logging.DEBUG), failing_with(number):
+        await setting.operations.read(opened.fh, 0, 10)
+    assert [record.levelno for record in caplog.records] == ([] if level is None else [level])
+    is_bug = not isinstance(error, JmapfsError | sqlite3.Error | pyfuse3.FUSEError)
+    assert ("Traceback" in caplog.text) == is_bug
+    # And it goes on, if only with another mail: some failures are remembered for a moment.
+    setting.content.error = None
+    other = await setting.open(await setting.inode(b"Inbox", name(6)))
+    assert bytes(await setting.operations.read(other.fh, 0, 2)) == b"xx"
+    await setting.operations.release(other.fh)
+    await setting.operations.release(opened.fh)
+
+
+async def test_errors_of_the_tree(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    setting.tree.error = sqlite3.OperationalError("disk I/O error")
+    with failing_with(errno.EIO):
+        await setting.operations.lookup(ROOT, pyfuse3.FileNameT(b"Inbox"), CONTEXT)
+    # A missing name is the one error that `lookup` has an answer for.
+    setting.tree.error = EntryNotFoundError("no such name")
+    entry = await setting.operations.lookup(ROOT, pyfuse3.FileNameT(b"Inbox"), CONTEXT)
+    assert entry.st_ino == 0
+    setting.tree.error = ZeroDivisionError("on purpose")
+    with failing_with(errno.EIO):
+        await setting.operations.lookup(ROOT, pyfuse3.FileNameT(b"Inbox"), CONTEXT)
+    assert "disk I/O error" in caplog.text
+    assert "ZeroDivisionError: on purpose" in caplog.text
+
+
+async def test_handles_that_are_not_open_are_a_bug_and_not_the_end(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    for attempt in (
+        setting.operations.read(pyfuse3.FileHandleT(99), 0, 1),
+        setting.operations.release(pyfuse3.FileHandleT(99)),
+        setting.operations.releasedir(pyfuse3.FileHandleT(99)),
+    ):
+        with failing_with(errno.EIO):
+            await attempt
+    assert caplog.text.count("Traceback") == 3
+
+
+async def test_everything_is_counted(setting: Setting) -> None:
+    operations = setting.operations
+    opened = await setting.open(await setting.inode(b"Inbox", name(1)))
+    await operations.read(opened.fh, 0, 1)
+    with failing_with(errno.ENOSYS):
+        await operations.flush(opened.fh)
+    await operations.release(opened.fh)
+    await operations.forget([(ROOT, 1)])
+    await operations.statfs(CONTEXT)
+    with failing_with(errno.ENOENT):
+        await operations.getattr(pyfuse3.InodeT(12345), CONTEXT)
+    assert operations.counts == {
+        "lookup": 2,
+        "open": 1,
+        "read": 1,
+        "flush": 1,
+        "release": 1,
+        "forget": 1,
+        "statfs": 1,
+        "getattr": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        *("write", "create", "unlink", "rename", "mkdir", "rmdir", "symlink", "link", "mknod"),
+        *("setattr", "setxattr", "removexattr"),
+    ],
+)
+def test_there_is_nothing_that_writes(operation: str) -> None:
+    own = getattr(MailOperations, operation)
+    assert own is getattr(pyfuse3.Operations, operation)

@@ -1,0 +1,379 @@
+"""The first listing, and listing again: whole or not at all, whatever happens in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from jmapfs.errors import ConfigError, ProtocolError, ServerError
+from jmapfs.jmap import connect
+from jmapfs.sync import Synchronizer
+from tests.server import Account, MailServer, PageChange, running_server
+from tests.server.account import Listing
+from tests.server.hostile import hostile_account
+from tests.server.sample import sample_account
+from tests.sync.following import (
+    CREDENTIALS,
+    Follower,
+    followed,
+    following,
+    held_by_index,
+    message,
+    small_account,
+)
+
+
+@pytest.mark.parametrize("make", [Account, small_account, sample_account, hostile_account])
+async def test_the_first_listing_is_what_the_server_has(
+    tmp_path: Path, make: Callable[[], Account]
+) -> None:
+    account = make()
+    async with followed(account, tmp_path) as f:
+        assert await f.update()
+        f.assert_true()
+        listed, total = f.progress[-1]
+        assert listed == len(account.emails)
+        assert total == (listed or None)
+        state = f.writer.state()
+        assert (state.server, state.account_id) == (f"{f.url}/jmap/api", account.id)
+        assert (state.account_name, state.username) == (account.name, "alice@example.org")
+        assert state.mailbox_state == account.states["Mailbox"]
+        # An email has a name for each of its mailboxes, and they are one file.
+        names = sum(len(email.mailbox_ids) for email in account.emails.values())
+        files = f.emails_shown().values()
+        assert len(files) == names
+        by_inode = {attributes.inode: attributes.links for attributes in files}
+        assert sum(by_inode.values()) == names
+        blobs = {(email.blob_id, email.received_at) for email in account.emails.values()}
+        assert len(by_inode) == len(blobs)
+
+
+async def test_paths(tmp_path: Path) -> None:
+    async with followed(small_account(5), tmp_path) as f:
+        await f.update()
+        paths = sorted(path.rpartition("_")[0] for path in f.emails_shown())
+        assert paths == sorted(
+            [
+                "Inbox/20240301-000000_Sender-0_Number-0",
+                "Work/20240301-000100_Sender-1_Number-1",
+                "Work/Clients/20240301-000200_Sender-1_Number-1",
+                "Inbox/20240301-000300_Sender-3_Number-3",
+                *_numbered(f, "Inbox/20240301-000300_Sender-3_Number-3"),
+                "Work/20240301-000300_Sender-3_Number-3",
+            ]
+        )
+
+
+def _numbered(f: Follower, stem: str) -> list[str]:
+    """Return what comes before the number of the second copy of a message in one mailbox."""
+    second = [path for path in f.emails_shown() if path.endswith("_2.eml")]
+    assert len(second) == 1
+    assert second[0].startswith(stem)
+    return [second[0].removesuffix("_2.eml")]
+
+
+@pytest.mark.parametrize(
+    ("quirks", "size"),
+    [
+        ({"max_objects_in_get": 50}, 50),
+        ({"query_limit": 20}, 20),
+        ({"query_limit": 1000}, 500),
+        ({"max_objects_in_get": 50, "max_calls_in_request": 1}, 50),
+    ],
+)
+async def test_limits_of_the_server(tmp_path: Path, quirks: dict[str, int], size: int) -> None:
+    async with followed(sample_account(), tmp_path, **quirks) as f:
+        await f.update()
+        f.assert_true()
+        # Only an empty page ends it.
+        pages = math.ceil(len(f.account.emails) / size)
+        assert f.counts.methods["Email/query"] == pages + 1
+        assert [listed for listed, _ in f.progress] == sorted(listed for listed, _ in f.progress)
+
+
+async def test_interrupted_at_every_page_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    account, size = small_account(30), 5
+    server = MailServer(account)
+    server.quirks.max_objects_in_get = size
+    pages = len(account.emails) // size
+    async with running_server(server) as url:
+        async with following(server, tmp_path / "whole", url) as whole:
+            await whole.update()
+            expected = whole.shown()
+        for interrupted in range(1, pages + 2):
+            async with following(server, tmp_path / f"at{interrupted}", url) as f:
+                await _interrupted_at(f, interrupted)
+                progress = f.writer.listing_progress()
+                assert progress is not None
+                assert not f.writer.state().complete
+                # The page that was asked for, and at most two on their way to the disk, are lost.
+                durable = progress.listed // size
+                assert interrupted - 3 <= durable <= interrupted - 1
+                server.counts.reset()
+                await f.update()
+                assert server.counts.methods["Email/query"] == pages - durable + 1
+                f.assert_true()
+                assert f.shown() == expected
+
+
+async def test_interrupted_again_and_again_it_ends(tmp_path: Path) -> None:
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        listed = 0
+        for _ in range(3):
+            await _interrupted_at(f, f.server.query_page + 3)
+            progress = f.writer.listing_progress()
+            assert progress is not None
+            assert progress.listed >= listed
+            listed = progress.listed
+        assert listed >= 5
+        await f.update()
+        await f.assert_as_if_new()
+
+
+async def _interrupted_at(f: Follower, page: int) -> None:
+    """List, and cancel when the server is asked for a page."""
+    with trio.CancelScope() as scope:
+
+        def interrupt(_account: Account, asked: int) -> None:
+            if asked == page:
+                scope.cancel()
+
+        f.server.page_hooks.append(interrupt)
+        try:
+            await f.update()
+        finally:
+            f.server.page_hooks.remove(interrupt)
+    assert scope.cancelled_caught
+
+
+async def test_interrupted_and_changed_before_it_goes_on(tmp_path: Path) -> None:
+    """Also the anchor is gone: the listing then begins again."""
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        await _interrupted_at(f, 5)
+        progress = f.writer.listing_progress()
+        assert progress is not None
+        assert progress.anchor is not None
+        f.account.destroy_emails(["M0", progress.anchor, "M29"])
+        f.account.move_email("M1", "P1", "P3")
+        f.account.add_email(message(100), ["P3"], (), "2023-01-01T00:00:00Z")
+        await f.update()
+        await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("lost", [[2], [5], [2, 4, 5], [7]])
+async def test_a_lost_anchor_begins_it_again(tmp_path: Path, lost: list[int]) -> None:
+    async with followed(
+        small_account(30), tmp_path, max_objects_in_get=5, anchor_lost_at_pages=list(lost)
+    ) as f:
+        await f.update()
+        assert f.quirks.anchor_lost_at_pages == []
+        assert f.counts.methods["Email/query"] == sum(lost) + 7
+        await f.assert_as_if_new()
+
+
+async def test_anchors_that_are_always_lost_are_an_error(tmp_path: Path) -> None:
+    async with followed(
+        small_account(30), tmp_path, max_objects_in_get=5, anchor_lost_at_pages=[2] * 1000
+    ) as f:
+        with pytest.raises(ServerError, match="gone"):
+            await f.update()
+        assert not f.writer.state().complete
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "arrives early": ("add_email", {"raw": "eA==", "mailbox_ids": ["P0"], "email_id": "Mnew"}),
+    "vanishes, listed": ("destroy_email", {"email_id": "M1"}),
+    "vanishes, to come": ("destroy_email", {"email_id": "M20"}),
+    "moves, listed": ("move_email", {"email_id": "M1", "from_id": "P1", "to_id": "P3"}),
+    "moves, to come": ("move_email", {"email_id": "M20", "from_id": "P1", "to_id": "P3"}),
+    "keywords": ("set_keywords", {"email_id": "M1", "keywords": ["$flagged"]}),
+    "a mailbox goes": ("destroy_mailbox", {"mailbox_id": "P2"}),
+    "a mailbox comes": ("create_mailbox", {"name": "New", "parent_id": "P1"}),
+    "a mailbox is renamed": ("rename_mailbox", {"mailbox_id": "P1", "name": "Play"}),
+    "a mailbox moves": ("move_mailbox", {"mailbox_id": "P2", "parent_id": "P3"}),
+    "email ids": ("change_email_ids", {}),
+    "some email ids": ("change_email_ids", {"email_ids": ["M3", "M4", "M15", "M29"]}),
+    "mailbox ids": ("change_mailbox_ids", {}),
+    "the log": ("forget_changes", {}),
+}
+
+
+@pytest.mark.parametrize("page", [3, 7])
+@pytest.mark.parametrize("name", CHANGES)
+async def test_changes_while_it_is_listed(tmp_path: Path, name: str, page: int) -> None:
+    method, arguments = CHANGES[name]
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        f.quirks.page_changes.append(PageChange(page, method, dict(arguments)))
+        await f.update()
+        assert f.quirks.page_changes == []
+        await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("page", [1, 3, 7])
+async def test_everything_changes_while_it_is_listed(tmp_path: Path, page: int) -> None:
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        f.quirks.page_changes = [
+            PageChange(page, method, dict(arguments))
+            for name, (method, arguments) in CHANGES.items()
+            # After these the ids of the others are no longer there.
+            if name not in {"email ids", "some email ids", "mailbox ids", "the log"}
+            and not name.startswith("vanishes")
+            and name != "a mailbox goes"
+        ]
+        await f.update()
+        assert f.quirks.page_changes == []
+        await f.assert_as_if_new()
+
+
+async def test_mail_that_is_left_out_silently_is_an_error(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path, max_objects_in_get=5, omit_ids=["M7"]) as f:
+        with pytest.raises(ProtocolError, match="M7"):
+            await f.update()
+        assert not f.writer.state().complete
+        progress = f.writer.listing_progress()
+        assert progress is not None
+        assert progress.listed < 8
+        f.quirks.omit_ids.clear()
+        await f.update()
+        await f.assert_as_if_new()
+
+
+async def test_mail_that_is_left_out_silently_of_changes_is_an_error(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        before = held_by_index(f.database), f.writer.state()
+        f.account.set_keywords("M7", ["$flagged"])
+        f.quirks.omit_ids.append("M7")
+        with pytest.raises(ProtocolError, match="M7"):
+            await f.update()
+        assert (held_by_index(f.database), f.writer.state()) == before
+        f.quirks.omit_ids.clear()
+        await f.update()
+        f.assert_true()
+
+
+async def test_what_a_second_listing_does_not_name_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query that leaves mail out deletes nothing: only notFound of Email/get does."""
+    hidden = {"M3", "M10", "M22"}
+    async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        listing = Account.listing
+
+        def partial(account: Account, mailbox_id: str | None, *, ascending: bool) -> Listing:
+            ids = listing(account, mailbox_id, ascending=ascending).ids
+            kept = [i for i in ids if i not in hidden]
+            return Listing(kept, {i: position for position, i in enumerate(kept)})
+
+        monkeypatch.setattr(Account, "listing", partial)
+        f.account.set_keywords("M10", ["$flagged"])
+        f.account.destroy_email("M22")
+        f.account.forget_changes()
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] == 5
+        f.assert_true()
+        gone = [path for path in before if path not in f.shown()]
+        assert len(gone) == 1
+
+
+async def test_a_second_listing_that_names_nothing_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        monkeypatch.setattr(Account, "listing", lambda *_, **__: Listing([], {}))
+        f.account.set_keywords("M10", ["$flagged"])
+        f.account.forget_changes()
+        await f.update()
+        f.assert_true()
+        assert f.shown() == before
+
+
+async def test_only_not_found_deletes(tmp_path: Path) -> None:
+    """It is believed, in a second listing as among changes; and what it took comes again."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        before = f.shown()
+        f.quirks.not_found_ids.append("M7")
+        assert not await f.update()  # nobody asked for it
+        assert f.shown() == before
+        f.account.set_keywords("M8", [])
+        f.account.forget_changes()
+        await f.update()
+        assert set(f.account.emails) - set(held_by_index(f.database).emails) == {"M7"}
+        f.quirks.not_found_ids.clear()
+        f.account.set_keywords("M7", ["$seen", "$flagged"])
+        await f.update()
+        await f.assert_as_if_new()
+        assert f.shown() == before
+
+
+async def test_interrupted_while_it_is_listed_again_nothing_is_gone(tmp_path: Path) -> None:
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        f.account.set_keywords("M25", ["$flagged"])
+        f.account.destroy_email("M29")
+        f.account.forget_changes()
+        await _interrupted_at(f, 4)
+        assert f.writer.state().complete
+        assert f.shown() == before
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] < 6
+        await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("other", ["account", "server"])
+async def test_the_index_of_another_is_refused_and_left_alone(tmp_path: Path, other: str) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        state = f.writer.state()
+        changed = {"account_id": "Aother"} if other == "account" else {"server": "https://other/"}
+        with f.writer.transaction():
+            f.writer.set_state(replace(state, **changed))  # type: ignore[arg-type]
+        before = f.database.path.read_bytes(), f.shown(), f.writer.state()
+        f.account.destroy_email("M1")
+        f.counts.reset()
+        synchronizer = Synchronizer(f.client, f.database, f.writer)
+        with pytest.raises(ConfigError, match="belongs to account"):
+            await synchronizer.bring_up_to_date(lambda *_: None)
+        assert (f.database.path.read_bytes(), f.shown(), f.writer.state()) == before
+        assert f.counts.http_requests == 0
+
+
+async def test_another_account_of_the_same_server_is_another_account(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.server.add_account(Account("Ateam", "team@example.org"))
+        async with connect(f"{f.url}/session", CREDENTIALS, account="Ateam") as client:
+            synchronizer = Synchronizer(client, f.database, f.writer)
+            with pytest.raises(ConfigError, match="Ateam"):
+                await synchronizer.bring_up_to_date(lambda *_: None)
+        f.assert_true()
+
+
+async def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        synchronizer = Synchronizer(f.client, f.database, f.writer)
+        changed: list[bool] = []
+
+        async def update() -> None:
+            changed.append(await synchronizer.bring_up_to_date(lambda *_: None))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(update)
+            nursery.start_soon(update)
+        assert sorted(changed) == [False, True]
+        assert f.counts.methods["Email/query"] == 7
+        f.assert_true()
