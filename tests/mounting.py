@@ -12,10 +12,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jmapfs.mount import ask, socket_name
 
 COMMAND_SECONDS = 60
 
@@ -119,8 +122,18 @@ class Mounted:
 
     def counts(self) -> Counts:
         """Return what has been asked of the daemon so far, and by it."""
-        status = self.status()
+        status = self.ask("status")
         return Counts(status["fuse"], status["http"])
+
+    def sync(self) -> None:
+        """Do what `jmapfs sync` does, without the start of a Python."""
+        self.ask("sync")
+
+    def ask(self, command: str, **arguments: object) -> Any:
+        """Ask the daemon over its socket, as the commands do, without a process for each."""
+        directory = self.home.directory / "run" / "jmapfs"
+        name = socket_name(self.path)
+        return ask(directory, name, command, seconds=COMMAND_SECONDS, arguments=arguments)
 
     def umount(self) -> None:
         """Unmount, and fail the test where that fails."""
@@ -201,6 +214,14 @@ def command(*arguments: str | Path, **variables: str) -> str:
     )
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     return result.stdout.decode(errors="surrogateescape")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    """Return as soon as something is so; fail the test where it is not so in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _raise(error: OSError) -> None:

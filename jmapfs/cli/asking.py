@@ -27,9 +27,10 @@ def sync(mountpoint: Path) -> None:
     _ask(mountpoint, "sync", seconds=_SYNC_SECONDS)
 
 
-def freeze(mountpoint: Path, seconds: float) -> None:
-    """Hold a mount at the state it shows, for `seconds` at most."""
-    _ask(mountpoint, "freeze", seconds=_SECONDS, arguments={"seconds": seconds})
+def freeze(mountpoint: Path, seconds: float) -> float:
+    """Hold a mount at the state it shows, for `seconds` at most; return when that began."""
+    frozen = _ask(mountpoint, "freeze", seconds=_SECONDS, arguments={"seconds": seconds})
+    return float(frozen["since"])
 
 
 def thaw(mountpoint: Path) -> None:
@@ -48,11 +49,11 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     A freeze that ended before the command did is told on stderr: what the command saw may then
     be of two states. Its exit code is turned into 1 if it was 0.
     """
-    freeze(mountpoint, seconds)
+    since = freeze(mountpoint, seconds)
     try:
         code = _run(command)
     finally:
-        still = _thaw_quietly(mountpoint)
+        still = _thaw_quietly(mountpoint, since)
     if still:
         return code
     print(  # noqa: T201 - a message of the command line
@@ -63,7 +64,8 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
 
 def _run(command: Sequence[str]) -> int:
     try:
-        with _signals_passed_over(), subprocess.Popen(command) as process:
+        with _signals_left_to_command() as started, subprocess.Popen(command) as process:
+            started.append(process)
             code = process.wait()
     except FileNotFoundError:
         print(f"jmapfs: {command[0]}: not found", file=sys.stderr)  # noqa: T201
@@ -75,18 +77,35 @@ def _run(command: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _signals_passed_over() -> Iterator[None]:
-    """Leave Ctrl-C to the command, which gets it too, and thaw when that has ended."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _signals_left_to_command() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Leave it to the command what a signal means, and thaw when that has ended.
+
+    The command is added to the list that this yields. Ctrl-C it gets from the terminal by itself.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def leave(number: int, _frame: object) -> None:
+        if number != signal.SIGINT:
+            for process in started:
+                process.send_signal(number)
+
+    # What is ignored (nohup) the command ignores too; a handler of ours it does not inherit.
+    before = {
+        number: signal.signal(number, leave)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
-        yield
+        yield started
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _thaw_quietly(mountpoint: Path) -> bool:
+def _thaw_quietly(mountpoint: Path, since: float) -> bool:
     with contextlib.suppress(NotMountedError):
-        return bool(_ask(mountpoint, "thaw", seconds=_SECONDS)["was_frozen"])
+        answer = _ask(mountpoint, "thaw", seconds=_SECONDS, arguments={"since": since})
+        return bool(answer["was_frozen"])
     return False
 
 

@@ -170,7 +170,10 @@ class MailOperations(pyfuse3.Operations):
         if about is not None:
             handle = next(self._handles)
             self._abouts[handle] = about.content
-            return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=False)
+            # Past the page cache, which would cut it at the size that it has at the time of a READ.
+            return pyfuse3.FileInfo(
+                fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False
+            )
         opened = self._open.get(inode)
         if opened is None:
             opened = self._open[inode] = _OpenFile(self._tree.file(inode))

@@ -55,6 +55,11 @@ class MountedAccount:
         """Return the account's tree as a reader sees it."""
         return Tree(reader, self.reachability)
 
+    def still_view(self, reader: IndexReader) -> Tree:
+        """Return a tree that says of the server's reach, too, what is true now, for good."""
+        reachability = self.reachability()
+        return Tree(reader, lambda: reachability)
+
     def reachability(self) -> Reachability:
         """Return whether the server is in reach, for `.jmapfs.json`."""
         condition = self.keeper.condition

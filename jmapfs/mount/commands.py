@@ -67,6 +67,6 @@ class Commands:
             raise UsageError("a freeze takes more than nothing and a week at most")
         return asdict(await self._freezer.freeze(float(seconds)))
 
-    async def thaw(self, _arguments: Mapping[str, Any]) -> object:
-        """Let the tree go on."""
-        return {"was_frozen": await self._freezer.thaw()}
+    async def thaw(self, arguments: Mapping[str, Any]) -> object:
+        """Let the tree go on; with `since`, only if that is when the freeze began."""
+        return {"was_frozen": await self._freezer.thaw(arguments.get("since"))}

@@ -63,11 +63,11 @@ class Freezer:
                 raise BusyError(f"the mount is frozen already, until {until}")
             # Without an await from here to `show`: no later state may be seen in between.
             readers = [self._pinned_readers(account) for account in self._accounts]
-            frozen = View.of(self._accounts, readers)
+            frozen = View.of(self._accounts, [three[:2] for three in readers], still=True)
             self._operations.show(frozen.tree, frozen.listing_tree)
             now = time.time()
             self.frozen = Frozen(now, now + seconds)
-            for account, (_, reader) in zip(self._accounts, readers, strict=True):
+            for account, (_, _, reader) in zip(self._accounts, readers, strict=True):
                 if account.news is not None:
                     await account.news.hold(reader)
             self._expiry = trio.CancelScope()
@@ -75,10 +75,13 @@ class Freezer:
             _log.info("frozen for %.0f s", seconds)
             return self.frozen
 
-    async def thaw(self) -> bool:
-        """Let the tree go on; return whether it was frozen."""
+    async def thaw(self, since: float | None = None) -> bool:
+        """Let the tree go on; return whether it was frozen.
+
+        With `since`, only the freeze that began then is ended: another one is somebody else's.
+        """
         async with self._lock:
-            if self.frozen is None:
+            if self.frozen is None or since not in {None, self.frozen.since}:
                 return False
             self._expiry.cancel()
             self.frozen = None
@@ -100,18 +103,19 @@ class Freezer:
         with scope:
             await trio.sleep(seconds)
             _log.warning("the freeze ends after its time of %.0f s", seconds)
-            # Thawing cancels this very scope, and is not to be cut short by it.
-            scope.shield = True
+            # In a task of its own: thawing cancels this scope.
             self._nursery.start_soon(self.thaw)
 
-    def _pinned_readers(self, account: MountedAccount) -> tuple[IndexReader, IndexReader]:
-        """Return two readers that hold one state; another process may write in between."""
+    def _pinned_readers(
+        self, account: MountedAccount
+    ) -> tuple[IndexReader, IndexReader, IndexReader]:
+        """Return readers that hold one state: for the event loop, for listings, for the news."""
         while True:
             with contextlib.ExitStack() as stack:
-                one = stack.enter_context(account.database.reader())
-                one.pin()
-                other = stack.enter_context(account.database.reader())
-                other.pin()
-                if one.state() == other.state():
+                readers = [stack.enter_context(account.database.reader()) for _ in range(3)]
+                for reader in readers:
+                    reader.pin()
+                # Another process may have written in between.
+                if len({(one.state(), one.journal_position()) for one in readers}) == 1:
                     self._stack.push(stack.pop_all())
-                    return one, other
+                    return readers[0], readers[1], readers[2]

@@ -22,11 +22,17 @@ class View:
 
     @classmethod
     def of(
-        cls, accounts: Sequence[MountedAccount], readers: Sequence[tuple[IndexReader, IndexReader]]
+        cls,
+        accounts: Sequence[MountedAccount],
+        readers: Sequence[tuple[IndexReader, IndexReader]],
+        *,
+        still: bool = False,
     ) -> View:
-        """Return the view of accounts through two readers each."""
+        """Return the view of accounts through two readers each; `still` where these are pinned."""
         trees = [
-            (account.view(one), account.view(other))
+            (account.still_view(one), account.still_view(other))
+            if still
+            else (account.view(one), account.view(other))
             for account, (one, other) in zip(accounts, readers, strict=True)
         ]
         if accounts[0].slot == 0:

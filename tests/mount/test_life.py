@@ -136,7 +136,8 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         assert result.returncode != 0
         assert len(list(target.rglob("*.eml"))) == len(before)
         assert home.run("status", mount.path).exit_code == 10
-        (dead,) = json.loads(home.run("status", "--json").stdout)
+        statuses = json.loads(home.run("status", "--json").stdout)
+        (dead,) = [one for one in statuses if one["mountpoint"] == str(mount.path)]
         assert "does not answer" in dead["error"]
 
         again = home.mount(server.url, mount.path)

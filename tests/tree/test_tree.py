@@ -171,7 +171,9 @@ def test_what_is_not_there(tree: Tree) -> None:
 def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -> None:
     about = tree.lookup(ROOT_INODE, ABOUT_NAME.encode())
     assert about.inode == ABOUT_INODE
-    assert about.size == len(tree.about().content)
+    described = tree.about()
+    assert described is not None
+    assert about.size == len(described.content)
     assert about.time_ns == 1_700_000_001 * 10**9
     with database.writer() as writer, writer.transaction():
         writer.put_emails([EmailRecord("future", "f", "", 4_000_000_000, 1, "20961002_f", ("in",))])

@@ -1,0 +1,164 @@
+"""Push: what the server tells of is there at once; and what it does not tell of, soon."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.mounting import Home, Mounted, wait_until
+from tests.server import ControlClient, ServerProcess, server_process
+
+pytestmark = pytest.mark.mount
+
+# So that whatever is seen was not found by asking now and then.
+NEVER = ("--poll-interval", "3600")
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with server_process("empty") as server:
+        server.control.create_mailbox("Inbox", mailbox_id="Inbox")
+        deliver(server.control, 0)
+        yield server
+
+
+def mail(number: int) -> bytes:
+    return f"From: Bob <bob@example.org>\r\nSubject: mail {number}\r\n\r\ntext\r\n".encode()
+
+
+def deliver(control: ControlClient, number: int) -> str:
+    return control.add_email(mail(number), ["Inbox"], (), f"2024-03-01T10:{number:02}:00Z")
+
+
+def shown(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(directory.glob("*.eml"))]
+
+
+def seconds_until(condition: Callable[[], bool]) -> float:
+    began = time.monotonic()
+    wait_until(condition, seconds=5)
+    return time.monotonic() - began
+
+
+def assert_arrives(control: ControlClient, inbox: Path, *numbers: int) -> None:
+    """The last of the mails is delivered now, and is there within two seconds."""
+    deliver(control, numbers[-1])
+    expected = [mail(number) for number in numbers]
+    assert seconds_until(lambda: shown(inbox) == expected) < 2
+
+
+def is_pushed(mount: Mounted) -> bool:
+    return mount.status()["push"] is True
+
+
+def test_what_is_told_is_there_at_once(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url, *NEVER) as mount:
+        wait_until(lambda: is_pushed(mount))
+        inbox = mount.path / "Inbox"
+        assert shown(inbox) == [mail(0)]
+        for number in (1, 2, 3):
+            assert_arrives(server.control, inbox, *range(number + 1))
+        gone = next(one.id for one in server.control.dump().emails if one.subject == "mail 2")
+        server.control.destroy_email(gone)
+        assert seconds_until(lambda: shown(inbox) == [mail(0), mail(1), mail(3)]) < 2
+        server.control.rename_mailbox("Inbox", "Post")
+        post = mount.path / "Post"
+        # The kernel may remember for a second that there was no such name.
+        assert seconds_until(post.exists) < 3
+        assert not inbox.exists()
+        # One stream, and nobody asks where nothing happens.
+        before = server.control.counts()
+        time.sleep(1)
+        after = server.control.counts()
+        assert after.http_requests == before.http_requests
+        assert after.push_streams == 1
+
+
+def test_all_accounts_are_told_of(home: Home, server: ServerProcess) -> None:
+    server.control.add_account("Ateam", "Team")
+    with closing(server.control.account("Ateam")) as team:
+        team.create_mailbox("Inbox", mailbox_id="Inbox")
+        with home.mounted(server.url, *NEVER, "--all-accounts") as mount:
+            wait_until(lambda: all(one["push"] for one in mount.status()["accounts"]))
+            assert_arrives(team, mount.path / "Team" / "Inbox", 1)
+            assert_arrives(server.control, mount.path / "alice@example.org" / "Inbox", 0, 2)
+
+
+@pytest.mark.parametrize("push", ["off", "not-found", "forbidden"])
+def test_a_server_without_push_is_asked_now_and_then(home: Home, push: str) -> None:
+    with server_process("empty", push=push) as server:
+        server.control.create_mailbox("Inbox", mailbox_id="Inbox")
+        with home.mounted(server.url, "--poll-interval", "1") as mount:
+            for number in (0, 1):
+                deliver(server.control, number)
+                expected = [mail(each) for each in range(number + 1)]
+                assert seconds_until(lambda: shown(mount.path / "Inbox") == expected) < 4  # noqa: B023
+            status = mount.status()
+            assert (status["push"], status["online"], status["error"]) == (False, True, None)
+            # It said no, and is believed.
+            assert server.control.counts().places["push"] == 1
+
+
+SHORTER = """
+import jmapfs.sync.keeper
+from jmapfs.jmap.push import PushCalls
+jmapfs.sync.keeper._WITH_PUSH = {poll}
+PushCalls.push.__wrapped__.__kwdefaults__["ping"] = {ping}
+from jmapfs.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("push", "poll", "ping"),
+    [
+        # Two pings that do not come: it asks, and connects again.
+        ("dies", 3600.0, 1.0),
+        # It lives, and says nothing of changes: from time to time it is asked nonetheless.
+        ("pings-only", 2.0, 60.0),
+    ],
+)
+def test_push_that_says_nothing(home: Home, push: str, poll: float, ping: float) -> None:
+    """As with the real times (two minutes of silence, ten to the next question), but shorter."""
+    home.program = (sys.executable, "-c", SHORTER.format(poll=poll, ping=ping))
+    with server_process("empty", push=push, push_ping=0.5) as server:
+        server.control.create_mailbox("Inbox", mailbox_id="Inbox")
+        with home.mounted(server.url, "--poll-interval", "1") as mount:
+            wait_until(lambda: is_pushed(mount))
+            deliver(server.control, 0)
+            assert seconds_until(lambda: shown(mount.path / "Inbox") == [mail(0)]) < 5
+            if push == "dies":
+                wait_until(lambda: server.control.counts().push_streams > 1)
+
+
+def test_a_server_that_comes_back_pushes_again(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url, *NEVER) as mount:
+        wait_until(lambda: is_pushed(mount))
+        assert shown(mount.path / "Inbox") == [mail(0)]
+        server.restart_on_same_port()
+        # Before it is connected again, and nothing tells of it.
+        deliver(server.control, 1)
+        wait_until(lambda: len(list((mount.path / "Inbox").iterdir())) == 2)
+        wait_until(lambda: is_pushed(mount))
+        assert_arrives(server.control, mount.path / "Inbox", 0, 1, 2)
+        assert mount.status()["online"] is True
+
+
+def test_a_server_that_takes_its_time_to_come_back(home: Home, server: ServerProcess) -> None:
+    with home.mounted(server.url, *NEVER) as mount:
+        wait_until(lambda: is_pushed(mount))
+        assert shown(mount.path / "Inbox") == [mail(0)]
+        server.control.save(server._saved)
+        server.stop()
+        wait_until(lambda: not mount.status()["online"])
+        assert mount.status()["push"] is False
+        server.restart_on_same_port()
+        deliver(server.control, 1)
+        wait_until(lambda: len(list((mount.path / "Inbox").iterdir())) == 2)
+        wait_until(lambda: is_pushed(mount))
+        assert_arrives(server.control, mount.path / "Inbox", 0, 1, 2)
