@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,8 +64,8 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
 
 def _run(command: Sequence[str]) -> int:
     try:
-        with _signals_left_to_command() as started, subprocess.Popen(command) as process:
-            started.append(process)
+        with _signals_left_to_command() as began, subprocess.Popen(command) as process:
+            began(process)
             code = process.wait()
     except FileNotFoundError:
         print(f"jmapfs: {command[0]}: not found", file=sys.stderr)  # noqa: T201
@@ -77,17 +77,27 @@ def _run(command: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _signals_left_to_command() -> Iterator[list[subprocess.Popen[bytes]]]:
+def _signals_left_to_command() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     """Leave it to the command what a signal means, and thaw when that has ended.
 
-    The command is added to the list that this yields. Ctrl-C it gets from the terminal by itself.
+    What this yields is to be called with the command when it has begun: it gets what came before
+    that, and what comes later. Ctrl-C it gets from the terminal by itself.
     """
-    started: list[subprocess.Popen[bytes]] = []
+    running: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
     def leave(number: int, _frame: object) -> None:
-        if number != signal.SIGINT:
-            for process in started:
-                process.send_signal(number)
+        if number == signal.SIGINT:
+            return
+        if not running:
+            early.append(number)
+        for process in running:
+            process.send_signal(number)
+
+    def began(process: subprocess.Popen[bytes]) -> None:
+        running.append(process)
+        for number in early:
+            process.send_signal(number)
 
     # What is ignored (nohup) the command ignores too; a handler of ours it does not inherit.
     before = {
@@ -96,7 +106,7 @@ def _signals_left_to_command() -> Iterator[list[subprocess.Popen[bytes]]]:
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
-        yield started
+        yield began
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -43,6 +43,7 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
         state = reader.state()
         counts = reader.counts()
     cache = account.disk.statistics()
+    counters = account.content.counters
     traffic = account.traffic.total()
     keeper = account.keeper
     return {
@@ -59,7 +60,12 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
         "last_check": _text(keeper.checked_at) if keeper.checked_at else None,
         "emails": counts.emails,
         "mailboxes": counts.mailboxes,
-        "cache": {"bytes": cache.bytes, "limit": cache.limit, "blobs": cache.blobs},
+        "cache": {
+            "bytes": cache.bytes,
+            "limit": cache.limit,
+            "blobs": cache.blobs,
+            "hits": counters.memory_hits + counters.disk_hits,
+        },
         "http": {
             "requests": traffic.requests,
             "blobs": traffic.blobs,
