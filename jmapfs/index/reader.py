@@ -7,12 +7,11 @@ answered from one commit, however long it takes and whatever is written meanwhil
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from jmapfs.index import journal
+from jmapfs.index.connection import IndexConnection
 from jmapfs.index.journal import JournalPart
 from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.records import (
@@ -27,29 +26,11 @@ from jmapfs.index.records import (
 _CHUNK: Final = 1000
 
 
-class IndexReader:
+class IndexReader(IndexConnection):
     """Questions to the index, on one connection of its own; use it from one thread at a time.
 
     Every method may raise sqlite3.Error where the file is damaged or the disk fails.
     """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End a pinned view, if there is one, and close the connection."""
-        self._connection.close()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:

@@ -7,12 +7,10 @@ reader, or the next start after a crash, sees all of it or nothing.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 from jmapfs.index import emails, inodes, mailboxes
+from jmapfs.index.connection import IndexConnection
 from jmapfs.index.meta import (
     read_listing_progress,
     read_state,
@@ -22,29 +20,11 @@ from jmapfs.index.meta import (
 from jmapfs.index.records import AccountState, EmailRecord, ListingProgress, MailboxRecord
 
 
-class IndexWriter:
+class IndexWriter(IndexConnection):
     """The one writer of an index; use it from one thread at a time, within the account's lock.
 
     Every method may raise sqlite3.Error, which leaves the transaction undone.
     """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; an open transaction is undone."""
-        self._connection.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
