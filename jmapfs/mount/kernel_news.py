@@ -31,9 +31,15 @@ _limiter: Final = trio.CapacityLimiter(4)
 
 @dataclass
 class _Stale:
-    """What the kernel has to forget: names by directory, attributes by inode."""
+    """What the kernel has to forget: names by directory, attributes by inode.
+
+    `moved` are the mailboxes that are elsewhere now, by the inode of the directory they had. Their
+    emails are forgotten name by name: with a directory's own name goes only what is not in use at
+    that moment, and not what an answer on its way to the kernel is about to bring.
+    """
 
     names: set[tuple[int, str]] = field(default_factory=set)
+    moved: dict[int, int] = field(default_factory=dict)
     attributes: set[int] = field(default_factory=set)
 
 
@@ -88,7 +94,10 @@ class KernelNews:
             layout = self._layout
             if version != self._layout_version:
                 layout = lay_out(reader.mailboxes())
-        return _stale(part, self._layout, layout), (part.position, version, layout)
+            stale = _stale(part, self._layout, layout)
+            for inode, mailbox in stale.moved.items():
+                stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}
+        return stale, (part.position, version, layout)
 
     def _drop(self, stale: _Stale) -> None:
         for directory, name in stale.names:
@@ -121,6 +130,8 @@ def _stale(part: JournalPart, before: Layout, after: Layout) -> _Stale:
                 if elsewhere is None or elsewhere.mailbox != place.mailbox:
                     stale.names.add((place.parent, place.name))
                     stale.attributes |= {place.parent, inode}
+                    if one is before and place.mailbox is not None:
+                        stale.moved[inode] = place.mailbox
     return stale
 
 
