@@ -14,10 +14,10 @@ from jmapfs.mount import (
     MountRequest,
     PipeReport,
     Stopped,
+    check,
     log_path,
     log_to_file,
     log_to_stderr,
-    make_ready,
     parse_options,
     resolve,
     run_daemon,
@@ -73,7 +73,7 @@ def mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
             except Stopped:
                 raise KeyboardInterrupt from None
             return
-        make_ready(request.mountpoint, request.cache_root, display.notice)
+        check(request.mountpoint, request.cache_root)
 
         def daemon(report: PipeReport) -> int:
             try:

@@ -6,7 +6,7 @@ from jmapfs.mount.control import ask
 from jmapfs.mount.daemon import Stopped, run_daemon
 from jmapfs.mount.logs import log_to_file, log_to_stderr
 from jmapfs.mount.mountinfo import mount_at, mounts
-from jmapfs.mount.mountpoint import make_ready, resolve
+from jmapfs.mount.mountpoint import check, resolve
 from jmapfs.mount.options import MountOptions, parse_options
 from jmapfs.mount.places import (
     default_cache_root,
@@ -26,12 +26,12 @@ __all__ = [
     "Report",
     "Stopped",
     "ask",
+    "check",
     "default_cache_root",
     "log_path",
     "log_to_file",
     "log_to_stderr",
     "mail_accounts",
-    "make_ready",
     "mount_at",
     "mounts",
     "parse_options",

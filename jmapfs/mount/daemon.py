@@ -64,7 +64,7 @@ def run_daemon(request: MountRequest, report: Report) -> None:
 
 
 async def _run(request: MountRequest, report: Report) -> None:
-    mountpoint.make_ready(request.mountpoint, request.cache_root, report.notice)
+    mountpoint.check(request.mountpoint, request.cache_root)
     async with trio.open_nursery() as nursery:
         signals = _Signals(nursery.cancel_scope)
         await nursery.start(signals.watch)
@@ -119,6 +119,7 @@ async def _serve(request: MountRequest, report: Report, signals: _Signals) -> No
             # Before the kernel can know anything: from here on it is told what changes.
             reader = stack.enter_context(account.database.reader())
             account.news = KernelNews(reader, account.outward, operations.outdate_listings)
+        await trio.to_thread.run_sync(_clear, request, report)
         with _mounted(operations, request, signals):
             await _answer(request, report, signals, accounts, operations, view)
 
@@ -159,6 +160,17 @@ async def _announce(path: Path, report: Report) -> None:
         kernel_queue.widen(mount)
     _log.info("%s is mounted", path)
     report.ready()
+
+
+def _clear(request: MountRequest, report: Report) -> None:
+    """Clear a dead mount of ours, no sooner than there is another for its place.
+
+    In between there is an empty directory, which is no account and must not be taken for one.
+    """
+    if mountpoint.is_dead(request.mountpoint):
+        report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
+        mountpoint.detach(request.mountpoint)
+        mountpoint.check(request.mountpoint, request.cache_root)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -25,15 +24,14 @@ def resolve(mountpoint: Path) -> Path:
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
 
 
-def make_ready(mountpoint: Path, cache_root: Path, notice: Callable[[str], None]) -> None:
-    """Check that `mountpoint`, a resolved path, can be mounted on; clear a dead mount of ours.
-
-    A mount that is cleared is told to `notice`.
+def check(mountpoint: Path, cache_root: Path) -> None:
+    """Check that `mountpoint`, a resolved path, can be mounted on; a dead mount of ours may be.
 
     Raises:
         MountpointError: it cannot; the message says why.
     """
-    _clear_dead_mount(mountpoint, notice)
+    if is_dead(mountpoint):
+        return
     try:
         if not mountpoint.is_dir():
             what = "is not a directory" if mountpoint.exists() else "does not exist"
@@ -81,19 +79,24 @@ def detach(mountpoint: Path) -> None:
     raise MountpointError(f"{mountpoint}: {message}")
 
 
-def _clear_dead_mount(mountpoint: Path, notice: Callable[[str], None]) -> None:
+def is_dead(mountpoint: Path) -> bool:
+    """Say whether a mount of ours is there whose daemon has died.
+
+    Raises:
+        MountpointError: there is a dead mount, and it is not ours.
+    """
     try:
         # Not stat: the kernel answers that from its cache for as long as it was told to.
         os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
-            return
+            return False
         if not _ours_at(mountpoint):
             raise MountpointError(
                 f"{mountpoint}: a dead mount that is not ours is in the way"
             ) from error
-        notice(f"{mountpoint}: clearing the mount of a daemon that died")
-        detach(mountpoint)
+        return True
+    return False
 
 
 def _ours_at(mountpoint: Path) -> bool:

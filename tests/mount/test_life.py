@@ -140,6 +140,11 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         (dead,) = [one for one in statuses if one["mountpoint"] == str(mount.path)]
         assert "does not answer" in dead["error"]
 
+        # What cannot be mounted does not leave an empty directory in place of a dead mount.
+        wrong = Home(home.directory, home.username, "wrong")
+        assert wrong.run("mount", server.url, mount.path).exit_code == 4
+        assert failure(lambda: list(mount.path.iterdir())) == errno.ENOTCONN
+
         again = home.mount(server.url, mount.path)
         assert "clearing the mount of a daemon that died" in again.result.stderr
         assert again.contents() == before
