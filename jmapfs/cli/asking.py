@@ -13,7 +13,7 @@ from typing import Any, Final
 from jmapfs.errors import NotMountedError, UsageError
 from jmapfs.mount import ask, mount_at, socket_directory, socket_name
 
-_SECONDS: Final = 30.0
+_SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
 _SYNC_SECONDS: Final = 630.0
 
 # What shells answer for a command that is not there, or cannot be run, or was killed by a signal.
@@ -49,11 +49,12 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     A freeze that ended before the command did is told on stderr: what the command saw may then
     be of two states. Its exit code is turned into 1 if it was 0.
     """
-    since = freeze(mountpoint, seconds)
-    try:
-        code = _run(command)
-    finally:
-        still = _thaw_quietly(mountpoint, since)
+    with _signals_left_to_command() as began:
+        since = freeze(mountpoint, seconds)
+        try:
+            code = _run(command, began)
+        finally:
+            still = _thaw_quietly(mountpoint, since)
     if still:
         return code
     print(  # noqa: T201 - a message of the command line
@@ -62,9 +63,9 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     return code or 1
 
 
-def _run(command: Sequence[str]) -> int:
+def _run(command: Sequence[str], began: Callable[[subprocess.Popen[bytes]], None]) -> int:
     try:
-        with _signals_left_to_command() as began, subprocess.Popen(command) as process:
+        with subprocess.Popen(command) as process:
             began(process)
             code = process.wait()
     except FileNotFoundError:

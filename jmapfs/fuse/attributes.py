@@ -13,7 +13,7 @@ from jmapfs.tree.attributes import BLOCK
 # emails takes a minute and a half.
 _TIMEOUT: Final = 24 * 3600.0
 
-# Nobody tells it of names that come to be: what is not there is asked for again soon.
+# What comes to be it is told as well; this bounds what it keeps of names that never will.
 _NEGATIVE_TIMEOUT: Final = 1.0
 
 _READ_SIZE: Final = 128 * 1024  # st_blksize: what stdio and cp take as the size of their reads

@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_MS = 10_000
 
+# An SQL error is a table that is not there.
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+
 
 class IndexDatabase:
     """The index of one account in `directory/index.sqlite`."""
@@ -27,11 +30,12 @@ class IndexDatabase:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.sqlite"
 
-    def prepare(self) -> None:
+    def prepare(self, *, in_use: bool = False) -> None:
         """Make sure that a usable index is there; the caller holds the account's lock.
 
-        An index of another version, or one that SQLite calls damaged, is deleted: everything in
-        it can be had from the server again.
+        An index of another version, or one that is damaged or not ours, is deleted: everything in
+        it can be had from the server again. Not if it is `in_use`: its readers would go on with
+        what was deleted, and never know.
 
         Raises:
             StorageError: it can be neither read nor made.
@@ -39,9 +43,12 @@ class IndexDatabase:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.path.exists() and not self._usable():
+                if in_use:
+                    raise StorageError(f"the index {self.path} is damaged: mount again")
                 _log.warning("the index %s is of another version or damaged: made anew", self.path)
                 self._delete()
             if not self.path.exists():
+                self._delete()
                 self._create()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot use the index {self.path}: {error}") from error
@@ -79,8 +86,11 @@ class IndexDatabase:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 application = connection.execute("PRAGMA application_id").fetchone()[0]
                 connection.execute("SELECT count(*) FROM meta").fetchone()
-        except (sqlite3.DatabaseError, StorageError):
-            return False
+        except sqlite3.DatabaseError as error:
+            # Locked, full or unreadable is not damaged.
+            if error.sqlite_errorcode & 0xFF in _DAMAGE:
+                return False
+            raise
         return bool(version == VERSION and application == APPLICATION_ID)
 
     def _delete(self) -> None:

@@ -121,20 +121,6 @@ def remove(connection: sqlite3.Connection, email_ids: Iterable[str]) -> None:
     batch.finish()
 
 
-def empty_mailbox(connection: sqlite3.Connection, mailbox_id: str) -> None:
-    """Remove all names from a mailbox that is about to go."""
-    rows = connection.execute(
-        "SELECT mailbox, name, inode FROM membership"
-        " WHERE mailbox = (SELECT number FROM mailbox WHERE id = ?)",
-        (mailbox_id,),
-    ).fetchall()
-    journal.write(connection, rows)
-    connection.execute(
-        "DELETE FROM membership WHERE mailbox = (SELECT number FROM mailbox WHERE id = ?)",
-        (mailbox_id,),
-    )
-
-
 def correct_size(connection: sqlite3.Connection, blob_id: str, size: int) -> list[int]:
     """Store the true size of a blob; return the inodes of its files."""
     connection.execute(

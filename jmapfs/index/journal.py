@@ -32,7 +32,8 @@ class JournalEntry:
 class JournalPart:
     """The entries since a position, and the position they lead to.
 
-    `whole` is false where entries in between are kept no longer.
+    `whole` is false where entries in between are kept no longer, or where the position asked about
+    is ahead of what is read.
     """
 
     entries: tuple[JournalEntry, ...]
@@ -65,6 +66,7 @@ def read(connection: sqlite3.Connection, after: int) -> JournalPart:
         (after,),
     ).fetchall()
     if not rows:
-        return JournalPart((), after, whole=position(connection) == after)
+        newest = position(connection)
+        return JournalPart((), newest, whole=newest == after)
     entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode in rows)
     return JournalPart(entries, rows[-1][0], whole=rows[0][0] == after + 1)

@@ -5,6 +5,7 @@ An advisory lock of the kernel (flock): it goes with its process, however that e
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -40,9 +41,14 @@ class AccountLock:
             raise BusyError(
                 f"process {holder or 'unknown'} is at work on this account ({self._path.parent})"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(f"cannot lock {self._path}: {error}") from error
         self._descriptor = descriptor
+        # Who holds it is for people to read, and no reason not to hold it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return self
 
     def __exit__(

@@ -93,15 +93,32 @@ def number(connection: sqlite3.Connection, mailbox_id: str) -> int:
     return cursor.lastrowid
 
 
-def remove(connection: sqlite3.Connection, mailbox_id: str) -> None:
-    """Remove a mailbox, which is empty."""
-    if connection.execute("DELETE FROM mailbox WHERE id = ?", (mailbox_id,)).rowcount:
+def retire(connection: sqlite3.Connection, mailbox_ids: Iterable[str]) -> None:
+    """Remove mailboxes that are gone and empty, and earlier ones that have become so.
+
+    One that holds emails stays: that the server does not name it is no proof that they are gone.
+    """
+    connection.executemany(
+        "UPDATE mailbox SET known = 0 WHERE id = ?", [(mailbox_id,) for mailbox_id in mailbox_ids]
+    )
+    removed = connection.execute(
+        "DELETE FROM mailbox WHERE NOT known AND NOT EXISTS"
+        " (SELECT 1 FROM membership WHERE membership.mailbox = mailbox.number)"
+    )
+    if removed.rowcount:
         _layout_changed(connection)
 
 
-def undescribed(connection: sqlite3.Connection) -> list[str]:
-    """Return the ids of mailboxes that emails refer to and the server has not described."""
-    return [row[0] for row in connection.execute("SELECT id FROM mailbox WHERE NOT known")]
+def doubtful_emails(connection: sqlite3.Connection) -> list[str]:
+    """Return the ids of the emails that are in mailboxes which the server does not describe."""
+    return [
+        row[0]
+        for row in connection.execute(
+            "SELECT DISTINCT email.id FROM mailbox"
+            " JOIN membership ON membership.mailbox = mailbox.number"
+            " JOIN email ON email.number = membership.email WHERE NOT known"
+        )
+    ]
 
 
 def _layout_changed(connection: sqlite3.Connection) -> None:

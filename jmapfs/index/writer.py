@@ -32,10 +32,12 @@ class IndexWriter(IndexConnection):
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # After some errors (a full disk) SQLite has undone it by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def state(self) -> AccountState:
         """Return the state that the index holds."""
@@ -67,8 +69,15 @@ class IndexWriter(IndexConnection):
         return [row[0] for row in self._connection.execute("SELECT id FROM email WHERE NOT seen")]
 
     def put_emails(self, records: Iterable[EmailRecord]) -> None:
-        """Add emails, or bring those that are known to what the records say."""
+        """Add emails, or bring those that are known to what the records say.
+
+        One that was noted as gone is there again.
+        """
+        records = list(records)
         emails.put(self._connection, records)
+        self._connection.executemany(
+            "DELETE FROM departure WHERE email_id = ?", [(record.id,) for record in records]
+        )
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:
         """Remove emails; ids that are not known are passed over."""
@@ -81,6 +90,10 @@ class IndexWriter(IndexConnection):
             [(email_id,) for email_id in email_ids],
         )
 
+    def has_deferred(self) -> bool:
+        """Say whether emails are noted for removal: a chain of changes was not finished."""
+        return self._connection.execute("SELECT 1 FROM departure LIMIT 1").fetchone() is not None
+
     def remove_deferred(self) -> None:
         """Remove the emails that were noted."""
         rows = self._connection.execute("SELECT email_id FROM departure").fetchall()
@@ -90,7 +103,7 @@ class IndexWriter(IndexConnection):
     def replace_mailboxes(self, records: Sequence[MailboxRecord]) -> list[str]:
         """Bring the mailboxes to a complete list of them; return the ids it no longer has.
 
-        These are still there, for `remove_mailboxes`, once their emails are known to be elsewhere.
+        These are still there, for `retire_mailboxes`, once their emails are known to be elsewhere.
         """
         return mailboxes.replace(self._connection, records)
 
@@ -98,15 +111,13 @@ class IndexWriter(IndexConnection):
         """Add mailboxes, or bring those that are known to what the records say."""
         mailboxes.put(self._connection, records)
 
-    def remove_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
-        """Remove mailboxes with what is in them; ids that are not known are passed over."""
-        for mailbox_id in mailbox_ids:
-            emails.empty_mailbox(self._connection, mailbox_id)
-            mailboxes.remove(self._connection, mailbox_id)
+    def retire_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
+        """Remove mailboxes that are empty; one that is not stays, as one that nobody describes."""
+        mailboxes.retire(self._connection, mailbox_ids)
 
-    def undescribed_mailboxes(self) -> list[str]:
-        """Return the ids of mailboxes that emails refer to and the server has not described."""
-        return mailboxes.undescribed(self._connection)
+    def doubtful_emails(self) -> list[str]:
+        """Return the ids of the emails that are in mailboxes which the server does not describe."""
+        return mailboxes.doubtful_emails(self._connection)
 
     def correct_size(self, blob_id: str, size: int) -> list[int]:
         """Store the true size of a blob, in bytes; return the inodes of its files.

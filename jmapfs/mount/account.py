@@ -232,6 +232,7 @@ class _Lead:
         self._database = database
         self._stack = contextlib.ExitStack()
         self._writer: IndexWriter | None = None
+        self._in_use = False
 
     def __enter__(self) -> Self:
         return self
@@ -243,17 +244,23 @@ class _Lead:
         """Take it if it is free; otherwise return who has it."""
         if self._writer is not None:
             return None
-        try:
-            self._stack.enter_context(AccountLock(self._directory))
-        except BusyError as error:
-            return error
-        self._database.prepare()
-        self._writer = self._stack.enter_context(self._database.writer())
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(AccountLock(self._directory))
+            except BusyError as error:
+                self._in_use = True
+                return error
+            self._database.prepare(in_use=self._in_use)
+            self._writer = stack.enter_context(self._database.writer())
+            self._stack.push(stack.pop_all())
         return None
 
     def take(self) -> IndexWriter | None:
         """Return the writer, if the right is ours or free."""
-        self.try_now()
+        try:
+            self.try_now()
+        except StorageError as error:
+            _log.error("the index cannot be taken over: %s", error)
         return self._writer
 
 

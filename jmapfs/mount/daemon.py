@@ -120,7 +120,7 @@ async def _serve(request: MountRequest, report: Report, signals: _Signals) -> No
             reader = stack.enter_context(account.database.reader())
             account.news = KernelNews(reader, account.outward, operations.outdate_listings)
         await trio.to_thread.run_sync(_clear, request, report)
-        with _mounted(operations, request, signals):
+        with _mounted(operations, request, signals, accounts):
             await _answer(request, report, signals, accounts, operations, view)
 
 
@@ -143,8 +143,6 @@ async def _answer(
                 signals.mounted = True
                 nursery.start_soon(_announce, request.mountpoint, report)
                 await pyfuse3.main(max_tasks=_MAX_TASKS)
-                for account in accounts:
-                    account.news = None
                 nursery.cancel_scope.cancel()
 
 
@@ -175,7 +173,10 @@ def _clear(request: MountRequest, report: Report) -> None:
 
 @contextlib.contextmanager
 def _mounted(
-    operations: MailOperations, request: MountRequest, signals: _Signals
+    operations: MailOperations,
+    request: MountRequest,
+    signals: _Signals,
+    accounts: Sequence[MountedAccount],
 ) -> Iterator[None]:
     """Have the operations mounted; unmount at an orderly end, and at no other."""
     options = request.options
@@ -203,5 +204,9 @@ def _mounted(
         yield
         orderly = True
     finally:
+        for account in accounts:
+            if account.news is not None:
+                account.news.stop()
+                account.news = None
         # A bug elsewhere cancels what is done here: only a signal makes that an orderly end.
         pyfuse3.close(unmount=orderly or signals.received)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from jmapfs.errors import BusyError
+from jmapfs.errors import BusyError, JmapfsError
 from jmapfs.fuse import MailOperations
 from jmapfs.index import IndexReader
 from jmapfs.mount.account import MountedAccount
@@ -67,11 +67,13 @@ class Freezer:
             self._operations.show(frozen.tree, frozen.listing_tree)
             now = time.time()
             self.frozen = Frozen(now, now + seconds)
-            for account, (_, _, reader) in zip(self._accounts, readers, strict=True):
-                if account.news is not None:
-                    await account.news.hold(reader)
             self._expiry = trio.CancelScope()
             self._nursery.start_soon(self._expire, seconds, self._expiry)
+            news = [account.news for account in self._accounts if account.news is not None]
+            for one in news:
+                one.hold_back()
+            for one, (_, _, reader) in zip(news, readers, strict=True):
+                await one.tell_up_to(reader)
             _log.info("frozen for %.0f s", seconds)
             return self.frozen
 
@@ -89,9 +91,11 @@ class Freezer:
             # A listing of the frozen tree may still be under way in its thread.
             await self._operations.listings_done()
             self._stack.close()
-            for account in self._accounts:
-                if account.news is not None:
-                    await account.news.resume()
+            news = [account.news for account in self._accounts if account.news is not None]
+            for one in news:
+                one.let_go()
+            for one in news:
+                await one.tell()
             _log.info("thawed")
             return True
 
@@ -104,7 +108,13 @@ class Freezer:
             await trio.sleep(seconds)
             _log.warning("the freeze ends after its time of %.0f s", seconds)
             # In a task of its own: thawing cancels this scope.
-            self._nursery.start_soon(self.thaw)
+            self._nursery.start_soon(self._thaw_expired)
+
+    async def _thaw_expired(self) -> None:
+        try:
+            await self.thaw()
+        except JmapfsError as error:
+            _log.error("the kernel could not be told of the thaw: %s", error)
 
     def _pinned_readers(
         self, account: MountedAccount

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 import pyfuse3
 import trio
 
+from jmapfs.errors import StorageError
 from jmapfs.index import IndexReader, JournalPart
 from jmapfs.names import ABOUT_INODE, ROOT_INODE
 from jmapfs.tree import Layout, lay_out
@@ -58,6 +60,7 @@ class KernelNews:
         self._coming = coming
         self._lock = trio.Lock()
         self._held = False
+        self._stopped = False
         with reader.pinned():
             self._position = reader.journal_position()
             self._layout_version = reader.layout_version()
@@ -69,22 +72,32 @@ class KernelNews:
             if not self._held:
                 await self._tell(self._reader)
 
-    async def hold(self, reader: IndexReader) -> None:
-        """Tell what leads up to the state of a pinned reader, and hold back everything later."""
+    def hold_back(self) -> None:
+        """Tell nothing from now on but by `tell_up_to`, until `let_go`."""
+        self._held = True
+
+    def let_go(self) -> None:
+        """Let `tell` tell again what there is."""
+        self._held = False
+
+    async def tell_up_to(self, reader: IndexReader) -> None:
+        """Tell what leads up to the state of a pinned reader."""
         async with self._lock:
-            self._held = True
             await self._tell(reader)
 
-    async def resume(self) -> None:
-        """Tell what was held back."""
-        self._held = False
-        await self.tell()
+    def stop(self) -> None:
+        """Tell nothing more: the mount is about to go."""
+        self._stopped = True
 
     async def _tell(self, reader: IndexReader) -> None:
-        stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
-        if stale.names or stale.attributes:
-            self._coming()
-        await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter)
+        try:
+            stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the index: {error}") from error
+        # Always: that the server went, or came back, is in no journal but in `.jmapfs.json`.
+        self._coming()
+        # At the end of a mount nobody may be left to answer what the kernel waits for.
+        await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter, abandon_on_cancel=True)
         self._position, self._layout_version, self._layout = picture
 
     def _compare(self, reader: IndexReader) -> tuple[_Stale, tuple[int, int, Layout]]:
@@ -101,11 +114,16 @@ class KernelNews:
 
     def _drop(self, stale: _Stale) -> None:
         for directory, name in stale.names:
+            if self._stopped:
+                return
             _drop_name(self._outward(directory), name)
         for inode in stale.attributes:
+            if self._stopped:
+                return
             _drop_attributes(self._outward(inode))
-        # Small, and it may differ each time: content and all.
-        _drop_everything(self._outward(ABOUT_INODE))
+        if not self._stopped:
+            # Small, and it may differ each time: content and all.
+            _drop_everything(self._outward(ABOUT_INODE))
 
 
 def _stale(part: JournalPart, before: Layout, after: Layout) -> _Stale:
@@ -113,6 +131,7 @@ def _stale(part: JournalPart, before: Layout, after: Layout) -> _Stale:
     if not part.whole:
         # Too far behind to know: with a top-level name the kernel forgets all that is below it.
         stale.names.update((ROOT_INODE, name) for name in before.root.children)
+        stale.attributes.update(before.directories)
     inodes_of = [
         {place.mailbox: inode for inode, place in layout.directories.items()}
         for layout in (before, after)

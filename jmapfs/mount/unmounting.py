@@ -8,7 +8,7 @@ import select
 from pathlib import Path
 from typing import Final
 
-from jmapfs.errors import BusyError, NotMountedError
+from jmapfs.errors import BusyError, JmapfsError, NotMountedError
 from jmapfs.mount.control import ask
 from jmapfs.mount.mountinfo import mount_at
 from jmapfs.mount.mountpoint import detach
@@ -29,7 +29,7 @@ def unmount(mountpoint: Path) -> None:
     if mount is None or not mount.ours:
         raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
     daemon = None
-    with contextlib.suppress(NotMountedError):
+    with contextlib.suppress(JmapfsError):
         # A daemon that died says nothing; its mount goes all the same.
         status = ask(socket_directory(), socket_name(mountpoint), "status")
         with contextlib.suppress(ProcessLookupError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -66,30 +66,36 @@ async def follow(client: Client, writer: IndexWriter) -> bool:
         JmapfsError: what the client raises.
     """
     changed = await _follow_once(client, writer)
+    doubtful: list[str] = []
     for _ in range(_PASSES):
-        undescribed = await trio.to_thread.run_sync(writer.undescribed_mailboxes)
-        if not undescribed:
+        before, doubtful = doubtful, await trio.to_thread.run_sync(writer.doubtful_emails)
+        if not doubtful or doubtful == before:
             break
-        # Emails are in a mailbox that is younger than our list of mailboxes: get another.
-        await trio.to_thread.run_sync(_forget_mailbox_state, writer)
-        changed |= await _follow_once(client, writer)
-    else:
-        _log.warning("emails are in mailboxes that the server does not describe")
+        # Emails are in a mailbox that is younger than our list of mailboxes, or that is gone, or
+        # that the server left out. Where are they now, and which mailboxes are there?
+        emails, missing = await client.emails(doubtful)
+        records = [email_record(email) for email in emails]
+        await trio.to_thread.run_sync(_place, writer, records, missing)
+        changed |= await _follow_once(client, writer, all_mailboxes=True)
+    if doubtful:
+        _log.warning("%d emails are in mailboxes that the server does not describe", len(doubtful))
     return changed
 
 
-async def _follow_once(client: Client, writer: IndexWriter) -> bool:
+async def _follow_once(client: Client, writer: IndexWriter, *, all_mailboxes: bool = False) -> bool:
     state = await trio.to_thread.run_sync(writer.state)
-    mailboxes = await _mailbox_update(client, state.mailbox_state)
-    changed = not state.complete or mailboxes.state != state.mailbox_state
+    unfinished = await trio.to_thread.run_sync(writer.has_deferred)
+    mailboxes = await _mailbox_update(client, "" if all_mailboxes else state.mailbox_state)
+    changed = unfinished or not state.complete or mailboxes.state != state.mailbox_state
     since = state.email_state
     while True:
         step = await _email_step(client, since)
         if step.more and step.state == since:
             raise ChangesUnknownError("the server says there is more, and does not go on")
         changed |= step.state != since
-        if changed:
-            await trio.to_thread.run_sync(_store, writer, mailboxes, step)
+        if changed or all_mailboxes:
+            when = time.time() if changed else state.synced_at
+            await trio.to_thread.run_sync(_store, writer, mailboxes, step, when)
         if not step.more:
             return changed
         since = step.state
@@ -130,18 +136,21 @@ def _only_counts(changes: MailboxChanges) -> bool:
 
 async def _email_step(client: Client, since: str) -> _EmailStep:
     changes = await _known(client.email_changes(since))
-    gone = set(changes.destroyed)
-    wanted = _in_order((*changes.created, *changes.updated), without=gone)
+    wanted = list(dict.fromkeys((*changes.created, *changes.updated)))
     emails, missing = await client.emails(wanted) if wanted else ([], [])
+    # Servers may name an id in several of the three: what is there is not gone.
+    gone = set(changes.destroyed).difference(email.id for email in emails).union(missing)
     return _EmailStep(
         records=[email_record(email) for email in emails],
-        gone=sorted(gone.union(missing)),
+        gone=sorted(gone),
         state=changes.new_state,
         more=changes.has_more,
     )
 
 
-def _store(writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep) -> None:
+def _store(
+    writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep, synced_at: float
+) -> None:
     with writer.transaction():
         state = replace(writer.state(), email_state=step.state)
         # With every step of a long chain: they are few, and it changes nothing the second time.
@@ -153,18 +162,20 @@ def _store(writer: IndexWriter, mailboxes: _MailboxUpdate, step: _EmailStep) -> 
         writer.defer_removals(step.gone)
         if not step.more:
             writer.remove_deferred()
-            writer.remove_mailboxes(gone)
+            writer.retire_mailboxes(gone)
             if not state.complete:
                 writer.settle_inodes()
             state = replace(
-                state, mailbox_state=mailboxes.state, complete=True, synced_at=time.time()
+                state, mailbox_state=mailboxes.state, complete=True, synced_at=synced_at
             )
         writer.set_state(state)
 
 
-def _forget_mailbox_state(writer: IndexWriter) -> None:
+def _place(writer: IndexWriter, records: Sequence[EmailRecord], missing: Sequence[str]) -> None:
     with writer.transaction():
-        writer.set_state(replace(writer.state(), mailbox_state=""))
+        writer.put_emails(records)
+        writer.remove_emails(missing)
+        writer.retire_mailboxes(())
 
 
 async def _known(answer: Awaitable[_C]) -> _C:
@@ -174,7 +185,3 @@ async def _known(answer: Awaitable[_C]) -> _C:
         if error.kind in _UNKNOWN_KINDS:
             raise ChangesUnknownError(str(error)) from error
         raise
-
-
-def _in_order(ids: Iterable[str], *, without: set[str]) -> list[str]:
-    return list(dict.fromkeys(item for item in ids if item not in without))

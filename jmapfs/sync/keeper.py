@@ -158,6 +158,7 @@ class Keeper:
     async def _stay(self, client: Client, report: ListingReport, starting: _Starting) -> None:
         """Go round after round while the server answers."""
         await trio.to_thread.run_sync(check_account, self._database, client)
+        self.client = client
         async with self._listening(client):
             while True:
                 await self._round(client, report)
@@ -169,10 +170,9 @@ class Keeper:
     async def _round(self, client: Client, report: ListingReport) -> None:
         self._wake = trio.Event()
         requests, self._requests = self._requests, []
-        error: JmapfsError | None = UnreachableError("the mount is ending")
+        error: JmapfsError | None = UnreachableError("it ended before it was done")
         try:
             error = await self._synchronize(client, report)
-            self.client = client
             if not self.condition.online:
                 _log.info("online")
                 self.condition = Condition(online=True, since=time.time())
@@ -210,11 +210,16 @@ class Keeper:
         self.condition = Condition(online=False, since=since, error=str(error))
         requests, self._requests = self._requests, []
         _answer(requests, error)
-        await self._changed()
+        try:
+            await self._changed()
+        except JmapfsError as failure:
+            # The mount lives on; the next round tells it.
+            _log.error("the kernel could not be told: %s", failure)
 
     def _interval(self) -> float:
         interval = self._poll_interval
-        if self.pushed:
+        # Push says when the server changed, not when the process that leads has written that down.
+        if self.pushed and self.leads:
             interval = max(interval, _WITH_PUSH)
         return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
 

@@ -12,13 +12,13 @@ import sqlite3
 import time
 from dataclasses import replace
 from typing import Final
-from urllib.parse import urlsplit
 
 import trio
 
 from jmapfs.errors import ConfigError, ServerError, StorageError
 from jmapfs.index import AccountState, IndexDatabase, IndexWriter
 from jmapfs.jmap import Client, Session
+from jmapfs.jmap.origins import origin_of
 from jmapfs.sync.changes import ChangesUnknownError, follow
 from jmapfs.sync.conversion import mailbox_record
 from jmapfs.sync.listing import ListingReport, list_emails
@@ -112,7 +112,8 @@ class Synchronizer:
 
         def complete() -> None:
             with self._writer.transaction():
-                self._writer.remove_mailboxes(self._writer.replace_mailboxes(records))
+                self._writer.remove_deferred()
+                self._writer.retire_mailboxes(self._writer.replace_mailboxes(records))
                 if not state.complete:
                     self._writer.settle_inodes()
                 if not state.complete or state.mailbox_state != mailbox_state:
@@ -149,7 +150,7 @@ def check_account(database: IndexDatabase, client: Client) -> None:
 
     def vet(session: Session) -> None:
         # Its answers would be stored before the next round began with a check.
-        if _origin(session.api_url) != _origin(server):
+        if origin_of(session.api_url) != origin_of(server):
             raise ConfigError(
                 f"the index in {database.path.parent} belongs to account {account_id} at {server},"
                 f" and the server's API is at {session.api_url} now"
@@ -162,15 +163,9 @@ def check_account(database: IndexDatabase, client: Client) -> None:
 
 def _check(state: AccountState, database: IndexDatabase, client: Client) -> None:
     server, account_id = client.session.api_url, client.account.id
-    if (_origin(state.server), state.account_id) != (_origin(server), account_id):
+    if (origin_of(state.server), state.account_id) != (origin_of(server), account_id):
         raise ConfigError(
             f"the index in {database.path.parent} belongs to account {state.account_id} at"
             f" {state.server}, not to {account_id} at {server}: choose another --cache-dir, or"
             " remove that directory if the account has really moved"
         )
-
-
-def _origin(url: str) -> tuple[str, str]:
-    # A server may give its API another path and still be the same.
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc

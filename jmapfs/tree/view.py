@@ -156,10 +156,6 @@ class Tree:
             raise EntryNotFoundError(f"no file has inode {inode}")
         return record
 
-    def is_directory(self, inode: int) -> bool:
-        """Say whether there is a directory with that inode."""
-        return inode in self.layout().directories
-
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, from one state of the index.
 

@@ -141,10 +141,28 @@ def test_a_mailbox_that_is_gone_stays_until_it_is_removed(
     put(writer, email("1", "A"))
     with writer.transaction():
         assert writer.replace_mailboxes([MailboxRecord("B", "Work")]) == ["A"]
-    assert names(reader, "A")
     with writer.transaction():
-        writer.remove_mailboxes(["A"])
+        writer.retire_mailboxes(["A"])
+    assert names(reader, "A")
+    assert writer.doubtful_emails() == ["1"]
+    put(writer, email("1", "B"))
+    with writer.transaction():
+        writer.retire_mailboxes([])
     assert [row.id for row in reader.mailboxes()] == ["B"]
+
+
+def test_an_email_that_was_noted_as_gone_and_came_back_stays(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "A"), email("2", "A"))
+    with writer.transaction():
+        writer.defer_removals(["1", "2"])
+    put(writer, email("1", "A"))
+    assert writer.has_deferred()
+    with writer.transaction():
+        writer.remove_deferred()
+    assert names(reader, "A") == ["1000_blob-1.eml"]
+    assert not writer.has_deferred()
 
 
 def test_moving_and_flagging(writer: IndexWriter, reader: IndexReader) -> None:
@@ -165,11 +183,11 @@ def test_mail_in_a_mailbox_nobody_described_is_not_lost(
     writer: IndexWriter, reader: IndexReader
 ) -> None:
     put(writer, email("1", "Z"))
-    assert writer.undescribed_mailboxes() == ["Z"]
+    assert writer.doubtful_emails() == ["1"]
     assert names(reader, "Z") == ["1000_blob-1.eml"]
     with writer.transaction():
         writer.put_mailboxes([MailboxRecord("Z", "Late")])
-    assert writer.undescribed_mailboxes() == []
+    assert writer.doubtful_emails() == []
     assert names(reader, "Z") == ["1000_blob-1.eml"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 
 from jmapfs.errors import ServerError
 from jmapfs.index import IndexWriter
-from jmapfs.jmap import Client
+from jmapfs.jmap import Client, Mailbox
 from jmapfs.jmap.changes import Changes
 from jmapfs.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
@@ -223,6 +224,49 @@ async def test_a_chain_that_brings_emails_back_under_other_ids(tmp_path: Path) -
         assert not set().union(*lacking)
         assert set(f.emails_shown()) == before
         await f.assert_as_if_new()
+
+
+async def test_a_mailbox_that_is_left_out_once_keeps_its_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        before = set(f.emails_shown())
+        mailboxes = Client.mailboxes
+        left_out: list[Mailbox] = []
+
+        async def incomplete(client: Client) -> tuple[list[Mailbox], str]:
+            found, state = await mailboxes(client)
+            if not left_out:
+                left_out.extend(one for one in found if one.id == "P1")
+            else:
+                return found, state
+            return [one for one in found if one.id != "P1"], state
+
+        monkeypatch.setattr(Client, "mailboxes", incomplete)
+        f.account.create_mailbox("Another")
+        await f.update()
+        assert left_out
+        assert set(f.emails_shown()) == before
+        await f.assert_as_if_new()
+
+
+async def test_an_email_that_is_named_as_created_and_destroyed_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        before = set(f.emails_shown())
+        email_changes = Client.email_changes
+
+        async def both(client: Client, since: str) -> Changes:
+            changes = await email_changes(client, since)
+            return replace(changes, destroyed=(*changes.destroyed, *changes.updated))
+
+        monkeypatch.setattr(Client, "email_changes", both)
+        f.account.set_keywords("M3", ["$flagged"])
+        await f.update()
+        assert set(f.emails_shown()) == before
 
 
 async def test_a_chain_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
