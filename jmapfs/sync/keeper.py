@@ -67,7 +67,7 @@ class _Request:
 class Keeper:
     """Keeps one index true to one account.
 
-    `client` is there while the server is in reach and the account has been checked. `checked_at`
+    `client` is there while the server is in reach: after a round that succeeded. `checked_at`
     is when the index was last found to be what the server has, in seconds since 1970. `pushed`
     says whether the server tells of changes by itself.
     """
@@ -158,7 +158,6 @@ class Keeper:
     async def _stay(self, client: Client, report: ListingReport, starting: _Starting) -> None:
         """Go round after round while the server answers."""
         await trio.to_thread.run_sync(check_account, self._database, client)
-        self.client = client
         async with self._listening(client):
             while True:
                 await self._round(client, report)
@@ -173,6 +172,7 @@ class Keeper:
         error: JmapfsError | None = UnreachableError("it ended before it was done")
         try:
             error = await self._synchronize(client, report)
+            self.client = client
             if not self.condition.online:
                 _log.info("online")
                 self.condition = Condition(online=True, since=time.time())
