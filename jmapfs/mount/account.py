@@ -6,25 +6,24 @@ import contextlib
 import functools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import trio
 
 from jmapfs.cache import DiskCache, MemoryCache
 from jmapfs.errors import (
-    AuthenticationError,
     BusyError,
     StorageError,
-    UnreachableError,
     lone_errors,
 )
 from jmapfs.fetch import Content, open_content
-from jmapfs.index import AccountLock, FileRecord, IndexDatabase, IndexReader, IndexWriter
-from jmapfs.jmap import BlobStream, Client, Traffic, connect
+from jmapfs.index import FileRecord, IndexDatabase, IndexReader
+from jmapfs.jmap import Client, connect
+from jmapfs.mount.downloads import AccountBlobs, TotalTraffic
 from jmapfs.mount.kernel_news import KernelNews
+from jmapfs.mount.lead import Lead
 from jmapfs.mount.places import account_directory
 from jmapfs.mount.report import Report
 from jmapfs.mount.request import AccountSource, MountRequest
@@ -48,7 +47,7 @@ class MountedAccount:
     disk: DiskCache
     content: Content
     keeper: Keeper
-    traffic: _TotalTraffic
+    traffic: TotalTraffic
     news: KernelNews | None = None
 
     def view(self, reader: IndexReader) -> Tree:
@@ -84,67 +83,6 @@ class MountedAccount:
         self.content.release(record.blob_id)
 
 
-class _TotalTraffic:
-    """What all connections to a server have sent and received, the closed ones included."""
-
-    def __init__(self) -> None:
-        self._closed = Traffic()
-        self._open = Traffic()
-
-    def total(self) -> Traffic:
-        """Return the sums."""
-        return Traffic(
-            requests=self._closed.requests + self._open.requests,
-            blobs=self._closed.blobs + self._open.blobs,
-            bytes=self._closed.bytes + self._open.bytes,
-        )
-
-    def begin(self, traffic: Traffic) -> None:
-        """Count a new connection's traffic from now on."""
-        self._closed, self._open = self.total(), traffic
-
-
-class _Blobs:
-    """Downloads from whatever connection there is; fails at once where there is none."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether content can be checked by its id."""
-        return self._client().session.blob_ids_are_sha1
-
-    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
-        """Return the content of a blob."""
-        with self._watched():
-            return await self._client().download_blob(blob_id, deadline=deadline)
-
-    @contextlib.asynccontextmanager
-    async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
-        """Return the content of a blob chunk by chunk."""
-        with self._watched():
-            async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
-                yield stream
-
-    def _client(self) -> Client:
-        if self._keeper.client is None:
-            raise UnreachableError(
-                f"offline: {self._keeper.condition.error or 'not connected yet'}"
-            )
-        return self._keeper.client
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        try:
-            yield
-        except (UnreachableError, AuthenticationError):
-            if self._keeper.client is not None:
-                # Is it this download, or is the server gone? The keeper finds out.
-                self._keeper.hint()
-            raise
-
-
 @contextlib.asynccontextmanager
 async def open_account(
     request: MountRequest,
@@ -164,7 +102,7 @@ async def open_account(
     """
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
-    traffic = _TotalTraffic()
+    traffic = TotalTraffic()
     concurrency = max(1, _CONCURRENCY // accounts)
 
     @contextlib.asynccontextmanager
@@ -176,7 +114,7 @@ async def open_account(
             yield client
 
     async with contextlib.AsyncExitStack() as stack:
-        lead = stack.enter_context(_Lead(directory, database))
+        lead = stack.enter_context(Lead(directory, database))
         refusal = await trio.to_thread.run_sync(lead.try_now)
         if refusal is not None:
             _require_listed(database, refusal)
@@ -198,7 +136,7 @@ async def open_account(
         corrections = _SizeCorrections(database, changed)
         content = await stack.enter_async_context(
             open_content(
-                _Blobs(keeper),
+                AccountBlobs(keeper),
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
                 on_size_mismatch=corrections.correct,
@@ -222,46 +160,6 @@ async def open_account(
 async def _close(disk: DiskCache) -> None:
     with trio.CancelScope(shield=True):
         await trio.to_thread.run_sync(disk.close)
-
-
-class _Lead:
-    """The right to write the index: taken when it is free, kept to the end."""
-
-    def __init__(self, directory: Path, database: IndexDatabase) -> None:
-        self._directory = directory
-        self._database = database
-        self._stack = contextlib.ExitStack()
-        self._writer: IndexWriter | None = None
-        self._in_use = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def try_now(self) -> BusyError | None:
-        """Take it if it is free; otherwise return who has it."""
-        if self._writer is not None:
-            return None
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(AccountLock(self._directory))
-            except BusyError as error:
-                self._in_use = True
-                return error
-            self._database.prepare(in_use=self._in_use)
-            self._writer = stack.enter_context(self._database.writer())
-            self._stack.push(stack.pop_all())
-        return None
-
-    def take(self) -> IndexWriter | None:
-        """Return the writer, if the right is ours or free."""
-        try:
-            self.try_now()
-        except StorageError as error:
-            _log.error("the index cannot be taken over: %s", error)
-        return self._writer
 
 
 class _SizeCorrections:
