@@ -5,6 +5,7 @@ comes out of it. What it raises is in `jmapfs.errors`, save for PushUnavailableE
 """
 
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
+from jmapfs.jmap.batch_limits import BatchLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.calls import Call, Response
 from jmapfs.jmap.changes import Changes, MailboxChanges
@@ -30,6 +31,7 @@ __all__ = [
     "Address",
     "Api",
     "BasicCredentials",
+    "BatchLimits",
     "BearerCredentials",
     "BlobStream",
     "Call",

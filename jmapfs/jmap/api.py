@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import trio
 
 from jmapfs.errors import DeadlineError, MethodError
+from jmapfs.jmap.batch_limits import BatchBounds
 from jmapfs.jmap.calls import Call, Response, ResponseDocument, encode_request, match_responses
 from jmapfs.jmap.incoming import STALL_TIMEOUT, Outgoing
 from jmapfs.jmap.origins import host_of
@@ -37,6 +38,7 @@ class Api:
         self.transport = transport
         self.session = session
         self.vet: Callable[[Session], None] = _as_it_is
+        self.batches = BatchBounds()
         self._refreshing = trio.Lock()
         self._seen_state = session.state
         self._stale = False
@@ -57,6 +59,7 @@ class Api:
         *,
         deadline: float = DEFAULT_DEADLINE,
         raise_errors: bool = True,
+        largest_answer: int | None = None,
     ) -> list[Response]:
         """Make the calls and return their responses in the same order.
 
@@ -64,6 +67,7 @@ class Api:
         refers to another must be in the same, so more than `max_calls_in_request` calls may not
         refer. `deadline` is in seconds, for all of it. A method-level error is raised as
         MethodError, the first one in order; without `raise_errors` it is in the response.
+        `largest_answer` bounds the answer to each HTTP request, in bytes.
 
         Raises also what Transport.fetch raises, RequestError for a request that is refused as a
         whole, and ProtocolError for an answer that does not fit the calls.
@@ -72,7 +76,9 @@ class Api:
         patience = max(STALL_TIMEOUT, deadline * _SHARE_OF_FIRST_ATTEMPT)
         responses: list[Response] = []
         for batch in self._batches(calls):
-            for response in await self._post(batch, until=until, patience=patience):
+            for response in await self._post(
+                batch, until=until, patience=patience, largest=largest_answer
+            ):
                 if response.error is not None and raise_errors:
                     raise response.error
                 responses.append(response)
@@ -107,7 +113,7 @@ class Api:
             yield calls[start : start + most]
 
     async def _post(
-        self, calls: Sequence[Call], *, until: float, patience: float
+        self, calls: Sequence[Call], *, until: float, patience: float, largest: int | None
     ) -> list[Response]:
         session = await self.current_session(until=until)
         needed = {name for call in calls for name in call.using}
@@ -117,7 +123,7 @@ class Api:
         outgoing = Outgoing(
             method="POST", url=session.api_url, headers=_JSON, content=content, patience=patience
         )
-        answer = await self.transport.fetch(outgoing, until=until)
+        answer = await self.transport.fetch(outgoing, until=until, largest=largest)
         what = f"the answer of {host_of(session.api_url)} to {', '.join(c.name for c in calls)}"
         document = self.transport.decode(answer, ResponseDocument, what)
         self._note_state(document.session_state)

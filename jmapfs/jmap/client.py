@@ -11,6 +11,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import ProtocolError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
+from jmapfs.jmap.batches import BatchCalls
 from jmapfs.jmap.blobs import BlobCalls
 from jmapfs.jmap.changes import ChangeCalls
 from jmapfs.jmap.credentials import Credentials
@@ -24,7 +25,7 @@ from jmapfs.jmap.session import Account, Session
 from jmapfs.jmap.transport import CONCURRENCY, Traffic, open_transport
 
 
-class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls, PushCalls):
+class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls, BatchCalls, PushCalls):
     """The mail of one account, read only. Safe for many tasks at once."""
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import trio
@@ -89,17 +90,21 @@ class Transport:
         except ProtocolError as error:
             raise ProtocolError(self.redact(str(error))) from None
 
-    async def fetch(self, outgoing: Outgoing, *, until: float) -> Answer:
+    async def fetch(
+        self, outgoing: Outgoing, *, until: float, largest: int | None = None
+    ) -> Answer:
         """Send a request, retry it where that may help, and return the whole answer.
 
-        `until` is a moment of trio's clock. Raises UnreachableError, DeadlineError,
+        `until` is a moment of trio's clock; `largest` is how many bytes the answer may have, if
+        fewer than any may have. Raises UnreachableError, DeadlineError,
         AuthenticationError, RequestError or ProtocolError.
         """
         retries = Retries(until)
+        limit = self._largest_answer if largest is None else min(largest, self._largest_answer)
         while True:
             try:
                 async with self.exchange(outgoing, until=until) as incoming:
-                    content = await incoming.read(self._largest_answer)
+                    content = await incoming.read(limit)
                     return Answer(incoming.status, incoming.headers, outgoing.url, content)
             except TransientError as failure:
                 await retries.after(failure)
@@ -154,7 +159,7 @@ class Transport:
     async def _send(
         self, client: httpx.AsyncClient, outgoing: Outgoing, until: float, host: str
     ) -> httpx.Response:
-        headers = {"Accept-Encoding": "gzip", **outgoing.headers}
+        headers = {"Accept-Encoding": _coding(outgoing.url), **outgoing.headers}
         if outgoing.authenticated:
             headers["Authorization"] = self._credentials.authorization
         patience = min(outgoing.patience, max(until - trio.current_time(), 0.0))
@@ -195,6 +200,11 @@ class Transport:
         if isinstance(error, TransientError) and error.throttled:
             self.cooldown.throttle(error, started=started)
         return error
+
+
+def _coding(url: str) -> str:
+    # http:// is this machine: to compress takes longer there than to send what it saves.
+    return "identity" if urlsplit(url).scheme == "http" else "gzip"
 
 
 @asynccontextmanager

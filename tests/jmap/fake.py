@@ -5,6 +5,7 @@ Its answers can be replaced one by one, to be as wrong as a test wants them.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -83,6 +84,11 @@ def email_document(number: int, **changes: Any) -> dict[str, Any]:
     return document
 
 
+def blob_document(blob_id: str, content: bytes, **changes: Any) -> dict[str, Any]:
+    data = base64.b64encode(content).decode()
+    return {"id": blob_id, "data:asBase64": data, "size": len(content), **changes}
+
+
 class FakeServer(httpx.AsyncBaseTransport):
     """A server of one account with `count` emails. `before` may answer in its place."""
 
@@ -101,6 +107,7 @@ class FakeServer(httpx.AsyncBaseTransport):
             "Email/query": self.email_query,
             "Mailbox/get": self.mailbox_get,
             "Mailbox/query": self.mailbox_query,
+            "Blob/get": self.blob_get,
         }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -178,6 +185,13 @@ class FakeServer(httpx.AsyncBaseTransport):
         ids = arguments["ids"]
         chosen = [m for m in self.mailboxes if ids is None or m["id"] in ids]
         return {"state": "m1", "list": chosen, "notFound": []}
+
+    def blob_get(self, arguments: Arguments) -> Arguments:
+        ids = arguments["ids"]
+        return {
+            "list": [blob_document(i, self.blobs[i]) for i in ids if i in self.blobs],
+            "notFound": [i for i in ids if i not in self.blobs],
+        }
 
     def mailbox_query(self, arguments: Arguments) -> Arguments:
         ids = [m["id"] for m in self.mailboxes]

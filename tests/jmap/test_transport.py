@@ -103,6 +103,31 @@ async def test_whole_answer(autojump_clock: MockClock) -> None:
     assert (answer.status, answer.content, answer.url) == (200, b"fine", URL)
 
 
+@pytest.mark.parametrize(
+    ("url", "coding"),
+    [
+        (URL, "gzip"),
+        ("HTTPS://mail.example.org/x", "gzip"),
+        ("http://127.0.0.1/x", "identity"),
+        ("HTTP://localhost:8080/x", "identity"),
+    ],
+)
+async def test_only_what_leaves_this_machine_is_compressed(url: str, coding: str) -> None:
+    server = FakeServer()
+    async with way_to(server) as transport:
+        outgoing = Outgoing(method="GET", url=url, authenticated=False, expected=frozenset({401}))
+        await transport.fetch(outgoing, until=trio.current_time() + 30)
+        asked = Outgoing(
+            method="GET",
+            url=url,
+            headers={"Accept-Encoding": "br"},
+            authenticated=False,
+            expected=frozenset({401}),
+        )
+        await transport.fetch(asked, until=trio.current_time() + 30)
+    assert [r.headers.get_list("accept-encoding") for r in server.requests] == [[coding], ["br"]]
+
+
 # --- Where credentials go
 
 
@@ -395,6 +420,17 @@ async def test_body_that_is_too_large(autojump_clock: MockClock) -> None:
     assert "larger than 1,000 bytes" in str(error)
     assert len(script.times) == 1
     assert endless.closed
+
+
+async def test_answer_that_is_larger_than_it_may_be(autojump_clock: MockClock) -> None:
+    async with way_to(Script(httpx.Response(200, stream=Chunks(b"x" * 100)))) as transport:
+        outgoing, until = Outgoing(method="GET", url=URL), trio.current_time() + 30
+        assert (await transport.fetch(outgoing, until=until, largest=100)).content == b"x" * 100
+        with pytest.raises(ProtocolError, match="larger than 99 bytes"):
+            await transport.fetch(outgoing, until=until, largest=99)
+    async with way_to(Script(httpx.Response(200, stream=Chunks(b"x" * 1001)))) as transport:
+        with pytest.raises(ProtocolError, match="larger than 1,000 bytes"):
+            await transport.fetch(outgoing, until=until, largest=5000)
 
 
 async def test_compressed_body_that_is_broken(autojump_clock: MockClock) -> None:

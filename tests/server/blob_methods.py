@@ -7,6 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from .call import Call
+from .errors import MethodError
 
 if TYPE_CHECKING:
     from .app import MailServer
@@ -22,8 +23,13 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     call = Call(server, arguments, "ids", "properties", "offset", "length")
     properties = call.properties(_PROPERTIES, _DEFAULT)
     offset, length = call.natural("offset") or 0, call.natural("length")
+    ids = call.ids(None)
+    sizes = (len(call.account.blobs.read(blob_id) or b"") for blob_id in ids)
+    most = server.quirks.max_blob_bytes
+    if most is not None and sum(sizes) > most:
+        raise MethodError("requestTooLarge", "the answer would be too large")
     found, lost = [], []
-    for blob_id in call.ids(None):
+    for blob_id in ids:
         server.counts.blobs[blob_id] += 1
         raw = call.account.blobs.read(blob_id)
         fault = server.quirks.blob_fault_for(blob_id)
@@ -34,13 +40,16 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
             raw = corrupted(raw)
         elif fault == "wrong-length":
             raw = resized(raw, server.quirks.wrong_length_by)
-        elif fault == "truncated":
-            length = len(raw) // 2
-        blob = _blob(blob_id, raw, properties, offset, length)
+        cut = len(raw) // 2 if fault == "truncated" else length
+        blob = _blob(blob_id, raw, properties, offset, cut)
         if fault == "truncated":
             blob["isTruncated"] = True
         if fault == "null":
             blob.update({name: None for name in properties if name.startswith("data")})
+        if fault == "not-base64":
+            blob["data:asBase64"] = "*" + blob["data:asBase64"][1:]
+        if fault == "wrong-size":
+            blob["size"] += server.quirks.wrong_length_by
         found.append(blob)
     return {"accountId": call.account.id, "list": found, "notFound": lost}
 

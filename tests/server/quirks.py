@@ -15,7 +15,9 @@ import msgspec
 Place = Literal["session", "api", "download", "push"]
 SessionBody = Literal["good", "not-json", "truncated", "wrong-types", "html"]
 DownloadFault = Literal["short", "cut", "stall", "wrong-bytes", "wrong-length", "not-found"]
-BlobFault = Literal["wrong-bytes", "wrong-length", "truncated", "not-found", "null"]
+BlobFault = Literal[
+    "wrong-bytes", "wrong-length", "wrong-size", "truncated", "not-found", "null", "not-base64"
+]
 PushMode = Literal["on", "off", "not-found", "forbidden", "dies", "pings-only"]
 
 BLOB = "urn:ietf:params:jmap:blob"
@@ -87,6 +89,7 @@ class Quirks:
     blob_get: bool = True
     blob_capability: str = BLOB
     blob_fault: BlobFault | None = None  # of Blob/get
+    max_blob_bytes: int | None = None  # content in one answer; what has more is requestTooLarge
     fault_blob_ids: list[str] = field(default_factory=list)  # empty: faults are for all blobs
     wrong_length_by: int = 7  # "wrong-length" cuts, or where positive adds, so many bytes
 

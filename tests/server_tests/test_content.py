@@ -16,6 +16,7 @@ from tests.server import Account
 from .speaking import BLOB, CORE, inbox_of, mail, speaking
 
 USING = (CORE, BLOB)
+PROPERTIES = ["data:asBase64", "size"]
 
 
 async def test_download() -> None:
@@ -110,15 +111,36 @@ async def test_blob_get() -> None:
         assert s.server.counts.blobs[fox_id] == 2
 
 
+async def test_faults_of_blob_get_are_those_of_one_blob() -> None:
+    async with speaking(inbox_of(3)) as s:
+        ids = [email.blob_id for email in s.account.emails.values()]
+        s.quirks.fault_blob_ids = ids[:1]
+        s.quirks.blob_fault = "truncated"
+        answer = await s.call("Blob/get", using=USING, ids=ids, properties=PROPERTIES)
+        contents = [base64.b64decode(blob["data:asBase64"]) for blob in answer["list"]]
+        assert contents == [mail(0)[: len(mail(0)) // 2], mail(1), mail(2)]
+        assert [blob.get("isTruncated") for blob in answer["list"]] == [True, None, None]
+
+
+async def test_answers_of_blob_get_can_be_too_large() -> None:
+    async with speaking(inbox_of(2)) as s:
+        ids = [email.blob_id for email in s.account.emails.values()]
+        s.quirks.max_blob_bytes = len(mail(0)) + len(mail(1)) - 1
+        refused = await s.call("Blob/get", using=USING, ids=ids, properties=PROPERTIES)
+        assert refused["type"] == "requestTooLarge"
+        assert s.server.counts.blob_reads == 0
+        for blob_id in ids:
+            answer = await s.call("Blob/get", using=USING, ids=[blob_id], properties=PROPERTIES)
+            assert answer["list"][0]["id"] == blob_id
+
+
 async def test_faults_of_blob_get() -> None:
     async with speaking(inbox_of(1)) as s:
         blob_id = s.account.emails["M0"].blob_id
 
         async def get(fault: Any) -> Any:
             s.quirks.blob_fault = fault
-            answer = await s.call(
-                "Blob/get", using=USING, ids=[blob_id], properties=["data:asBase64"]
-            )
+            answer = await s.call("Blob/get", using=USING, ids=[blob_id], properties=PROPERTIES)
             return answer["list"][0] if answer["list"] else answer["notFound"]
 
         assert base64.b64decode((await get(None))["data:asBase64"]) == mail(0)
@@ -128,6 +150,8 @@ async def test_faults_of_blob_get() -> None:
         assert len(base64.b64decode((await get("wrong-length"))["data:asBase64"])) > len(wrong)
         assert (await get("truncated"))["isTruncated"] is True
         assert (await get("null"))["data:asBase64"] is None
+        assert (await get("not-base64"))["data:asBase64"].startswith("*")
+        assert (await get("wrong-size"))["size"] == len(mail(0)) + 7
         assert await get("not-found") == [blob_id]
         s.quirks.blob_get = False
         refused = await s.post(["Blob/get", {}, "c"], using=USING)
