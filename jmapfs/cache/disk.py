@@ -1,9 +1,9 @@
 """The blobs on the disk: bounded, checked, shared by the processes that mount one account.
 
-Small blobs (up to 1 MiB) are rows of one SQLite file, large ones files of their own. 8 KB mails go
-into SQLite at 12,000 to 13,000 a second (50 a transaction) and come back, checked, at 15,000 to
-27,000; bare files without fsync, checksum or books: 3,000 to 15,000 and 50,000 (measured). What
-decides is that content and books, which have to be right at any moment, share a transaction.
+Small blobs (up to 1 MiB) are rows of one SQLite file, large ones files of their own. Of 20,000
+mails of 4 KB each takes 38 µs of CPU to keep, 100 a transaction, and 12 µs to read, 128 at once and
+checked. With the kernel's caches dropped it is read in 18 µs, from a file a mail in 249 µs.
+Compressed with zlib it takes half the space and twice the time (measured, tests/bench).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from jmapfs.cache.files import CacheFiles
 from jmapfs.cache.keys import checksum_of, key_of
 from jmapfs.cache.large import LargeBlob, LargeWriter
-from jmapfs.cache.ledger import Entry, Ledger, charge_of
+from jmapfs.cache.ledger import Entry, charge_of
 from jmapfs.cache.lookup import Lookup
 from jmapfs.cache.pins import Pins
 from jmapfs.cache.space import FreeSpace
@@ -28,7 +28,9 @@ SMALL_BYTES: Final = 1024 * 1024
 
 _STEP_BYTES: Final = 4 * 1024 * 1024
 _UNUSED_PART: Final = 0.25
-_MOST_TOUCHED: Final = 1024
+# Written down four times as often, what was used in another order than it was kept makes three and
+# a half times as much to write; less often, somebody waits for it for more than 30 ms (measured).
+_MOST_TOUCHED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,30 @@ class DiskCache:
         self._note_touches()
         return found
 
+    def load_many(self, blob_ids: Sequence[str]) -> dict[str, bytes]:
+        """Return those of the blobs that are here and have at most 1 MiB, in the order asked for.
+
+        Their checksums are verified, and they count as used in that order. With 64 blobs or more,
+        one costs less than half of what `load` does.
+        """
+        if not self.limit_bytes:
+            return {}
+        keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
+        found = self._lookup.load_many(keys, SMALL_BYTES)
+        self._note_touches()
+        return {keys[key]: data for key, data in found.items()}
+
+    def missing(self, blob_ids: Sequence[str]) -> list[str]:
+        """Return those of the blobs, small or large, that are not here; that is not a use of any.
+
+        They keep their order. Those whose content is damaged count as being here.
+        """
+        if not self.limit_bytes:
+            return list(blob_ids)
+        keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
+        present = self._lookup.present(keys)
+        return [blob_id for key, blob_id in keys.items() if key not in present]
+
     def open_large(self, blob_id: str) -> LargeBlob | None:
         """Open a blob that has a file of its own, its checksum verified; None if there is none.
 
@@ -107,21 +133,21 @@ class DiskCache:
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Keep blobs, the small ones in one transaction; tell for each whether it is kept."""
         kept = [False] * len(blobs)
-        small: list[tuple[int, Entry, bytes]] = []
+        small: dict[int, tuple[Entry, bytes]] = {}
         for index, (blob_id, data) in enumerate(blobs):
             if len(data) > SMALL_BYTES:
                 kept[index] = self._put_large(blob_id, data)
             elif self._fits(len(data)):
                 charge = charge_of(len(data), large=False)
                 entry = Entry(0, key_of(blob_id), len(data), charge, checksum_of(data), large=False)
-                small.append((index, entry, data))
+                small[index] = (entry, data)
         try:
-            if small and self._make_space(sum(entry.charge for _, entry, _ in small)):
+            if small and self._make_space(sum(entry.charge for entry, _ in small.values())):
                 with self._files.writing() as ledger:
                     ledger.touch(self._lookup.take_touched())
-                    done = [(index, self._enter(ledger, new, data)) for index, new, data in small]
-                for index, entered in done:
-                    kept[index] = entered
+                    entered = ledger.enter(list(small.values()), self.limit_bytes, self._pins)
+                for index, success in zip(small, entered, strict=True):
+                    kept[index] = success
         except (OSError, sqlite3.Error) as error:
             self._files.failed("keep a blob", error)
         return kept
@@ -198,19 +224,6 @@ class DiskCache:
     def _fits(self, size: int, *, large: bool = False) -> bool:
         return 0 < self.limit_bytes >= charge_of(size, large=large)
 
-    def _enter(self, ledger: Ledger, new: Entry, data: bytes | None) -> bool:
-        old = ledger.find(new.key)
-        if old and not old.large and data is not None and old.checksum == new.checksum:
-            ledger.touch([new.key])
-            return True
-        wanted = new.charge - (old.charge if old else 0)
-        if not ledger.make_room(wanted, self.limit_bytes, self._pins, but=new.key):
-            return False
-        if old:
-            ledger.remove(old)
-        ledger.insert(new.key, new.size, new.checksum, data)
-        return True
-
     def _put_large(self, blob_id: str, data: bytes) -> bool:
         if not self._fits(len(data), large=True):
             return False
@@ -236,7 +249,7 @@ class DiskCache:
                 return False
             with self._files.writing() as ledger:
                 ledger.touch(self._lookup.take_touched())
-                if not self._enter(ledger, entry, None):
+                if not all(ledger.enter([(entry, None)], self.limit_bytes, self._pins)):
                     return False
                 # Before the commit: an entry never comes to be without its file. A file without
                 # an entry is swept away at the next opening.
@@ -253,6 +266,9 @@ class DiskCache:
         if not shortage:
             return True
         self._files.remove_set_aside()
+        # Before anything is evicted: where the disk is so full that even this fails, what is here
+        # stays, since nobody would get its space.
+        self._files.empty_log()
         with self._files.writing() as ledger:
             freed = ledger.free(shortage + _STEP_BYTES, self._pins)
         if freed:

@@ -74,6 +74,14 @@ class CacheFiles:
             yield ledger
             ledger.close()
 
+    def empty_log(self) -> None:
+        """Return to the file system what SQLite's write-ahead log occupies.
+
+        Raises:
+            sqlite3.Error, OSError: hand it to `failed`.
+        """
+        self._current().empty_log()
+
     def give_back_space(self) -> None:
         """Return to the file system what evicted blobs occupied in the SQLite file.
 

@@ -1,7 +1,8 @@
 """The books of the disk cache: which blob is kept, what it is charged, when it was used last.
 
 A Ledger works inside one transaction, so the totals it writes are those of the rows whatever
-other process writes too, and whenever a process is killed.
+other process writes too, and whenever a process is killed. What is inserted gathers in it and goes
+to SQLite together.
 
 `used` is a clock that ticks with every use, not the time of day: the order is exact.
 """
@@ -9,10 +10,9 @@ other process writes too, and whenever a process is killed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from jmapfs.cache.pins import Pins
 
@@ -25,6 +25,15 @@ LARGE_OVERHEAD_BYTES: Final = 4096
 _HEADROOM_PART: Final = 32
 _MOST_HEADROOM_BYTES: Final = 16 * 1024 * 1024
 
+# The keys of a statement are one parameter, joined: a parameter for each takes a fifth longer
+# (measured), and their number is limited. A row comes for each key that is there, in their order:
+# CROSS JOIN keeps the order of the tables, in SQLite.
+WANTED: Final = """
+    WITH RECURSIVE wanted (at) AS (
+        VALUES (1) UNION ALL SELECT at + 16 FROM wanted WHERE at + 16 < length(:keys)
+    )
+"""
+
 
 def charge_of(size: int, *, large: bool) -> int:
     """Return the bytes that a blob of `size` bytes is charged."""
@@ -36,8 +45,7 @@ def headroom(limit_bytes: int) -> int:
     return min(limit_bytes // _HEADROOM_PART, _MOST_HEADROOM_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A row of the books; `number` changes when the same blob is kept anew."""
 
     number: int
@@ -61,76 +69,122 @@ class Ledger:
         self.bytes, self.blobs, self._clock = connection.execute(
             "SELECT bytes, blobs, clock FROM usage"
         ).fetchone()
+        self._entries: list[tuple[object, ...]] = []
+        self._contents: list[tuple[int, bytes]] = []
 
     def close(self) -> None:
-        """Write the totals."""
+        """Write what has gathered, and the totals."""
+        self._write()
         self._connection.execute(
             "UPDATE usage SET bytes = ?, blobs = ?, clock = ?",
             (self.bytes, self.blobs, self._clock),
         )
 
-    def find(self, key: bytes) -> Entry | None:
-        """Return the row of a blob, or None."""
-        return find(self._connection, key)
+    def find(self, keys: Collection[bytes]) -> dict[bytes, Entry]:
+        """Return the rows of those blobs that are there."""
+        self._write()
+        return find(self._connection, keys)
 
-    def touch(self, keys: Iterable[bytes]) -> None:
-        """Note that the blobs were used, in this order."""
-        rows = []
-        for key in keys:
-            self._clock += 1
-            rows.append((self._clock, key))
-        self._connection.executemany("UPDATE entry SET used = ? WHERE key = ?", rows)
+    def touch(self, keys: Collection[bytes]) -> None:
+        """Note that the blobs were used, each of them once and in this order."""
+        self._write()
+        # One statement, so that the GIL is handed over once and not for each of them.
+        self._connection.execute(
+            f"{WANTED} {_TOUCH_WANTED}",
+            {"keys": b"".join(keys), "clock": self._clock + 1},
+        )
+        self._clock += len(keys)
 
-    def insert(self, key: bytes, size: int, checksum: bytes, data: bytes | None) -> None:
-        """Enter a blob that is not there; `data` is None when a file of its own holds it."""
-        large = data is None
-        charge = charge_of(size, large=large)
-        self._clock += 1
-        number = self._connection.execute(
-            "INSERT INTO entry (key, used, size, charge, checksum, large)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (key, self._clock, size, charge, checksum, large),
-        ).lastrowid
-        if data is not None:
-            self._connection.execute("INSERT INTO content VALUES (?, ?)", (number, data))
-        self.bytes += charge
-        self.blobs += 1
+    def enter(
+        self, blobs: Collection[tuple[Entry, bytes | None]], limit: int, pins: Pins
+    ) -> list[bool]:
+        """Enter blobs one after the other, and tell for each whether it is in the books now.
 
-    def remove(self, entry: Entry) -> None:
-        """Take a blob out, and its file with it."""
-        # While the write lock is held: later, another process may have put a new file there.
-        if entry.large:
-            (self._large_directory / entry.key.hex()).unlink(missing_ok=True)
-        else:
-            self._connection.execute("DELETE FROM content WHERE number = ?", (entry.number,))
-        self._connection.execute("DELETE FROM entry WHERE number = ?", (entry.number,))
-        self.bytes -= entry.charge
-        self.blobs -= 1
-
-    def make_room(self, wanted: int, limit: int, pins: Pins, *, but: bytes | None = None) -> bool:
-        """Evict what was used least recently until `wanted` bytes fit below `limit`.
-
-        Nothing pinned is evicted, nor the key `but`. Returns False, with nothing evicted, where
-        that does not suffice.
+        Each replaces what had its key, and evicts what was used least recently, but nothing pinned,
+        until it fits below `limit`. A content of None says that a file of its own holds it.
         """
-        excess = self.bytes + wanted - limit
-        if excess <= 0:
-            return True
-        victims = self._victims(excess + headroom(limit), pins, but)
-        if sum(entry.charge for entry in victims) < excess:
-            return False
-        for entry in victims:
-            self.remove(entry)
-        return True
+        known = self.find([entry.key for entry, _ in blobs])
+        return [self._enter(known, entry, data, limit, pins) for entry, data in blobs]
+
+    def remove(self, entries: Collection[Entry]) -> None:
+        """Take blobs out, and their files with them."""
+        self._write()
+        # While the write lock is held: later, another process may have put a new file there.
+        for entry in entries:
+            if entry.large:
+                (self._large_directory / entry.key.hex()).unlink(missing_ok=True)
+        numbers = [(entry.number,) for entry in entries]
+        self._connection.executemany("DELETE FROM content WHERE number = ?", numbers)
+        self._connection.executemany("DELETE FROM entry WHERE number = ?", numbers)
+        self.bytes -= sum(entry.charge for entry in entries)
+        self.blobs -= len(entries)
 
     def free(self, wanted: int, pins: Pins) -> int:
         """Evict `wanted` bytes' worth, as far as there is; return how many bytes it was."""
         victims = self._victims(wanted, pins)
-        for entry in victims:
-            self.remove(entry)
+        self.remove(victims)
         return sum(entry.charge for entry in victims)
 
+    def recount(self, large_files: Collection[str]) -> None:
+        """Compute the totals anew, and drop the blobs whose file is not among `large_files`."""
+        rows = self._connection.execute(f"{_SELECT} WHERE large").fetchall()
+        lost = [entry for entry in map(Entry._make, rows) if entry.key.hex() not in large_files]
+        self.remove(lost)
+        self.bytes, self.blobs = self._connection.execute(
+            "SELECT coalesce(sum(charge), 0), count(*) FROM entry"
+        ).fetchone()
+
+    def _enter(
+        self, known: dict[bytes, Entry], new: Entry, data: bytes | None, limit: int, pins: Pins
+    ) -> bool:
+        old = known.get(new.key)
+        if old and not old.large and data is not None and old.checksum == new.checksum:
+            self.touch([new.key])
+            return True
+        wanted = new.charge - (old.charge if old else 0)
+        evicted = self._make_room(wanted, limit, pins, but=new.key)
+        if evicted is None:
+            return False
+        for entry in evicted:
+            known.pop(entry.key, None)
+        if old:
+            self.remove([old])
+        known[new.key] = self._insert(new, data)
+        return True
+
+    def _make_room(
+        self, wanted: int, limit: int, pins: Pins, *, but: bytes
+    ) -> Collection[Entry] | None:
+        """Evict what was used least recently until `wanted` bytes fit below `limit`.
+
+        Nothing pinned is evicted, nor the key `but`. Returns what was evicted; None, with nothing
+        evicted, where that does not suffice.
+        """
+        excess = self.bytes + wanted - limit
+        if excess <= 0:
+            return ()
+        victims = self._victims(excess + headroom(limit), pins, but)
+        if sum(entry.charge for entry in victims) < excess:
+            return None
+        self.remove(victims)
+        return victims
+
+    def _insert(self, new: Entry, data: bytes | None) -> Entry:
+        self._clock += 1
+        # A number that nothing ever had.
+        entry = new._replace(number=self._clock)
+        self._entries.append((*entry, self._clock))
+        if data is not None:
+            self._contents.append((entry.number, data))
+        else:
+            # Its file gets its name next: there must be space for the row by then.
+            self._write()
+        self.bytes += entry.charge
+        self.blobs += 1
+        return entry
+
     def _victims(self, wanted: int, pins: Pins, but: bytes | None = None) -> list[Entry]:
+        self._write()
         # A list: the index must not be walked while its rows are being deleted.
         victims: list[Entry] = []
         freed = 0
@@ -143,22 +197,30 @@ class Ledger:
                 freed += entry.charge
         return victims
 
-    def recount(self, large_files: Collection[str]) -> None:
-        """Compute the totals anew, and drop the blobs whose file is not among `large_files`."""
-        rows = self._connection.execute(f"{_SELECT} WHERE large").fetchall()
-        for row in rows:
-            entry = Entry(*row)
-            if entry.key.hex() not in large_files:
-                self.remove(entry)
-        self.bytes, self.blobs = self._connection.execute(
-            "SELECT coalesce(sum(charge), 0), count(*) FROM entry"
-        ).fetchone()
+    def _write(self) -> None:
+        """Bring to SQLite what has gathered."""
+        if self._entries:
+            self._connection.executemany(
+                "INSERT INTO entry (number, key, size, charge, checksum, large, used)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                self._entries,
+            )
+            self._connection.executemany("INSERT INTO content VALUES (?, ?)", self._contents)
+            self._entries.clear()
+            self._contents.clear()
 
 
 _SELECT: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
+_SELECT_WANTED: Final = (
+    "SELECT number, key, size, charge, checksum, large"
+    " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
+)
+_TOUCH_WANTED: Final = (
+    "UPDATE entry SET used = :clock + at / 16 FROM wanted WHERE key = substr(:keys, at, 16)"
+)
 
 
-def find(connection: sqlite3.Connection, key: bytes) -> Entry | None:
-    """Return the row of a blob, or None."""
-    row = connection.execute(f"{_SELECT} WHERE key = ?", (key,)).fetchone()
-    return Entry(*row) if row else None
+def find(connection: sqlite3.Connection, keys: Collection[bytes]) -> dict[bytes, Entry]:
+    """Return the rows of those blobs that are there, by their keys."""
+    rows = connection.execute(f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)})
+    return {entry.key: entry for entry in map(Entry._make, rows)}

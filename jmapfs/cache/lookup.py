@@ -11,21 +11,27 @@ import os
 import sqlite3
 import sys
 import threading
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from jmapfs.cache.files import CacheFiles
 from jmapfs.cache.keys import checksum_of
 from jmapfs.cache.large import LargeBlob
-from jmapfs.cache.ledger import Entry, find
+from jmapfs.cache.ledger import WANTED, Entry, find
 from jmapfs.cache.pins import Pins
 from jmapfs.errors import StorageError
 
 _log = logging.getLogger(__name__)
 
-_ENTRY_AND_CONTENT: Final = (
+_ONE: Final = (
     "SELECT number, key, size, charge, checksum, large, data"
     " FROM entry LEFT JOIN content USING (number) WHERE key = ?"
 )
+_MANY: Final = (
+    "SELECT number, key, size, charge, checksum, large, data"
+    " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16) LEFT JOIN content USING (number)"
+)
+_PRESENT: Final = "SELECT key FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
 
 
 class Lookup:
@@ -52,7 +58,7 @@ class Lookup:
         """Return the length of a blob in bytes, or None."""
         try:
             with self._files.reading() as connection:
-                entry = find(connection, key)
+                entry = find(connection, [key]).get(key)
         except (OSError, sqlite3.Error) as error:
             self._files.failed("look a blob up", error)
             return None
@@ -69,31 +75,57 @@ class Lookup:
         """Return a blob, or if it has a file and more than `largest` bytes, open it; or None."""
         try:
             with self._files.reading() as connection:
-                row = connection.execute(_ENTRY_AND_CONTENT, (key,)).fetchone()
+                row = connection.execute(_ONE, (key,)).fetchone()
         except (OSError, sqlite3.Error) as error:
             self._files.failed("read a blob", error)
             return None
         if row is None:
             return None
-        data: bytes | None = row[-1]
         entry = Entry(*row[:-1])
-        if entry.large:
-            if entry.size > largest:
-                return self._verified(entry)
-            data = self._whole(entry)
-            if data is None:
-                return None
-        if data is None or len(data) != entry.size or checksum_of(data) != entry.checksum:
-            self._bad(entry)
-            return None
-        self._touch(key)
+        if entry.large and entry.size > largest:
+            return self._verified(entry)
+        data = self._content(entry, row[-1])
+        if data is not None:
+            self._touch([key])
         return data
+
+    def load_many(self, keys: Collection[bytes], largest: int) -> dict[bytes, bytes]:
+        """Return, by their keys, those blobs that are here and have at most `largest` bytes."""
+        try:
+            with self._files.reading() as connection:
+                parameters = {"keys": b"".join(keys)}
+                rows = connection.execute(f"{WANTED} {_MANY}", parameters).fetchall()
+        except (OSError, sqlite3.Error) as error:
+            self._files.failed("read a blob", error)
+            return {}
+        found: dict[bytes, bytes] = {}
+        for row in rows:
+            _, key, size, _, checksum, _, data = row
+            if data is None or len(data) != size or checksum_of(data) != checksum:
+                entry = Entry(*row[:-1])
+                data = self._content(entry, data) if size <= largest else None
+                if data is None:
+                    continue
+            found[key] = data
+        self._touch(found)
+        return found
+
+    def present(self, keys: Collection[bytes]) -> set[bytes]:
+        """Return the keys of those blobs that are here."""
+        try:
+            with self._files.reading() as connection:
+                parameters = {"keys": b"".join(keys)}
+                rows = connection.execute(f"{WANTED} {_PRESENT}", parameters).fetchall()
+        except (OSError, sqlite3.Error) as error:
+            self._files.failed("look a blob up", error)
+            return set()
+        return {key for (key,) in rows}
 
     def open(self, key: bytes) -> LargeBlob | None:
         """Open a large blob, or return None."""
         try:
             with self._files.reading() as connection:
-                entry = find(connection, key)
+                entry = find(connection, [key]).get(key)
         except (OSError, sqlite3.Error) as error:
             self._files.failed("open a blob", error)
             return None
@@ -103,11 +135,22 @@ class Lookup:
         """Take a blob out; if `number` is given, only while it is still the same entry."""
         try:
             with self._files.writing() as ledger:
-                entry = ledger.find(key)
+                entry = ledger.find([key]).get(key)
                 if entry and number in (None, entry.number):
-                    ledger.remove(entry)
+                    ledger.remove([entry])
         except (OSError, sqlite3.Error) as error:
             self._files.failed("drop a blob", error)
+
+    def _content(self, entry: Entry, data: bytes | None) -> bytes | None:
+        """Return the content of a blob, `data` or what its file has; drop what is damaged."""
+        if entry.large:
+            data = self._whole(entry)
+            if data is None:
+                return None
+        if data is None or len(data) != entry.size or checksum_of(data) != entry.checksum:
+            self._bad(entry)
+            return None
+        return data
 
     def _verified(self, entry: Entry) -> LargeBlob | None:
         blob = self._open(entry)
@@ -115,7 +158,7 @@ class Lookup:
             return None
         try:
             if blob.checksum() == entry.checksum:
-                self._touch(entry.key)
+                self._touch([entry.key])
                 return blob
         except StorageError as error:
             _log.warning("%s", str(error))
@@ -156,7 +199,8 @@ class Lookup:
         _log.warning("a cached blob of %d bytes was damaged; it is dropped", entry.size)
         self.drop(entry.key, entry.number)
 
-    def _touch(self, key: bytes) -> None:
+    def _touch(self, keys: Iterable[bytes]) -> None:
         with self._lock:
-            self._touched.pop(key, None)
-            self._touched[key] = None
+            for key in keys:
+                self._touched.pop(key, None)
+                self._touched[key] = None

@@ -36,6 +36,8 @@ while rounds:
     cache.put_many([(name, content(name)) for name in names])
     for name in names:
         found = cache.get(f"b-{source.randrange(400)}")
+    found = cache.load_many(names)
+    assert all(found[name] == content(name) for name in found)
     if source.random() < 0.1:
         cache.discard(names[0])
 cache.close()
@@ -69,6 +71,7 @@ def check(directory: Path) -> int:
     """Check every blob and the books of a cache; return how many blobs there are."""
     cache = DiskCache(directory, LIMIT, reserve_bytes=0)
     charged = blobs = large = 0
+    small: dict[str, bytes] = {}
     for number in range(400):
         name = f"b-{number}"
         found = cache.get(name)
@@ -78,7 +81,10 @@ def check(directory: Path) -> int:
         blobs += 1
         is_large = len(found) > MIB
         large += is_large
+        if not is_large:
+            small[name] = found
         charged += len(found) + (LARGE_OVERHEAD_BYTES if is_large else SMALL_OVERHEAD_BYTES)
+    assert cache.load_many([f"b-{number}" for number in range(400)]) == small
     statistics = cache.statistics()
     assert (statistics.bytes, statistics.blobs) == (charged, blobs)
     assert statistics.bytes <= LIMIT

@@ -101,6 +101,18 @@ class DiskCacheMachine(RuleBasedStateMachine):
         else:
             assert found is None
 
+    @rule(names=st.lists(NAMES, max_size=6))
+    def load_many(self, names: list[str]) -> None:
+        expected = {name: self.model[name][0] for name in names if name in self.model}
+        for name in expected:
+            self.model.move_to_end(name)
+        assert list(self.cache.load_many(names).items()) == list(expected.items())
+
+    @rule(names=st.lists(NAMES, max_size=6))
+    def missing(self, names: list[str]) -> None:
+        expected = [name for name in dict.fromkeys(names) if name not in self.model]
+        assert self.cache.missing(names) == expected
+
     @rule(name=NAMES)
     def hold_open(self, name: str) -> None:
         blob = self.cache.open_large(name)
@@ -142,10 +154,11 @@ class DiskCacheMachine(RuleBasedStateMachine):
         self.cache.close()
         self.cache = DiskCache(self.directory, LIMIT, reserve_bytes=0)
 
-    @rule(name=NAMES)
-    def damage(self, name: str) -> None:
+    @rule(name=NAMES, others=st.lists(NAMES, max_size=2))
+    def damage(self, name: str, others: list[str]) -> None:
         if name not in self.model or not self.model[name][0]:
             return
+        del self.model[name]
         path = self.directory / "large" / key_of(name).hex()
         if path.exists():
             path.write_bytes(b"?" + path.read_bytes()[1:])
@@ -157,8 +170,10 @@ class DiskCacheMachine(RuleBasedStateMachine):
                     (key_of(name),),
                 )
                 connection.commit()
-        assert self.cache.get(name) is None
-        del self.model[name]
+        if others:
+            self.load_many([*others, name])
+        else:
+            self.get(name)
 
     @invariant()
     def is_what_the_model_says(self) -> None:
