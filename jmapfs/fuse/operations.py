@@ -6,11 +6,17 @@ needed to find out what is read; `_open` only keeps what an open file is, should
 
 The tree is asked in the event loop: a lookup is some microseconds in SQLite's page cache, less
 than a thread costs. Listings grow with the mailbox and are made in a worker thread.
+
+Two things are kept, so that they need not be asked for again. Listings are kept for as long as
+nothing changes (see `listings`). What a file is, is kept for an *era*: until the kernel is about to
+be told news, or another tree is shown. The kernel opens files by inodes that it remembers; until it
+is told otherwise, so do we.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +28,8 @@ import trio
 
 from jmapfs.errors import BlobMismatchError, EntryNotFoundError, UnreachableError
 from jmapfs.fuse.attributes import AttributeWriter, file_system_statistics, missing_entry
-from jmapfs.fuse.handlers import handler
+from jmapfs.fuse.handlers import handler, immediate
+from jmapfs.fuse.listings import KeptListing, KeptListings
 from jmapfs.index import FileRecord
 from jmapfs.tree import DirectoryListing, Ownership, TreeView, file_attributes
 
@@ -32,6 +39,9 @@ _Ts = TypeVarTuple("_Ts")
 # The kernel answers a READ that failed with another, for a single page. A program that waited for
 # the deadline once is not to wait for it again.
 _FAILURE_SECONDS: Final = 3.0
+
+# How many files' records are kept; each takes about 400 bytes.
+_KEPT_RECORDS: Final = 32 * 1024
 
 # Handles that are not inodes: above every inode.
 _FIRST_HANDLE: Final = 1 << 62
@@ -45,7 +55,7 @@ class FileContent(Protocol):
         ...
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open."""
+        """Note that a file is open, before the first of it is read."""
         ...
 
     def release(self, record: FileRecord) -> None:
@@ -55,9 +65,10 @@ class FileContent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _OpenDirectory:
-    """A listing, and the number of the era that it was made in."""
+    """A listing, what is kept of it, and the number of the era that it was made in."""
 
     listing: DirectoryListing
+    kept: KeptListing | None
     era: int
 
 
@@ -65,6 +76,7 @@ class _OpenDirectory:
 class _OpenFile:
     record: FileRecord
     opened: int = 0
+    held: bool = False
     outdated: bool = False
     failure: UnreachableError | None = None
     failed_at: float = 0.0
@@ -85,19 +97,19 @@ class MailOperations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self._tree = tree
-        self._listing_tree = listing_tree
         self._listing_limiter = trio.CapacityLimiter(1)
         self._content = content
         self._attributes = AttributeWriter(ownership)
         self._handles = itertools.count(_FIRST_HANDLE)
         self._directories: dict[int, _OpenDirectory] = {}
         self._era = 0
+        self._listings = KeptListings(self._attributes)
+        self.show(tree, listing_tree)
         self._abouts: dict[int, bytes] = {}
         self._open: dict[int, _OpenFile] = {}
 
-    @handler
-    async def lookup(
+    @immediate
+    def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
@@ -106,12 +118,12 @@ class MailOperations(pyfuse3.Operations):
         except EntryNotFoundError:
             return missing_entry()
 
-    @handler
-    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+    @immediate
+    def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Nothing is kept for an inode that the kernel knows."""
 
-    @handler
-    async def getattr(
+    @immediate
+    def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Return the attributes of an inode."""
@@ -133,21 +145,31 @@ class MailOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
         """Take an immutable listing, which `readdir` then answers from by position."""
-        era = self._era
-        listing = await self._in_thread(self._listing_tree.listing, inode)
+        era, tree = self._era, self._tree
+        # First: what changes while it is listed may not be in it, and makes another version.
+        version = tree.version(inode)
+        kept = self._listings.get(inode, version)
+        if kept is None:
+            listing = await self._in_thread(self._listing_tree.listing, inode)
+            # Another tree may be shown by now, whose versions are its own.
+            if tree is self._tree:
+                kept = self._listings.keep(inode, listing, version)
+        else:
+            listing = kept.listing
         handle = next(self._handles)
-        self._directories[handle] = _OpenDirectory(listing, era)
+        self._directories[handle] = _OpenDirectory(listing, kept, era)
         return pyfuse3.FileHandleT(handle)
 
-    @handler
-    async def readdir(
-        self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
-    ) -> None:
+    @immediate
+    def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Hand out entries and their attributes from a position on, while the kernel takes them."""
         entry = self._attributes.entry
         directory = self._directories[fh]
         # The kernel enters these in its caches, where it has dropped what is out of date by now.
         lasting = directory.era == self._era
+        if lasting and directory.kept is not None:
+            directory.kept.hand_out(token, start_id)
+            return
         position = start_id
         for name, attributes in directory.listing.entries(start_id):
             position += 1
@@ -156,30 +178,24 @@ class MailOperations(pyfuse3.Operations):
             ):
                 break
 
-    @handler
-    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+    @immediate
+    def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """Drop a listing."""
         del self._directories[fh]
 
-    @handler
-    async def open(
+    @immediate
+    def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         """Open a file: nothing is fetched before something is read."""
-        about = self._tree.about(inode)
-        if about is not None:
-            handle = next(self._handles)
-            self._abouts[handle] = about.content
-            # Past the page cache, which would cut it at the size that it has at the time of a READ.
-            return pyfuse3.FileInfo(
-                fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False
-            )
         opened = self._open.get(inode)
         if opened is None:
-            opened = self._open[inode] = _OpenFile(self._tree.file(inode))
-            self._content.hold(opened.record)
+            about = self._tree.about(inode)
+            if about is not None:
+                return self._open_about(about.content)
+            opened = self._open[inode] = _OpenFile(self._record(inode))
         elif opened.outdated:
-            opened.record, opened.outdated = self._tree.file(inode), False
+            opened.record, opened.outdated = self._record(inode), False
         opened.opened += 1
         # Who opens it now has not waited yet; and the server may be back.
         opened.failure = None
@@ -201,6 +217,10 @@ class MailOperations(pyfuse3.Operations):
         opened = self._open[fh]
         if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
             raise UnreachableError(f"{opened.failure} (a moment ago)")
+        if not opened.held:
+            # Not before: most files that are opened are read from the page cache, or not at all.
+            opened.held = True
+            self._content.hold(opened.record)
         try:
             data = await self._content.read(opened.record, off, size)
         except UnreachableError as error:
@@ -211,17 +231,18 @@ class MailOperations(pyfuse3.Operations):
             # asks twice for what it could not read: if it got the content the second time, who
             # goes by a size that is too small would have a cut file, and no error.
             opened.outdated = True
+            self._record.cache_clear()
             raise
         # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
         return cast("bytes", data)
 
-    @handler
-    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+    @immediate
+    def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Say once that there is nothing to flush: the kernel does not ask again."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
-    @handler
-    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+    @immediate
+    def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a file."""
         if self._abouts.pop(fh, None) is not None:
             return
@@ -229,7 +250,8 @@ class MailOperations(pyfuse3.Operations):
         opened.opened -= 1
         if not opened.opened:
             del self._open[fh]
-            self._content.release(opened.record)
+            if opened.held:
+                self._content.release(opened.record)
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -237,18 +259,35 @@ class MailOperations(pyfuse3.Operations):
         size, files = await self._in_thread(self._listing_tree.totals)
         return file_system_statistics(size=size, files=files)
 
+    @property
+    def tree(self) -> TreeView:
+        """The view that is shown now; for the event loop."""
+        return self._tree
+
     def show(self, tree: TreeView, listing_tree: TreeView) -> None:
         """Show another view from now on."""
         self._tree, self._listing_tree = tree, listing_tree
+        self._record = functools.lru_cache(_KEPT_RECORDS)(tree.file)
+        self._listings.clear()
 
     def outdate_listings(self) -> None:
-        """Have the kernel remember nothing of the listings made so far; before it is told news."""
+        """Have the kernel remember nothing of the listings made so far; before it is told news.
+
+        What a file is, is asked for anew as well: it may be gone, or its size have been corrected.
+        """
         self._era += 1
+        self._record.cache_clear()
 
     async def listings_done(self) -> None:
         """Return when the listings that were under way are done."""
         async with self._listing_limiter:
             pass
+
+    def _open_about(self, content: bytes) -> pyfuse3.FileInfo:
+        handle = next(self._handles)
+        self._abouts[handle] = content
+        # Past the page cache, which would cut it at the size that it has at the time of a READ.
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False)
 
     async def _in_thread(self, question: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
         return await trio.to_thread.run_sync(question, *args, limiter=self._listing_limiter)

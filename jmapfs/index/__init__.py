@@ -7,6 +7,7 @@ can be deleted at any time and costs a new listing.
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.journal import JournalEntry, JournalPart
 from jmapfs.index.lock import AccountLock
+from jmapfs.index.order import PlacedFile
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.records import (
     AccountState,
@@ -35,4 +36,5 @@ __all__ = [
     "ListingProgress",
     "MailboxRecord",
     "MailboxRow",
+    "PlacedFile",
 ]

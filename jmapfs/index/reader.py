@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from jmapfs.index import journal
+from jmapfs.index import journal, order
 from jmapfs.index.connection import IndexConnection
 from jmapfs.index.journal import JournalPart
 from jmapfs.index.meta import read_listing_progress, read_state
+from jmapfs.index.order import PlacedFile
 from jmapfs.index.records import (
     AccountState,
     Counts,
@@ -49,6 +50,14 @@ class IndexReader(IndexConnection):
         self._connection.execute("BEGIN")
         # A transaction of SQLite begins with its first read, not with BEGIN.
         self._connection.execute("SELECT count(*) FROM meta").fetchone()
+
+    def version(self) -> int:
+        """Return a number that changes with every commit; it compares within this reader only.
+
+        See SQLite's `PRAGMA data_version`.
+        """
+        row = self._connection.execute("PRAGMA data_version").fetchone()
+        return int(row[0])
 
     def state(self) -> AccountState:
         """Return which state of which account this is."""
@@ -117,6 +126,18 @@ class IndexReader(IndexConnection):
             (inode,),
         ).fetchone()
         return FileRecord(*row) if row else None
+
+    def places(self, inode: int) -> list[tuple[int, str]]:
+        """Return the mailboxes that hold a file, each with its name there."""
+        return order.places(self._connection, inode)
+
+    def names_before(self, mailbox: int, name: str, count: int) -> list[str]:
+        """Return the `count` names right before a name in a mailbox, the nearest first."""
+        return order.names_before(self._connection, mailbox, name, count)
+
+    def files_after(self, mailbox: int, name: str, count: int) -> list[PlacedFile]:
+        """Return the `count` files right after a name in a mailbox, in order."""
+        return order.files_after(self._connection, mailbox, name, count)
 
     def journal(self, after: int) -> JournalPart:
         """Return what changed in the tree since a position in the journal."""

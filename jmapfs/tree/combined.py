@@ -73,6 +73,13 @@ class CombinedTree:
         inodes = array("Q", (in_account(slot, number) for number in listing.files.inodes))
         return DirectoryListing(special, replace(listing.files, inodes=inodes))
 
+    def version(self, inode: int) -> object:
+        """Return what becomes another when what a directory holds may have changed."""
+        if inode == ROOT_INODE:
+            return tuple(tree.version(ROOT_INODE) for tree in self._trees.values())
+        _, tree, own = self._inward(inode)
+        return tree.version(own)
+
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files."""
         parts = [tree.totals() for tree in self._trees.values()]
@@ -87,4 +94,4 @@ class CombinedTree:
 
     @staticmethod
     def _outward(slot: int, attributes: Attributes) -> Attributes:
-        return replace(attributes, inode=in_account(slot, attributes.inode))
+        return attributes._replace(inode=in_account(slot, attributes.inode))

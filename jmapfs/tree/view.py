@@ -36,27 +36,26 @@ class DirectoryListing:
 
     def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
         """Return names and attributes from position `start` on."""
-        position = start
-        # How many of the special entries come before `start`: the one with index k, which has p
-        # emails before it, is at position p + k.
-        special = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
-        while position < len(self):
-            if special < len(self.special) and self.special[special][0] + special == position:
-                _, name, attributes = self.special[special]
-                special += 1
-                yield name, attributes
-            else:
-                yield self._file(position - special)
-            position += 1
+        # Of the special entries, the one with index k, which has p emails before it, is at
+        # position p + k.
+        passed = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
+        row = start - passed
+        for before, name, attributes in self.special[passed:]:
+            yield from self._files(row, before)
+            yield name, attributes
+            row = before
+        yield from self._files(row, len(self.files))
 
-    def _file(self, row: int) -> tuple[bytes, Attributes]:
-        files = self.files
-        return files.names[row], file_attributes(
-            files.inodes[row],
-            size=files.sizes[row],
-            received_at=files.received_at[row],
-            links=files.links[row],
-        )
+    def _files(self, first: int, end: int) -> Iterator[tuple[bytes, Attributes]]:
+        names, inodes, sizes = self.files.names, self.files.inodes, self.files.sizes
+        received_at, links = self.files.received_at, self.files.links
+        for row in range(first, end):
+            yield (
+                names[row],
+                file_attributes(
+                    inodes[row], size=sizes[row], received_at=received_at[row], links=links[row]
+                ),
+            )
 
 
 class TreeView(Protocol):
@@ -80,6 +79,13 @@ class TreeView(Protocol):
 
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, or raise EntryNotFoundError."""
+        ...
+
+    def version(self, inode: int) -> object:
+        """Return what becomes another when what a directory holds may have changed.
+
+        It compares with earlier ones of the same directory, from the same view.
+        """
         ...
 
     def totals(self) -> tuple[int, int]:
@@ -175,6 +181,12 @@ class Tree:
             if inode == ROOT_INODE:
                 special[ABOUT_NAME.encode()] = self._about_attributes()
         return DirectoryListing(_positioned(special, files.names), files)
+
+    def version(self, inode: int) -> object:
+        """Return what becomes another when what a directory holds may have changed."""
+        version = self._reader.version()
+        # Everything comes from the index, but for the server's reach in `.jmapfs.json`.
+        return (version, self._condition()) if inode == ROOT_INODE else version
 
     def about(self, inode: int = ABOUT_INODE) -> About | None:
         """Return the content of `.jmapfs.json`, if it is what has that inode."""

@@ -1,4 +1,4 @@
-"""The operations without a mount: a real tree, a content that takes notes, and a kernel of ours."""
+"""The operations without a mount: what the kernel asks, and what it is told."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import errno
 import logging
 import sqlite3
 import stat
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyfuse3
 import pytest
@@ -24,136 +21,9 @@ from jmapfs.errors import (
     StorageError,
 )
 from jmapfs.fuse import MailOperations
-from jmapfs.index import AccountState, EmailRecord, FileRecord, IndexDatabase, MailboxRecord
+from jmapfs.index import AccountState
 from jmapfs.names import ABOUT_INODE, ROOT_INODE
-from jmapfs.tree import Attributes, Ownership, Tree
-
-CONTEXT = cast("pyfuse3.RequestContext", None)
-ROOT = pyfuse3.InodeT(ROOT_INODE)
-FLAGS = pyfuse3.FlagT(0)
-COUNT = 300
-
-
-class NotedContent:
-    """Blobs of one letter, and who holds them; `error` is raised instead once it is set."""
-
-    def __init__(self) -> None:
-        self.held: Counter[str] = Counter()
-        self.reads: list[tuple[str, int, int, int]] = []
-        self.error: Exception | None = None
-
-    async def read(self, record: FileRecord, offset: int, length: int) -> memoryview:
-        assert self.held[record.blob_id] > 0
-        self.reads.append((record.blob_id, record.size, offset, length))
-        if self.error is not None:
-            raise self.error
-        return memoryview((b"x" * record.size)[offset : offset + length])
-
-    def hold(self, record: FileRecord) -> None:
-        self.held[record.blob_id] += 1
-
-    def release(self, record: FileRecord) -> None:
-        self.held[record.blob_id] -= 1
-        assert self.held[record.blob_id] >= 0
-
-
-class BrokenTree(Tree):
-    """A tree that raises `error` once it is set, whatever it is asked."""
-
-    error: Exception | None = None
-
-    def lookup(self, parent: int, name: bytes) -> Attributes:
-        if self.error is not None:
-            raise self.error
-        return super().lookup(parent, name)
-
-
-class Kernel:
-    """What a kernel knows: entries that it was given, as many as it has room for at a time."""
-
-    def __init__(self, operations: MailOperations, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._operations = operations
-        self._room = 0
-        self._taken: list[tuple[bytes, pyfuse3.EntryAttributes, int]] = []
-        monkeypatch.setattr(pyfuse3, "readdir_reply", self._reply)
-
-    async def list(self, inode: pyfuse3.InodeT, room: int) -> list[tuple[bytes, Any]]:
-        """Read a directory in pieces of `room` entries."""
-        handle = await self._operations.opendir(inode, CONTEXT)
-        found: list[tuple[bytes, Any]] = []
-        position = 0
-        while True:
-            self._room, self._taken = room, []
-            await self._operations.readdir(handle, position, cast("pyfuse3.ReaddirToken", self))
-            if not self._taken:
-                break
-            found += [(name, entry) for name, entry, _ in self._taken]
-            position = self._taken[-1][2]
-        await self._operations.releasedir(handle)
-        return found
-
-    def _reply(
-        self, token: object, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int
-    ) -> bool:
-        assert token is self
-        if len(self._taken) >= self._room:
-            return False
-        self._taken.append((name, entry, next_id))
-        return True
-
-
-class Setting:
-    """Operations over an index with a mailbox `Inbox` of COUNT mails, and `Inbox/Sub`."""
-
-    def __init__(self, database: IndexDatabase, tree: BrokenTree, listing_tree: Tree) -> None:
-        self.database = database
-        self.tree = tree
-        self.content = NotedContent()
-        ownership = Ownership(uid=12, gid=34, umask=0o027)
-        self.operations = MailOperations(tree, listing_tree, self.content, ownership)
-
-    async def inode(self, *path: bytes) -> pyfuse3.InodeT:
-        inode = ROOT
-        for name in path:
-            entry = await self.operations.lookup(inode, pyfuse3.FileNameT(name), CONTEXT)
-            inode = entry.st_ino
-        return inode
-
-    async def open(self, inode: pyfuse3.InodeT) -> pyfuse3.FileInfo:
-        return await self.operations.open(inode, FLAGS, CONTEXT)
-
-
-def name(number: int) -> bytes:
-    return f"m{number:04}.eml".encode()
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Iterator[Setting]:
-    database = IndexDatabase(tmp_path)
-    database.prepare()
-    with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes(
-            [
-                MailboxRecord("a", "Inbox"),
-                MailboxRecord("b", "Sub", "a"),
-                MailboxRecord("c", ""),
-            ]
-        )
-        writer.put_emails(
-            EmailRecord(
-                id=f"M{number}",
-                blob_id=f"b{number}",
-                thread_id="t",
-                received_at=1_700_000_000 + number,
-                size=1000 + number,
-                stem=f"m{number:04}",
-                mailbox_ids=("a", "b") if number == 7 else ("a",),
-            )
-            for number in range(COUNT)
-        )
-        writer.set_state(AccountState(account_id="A", account_name="alice", complete=True))
-    with database.reader() as reader, database.reader() as listing_reader:
-        yield Setting(database, BrokenTree(reader), Tree(listing_reader))
+from tests.fuse.setting import CONTEXT, COUNT, FLAGS, ROOT, Kernel, Setting, name
 
 
 def failing_with(number: int) -> Any:
@@ -183,12 +53,10 @@ async def test_a_listing_stays_what_it_was_while_it_is_read(
 ) -> None:
     kernel = Kernel(setting.operations, monkeypatch)
     inbox = await setting.inode(b"Inbox")
-    handle = await setting.operations.opendir(inbox, CONTEXT)
-    with setting.database.writer() as writer, writer.transaction():
+    handle = await kernel.open(inbox)
+    with setting.writing() as writer:
         writer.remove_emails([f"M{number}" for number in range(COUNT)])
-    kernel._room = 10_000
-    await setting.operations.readdir(handle, 0, cast("pyfuse3.ReaddirToken", kernel))
-    assert len(kernel._taken) == COUNT + 1
+    assert len(await kernel.read(handle)) == COUNT + 1
     await setting.operations.releasedir(handle)
     assert [entry for entry, _ in await kernel.list(inbox, 10)] == [b"Sub"]
     assert setting.operations._directories == {}
@@ -247,19 +115,23 @@ async def test_reading(setting: Setting) -> None:
     assert len(content.reads) == 2
 
 
-async def test_a_blob_is_held_from_the_first_open_to_the_last_release(setting: Setting) -> None:
+async def test_a_blob_is_held_from_the_first_read_to_the_last_release(setting: Setting) -> None:
     operations, held = setting.operations, setting.content.held
     inode = await setting.inode(b"Inbox", name(7))
     same = await setting.inode(b"Inbox", b"Sub", name(7))
     handles = [(await setting.open(each)).fh for each in (inode, same, inode)]
-    other = await setting.open(await setting.inode(b"Inbox", name(8)))
-    assert held == {"b7": 1, "b8": 1}
+    unread = await setting.open(await setting.inode(b"Inbox", name(8)))
+    assert not held
+    for _ in range(2):
+        assert bytes(await operations.read(handles[0], 0, 1)) == b"x"
+        assert held == {"b7": 1}
     for handle in handles[:2]:
         await operations.release(handle)
-    assert held == {"b7": 1, "b8": 1}
+    assert held == {"b7": 1}
     assert bytes(await operations.read(handles[2], 0, 1)) == b"x"
+    assert held == {"b7": 1}
     await operations.release(handles[2])
-    await operations.release(other.fh)
+    await operations.release(unread.fh)
     assert not +held
     assert operations._open == {}
 
@@ -268,11 +140,12 @@ async def test_an_open_file_outlives_its_mail(setting: Setting) -> None:
     operations = setting.operations
     inode = await setting.inode(b"Inbox", name(5))
     opened = await setting.open(inode)
-    with setting.database.writer() as writer, writer.transaction():
+    with setting.writing() as writer:
         writer.remove_emails(["M5"])
     assert bytes(await operations.read(opened.fh, 0, 4096)) == b"x" * 1005
     assert (await operations.getattr(inode, CONTEXT)).st_nlink == 0
     await operations.release(opened.fh)
+    operations.outdate_listings()
     with failing_with(errno.ENOENT):
         await setting.open(inode)
 
@@ -282,7 +155,7 @@ async def test_a_corrected_size_is_for_those_who_open_after_it(setting: Setting)
     operations, content = setting.operations, setting.content
     inode = await setting.inode(b"Inbox", name(5))
     opened = await setting.open(inode)
-    with setting.database.writer() as writer, writer.transaction():
+    with setting.writing() as writer:
         writer.correct_size("b5", 2000)
     content.error = BlobMismatchError("another size")
     with failing_with(errno.EIO):
@@ -306,7 +179,7 @@ async def test_what_the_mount_says_of_itself(setting: Setting) -> None:
     assert first.fh != second.fh
     content = await operations.read(first.fh, 0, 100_000)
     assert len(content) == entry.st_size
-    with setting.database.writer() as writer, writer.transaction():
+    with setting.writing() as writer:
         writer.set_state(AccountState(account_id="A", account_name="somebody else"))
     # As it was when it was opened, to the last piece.
     assert await operations.read(second.fh, 0, 100_000) == content

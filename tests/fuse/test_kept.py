@@ -1,0 +1,318 @@
+"""What is kept so that it need not be asked for again, and what makes it be asked for all the same.
+
+Nothing here but `outdate_listings` and `show` tells the operations of a change: the index changes
+behind them, as it does behind a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyfuse3
+import pytest
+
+from jmapfs.errors import BlobMismatchError
+from jmapfs.fuse.attributes import AttributeWriter
+from jmapfs.fuse.listings import KeptListings
+from jmapfs.index import Listing, MailboxRecord
+from jmapfs.names import ABOUT_INODE
+from jmapfs.tree import ABOUT_NAME, DirectoryListing, Ownership, Reachability
+from tests.fuse.setting import CONTEXT, COUNT, ROOT, Kernel, NotedTree, Setting, email, name
+
+OFFLINE = Reachability(online=False, since=1_900_000_000.0, error="connection refused")
+
+
+@pytest.fixture
+def kernel(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(setting.operations, monkeypatch)
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all trees at the same version: they count by themselves, and may meet by chance."""
+    monkeypatch.setattr(NotedTree, "version", lambda *_: 1)
+
+
+@contextmanager
+def frozen(setting: Setting) -> Iterator[tuple[NotedTree, NotedTree]]:
+    """Have trees that stay as the index is now."""
+    with setting.database.reader() as one, setting.database.reader() as other:
+        one.pin()
+        other.pin()
+        reach = setting.reach
+        yield NotedTree(one, lambda: reach), NotedTree(other, lambda: reach)
+
+
+def names(entries: list[tuple[bytes, object]]) -> list[bytes]:
+    return [each for each, _ in entries]
+
+
+@pytest.mark.parametrize("room", [1, 7, 64, 255, 256, 257, 10_000])
+async def test_what_did_not_change_is_listed_once(
+    setting: Setting, kernel: Kernel, room: int
+) -> None:
+    inbox = await setting.inode(b"Inbox")
+    first = await kernel.list(inbox, room)
+    setting.operations.outdate_listings()
+    second = await kernel.list(inbox, room)
+    assert setting.listing_tree.listed == [inbox]
+    assert names(second) == names(first) == sorted([b"Sub", *map(name, range(COUNT))])
+    # The same attributes, made once.
+    assert all(one is other for (_, one), (_, other) in zip(first, second, strict=True))
+    for each, entry in second:
+        looked_up = await setting.operations.lookup(inbox, pyfuse3.FileNameT(each), CONTEXT)
+        assert entry.__getstate__() == looked_up.__getstate__()
+
+
+async def test_a_kept_listing_is_read_from_any_position(setting: Setting, kernel: Kernel) -> None:
+    handle = await kernel.open(await setting.inode(b"Inbox"))
+    everything = sorted([b"Sub", *map(name, range(COUNT))])
+    for position in (290, 3, COUNT, COUNT + 1, COUNT + 1000, 0):
+        taken = await kernel.read(handle, position)
+        assert [each for each, _, _ in taken] == everything[position:]
+        assert [following for _, _, following in taken] == [
+            *range(position + 1, len(everything) + 1)
+        ]
+    await setting.operations.releasedir(handle)
+
+
+async def test_every_commit_is_listed(setting: Setting, kernel: Kernel) -> None:
+    """Also before the kernel is told of it, as without anything kept."""
+    inbox = await setting.inode(b"Inbox")
+    before = dict(await kernel.list(inbox))
+
+    with setting.writing() as writer:
+        writer.put_emails([email(COUNT, "a")])
+    assert name(COUNT) in dict(await kernel.list(inbox))
+
+    with setting.writing() as writer:
+        writer.remove_emails(["M0"])
+    assert name(0) not in dict(await kernel.list(inbox))
+
+    with setting.writing() as writer:
+        writer.correct_size("b1", 4321)
+    assert dict(await kernel.list(inbox))[name(1)].st_size == 4321
+
+    with setting.writing() as writer:
+        writer.put_emails([email(2, "a", "b")])
+    entries = dict(await kernel.list(inbox))
+    assert entries[name(2)].st_nlink == 2
+    assert entries[b"Sub"].st_mtime_ns != before[b"Sub"].st_mtime_ns
+
+    with setting.writing() as writer:
+        writer.put_mailboxes([MailboxRecord("d", "New", "a")])
+    assert b"New" in dict(await kernel.list(inbox))
+    assert setting.listing_tree.listed == [inbox] * 6
+
+
+async def test_a_commit_while_it_is_listed_is_in_the_next_listing(
+    setting: Setting, kernel: Kernel
+) -> None:
+    inbox = await setting.inode(b"Inbox")
+
+    def expunge() -> None:
+        with setting.writing() as writer:
+            writer.remove_emails(["M0"])
+
+    setting.listing_tree.meanwhile = expunge
+    assert name(0) in names(await kernel.list(inbox))
+    assert name(0) not in names(await kernel.list(inbox))
+
+
+async def test_about_is_listed_as_it_is(setting: Setting, kernel: Kernel) -> None:
+    """The server's reach changes without a commit, and `.jmapfs.json` with it."""
+    about = ABOUT_NAME.encode()
+    sizes = set()
+    for reach in (Reachability(online=True), OFFLINE, Reachability(online=True)):
+        setting.reach = reach
+        for _ in range(2):
+            entry = dict(await kernel.list(ROOT))[about]
+            by_inode = await setting.operations.getattr(pyfuse3.InodeT(ABOUT_INODE), CONTEXT)
+            assert entry.__getstate__() == by_inode.__getstate__()
+            sizes.add(entry.st_size)
+    assert len(sizes) == 2
+    assert setting.listing_tree.listed == [ROOT] * 3
+
+
+async def test_what_is_older_than_news_is_not_lasting(setting: Setting, kernel: Kernel) -> None:
+    inbox = await setting.inode(b"Inbox")
+    handle = await kernel.open(inbox)
+    before = await kernel.read(handle, 0, 10)
+    setting.operations.outdate_listings()
+    after = await kernel.read(handle)
+    assert [each for each, _, _ in after][:10] == [each for each, _, _ in before]
+    assert len(after) == COUNT + 1
+    assert all(entry.entry_timeout == entry.attr_timeout == 0 for _, entry, _ in after)
+    # Whoever opens it now has nothing that is out of date.
+    assert all(entry.entry_timeout >= 3600 for _, entry in await kernel.list(inbox))
+    assert all(entry.attr_timeout >= 3600 for _, entry in await kernel.list(inbox))
+    assert setting.listing_tree.listed == [inbox]
+    await setting.operations.releasedir(handle)
+
+
+async def test_a_frozen_tree_stays_as_it_is(setting: Setting, kernel: Kernel) -> None:
+    inbox = await setting.inode(b"Inbox")
+    with frozen(setting) as (tree, listing_tree):
+        setting.operations.show(tree, listing_tree)
+        for number in range(3):
+            with setting.writing() as writer:
+                writer.remove_emails([f"M{number}"])
+            assert names(await kernel.list(inbox))[:2] == [b"Sub", name(0)]
+        assert listing_tree.listed == [inbox]
+        setting.operations.show(setting.tree, setting.listing_tree)
+        assert names(await kernel.list(inbox))[:2] == [b"Sub", name(3)]
+
+
+@pytest.mark.usefixtures("alike")
+async def test_a_frozen_tree_and_the_live_one_have_listings_of_their_own(
+    setting: Setting, kernel: Kernel
+) -> None:
+    inbox = await setting.inode(b"Inbox")
+    with frozen(setting) as (tree, listing_tree):
+        with setting.writing() as writer:
+            writer.remove_emails(["M0"])
+        for _ in range(2):
+            setting.operations.show(setting.tree, setting.listing_tree)
+            assert name(0) not in names(await kernel.list(inbox))
+            setting.operations.show(tree, listing_tree)
+            assert name(0) in names(await kernel.list(inbox))
+
+
+@pytest.mark.usefixtures("alike")
+async def test_a_listing_that_ends_in_another_tree_is_not_kept(
+    setting: Setting, kernel: Kernel
+) -> None:
+    inbox = await setting.inode(b"Inbox")
+    with frozen(setting) as (tree, listing_tree):
+        with setting.writing() as writer:
+            writer.remove_emails(["M0"])
+        setting.listing_tree.meanwhile = lambda: setting.operations.show(tree, listing_tree)
+        assert name(0) not in names(await kernel.list(inbox))
+        assert name(0) in names(await kernel.list(inbox))
+        assert listing_tree.listed == [inbox]
+
+
+def files(count: int, first: int = 0) -> DirectoryListing:
+    listing = Listing()
+    listing.extend(
+        (f"m{number:04}.eml", 100 + number, number, 0, 1) for number in range(first, first + count)
+    )
+    return DirectoryListing((), listing)
+
+
+def test_what_is_kept_is_bounded() -> None:
+    listings = KeptListings(AttributeWriter(Ownership(0, 0)), limit=100)
+    assert listings.keep(1, files(101), 1) is None
+    assert listings.get(1, 1) is None
+    for inode in (1, 2):
+        assert listings.keep(inode, files(40), 1) is not None
+    assert listings.get(1, 1) is not None
+    # The one that was used longest ago makes room.
+    assert listings.keep(3, files(40), 1) is not None
+    assert [inode for inode in (1, 2, 3) if listings.get(inode, 1) is not None] == [1, 3]
+    assert listings.get(3, 2) is None
+    # Empty directories are not for nothing.
+    for inode in range(10, 1000):
+        listings.keep(inode, files(0), 1)
+    assert sum(listings.get(inode, 1) is not None for inode in range(1000)) <= 100
+    listings.clear()
+    assert all(listings.get(inode, 1) is None for inode in range(1000))
+
+
+async def test_what_is_too_long_is_listed_each_time(
+    setting: Setting, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting.operations._listings, "_limit", COUNT)
+    inbox = await setting.inode(b"Inbox")
+    for _ in range(2):
+        entries = await kernel.list(inbox, 64)
+        assert names(entries) == sorted([b"Sub", *map(name, range(COUNT))])
+        assert all(entry.entry_timeout >= 3600 for _, entry in entries)
+    assert setting.listing_tree.listed == [inbox] * 2
+
+
+async def opened_and_closed(setting: Setting, inode: pyfuse3.InodeT) -> None:
+    opened = await setting.open(inode)
+    await setting.operations.release(opened.fh)
+
+
+async def test_what_a_file_is_is_asked_once_until_there_are_news(setting: Setting) -> None:
+    inode = await setting.inode(b"Inbox", name(5))
+    for _ in range(3):
+        await opened_and_closed(setting, inode)
+    assert setting.tree.asked == [inode]
+    setting.operations.outdate_listings()
+    for _ in range(3):
+        await opened_and_closed(setting, inode)
+    assert setting.tree.asked == [inode] * 2
+    assert not setting.content.held
+
+
+async def test_what_is_gone_is_not_opened_after_the_news(setting: Setting) -> None:
+    inode = await setting.inode(b"Inbox", name(5))
+    await opened_and_closed(setting, inode)
+    with setting.writing() as writer:
+        writer.remove_emails(["M5"])
+    # The kernel has not been told yet, and opens what it knows.
+    opened = await setting.open(inode)
+    setting.operations.outdate_listings()
+    # Who has it open reads on.
+    assert bytes(await setting.operations.read(opened.fh, 0, 4)) == b"xxxx"
+    await setting.operations.release(opened.fh)
+    for _ in range(2):
+        with pytest.raises(pyfuse3.FUSEError) as failure:
+            await setting.open(inode)
+        assert failure.value.errno == errno.ENOENT
+    assert setting.tree.asked == [inode] * 3
+    # What comes back is there again at once: that something is not there is never kept.
+    with setting.writing() as writer:
+        writer.put_emails([email(5, "a")])
+    await opened_and_closed(setting, inode)
+
+
+async def test_a_corrected_size_is_served_after_the_news(setting: Setting) -> None:
+    inode = await setting.inode(b"Inbox", name(5))
+    await opened_and_closed(setting, inode)
+    with setting.writing() as writer:
+        writer.correct_size("b5", 2000)
+    setting.operations.outdate_listings()
+    opened = await setting.open(inode)
+    await setting.operations.read(opened.fh, 0, 10)
+    assert setting.content.reads == [("b5", 2000, 0, 10)]
+    await setting.operations.release(opened.fh)
+
+
+async def test_a_corrected_size_is_served_without_news_to_who_found_out(setting: Setting) -> None:
+    """The news may fail to come, or be held back; the next to open it has the true size."""
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    with setting.writing() as writer:
+        writer.correct_size("b5", 2000)
+    setting.content.error = BlobMismatchError("another size")
+    with pytest.raises(pyfuse3.FUSEError):
+        await setting.operations.read(opened.fh, 0, 10)
+    setting.content.error = None
+    await setting.operations.release(opened.fh)
+    again = await setting.open(inode)
+    await setting.operations.read(again.fh, 0, 10)
+    assert setting.content.reads[-1] == ("b5", 2000, 0, 10)
+    await setting.operations.release(again.fh)
+
+
+async def test_a_frozen_tree_says_by_itself_what_a_file_is(setting: Setting) -> None:
+    inode = await setting.inode(b"Inbox", name(5))
+    await opened_and_closed(setting, inode)
+    with frozen(setting) as (tree, listing_tree):
+        with setting.writing() as writer:
+            writer.remove_emails(["M5"])
+        setting.operations.show(tree, listing_tree)
+        await opened_and_closed(setting, inode)
+        assert tree.asked == [inode]
+        # It is gone from the live tree, and stays in this one whatever news there are.
+        setting.operations.outdate_listings()
+        await opened_and_closed(setting, inode)
+        setting.operations.show(setting.tree, setting.listing_tree)
+        with pytest.raises(pyfuse3.FUSEError):
+            await setting.open(inode)

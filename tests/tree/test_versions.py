@@ -1,0 +1,97 @@
+"""Versions of directories: what makes another of one, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from jmapfs.errors import EntryNotFoundError
+from jmapfs.index import EmailRecord, IndexDatabase, IndexReader, MailboxRecord
+from jmapfs.names import ROOT_INODE, in_account
+from jmapfs.tree import CombinedTree, Reachability, Tree
+
+
+class Account:
+    """An index with an empty `Inbox`, the tree of it, and what that says of the server's reach."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.database = IndexDatabase(directory)
+        self.database.prepare()
+        with self.database.writer() as writer, writer.transaction():
+            writer.put_mailboxes([MailboxRecord("in", "Inbox")])
+        self.reach = Reachability(online=True)
+        self.reader: IndexReader = stack.enter_context(self.database.reader())
+        self.tree = Tree(self.reader, lambda: self.reach)
+        self.inbox = self.tree.lookup(ROOT_INODE, b"Inbox").inode
+
+    def add(self, number: int) -> None:
+        with self.database.writer() as writer, writer.transaction():
+            writer.put_emails(
+                [EmailRecord(f"e{number}", f"b{number}", "", 0, 1, f"s{number}", ("in",))]
+            )
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_every_commit_makes_another_version(tmp_path: Path, stack: ExitStack) -> None:
+    account = Account(tmp_path, stack)
+    seen = []
+    for number in range(5):
+        seen.append(account.tree.version(account.inbox))
+        # Reading makes none.
+        account.tree.listing(account.inbox)
+        assert account.tree.version(account.inbox) == seen[-1]
+        account.add(number)
+    assert len(set(seen)) == 5
+
+
+def test_a_pinned_tree_has_one_version(tmp_path: Path, stack: ExitStack) -> None:
+    account = Account(tmp_path, stack)
+    with account.reader.pinned():
+        version = account.tree.version(account.inbox)
+        account.add(1)
+        assert account.tree.version(account.inbox) == version
+    assert account.tree.version(account.inbox) != version
+
+
+def test_the_reach_is_in_the_version_of_the_root_alone(tmp_path: Path, stack: ExitStack) -> None:
+    account = Account(tmp_path, stack)
+    root, inbox = account.tree.version(ROOT_INODE), account.tree.version(account.inbox)
+    account.reach = Reachability(online=False, since=1.0, error="refused")
+    assert account.tree.version(ROOT_INODE) != root
+    assert account.tree.version(account.inbox) == inbox
+    account.reach = Reachability(online=True)
+    assert account.tree.version(ROOT_INODE) == root
+
+
+def test_accounts_have_versions_of_their_own(tmp_path: Path, stack: ExitStack) -> None:
+    accounts = {slot: Account(tmp_path / str(slot), stack) for slot in (1, 2)}
+    combined = CombinedTree(
+        {slot: account.tree for slot, account in accounts.items()}, {1: "one", 2: "two"}
+    )
+
+    def versions() -> list[object]:
+        inodes = [ROOT_INODE]
+        for slot, account in accounts.items():
+            inodes += [in_account(slot, ROOT_INODE), in_account(slot, account.inbox)]
+        return [combined.version(inode) for inode in inodes]
+
+    def changed(before: list[object]) -> list[bool]:
+        return [one != other for one, other in zip(before, versions(), strict=True)]
+
+    before = versions()
+    assert not any(changed(before))
+    accounts[2].add(1)
+    assert changed(before) == [True, False, False, True, True]
+    before = versions()
+    accounts[1].reach = Reachability(online=False)
+    assert changed(before) == [True, True, False, False, False]
+    with pytest.raises(EntryNotFoundError):
+        combined.version(in_account(3, ROOT_INODE))
