@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from jmapfs import __version__
-from jmapfs.cli import asking, listing, mounting, showing
+from jmapfs.cli import asking, listing, mounting, prefetching, showing
 from jmapfs.cli.display import console
 from jmapfs.cli.quantities import Duration, Size
 from jmapfs.errors import JmapfsError
@@ -142,6 +142,17 @@ def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -
 def thaw_command(mountpoint: Path) -> None:
     """End a freeze: MOUNTPOINT follows the account again."""
     asking.thaw(resolve(mountpoint))
+
+
+@cli.command("prefetch")
+@click.argument("paths", type=_DIRECTORY, metavar="PATH…", nargs=-1, required=True)
+def prefetch_command(paths: tuple[Path, ...]) -> None:
+    """Fetch all mail below PATH, a mountpoint or a directory or mail in it, into the cache.
+
+    Ahead of a flight, or of a backup. What is cached already is not fetched again, so it can be
+    interrupted at any time, and goes on when it is begun again.
+    """
+    click.echo(prefetching.prefetch(paths))
 
 
 @cli.command("accounts")

@@ -1,23 +1,35 @@
 """Content: single flight, checks and limits, over the caches, under everything that reads mail."""
 
+from jmapfs.fetch.ahead import ReadAhead
+from jmapfs.fetch.bulk import Lane
 from jmapfs.fetch.content import (
     DEFAULT_DOWNLOAD_TIMEOUT,
     DEFAULT_READ_TIMEOUT,
     Content,
-    SizeMismatch,
     open_content,
 )
 from jmapfs.fetch.counters import ContentCounters
 from jmapfs.fetch.flights import Flight
-from jmapfs.fetch.source import BlobSource
+from jmapfs.fetch.mismatches import SizeMismatch
+from jmapfs.fetch.prefetch import Checked, Fetched, Prefetcher, is_obstacle
+from jmapfs.fetch.source import BatchLimits, BlobSource
+from jmapfs.fetch.supply import PageCache
 
 __all__ = [
     "DEFAULT_DOWNLOAD_TIMEOUT",
     "DEFAULT_READ_TIMEOUT",
+    "BatchLimits",
     "BlobSource",
+    "Checked",
     "Content",
     "ContentCounters",
+    "Fetched",
     "Flight",
+    "Lane",
+    "PageCache",
+    "Prefetcher",
+    "ReadAhead",
     "SizeMismatch",
+    "is_obstacle",
     "open_content",
 ]

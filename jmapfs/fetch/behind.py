@@ -6,6 +6,7 @@ While one batch is being written the next one gathers: under load a transaction 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import trio
@@ -39,21 +40,32 @@ class WriteBehind:
         """Return a blob that waits to be written, or None."""
         return self._waiting.get(blob_id)
 
-    async def offer(self, blob_id: str, data: bytes) -> None:
-        """Have a blob written; while there is no room wait a second for it, then let it be."""
+    async def offer(self, blobs: Sequence[tuple[str, bytes]]) -> None:
+        """Have blobs written; while there is no room wait a second for it, then let them be."""
         if not self._disk.limit_bytes:
             return
+        size = sum(len(data) for _, data in blobs)
         with trio.move_on_after(_PATIENCE_SECONDS):
-            while self._bytes + len(data) > _LIMIT_BYTES and self._waiting:
-                await self._changed.wait()
-        if blob_id in self._waiting:
-            return
-        if self._bytes + len(data) > _LIMIT_BYTES and self._waiting:
-            self._counters.unkept += 1
-            return
-        self._waiting[blob_id] = data
-        self._bytes += len(data)
+            await self.room(size)
+        for blob_id, data in blobs:
+            if blob_id in self._waiting:
+                continue
+            if self._bytes + len(data) > _LIMIT_BYTES and self._waiting:
+                self._counters.unkept += 1
+                continue
+            self._waiting[blob_id] = data
+            self._bytes += len(data)
         self._signal()
+
+    async def room(self, size: int) -> None:
+        """Return when there is room for so many bytes, or when nothing waits."""
+        while self._bytes + size > _LIMIT_BYTES and self._waiting:
+            await self._changed.wait()
+
+    async def written(self, blob_ids: Collection[str]) -> None:
+        """Return when none of these waits any more: it is on the disk, or the disk refused it."""
+        while not self._waiting.keys().isdisjoint(blob_ids):
+            await self._changed.wait()
 
     async def run(self) -> None:
         """Write, until cancelled; now and then also what the disk cache has to note."""

@@ -8,7 +8,7 @@ any point, and there is no lock; between two awaits nothing changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -18,11 +18,13 @@ import trio
 from jmapfs.cache import DiskCache, MemoryCache
 from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, UnreachableError
 from jmapfs.fetch.behind import WriteBehind
+from jmapfs.fetch.bulk import Bulk, Lane, Ordered
 from jmapfs.fetch.counters import ContentCounters
-from jmapfs.fetch.delivery import Deliveries, extra_time
+from jmapfs.fetch.delivery import Arrived, Deliveries, Show, extra_time
 from jmapfs.fetch.download import Downloader
 from jmapfs.fetch.flights import Flight, Flights
 from jmapfs.fetch.held import HeldBlobs, Readable
+from jmapfs.fetch.mismatches import SizeMismatch, SizeMismatches
 from jmapfs.fetch.source import BlobSource
 from jmapfs.fetch.threads import DiskThreads
 
@@ -32,8 +34,6 @@ DEFAULT_READ_TIMEOUT: Final = 30.0
 DEFAULT_DOWNLOAD_TIMEOUT: Final = 60.0
 
 _FLUSH_SECONDS: Final = 5.0
-
-SizeMismatch = Callable[[str, int], Awaitable[None]]
 
 
 class Content:
@@ -55,12 +55,11 @@ class Content:
         self._disk = disk
         self._memory = memory
         self._nursery = nursery
-        self._on_size_mismatch = on_size_mismatch
+        self._mismatches = SizeMismatches(on_size_mismatch, nursery, self.counters)
         self._read_timeout = read_timeout
         self._threads = DiskThreads()
         self._flights = Flights()
         self._held = HeldBlobs(self._close_behind)
-        self._corrections: dict[tuple[str, int], trio.Event] = {}
         self._closing = False
         self._behind = WriteBehind(disk, self._threads, self.counters)
         downloader = Downloader(source, disk, self._threads, self.counters, parallel=downloads)
@@ -74,6 +73,7 @@ class Content:
             self.counters,
             timeout=download_timeout,
         )
+        self._bulk = Bulk(source, self._deliveries, nursery, timeout=download_timeout)
 
     def hold(self, blob_id: str) -> None:
         """Keep the blob at hand once it has been read, until `release`: a file was opened."""
@@ -132,23 +132,45 @@ class Content:
             or self._held.get(blob_id) is not None
         )
 
-    def expect(self, blob_id: str) -> Flight | None:
-        """Promise to deliver a small blob: reads of it now wait for the caller.
+    def near(self, blob_id: str) -> bytes | None:
+        """Return the content of a small blob that is in memory, or None."""
+        data = self._memory.get(blob_id)
+        return self._behind.get(blob_id) if data is None else data
 
-        The caller ends the flight whatever happens: by `accept`, or its `fail` or `withdraw`. None
+    @property
+    def behind(self) -> WriteBehind:
+        """What is on its way to the disk cache."""
+        return self._behind
+
+    def flight(self, blob_id: str) -> Flight | None:
+        """Return the flight of a blob that is on its way, whoever it is for; or None."""
+        return self._flights.get(blob_id)
+
+    def expect(self, blob_id: str) -> Flight | None:
+        """Promise to deliver a blob: reads of it now wait for the caller.
+
+        The caller ends the flight whatever happens: by `recall`, `order` or its `withdraw`. None
         if the blob is near or on its way; whether it is on the disk is for the caller to ask.
         """
         if self._closing or self.is_near(blob_id) or self._flights.get(blob_id) is not None:
             return None
         return self._flights.begin(blob_id)
 
-    async def accept(self, flight: Flight, data: bytes) -> None:
-        """Deliver the content of a blob that was promised by `expect`.
+    def put_off(self, flight: Flight, size: int) -> None:
+        """Let a flight wait until the caller claims it; who comes to wait for it flies it at once.
 
-        Raises:
-            BlobMismatchError: these are not its bytes; the flight has failed with it.
+        `size` is that of the blob in bytes, as far as is known.
         """
-        await self._deliveries.accept(flight, data)
+        flight.put_off(partial(self._nursery.start_soon, self._deliveries.fly, flight, size))
+
+    async def recall(self, arrived: Sequence[Arrived], show: Show) -> None:
+        """Deliver blobs from the disk cache, their checksums verified, and show them."""
+        self.counters.recalled += len(arrived)
+        await self._deliveries.hand_over(arrived, show)
+
+    def order(self, lane: Lane, ordered: Iterable[Ordered]) -> None:
+        """Have the server's blobs brought by a lane, behind what is in it already."""
+        self._bulk.order(lane, ordered)
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Write to the disk what came from the network, until `scope` is cancelled."""
@@ -158,6 +180,7 @@ class Content:
     async def flush(self) -> None:
         """Begin no more flights, and return when everything is on the disk; `run` is at work."""
         self._closing = True
+        self._mismatches.close()
         await self._behind.flush()
         await self._threads.run_abandonable(self._disk.write_touches)
 
@@ -187,16 +210,14 @@ class Content:
         found = await self._look(blob_id, expected_size)
         size = len(found) if isinstance(found, bytes) else found.size
         if size != expected_size:
-            await self._report(blob_id, size)
+            await self._mismatches.report(blob_id, size)
             raise BlobMismatchError(f"a mail has {size} bytes, not {expected_size}")
         return found
 
     async def _look(self, blob_id: str, expected_size: int) -> bytes | Readable:
         flown = False
         while True:
-            data = self._memory.get(blob_id)
-            if data is None:
-                data = self._behind.get(blob_id)
+            data = self.near(blob_id)
             if data is not None:
                 self.counters.memory_hits += not flown
                 return data
@@ -216,24 +237,6 @@ class Content:
             data = await flight.wait()
             if data is not None:
                 return data
-
-    async def _report(self, blob_id: str, size: int) -> None:
-        corrected = self._corrections.get((blob_id, size))
-        if corrected is None and not self._closing:
-            corrected = self._corrections[blob_id, size] = trio.Event()
-            self.counters.mismatches += 1
-            self._nursery.start_soon(self._correct, blob_id, size)
-        if corrected is not None:
-            await corrected.wait()
-
-    async def _correct(self, blob_id: str, size: int) -> None:
-        # In the nursery: the correction is not lost with the reader who found the need for it.
-        try:
-            await self._on_size_mismatch(blob_id, size)
-        except Exception:  # noqa: BLE001 - whatever it is, mail is still to be served
-            _log.exception("the size of a mail could not be corrected")
-        finally:
-            self._corrections.pop((blob_id, size)).set()
 
     def _close_behind(self, blob: Readable) -> None:
         if self._closing:

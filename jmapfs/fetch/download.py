@@ -7,7 +7,7 @@ the case that there is no disk to put it on, and then one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -68,7 +68,7 @@ class Downloader:
             StorageError: a large blob, and neither disk nor memory has room for it.
             JmapfsError: what the source raises.
         """
-        if not flight.waiters:
+        if not flight.waiters and not flight.ahead:
             raise UnwantedError
         with trio.CancelScope() as flight.queue:
             await self._limiter.acquire_on_behalf_of(flight)
@@ -89,22 +89,17 @@ class Downloader:
         self._counters.downloaded_bytes += length
         return found
 
-    async def check(self, blob_id: str, data: bytes) -> None:
-        """Check the content of a blob that came whole.
-
-        Raises:
-            BlobMismatchError: these are not its bytes.
-        """
-        check = ContentCheck(blob_id, enabled=self._source.blob_ids_are_sha1)
-        if len(data) > _HASHED_AT_ONCE_BYTES:
-            await self._threads.run_abandonable(partial(check.update, data))
-        else:
-            check.update(data)
-        check.finish()
+    async def check_many(self, blobs: Sequence[tuple[str, bytes]]) -> dict[str, BlobMismatchError]:
+        """Check the content of blobs that came whole; return what is wrong, by blob id."""
+        enabled = self._source.blob_ids_are_sha1
+        if sum(len(data) for _, data in blobs) > _HASHED_AT_ONCE_BYTES:
+            return await self._threads.run_abandonable(partial(_mismatches, blobs, enabled=enabled))
+        return _mismatches(blobs, enabled=enabled)
 
     async def _download_small(self, blob_id: str, until: float) -> bytes:
         data = await self._source.download_blob(blob_id, deadline=_seconds_to(until))
-        await self.check(blob_id, data)
+        for error in (await self.check_many([(blob_id, data)])).values():
+            raise error
         return data
 
     async def _download_large(self, blob_id: str, size: int, until: float) -> Readable:
@@ -164,6 +159,20 @@ class Downloader:
                     await self._threads.run(partial(write, piece))
                     piece = bytearray()
         await self._threads.run(partial(write, piece))
+
+
+def _mismatches(
+    blobs: Sequence[tuple[str, bytes]], *, enabled: bool
+) -> dict[str, BlobMismatchError]:
+    wrong = {}
+    for blob_id, data in blobs:
+        check = ContentCheck(blob_id, enabled=enabled)
+        check.update(data)
+        try:
+            check.finish()
+        except BlobMismatchError as error:
+            wrong[blob_id] = error
+    return wrong
 
 
 def _write(writer: LargeWriter, check: ContentCheck, piece: bytearray) -> None:

@@ -6,24 +6,28 @@ reads ahead. Those who wait can leave at any time; that ends nothing but their w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 
 class Flight:
     """A blob on its way. Whoever began it ends it, by `deliver`, `fail` or `withdraw`.
 
-    `waiters` is how many wait right now; `wanted` is set when the first begins to, so that one who
-    reads ahead can bring this blob forward. `queue` is the scope in which the delivery waits for
-    its turn: when the last waiter leaves meanwhile, it is cancelled.
+    `waiters` is how many wait right now. `ahead` says that it is delivered whether anybody waits
+    or not. `queue` is the scope in which the delivery waits for its turn: when the last waiter
+    leaves meanwhile, it is cancelled.
     """
 
     def __init__(self, flights: Flights, blob_id: str) -> None:
         self.blob_id = blob_id
         self.waiters = 0
-        self.wanted = trio.Event()
+        self.ahead = False
         self.queue: trio.CancelScope | None = None
         self._flights = flights
+        self._forward: Callable[[], None] | None = None
         self._landed = trio.Event()
+        self._delivered = False
         self._data: bytes | None = None
         self._error: Exception | None = None
 
@@ -32,6 +36,20 @@ class Flight:
         """Whether it has ended."""
         return self._landed.is_set()
 
+    @property
+    def delivered(self) -> bool:
+        """Whether it has brought the blob."""
+        return self._delivered
+
+    @property
+    def error(self) -> Exception | None:
+        """What it has failed with, if it has."""
+        return self._error
+
+    async def ended(self) -> None:
+        """Return when it has ended, one way or another; who only watches brings nothing forward."""
+        await self._landed.wait()
+
     async def wait(self) -> bytes | None:
         """Return the content; or None when it is to be looked for again.
 
@@ -39,20 +57,39 @@ class Flight:
             Exception: what the delivery failed with; the same for all who wait.
         """
         self.waiters += 1
-        self.wanted.set()
+        forward, self._forward = self._forward, None
+        if forward is not None:
+            forward()
         try:
             await self._landed.wait()
         finally:
             self.waiters -= 1
-            if not self.waiters and self.queue is not None:
+            if not self.waiters and self.queue is not None and not self.ahead:
                 self.queue.cancel()
         if self._error is not None:
             raise self._error
         return self._data
 
+    def put_off(self, forward: Callable[[], None]) -> None:
+        """Let the flight wait for its turn; `forward` is called if somebody comes to wait for it.
+
+        It begins with `claim`, unless `forward` was called, which sees to it that it flies at once.
+        """
+        if self.waiters:
+            forward()
+        else:
+            self._forward = forward
+
+    def claim(self) -> bool:
+        """Begin a flight that was put off; False where it was brought forward meanwhile."""
+        forward, self._forward = self._forward, None
+        return forward is not None
+
     def deliver(self, data: bytes | None) -> None:
         """Hand the content to all who wait; None where they find it open (a large blob)."""
-        self._data = data
+        # Who keeps the flight to see what becomes of it is not to keep the content.
+        self._data = data if self.waiters else None
+        self._delivered = True
         self._land()
 
     def fail(self, error: Exception) -> None:

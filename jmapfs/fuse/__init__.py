@@ -1,5 +1,6 @@
 """The kernel's side: pyfuse3's operations, answered from the tree and the content. No more."""
 
 from jmapfs.fuse.operations import FileContent, MailOperations
+from jmapfs.fuse.page_cache import KernelPages
 
-__all__ = ["FileContent", "MailOperations"]
+__all__ = ["FileContent", "KernelPages", "MailOperations"]

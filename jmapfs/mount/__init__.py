@@ -14,15 +14,20 @@ from jmapfs.mount.places import (
     socket_directory,
     socket_name,
 )
+from jmapfs.mount.prefetching import PREFETCH_STEP, FetchedMails, MissingMails, Reason
 from jmapfs.mount.report import PipeReport, Report
 from jmapfs.mount.request import AccountSource, MountRequest
 from jmapfs.mount.unmounting import unmount
 
 __all__ = [
+    "PREFETCH_STEP",
     "AccountSource",
+    "FetchedMails",
+    "MissingMails",
     "MountOptions",
     "MountRequest",
     "PipeReport",
+    "Reason",
     "Report",
     "Stopped",
     "ask",

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,8 @@ from jmapfs.errors import (
     StorageError,
     lone_errors,
 )
-from jmapfs.fetch import Content, open_content
+from jmapfs.fetch import Content, ReadAhead, open_content
+from jmapfs.fuse import KernelPages
 from jmapfs.index import FileRecord, IndexDatabase, IndexReader
 from jmapfs.jmap import Client, connect
 from jmapfs.mount.downloads import AccountBlobs, TotalTraffic
@@ -27,13 +28,15 @@ from jmapfs.mount.lead import Lead
 from jmapfs.mount.places import account_directory
 from jmapfs.mount.report import Report
 from jmapfs.mount.request import AccountSource, MountRequest
-from jmapfs.names import in_account
+from jmapfs.names import in_account, of_account
 from jmapfs.sync import Keeper
 from jmapfs.tree import Reachability, Tree
 
 _log = logging.getLogger(__name__)
 
 _MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
+# What is read ahead has to fit, should the kernel not take it.
+_READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
 _CONCURRENCY: Final = 8
 
 
@@ -48,6 +51,8 @@ class MountedAccount:
     content: Content
     keeper: Keeper
     traffic: TotalTraffic
+    pages: KernelPages
+    ahead: ReadAhead | None = None
     news: KernelNews | None = None
 
     def view(self, reader: IndexReader) -> Tree:
@@ -70,8 +75,22 @@ class MountedAccount:
         """Return the number that the kernel knows an inode of this account by."""
         return in_account(self.slot, inode) if self.slot else inode
 
+    def inward(self, inode: int) -> int:
+        """Return the number of this account's own that the kernel knows by another."""
+        return of_account(inode)[1] if self.slot else inode
+
+    def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
+        """Hand contents (by inode) to the kernel; return the inodes it did not take."""
+        outward = {self.outward(inode): inode for inode, _ in files}
+        refused = self.pages.store(
+            [(number, data) for number, (_, data) in zip(outward, files, strict=True)]
+        )
+        return {outward[number] for number in refused}
+
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
+        if self.ahead is not None and offset == 0:
+            self.ahead.note(self.inward(record.inode))
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
@@ -88,13 +107,15 @@ async def open_account(
     request: MountRequest,
     source: AccountSource,
     report: Report,
+    pages: KernelPages,
     *,
     slot: int = 0,
     accounts: int = 1,
 ) -> AsyncIterator[MountedAccount]:
     """Open an account, bring it up to date, and keep it so while the context lasts.
 
-    `accounts` is how many share the server's patience.
+    `pages` is where content goes that is read ahead. `accounts` is how many share the server's
+    patience.
 
     Raises:
         BusyError: another process is still listing it.
@@ -142,18 +163,28 @@ async def open_account(
                 on_size_mismatch=corrections.correct,
             )
         )
-        account = MountedAccount(source, slot, database, disk, content, keeper, traffic)
+        account = MountedAccount(source, slot, database, disk, content, keeper, traffic, pages)
+        reader, chunk_reader = (stack.enter_context(database.reader()) for _ in range(2))
         stack.enter_context(lone_errors())
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(
             functools.partial(keeper.run, report.progress, may_start_offline=_is_complete(database))
+        )
+        account.ahead = ReadAhead(
+            content,
+            disk,
+            account,
+            reader,
+            chunk_reader,
+            nursery,
+            limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
         if not keeper.condition.online:
             report.notice(f"offline, showing what is known: {keeper.condition.error}")
         try:
             yield account
         finally:
-            account.news = None
+            account.news = account.ahead = None
             nursery.cancel_scope.cancel()
 
 

@@ -13,6 +13,7 @@ from jmapfs.fuse import MailOperations
 from jmapfs.mount.account import MountedAccount
 from jmapfs.mount.control import Command
 from jmapfs.mount.freezing import Freezer
+from jmapfs.mount.prefetching import Prefetching
 from jmapfs.mount.request import MountRequest
 from jmapfs.mount.status import mount_status
 
@@ -34,6 +35,7 @@ class Commands:
         self._accounts = accounts
         self._operations = operations
         self._freezer = freezer
+        self._prefetching = Prefetching(accounts, freezer)
 
     def table(self) -> Mapping[str, Command]:
         """Return the commands by their names."""
@@ -42,6 +44,8 @@ class Commands:
             "sync": self.sync,
             "freeze": self.freeze,
             "thaw": self.thaw,
+            "missing": self._prefetching.missing,
+            "prefetch": self._prefetching.prefetch,
         }
 
     async def status(self, _arguments: Mapping[str, Any]) -> object:

@@ -23,7 +23,7 @@ import pyfuse3
 import trio
 
 from jmapfs.errors import MountpointError, lone_errors
-from jmapfs.fuse import MailOperations
+from jmapfs.fuse import KernelPages, MailOperations
 from jmapfs.mount import kernel_queue, mountpoint
 from jmapfs.mount.account import MountedAccount, open_account
 from jmapfs.mount.choosing import chosen_accounts
@@ -97,10 +97,11 @@ class _Signals:
 
 async def _serve(request: MountRequest, report: Report, signals: _Signals) -> None:
     chosen = await chosen_accounts(request, report)
+    pages = KernelPages()
     async with contextlib.AsyncExitStack() as stack:
         accounts = [
             await stack.enter_async_context(
-                open_account(request, source, report, slot=slot, accounts=len(chosen))
+                open_account(request, source, report, pages, slot=slot, accounts=len(chosen))
             )
             for slot, source in chosen.items()
         ]
@@ -120,7 +121,7 @@ async def _serve(request: MountRequest, report: Report, signals: _Signals) -> No
             reader = stack.enter_context(account.database.reader())
             account.news = KernelNews(reader, account.outward, operations.outdate_listings)
         await trio.to_thread.run_sync(_clear, request, report)
-        with _mounted(operations, request, signals, accounts):
+        with _mounted(operations, request, signals, accounts, pages):
             await _answer(request, report, signals, accounts, operations, view)
 
 
@@ -177,6 +178,7 @@ def _mounted(
     request: MountRequest,
     signals: _Signals,
     accounts: Sequence[MountedAccount],
+    pages: KernelPages,
 ) -> Iterator[None]:
     """Have the operations mounted; unmount at an orderly end, and at no other."""
     options = request.options
@@ -208,5 +210,6 @@ def _mounted(
             if account.news is not None:
                 account.news.stop()
                 account.news = None
+        pages.stop()
         # A bug elsewhere cancels what is done here: only a signal makes that an orderly end.
         pyfuse3.close(unmount=orderly or signals.received)

@@ -7,10 +7,10 @@ there is none, is here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from jmapfs.errors import AuthenticationError, UnreachableError
-from jmapfs.jmap import BlobStream, Client, Traffic
+from jmapfs.jmap import BatchLimits, BlobStream, Client, Traffic
 from jmapfs.sync import Keeper
 
 
@@ -44,6 +44,25 @@ class AccountBlobs:
     def blob_ids_are_sha1(self) -> bool:
         """Whether content can be checked by its id."""
         return self._client().session.blob_ids_are_sha1
+
+    @property
+    def batch_limits(self) -> BatchLimits | None:
+        """What `download_batch` takes; None where blobs can only be had one by one."""
+        client = self._keeper.client
+        return None if client is None else client.batch_limits
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be under way at once."""
+        client = self._keeper.client
+        return 1 if client is None else client.api.transport.concurrency
+
+    async def download_batch(
+        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+    ) -> dict[str, bytes]:
+        """Return those of the blobs that one request could bring whole."""
+        with self._watched():
+            return await self._client().download_batch(blobs, deadline=deadline)
 
     async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
         """Return the content of a blob."""

@@ -33,7 +33,7 @@ class Frozen:
 
 
 class Freezer:
-    """Freezes and thaws the tree of a mount; `frozen` says whether it is."""
+    """Freezes and thaws the tree of a mount; `frozen` says whether it is, `view` what is shown."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Freezer:
         nursery: trio.Nursery,
     ) -> None:
         self.frozen: Frozen | None = None
+        self.view = live
         self._accounts = accounts
         self._operations = operations
         self._live = live
@@ -63,8 +64,8 @@ class Freezer:
                 raise BusyError(f"the mount is frozen already, until {until}")
             # Without an await from here to `show`: no later state may be seen in between.
             readers = [self._pinned_readers(account) for account in self._accounts]
-            frozen = View.of(self._accounts, [three[:2] for three in readers], still=True)
-            self._operations.show(frozen.tree, frozen.listing_tree)
+            self.view = View.of(self._accounts, [three[:2] for three in readers], still=True)
+            self._operations.show(self.view.tree, self.view.listing_tree)
             now = time.time()
             self.frozen = Frozen(now, now + seconds)
             self._expiry = trio.CancelScope()
@@ -87,7 +88,8 @@ class Freezer:
                 return False
             self._expiry.cancel()
             self.frozen = None
-            self._operations.show(self._live.tree, self._live.listing_tree)
+            self.view = self._live
+            self._operations.show(self.view.tree, self.view.listing_tree)
             # A listing of the frozen tree may still be under way in its thread.
             await self._operations.listings_done()
             self._stack.close()

@@ -32,6 +32,7 @@ async def mount_status(
         "pid": os.getpid(),
         "frozen": frozen and {name: _text(when) for name, when in asdict(frozen).items()},
         "fuse": dict(sorted(operations.counts.items())),
+        "pages": {"stored": accounts[0].pages.stored},
     }
     if request.all_accounts:
         return status | {"accounts": each, "online": all(one["online"] for one in each)}
@@ -66,6 +67,7 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
             "blobs": cache.blobs,
             "hits": counters.memory_hits + counters.disk_hits,
         },
+        "ahead": {"downloaded": counters.ahead, "recalled": counters.recalled},
         "http": {
             "requests": traffic.requests,
             "blobs": traffic.blobs,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -16,8 +17,20 @@ from jmapfs.fetch import Content, open_content
 MIB = 1024 * 1024
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What one request for several blobs may ask for."""
+
+    blobs: int
+    bytes: int = MIB
+
+
 class FakeSource:
-    """Blobs in a dictionary; `delay` seconds a download, `error` raised instead once it is set."""
+    """Blobs in a dictionary; `delay` seconds a download, `error` raised instead once it is set.
+
+    With `batch_limits` several come at once, but for those in `unbatched`. `batches` has the ids of
+    each request; `batch_error` is raised by it once it is set.
+    """
 
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
         self.blobs = blobs or {}
@@ -29,6 +42,32 @@ class FakeSource:
         self.running = 0
         self.most_running = 0
         self.chunk = 65_536
+        self.concurrency = 8
+        self.batch_limits: Limits | None = None
+        self.batches: list[list[str]] = []
+        self.batch_error: Exception | None = None
+        self.unbatched: set[str] = set()
+
+    async def download_batch(
+        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+    ) -> dict[str, bytes]:
+        self.deadlines.append(deadline)
+        ids = [blob_id for blob_id, _ in blobs]
+        self.batches.append(ids)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await trio.sleep(self.delay)
+            if self.batch_error is not None:
+                raise self.batch_error
+        finally:
+            self.running -= 1
+        self.asked.update(ids)
+        return {
+            blob_id: self.blobs[blob_id]
+            for blob_id in ids
+            if blob_id in self.blobs and blob_id not in self.unbatched
+        }
 
     async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
         async with self.stream_blob(blob_id, deadline=deadline) as chunks:

@@ -37,14 +37,14 @@ async def test_a_slow_disk_delays_nobody_for_long(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(behind.run)
         for i in range(16):
-            await behind.offer(f"b{i}", bytes(MIB))
+            await behind.offer([(f"b{i}", bytes(MIB))])
         assert behind.get("b15") == bytes(MIB)
         with trio.fail_after(3):
-            await behind.offer("dropped", bytes(MIB))
+            await behind.offer([("dropped", bytes(MIB))])
         assert counters.unkept == 1
         assert behind.get("dropped") is None
         async with trio.open_nursery() as waiting:
-            waiting.start_soon(behind.offer, "waited", bytes(MIB))
+            waiting.start_soon(behind.offer, [("waited", bytes(MIB))])
             await trio.sleep(0.05)
             disk.let.set()
         await behind.flush()
@@ -61,7 +61,7 @@ async def test_many_go_into_one_transaction(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(behind.run)
         for i in range(200):
-            await behind.offer(f"b{i}", bytes(8000))
+            await behind.offer([(f"b{i}", bytes(8000))])
             await trio.lowlevel.checkpoint()
         disk.let.set()
         await behind.flush()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from jmapfs.errors import BlobMismatchError, DeadlineError, UnreachableError
+from jmapfs.errors import DeadlineError, UnreachableError
 from jmapfs.fetch import Content
 from tests.fetch.server import MIB, FakeSource, serving
 
@@ -159,6 +160,9 @@ async def test_somebody_else_delivers(tmp_path: Path) -> None:
     async def reader(content: Content, blob_id: str) -> None:
         results.append(bytes(await content.read(blob_id, 4, 0, 4)))
 
+    async def nobody(contents: Sequence[tuple[str, bytes]]) -> set[str]:
+        raise AssertionError(contents)
+
     async with serving(source, tmp_path) as content:
         flight = content.expect("b")
         withdrawn = content.expect("d")
@@ -168,32 +172,29 @@ async def test_somebody_else_delivers(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader, content, "b")
             nursery.start_soon(reader, content, "d")
-            await flight.wanted.wait()
-            await withdrawn.wanted.wait()
-            assert flight.waiters == 1
-            await content.accept(flight, b"Mail")
+            await trio.testing.wait_all_tasks_blocked()
+            assert flight.waiters == withdrawn.waiters == 1
+            await content.recall([(flight, b"Mail")], nobody)
             withdrawn.withdraw()
         assert content.is_near("b")
+        assert content.near("b") == b"Mail"
         assert content.expect("b") is None
     assert sorted(results) == [b"Mail", b"mail"]
     assert source.asked == {"d": 1}
 
 
-async def test_what_is_delivered_is_checked_too(tmp_path: Path) -> None:
-    blob_id = "G" + "0" * 40
-    source = FakeSource()
-    source.blob_ids_are_sha1 = True
+async def test_what_is_put_off_is_brought_forward_by_who_waits_for_it(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail", "c": b"Mail"})
     async with serving(source, tmp_path) as content:
-        flight = content.expect(blob_id)
-        assert flight is not None
-        with pytest.raises(BlobMismatchError):
-            await content.accept(flight, b"mail")
-        with pytest.raises(BlobMismatchError):
-            await flight.wait()
-        flight = content.expect(blob_id)
-        assert flight is not None
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await content.accept(flight, bytes(MIB))
-        assert await flight.wait() is None
-        assert not await content.contains(blob_id)
+        wanted = content.expect("b")
+        unwanted = content.expect("c")
+        assert wanted is not None
+        assert unwanted is not None
+        content.put_off(wanted, 4)
+        content.put_off(unwanted, 4)
+        with trio.fail_after(5):
+            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert not wanted.claim()
+        assert unwanted.claim()
+        unwanted.withdraw()
+    assert source.asked == {"b": 1}

@@ -1,0 +1,292 @@
+"""Reading ahead through a real mount: what programs cause by reading, and by only looking."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests import corpus
+from tests.cyrus import Account
+from tests.cyrus.fill import Message
+from tests.mounting import Home, Mounted, command, wait_until
+from tests.server import NewEmail, ServerProcess
+
+pytestmark = pytest.mark.mount
+
+_START = datetime(2003, 1, 1, tzinfo=UTC)
+_MANY = 1000
+
+
+@pytest.fixture(scope="module")
+def large(fresh_account: Callable[[], Account]) -> Account:
+    """A thousand mails in the inbox, and 60 in each of two other mailboxes."""
+    account = fresh_account()
+    mails = iter(list(dict.fromkeys(corpus.mails(_MANY + 120))))
+    for name, count in [("INBOX", _MANY), ("Few", 60), ("Others", 60)]:
+        if name != "INBOX":
+            account.create_mailbox(name)
+        account.fill(
+            name,
+            [
+                Message(next(mails), received=_START + timedelta(minutes=number))
+                for number in range(count)
+            ],
+        )
+    return account
+
+
+@pytest.fixture
+def mount(large: Account, tmp_path: Path) -> Iterator[Mounted]:
+    with Home(tmp_path, large.name, large.password).mounted(large.url) as mount:
+        yield mount
+
+
+def grep(path: Path) -> None:
+    """Read everything, as people do."""
+    command("grep", "-rc", "^Subject: ", path)
+
+
+def settled(mount: Mounted) -> None:
+    """Return when nothing is being fetched any more."""
+    seen = [-1]
+
+    def quiet() -> bool:
+        seen.append(mount.counts().blobs)
+        return len(seen) > 4 and len(set(seen[-4:])) == 1
+
+    wait_until(quiet)
+
+
+def test_grep_fetches_everything_once_and_in_few_requests(mount: Mounted) -> None:
+    before = mount.counts()
+    grep(mount.path / "Inbox")
+    settled(mount)
+    done = mount.counts() - before
+    assert done.blobs == _MANY
+    assert done.http["requests"] <= 40
+    # What was read ahead did not have to be asked for.
+    assert done.reads < _MANY // 5
+    assert mount.status()["pages"]["stored"] > _MANY // 2
+
+
+def test_the_second_time_nothing_is_asked_for(mount: Mounted) -> None:
+    grep(mount.path)
+    settled(mount)
+    before = mount.counts()
+    grep(mount.path)
+    done = mount.counts() - before
+    # `.jmapfs.json` is never in the page cache: its content, and its end.
+    assert (done.reads, done.blobs, done.http["requests"]) == (2, 0, 0)
+
+
+def test_who_stops_has_not_much_fetched_for_nothing(mount: Mounted) -> None:
+    command("tail", "-n", "1", *sorted((mount.path / "Inbox").iterdir())[:100])
+    settled(mount)
+    assert 100 <= mount.counts().blobs <= 400
+
+
+def test_a_plain_grep_fetches_nothing_in_vain(mount: Mounted) -> None:
+    grep(mount.path / "Others")
+    grep(mount.path / "Few")
+    settled(mount)
+    assert mount.counts().blobs <= 120 * 6 // 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_lone_head_fetches_nothing_ahead(mount: Mounted, count: int) -> None:
+    names = sorted((mount.path / "Inbox").iterdir())[500 : 500 + count]
+    command("head", "-n", "3", *names)
+    settled(mount)
+    assert mount.counts().blobs == count
+
+
+def test_opening_files_fetches_nothing(mount: Mounted) -> None:
+    for path in (mount.path / "Inbox").iterdir():
+        os.close(os.open(path, os.O_RDONLY))
+    settled(mount)
+    assert mount.counts().blobs == 0
+
+
+def test_borg_opens_every_file_and_has_only_those_fetched_that_it_reads(
+    large: Account, tmp_path: Path
+) -> None:
+    variables = {
+        "BORG_BASE_DIR": str(tmp_path / "borg"),
+        "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+    }
+    repository = tmp_path / "repository"
+    command("borg", "init", "-e", "none", repository, **variables)
+    home = Home(tmp_path / "home", large.name, large.password)
+    with home.mounted(large.url) as mount:
+        command("borg", "create", f"{repository}::1", mount.path, **variables)
+        assert mount.counts().blobs == _MANY + 120
+        assert mount.counts().reads < (_MANY + 120) // 2
+    # Without a cache, what it fetched would be seen.
+    with home.mounted(large.url, "--cache-size", "0") as mount:
+        command("borg", "create", f"{repository}::2", mount.path, **variables)
+        settled(mount)
+        counts = mount.counts()
+        assert counts.fuse["open"] > _MANY
+        assert counts.blobs == 0
+
+
+def test_rsync_has_each_mail_fetched_once(mount: Mounted, tmp_path: Path) -> None:
+    command("rsync", "-a", f"{mount.path}/", tmp_path / "copy")
+    counts = mount.counts()
+    assert counts.blobs == _MANY + 120
+    assert command("diff", "-r", mount.path, tmp_path / "copy") == ""
+    assert mount.counts().blobs == _MANY + 120
+
+
+def test_a_large_cache_is_read_ahead_as_well(large: Account, tmp_path: Path) -> None:
+    home = Home(tmp_path, large.name, large.password)
+    with home.mounted(large.url) as mount:
+        grep(mount.path)
+    with home.mounted(large.url) as mount:
+        grep(mount.path / "Inbox")
+        counts = mount.counts()
+        assert counts.blobs == 0
+        assert counts.reads < _MANY // 5
+        assert mount.status()["ahead"]["recalled"] > _MANY // 2
+
+
+@pytest.mark.parametrize("reader", ["xargs", "threads"])
+def test_sixteen_readers_and_hardly_any_cache(
+    fresh_account: Callable[[], Account], tmp_path: Path, reader: str
+) -> None:
+    """Every byte of the whole corpus is right, whoever comes first, and wherever it is kept."""
+    account = fresh_account()
+    mails = list(
+        dict.fromkeys([*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())])
+    )
+    account.create_mailbox("Half")
+    for name, mine in (("INBOX", mails[::2]), ("Half", mails[1::2])):
+        account.fill(
+            name,
+            [
+                Message(mail, received=_START + timedelta(seconds=20 * number))
+                for number, mail in enumerate(mine)
+            ],
+        )
+    home = Home(tmp_path / "home", account.name, account.password)
+    with home.mounted(account.url, "--cache-size", "1M") as mount:
+        paths = [mount.path / path for path in sorted(mount.files())]
+        if reader == "threads":
+            with ThreadPoolExecutor(16) as threads:
+                digests = list(threads.map(_digest, paths))
+        else:
+            names = tmp_path / "names"
+            names.write_bytes(b"\0".join(map(os.fsencode, paths)))
+            lines = command("xargs", "-0", "-a", names, "-P", "16", "-n", "40", "sha256sum")
+            digests = [line.split()[0] for line in lines.splitlines()]
+        assert sorted(digests) == sorted(hashlib.sha256(mail).hexdigest() for mail in mails)
+        # Memory and the kernel hold what the cache cannot.
+        assert mount.counts().blobs == len(mails)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- What Cyrus cannot show
+
+
+def fill(server: ServerProcess, count: int, size: int = 3000) -> dict[str, bytes]:
+    """Put mails into a new mailbox `Box`, a minute apart; return them by their blob ids."""
+    box = server.control.create_mailbox("Box")
+    contents = [
+        f"From: s{number}@example.net\r\nSubject: Number {number}\r\n\r\n".encode()
+        + random.Random(number).randbytes(size)
+        for number in range(count)
+    ]
+    server.control.add_emails(
+        [
+            NewEmail(content, (box,), (), f"2024-03-01T{number // 60:02}:{number % 60:02}:00Z")
+            for number, content in enumerate(contents)
+        ]
+    )
+    emails = server.control.dump().emails_in(box)
+    return {email.blob_id: server.control.blob(email.blob_id) for email in emails}
+
+
+@pytest.mark.parametrize("fault", ["not-found", "truncated", "null", "wrong-length", "wrong-bytes"])
+def test_one_bad_blob_of_a_batch_costs_only_that(
+    server: ServerProcess, home: Home, fault: str
+) -> None:
+    blobs = fill(server, 300)
+    bad = sorted(blobs)[150]
+    server.control.set_quirks(blob_fault=fault, fault_blob_ids=[bad])
+    with home.mounted(server.url) as mount:
+        contents = [path.read_bytes() for path in sorted((mount.path / "Box").iterdir())]
+        # Bytes that are wrong cannot be told where ids are no checksums; all else is set right.
+        wrong = sorted(set(contents) - set(blobs.values()))
+        assert len(wrong) == (1 if fault == "wrong-bytes" else 0)
+        assert len(set(contents)) == 300
+        counts = server.control.counts()
+        # Again, alone, for what the batch did not bring; nothing else twice.
+        again = 1 if fault == "wrong-bytes" else 2
+        assert counts.blobs[bad] == again
+        assert sum(counts.blobs.values()) == 299 + again
+        assert counts.methods["Blob/get"] < 40
+
+
+def test_without_blob_get_there_are_several_downloads_at_once(
+    server: ServerProcess, home: Home
+) -> None:
+    blobs = fill(server, 200)
+    server.control.set_quirks(blob_get=False, download_delay=0.02)
+    with home.mounted(server.url) as mount:
+        contents = {path.read_bytes() for path in (mount.path / "Box").iterdir()}
+        assert contents == set(blobs.values())
+    counts = server.control.counts()
+    assert counts.methods["Blob/get"] == 0
+    assert sum(counts.blobs.values()) == 200
+    limit = server.control.quirks().max_concurrent_requests
+    assert 3 <= counts.max_concurrent <= limit
+
+
+def test_a_server_that_refuses_blob_get_after_all(server: ServerProcess, home: Home) -> None:
+    blobs = fill(server, 200)
+    server.control.set_quirks(method_faults=[{"method": "Blob/get", "error": "unknownMethod"}])
+    with home.mounted(server.url) as mount:
+        assert {path.read_bytes() for path in (mount.path / "Box").iterdir()} == set(blobs.values())
+    counts = server.control.counts()
+    assert counts.methods["Blob/get"] <= 3
+    assert counts.places["download"] == 200
+
+
+def test_mail_that_goes_while_it_is_read_ahead(server: ServerProcess, home: Home) -> None:
+    fill(server, 400)
+    server.control.set_quirks(request_delay=0.05)
+    with home.mounted(server.url) as mount:
+        paths = sorted((mount.path / "Box").iterdir())
+        for path in paths[:20]:
+            path.read_bytes()
+        box = server.control.dump().mailbox("Box").id
+        gone = [email.id for email in server.control.dump().emails_in(box)][100:300]
+        server.control.destroy_emails(gone)
+        mount.sync()
+        left = sorted((mount.path / "Box").iterdir())
+        assert len(left) == 200
+        command("grep", "-rc", "Subject", mount.path / "Box")
+        for path in set(paths) - set(left):
+            with pytest.raises(FileNotFoundError):
+                path.read_bytes()
+
+
+def test_unmounting_while_it_reads_ahead(server: ServerProcess, home: Home) -> None:
+    fill(server, 600, size=20_000)
+    server.control.set_quirks(request_delay=0.05)
+    for _ in range(5):
+        with home.mounted(server.url, "--cache-size", "0") as mount:
+            for path in sorted((mount.path / "Box").iterdir())[:60]:
+                path.read_bytes()
+            mount.umount()
+        server.control.reset_counts()
