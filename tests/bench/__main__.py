@@ -1,50 +1,136 @@
-"""The benchmark as a command: `scripts/bench`. It prints a Markdown table."""
+"""The benchmark as a command: `scripts/bench`. It prints a Markdown table.
+
+A measurement that fails is told, and the others go on; the exit code is then 1.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import first_listing, large_account
-from tests.bench.figures import Figure, Machine, as_json, markdown
+from tests.bench import (
+    cache_shapes,
+    cached_grep,
+    cold_copy,
+    cold_grep,
+    first_listing,
+    foreground,
+    history,
+    large_account,
+    second_backup,
+    warm,
+)
+from tests.bench.figures import Figure, Machine
+from tests.bench.stage import Stage
+from tests.bench.tables import as_json, markdown
+
+_Measure = Callable[[Stage, argparse.Namespace], list[Figure]]
+
+_MEASUREMENTS: Mapping[str, _Measure] = {
+    "first-listing": lambda _, options: first_listing.measure(options.mails, options.runs),
+    "large-account": lambda _, options: large_account.measure(options.large, options.runs),
+    "cold-copy": lambda stage, _: cold_copy.measure(stage),
+    "cold-grep": lambda stage, _: cold_grep.measure(stage),
+    "foreground": lambda stage, _: foreground.measure(stage),
+    "cached-grep": lambda stage, _: cached_grep.measure(stage),
+    "warm": lambda stage, _: warm.measure(stage),
+    "second-backup": lambda stage, _: second_backup.measure(stage),
+    "cache-shapes": lambda _, options: cache_shapes.measure(options.cached, options.runs),
+}
+
+_log = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument(
-        "--mails", type=int, default=10_000, metavar="N", help="how many the real Cyrus has"
-    )
-    parser.add_argument(
-        "--large", type=int, default=100_000, metavar="N", help="how many the large account has"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
-    measurements: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
-        "first-listing": lambda options: first_listing.measure(options.mails),
-        "large-account": lambda options: large_account.measure(options.large),
-    }
-    parser.add_argument(
-        "--only", action="append", choices=measurements, help="leave out the others"
-    )
-    options = parser.parse_args()
+    options = _options()
     # Every end is to unmount and to remove.
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, _end)
-    figures: list[Figure] = []
-    for name in options.only or measurements:
-        print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        figures += measurements[name](options)
+    for number in _SIGNALS:
+        signal.signal(number, _end)
+    names = options.only or list(_MEASUREMENTS)
+    figures, failed = _measured(names, options)
     machine = Machine.this()
     print(markdown(machine, figures))
     if options.json is not None:
         options.json.write_text(as_json(machine, figures) + "\n")
+    if options.plot is not None:
+        _draw(figures, options.plot)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    if options.record is not None:
+        sizes = {name: getattr(options, name) for name in ("mails", "cached", "large", "runs")}
+        history.append(options.record / "history.jsonl", machine, sizes, figures)
+        _draw(figures, options.record / "figures.svg")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    for name, default, text in (
+        ("--mails", 10_000, "how many the account on Cyrus has"),
+        ("--cached", 20_000, "how many the account has whose mail is cached"),
+        ("--large", 100_000, "how many the large account has, of which only names are read"),
+    ):
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each is run")
+    parser.add_argument(
+        "--only", action="append", choices=_MEASUREMENTS, help="leave out the others"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rates there, as SVG")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        nargs="?",
+        const=_HERE,
+        metavar="DIRECTORY",
+        help="add the run to history.jsonl and draw figures.svg, by default in tests/bench",
+    )
+    options = parser.parse_args()
+    if options.record and options.only:
+        parser.error("--record is for a run of everything")
+    return options
+
+
+def _measured(names: list[str], options: argparse.Namespace) -> tuple[list[Figure], list[str]]:
+    """Return all figures, and the names of the measurements that failed."""
+    figures: list[Figure] = []
+    failed: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, mails=options.mails, cached_mails=options.cached, runs=options.runs)
+        for name in names:
+            print(f"Measuring {name} …", file=sys.stderr, flush=True)
+            start = time.monotonic()
+            try:
+                figures += _MEASUREMENTS[name](stage, options)
+            except Exception:  # noqa: BLE001 - the others are to go on
+                _log.exception("%s failed", name)
+                failed.append(name)
+            print(f"… {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        figures += stage.peak_memory()
+    return figures, failed
+
+
+def _draw(figures: list[Figure], path: Path) -> None:
+    # A second to import, for those who want it only.
+    from tests.bench import plot
+
+    plot.draw(figures, path)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     del frame
+    # A second one is not to end the cleaning up.
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -1,15 +1,12 @@
-"""What was measured, what was hoped for, and on which machine; as Markdown and as JSON."""
+"""What was measured, what was hoped for, and against whom; on which machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,13 +21,27 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """Where a figure stands in the plot: in a panel, among what belongs together, of whom."""
+
+    panel: str
+    group: str
+    series: str
+
+
+@dataclass(frozen=True)
 class Figure:
-    """One measurement, of one run or more: the median is what counts."""
+    """One measurement, of one run or more: the median is what counts.
+
+    A ratio names its `sides`, what was divided by what, and each with every run.
+    """
 
     name: str
     unit: str
     runs: tuple[float, ...]
     target: Target | None = None
+    sides: tuple[Figure, Figure] | None = None
+    bar: Bar | None = None
 
     @property
     def value(self) -> float:
@@ -39,6 +50,18 @@ class Figure:
     @property
     def met(self) -> bool | None:
         return self.target.met_by(self.value) if self.target else None
+
+    def against(self, peer: Figure, name: str, target: Target | None = None) -> Figure:
+        """Return the ratio of this to the figure of a peer, taken in the same unit.
+
+        Runs that took turns are compared in pairs: what the machine was busy with in one of them
+        it was in the other. Where the numbers of runs differ, the values are compared.
+        """
+        pairs = [(self.value, peer.value)]
+        if len(self.runs) == len(peer.runs):
+            pairs = list(zip(self.runs, peer.runs, strict=True))
+        runs = tuple(ours / theirs for ours, theirs in pairs)
+        return Figure(name, "×", runs, target, sides=(self, peer))
 
 
 @dataclass(frozen=True)
@@ -60,54 +83,12 @@ class Machine:
         )
 
 
-def markdown(machine: Machine, figures: Sequence[Figure]) -> str:
-    """Return a table of all figures below a line about the machine."""
-    lines = [
-        f"{machine.cpu}, {machine.cores} cores, {machine.kernel}, Python {machine.python}",
-        "",
-        "| measurement | result | runs | target | met |",
-        "| --- | ---: | --- | ---: | --- |",
-    ]
-    for figure in figures:
-        runs = ", ".join(map(_number, figure.runs)) if len(figure.runs) > 1 else ""
-        cells = (figure.name, _amount(figure.value, figure.unit), runs, *_verdict(figure))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def at_least(bound: float) -> Target:
+    return Target(bound, at_least=True)
 
 
-def as_json(machine: Machine, figures: Sequence[Figure]) -> str:
-    """Return everything, every run included, for a later comparison."""
-    return json.dumps(
-        {"machine": vars(machine), "figures": [_fields(figure) for figure in figures]}, indent=2
-    )
-
-
-def _fields(figure: Figure) -> dict[str, Any]:
-    target = figure.target
-    return {
-        "name": figure.name,
-        "unit": figure.unit,
-        "value": figure.value,
-        "runs": figure.runs,
-        "target": target and {"bound": target.bound, "at_least": target.at_least},
-        "met": figure.met,
-    }
-
-
-def _verdict(figure: Figure) -> tuple[str, str]:
-    if figure.target is None:
-        return "", ""
-    sign = "≥" if figure.target.at_least else "≤"
-    bound = f"{sign} {_amount(figure.target.bound, figure.unit)}"
-    return bound, "yes" if figure.met else "**no**"
-
-
-def _amount(value: float, unit: str) -> str:
-    return f"{_number(value)} {unit}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def at_most(bound: float) -> Target:
+    return Target(bound)
 
 
 def _cpu_model() -> str:

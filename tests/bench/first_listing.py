@@ -19,23 +19,22 @@ from jmapfs.index import IndexDatabase
 from jmapfs.jmap import BasicCredentials, connect
 from jmapfs.sync import Synchronizer
 from tests.bench.figures import Figure, Target
-from tests.bench.surroundings import bench_home, timed_mount
+from tests.bench.surroundings import bench_home, timed_mount, unmount
 from tests.cyrus import Account, Message, running_cyrus
 
-_RUNS = 3
 _DEADLINE_SECONDS = 300
 _START = datetime(2015, 1, 1, tzinfo=UTC)
 _MAILBOXES = ("INBOX", *(f"Folder {number}" for number in range(1, 10)))
 _TARGET = Target(5_000, at_least=True)
 
 
-def measure(mails: int) -> list[Figure]:
+def measure(mails: int, runs: int) -> list[Figure]:
     """Fill a Cyrus with `mails` small mails in ten mailboxes, and list them."""
     with running_cyrus() as cyrus:
         account = cyrus.add_user("bench")
         _fill(account, mails)
-        inside = tuple(mails / trio.run(_synchronize, account, mails) for _ in range(_RUNS))
-        whole = tuple(mails / _mount_anew(account) for _ in range(_RUNS))
+        inside = tuple(mails / trio.run(_synchronize, account, mails) for _ in range(runs))
+        whole = tuple(mails / _mount_anew(account) for _ in range(runs))
     what = f"first listing of {mails:,} mails on Cyrus"
     return [
         Figure(f"{what}: the synchronizer", "emails/s", inside, _TARGET),
@@ -88,7 +87,7 @@ async def _synchronize(account: Account, mails: int) -> float:
 def _mount_anew(account: Account) -> float:
     with bench_home(account.name, account.password) as home:
         mount, seconds = timed_mount(home, account.url, _DEADLINE_SECONDS)
-        mount.umount()
+        unmount(mount)
         return seconds
 
 

@@ -1,23 +1,38 @@
-"""What measurements share: a home that leaves nothing behind, a stopwatch, a process's memory."""
+"""What measurements share: a home that leaves nothing behind, a stopwatch, a process's memory.
+
+Homes, and with them the caches of daemons, are on a real disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tests.bench.disk import on_disk
 from tests.mounting import Home, Mounted
 
 _VARIABLE = "JMAPFS_BENCH"
 _GRACE_SECONDS = 10
-_READ_SECONDS = 300
+_MOUNT_SECONDS = 300
+_COMMAND_SECONDS = 900
+_NOWHERE = "no mail says this: 2b1f9c07"
+
+
+@contextlib.contextmanager
+def bench_directory() -> Iterator[Path]:
+    """Have an empty directory on a real disk for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="jmapfs-bench-", dir=on_disk()) as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager
@@ -26,22 +41,32 @@ def bench_home(username: str, password: str) -> Iterator[Home]:
 
     A `jmapfs mount` that is killed at its deadline, say, leaves a daemon that has not mounted yet.
     """
-    with tempfile.TemporaryDirectory(prefix="jmapfs-bench-") as directory:
-        home = Home(Path(directory), username, password, {_VARIABLE: directory})
+    with bench_directory() as path:
+        directory = str(path)
+        home = Home(path, username, password, {_VARIABLE: directory})
         try:
             yield home
         finally:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                home.run("umount", home.directory / "mail", seconds=_GRACE_SECONDS)
-            _end_processes(directory)
-            subprocess.run(
-                ["fusermount3", "-u", "-z", home.directory / "mail"],
-                capture_output=True,
-                check=False,
-            )
+            clear(home)
 
 
-def timed_mount(home: Home, account: str, seconds: float) -> tuple[Mounted, float]:
+def clear(home: Home) -> None:
+    """End whatever runs from a home, and unmount what is mounted in it, dead or alive."""
+    # A daemon that is told to end unmounts; one that does not any more is killed.
+    _end_processes(str(home.directory))
+    _fusermount("-u", "-z", home.directory / "mail")
+
+
+def turns(runs: int, seconds: float) -> Iterator[int]:
+    """Yield the numbers of so many runs, but begin no further one when `seconds` are over."""
+    start = time.monotonic()
+    for number in range(runs):
+        if number and time.monotonic() - start > seconds:
+            return
+        yield number
+
+
+def timed_mount(home: Home, account: str, seconds: float = _MOUNT_SECONDS) -> tuple[Mounted, float]:
     """Mount; return the mount and how long it took until the command came back and `ls` did.
 
     Raises:
@@ -58,23 +83,82 @@ def timed_mount(home: Home, account: str, seconds: float) -> tuple[Mounted, floa
     return Mounted(home, path, result), time.perf_counter() - start
 
 
-def timed(*command: str | Path) -> float:
-    """Run a command whose output nobody reads; return how many seconds it took.
+@dataclass(frozen=True)
+class Run:
+    """What is left of a command: how many seconds it took, and what it said beside its output."""
+
+    seconds: float
+    stderr: str
+
+
+def run(
+    *command: str | Path, codes: Container[int] = (0,), variables: Mapping[str, str] | None = None
+) -> Run:
+    """Run a command whose output nobody reads.
 
     Raises:
-        subprocess.CalledProcessError: it fails.
-        subprocess.TimeoutExpired: it takes minutes.
+        RuntimeError: it fails, by ending with none of `codes`.
+        subprocess.TimeoutExpired: it takes many minutes.
     """
+    words = [str(word) for word in command]
     start = time.perf_counter()
-    subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    result = subprocess.run(
+        words,
+        env={**os.environ, "LC_ALL": "C.UTF-8", **(variables or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        timeout=_READ_SECONDS,
-        check=True,
+        stderr=subprocess.PIPE,
+        timeout=_COMMAND_SECONDS,
+        check=False,
     )
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    stderr = result.stderr.decode(errors="replace")
+    if result.returncode not in codes:
+        raise RuntimeError(f"{shlex.join(words)} ended with {result.returncode}: {stderr}")
+    return Run(seconds, stderr)
+
+
+def timed(*command: str | Path, codes: Container[int] = (0,)) -> float:
+    """Run a command as `run` does; return how many seconds it took."""
+    return run(*command, codes=codes).seconds
+
+
+def grep(*places: Path) -> tuple[str, ...]:
+    """Return a `grep -r` that reads every mail there to its end: it looks for what none has.
+
+    Where grep finds something and its output goes to /dev/null, it leaves at the first match.
+    """
+    return ("grep", "-r", _NOWHERE, *map(str, places))
+
+
+def timed_grep(*places: Path) -> float:
+    """Read every mail there with grep; return how many seconds it took."""
+    return timed(*grep(*places), codes=(1,))
+
+
+def mailboxes(tree: Path) -> list[Path]:
+    """Return the directories at the top of a tree, which hold all its mail.
+
+    `.jmapfs.json` beside them is no mail, and what it says is in no cache.
+    """
+    return sorted(path for path in tree.iterdir() if path.is_dir())
+
+
+def unmount(mount: Mounted) -> None:
+    """Unmount, and return when the daemon has ended, without a Python that starts for it.
+
+    Raises:
+        RuntimeError: it cannot be unmounted, or the daemon does not end.
+    """
+    daemon = psutil.Process(mount.ask("status")["pid"])
+    result = _fusermount("-u", mount.path)
+    if result.returncode:
+        raise RuntimeError(f"fusermount3: {result.stderr.decode(errors='replace')}")
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while _lives(daemon):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the daemon does not end: {mount.home.log()}")
+        time.sleep(0.01)
 
 
 def memory(pid: int) -> tuple[float, float]:
@@ -82,6 +166,23 @@ def memory(pid: int) -> tuple[float, float]:
     text = Path(f"/proc/{pid}/status").read_text()
     sizes = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", text, re.MULTILINE))
     return int(sizes["VmHWM"]) * 1024 / 1e6, int(sizes["VmRSS"]) * 1024 / 1e6
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # One that has ended may stay as a zombie until init takes notice.
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _fusermount(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        ["fusermount3", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_GRACE_SECONDS,
+        check=False,
+    )
 
 
 def _end_processes(mark: str) -> None:
