@@ -81,11 +81,9 @@ class MountedAccount:
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
         """Hand contents (by inode) to the kernel; return the inodes it did not take."""
-        outward = {self.outward(inode): inode for inode, _ in files}
-        refused = self.pages.store(
-            [(number, data) for number, (_, data) in zip(outward, files, strict=True)]
-        )
-        return {outward[number] for number in refused}
+        refused = self.pages.store([(self.outward(inode), data) for inode, data in files])
+        # A file may be there twice: under two names in one directory.
+        return {inode for inode, _ in files if self.outward(inode) in refused} if refused else set()
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from jmapfs.fuse import KernelPages
+from jmapfs.mount.account import MountedAccount
 from tests import corpus
 from tests.cyrus import Account
 from tests.cyrus.fill import Message
@@ -195,6 +198,30 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("slot", [0, 3])
+def test_a_file_that_is_handed_over_twice(slot: int) -> None:
+    """It may stand twice in a directory, and so in a chunk."""
+    pages = _Pages()
+    unused: Any = None
+    account = MountedAccount(
+        unused, slot, unused, unused, unused, unused, unused, cast("KernelPages", pages)
+    )
+    one, other = 5 << 29, 6 << 29
+    assert account.store([(one, b"one"), (one, b"one"), (other, b"other")]) == {other}
+    assert pages.handed_over == [account.outward(inode) for inode in (one, one, other)]
+
+
+class _Pages:
+    """Takes all but the last."""
+
+    def __init__(self) -> None:
+        self.handed_over: list[int] = []
+
+    def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
+        self.handed_over += [inode for inode, _ in files]
+        return {self.handed_over[-1]}
+
+
 # --- What Cyrus cannot show
 
 
@@ -279,6 +306,26 @@ def test_mail_that_goes_while_it_is_read_ahead(server: ServerProcess, home: Home
         for path in set(paths) - set(left):
             with pytest.raises(FileNotFoundError):
                 path.read_bytes()
+
+
+def test_mail_that_is_twice_in_a_mailbox(server: ServerProcess, home: Home) -> None:
+    """One inode under two names: it may be in a chunk twice."""
+    box = server.control.create_mailbox("Box")
+    contents = [f"Subject: {number // 2}\r\n\r\ntwice\r\n".encode() for number in range(200)]
+    server.control.add_emails(
+        [
+            NewEmail(
+                content, (box,), (), f"2024-03-01T00:{number // 120:02}:{number // 2 % 60:02}Z"
+            )
+            for number, content in enumerate(contents)
+        ]
+    )
+    with home.mounted(server.url) as mount:
+        paths = sorted((mount.path / "Box").iterdir())
+        assert len({path.stat().st_ino for path in paths}) == 100
+        assert sorted(path.read_bytes() for path in paths) == sorted(contents)
+        settled(mount)
+        assert mount.counts().blobs == 100
 
 
 def test_unmounting_while_it_reads_ahead(server: ServerProcess, home: Home) -> None:
