@@ -1,8 +1,8 @@
 """The blobs on the disk: bounded, checked, shared by the processes that mount one account.
 
 Small blobs (up to 1 MiB) are rows of one SQLite file, large ones files of their own. Of 20,000
-mails of 4 KB each takes 38 µs of CPU to keep, 100 a transaction, and 12 µs to read, 128 at once and
-checked. With the kernel's caches dropped it is read in 18 µs, from a file a mail in 249 µs.
+mails of 4 KB each takes 34 µs of CPU to keep, 100 a transaction, and 12 µs to read, 128 at once and
+checked. With the kernel's caches dropped it is read in 18 µs, from a file a mail in 133 µs.
 Compressed with zlib it takes half the space and twice the time (measured, tests/bench).
 """
 

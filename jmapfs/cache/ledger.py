@@ -1,8 +1,8 @@
 """The books of the disk cache: which blob is kept, what it is charged, when it was used last.
 
 A Ledger works inside one transaction, so the totals it writes are those of the rows whatever
-other process writes too, and whenever a process is killed. What is inserted gathers in it and goes
-to SQLite together.
+other process writes too, and whenever a process is killed. What is entered and touched gathers
+in it, and goes to SQLite together.
 
 `used` is a clock that ticks with every use, not the time of day: the order is exact.
 """
@@ -71,6 +71,7 @@ class Ledger:
         ).fetchone()
         self._entries: list[tuple[object, ...]] = []
         self._contents: list[tuple[int, bytes]] = []
+        self._touches: dict[bytes, None] = {}
 
     def close(self) -> None:
         """Write what has gathered, and the totals."""
@@ -86,14 +87,12 @@ class Ledger:
         return find(self._connection, keys)
 
     def touch(self, keys: Collection[bytes]) -> None:
-        """Note that the blobs were used, each of them once and in this order."""
-        self._write()
-        # One statement, so that the GIL is handed over once and not for each of them.
-        self._connection.execute(
-            f"{WANTED} {_TOUCH_WANTED}",
-            {"keys": b"".join(keys), "clock": self._clock + 1},
-        )
-        self._clock += len(keys)
+        """Note that the blobs were used, in this order."""
+        if self._entries:
+            self._write()
+        for key in keys:
+            self._touches.pop(key, None)
+            self._touches[key] = None
 
     def enter(
         self, blobs: Collection[tuple[Entry, bytes | None]], limit: int, pins: Pins
@@ -170,6 +169,8 @@ class Ledger:
         return victims
 
     def _insert(self, new: Entry, data: bytes | None) -> Entry:
+        if self._touches:
+            self._write()
         self._clock += 1
         # A number that nothing ever had.
         entry = new._replace(number=self._clock)
@@ -198,7 +199,7 @@ class Ledger:
         return victims
 
     def _write(self) -> None:
-        """Bring to SQLite what has gathered."""
+        """Bring to SQLite what has gathered, entries or touches: never both, in their order."""
         if self._entries:
             self._connection.executemany(
                 "INSERT INTO entry (number, key, size, charge, checksum, large, used)"
@@ -208,6 +209,14 @@ class Ledger:
             self._connection.executemany("INSERT INTO content VALUES (?, ?)", self._contents)
             self._entries.clear()
             self._contents.clear()
+        if self._touches:
+            # One statement, so that the GIL is handed over once and not for each of them.
+            self._connection.execute(
+                f"{WANTED} {_TOUCH_WANTED}",
+                {"keys": b"".join(self._touches), "clock": self._clock + 1},
+            )
+            self._clock += len(self._touches)
+            self._touches.clear()
 
 
 _SELECT: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
