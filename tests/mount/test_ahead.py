@@ -281,7 +281,9 @@ def test_without_blob_get_there_are_several_downloads_at_once(
 
 def test_a_server_that_refuses_blob_get_after_all(server: ServerProcess, home: Home) -> None:
     blobs = fill(server, 200)
-    server.control.set_quirks(method_faults=[{"method": "Blob/get", "error": "unknownMethod"}])
+    server.control.set_quirks(
+        method_faults=[{"method": "Blob/get", "error": "unknownMethod", "count": -1}]
+    )
     with home.mounted(server.url) as mount:
         assert {path.read_bytes() for path in (mount.path / "Box").iterdir()} == set(blobs.values())
     counts = server.control.counts()
