@@ -17,7 +17,7 @@ from jmapfs.fuse.attributes import AttributeWriter
 from jmapfs.tree import DirectoryListing
 
 # How many entries are kept in all; each takes about 350 bytes.
-_LIMIT: Final = 32 * 1024
+_LIMIT: Final = 24 * 1024
 
 # What a directory takes beside its entries, counted as entries: there may be many empty ones.
 _OVERHEAD: Final = 4

@@ -40,8 +40,8 @@ _Ts = TypeVarTuple("_Ts")
 # the deadline once is not to wait for it again.
 _FAILURE_SECONDS: Final = 3.0
 
-# How many files' records are kept; each takes about 400 bytes.
-_KEPT_RECORDS: Final = 32 * 1024
+# How many files' records are kept; each takes about 450 bytes.
+_KEPT_RECORDS: Final = 24 * 1024
 
 # Handles that are not inodes: above every inode.
 _FIRST_HANDLE: Final = 1 << 62

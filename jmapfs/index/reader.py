@@ -122,10 +122,9 @@ class IndexReader(IndexConnection):
     def file(self, inode: int) -> FileRecord | None:
         """Return the file with that inode, or None."""
         row = self._connection.execute(
-            "SELECT inode, blob_id, size, received_at, links FROM file WHERE inode = ?",
-            (inode,),
+            "SELECT blob_id, size, received_at, links FROM file WHERE inode = ?", (inode,)
         ).fetchone()
-        return FileRecord(*row) if row else None
+        return FileRecord(inode, *row) if row else None
 
     def places(self, inode: int) -> list[tuple[int, str]]:
         """Return the mailboxes that hold a file, each with its name there."""
