@@ -102,7 +102,8 @@ class Supply:
         left = deque(expected)
         try:
             await self._store(near)
-            await self._bring_expected(left)
+            if left:
+                await self._bring_expected(left)
         finally:
             for _, flight in left:
                 if flight.claim():
