@@ -27,6 +27,7 @@ from tests.bench import (
     second_backup,
     warm,
 )
+from tests.bench.disk import on_disk
 from tests.bench.figures import Figure, Machine
 from tests.bench.stage import Stage
 from tests.bench.tables import as_json, markdown
@@ -84,6 +85,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=_MEASUREMENTS, help="leave out the others"
     )
+    parser.add_argument(
+        "--cyrus-on-disk",
+        action="store_true",
+        help="keep the server's mail on a disk, as servers do, and not in memory",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rates there, as SVG")
     parser.add_argument(
@@ -95,8 +101,8 @@ def _options() -> argparse.Namespace:
         help="add the run to history.jsonl and draw figures.svg, by default in tests/bench",
     )
     options = parser.parse_args()
-    if options.record and options.only:
-        parser.error("--record is for a run of everything")
+    if options.record and (options.only or options.cyrus_on_disk):
+        parser.error("--record is for a run of everything, as the runs before it were")
     return options
 
 
@@ -105,7 +111,13 @@ def _measured(names: list[str], options: argparse.Namespace) -> tuple[list[Figur
     figures: list[Figure] = []
     failed: list[str] = []
     with contextlib.ExitStack() as stack:
-        stage = Stage(stack, mails=options.mails, cached_mails=options.cached, runs=options.runs)
+        stage = Stage(
+            stack,
+            mails=options.mails,
+            cached_mails=options.cached,
+            runs=options.runs,
+            cyrus_directory=on_disk() if options.cyrus_on_disk else None,
+        )
         for name in names:
             print(f"Measuring {name} …", file=sys.stderr, flush=True)
             start = time.monotonic()

@@ -53,8 +53,15 @@ class Stage:
     """What there is to measure with, and what was seen of the daemons meanwhile."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, *, mails: int, cached_mails: int, runs: int
+        self,
+        stack: contextlib.ExitStack,
+        *,
+        mails: int,
+        cached_mails: int,
+        runs: int,
+        cyrus_directory: Path | None = None,
     ) -> None:
+        self._cyrus_directory = cyrus_directory
         self.mails = mails
         self.runs = runs
         self._cached_mails = cached_mails
@@ -63,8 +70,8 @@ class Stage:
 
     @functools.cached_property
     def cyrus(self) -> Cyrus:
-        """A server of our own, its files in memory where there is room."""
-        return self._stack.enter_context(running_cyrus())
+        """A server of our own, its files in memory where there is room, if not said otherwise."""
+        return self._stack.enter_context(running_cyrus(self._cyrus_directory))
 
     @functools.cached_property
     def stored(self) -> Stored:
