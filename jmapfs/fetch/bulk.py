@@ -137,14 +137,15 @@ class Bulk:
         Whatever becomes of them, their flights end.
         """
         waiting = list(ordered)
-        self._put_off(waiting)
+        for flight, size in waiting:
+            self.put_off(flight, size)
         lane.add(waiting)
         self._start(lane)
 
-    def _put_off(self, ordered: Iterable[Ordered]) -> None:
-        for flight, size in ordered:
-            flight.ahead = False
-            flight.put_off(partial(self._nursery.start_soon, self._deliveries.fly, flight, size))
+    def put_off(self, flight: Flight, size: int) -> None:
+        """Let a flight wait until it is claimed; who comes to wait for it flies it at once."""
+        flight.ahead = False
+        flight.put_off(partial(self._nursery.start_soon, self._deliveries.fly, flight, size))
 
     def _start(self, lane: Lane) -> None:
         if lane not in self._turns:
@@ -182,7 +183,8 @@ class Bulk:
     async def _fetch(self, lane: Lane, batch: list[Ordered]) -> None:
         if len(batch) > 1:
             left = await self._fetch_batch(lane, batch)
-            self._put_off(left)
+            for flight, size in left:
+                self.put_off(flight, size)
             lane.add_alone(left)
             self._start(lane)
             return

@@ -161,7 +161,7 @@ class Content:
 
         `size` is that of the blob in bytes, as far as is known.
         """
-        flight.put_off(partial(self._nursery.start_soon, self._deliveries.fly, flight, size))
+        self._bulk.put_off(flight, size)
 
     async def recall(self, arrived: Sequence[Arrived], show: Show) -> None:
         """Deliver blobs from the disk cache, their checksums verified, and show them."""
