@@ -16,6 +16,11 @@
     ├── StorageError            8           EIO      the local index or cache cannot be used
     ├── BusyError               9           EBUSY    somebody else is using it: lock, mount in use
     ├── NotMountedError         10          ENOTCONN nothing of ours is mounted there
+    ├── AlteredFilesError       11          EIO      a snapshot is not what it was when it was made
+    ├── MissingFilesError       12          EIO      … files of it are not there any more
+    ├── ExtraFilesError         13          EIO      … files are there that are not of it
+    ├── TooMuchGoneError        14          EIO      too much mail is gone for a snapshot to go on
+    ├── IncompleteError         15          EIO      some mail cannot be had, so no snapshot
     ├── RelayedError            its own     EIO      a daemon of ours failed, and said so
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
@@ -145,6 +150,36 @@ class NotMountedError(JmapfsError):
 
     exit_code = 10
     errno = errno.ENOTCONN
+
+
+class AlteredFilesError(JmapfsError):
+    """A snapshot is not what it was when it was made: mail, manifest or checksums are others."""
+
+    exit_code = 11
+
+
+class MissingFilesError(JmapfsError):
+    """Files of a snapshot are not there any more; nothing else is wrong with it, or only extras."""
+
+    exit_code = 12
+
+
+class ExtraFilesError(JmapfsError):
+    """Files are in a snapshot that are not of it; all that are of it are as they were."""
+
+    exit_code = 13
+
+
+class TooMuchGoneError(JmapfsError):
+    """More mail of the last snapshot is gone than the user lets pass without a word."""
+
+    exit_code = 14
+
+
+class IncompleteError(JmapfsError):
+    """Some mail cannot be had. A snapshot is of all mail or is not made."""
+
+    exit_code = 15
 
 
 class RelayedError(JmapfsError):

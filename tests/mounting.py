@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jmapfs.mount import ask, socket_name
+from jmapfs.control import ask, socket_name
 
 COMMAND_SECONDS = 60
 

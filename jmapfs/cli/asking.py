@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from jmapfs.control import ask, mount_at, socket_directory, socket_name
 from jmapfs.errors import NotMountedError, UsageError
-from jmapfs.mount import ask, mount_at, socket_directory, socket_name
 
 _SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
 _SYNC_SECONDS: Final = 630.0

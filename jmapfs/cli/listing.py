@@ -8,10 +8,10 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from jmapfs.account import mail_accounts
 from jmapfs.cli.config import read_config
 from jmapfs.cli.secrets import account_source
 from jmapfs.errors import lone_errors
-from jmapfs.mount import mail_accounts
 
 
 def accounts_of(argument: str) -> list[dict[str, Any]]:

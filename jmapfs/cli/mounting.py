@@ -9,6 +9,7 @@ from pathlib import Path
 from jmapfs.cli.config import read_config
 from jmapfs.cli.display import MountDisplay
 from jmapfs.cli.secrets import account_source
+from jmapfs.control import resolve
 from jmapfs.errors import JmapfsError, UsageError
 from jmapfs.mount import (
     MountRequest,
@@ -19,7 +20,6 @@ from jmapfs.mount import (
     log_to_file,
     log_to_stderr,
     parse_options,
-    resolve,
     run_daemon,
     run_in_background,
 )

@@ -17,16 +17,9 @@ from jmapfs.cli.display import console
 from jmapfs.cli.progress import PrefetchDisplay
 from jmapfs.cli.quantities import readable
 from jmapfs.cli.walking import mails_below
+from jmapfs.control import ask, socket_directory, socket_name
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError
-from jmapfs.mount import (
-    PREFETCH_STEP,
-    FetchedMails,
-    MissingMails,
-    Reason,
-    ask,
-    socket_directory,
-    socket_name,
-)
+from jmapfs.mount import PREFETCH_STEP, FetchedMails, MissingMails, Reason
 
 # A step takes a second or two, unless the daemon has much else to do.
 _SECONDS: Final = 120.0

@@ -13,10 +13,10 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from jmapfs.account import AccountSource
 from jmapfs.cli.config import AccountTable, Config
 from jmapfs.errors import ConfigError
 from jmapfs.jmap import BasicCredentials, BearerCredentials, Credentials
-from jmapfs.mount import AccountSource
 
 _COMMAND_SECONDS: Final = 120  # somebody may have to type a passphrase
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jmapfs.cli.quantities import readable
+from jmapfs.control import ask, mount_at, mounts, socket_directory, socket_name
 from jmapfs.errors import NotMountedError
-from jmapfs.mount import ask, mount_at, mounts, socket_directory, socket_name
 
 
 def status_of(mountpoint: Path) -> dict[str, Any]:

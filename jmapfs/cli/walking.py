@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jmapfs.control import mounts
 from jmapfs.errors import NotMountedError, StorageError, UsageError
-from jmapfs.mount import mounts
 
 _EMAIL = ".eml"
 

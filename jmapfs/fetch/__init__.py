@@ -2,6 +2,7 @@
 
 from jmapfs.fetch.ahead import ReadAhead
 from jmapfs.fetch.bulk import Lane
+from jmapfs.fetch.checking import ContentCheck
 from jmapfs.fetch.content import (
     DEFAULT_DOWNLOAD_TIMEOUT,
     DEFAULT_READ_TIMEOUT,
@@ -22,6 +23,7 @@ __all__ = [
     "BlobSource",
     "Checked",
     "Content",
+    "ContentCheck",
     "ContentCounters",
     "Fetched",
     "Flight",

@@ -1,12 +1,12 @@
 """What is known of an account, in SQLite: mailboxes, emails, membership, keywords, states.
 
-One process writes (see `lock`), any number read. The index is a copy of what the server has: it
-can be deleted at any time and costs a new listing.
+One process writes (see `jmapfs.lock`), any number read. The index is a copy of what the server
+has: it can be deleted at any time and costs a new listing.
 """
 
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.journal import JournalEntry, JournalPart
-from jmapfs.index.lock import AccountLock
+from jmapfs.index.mails import MailPage, MailRow
 from jmapfs.index.order import PlacedFile
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.records import (
@@ -22,7 +22,6 @@ from jmapfs.index.records import (
 from jmapfs.index.writer import IndexWriter
 
 __all__ = [
-    "AccountLock",
     "AccountState",
     "Counts",
     "EmailRecord",
@@ -34,6 +33,8 @@ __all__ = [
     "JournalPart",
     "Listing",
     "ListingProgress",
+    "MailPage",
+    "MailRow",
     "MailboxRecord",
     "MailboxRow",
     "PlacedFile",

@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from jmapfs.index import journal, order
+from jmapfs.index import journal, mails, order
 from jmapfs.index.connection import IndexConnection
 from jmapfs.index.journal import JournalPart
+from jmapfs.index.mails import MailPage
 from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.order import PlacedFile
 from jmapfs.index.records import (
@@ -77,11 +78,12 @@ class IndexReader(IndexConnection):
     def mailboxes(self) -> list[MailboxRow]:
         """Return all mailboxes, in the order of their ids."""
         rows = self._connection.execute(
-            "SELECT number, id, name, parent_id, role, known, digest FROM mailbox ORDER BY id"
+            "SELECT number, id, name, parent_id, role, sort_order, known, digest FROM mailbox"
+            " ORDER BY id"
         )
         return [
-            MailboxRow(number, mailbox_id, name, parent_id, role, bool(known), digest)
-            for number, mailbox_id, name, parent_id, role, known, digest in rows
+            MailboxRow(number, mailbox_id, name, parent_id, role, sort_order, bool(known), digest)
+            for number, mailbox_id, name, parent_id, role, sort_order, known, digest in rows
         ]
 
     def mailbox_times(self, mailbox: int) -> tuple[int, int]:
@@ -137,6 +139,10 @@ class IndexReader(IndexConnection):
     def files_after(self, mailbox: int, name: str, count: int) -> list[PlacedFile]:
         """Return the `count` files right after a name in a mailbox, in order."""
         return order.files_after(self._connection, mailbox, name, count)
+
+    def mails_after(self, inode: int, count: int) -> MailPage:
+        """Return emails in order of receipt, those of some `count` files, behind an inode."""
+        return mails.page_after(self._connection, inode, count)
 
     def journal(self, after: int) -> JournalPart:
         """Return what changed in the tree since a position in the journal."""

@@ -32,6 +32,7 @@ class MailboxRow:
     name: str
     parent_id: str | None
     role: str | None
+    sort_order: int
     known: bool
     digest: int
 

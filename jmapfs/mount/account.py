@@ -12,6 +12,13 @@ from typing import Final
 
 import trio
 
+from jmapfs.account import (
+    AccountBlobs,
+    AccountSource,
+    Lead,
+    TotalTraffic,
+    account_directory,
+)
 from jmapfs.cache import DiskCache, MemoryCache
 from jmapfs.errors import (
     BusyError,
@@ -22,12 +29,9 @@ from jmapfs.fetch import Content, ReadAhead, open_content
 from jmapfs.fuse import KernelPages
 from jmapfs.index import FileRecord, IndexDatabase, IndexReader
 from jmapfs.jmap import Client, connect
-from jmapfs.mount.downloads import AccountBlobs, TotalTraffic
 from jmapfs.mount.kernel_news import KernelNews
-from jmapfs.mount.lead import Lead
-from jmapfs.mount.places import account_directory
 from jmapfs.mount.report import Report
-from jmapfs.mount.request import AccountSource, MountRequest
+from jmapfs.mount.request import MountRequest
 from jmapfs.names import in_account, of_account
 from jmapfs.sync import Keeper
 from jmapfs.tree import Reachability, Tree

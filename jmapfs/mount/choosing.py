@@ -6,43 +6,17 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import trio
 
+from jmapfs.account import AccountSource, account_directory, mail_accounts
 from jmapfs.errors import ConfigError, UnreachableError
-from jmapfs.jmap import Account, Session, connect
-from jmapfs.mount.places import account_directory
 from jmapfs.mount.report import Report
-from jmapfs.mount.request import AccountSource, MountRequest
+from jmapfs.mount.request import MountRequest
 from jmapfs.names import account_slots
 
 _log = logging.getLogger(__name__)
-
-_MAIL: Final = "urn:ietf:params:jmap:mail"
-
-
-async def mail_accounts(source: AccountSource) -> list[Account]:
-    """Return the accounts with mail that the user can see, the primary one first.
-
-    Raises:
-        JmapfsError: the server cannot be asked.
-    """
-    async with connect(source.location, source.credentials) as client:
-        return mail_accounts_of(client.session)
-
-
-def mail_accounts_of(session: Session) -> list[Account]:
-    """Return the accounts with mail in a session, the primary one first."""
-    primary = session.primary_accounts.get(_MAIL)
-    # `accountCapabilities` can be null; only an account that has some, and not this, has no mail.
-    having = [
-        account
-        for account in session.accounts.values()
-        if _MAIL in account.capabilities or not account.capabilities
-    ]
-    return sorted(having, key=lambda account: (account.id != primary, account.name, account.id))
 
 
 async def chosen_accounts(request: MountRequest, report: Report) -> dict[int, AccountSource]:

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import trio
 
+from jmapfs.control import Command
 from jmapfs.errors import JmapfsError, UsageError, lone_errors
 from jmapfs.fuse import MailOperations
 from jmapfs.mount.account import MountedAccount
-from jmapfs.mount.control import Command
 from jmapfs.mount.freezing import Freezer
 from jmapfs.mount.prefetching import Prefetching
 from jmapfs.mount.request import MountRequest

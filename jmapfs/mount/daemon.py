@@ -22,17 +22,15 @@ from typing import Final
 import pyfuse3
 import trio
 
+from jmapfs.control import SUBTYPE, control_socket, mount_at, socket_directory, socket_name
 from jmapfs.errors import MountpointError, lone_errors
 from jmapfs.fuse import KernelPages, MailOperations
 from jmapfs.mount import kernel_queue, mountpoint
 from jmapfs.mount.account import MountedAccount, open_account
 from jmapfs.mount.choosing import chosen_accounts
 from jmapfs.mount.commands import Commands
-from jmapfs.mount.control import control_socket
 from jmapfs.mount.freezing import Freezer
 from jmapfs.mount.kernel_news import KernelNews
-from jmapfs.mount.mountinfo import SUBTYPE, mount_at
-from jmapfs.mount.places import socket_directory, socket_name
 from jmapfs.mount.report import Report
 from jmapfs.mount.request import MountRequest
 from jmapfs.mount.showing import View, content_of

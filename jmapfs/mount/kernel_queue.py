@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from jmapfs.mount.mountinfo import Mount
+from jmapfs.control import Mount
 
 _log = logging.getLogger(__name__)
 

@@ -9,19 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from jmapfs.control import mount_at
 from jmapfs.errors import BusyError, MountpointError
-from jmapfs.mount.mountinfo import mount_at
 
 _UNMOUNT_SECONDS: Final = 30
-
-
-def resolve(mountpoint: Path) -> Path:
-    """Return the absolute path of a mountpoint, without asking what is mounted on it.
-
-    A dead mount answers every question about itself with an error, so only its parent is resolved.
-    """
-    absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
-    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
 
 
 def check(mountpoint: Path, cache_root: Path) -> None:

@@ -5,22 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jmapfs.jmap import Credentials
+from jmapfs.account import AccountSource
 from jmapfs.mount.options import MountOptions
-
-
-@dataclass(frozen=True, slots=True)
-class AccountSource:
-    """An account, and how to get at it.
-
-    `label` is what the user calls it; `location` a session URL, a host or a mail address;
-    `account` the id or name of one of the session's accounts, or None for the primary one.
-    """
-
-    label: str
-    location: str
-    credentials: Credentials
-    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

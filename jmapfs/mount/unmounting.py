@@ -8,11 +8,9 @@ import select
 from pathlib import Path
 from typing import Final
 
+from jmapfs.control import ask, mount_at, socket_directory, socket_name
 from jmapfs.errors import BusyError, JmapfsError, NotMountedError
-from jmapfs.mount.control import ask
-from jmapfs.mount.mountinfo import mount_at
 from jmapfs.mount.mountpoint import detach
-from jmapfs.mount.places import socket_directory, socket_name
 
 _EXIT_SECONDS: Final = 30
 

@@ -7,10 +7,12 @@ from jmapfs.tree.about import ABOUT_NAME, About, Reachability
 from jmapfs.tree.attributes import Attributes, Kind, Ownership, file_attributes
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.layout import Directory, Layout, lay_out
+from jmapfs.tree.mails import FIRST, Mail, MailboxPlace, MailsInOrder, MailsPart
 from jmapfs.tree.view import DirectoryListing, Tree, TreeView
 
 __all__ = [
     "ABOUT_NAME",
+    "FIRST",
     "About",
     "Attributes",
     "CombinedTree",
@@ -18,6 +20,10 @@ __all__ = [
     "DirectoryListing",
     "Kind",
     "Layout",
+    "Mail",
+    "MailboxPlace",
+    "MailsInOrder",
+    "MailsPart",
     "Ownership",
     "Reachability",
     "Tree",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from jmapfs.cli import walking
+from jmapfs.control import SUBTYPE, Mount
 from jmapfs.errors import JmapfsError, NotMountedError, StorageError, UsageError
-from jmapfs.mount.mountinfo import SUBTYPE, Mount
 
 
 @pytest.fixture

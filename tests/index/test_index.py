@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmapfs.errors import BusyError
 from jmapfs.index import (
-    AccountLock,
     AccountState,
     EmailRecord,
     IndexDatabase,
@@ -302,27 +300,6 @@ def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage
     database.prepare()
     with database.reader() as reader:
         assert reader.counts().emails == 0
-
-
-def test_the_lock_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
-    ready, go = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with AccountLock(tmp_path):
-            os.write(go, b".")
-            time.sleep(60)
-        os._exit(0)
-    try:
-        os.read(ready, 1)
-        with pytest.raises(BusyError, match=str(child)), AccountLock(tmp_path):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(go)
-    with AccountLock(tmp_path):
-        pass
 
 
 @pytest.mark.parametrize("round_", range(5))

@@ -24,7 +24,7 @@ from jmapfs.tree import ABOUT_NAME, Attributes, Directory, Kind, Ownership, Tree
 
 
 def row(number: int, mailbox_id: str, name: str, parent_id: str | None = None) -> MailboxRow:
-    return MailboxRow(number, mailbox_id, name, parent_id, None, known=True, digest=0)
+    return MailboxRow(number, mailbox_id, name, parent_id, None, sort_order=0, known=True, digest=0)
 
 
 IDS = st.sampled_from("abcdefgh")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from jmapfs.errors import BusyError, StorageError
-from jmapfs.index import AccountLock, IndexDatabase, IndexWriter
+from jmapfs.index import IndexDatabase, IndexWriter
+from jmapfs.lock import ProcessLock
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,13 @@ class Lead:
             return None
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(AccountLock(self._directory))
+                stack.enter_context(
+                    ProcessLock(
+                        self._directory / "lock",
+                        f"this account ({self._directory})",
+                        parents=True,
+                    )
+                )
             except BusyError as error:
                 self._in_use = True
                 return error

@@ -1,0 +1,26 @@
+"""Talking to a running mount: where it is, what can be asked of it, and how it answers.
+
+Nothing here needs FUSE: whoever asks a mount need not be able to mount.
+"""
+
+from jmapfs.control.asking import ask
+from jmapfs.control.mountinfo import SUBTYPE, Mount, mount_at, mounts
+from jmapfs.control.places import file_stem, resolve, socket_directory, socket_name
+from jmapfs.control.protocol import Answer, Request
+from jmapfs.control.serving import Command, control_socket
+
+__all__ = [
+    "SUBTYPE",
+    "Answer",
+    "Command",
+    "Mount",
+    "Request",
+    "ask",
+    "control_socket",
+    "file_stem",
+    "mount_at",
+    "mounts",
+    "resolve",
+    "socket_directory",
+    "socket_name",
+]
