@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jmapfs.control import ask, socket_name
+from jmapfs.control import Hold, ask, hold_over, socket_name
 
 COMMAND_SECONDS = 60
 
@@ -134,6 +134,13 @@ class Mounted:
         directory = self.home.directory / "run" / "jmapfs"
         name = socket_name(self.path)
         return ask(directory, name, command, seconds=COMMAND_SECONDS, arguments=arguments)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Hold]:
+        """Hold the mount at the state it shows, as a snapshot of it does."""
+        directory = self.home.directory / "run" / "jmapfs"
+        with hold_over(directory, socket_name(self.path), seconds=COMMAND_SECONDS) as held:
+            yield held
 
     def umount(self) -> None:
         """Unmount, and fail the test where that fails."""

@@ -61,9 +61,9 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     for account in status.get("accounts", [status]):
         lines += _account_lines(account)
     if status["frozen"]:
-        lines.append(
-            ("frozen", f"since {status['frozen']['since']}, until {status['frozen']['until']}")
-        )
+        since, until = status["frozen"]["since"], status["frozen"]["until"]
+        end = f"until {until}" if until else "for as long as somebody holds it"
+        lines.append(("frozen", f"since {since}, {end}"))
     fuse = ", ".join(f"{count} {name}" for name, count in status["fuse"].items())
     return [*lines, ("files", fuse or "not used yet")]
 

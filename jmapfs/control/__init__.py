@@ -4,20 +4,26 @@ Nothing here needs FUSE: whoever asks a mount need not be able to mount.
 """
 
 from jmapfs.control.asking import ask
+from jmapfs.control.holding import Hold, hold, hold_over
 from jmapfs.control.mountinfo import SUBTYPE, Mount, mount_at, mounts
 from jmapfs.control.places import file_stem, resolve, socket_directory, socket_name
 from jmapfs.control.protocol import Answer, Request
-from jmapfs.control.serving import Command, control_socket
+from jmapfs.control.serving import Command, Session, SessionCommand, control_socket
 
 __all__ = [
     "SUBTYPE",
     "Answer",
     "Command",
+    "Hold",
     "Mount",
     "Request",
+    "Session",
+    "SessionCommand",
     "ask",
     "control_socket",
     "file_stem",
+    "hold",
+    "hold_over",
     "mount_at",
     "mounts",
     "resolve",

@@ -3,8 +3,11 @@
     {"command": "status", "arguments": {}}
     {"answer": {…}}   or   {"error": "…", "exit_code": 9}
 
-One request, one answer. The socket lies in a directory that only its owner can enter; that is all
-the authentication.
+One request, one answer, and the connection is closed. A request that begins a session (`hold`) is
+followed by any number of others, each sent when the last one is answered, until whoever asks
+closes the connection.
+
+The socket lies in a directory that only its owner can enter; that is all the authentication.
 """
 
 from __future__ import annotations

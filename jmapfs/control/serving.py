@@ -125,7 +125,8 @@ async def _converse(
 
     async def listen(ended: trio.CancelScope) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
-            while line := await lines.next():
+            # A line that does not end is too long, or its peer has gone.
+            while (line := await lines.next()).endswith(b"\n"):
                 try:
                     sender.send_nowait(line)
                 except trio.WouldBlock:

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import trio
 
-from jmapfs.control import Command
+from jmapfs.control import Command, SessionCommand
 from jmapfs.errors import JmapfsError, UsageError, lone_errors
 from jmapfs.fuse import MailOperations
 from jmapfs.mount.account import MountedAccount
 from jmapfs.mount.freezing import Freezer
+from jmapfs.mount.holding import Holding
 from jmapfs.mount.prefetching import Prefetching
 from jmapfs.mount.request import MountRequest
 from jmapfs.mount.status import mount_status
@@ -36,6 +37,11 @@ class Commands:
         self._operations = operations
         self._freezer = freezer
         self._prefetching = Prefetching(accounts, freezer)
+        self._holding = Holding(accounts, freezer)
+
+    def sessions(self) -> Mapping[str, SessionCommand]:
+        """Return the commands that begin a session, by their names."""
+        return {"hold": self._holding.hold}
 
     def table(self) -> Mapping[str, Command]:
         """Return the commands by their names."""

@@ -137,7 +137,10 @@ async def _answer(
         commands = Commands(request, accounts, operations, freezer)
         with contextlib.closing(freezer):
             async with control_socket(
-                socket_directory(), socket_name(request.mountpoint), commands.table()
+                socket_directory(),
+                socket_name(request.mountpoint),
+                commands.table(),
+                commands.sessions(),
             ):
                 signals.mounted = True
                 nursery.start_soon(_announce, request.mountpoint, report)

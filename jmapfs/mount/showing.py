@@ -38,12 +38,19 @@ class View:
         if accounts[0].slot == 0:
             return cls(*trees[0])
         slots = [account.slot for account in accounts]
-        by_id = sibling_names({str(one.slot): one.source.label for one in accounts})
-        names = {slot: by_id[str(slot)] for slot in slots}
+        names = directory_names(accounts)
         return cls(
             CombinedTree({slot: tree for slot, (tree, _) in zip(slots, trees, strict=True)}, names),
             CombinedTree({slot: tree for slot, (_, tree) in zip(slots, trees, strict=True)}, names),
         )
+
+
+def directory_names(accounts: Sequence[MountedAccount]) -> dict[int, str]:
+    """Return the directories of several accounts by their numbers; a single one has none."""
+    if accounts[0].slot == 0:
+        return {}
+    by_id = sibling_names({str(one.slot): one.source.label for one in accounts})
+    return {one.slot: by_id[str(one.slot)] for one in accounts}
 
 
 def content_of(accounts: Sequence[MountedAccount]) -> FileContent:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,13 +29,18 @@ async def mount_status(
     status = {
         "mountpoint": str(request.mountpoint),
         "pid": os.getpid(),
-        "frozen": frozen and {name: _text(when) for name, when in asdict(frozen).items()},
+        "frozen": frozen and _freeze(frozen),
         "fuse": dict(sorted(operations.counts.items())),
         "pages": {"stored": accounts[0].pages.stored},
     }
     if request.all_accounts:
         return status | {"accounts": each, "online": all(one["online"] for one in each)}
     return status | each[0]
+
+
+def _freeze(frozen: Frozen) -> dict[str, str | None]:
+    until = None if frozen.until is None else _text(frozen.until)
+    return {"since": _text(frozen.since), "until": until}
 
 
 def _account_status(account: MountedAccount) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Holding a mount at one state, for as long as a connection to it is open.
+
+The mount lets go when the connection closes, however that comes about. On the same connection it
+can be asked what it holds; see `mount.holding` for the questions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from jmapfs.control.mountinfo import mount_at
+from jmapfs.control.places import socket_directory, socket_name
+from jmapfs.control.protocol import Answer, Request, short_path
+from jmapfs.errors import NotMountedError, RelayedError, UsageError
+
+_PIECE_BYTES: Final = 1 << 18
+
+
+class Hold:
+    """A mount that is held; questions can be asked from any thread, and wait for each other."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def ask(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = 10.0
+    ) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
+        """Ask about what is held, and return the answer.
+
+        Raises:
+            NotMountedError: there is no answer within `seconds`; the hold has ended.
+            JmapfsError: the mount answered with an error; its exit code is that of the error.
+        """
+        try:
+            line = msgspec.json.encode(Request(command, dict(arguments or {}))) + b"\n"
+        except UnicodeEncodeError:
+            raise UsageError("what the mount is asked is not text") from None
+        with self._lock:
+            try:
+                answer = msgspec.json.decode(self._exchanged(line, seconds), type=Answer)
+            except (OSError, msgspec.MsgspecError) as error:
+                # An answer that comes later must not be taken for that to the next question.
+                self._connection.close()
+                raise NotMountedError(f"the daemon does not answer: {error}") from error
+        if answer.error is not None:
+            raise RelayedError(answer.error, answer.exit_code)
+        return answer.answer
+
+    def _exchanged(self, line: bytes, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        self._connection.settimeout(seconds)
+        self._connection.sendall(line)
+        answer = bytearray()
+        while not answer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._connection.settimeout(left)
+            piece = self._connection.recv(_PIECE_BYTES)
+            if not piece:
+                raise ConnectionResetError("it has ended")
+            answer += piece
+        return bytes(answer)
+
+
+@contextlib.contextmanager
+def hold(mountpoint: Path, *, seconds: float = 300.0) -> Iterator[Hold]:
+    """Hold the mount at a resolved path at the state it shows, while the context lasts.
+
+    A freeze that is on already is joined, and not ended.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there, or it is not held after `seconds`.
+        JmapfsError: it cannot be held.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    with hold_over(socket_directory(), socket_name(mountpoint), seconds=seconds) as held:
+        yield held
+
+
+@contextlib.contextmanager
+def hold_over(directory: Path, name: str, *, seconds: float = 300.0) -> Iterator[Hold]:
+    """Hold the mount with that control socket; see `hold`."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            with short_path(directory, name) as short:
+                connection.settimeout(seconds)
+                connection.connect(short)
+        except OSError as error:
+            raise NotMountedError(f"the daemon does not answer: {error}") from error
+        held = Hold(connection)
+        held.ask("hold", seconds=seconds)
+        yield held

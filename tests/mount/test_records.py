@@ -1,0 +1,243 @@
+"""What is known of the mails of a frozen tree, part by part, as of one state; without a mount."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from jmapfs.errors import BusyError, StorageError, UsageError
+from jmapfs.index import AccountState, EmailRecord, IndexDatabase, MailboxRecord
+from jmapfs.mount.records import Records
+from jmapfs.tree import FIRST, Mail, MailboxPlace, MailsInOrder, MailsPart, Tree
+
+STATE = AccountState(
+    server="https://example.org/api",
+    account_id="A1",
+    account_name="Alice",
+    username="alice",
+    email_state="e1",
+    complete=True,
+    synced_at=1000.5,
+)
+
+
+class _Part(msgspec.Struct):
+    mails: list[Mail]
+    after: int | None
+
+
+def email(number: int, *mailbox_ids: str) -> EmailRecord:
+    return EmailRecord(
+        id=f"E{number}",
+        blob_id=f"B{number}",
+        thread_id="T",
+        received_at=number * 10,
+        size=100 + number,
+        stem=f"mail-{number}",
+        mailbox_ids=mailbox_ids,
+        keywords=("$seen",),
+    )
+
+
+def filled(directory: Path) -> IndexDatabase:
+    """Ten mails in Work, five of them in Work/Clients too, and five others in Inbox."""
+    database = IndexDatabase(directory)
+    database.prepare()
+    with database.writer() as writer, writer.transaction():
+        writer.put_mailboxes(
+            [
+                MailboxRecord("in", "Inbox", role="inbox"),
+                MailboxRecord("work", "Work"),
+                MailboxRecord("clients", "Clients", "work"),
+            ]
+        )
+        writer.put_emails(
+            [
+                *(
+                    email(number, "work", *(["clients"] if number < 5 else []))
+                    for number in range(10)
+                ),
+                *(email(number, "in") for number in range(10, 15)),
+            ]
+        )
+        writer.set_state(STATE)
+    return database
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> IndexDatabase:
+    return filled(tmp_path / "one")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def records(stack: ExitStack, databases: dict[str | None, IndexDatabase]) -> Records:
+    readers = {}
+    for root, database in databases.items():
+        readers[root] = stack.enter_context(database.reader())
+        readers[root].pin()
+    return Records(readers)
+
+
+def part(answer: object) -> _Part:
+    # As it comes over the socket.
+    return msgspec.convert(msgspec.json.decode(msgspec.json.encode(answer)), _Part)
+
+
+async def all_mails(of: Records, path: str, count: int) -> list[Mail]:
+    found: list[Mail] = []
+    position: int | None = FIRST
+    while position is not None:
+        some = part(await of.mails(path, position, count))
+        found += some.mails
+        position = some.after
+    return found
+
+
+async def test_a_description_is_of_what_is_at_and_below(
+    database: IndexDatabase, stack: ExitStack
+) -> None:
+    here = records(stack, {None: database})
+    whole = await here.describe("")
+    mailboxes: list[MailboxPlace] = whole.pop("mailboxes")
+    assert whole == {
+        "root": "",
+        "directory": "",
+        "server": STATE.server,
+        "account_id": "A1",
+        "account_name": "Alice",
+        "username": "alice",
+        "email_state": "e1",
+        "synced_at": 1000.5,
+        "mails": 15,
+        "bytes": sum(100 + number for number in range(15)),
+    }
+    assert [(box.id, box.path) for box in mailboxes] == [
+        ("in", "Inbox"),
+        ("work", "Work"),
+        ("clients", "Work/Clients"),
+    ]
+    for path, ids, numbers in (
+        ("Work", ["work", "clients"], range(10)),
+        ("/Work/Clients/", ["clients"], range(5)),
+        ("Inbox", ["in"], range(10, 15)),
+    ):
+        some: dict[str, Any] = await here.describe(path)
+        assert some["directory"] == path.strip("/")
+        assert [box.id for box in some["mailboxes"]] == ids
+        assert (some["mails"], some["bytes"]) == (len(numbers), sum(100 + n for n in numbers))
+
+
+async def test_records_are_those_of_the_index(database: IndexDatabase, stack: ExitStack) -> None:
+    here = records(stack, {None: database})
+    reader = stack.enter_context(database.reader())
+    layout = Tree(reader).layout()
+    for path in ("", "Work", "Work/Clients", "Inbox"):
+        directory = layout.at(tuple(path.split("/")) if path else ())
+        assert directory is not None
+        direct = MailsInOrder(reader, layout, directory).after(FIRST, 1000).mails
+        assert direct
+        for count in (1, 4, 1000):
+            assert await all_mails(here, path, count) == direct
+
+
+async def test_it_is_one_state(database: IndexDatabase, stack: ExitStack) -> None:
+    here = records(stack, {None: database})
+    before = await all_mails(here, "", 1000)
+    with database.writer() as writer, writer.transaction():
+        writer.put_emails([email(3, "in"), email(20, "in")])
+        writer.put_mailboxes([MailboxRecord("new", "New")])
+    assert await all_mails(here, "", 4) == before
+    assert (await here.describe(""))["mails"] == 15
+    with pytest.raises(UsageError, match="New"):
+        await here.describe("New")
+
+
+async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: ExitStack) -> None:
+    here = records(stack, {"Alice": database, "Team": filled(tmp_path / "two")})
+    for path in ("", "/"):
+        with pytest.raises(UsageError, match="name one of its directories"):
+            await here.describe(path)
+        with pytest.raises(UsageError, match="name one of its directories"):
+            await here.mails(path, FIRST, 10)
+    whole = await here.describe("Team")
+    assert (whole["root"], whole["directory"], whole["mails"]) == ("Team", "", 15)
+    some = await here.describe("Team/Work/Clients")
+    assert (some["root"], some["directory"], some["mails"]) == ("Team", "Work/Clients", 5)
+    # Paths of files begin at the account's own root.
+    assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (("in", "Inbox/mail-10.eml"),)
+
+
+@pytest.mark.parametrize(
+    "path", ["Nothing", "Work/Nothing", "..", ".", ".jmapfs.json", "Work/x.eml"]
+)
+async def test_what_is_no_directory(database: IndexDatabase, stack: ExitStack, path: str) -> None:
+    for here in (records(stack, {None: database}), records(stack, {"Alice": database})):
+        with pytest.raises(UsageError, match="no such directory"):
+            await here.describe(path)
+        with pytest.raises(UsageError, match="no such directory"):
+            await here.mails(path, FIRST, 10)
+
+
+async def test_nothing_is_told_after_the_end(database: IndexDatabase, stack: ExitStack) -> None:
+    here = records(stack, {None: database})
+    await here.close()
+    with pytest.raises(BusyError, match="has ended"):
+        await here.describe("")
+    with pytest.raises(BusyError, match="has ended"):
+        await here.mails("", FIRST, 10)
+
+
+async def test_an_index_that_cannot_be_read(
+    database: IndexDatabase, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = records(stack, {None: database})
+
+    def broken(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(MailsInOrder, "after", broken)
+    with pytest.raises(StorageError, match="disk I/O error"):
+        await here.mails("", FIRST, 10)
+
+
+async def test_the_end_waits_for_who_is_reading(
+    database: IndexDatabase, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = records(stack, {None: database})
+    reading, go = threading.Event(), threading.Event()
+    after = MailsInOrder.after
+    closed = False
+
+    def slow(self: MailsInOrder, position: int, count: int) -> MailsPart:
+        reading.set()
+        go.wait(10)
+        return after(self, position, count)
+
+    async def close() -> None:
+        nonlocal closed
+        await here.close()
+        closed = True
+
+    monkeypatch.setattr(MailsInOrder, "after", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(here.mails, "", FIRST, 10)
+        await trio.to_thread.run_sync(reading.wait)
+        nursery.start_soon(close)
+        await wait_all_tasks_blocked(0.05)
+        assert not closed
+        go.set()
+    assert closed
