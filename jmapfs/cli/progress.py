@@ -1,4 +1,4 @@
-"""The progress bars of `jmapfs prefetch`; where there is no terminal, nothing is shown."""
+"""Progress bars for going through much mail; where there is no terminal, nothing is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jmapfs.cli.quantities import readable
 
 
 class PrefetchDisplay:
-    """Shows how far it has come, on a console."""
+    """Shows how far `jmapfs prefetch` has come, on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -29,37 +29,54 @@ class PrefetchDisplay:
     @contextlib.contextmanager
     def checking(self, mails: int) -> Iterator[Callable[[int], None]]:
         """Show a bar; what this gives is to be called with the number of mails just checked."""
-        with self._progress(_Mails(), TimeRemainingColumn()) as progress:
-            task = progress.add_task("checking the cache", total=mails, mails=0, of=mails)
-
-            def show(checked: int) -> None:
-                mails = progress.tasks[task].fields["mails"] + checked
-                progress.update(task, advance=checked, mails=mails)
-
+        with counting(self._console, "checking the cache", mails) as show:
             yield show
 
     @contextlib.contextmanager
     def fetching(self, mails: int, size: int) -> Iterator[Callable[[int, int], None]]:
         """Show a bar; what this gives is to be called with the mails that came, and their bytes."""
-        with self._progress(_Mails(), _Bytes(), _Rate(), TimeRemainingColumn()) as progress:
-            task = progress.add_task("fetching mail", total=size, mails=0, of=mails)
-
-            def show(fetched: int, fetched_bytes: int) -> None:
-                mails = progress.tasks[task].fields["mails"] + fetched
-                progress.update(task, advance=fetched_bytes, mails=mails)
-
+        with weighing(self._console, "fetching mail", mails, size) as show:
             yield show
 
-    def _progress(self, *columns: ProgressColumn) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            *columns,
-            console=self._console,
-            transient=True,
-            expand=True,
-            disable=not self._console.is_terminal,
-        )
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, mails: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar for so many mails; what this gives is to be called with how many more are done."""
+    with _progress(console, _Mails(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(what, total=mails, mails=0, of=mails)
+
+        def show(done: int) -> None:
+            mails = progress.tasks[task].fields["mails"] + done
+            progress.update(task, advance=done, mails=mails)
+
+        yield show
+
+
+@contextlib.contextmanager
+def weighing(
+    console: Console, what: str, mails: int, size: int
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for mails that have `size` bytes; as `counting`, with the bytes that are done."""
+    with _progress(console, _Mails(), _Bytes(), _Rate(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(what, total=size, mails=0, of=mails)
+
+        def show(done: int, done_bytes: int) -> None:
+            mails = progress.tasks[task].fields["mails"] + done
+            progress.update(task, advance=done_bytes, mails=mails)
+
+        yield show
+
+
+def _progress(console: Console, *columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        *columns,
+        console=console,
+        transient=True,
+        expand=True,
+        disable=not console.is_terminal,
+    )
 
 
 class _Column(ProgressColumn):

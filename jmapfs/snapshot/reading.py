@@ -1,0 +1,171 @@
+"""Reading files to tell whether their content is what it was: each once, whatever names it has.
+
+It is to be the disk that answers, so what the kernel remembers of a file is dropped before it is
+read (posix_fadvise(2), POSIX_FADV_DONTNEED: some microseconds a file, and of no effect on pages
+that are not written yet). It is dropped afterwards as well: to read a whole account once is no
+reason to drive out of memory what others read every day.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import trio
+
+from jmapfs.snapshot.findings import Finding, Kind
+from jmapfs.snapshot.hashes import Hashes
+
+_BUFFER_BYTES: Final = 1 << 20
+# A file that is put in the place of another cannot keep us waiting (FIFO), nor lead elsewhere.
+_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+_Inode = tuple[int, int]
+
+
+class Claim(NamedTuple):
+    """A file of a snapshot should have a content; if it has not, `findings` are told."""
+
+    path: str
+    digest: bytes
+    findings: list[Finding]
+
+    def settle(self, content: bytes | Fault) -> None:
+        """Compare with what was read."""
+        if isinstance(content, Fault):
+            self.findings.append(Finding(self.path, content.kind, content.detail))
+        elif content != self.digest:
+            self.findings.append(Finding(self.path, "altered", "has other content"))
+
+
+class Fault(NamedTuple):
+    """Why a file cannot be read, as a finding says it."""
+
+    kind: Kind
+    detail: str
+
+
+@dataclass(slots=True)
+class Reading:
+    """A file that is to be read, by its absolute path; `claims` are what its names say of it."""
+
+    inode: _Inode
+    path: str
+    has_more_names: bool
+    claims: list[Claim] = field(default_factory=list)
+
+
+class Inodes:
+    """What is known of the contents of files, by inode; `bytes_read` is how much was read for it.
+
+    Memory has a hash of each file that is as it should be and has several names. It may be used
+    by several threads.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self._right = Hashes()
+        self._odd: dict[_Inode, bytes | Fault] = {}
+        self._readings: dict[_Inode, Reading] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, status: os.stat_result, path: str, claim: Claim) -> Reading | None:
+        """Settle a claim on the file `path`, or return what is to be read for that."""
+        inode = (status.st_dev, status.st_ino)
+        with self._lock:
+            if (inode, claim.digest) in self._right:
+                return None
+            odd = self._odd.get(inode)
+            if odd is not None:
+                claim.settle(odd)
+                return None
+            reading = self._readings.get(inode)
+            if reading is not None:
+                reading.claims.append(claim)
+                return None
+            reading = Reading(inode, path, status.st_nlink > 1, [claim])
+            self._readings[inode] = reading
+            return reading
+
+    def read(self, readings: Iterable[Reading]) -> None:
+        """Read files, and settle what is claimed of them; for worker threads."""
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        for reading in readings:
+            content: bytes | Fault
+            size = 0
+            try:
+                content, size = read_digest(reading.path, buffer)
+            except OSError as error:
+                content = fault_of(error)
+            self._settle(reading, content, size)
+
+    def _settle(self, reading: Reading, content: bytes | Fault, size: int) -> None:
+        with self._lock:
+            del self._readings[reading.inode]
+            self.bytes_read += size
+            if isinstance(content, Fault) or any(
+                claim.digest != content for claim in reading.claims
+            ):
+                self._odd[reading.inode] = content
+            elif reading.has_more_names:
+                self._right.add((reading.inode, content))
+            for claim in reading.claims:
+                claim.settle(content)
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a regular file for reading; raises OSError, for what is something else as well."""
+    return os.fdopen(_descriptor(os.fspath(path)), "rb", buffering=_BUFFER_BYTES)
+
+
+def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int]:
+    """Read a regular file; return its SHA-256, and its size in bytes.
+
+    It is for worker threads of trio, and ends soon when these are cancelled. Raises OSError.
+    """
+    buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
+    digest = hashlib.sha256()
+    size = 0
+    descriptor = _descriptor(path)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while count := os.readv(descriptor, [buffer]):
+            digest.update(buffer[:count])
+            size += count
+            trio.from_thread.check_cancelled()
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return digest.digest(), size
+
+
+def fault_of(error: OSError) -> Fault:
+    """Return how an error of reading is a finding."""
+    if error.errno in _GONE:
+        return Fault("missing", "is not there")
+    if error.errno == errno.ELOOP:
+        return Fault("altered", "is a symbolic link, not a file")
+    return Fault("altered", f"cannot be read: {error.strerror}")
+
+
+def wrong_kind(mode: int) -> str:
+    """Return what something is that is no regular file."""
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def _descriptor(path: str) -> int:
+    descriptor = os.open(path, _FLAGS)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {wrong_kind(mode)}", path)
+    return descriptor

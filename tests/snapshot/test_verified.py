@@ -1,0 +1,157 @@
+"""What verifying found is remembered, for as long as there is something to remember it of."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jmapfs.errors import StorageError
+from jmapfs.snapshot.destination import Destination
+from jmapfs.snapshot.findings import Outcome
+from jmapfs.snapshot.verified import Verification, Verified, destination_of, record
+from tests.snapshot.making import Letter, make_snapshot
+
+DATES = ["2026-11-20T000000Z", "2026-11-21T000000Z"]
+WHEN = datetime(2026, 11, 22, 1, 2, 3, tzinfo=UTC)
+
+
+def document(date: str, outcome: str) -> bytes:
+    one = {"when": "2026-11-20T00:00:00Z", "outcome": outcome, "quick": True}
+    return json.dumps({"snapshots": {date: one}}).encode()
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Destination:
+    for date in DATES:
+        make_snapshot(tmp_path, date, [Letter(1)])
+    return Destination(tmp_path)
+
+
+def file_of(destination: Destination) -> Path:
+    return destination.path / ".jmapfs" / "verified.json"
+
+
+def test_nothing_is_on_record_at_first(destination: Destination) -> None:
+    verified = Verified.read(destination)
+    assert verified.find(DATES[0]) is None
+    assert not verified.is_damaged(DATES[0])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "damaged"),
+    [("good", False), ("extra", False), ("missing", True), ("altered", True)],
+)
+def test_what_is_recorded_is_there(
+    destination: Destination,
+    outcome: Outcome,
+    damaged: bool,  # noqa: FBT001
+) -> None:
+    verification = Verification(WHEN, outcome, quick=False)
+    record(destination, DATES[0], verification)
+    record(destination, DATES[1], Verification(WHEN, "good", quick=True))
+    verified = Verified.read(destination)
+    assert verified.find(DATES[0]) == verification
+    assert verified.find(DATES[1]) == Verification(WHEN, "good", quick=True)
+    assert verified.is_damaged(DATES[0]) == damaged
+    assert stat.S_IMODE(file_of(destination).stat().st_mode) == 0o600
+    assert [path.name for path in destination.state_directory.iterdir()] == ["verified.json"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "left"),
+    [
+        (("altered", False), ("good", True), 0),
+        (("missing", False), ("extra", True), 0),
+        (("missing", False), ("missing", True), 0),
+        (("altered", False), ("good", False), 1),
+        (("altered", True), ("good", True), 1),
+        (("extra", False), ("good", True), 1),
+        (("good", False), ("missing", True), 1),
+        (("good", False), ("altered", False), 1),
+    ],
+)
+def test_a_quick_look_does_not_undo_damage(
+    destination: Destination, first: tuple[Outcome, bool], then: tuple[Outcome, bool], left: int
+) -> None:
+    both = [
+        Verification(WHEN + timedelta(hours=hour), outcome, quick=quick)
+        for hour, (outcome, quick) in enumerate((first, then))
+    ]
+    for verification in both:
+        record(destination, DATES[0], verification)
+    assert Verified.read(destination).find(DATES[0]) == both[left]
+
+
+def test_what_is_gone_is_forgotten(destination: Destination) -> None:
+    for date in DATES:
+        record(destination, date, Verification(WHEN, "good", quick=False))
+    (destination.path / DATES[0]).rename(destination.path / "kept elsewhere")
+    record(destination, DATES[1], Verification(WHEN, "extra", quick=False))
+    assert DATES[0] not in file_of(destination).read_text()
+    assert Verified.read(destination).find(DATES[1]) is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"snapshots": {"2026-11-20T000000Z": {"when": 1}}}',
+        document("../..", "good"),
+        document(DATES[0], "fine"),
+    ],
+)
+def test_a_strange_file_is_none(destination: Destination, content: bytes) -> None:
+    destination.state_directory.mkdir()
+    file_of(destination).write_bytes(content)
+    verified = Verified.read(destination)
+    assert verified.find(DATES[0]) is None
+    assert verified.find("../..") is None
+    record(destination, DATES[0], Verification(WHEN, "missing", quick=False))
+    assert Verified.read(destination).is_damaged(DATES[0])
+
+
+def test_no_file_at_all_is_none(destination: Destination) -> None:
+    """A FIFO would keep a reader waiting, and a link lead elsewhere."""
+    destination.state_directory.mkdir()
+    os.mkfifo(file_of(destination))
+    assert Verified.read(destination).find(DATES[0]) is None
+    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    elsewhere = destination.path / "elsewhere.json"
+    file_of(destination).rename(elsewhere)
+    file_of(destination).symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    assert Verified.read(destination).find(DATES[0]) is None
+    record(destination, DATES[0], Verification(WHEN, "altered", quick=False))
+    assert Verified.read(destination).is_damaged(DATES[0])
+    assert elsewhere.read_bytes() == before
+
+
+def test_what_a_crash_left_is_in_nobodys_way(destination: Destination) -> None:
+    destination.state_directory.mkdir()
+    (destination.state_directory / "verified.json.new").write_bytes(b"half")
+    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    assert [path.name for path in destination.state_directory.iterdir()] == ["verified.json"]
+
+
+def test_what_cannot_be_written(destination: Destination) -> None:
+    destination.state_directory.touch()
+    with pytest.raises(StorageError, match="cannot be put on record"):
+        record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+
+
+def test_which_snapshots_are_in_a_destination(destination: Destination, tmp_path: Path) -> None:
+    assert destination_of(tmp_path / DATES[0]) == destination
+    alone = make_snapshot(tmp_path / "alone", DATES[0], [Letter(1)])
+    assert destination_of(alone) is None
+    (alone.parent / ".jmapfs").mkdir()
+    assert destination_of(alone) == Destination(alone.parent)
+    copy = (tmp_path / DATES[0]).rename(tmp_path / "copy")
+    assert destination_of(copy) is None

@@ -1,0 +1,533 @@
+"""Verifying a snapshot: whatever happens to it is found, and named; and nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jmapfs.errors import StorageError, UsageError
+from jmapfs.snapshot import reading
+from jmapfs.snapshot.manifest import checksum_line
+from jmapfs.snapshot.reading import Inodes
+from jmapfs.snapshot.records import SavedMail, SavedPlace
+from jmapfs.snapshot.verifying import snapshots_at
+from tests.snapshot.making import Letter, make_snapshot
+from tests.snapshot.verifying import (
+    DATE,
+    LETTERS,
+    Progress,
+    flip,
+    found,
+    new_snapshot,
+    overwrite,
+    sha256sum_passes,
+    verified,
+    write_snapshot,
+)
+
+TWICE = [f"mail/{mailbox}/0002.eml" for mailbox in ("Inbox", "Work", "Work/Clients")]
+TELLING = ["SHA256SUMS", "manifest.jsonl", "snapshot.json"]
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    return new_snapshot(tmp_path / "mail store")
+
+
+def files_of(snapshot: Path) -> list[str]:
+    paths = (path for path in snapshot.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(snapshot)) for path in paths)
+
+
+@contextlib.contextmanager
+def put_back(path: Path) -> Iterator[bytes]:
+    content = path.read_bytes()
+    try:
+        yield content
+    finally:
+        overwrite(path, content)
+
+
+# --- What is as it was
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_good_one(snapshot: Path, *, quick: bool) -> None:
+    result = verified(snapshot, quick=quick)
+    assert (result.findings, result.remarks, result.outcome) == ([], [], "good")
+    assert (result.mails, result.files) == (3, 5)
+    assert result.bytes_read == (0 if quick else sum(len(one.bytes) for one in LETTERS))
+    assert sha256sum_passes(snapshot)
+
+
+def test_one_without_mail(tmp_path: Path) -> None:
+    assert verified(make_snapshot(tmp_path, DATE, [])).outcome == "good"
+
+
+def test_mailboxes_may_be_empty(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / DATE, [], ["Inbox", "Work/Clients/Old"])
+    assert verified(snapshot).outcome == "good"
+    (snapshot / "mail/Work/Clients/Old").rmdir()
+    assert found(snapshot) == [("missing", "mail/Work/Clients/Old")]
+
+
+def test_mails_of_the_same_content(tmp_path: Path) -> None:
+    letters = [Letter(1, content=b"Same"), Letter(2, content=b"Same"), Letter(3, content=b"")]
+    assert verified(make_snapshot(tmp_path, DATE, letters)).outcome == "good"
+
+
+def test_progress_comes_to_the_whole(snapshot: Path) -> None:
+    progress = Progress()
+    verified(snapshot, progress=progress)
+    assert (progress.mails, progress.size) == (3, sum(len(one.bytes) for one in LETTERS))
+
+
+def test_many_mails(tmp_path: Path) -> None:
+    snapshot = make_snapshot(tmp_path, DATE, [Letter(number) for number in range(1500)])
+    assert verified(snapshot).outcome == "good"
+    harmed = [3, 700, 1400]
+    for number in harmed:
+        flip(snapshot / f"mail/Inbox/{number:04}.eml")
+    assert found(snapshot) == [("altered", f"mail/Inbox/{number:04}.eml") for number in harmed]
+
+
+# --- Altered
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot that is put right again after each change."""
+    return new_snapshot(tmp_path_factory.mktemp("lasting"))
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), mask=st.integers(1, 255))
+def test_any_byte_anywhere(lasting: Path, data: st.DataObject, mask: int) -> None:
+    file = data.draw(st.sampled_from(files_of(lasting)))
+    with put_back(lasting / file) as content:
+        flip(lasting / file, data.draw(st.integers(0, len(content) - 1)), mask)
+        names = TWICE if file in TWICE else [file]
+        assert found(lasting) == [("altered", name) for name in names]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_cut_off_anywhere(lasting: Path, data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(files_of(lasting)))
+    with put_back(lasting / file) as content:
+        overwrite(lasting / file, content[: data.draw(st.integers(0, len(content) - 1))])
+        names = TWICE if file in TWICE else [file]
+        assert found(lasting) == [("altered", name) for name in names]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(file=st.sampled_from(TELLING), content=st.binary(max_size=300))
+def test_anything_in_the_place_of_what_tells(lasting: Path, file: str, content: bytes) -> None:
+    with put_back(lasting / file):
+        overwrite(lasting / file, content)
+        assert found(lasting) == [("altered", file)]
+
+
+def test_an_edited_manifest(snapshot: Path) -> None:
+    manifest = snapshot / "manifest.jsonl"
+    overwrite(manifest, manifest.read_bytes().replace(b"$seen", b"$flag"))
+    assert found(snapshot) == found(snapshot, quick=True) == [("altered", "manifest.jsonl")]
+
+
+def test_an_edited_manifest_does_not_hide_what_was_put_in(snapshot: Path) -> None:
+    manifest = snapshot / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    another = Letter(4).saved()
+    overwrite(manifest, b"".join([*lines, msgspec.json.encode(another) + b"\n"]))
+    (snapshot / another.mailboxes[0].file).write_bytes(Letter(4).bytes)
+    assert found(snapshot) == [("extra", "mail/Inbox/0004.eml"), ("altered", "manifest.jsonl")]
+
+
+def test_an_edited_manifest_that_the_checksums_were_fitted_to(snapshot: Path) -> None:
+    """All three agree: then it is the counts that tell."""
+    manifest = snapshot / "manifest.jsonl"
+    first, *others = manifest.read_bytes().splitlines(keepends=True)
+    del first
+    overwrite(manifest, b"".join(others))
+    sums = (snapshot / "SHA256SUMS").read_bytes().splitlines(keepends=True)
+    sums[-2] = checksum_line(hashlib.sha256(b"".join(others)).hexdigest(), "manifest.jsonl")
+    overwrite(snapshot / "SHA256SUMS", b"".join(sums[1:]))
+    (snapshot / "mail/Inbox/0001.eml").unlink()
+    assert found(snapshot) == [("altered", "snapshot.json")]
+
+
+def test_a_line_more_or_less_in_the_checksums(snapshot: Path) -> None:
+    sums = snapshot / "SHA256SUMS"
+    lines = sums.read_bytes().splitlines(keepends=True)
+    another = checksum_line("0" * 64, "mail/Inbox/0000.eml")
+    for position in range(len(lines) + 1):
+        overwrite(sums, b"".join([*lines[:position], another, *lines[position:]]))
+        assert found(snapshot) == [("altered", "SHA256SUMS")]
+    for position in range(len(lines)):
+        overwrite(sums, b"".join([*lines[:position], *lines[position + 1 :]]))
+        assert found(snapshot) == [("altered", "SHA256SUMS")]
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["mail/../../outside", "/etc/passwd", "mail//0001.eml", "snapshot.json", "mail/\0", "mail", ""],
+)
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_manifest_that_leads_elsewhere(tmp_path: Path, file: str, *, quick: bool) -> None:
+    (tmp_path / "outside").write_bytes(b"")
+    good = Letter(1).saved()
+    bad = msgspec.structs.replace(good, mailboxes=(SavedPlace("a", "A", None, file),))
+    snapshot = write_snapshot(tmp_path / DATE, [bad, good], ["Inbox"])
+    (snapshot / "mail/Inbox/0001.eml").write_bytes(b"as long as it was, or not")
+    looked_at = []
+    lstat = os.lstat
+
+    def look(path: str) -> os.stat_result:
+        looked_at.append(path)
+        return lstat(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "lstat", look)
+        assert found(snapshot, quick=quick) == [
+            ("altered", "mail/Inbox/0001.eml"),
+            ("altered", "manifest.jsonl"),
+        ]
+    assert looked_at == [f"{snapshot}/mail/Inbox/0001.eml"]
+
+
+def test_deep_json_is_a_line_like_another(snapshot: Path) -> None:
+    (snapshot / "SHA256SUMS").unlink()
+    manifest = snapshot / "manifest.jsonl"
+    deep = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    overwrite(manifest, deep + manifest.read_bytes())
+    flip(snapshot / "mail/Inbox/0001.eml")
+    assert found(snapshot) == [
+        ("missing", "SHA256SUMS"),
+        ("altered", "mail/Inbox/0001.eml"),
+        ("altered", "manifest.jsonl"),
+    ]
+
+
+def test_a_directory_in_the_place_of_a_file(snapshot: Path) -> None:
+    file = snapshot / "mail/Inbox/0001.eml"
+    file.unlink()
+    file.mkdir()
+    flip(snapshot / "mail/Work/Clients/0003.eml")
+    for quick, other in ((True, []), (False, [("altered", "mail/Work/Clients/0003.eml")])):
+        assert found(snapshot, quick=quick) == [("altered", "mail/Inbox/0001.eml"), *other]
+
+
+@pytest.mark.parametrize("file", [*TELLING, "mail/Inbox/0001.eml"])
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path, moved: path.symlink_to(moved),
+        lambda path, _: os.mkfifo(path),
+        lambda path, _: path.mkdir(),
+    ],
+)
+def test_no_regular_file(
+    snapshot: Path, file: str, put: Callable[[Path, Path], None], *, quick: bool
+) -> None:
+    """Not even a link to the very content is as it was; and a FIFO keeps nobody waiting."""
+    path = snapshot / file
+    moved = snapshot.parent / "moved"
+    path.rename(moved)
+    put(path, moved)
+    assert found(snapshot, quick=quick) == [("altered", file)]
+
+
+def test_a_link_in_the_place_of_a_directory(snapshot: Path) -> None:
+    moved = snapshot.parent / "moved"
+    (snapshot / "mail/Work").rename(moved)
+    (snapshot / "mail/Work").symlink_to(moved)
+    assert ("altered", "mail/Work") in found(snapshot)
+
+
+def test_what_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readv = os.readv
+
+    def fail(descriptor: int, buffers: list[memoryview]) -> int:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().match("Clients/0003.eml"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readv(descriptor, buffers)
+
+    monkeypatch.setattr(os, "readv", fail)
+    flip(snapshot / "mail/Inbox/0001.eml")
+    result = verified(snapshot)
+    assert [(one.path, one.detail) for one in result.findings] == [
+        ("mail/Inbox/0001.eml", "has other content"),
+        ("mail/Work/Clients/0003.eml", "cannot be read: Input/output error"),
+    ]
+
+
+def test_a_large_file_is_not_in_memory(tmp_path: Path) -> None:
+    size = 256 << 20
+    mail = SavedMail(
+        "M1", "B1", "T1", "2026-11-22T01:02:03Z", size, "0" * 64, (),
+        (SavedPlace("id", "Inbox", None, "mail/Inbox/1.eml"),),
+    )  # fmt: skip
+    snapshot = write_snapshot(tmp_path / DATE, [mail], ["Inbox"])
+    with (snapshot / "mail/Inbox/1.eml").open("wb") as file:
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        assert found(snapshot) == [("altered", "mail/Inbox/1.eml")]
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("file", TELLING)
+def test_what_tells_may_be_large_as_well(snapshot: Path, file: str) -> None:
+    """Where no checksum says that it is another one, it is not read at once for that."""
+    if file != "SHA256SUMS":
+        (snapshot / "SHA256SUMS").unlink()
+    (snapshot / file).chmod(0o600)
+    with (snapshot / file).open("r+b") as opened:
+        opened.truncate(128 << 20)
+    tracemalloc.start()
+    try:
+        assert ("altered", file) in found(snapshot)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# --- Missing and extra
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_each_file_is_missed(snapshot: Path, *, quick: bool) -> None:
+    for file in files_of(snapshot):
+        moved = snapshot.parent / "moved"
+        (snapshot / file).rename(moved)
+        assert found(snapshot, quick=quick) == [("missing", file)]
+        assert not sha256sum_passes(snapshot)
+        moved.rename(snapshot / file)
+    assert found(snapshot) == []
+
+
+def test_without_a_manifest_the_checksums_are_what_there_is(snapshot: Path) -> None:
+    (snapshot / "manifest.jsonl").unlink()
+    flip(snapshot / "mail/Inbox/0001.eml")
+    (snapshot / "mail/Work/0002.eml").unlink()
+    (snapshot / "mail/Work/9.eml").touch()
+    assert found(snapshot) == [
+        ("altered", "mail/Inbox/0001.eml"),
+        ("missing", "mail/Work/0002.eml"),
+        ("extra", "mail/Work/9.eml"),
+        ("missing", "manifest.jsonl"),
+    ]
+
+
+def test_without_any_list_nothing_is_called_extra(snapshot: Path) -> None:
+    (snapshot / "manifest.jsonl").unlink()
+    (snapshot / "SHA256SUMS").unlink()
+    result = verified(snapshot)
+    assert [one.path for one in result.findings] == ["SHA256SUMS", "manifest.jsonl"]
+    assert result.remarks == ["what is extra in it cannot be told: its lists are damaged"]
+
+
+def test_without_all_three_it_is_no_snapshot(snapshot: Path) -> None:
+    for file in TELLING:
+        (snapshot / file).unlink()
+    with pytest.raises(UsageError):
+        snapshots_at(snapshot)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("where", ["", "mail/", "mail/Inbox/"])
+@pytest.mark.parametrize("name", ["new", ".hidden", "a\x1b[31mb\n", "\udcff", "latest"])
+def test_extra(snapshot: Path, where: str, name: str, *, quick: bool) -> None:
+    path = snapshot / f"{where}{name}"
+    expected = [("extra", f"{where}{name}")]
+    path.touch()
+    assert found(snapshot, quick=quick) == expected
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert found(snapshot, quick=quick) == expected
+    path.unlink()
+    path.mkdir()
+    assert found(snapshot, quick=quick) == expected
+    (path / "inner").touch()
+    assert found(snapshot, quick=quick) == [*expected, ("extra", f"{where}{name}/inner")]
+    assert sha256sum_passes(snapshot)
+
+
+def test_a_directory_is_gone(snapshot: Path) -> None:
+    shutil.rmtree(snapshot / "mail/Work")
+    assert found(snapshot) == [
+        ("missing", "mail/Work"),
+        ("missing", "mail/Work/0002.eml"),
+        ("missing", "mail/Work/Clients"),
+        ("missing", "mail/Work/Clients/0002.eml"),
+        ("missing", "mail/Work/Clients/0003.eml"),
+    ]
+
+
+def test_all_mail_is_gone(snapshot: Path) -> None:
+    shutil.rmtree(snapshot / "mail")
+    assert Counter(kind for kind, _ in found(snapshot)) == {"missing": 4 + 5}
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("move", [shutil.rmtree, lambda path: path.rename(f"{path}-pruned")])
+def test_removed_meanwhile(snapshot: Path, move: Callable[[Path], None], *, quick: bool) -> None:
+    progress = Progress(when_it_begins=lambda: move(snapshot))
+    with pytest.raises(StorageError, match="was removed meanwhile"):
+        verified(snapshot, quick=quick, progress=progress)
+
+
+def test_removed_before_it_began(snapshot: Path) -> None:
+    shutil.rmtree(snapshot)
+    with pytest.raises(StorageError, match="was removed meanwhile"):
+        verified(snapshot)
+
+
+# --- Names and copies
+
+
+def test_several_names_are_read_once(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = readings(monkeypatch)
+    assert verified(snapshot).outcome == "good"
+    assert sorted(read) == sorted({(snapshot / file).stat().st_ino for file in mails_of(snapshot)})
+
+
+def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = [Letter(number) for number in range(1, 9)]
+    one = make_snapshot(tmp_path, "2026-11-20T000000Z", letters[:6])
+    two = make_snapshot(tmp_path, "2026-11-21T000000Z", letters[1:7], previous=one)
+    three = make_snapshot(tmp_path, "2026-11-22T000000Z", letters[2:], previous=two)
+    (tmp_path / "latest").symlink_to(three.name)
+    (tmp_path / "2026-11-23T000000Z").mkdir()
+    (tmp_path / "2026-11-24T000000Z").symlink_to(three)
+    assert snapshots_at(tmp_path) == [one, two, three]
+
+    read = readings(monkeypatch)
+    inodes = Inodes()
+    results = [verified(directory, inodes=inodes) for directory in (one, two, three)]
+    files = [directory / file for directory in (one, two, three) for file in mails_of(directory)]
+    sizes = {file.stat().st_ino: file.stat().st_size for file in files}
+    assert len(files) == 18
+    assert sorted(read) == sorted(sizes)
+    assert sum(result.bytes_read for result in results) == sum(sizes.values())
+    assert [result.outcome for result in results] == ["good"] * 3
+
+    flip(two / "mail/Inbox/0003.eml")
+    inodes = Inodes()
+    results = [verified(directory, inodes=inodes) for directory in (one, two, three)]
+    named = [[finding.path for finding in result.findings] for result in results]
+    assert named == [["mail/Inbox/0003.eml"]] * 3
+    assert sum(result.bytes_read for result in results) == sum(sizes.values())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(("option", "remarks"), [("-a", 0), ("-r", 1)])
+def test_copies(snapshot: Path, option: str, remarks: int, *, quick: bool) -> None:
+    copy = snapshot.parent.parent / "a copy"
+    subprocess.run(["cp", option, snapshot, copy], check=True)
+    shutil.rmtree(snapshot)
+    result = verified(copy, quick=quick)
+    assert (result.outcome, len(result.remarks)) == ("good", remarks)
+    flip(copy / "mail/Inbox/0001.eml")
+    assert found(copy) == [("altered", "mail/Inbox/0001.eml")]
+
+
+def test_only_one_copy_of_several_is_altered(snapshot: Path) -> None:
+    copy = snapshot.parent / "copy"
+    subprocess.run(["cp", "-r", snapshot, copy], check=True)
+    flip(copy / TWICE[1])
+    assert found(copy) == [("altered", TWICE[1])]
+
+
+def test_quick_reads_no_mail(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = readings(monkeypatch)
+    flip(snapshot / "mail/Inbox/0001.eml")
+    assert found(snapshot, quick=True) == []
+    overwrite(snapshot / "mail/Inbox/0001.eml", b"longer or shorter")
+    assert found(snapshot, quick=True) == [("altered", "mail/Inbox/0001.eml")]
+    assert read == []
+
+
+@pytest.mark.parametrize("file", ["mail/Inbox/0001.eml", "manifest.jsonl", "snapshot.json"])
+def test_sha256sum_tells_the_same(snapshot: Path, file: str) -> None:
+    flip(snapshot / file)
+    assert not sha256sum_passes(snapshot)
+
+
+# --- What can be verified
+
+
+def test_a_later_format(tmp_path: Path) -> None:
+    snapshot = make_snapshot(tmp_path, DATE, LETTERS)
+    description = snapshot / "snapshot.json"
+    overwrite(description, description.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    assert found(snapshot) == [("altered", "snapshot.json")]
+    (snapshot / "SHA256SUMS").unlink()
+    with pytest.raises(StorageError, match="made by a later jmapfs"):
+        verified(snapshot)
+
+
+@pytest.mark.parametrize("left", TELLING)
+def test_one_of_three_makes_a_snapshot(snapshot: Path, left: str) -> None:
+    for file in set(TELLING) - {left}:
+        (snapshot / file).unlink()
+    assert snapshots_at(snapshot) == snapshots_at(snapshot.parent) == [snapshot]
+
+
+def test_latest(snapshot: Path) -> None:
+    latest = snapshot.parent / "latest"
+    latest.symlink_to(snapshot.name)
+    assert snapshots_at(latest) == [snapshot]
+    latest.unlink()
+    latest.symlink_to("gone")
+    with pytest.raises(UsageError, match="there is no such directory"):
+        snapshots_at(latest)
+
+
+def test_what_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a snapshot nor"):
+        snapshots_at(tmp_path)
+    with pytest.raises(UsageError, match="there is no such directory"):
+        snapshots_at(tmp_path / DATE)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a directory"):
+        snapshots_at(tmp_path / "file")
+
+
+def mails_of(snapshot: Path) -> list[str]:
+    return [file for file in files_of(snapshot) if file.startswith("mail/")]
+
+
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that will have the inode of each mail whose content is read."""
+    inodes: list[int] = []
+    read_digest = reading.read_digest
+
+    def read(path: str, buffer: memoryview) -> tuple[bytes, int]:
+        inodes.append(Path(path).stat().st_ino)
+        return read_digest(path, buffer)
+
+    monkeypatch.setattr(reading, "read_digest", read)
+    return inodes

@@ -1,0 +1,308 @@
+"""`jmapfs verify`: what it prints, its exit codes, and what it leaves on record."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from jmapfs.cli import verifying as cli_verifying
+from jmapfs.cli.verifying import verify_command
+from jmapfs.errors import JmapfsError, StorageError
+from jmapfs.snapshot.destination import Destination
+from jmapfs.snapshot.records import SavedMail, SavedPlace
+from jmapfs.snapshot.verified import Verified
+from tests.snapshot.making import Letter, make_snapshot
+from tests.snapshot.verifying import DATE, LETTERS, flip, new_snapshot, write_snapshot
+
+EARLIER = "2026-11-21T010203Z"
+PROGRAM = "import sys; sys.modules['pyfuse3'] = None; from jmapfs.cli.main import main; main()"
+
+
+class Outcome:
+    """What the command left: exit code, lines on stdout, and its errors and remarks."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        result = CliRunner().invoke(
+            verify_command, list(map(str, arguments)), standalone_mode=False
+        )
+        error = result.exception
+        if error is not None and not isinstance(error, JmapfsError):
+            raise error
+        self.exit_code = error.exit_code if error else result.exit_code
+        self.error = str(error) if error else ""
+        self.output = result.stdout
+        self.lines = result.stdout.splitlines()
+        self.remarks = result.stderr.splitlines()
+
+    @property
+    def snapshots(self) -> list[dict[str, Any]]:
+        snapshots: list[dict[str, Any]] = json.loads(self.output)["snapshots"]
+        return snapshots
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Path:
+    """Two snapshots that share a file."""
+    earlier = make_snapshot(tmp_path, EARLIER, [Letter(1)])
+    make_snapshot(tmp_path, DATE, LETTERS, previous=earlier)
+    return tmp_path
+
+
+def on_record(destination: Path, date: str) -> str | None:
+    verification = Verified.read(Destination(destination)).find(date)
+    return verification.outcome if verification else None
+
+
+# --- Lines and exit codes
+
+
+def test_a_good_one(destination: Path) -> None:
+    outcome = Outcome(destination / DATE)
+    size = sum(len(letter.bytes) for letter in LETTERS)
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: all as it was"]
+    assert (outcome.exit_code, outcome.remarks) == (0, [])
+    assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", None)
+
+
+def test_all_of_a_destination(destination: Path) -> None:
+    outcome = Outcome(destination)
+    size = sum(len(letter.bytes) for letter in LETTERS)
+    assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: all as it was"]
+    assert outcome.exit_code == 0
+    assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", "good")
+
+
+def test_each_finding_is_a_line(destination: Path) -> None:
+    flip(destination / DATE / "mail/Inbox/0002.eml")
+    (destination / DATE / "mail/Work/Clients/0003.eml").unlink()
+    (destination / DATE / "note").touch()
+    outcome = Outcome(destination)
+    *lines, summary = outcome.lines
+    assert lines == [
+        f"altered  {DATE}/mail/Inbox/0002.eml: has other content",
+        f"altered  {DATE}/mail/Work/0002.eml: has other content",
+        f"altered  {DATE}/mail/Work/Clients/0002.eml: has other content",
+        f"missing  {DATE}/mail/Work/Clients/0003.eml: is not there",
+        f"extra    {DATE}/note: is a file that is not of the snapshot",
+    ]
+    assert summary.endswith(": 3 altered, 1 missing, 1 extra")
+    assert outcome.error == f"{DATE}: 3 altered, 1 missing, 1 extra of 5 files"
+    assert outcome.exit_code == 11
+    assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("altered", "good")
+
+
+def test_exit_codes_go_by_the_worst(destination: Path) -> None:
+    (destination / EARLIER / "note").touch()
+    outcome = Outcome(destination)
+    assert (outcome.exit_code, on_record(destination, EARLIER)) == (13, "extra")
+    (destination / DATE / "mail/Work/0002.eml").unlink()
+    outcome = Outcome(destination)
+    assert (outcome.exit_code, on_record(destination, DATE)) == (12, "missing")
+    assert outcome.error == "2 snapshots: 0 altered, 1 missing, 1 extra of 6 files"
+    # Which is a file of both.
+    flip(destination / DATE / "mail/Inbox/0001.eml")
+    outcome = Outcome(destination)
+    assert (outcome.exit_code, on_record(destination, EARLIER)) == (11, "altered")
+    assert outcome.error == "2 snapshots: 2 altered, 1 missing, 1 extra of 6 files"
+
+
+def test_hostile_names(destination: Path) -> None:
+    (destination / DATE / "a\x1b[31m\nb\u202e").touch()
+    (destination / DATE / os.fsdecode(b"\xff")).touch()
+    (destination / DATE / "Grüße ✉").touch()
+    outcome = Outcome("--quiet", destination)
+    named = sorted(line.removesuffix(": is a file that is not of the snapshot")
+                   for line in outcome.lines)  # fmt: skip
+    assert named == [
+        f"extra    {DATE}/Grüße ✉",
+        rf"extra    {DATE}/\udcff",
+        rf"extra    {DATE}/a\x1b[31m\nb\u202e",
+    ]
+    assert [one["path"] for one in Outcome("--json", destination).snapshots[1]["findings"]] == [
+        "Grüße ✉", r"a\x1b[31m\nb\u202e", r"\udcff",
+    ]  # fmt: skip
+
+
+def test_quiet(destination: Path) -> None:
+    outcome = Outcome("--quiet", destination)
+    assert (outcome.exit_code, outcome.output, outcome.remarks) == (0, "", [])
+    (destination / DATE / "mail/Inbox/0001.eml").unlink()
+    outcome = Outcome("--quiet", destination)
+    assert outcome.lines == [f"missing  {DATE}/mail/Inbox/0001.eml: is not there"]
+    assert (outcome.exit_code, outcome.remarks) == (12, [])
+
+
+def test_json(destination: Path) -> None:
+    flip(destination / DATE / "mail/Work/Clients/0003.eml")
+    outcome = Outcome("--json", destination)
+    assert outcome.exit_code == 11
+    earlier, last = outcome.snapshots
+    assert (earlier["outcome"], earlier["findings"]) == ("good", [])
+    assert last == {
+        "path": str(destination / DATE),
+        "outcome": "altered",
+        "quick": False,
+        "mails": 3,
+        "files": 5,
+        "bytes_read": sum(len(letter.bytes) for letter in LETTERS[1:]),
+        "altered": 1,
+        "missing": 0,
+        "extra": 0,
+        "findings": [
+            {
+                "kind": "altered",
+                "path": "mail/Work/Clients/0003.eml",
+                "detail": "has other content",
+            }
+        ],
+        "remarks": [],
+    }
+
+
+def test_copies_made_without_links(destination: Path) -> None:
+    copy = destination / "elsewhere" / DATE
+    copy.parent.mkdir()
+    subprocess.run(["cp", "-r", destination / DATE, copy], check=True)
+    outcome = Outcome("--quick", copy)
+    assert outcome.exit_code == 0
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, no content read: all as it was"]
+    (remark,) = outcome.remarks
+    assert remark.startswith(f"jmapfs: {DATE}: 1 mail has several files that were one")
+    assert sorted(path.name for path in copy.parent.iterdir()) == [DATE]
+
+
+def test_what_was_found_need_not_be_written(destination: Path) -> None:
+    (destination / ".jmapfs").touch()
+    outcome = Outcome(destination / DATE)
+    assert outcome.exit_code == 0
+    (remark,) = outcome.remarks
+    assert "cannot be put on record: File exists" in remark
+    (document,) = Outcome("--json", destination / DATE).snapshots
+    assert len(document["remarks"]) == 1
+
+
+def test_quick_does_not_undo_what_was_found(destination: Path) -> None:
+    flip(destination / DATE / "mail/Inbox/0002.eml")
+    assert Outcome(destination).exit_code == 11
+    assert Outcome("--quick", destination).exit_code == 0
+    assert on_record(destination, DATE) == "altered"
+    flip(destination / DATE / "mail/Inbox/0002.eml")
+    assert Outcome(destination).exit_code == 0
+    assert on_record(destination, DATE) == "good"
+
+
+def test_one_that_is_pruned_meanwhile(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (destination / ".jmapfs").mkdir()
+    began = cli_verifying._Display.began
+
+    def remove_first(self: Any, description: Any) -> None:
+        began(self, description)
+        if (destination / EARLIER).is_dir():
+            shutil.rmtree(destination / EARLIER)
+
+    monkeypatch.setattr(cli_verifying._Display, "began", remove_first)
+    outcome = Outcome("--json", destination)
+    assert outcome.exit_code == StorageError.exit_code
+    assert outcome.error == f"{destination / EARLIER} was removed meanwhile"
+    first, last = outcome.snapshots
+    assert first == {"path": str(destination / EARLIER), "error": outcome.error}
+    assert last["outcome"] == "good"
+    assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], [f"verifying {DATE}", "3/3 mails", "84 B/84 B"]),
+        (["--quick"], [f"verifying {DATE}", "3/3 mails"]),
+        (["--quiet"], []),
+    ],
+)
+def test_what_is_shown_on_a_terminal(
+    destination: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], shown: list[str]
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120)
+    monkeypatch.setattr(cli_verifying, "console", terminal)
+    assert Outcome(*options, destination / DATE).exit_code == 0
+    assert all(text in screen.getvalue() for text in shown)
+    assert bool(screen.getvalue()) == bool(shown)
+
+
+# --- The real command
+
+
+def jmapfs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, "verify", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_real_command_without_fuse(destination: Path) -> None:
+    result = jmapfs(destination)
+    assert (result.returncode, result.stderr) == (0, "")
+    flip(destination / DATE / "mail/Inbox/0002.eml")
+    result = jmapfs(f"{destination}/{DATE}/")
+    assert result.returncode == 11
+    assert len(result.stdout.splitlines()) == 4
+    assert result.stderr == f"jmapfs: {DATE}: 3 altered, 0 missing, 0 extra of 5 files\n"
+    result = jmapfs(destination / "2001-01-01T000000Z")
+    assert result.returncode == 2
+    assert (
+        result.stderr == f"jmapfs: {destination}/2001-01-01T000000Z: there is no such directory\n"
+    )
+
+
+def test_an_interruption_ends_it_soon(tmp_path: Path) -> None:
+    """In the midst of a file that takes minutes."""
+    size = 1 << 40
+    mail = SavedMail(
+        "M1", "B1", "T1", "2026-11-22T01:02:03Z", size, hashlib.sha256(b"").hexdigest(), (),
+        (SavedPlace("id", "Inbox", None, "mail/Inbox/1.eml"),),
+    )  # fmt: skip
+    new_snapshot(tmp_path / "other").rename(tmp_path / EARLIER)
+    snapshot = write_snapshot(tmp_path / DATE, [mail], ["Inbox"])
+    with (snapshot / "mail/Inbox/1.eml").open("wb") as file:
+        file.truncate(size)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "verify", snapshot], stderr=subprocess.PIPE
+    ) as process:
+        try:
+            reads_until(process, "mail/Inbox/1.eml")
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, stderr.strip()) == (130, b"jmapfs: interrupted")
+    assert on_record(tmp_path, DATE) is None
+
+
+def reads_until(process: subprocess.Popen[bytes], file: str) -> None:
+    """Wait until a process has a file open."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert process.poll() is None
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            try:
+                if link.readlink().match(file):
+                    return
+            except FileNotFoundError:
+                continue
+        time.sleep(0.01)
+    pytest.fail(f"{file} was not opened")

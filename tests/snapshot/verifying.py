@@ -1,0 +1,127 @@
+"""Verifying in tests, by what `jmapfs verify` does and by sha256sum(1); and harming snapshots."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from jmapfs.snapshot.findings import Result
+from jmapfs.snapshot.manifest import ManifestWriter
+from jmapfs.snapshot.reading import Inodes
+from jmapfs.snapshot.records import FORMAT, Description, SavedMail
+from jmapfs.snapshot.verifying import verify
+from jmapfs.tree import MailboxPlace
+from tests.snapshot.making import ORIGIN, Letter, make_snapshot
+
+DATE = "2026-11-22T010203Z"
+LETTERS = [
+    Letter(1),
+    Letter(2, ("Inbox", "Work", "Work/Clients"), ("$seen",)),
+    Letter(3, ("Work/Clients",)),
+]
+
+
+@dataclass
+class Progress:
+    """Counts what it is told, and does something when it begins."""
+
+    when_it_begins: Callable[[], object] = bool
+    mails: int = 0
+    size: int = 0
+
+    def began(self, description: Description | None) -> None:
+        del description
+        self.when_it_begins()
+
+    def checked(self, mails: int, size: int) -> None:
+        self.mails += mails
+        self.size += size
+
+
+def verified(
+    directory: Path,
+    *,
+    quick: bool = False,
+    inodes: Inodes | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    return trio.run(
+        partial(
+            verify,
+            directory,
+            quick=quick,
+            inodes=inodes or Inodes(),
+            progress=progress or Progress(),
+        )
+    )
+
+
+def found(directory: Path, *, quick: bool = False) -> list[tuple[str, str]]:
+    """Return what verifying finds: kind and path of each."""
+    findings = verified(directory, quick=quick).findings
+    return [(finding.kind, finding.path) for finding in findings]
+
+
+def new_snapshot(destination: Path) -> Path:
+    """Make a snapshot with directories in directories, and a mail of several names."""
+    return make_snapshot(destination, DATE, LETTERS)
+
+
+def write_snapshot(directory: Path, mails: list[SavedMail], mailboxes: list[str]) -> Path:
+    """Write what tells of a snapshot, and the directories of mailboxes; not the mail."""
+    for path in mailboxes:
+        (directory / "mail" / path).mkdir(parents=True)
+    with ManifestWriter(directory) as manifest:
+        for mail in mails:
+            manifest.add(mail)
+        manifest.finish(
+            Description(
+                format=FORMAT,
+                jmapfs="0",
+                date=DATE,
+                origin=ORIGIN,
+                email_state="s1",
+                mails=len(mails),
+                files=sum(len(mail.mailboxes) for mail in mails),
+                bytes=sum(mail.size for mail in mails),
+                previous=None,
+                new=len(mails),
+                gone=0,
+                added_bytes=0,
+                links="hard",
+                mailboxes=tuple(
+                    MailboxPlace(f"id-{path}", path, path, None, None, 0) for path in mailboxes
+                ),
+            )
+        )
+    return directory
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write into a file, for all its names."""
+    path.chmod(0o600)
+    path.write_bytes(content)
+    path.chmod(0o400)
+
+
+def flip(path: Path, position: int = -1, mask: int = 1) -> None:
+    """Change one byte of a file, for all its names."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= mask
+    overwrite(path, bytes(content))
+
+
+def sha256sum_passes(directory: Path) -> bool:
+    """Tell what a user without jmapfs finds."""
+    result = subprocess.run(
+        ["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"],
+        cwd=directory,
+        capture_output=True,
+        check=False,
+    )
+    return result.returncode == 0
