@@ -1,0 +1,700 @@
+"""Pruning: what goes, what stays to the inode, and that it can be killed at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jmapfs.cli.pruning import prune_command
+from jmapfs.errors import AlteredFilesError, BusyError, JmapfsError, StorageError, UsageError
+from jmapfs.snapshot.destination import LATEST, Destination
+from jmapfs.snapshot.latest import latest_date, point_latest
+from jmapfs.snapshot.partial import Leftovers
+from jmapfs.snapshot.policy import Policy
+from jmapfs.snapshot.pruning import LAST_GOOD, Pruned, prune
+from jmapfs.snapshot.records import CHECKSUMS, DESCRIPTION, MANIFEST, Origin
+from jmapfs.snapshot.removal import half_removed, remove_partial
+from jmapfs.snapshot.verified import Verification, record
+from tests.snapshot.making import ORIGIN, Letter, make_snapshot
+
+DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 6)]
+NEWEST = DATES[-1]
+
+
+def history(destination: Path, *, mails: int = 4) -> list[Path]:
+    """Five days, on each of which a letter comes and the oldest goes; the others are shared."""
+    snapshots: list[Path] = []
+    for day, date in enumerate(DATES):
+        letters = [Letter(number, ("Inbox", "Work")) for number in range(day, day + mails)]
+        previous = snapshots[-1] if snapshots else None
+        snapshots.append(make_snapshot(destination, date, letters, previous=previous))
+    return snapshots
+
+
+def pruned(destination: Path, policy: Policy) -> Pruned:
+    return prune(Destination(destination), policy, lambda _date: None)
+
+
+def dates_in(destination: Path) -> list[str]:
+    return [snapshot.date for snapshot in Destination(destination).snapshots()]
+
+
+def everything(path: Path) -> dict[str, tuple[int, int, int, int]]:
+    """All that is at a path: inode, mode, size and time of change of each, by its name."""
+    paths = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+    found = {}
+    for one in paths:
+        status = one.lstat()
+        found[str(one)] = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def assert_good(snapshot: Path) -> None:
+    subprocess.run(["sha256sum", "-c", "--quiet", "--strict", CHECKSUMS], cwd=snapshot, check=True)
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(prune_command, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit | JmapfsError):
+        raise result.exception
+    return result
+
+
+# --- What goes and what stays
+
+
+def test_what_no_rule_keeps_goes(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    kept = {one: everything(one) for one in snapshots[3:]}
+    result = pruned(tmp_path, Policy(last=2))
+    assert dates_in(tmp_path) == DATES[3:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:]]
+    assert [verdict.date for verdict in result.plan.removed] == DATES[:3]
+    assert {one: everything(one) for one in snapshots[3:]} == kept
+
+
+def test_files_that_are_shared_stay_whole(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    mail = snapshots[4] / "mail/Inbox/0004.eml"
+    assert mail.stat().st_nlink == 8
+    content = mail.read_bytes()
+    pruned(tmp_path, Policy(last=2))
+    assert mail.stat().st_nlink == 4
+    assert mail.read_bytes() == content
+    for snapshot in snapshots[3:]:
+        assert_good(snapshot)
+
+
+def test_bytes_that_were_in_no_other_snapshot_are_counted_once(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    total: dict[int, int] = {}
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.parent.name != ".jmapfs":
+            total[path.stat().st_ino] = path.stat().st_size
+    result = pruned(tmp_path, Policy(last=1))
+    left = {path.stat().st_ino for path in snapshots[4].rglob("*") if path.is_file()}
+    assert result.freed_bytes == sum(size for inode, size in total.items() if inode not in left)
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    history(tmp_path)
+    pruned(tmp_path, Policy(daily=2, yearly=1))
+    before = everything(tmp_path)
+    result = pruned(tmp_path, Policy(daily=2, yearly=1))
+    assert not result.plan.removed
+    assert {name: one for name, one in everything(tmp_path).items() if "lock" not in name} == {
+        name: one for name, one in before.items() if "lock" not in name
+    }
+
+
+def test_one_whose_mail_is_damaged_can_go(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    (snapshots[0] / "mail/Inbox/0000.eml").unlink()
+    (snapshots[0] / MANIFEST).unlink()
+    (snapshots[0] / "mail/a file of somebody's").write_text("text")
+    pruned(tmp_path, Policy(last=4))
+    assert dates_in(tmp_path) == DATES[1:]
+
+
+# --- What is not ours
+
+
+def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+    destination = tmp_path / "backup"
+    destination.mkdir()
+    history(destination)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "letter").write_text("text")
+    (outside / ".partial-2026-11-01T120000Z-pruned").mkdir()
+    foreign = {
+        "2026-10-01T120000Z": "a directory with a date",
+        "2026-10-32T120000Z": "no date",
+        "notes": "a directory",
+        ".partial-foo": "a directory",
+        ".partial-2026-10-01": "a directory",
+    }
+    for name, what in foreign.items():
+        (destination / name).mkdir()
+        (destination / name / what).write_text(what)
+    (destination / "2026-10-02T120000Z").write_text("a file with a date")
+    (destination / ".partial-2026-10-03T120000Z-pruned").write_text("a file")
+    (destination / "2026-10-04T120000Z").symlink_to(outside)
+    (destination / ".partial-2026-10-05T120000Z-pruned").symlink_to(outside)
+    (destination / "nowhere").symlink_to("nothing")
+    before = {one: everything(one) for one in destination.iterdir() if one.name not in DATES}
+    before[outside] = everything(outside)
+    pruned(destination, Policy(last=1))
+    assert dates_in(destination) == [NEWEST]
+    assert {one: everything(one) for one in before} == before
+
+
+def test_what_is_of_another_account_is_left_alone(tmp_path: Path) -> None:
+    other = Origin(ORIGIN.server, "u2", "bob", "bob@mail.example")
+    strange = Origin("http://[zz]", "u1", "alice", "alice@mail.example")
+    foreign = make_snapshot(tmp_path, "2025-01-01T000000Z", [Letter(1)], origin=other)
+    odd = make_snapshot(tmp_path, "2025-01-02T000000Z", [Letter(1)], origin=strange)
+    same = Origin("https://mail.example:443/jmap", "u1", "renamed", "alice")
+    make_snapshot(tmp_path, "2025-01-03T000000Z", [Letter(1)], origin=same)
+    history(tmp_path)
+    before = everything(foreign), everything(odd)
+    result = pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == [foreign.name, odd.name, NEWEST]
+    assert (everything(foreign), everything(odd)) == before
+    assert [one.date for one in result.plan.left_alone] == [foreign.name, odd.name]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"format": 99}'])
+def test_what_does_not_say_what_it_is_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+    snapshots = history(tmp_path)
+    description = snapshots[1] / DESCRIPTION
+    description.unlink()
+    if content is not None:
+        description.write_bytes(content)
+    before = everything(snapshots[1])
+    result = pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == [DATES[1], NEWEST]
+    assert everything(snapshots[1]) == before
+    assert [one.date for one in result.plan.left_alone] == [DATES[1]]
+
+
+def test_a_copy_with_another_date_is_left_alone(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    copy = tmp_path / "2026-11-01T130000Z"
+    shutil.copytree(snapshots[0], copy)
+    result = pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == [copy.name, NEWEST]
+    assert DATES[0] in result.plan.left_alone[0].reason
+
+
+def test_a_symbolic_link_in_a_snapshot_is_not_followed(tmp_path: Path) -> None:
+    destination, outside = tmp_path / "backup", tmp_path / "outside"
+    snapshots = history(destination)
+    outside.mkdir()
+    (outside / "letter").write_text("text")
+    for name in ("mail/link", "mail/Inbox/link"):
+        (snapshots[0] / name).symlink_to(outside)
+    (snapshots[0] / "mail/letter").symlink_to(outside / "letter")
+    pruned(destination, Policy(last=1))
+    assert dates_in(destination) == [NEWEST]
+    assert (outside / "letter").read_text() == "text"
+
+
+def test_where_nothing_is_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("text")
+    before = everything(tmp_path)
+    assert pruned(tmp_path, Policy(last=1)).plan.snapshots == ()
+    assert everything(tmp_path) == before
+    with pytest.raises(UsageError):
+        pruned(tmp_path / "missing", Policy(last=1))
+    assert everything(tmp_path) == before
+
+
+# --- The last good one
+
+
+def altered(path: Path) -> None:
+    content = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(content[:-5] + b"?" + content[-4:])
+
+
+@pytest.mark.parametrize("file", [MANIFEST, CHECKSUMS])
+def test_the_last_good_one_stays(tmp_path: Path, file: str) -> None:
+    snapshots = history(tmp_path)
+    altered(snapshots[4] / file)
+    altered(snapshots[3] / file)
+    result = pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == [DATES[2], NEWEST]
+    assert [verdict.reasons for verdict in result.plan.snapshots if verdict.kept] == [
+        (LAST_GOOD,),
+        ("last",),
+    ]
+
+
+def test_what_verify_found_damaged_is_not_the_last_good_one(tmp_path: Path) -> None:
+    history(tmp_path)
+    found_damaged(tmp_path, DATES[4])
+    found_damaged(tmp_path, DATES[3])
+    result = pruned(tmp_path, Policy(last=2))
+    # Two of all, and two of those that are not known to be damaged.
+    assert dates_in(tmp_path) == DATES[1:]
+    assert [verdict.damaged for verdict in result.plan.snapshots] == [False] * 3 + [True] * 2
+    assert result.plan.snapshots[2].reasons == ("last", LAST_GOOD)
+
+
+def test_all_rules_that_keep_one_are_named(tmp_path: Path) -> None:
+    make_snapshot(tmp_path, "2026-11-01T110000Z", [Letter(1)])
+    for date in ("2026-11-01T120000Z", "2026-11-01T130000Z"):
+        make_snapshot(tmp_path, date, [Letter(1)])
+    found_damaged(tmp_path, "2026-11-01T130000Z")
+    result = pruned(tmp_path, Policy(last=2, daily=1))
+    assert [(verdict.date, verdict.reasons) for verdict in result.plan.snapshots] == [
+        ("2026-11-01T110000Z", ("last",)),
+        ("2026-11-01T120000Z", ("last", "daily", LAST_GOOD)),
+        ("2026-11-01T130000Z", ("last", "daily")),
+    ]
+
+
+def test_where_all_were_found_damaged_none_goes(tmp_path: Path) -> None:
+    history(tmp_path)
+    for date in DATES:
+        found_damaged(tmp_path, date)
+    with pytest.raises(AlteredFilesError):
+        pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == DATES
+
+
+def test_a_damaged_one_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+    for hour in (8, 12, 16):
+        make_snapshot(tmp_path, f"2026-11-01T{hour:02}0000Z", [Letter(1)])
+    make_snapshot(tmp_path, NEWEST, [Letter(1)])
+    found_damaged(tmp_path, "2026-11-01T160000Z")
+    pruned(tmp_path, Policy(daily=2))
+    assert dates_in(tmp_path) == ["2026-11-01T120000Z", "2026-11-01T160000Z", NEWEST]
+
+
+def found_damaged(destination: Path, date: str) -> None:
+    verification = Verification(datetime.now(UTC), "altered", quick=False)
+    record(Destination(destination), date, verification)
+
+
+def test_where_none_is_good_none_goes(tmp_path: Path) -> None:
+    for snapshot in history(tmp_path):
+        altered(snapshot / MANIFEST)
+    with pytest.raises(AlteredFilesError):
+        pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == DATES
+    assert run(tmp_path, "--keep-last", "1", "--dry-run").exception is not None
+
+
+def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
+    for snapshot in history(tmp_path):
+        (snapshot / DESCRIPTION).unlink()
+    with pytest.raises(AlteredFilesError):
+        pruned(tmp_path, Policy(last=1))
+    assert dates_in(tmp_path) == DATES
+
+
+# --- latest
+
+
+def test_latest_stays(tmp_path: Path) -> None:
+    history(tmp_path)
+    Destination(tmp_path).make()
+    assert point_latest(Destination(tmp_path), NEWEST)
+    before = everything(tmp_path / LATEST)
+    pruned(tmp_path, Policy(last=1))
+    assert everything(tmp_path / LATEST) == before
+    assert (tmp_path / LATEST / DESCRIPTION).is_file()
+
+
+@pytest.mark.parametrize("date", [DATES[0], "2026-10-01T000000Z"])
+def test_latest_leads_to_one_that_is_there(tmp_path: Path, date: str) -> None:
+    history(tmp_path)
+    (tmp_path / LATEST).symlink_to(date)
+    pruned(tmp_path, Policy(last=2))
+    assert latest_date(Destination(tmp_path)) == NEWEST
+
+
+def test_latest_of_snapshots_that_are_all_gone(tmp_path: Path) -> None:
+    (tmp_path / f".partial-{DATES[0]}-pruned").mkdir()
+    (tmp_path / LATEST).symlink_to(DATES[0])
+    assert pruned(tmp_path, Policy(last=1)).plan.snapshots == ()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", LATEST]
+
+
+@pytest.mark.parametrize("target", ["nothing", f"elsewhere/{DATES[0]}", f"{DATES[0]}/mail"])
+def test_latest_that_leads_elsewhere_stays(tmp_path: Path, target: str) -> None:
+    history(tmp_path)
+    (tmp_path / LATEST).symlink_to(target)
+    before = everything(tmp_path / LATEST)
+    pruned(tmp_path, Policy(last=1))
+    assert everything(tmp_path / LATEST) == before
+
+
+def test_latest_of_the_user_stays(tmp_path: Path) -> None:
+    history(tmp_path)
+    (tmp_path / LATEST).mkdir()
+    Destination(tmp_path).make()
+    assert not point_latest(Destination(tmp_path), NEWEST)
+    pruned(tmp_path, Policy(last=1))
+    assert list((tmp_path / LATEST).iterdir()) == []
+
+
+def test_latest_is_replaced_in_one_step(tmp_path: Path) -> None:
+    destination = Destination(tmp_path)
+    destination.make()
+    assert point_latest(destination, DATES[0])
+    # What a run leaves that was killed before it had renamed the link.
+    (destination.state_directory / LATEST).symlink_to(DATES[1])
+    assert point_latest(destination, DATES[2])
+    assert latest_date(destination) == DATES[2]
+    assert list(destination.state_directory.iterdir()) == []
+
+
+def test_where_there_are_no_links_there_is_no_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    destination = Destination(tmp_path)
+    destination.make()
+    monkeypatch.setattr(os, "symlink", refuse)
+    assert not point_latest(destination, NEWEST)
+    assert latest_date(destination) is None
+
+
+# --- Removing
+
+
+def test_only_partials_are_deleted(tmp_path: Path) -> None:
+    for name in (NEWEST, ".partial-foo", f"x.partial-{NEWEST}", LATEST):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match="not for jmapfs"):
+            remove_partial(tmp_path / name)
+        assert (tmp_path / name).is_dir()
+    assert remove_partial(tmp_path / f".partial-{NEWEST}") == 0
+
+
+def test_read_only_directories(tmp_path: Path) -> None:
+    history(tmp_path)
+    for path in tmp_path.glob("*/**/*"):
+        if path.is_dir():
+            path.chmod(0o500)
+    program = (
+        "import sys; from pathlib import Path; from tests.snapshot.test_prune import *;"
+        "pruned(Path(sys.argv[1]), Policy(last=1))"
+    )
+    # Modes are nothing to root, but for the capabilities that make them so.
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [
+        *(without if os.geteuid() == 0 else []),
+        sys.executable,
+        "-c",
+        program,
+        str(tmp_path),
+    ]
+    subprocess.run(command, check=True)
+    assert dates_in(tmp_path) == [NEWEST]
+    assert half_removed(Destination(tmp_path)) == []
+
+
+def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
+    partial = tmp_path / f".partial-{NEWEST}"
+    partial.mkdir()
+    at = os.open(partial, os.O_RDONLY)
+    for _ in range(1050):
+        os.mkdir("d", dir_fd=at)
+        os.close(os.open("mail", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+        deeper = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = deeper
+    os.close(at)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        remove_partial(partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_a_snapshot_has_lost_its_date_is_on_the_disk_before_mail_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history(tmp_path)
+    done = []
+    fsync, unlink = os.fsync, os.unlink
+
+    def syncing(descriptor: int) -> None:
+        done.append((Path(f"/proc/self/fd/{descriptor}").readlink(), dates_in(tmp_path)))
+        fsync(descriptor)
+
+    def unlinking(name: str, *, dir_fd: int) -> None:
+        done.append((Path(f"/proc/self/fd/{dir_fd}").readlink(), dates_in(tmp_path)))
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "unlink", unlinking)
+    pruned(tmp_path, Policy(last=3))
+    gone = [tmp_path / f".partial-{date}-pruned" for date in DATES[:2]]
+    assert done[:2] == [(tmp_path, DATES[1:]), (gone[0], DATES[1:])]
+    second = done.index((tmp_path, DATES[2:]))
+    assert all(path.is_relative_to(gone[0]) for path, _ in done[1:second])
+    assert all(path.is_relative_to(gone[1]) for path, _ in done[second + 1 :])
+
+
+def test_what_cannot_be_removed_has_lost_its_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "unlink", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            pruned(tmp_path, Policy(last=3))
+    assert dates_in(tmp_path) == DATES[1:]
+    assert [path.name for path in half_removed(Destination(tmp_path))] == [
+        f".partial-{DATES[0]}-pruned"
+    ]
+    pruned(tmp_path, Policy(last=3))
+    assert dates_in(tmp_path) == DATES[2:]
+    assert half_removed(Destination(tmp_path)) == []
+
+
+MOUNTED = """
+import sys
+from pathlib import Path
+from jmapfs.errors import StorageError
+from jmapfs.snapshot.removal import remove_partial
+partial = Path(sys.argv[1])
+letter = partial / "mail/disk/letter"
+letter.write_text("text")
+try:
+    remove_partial(partial)
+except StorageError as error:
+    print(error, "-", letter.read_text())
+"""
+
+
+def test_another_file_system_is_not_entered(tmp_path: Path) -> None:
+    partial = tmp_path / f".partial-{NEWEST}"
+    (partial / "mail/disk").mkdir(parents=True)
+    alone = ["unshare", "--mount"]
+    mount = ["mount", "-t", "tmpfs", "none", str(partial / "mail/disk")]
+    if subprocess.run([*alone, *mount], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs to mount something")
+    both = ["sh", "-ec", '"$@"; exec "$python" -c "$program" "$partial"', "sh", *mount]
+    names = {"python": sys.executable, "program": MOUNTED, "partial": str(partial)}
+    shown = subprocess.run(
+        [*alone, *both], env=os.environ | names, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown == f"{partial} cannot be removed: disk in it is another file system - text\n"
+
+
+def test_a_directory_that_is_moved_meanwhile_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, outside = tmp_path / f".partial-{NEWEST}", tmp_path / "outside"
+    (partial / "mail/Inbox").mkdir(parents=True)
+    (partial / "mail/Inbox/letter").write_text("text")
+    outside.mkdir()
+    unlink = os.unlink
+
+    def moving(name: str, *, dir_fd: int) -> None:
+        (partial / "mail/Inbox").rename(outside / "Inbox")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", moving)
+    with pytest.raises(StorageError, match="moved meanwhile"):
+        remove_partial(partial)
+    assert (outside / "Inbox").is_dir()
+
+
+SLOWLY = """
+import os, sys, time
+from pathlib import Path
+from jmapfs.snapshot.destination import Destination
+from jmapfs.snapshot.policy import Policy
+from jmapfs.snapshot.pruning import prune
+unlink = os.unlink
+def slowly(*arguments, **options):
+    time.sleep(float(sys.argv[2]))
+    unlink(*arguments, **options)
+os.unlink = slowly
+print("ready", flush=True)
+prune(Destination(Path(sys.argv[1])), Policy(last=2), lambda date: None)
+"""
+
+
+@contextlib.contextmanager
+def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Let another process prune, which takes so long for each file; kill it at the end."""
+    command = [sys.executable, "-c", SLOWLY, str(destination), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
+    """Killed again and again, until one run comes to its end."""
+    snapshots = history(tmp_path, mails=100)
+    Destination(tmp_path).make()
+    point_latest(Destination(tmp_path), NEWEST)
+    kept = everything(snapshots[3]) | everything(snapshots[4])
+    chance = random.Random(7)
+    killed = interrupted = 0
+    exit_code: int | None = None
+    while exit_code != 0:
+        with slow_prune(tmp_path, 0.001) as process:
+            time.sleep(chance.uniform(0, 0.15))
+        exit_code = process.returncode
+        for date in dates_in(tmp_path):
+            assert_good(tmp_path / date)
+        killed += exit_code != 0
+        interrupted += bool(half_removed(Destination(tmp_path)))
+    assert killed > 2
+    assert interrupted > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:], LATEST]
+    assert everything(snapshots[3]) | everything(snapshots[4]) == kept
+
+
+def test_the_snapshot_command_finds_what_was_interrupted(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    path = tmp_path / f".partial-{DATES[0]}-pruned"
+    snapshots[0].rename(path)
+    assert Leftovers(Destination(tmp_path)).partials == [path]
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    history(tmp_path, mails=100)
+    with slow_prune(tmp_path, 0.1) as process:
+        while not half_removed(Destination(tmp_path)):
+            time.sleep(0.001)
+        command = [sys.executable, "-m", "jmapfs", "prune", str(tmp_path), "--keep-last", "1"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout) == (BusyError.exit_code, "")
+        assert result.stderr == (
+            f"jmapfs: process {process.pid} is at work on the snapshots in {tmp_path}\n"
+        )
+        # What touches nothing waits for nobody.
+        assert run(tmp_path, "--keep-last", "1", "--dry-run").exit_code == 0
+        assert process.poll() is None
+    assert dates_in(tmp_path)[-2:] == DATES[-2:]
+
+
+# --- The command
+
+
+def test_the_table(tmp_path: Path) -> None:
+    history(tmp_path)
+    result = run(tmp_path, "--keep-last", "1", "--keep-daily=2", "--keep-weekly", "3")
+    assert result.exit_code == 0
+    *rows, summary = result.stdout.splitlines()
+    assert rows == [
+        "2026-11-01T120000Z  keep    weekly",
+        "2026-11-02T120000Z  remove",
+        "2026-11-03T120000Z  remove",
+        "2026-11-04T120000Z  keep    daily",
+        "2026-11-05T120000Z  keep    last, daily, weekly, last good one",
+    ]
+    assert summary.startswith("3 kept, 2 removed (")
+    assert result.stderr == ""
+
+
+def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+    history(tmp_path)
+    (tmp_path / f".partial-{DATES[0]}-pruned").mkdir()
+    before = everything(tmp_path)
+    result = run(tmp_path, "--keep-last", "1", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "1 kept, 4 would be removed"
+    assert everything(tmp_path) == before
+
+
+def test_json(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    (snapshots[0] / DESCRIPTION).unlink()
+    document: dict[str, Any] = json.loads(run(tmp_path, "--keep-last", "1", "--json").stdout)
+    assert document["dry_run"] is False
+    assert document["freed_bytes"] > 0
+    assert [one["date"] for one in document["left_alone"]] == DATES[:1]
+    assert document["snapshots"][-2:] == [
+        {"date": DATES[3], "kept": False, "reasons": [], "damaged": False},
+        {"date": NEWEST, "kept": True, "reasons": ["last", LAST_GOOD], "damaged": False},
+    ]
+
+
+def test_json_of_a_dry_run(tmp_path: Path) -> None:
+    history(tmp_path)
+    result = run(tmp_path, "--keep-last", "1", "--json", "-n")
+    document: dict[str, Any] = json.loads(result.stdout)
+    assert (document["dry_run"], document["freed_bytes"]) == (True, None)
+    assert [one["kept"] for one in document["snapshots"]] == [False] * 4 + [True]
+    assert dates_in(tmp_path) == DATES
+
+
+def test_quiet(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    (snapshots[0] / DESCRIPTION).unlink()
+    result = run(tmp_path, "--keep-last", "1", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert dates_in(tmp_path) == [DATES[0], NEWEST]
+
+
+def test_what_is_left_alone_is_named(tmp_path: Path) -> None:
+    snapshots = history(tmp_path)
+    (snapshots[0] / DESCRIPTION).write_text('{"format": "\x1b[31m"}')
+    result = run(tmp_path, "--keep-last", "1")
+    assert f"jmapfs: {DATES[0]} is left alone: " in result.stderr
+    assert "\x1b" not in result.output
+
+
+def test_no_snapshots(tmp_path: Path) -> None:
+    result = run(tmp_path, "--keep-last", "1")
+    assert result.exit_code == 0
+    assert "there are no snapshots" in result.stdout
+
+
+def test_without_a_rule_nothing_goes(tmp_path: Path) -> None:
+    history(tmp_path)
+    for arguments in ([], ["--dry-run"]):
+        assert isinstance(run(tmp_path, *arguments).exception, UsageError)
+    assert dates_in(tmp_path) == DATES
+
+
+@pytest.mark.parametrize("count", ["0", "00", "-1", "", "1.5", "all", "²", "+1"])
+def test_numbers_that_mean_nothing(tmp_path: Path, count: str) -> None:
+    history(tmp_path)
+    assert run(tmp_path, "--keep-last", count).exit_code == UsageError.exit_code
+    assert dates_in(tmp_path) == DATES
+
+
+@pytest.mark.parametrize("count", ["unlimited", "5", "9" * 5000])
+def test_numbers_that_keep_all(tmp_path: Path, count: str) -> None:
+    history(tmp_path)
+    assert run(tmp_path, "--keep-last", count).exit_code == 0
+    assert dates_in(tmp_path) == DATES
