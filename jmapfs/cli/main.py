@@ -15,8 +15,13 @@ import click
 
 from jmapfs import __version__
 from jmapfs.cli import mount_commands
+from jmapfs.cli.comparing import diff_command
 from jmapfs.cli.display import console
-from jmapfs.errors import JmapfsError
+from jmapfs.cli.overview import snapshots_command
+from jmapfs.cli.pruning import prune_command
+from jmapfs.cli.snapshotting import snapshot_command
+from jmapfs.cli.verifying import verify_command
+from jmapfs.errors import JmapfsError, MountpointError
 
 INTERRUPTED = 130
 
@@ -27,7 +32,15 @@ def cli() -> None:
     """Mount a JMAP mail account as a read-only file tree."""
 
 
-for _command in mount_commands.ALL:
+_SNAPSHOT_COMMANDS = (
+    snapshot_command,
+    snapshots_command,
+    verify_command,
+    diff_command,
+    prune_command,
+)
+
+for _command in (*mount_commands.ALL, *_SNAPSHOT_COMMANDS):
     cli.add_command(_command)
 
 
@@ -42,6 +55,10 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ImportError as error:
+        if "fuse" not in str(error):
+            raise
+        _fail(f"mounts need libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED)
 

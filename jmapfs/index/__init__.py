@@ -6,7 +6,7 @@ has: it can be deleted at any time and costs a new listing.
 
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.journal import JournalEntry, JournalPart
-from jmapfs.index.mails import MailPage, MailRow
+from jmapfs.index.mails import ListedBlob, MailPage, MailRow
 from jmapfs.index.order import PlacedFile
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.records import (
@@ -31,6 +31,7 @@ __all__ = [
     "IndexWriter",
     "JournalEntry",
     "JournalPart",
+    "ListedBlob",
     "Listing",
     "ListingProgress",
     "MailPage",

@@ -1,4 +1,4 @@
-"""All emails of an account in order, with everything that is known of them: for copies of it.
+"""All emails of an account, in order, with everything that is known of them: for copies of it.
 
 The order is that of receipt, then of blob id, then of email id. It is read in pages that end with
 a whole second, so that a page can be sorted by itself: inodes grow with the second of receipt.
@@ -42,6 +42,26 @@ class MailPage:
 
     rows: list[MailRow]
     last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBlob:
+    """The blob of an email, whose `number` says when the email came into the index."""
+
+    number: int
+    blob_id: str
+    size: int
+    received_at: int
+
+
+def listed_after(connection: sqlite3.Connection, number: int, count: int) -> list[ListedBlob]:
+    """Return the blobs of emails in the order in which these came into the index."""
+    rows = connection.execute(
+        "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
+        " WHERE number > ? ORDER BY number LIMIT ?",
+        (number, count),
+    )
+    return [ListedBlob(*row) for row in rows]
 
 
 def page_after(connection: sqlite3.Connection, inode: int, count: int) -> MailPage:

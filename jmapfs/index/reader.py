@@ -13,7 +13,7 @@ from typing import Final
 from jmapfs.index import journal, mails, order
 from jmapfs.index.connection import IndexConnection
 from jmapfs.index.journal import JournalPart
-from jmapfs.index.mails import MailPage
+from jmapfs.index.mails import ListedBlob, MailPage
 from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.order import PlacedFile
 from jmapfs.index.records import (
@@ -143,6 +143,10 @@ class IndexReader(IndexConnection):
     def mails_after(self, inode: int, count: int) -> MailPage:
         """Return emails in order of receipt, those of some `count` files, behind an inode."""
         return mails.page_after(self._connection, inode, count)
+
+    def listed_after(self, number: int, count: int) -> list[ListedBlob]:
+        """Return the blobs of `count` emails that came into the index after the one of a number."""
+        return mails.listed_after(self._connection, number, count)
 
     def journal(self, after: int) -> JournalPart:
         """Return what changed in the tree since a position in the journal."""

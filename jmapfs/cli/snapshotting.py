@@ -1,0 +1,133 @@
+"""`jmapfs snapshot`: from the command line to a dated directory, and a line on what is in it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+import trio
+
+from jmapfs.account import AccountSource, default_cache_root
+from jmapfs.cli.config import Config, read_config
+from jmapfs.cli.display import console
+from jmapfs.cli.quantities import readable
+from jmapfs.cli.secrets import account_source
+from jmapfs.cli.snapshot_display import SnapshotDisplay
+from jmapfs.control import Mount, mounts
+from jmapfs.errors import NotMountedError, UsageError, lone_errors
+from jmapfs.snapshot import Destination, MountOpener, Summary, account_opener, take_snapshot
+
+_DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command("snapshot")
+@click.argument("source")
+@click.argument("destination", metavar="DEST", type=_DIRECTORY)
+@click.option(
+    "--max-gone",
+    type=click.FloatRange(0, 100),
+    default=50,
+    show_default=True,
+    metavar="PERCENT",
+    help="Make no snapshot if more than that of the last one's mail is gone.",
+)
+@click.option(
+    "--account", "selection", metavar="NAME", help="Another of the accounts the user can see."
+)
+@click.option(
+    "--cache-dir",
+    type=_DIRECTORY,
+    default=default_cache_root,
+    help="Where the account's index is kept.  [default: $XDG_CACHE_HOME/jmapfs]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def snapshot_command(
+    source: str,
+    destination: Path,
+    max_gone: float,
+    selection: str | None,
+    cache_dir: Path,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Copy SOURCE, as it is now, into a directory of DEST with the time as its name.
+
+    SOURCE is a mountpoint or a directory in a mount; or an account, as in `jmapfs mount`, which
+    then need not be mounted. What the last snapshot in DEST has is linked, not fetched. Exit code
+    0 means that everything is there; otherwise there is no new snapshot, and the next run goes on
+    with what has come.
+    """
+    place = Path(os.path.realpath(destination))
+    mount = _mount_of(source)
+    _require_apart(place, mount)
+    with SnapshotDisplay(console, quiet=quiet) as display, lone_errors():
+        if mount is not None:
+            if selection is not None:
+                raise UsageError("--account is for accounts: name the directory in the mount")
+            opener = MountOpener(mount.mountpoint, _path_in(mount, source), display)
+            summary = trio.run(
+                partial(
+                    take_snapshot, opener, Destination(place), max_gone=max_gone, report=display
+                )
+            )
+        else:
+            account = _account(source, read_config(), selection)
+            cache_root = cache_dir.absolute()
+            summary = trio.run(_of_account, account, cache_root, place, max_gone, display)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
+    elif not quiet:
+        click.echo(_line(summary))
+
+
+async def _of_account(
+    account: AccountSource, cache_root: Path, place: Path, max_gone: float, display: SnapshotDisplay
+) -> Summary:
+    async with account_opener(account, cache_root, display) as opener:
+        return await take_snapshot(opener, Destination(place), max_gone=max_gone, report=display)
+
+
+def _path_in(mount: Mount, source: str) -> str:
+    path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
+    return "" if path == Path() else str(path)
+
+
+def _mount_of(source: str) -> Mount | None:
+    """Return the mount of ours that a path is in, if it is in one."""
+    path = Path(os.path.realpath(source))
+    within = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
+    depth = max((len(mount.mountpoint.parts) for mount in within), default=0)
+    # Of several at one place the last one is on top.
+    top = next((one for one in reversed(within) if len(one.mountpoint.parts) == depth), None)
+    return top if top is not None and top.ours else None
+
+
+def _account(source: str, config: Config, selection: str | None) -> AccountSource:
+    if source not in config.accounts and Path(source).exists():
+        raise NotMountedError(f"{source}: jmapfs is not mounted there")
+    return account_source(source, config, account=selection)
+
+
+def _require_apart(place: Path, mount: Mount | None) -> None:
+    """Refuse a destination in a mount, and one that the mount that is copied lies in."""
+    if _mount_of(str(place)) is not None:
+        raise UsageError(f"{place} lies in a mount of jmapfs, which is read-only: choose another")
+    if mount is not None and mount.mountpoint.is_relative_to(place):
+        raise UsageError(f"{mount.mountpoint} lies in {place}: choose another destination")
+
+
+def _line(summary: Summary) -> str:
+    parts = [
+        f"{summary.mails:,} mails ({readable(summary.bytes)})",
+        f"{summary.new:,} new",
+        f"{summary.gone:,} gone",
+        f"{summary.fetched:,} fetched ({readable(summary.fetched_bytes)})",
+    ]
+    if summary.taken_over:
+        parts.append(f"{summary.taken_over:,} taken over from an interrupted run")
+    return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"

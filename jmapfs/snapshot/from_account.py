@@ -1,0 +1,200 @@
+"""A snapshot straight from an account: no mount, no FUSE, nothing but its index and its server.
+
+The index is brought up to date, or its keeper is asked to do so, and read at that one state for
+as long as the copy takes. Content comes from the server, and is of the blobs of that state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from jmapfs.account import AccountSource, Lead, account_directory
+from jmapfs.control import ask, mounts, socket_directory, socket_name
+from jmapfs.errors import BusyError, JmapfsError, StorageError, lone_errors
+from jmapfs.index import AccountState, IndexDatabase, IndexReader, IndexWriter
+from jmapfs.jmap import Client, connect
+from jmapfs.snapshot.ahead import BringingAhead
+from jmapfs.snapshot.bringing import Blobs, opened_cache
+from jmapfs.snapshot.records import Origin
+from jmapfs.snapshot.report import Report
+from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
+from jmapfs.sync import Synchronizer, check_account
+from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree
+
+_PART: Final = 2000
+_SYNC_SECONDS: Final = 630.0
+
+
+@contextlib.asynccontextmanager
+async def account_opener(
+    source: AccountSource, cache_root: Path, report: Report
+) -> AsyncIterator[SourceOpener]:
+    """Connect to an account whose states are to be copied.
+
+    Raises:
+        JmapfsError: the server cannot be asked.
+    """
+    directory = account_directory(cache_root, source)
+    async with (
+        connect(source.location, source.credentials, account=source.account) as client,
+        opened_cache(directory / "blobs") as cache,
+    ):
+        yield _AccountOpener(client, IndexDatabase(directory), Blobs(client, cache), report)
+
+
+class _AccountOpener:
+    def __init__(
+        self, client: Client, database: IndexDatabase, blobs: Blobs, report: Report
+    ) -> None:
+        self._client = client
+        self._database = database
+        self._blobs = blobs
+        self._report = report
+
+    @contextlib.asynccontextmanager
+    async def open(self, ahead: Ahead) -> AsyncIterator[_AccountSource]:
+        """Bring the index up to date, and hold the state that it has then."""
+        await self._bring_up_to_date(ahead)
+        with self._database.reader() as reader:
+            try:
+                source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
+            except sqlite3.Error as error:
+                raise StorageError(f"cannot read the index: {error}") from error
+            yield source
+
+    async def _bring_up_to_date(self, ahead: Ahead) -> None:
+        directory = self._database.path.parent
+        # Not longer than it takes: a mount that is made meanwhile is to have the index.
+        with Lead(directory, self._database) as lead:
+            refusal = await trio.to_thread.run_sync(lead.try_now)
+            writer = lead.take() if refusal is None else None
+            if writer is not None:
+                await trio.to_thread.run_sync(check_account, self._database, self._client)
+                await self._synchronize(writer, ahead)
+                return
+        await trio.to_thread.run_sync(check_account, self._database, self._client)
+        await self._ask_keeper(refusal)
+
+    async def _synchronize(self, writer: IndexWriter, ahead: Ahead) -> None:
+        """Bring the index up to date; while an account is listed, content comes already."""
+        synchronizer = Synchronizer(self._client, self._database, writer)
+        if (await trio.to_thread.run_sync(self._state)).complete:
+            await synchronizer.bring_up_to_date(self._report.listed)
+            return
+        receiver = await ahead.prepare(self._origin())
+        with self._database.reader() as reader:
+            listing = BringingAhead(reader, self._blobs, ahead, receiver)
+
+            def listed(count: int, total: int | None) -> None:
+                self._report.listed(count, total)
+                listing.proceed()
+
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(listing.run)
+                    try:
+                        await synchronizer.bring_up_to_date(listed)
+                    finally:
+                        listing.end()
+
+    def _origin(self) -> Origin:
+        session, account = self._client.session, self._client.account
+        return Origin(session.api_url, account.id, account.name, session.username)
+
+    async def _ask_keeper(self, refusal: BusyError | None) -> None:
+        """Have the mount that keeps the index bring it up to date."""
+        state = await trio.to_thread.run_sync(self._state)
+        if not state.complete:
+            raise BusyError(f"{refusal}, and has not listed it yet: try again later")
+        try:
+            asked = await trio.to_thread.run_sync(_sync_mount_of, state)
+        except JmapfsError as error:
+            asked = False
+            refusal = BusyError(f"{refusal}, which says: {error}")
+        if not asked:
+            self._report.notice(f"{refusal}: what follows is its state of {_text(state.synced_at)}")
+
+    def _state(self) -> AccountState:
+        try:
+            with self._database.reader() as reader:
+                return reader.state()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the index {self._database.path}: {error}") from error
+
+
+class _AccountSource:
+    """An account at the state that its index has; in this process, and through no mount."""
+
+    def __init__(self, reader: IndexReader, blobs: Blobs) -> None:
+        reader.pin()
+        state = reader.state()
+        layout = Tree(reader).layout()
+        self.origin = Origin(
+            server=state.server,
+            account_id=state.account_id,
+            account_name=state.account_name,
+            username=state.username,
+        )
+        self.email_state = state.email_state
+        self.mails = reader.counts().emails
+        self._in_order = MailsInOrder(reader, layout, layout.root)
+        self.mailboxes: Sequence[MailboxPlace] = self._in_order.mailboxes()
+        self._blobs = blobs
+        self.tasks = blobs.tasks
+        self.batches = blobs.batches
+        # The reader belongs to one thread at a time.
+        self._reading = trio.CapacityLimiter(1)
+
+    @property
+    def cached(self) -> Cached:
+        """What of all that was brought was in the cache of the account's mounts."""
+        return self._blobs.cached
+
+    async def after(self, position: int) -> MailsPart:
+        """Return some mails from a position on, in order."""
+        try:
+            return await trio.to_thread.run_sync(
+                self._in_order.after, position, _PART, limiter=self._reading
+            )
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the index: {error}") from error
+
+    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
+        """Bring contents; see `Source.bring`."""
+        return await self._blobs.bring(batch, receiver)
+
+    async def still_held(self) -> bool:
+        """Tell whether all that was brought is of the one state: a pinned reader cannot lose it."""
+        return True
+
+
+def _sync_mount_of(state: AccountState) -> bool:
+    """Ask a mount that keeps an account's index to bring it up to date; False if there is none."""
+    for mount in mounts():
+        if not mount.ours:
+            continue
+        name = socket_name(mount.mountpoint)
+        try:
+            status = ask(socket_directory(), name, "status")
+        except JmapfsError:
+            # A mount whose daemon has died keeps no index.
+            continue
+        accounts = [
+            (account["account_id"], account["server"], account["leads"])
+            for account in status.get("accounts", [status])
+        ]
+        if (state.account_id, state.server, True) in accounts:
+            ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
+            return True
+    return False
+
+
+def _text(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

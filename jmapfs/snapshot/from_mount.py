@@ -1,0 +1,242 @@
+"""A snapshot of a mounted tree: copied through the mount, which is held at one state meanwhile.
+
+Content is read from files, as any program would, and comes from the mount's caches where they
+have it. What files do not show (ids, keywords, mailboxes) the mount tells over its control socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from jmapfs.cache import SMALL_BYTES
+from jmapfs.control import Hold, ask, hold, socket_directory, socket_name
+from jmapfs.errors import IncompleteError, JmapfsError, NotMountedError, UnreachableError
+from jmapfs.snapshot.records import Origin
+from jmapfs.snapshot.report import Report
+from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
+from jmapfs.tree import Mail, MailboxPlace, MailsPart
+
+_PART: Final = 2000
+_SYNC_SECONDS: Final = 630.0
+_ANSWER_SECONDS: Final = 300.0
+
+# One batch is read while another is written. Read one after the other, the files of a directory
+# come in order, and the mount reads ahead.
+_TASKS: Final = 2
+_BATCH_FILES: Final = 128
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_PIECE_BYTES: Final = 1 << 20
+
+
+class _Tree(msgspec.Struct, frozen=True):
+    """What the mount says of the tree that is to be copied; see `mount.holding`."""
+
+    server: str
+    account_id: str
+    account_name: str
+    username: str
+    email_state: str
+    root: str
+    directory: str
+    mails: int
+    mailboxes: list[MailboxPlace]
+
+
+class _Part(msgspec.Struct, frozen=True):
+    mails: list[Mail]
+    after: int | None
+
+
+class MountOpener:
+    """Opens states of what is mounted at `mountpoint`; of the part of it at `path` below that."""
+
+    def __init__(self, mountpoint: Path, path: str, report: Report) -> None:
+        self._mountpoint = mountpoint
+        self._path = path
+        self._report = report
+
+    @contextlib.asynccontextmanager
+    async def open(self, _ahead: Ahead) -> AsyncIterator[_MountedTree]:
+        """Bring the mount up to date, and hold it at the state that it shows then."""
+        await self._bring_up_to_date()
+        async with contextlib.AsyncExitStack() as stack:
+            held = await trio.to_thread.run_sync(
+                stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS)
+            )
+            opening = partial(_MountedTree, held, self._mountpoint, self._path)
+            yield await trio.to_thread.run_sync(opening)
+
+    async def _bring_up_to_date(self) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS)
+            )
+        except NotMountedError:
+            raise
+        except JmapfsError as error:
+            self._report.notice(f"{self._mountpoint} is not up to date: {error}")
+
+
+class _MountedTree:
+    """A tree, or a part of it, that a mount holds at one state."""
+
+    tasks = _TASKS
+    # The mount knows, and does not say it of single files.
+    cached = Cached(0, 0)
+
+    def __init__(self, held: Hold, mountpoint: Path, path: str) -> None:
+        self._hold = held
+        self._mountpoint = mountpoint
+        self._path = path
+        # The connection is for one question at a time.
+        self._asking = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
+        self._looked_at: set[Path] = set()
+        tree = msgspec.convert(self._ask("describe", path=path), _Tree)
+        self._root = mountpoint / tree.root
+        self.origin = Origin(
+            server=tree.server,
+            account_id=tree.account_id,
+            account_name=tree.account_name,
+            username=tree.username,
+            directory=tree.directory,
+        )
+        self.email_state = tree.email_state
+        self.mails = tree.mails
+        self.mailboxes: Sequence[MailboxPlace] = tree.mailboxes
+
+    async def after(self, position: int) -> MailsPart:
+        """Return some mails from a position on, in order."""
+        asking = partial(self._ask, "mails", path=self._path, after=position, count=_PART)
+        answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
+        part = msgspec.convert(answer, _Part)
+        return MailsPart(part.mails, part.after)
+
+    def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+        """Divide what is wanted by directories, in their order: so the mount reads ahead."""
+        batch: list[Wanted] = []
+        size = 0
+        for one in sorted(wanted, key=lambda one: one.file.encode()):
+            if one.size > SMALL_BYTES:
+                yield [one]
+                continue
+            full = len(batch) == _BATCH_FILES or size + one.size > _BATCH_BYTES
+            if batch and (full or _directory(one) != _directory(batch[0])):
+                yield batch
+                batch, size = [], 0
+            batch.append(one)
+            size += one.size
+        if batch:
+            yield batch
+
+    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
+        """Bring contents; see `Source.bring`."""
+        failed: dict[str, JmapfsError] = {}
+        if batch[0].size > SMALL_BYTES:
+            await self._bring_large(batch[0], receiver, failed)
+        else:
+            found = await trio.to_thread.run_sync(
+                self._read_all, batch, failed, limiter=self._reading
+            )
+            await receiver.receive(found)
+        if failed:
+            await trio.to_thread.run_sync(self._require_online)
+        return failed
+
+    async def still_held(self) -> bool:
+        """Tell whether the mount has held the state: it may have been thawed meanwhile."""
+        asking = partial(self._ask, "held")
+        answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
+        return bool(answer["held"])
+
+    async def _bring_large(
+        self, wanted: Wanted, receiver: Receiver, failed: dict[str, JmapfsError]
+    ) -> None:
+        try:
+            await receiver.receive_stream(wanted, self._chunks(wanted))
+        except IncompleteError as error:
+            failed[wanted.blob_id] = error
+
+    async def _chunks(self, wanted: Wanted) -> AsyncIterator[bytes]:
+        path = self._root / wanted.file
+        size = 0
+        try:
+            opening: Callable[[], io.FileIO] = partial(io.FileIO, path)
+            with await trio.to_thread.run_sync(opening) as file:
+                while piece := await trio.to_thread.run_sync(file.read, _PIECE_BYTES):
+                    size += len(piece)
+                    yield piece
+        except OSError as error:
+            raise _failure(path, error) from error
+        if size != wanted.size:
+            raise IncompleteError(f"{path}: {size} of {wanted.size} bytes")
+
+    def _read_all(
+        self, batch: Sequence[Wanted], failed: dict[str, JmapfsError]
+    ) -> list[tuple[Wanted, bytes]]:
+        found = []
+        self._look_at((self._root / batch[0].file).parent)
+        for wanted in batch:
+            path = self._root / wanted.file
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                failed[wanted.blob_id] = _failure(path, error)
+                continue
+            if len(data) != wanted.size:
+                failed[wanted.blob_id] = IncompleteError(
+                    f"{path}: {len(data)} of {wanted.size} bytes"
+                )
+                continue
+            found.append((wanted, data))
+        return found
+
+    def _look_at(self, directory: Path) -> None:
+        """Let the kernel know the files of a directory: it takes nothing ahead for others."""
+        if directory in self._looked_at:
+            return
+        self._looked_at.add(directory)
+        # What is wrong with it is found out when its files are read.
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                entry.stat(follow_symlinks=False)
+
+    def _require_online(self) -> None:
+        """Find out whether it is the mails that are at fault, or the way to the server.
+
+        Raises:
+            UnreachableError: the mount is offline.
+            NotMountedError: its daemon does not answer.
+        """
+        status = _ask(self._mountpoint, "status", seconds=_ANSWER_SECONDS)
+        accounts: list[dict[str, Any]] = status.get("accounts", [status])
+        for account in accounts:
+            if account["account_id"] == self.origin.account_id and not account["online"]:
+                raise UnreachableError(f"{self._mountpoint} is offline: {account['error']}")
+
+    def _ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON is anything
+        return self._hold.ask(command, arguments, seconds=_ANSWER_SECONDS)
+
+
+def _ask(mountpoint: Path, command: str, *, seconds: float) -> Any:  # noqa: ANN401 - JSON
+    return ask(socket_directory(), socket_name(mountpoint), command, seconds=seconds)
+
+
+def _directory(wanted: Wanted) -> str:
+    return wanted.file.rpartition("/")[0]
+
+
+def _failure(path: Path, error: OSError) -> JmapfsError:
+    if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
+        raise NotMountedError(f"{path}: {error.strerror}") from error
+    return IncompleteError(f"{path}: {error.strerror}")

@@ -1,0 +1,98 @@
+"""The journal of a snapshot that is being made: which contents have come, and where they are.
+
+A line is written before the file that it speaks of is moved, and nothing here is synced: what a
+journal says is a claim, to be checked by reading the file, and what it does not say is lost and
+fetched again. So it may end anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from jmapfs.snapshot.records import Origin
+
+JOURNAL: Final = "journal.jsonl"
+
+_MODE: Final = 0o600
+
+
+class _Head(msgspec.Struct, frozen=True):
+    origin: Origin
+
+
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """A content that has come: `size` in bytes, its SHA-256, and its file within the partial."""
+
+    blob_id: str
+    size: int
+    sha256: str
+    file: str
+
+
+class Journal:
+    """Appends to the journal of a partial, within `with`; raises OSError."""
+
+    def __init__(self, partial: Path, origin: Origin) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(partial / JOURNAL, flags, _MODE)
+        try:
+            _write(self._descriptor, msgspec.json.encode(_Head(origin)) + b"\n")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, contents: Iterable[Kept]) -> None:
+        """Note contents, from any thread."""
+        _write(self._descriptor, b"".join(msgspec.json.encode(one) + b"\n" for one in contents))
+
+    def close(self) -> None:
+        """Write no more."""
+        os.close(self._descriptor)
+
+
+def read_origin(partial: Path) -> Origin | None:
+    """Return whose mail a partial is of; None where it does not come to saying so."""
+    try:
+        with (partial / JOURNAL).open("rb") as file:
+            return msgspec.json.decode(file.readline(), type=_Head).origin
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def read_journal(partial: Path) -> Iterator[Kept]:
+    """Yield what a partial says it has; of two lines for a content the later one counts."""
+    decoder = msgspec.json.Decoder(Kept)
+    try:
+        with (partial / JOURNAL).open("rb") as file:
+            file.readline()
+            for line in file:
+                try:
+                    yield decoder.decode(line)
+                except msgspec.MsgspecError:
+                    # The end, or what a crash left of a line: the others are whole.
+                    continue
+    except OSError:
+        return
+
+
+def _write(descriptor: int, lines: bytes) -> None:
+    # A short write would leave half a line in the middle of others.
+    while lines:
+        lines = lines[os.write(descriptor, lines) :]

@@ -1,0 +1,132 @@
+"""Where a snapshot comes from: what the engine asks of an account, or of a mounted tree.
+
+A source is held at one state for as long as it is open. Mails come in order, each with its files;
+the engine says whose content it wants, and the source brings that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
+
+from jmapfs.errors import JmapfsError
+from jmapfs.snapshot.records import Origin
+from jmapfs.tree import MailboxPlace, MailsPart
+
+
+class Wanted(NamedTuple):
+    """Content that is not at hand.
+
+    `size` is in bytes, as far as the source knows; `received_at` in seconds since 1970; `file` a
+    path of the mail from the root of the source's tree.
+    """
+
+    blob_id: str
+    size: int
+    received_at: int
+    file: str
+
+
+class Cached(NamedTuple):
+    """Contents that were in a cache: how many blobs, with how many bytes."""
+
+    blobs: int
+    bytes: int
+
+
+class Receiver(Protocol):
+    """Takes what a source brings."""
+
+    async def receive(self, contents: Sequence[tuple[Wanted, bytes]]) -> None:
+        """Keep contents; raises StorageError where they cannot be kept."""
+        ...
+
+    async def receive_stream(self, wanted: Wanted, chunks: AsyncIterator[bytes]) -> None:
+        """Keep a content that comes chunk by chunk; an error in `chunks` leaves nothing of it."""
+        ...
+
+
+class Source(Protocol):
+    """An account, or a part of it, at one state.
+
+    `mails` is how many it has, about; `tasks` how many batches it brings at a time.
+    """
+
+    @property
+    def origin(self) -> Origin:
+        """Whose mail it is."""
+        ...
+
+    @property
+    def email_state(self) -> str:
+        """Which state that is (RFC 8620 §1.6.3)."""
+        ...
+
+    @property
+    def mailboxes(self) -> Sequence[MailboxPlace]:
+        """The mailboxes, in the order of their paths."""
+        ...
+
+    @property
+    def mails(self) -> int:
+        """How many mails there are, about."""
+        ...
+
+    @property
+    def tasks(self) -> int:
+        """How many batches are brought at a time."""
+        ...
+
+    @property
+    def cached(self) -> Cached:
+        """What of all that was brought needed no server, as far as that is known."""
+        ...
+
+    async def after(self, position: int) -> MailsPart:
+        """Return some mails from a position on, in order."""
+        ...
+
+    def batches(self, wanted: Sequence[Wanted]) -> Iterable[Sequence[Wanted]]:
+        """Divide what is wanted into what is best brought together."""
+        ...
+
+    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> Mapping[str, JmapfsError]:
+        """Bring contents; return why some of them, by blob id, cannot be had.
+
+        Raises:
+            JmapfsError: something is in the way that has nothing to do with them.
+        """
+        ...
+
+    async def still_held(self) -> bool:
+        """Tell whether all that was brought is of the one state."""
+        ...
+
+
+class Ahead(Protocol):
+    """Takes contents before it is known which state they are of: most will be of that as well."""
+
+    async def prepare(self, origin: Origin) -> Receiver:
+        """Begin, once it is known whose mail it is; return what takes contents.
+
+        Raises:
+            ConfigError: the snapshots here are of another account.
+            StorageError: the destination cannot be written.
+        """
+        ...
+
+    async def unknown(self, candidates: Sequence[Wanted]) -> list[Wanted]:
+        """Return what is not at hand; it counts as ordered."""
+        ...
+
+
+class SourceOpener(Protocol):
+    """Opens a source at the state that the account has now; again for each attempt."""
+
+    def open(self, ahead: Ahead) -> AbstractAsyncContextManager[Source]:
+        """Return a context in which the source is open, and its state held.
+
+        On the way to that state contents may be brought to `ahead`.
+        """
+        ...

@@ -1,0 +1,90 @@
+"""Taking snapshots in tests by the real command, and looking at what is there afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jmapfs.snapshot.destination import Destination
+from jmapfs.snapshot.manifest import read_manifest
+from jmapfs.snapshot.records import SavedMail
+from tests.mounting import Home
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A snapshot that `jmapfs snapshot --json` says it took."""
+
+    summary: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.summary["path"])
+
+    @property
+    def mails(self) -> list[SavedMail]:
+        return list(read_manifest(self.path))
+
+    @property
+    def manifest(self) -> bytes:
+        return (self.path / "manifest.jsonl").read_bytes()
+
+
+def take(home: Home, source: str | Path, destination: Path, *options: str) -> Taken:
+    """Take a snapshot, and fail the test where that fails."""
+    result = home.run("snapshot", "--json", *options, source, destination)
+    assert result.exit_code == 0, result.stderr
+    return Taken(json.loads(result.stdout))
+
+
+def tree_of(snapshot: Path) -> dict[str, tuple[str, int, int]]:
+    """Return the mails of a snapshot by path: the SHA-256, the size, and when they are from."""
+    return {
+        str(path.relative_to(snapshot)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_size,
+            path.stat().st_mtime_ns,
+        )
+        for path in sorted((snapshot / "mail").rglob("*.eml"))
+    }
+
+
+def everything_in(directory: Path) -> dict[str, tuple[int, int, int, int]]:
+    """Return all that is below a directory, with what is never to change of it."""
+    found = {}
+    for parent, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            path = Path(parent, name)
+            status = path.lstat()
+            key = str(path.relative_to(directory))
+            size = status.st_size if name in files else 0
+            found[key] = (status.st_ino, status.st_mode, size, status.st_mtime_ns)
+    return found
+
+
+def require_whole(snapshot: Path) -> None:
+    """Fail the test unless a snapshot is whole, by means that have nothing to do with jmapfs."""
+    result = subprocess.run(
+        ["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"],
+        cwd=snapshot,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = (snapshot / "SHA256SUMS").read_text().splitlines()
+    listed = {line.split("  ", 1)[1] for line in lines}
+    there = {
+        str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if not path.is_dir()
+    } - {"SHA256SUMS"}
+    assert listed == there
+
+
+def dates(destination: Path) -> list[str]:
+    """Return the names of all snapshots."""
+    return [snapshot.date for snapshot in Destination(destination).snapshots()]

@@ -1,0 +1,80 @@
+"""An account in memory as the source of snapshots, for what no server does on demand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jmapfs.errors import BlobNotFoundError, JmapfsError
+from jmapfs.snapshot.records import Origin
+from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
+from jmapfs.tree import Mail, MailboxPlace, MailsPart
+from tests.snapshot.making import ORIGIN, Letter
+
+
+@dataclass
+class MadeUpAccount:
+    """Letters, in parts of `part` mails; those of `lost` numbers cannot be had.
+
+    `opened` is called when a state is about to be held, with the number of the attempt.
+    """
+
+    letters: list[Letter]
+    lost: set[int] = field(default_factory=set)
+    part: int = 7
+    origin: Origin = ORIGIN
+    held: bool = True
+    opened: Callable[[int], None] = lambda _: None
+    brought: list[str] = field(default_factory=list)
+    attempts: int = 0
+
+    @contextlib.asynccontextmanager
+    async def open(self, ahead: Ahead) -> AsyncIterator[_State]:
+        del ahead
+        self.attempts += 1
+        self.opened(self.attempts)
+        yield _State(self)
+
+
+class _State:
+    email_state = "s1"
+    tasks = 3
+    cached = Cached(0, 0)
+
+    def __init__(self, account: MadeUpAccount) -> None:
+        self._account = account
+        self.origin = account.origin
+        self._letters = sorted(account.letters, key=lambda letter: letter.number)
+        self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
+        self.mails = len(self._letters)
+        names = sorted({name for letter in self._letters for name in letter.mailboxes})
+        self.mailboxes = [MailboxPlace(f"id-{name}", name, name, None, None, 0) for name in names]
+
+    async def after(self, position: int) -> MailsPart:
+        end = position + self._account.part
+        mails = [_mail(letter) for letter in self._letters[position:end]]
+        return MailsPart(mails, end if end < len(self._letters) else None)
+
+    def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+        for first in range(0, len(wanted), 3):
+            yield wanted[first : first + 3]
+
+    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> Mapping[str, JmapfsError]:
+        lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.lost}
+        there = [one for one in batch if one.blob_id not in lost]
+        await receiver.receive([(one, self._by_blob[one.blob_id].bytes) for one in there])
+        self._account.brought += [one.blob_id for one in there]
+        return {blob_id: BlobNotFoundError(f"no blob {blob_id}") for blob_id in lost}
+
+    async def still_held(self) -> bool:
+        return self._account.held
+
+
+def _mail(letter: Letter) -> Mail:
+    saved = letter.saved()
+    files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
+    received_at = 1_700_000_000 + letter.number * 60
+    return Mail(
+        saved.id, saved.blob_id, saved.thread_id, received_at, saved.size, saved.keywords, files
+    )

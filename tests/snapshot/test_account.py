@@ -1,0 +1,302 @@
+"""Snapshots of a real Cyrus with real mail: what they hold, and what the next one costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests import corpus
+from tests.cyrus import Account
+from tests.cyrus.fill import Message
+from tests.mounting import Home, command
+from tests.relay import Relay
+from tests.snapshot.snapshots import Taken, dates, require_whole, take, tree_of
+
+MAILBOXES = ("INBOX", "Work", "Work/Clients", "Été/à la plage", "Lists/exmh")
+DIRECTORIES = {"INBOX": "Inbox", "Été/à la plage": "Été/à-la-plage"}
+START = datetime(2002, 8, 21, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An account, and the SHA-256s of what was stored in it, by directory."""
+
+    account: Account
+    messages: dict[str, Counter[str]]
+
+    def home(self, directory: Path) -> Home:
+        return Home(directory, self.account.name, self.account.password)
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def fill(account: Account, mails: list[bytes]) -> dict[str, Counter[str]]:
+    """Spread mails over mailboxes; the first three of the inbox are in two others as well."""
+    messages: dict[str, Counter[str]] = defaultdict(Counter)
+    for name in MAILBOXES[1:]:
+        account.create_mailbox(name)
+    for index, name in enumerate(MAILBOXES):
+        mine = mails[index :: len(MAILBOXES)]
+        account.fill(
+            name,
+            [
+                Message(mail, received=START + timedelta(minutes=7 * number + index))
+                for number, mail in enumerate(mine)
+            ],
+        )
+        messages[DIRECTORIES.get(name, name)].update(map(sha256, mine))
+    for name in ("Work", "Lists/exmh"):
+        account.copy("INBOX", [1, 2, 3], name)
+        messages[name].update(map(sha256, mails[0 : 3 * len(MAILBOXES) : len(MAILBOXES)]))
+    account.store_flags("INBOX", [1, 4], [r"\Flagged", "$Work"])
+    return messages
+
+
+def by_directory(taken: Taken) -> dict[str, Counter[str]]:
+    """Return the SHA-256s of the files of a snapshot, by the directory they are in."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for path, (digest, _, _) in tree_of(taken.path).items():
+        found[str(Path(path).parent.relative_to("mail"))][digest] += 1
+    return found
+
+
+@pytest.fixture(scope="module")
+def stored(fresh_account: Callable[[], Account]) -> Stored:
+    """All of the corpus."""
+    account = fresh_account()
+    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
+    return Stored(account, fill(account, list(dict.fromkeys(mails))))
+
+
+@pytest.fixture
+def few(cyrus_account: Account) -> Stored:
+    """An account of sixty mails, for a test that changes it."""
+    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
+
+
+def test_every_mail_is_there_byte_for_byte(stored: Stored, tmp_path: Path) -> None:
+    home = stored.home(tmp_path)
+    taken = take(home, stored.account.url, tmp_path / "dest")
+    assert by_directory(taken) == stored.messages
+    require_whole(taken.path)
+    assert (tmp_path / "dest" / "latest").resolve() == taken.path
+    # What the manifest says of a mail is what the server says of it.
+    emails = {
+        email["id"]: email
+        for email in stored.account.jmap(
+            (
+                "Email/get",
+                {
+                    "ids": stored.account.email_ids(),
+                    "properties": [
+                        "blobId",
+                        "threadId",
+                        "mailboxIds",
+                        "keywords",
+                        "receivedAt",
+                        "size",
+                    ],
+                },
+            )
+        )[0]["list"]
+    }
+    lines = [json.loads(line) for line in taken.manifest.splitlines()]
+    assert len(lines) == len(emails) == taken.summary["mails"]
+    for line in lines:
+        email = emails[line["id"]]
+        for member in ("blobId", "threadId", "receivedAt", "size"):
+            assert line[member] == email[member]
+        assert set(line["keywords"]) == set(email["keywords"])
+        assert {place["id"] for place in line["mailboxes"]} == set(email["mailboxIds"])
+        assert sha256(stored.account.download(line["blobId"])) == line["sha256"]
+    order = [(line["receivedAt"], line["blobId"], line["id"]) for line in lines]
+    assert order == sorted(order)
+
+
+def test_a_mail_in_several_mailboxes_is_one_file(stored: Stored, tmp_path: Path) -> None:
+    taken = take(stored.home(tmp_path), stored.account.url, tmp_path / "dest")
+    several = [mail for mail in taken.mails if len(mail.mailboxes) > 1]
+    assert len(several) == 3
+    for mail in several:
+        statuses = [(taken.path / place.file).stat() for place in mail.mailboxes]
+        assert {status.st_ino for status in statuses} == {statuses[0].st_ino}
+        assert statuses[0].st_nlink == len(mail.mailboxes) == 3
+
+
+def test_a_copy_of_it_passes_verify(stored: Stored, tmp_path: Path) -> None:
+    home = stored.home(tmp_path)
+    taken = take(home, stored.account.url, tmp_path / "dest")
+    command("cp", "-a", taken.path, tmp_path / "copy")
+    result = home.run("verify", tmp_path / "copy")
+    assert result.exit_code == 0, result.stdout + result.stderr
+
+
+def test_a_second_one_fetches_and_writes_no_content(stored: Stored, tmp_path: Path) -> None:
+    home = stored.home(tmp_path)
+    with Relay(stored.account.http_port) as relay:
+        url = stored.account.url.replace(str(stored.account.http_port), str(relay.port))
+        first = take(home, url, tmp_path / "dest")
+        before = relay.received
+        second = take(home, url, tmp_path / "dest")
+        after = relay.received
+    assert second.summary["fetched"] == second.summary["new"] == second.summary["gone"] == 0
+    assert first.summary["bytes"] == second.summary["bytes"]
+    # Session, Mailbox/changes, Email/changes.
+    assert after - before < 20_000 < first.summary["bytes"] < before
+    for mail in second.mails:
+        for place in mail.mailboxes:
+            one, other = (taken.path / place.file for taken in (first, second))
+            assert one.samefile(other)
+    assert first.manifest == second.manifest
+    require_whole(second.path)
+
+
+def test_changes_cost_what_is_new(few: Stored, tmp_path: Path) -> None:
+    account, home = few.account, few.home(tmp_path)
+    first = take(home, account.url, tmp_path / "dest")
+    added = [b"Subject: new %d\r\n\r\nText.\r\n" % number for number in range(10)]
+    account.fill("Work", [Message(mail, received=START) for mail in added])
+    account.move("INBOX", [4, 5, 6, 7, 8], "Work/Clients")
+    account.expunge("Lists/exmh", [1, 2, 3, 4, 5])
+    account.store_flags("Été/à la plage", range(1, 11), [r"\Seen"])
+    account.store_flags("Work", range(1, 11), [r"\Flagged"])
+    second = take(home, account.url, tmp_path / "dest")
+    assert second.summary["fetched"] == second.summary["new"] == 10
+    assert second.summary["fetched_bytes"] == sum(map(len, added))
+    assert second.summary["gone"] == 5
+    require_whole(second.path)
+    found = by_directory(second)
+    assert found["Work"] == few.messages["Work"] + Counter(map(sha256, added))
+    assert sum(found["Work/Clients"].values()) == sum(few.messages["Work/Clients"].values()) + 5
+    before = {mail.blob_id: first.path / mail.mailboxes[0].file for mail in first.mails}
+    for mail in second.mails:
+        if mail.blob_id in before:
+            assert (second.path / mail.mailboxes[0].file).samefile(before[mail.blob_id])
+
+
+def test_a_mailbox_that_is_renamed_costs_no_content(few: Stored, tmp_path: Path) -> None:
+    home = few.home(tmp_path)
+    take(home, few.account.url, tmp_path / "dest")
+    few.account.rename_mailbox("Lists/exmh", "Archive")
+    second = take(home, few.account.url, tmp_path / "dest")
+    assert second.summary["fetched"] == 0
+    assert by_directory(second)["Archive"] == few.messages["Lists/exmh"]
+    assert not (second.path / "mail" / "Lists" / "exmh").exists()
+
+
+def test_mailboxes_without_mail_are_directories(few: Stored, tmp_path: Path) -> None:
+    few.account.create_mailbox("Empty/Also empty")
+    taken = take(few.home(tmp_path), few.account.url, tmp_path / "dest")
+    assert list((taken.path / "mail" / "Empty" / "Also-empty").iterdir()) == []
+    described = json.loads((taken.path / "snapshot.json").read_bytes())
+    roles = {mailbox["path"]: mailbox["role"] for mailbox in described["mailboxes"]}
+    assert roles["Inbox"] == "inbox"
+    assert roles["Empty/Also-empty"] is None
+
+
+class Churn:
+    """Mail that arrives, moves and vanishes until it is told to stop, `rounds` times at most."""
+
+    most = 380
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.rounds = 0
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set() and self.rounds < self.most:
+                number = self.rounds
+                mail = b"Subject: churn %d\r\n\r\n%d\r\n" % (number, number)
+                self._account.fill("INBOX", [Message(mail, received=START)])
+                # The first three are in both.
+                self._account.move("INBOX", [number + 4], "Work")
+                self._account.expunge("Lists/exmh", [number + 1])
+                self.rounds += 1
+        except BaseException as error:  # noqa: BLE001 - raised in the test
+            self.error = error
+
+
+def test_among_changes_it_is_one_state(few: Stored, tmp_path: Path) -> None:
+    """Each round adds one mail, moves one and destroys one, in this order and one at a time.
+
+    So the state after any step is known: what is in a snapshot tells which step that was, and
+    everything in it must agree.
+    """
+    account, home = few.account, few.home(tmp_path)
+    account.fill("Lists/exmh", [b"Subject: more %d\r\n\r\n." % n for n in range(400)])
+    account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(400)])
+    inbox = sum(few.messages["Inbox"].values()) + 400
+    work = sum(few.messages["Work"].values())
+    lists = sum(few.messages["Lists/exmh"].values()) + 400
+    with Churn(account) as churn:
+        taken = [take(home, account.url, tmp_path / "dest") for _ in range(5)]
+    assert churn.error is None
+    assert churn.rounds > 10
+    for one in taken:
+        require_whole(one.path)
+        found = {name: sum(counted.values()) for name, counted in by_directory(one).items()}
+        arrived = found["Inbox"] + found["Work"] - inbox - work
+        moved = found["Work"] - work
+        gone = lists - found["Lists/exmh"]
+        # A step at a time: it is in Work before it has left Inbox where the server copies to move.
+        assert arrived - moved in {0, 1}, (arrived, moved, gone)
+        assert moved - gone in {0, 1}, (arrived, moved, gone)
+        numbers = {
+            int(path.read_bytes().split(b"\r\n\r\n")[1])
+            for path in (one.path / "mail").rglob("*_churn-*.eml")
+        }
+        assert numbers == set(range(arrived))
+    assert len({one.manifest for one in taken}) > 1
+
+
+def test_without_fuse(few: Stored, tmp_path: Path) -> None:
+    """In a container there is neither the device nor the library."""
+    program = (
+        "import sys; sys.modules['pyfuse3'] = None;"
+        "from jmapfs.cli.main import main; sys.argv[0] = 'jmapfs'; main()"
+    )
+    home = few.home(tmp_path)
+    result = subprocess.run(
+        [home.program[0], "-c", program, "snapshot", few.account.url, tmp_path / "dest"],
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    [date] = dates(tmp_path / "dest")
+    require_whole(tmp_path / "dest" / date)
+
+
+def test_what_a_mount_has_cached_is_not_fetched_again(few: Stored, tmp_path: Path) -> None:
+    home = few.home(tmp_path)
+    with home.mounted(few.account.url) as mount:
+        mount.contents()
+    taken = take(home, few.account.url, tmp_path / "dest")
+    require_whole(taken.path)
+    assert taken.summary["fetched"] == 0
+    assert taken.summary["cached"] == taken.summary["new"] > 0

@@ -1,0 +1,224 @@
+"""Interrupted at any moment, a snapshot is not there, and the next run makes it whole.
+
+A watcher looks at the destination all the time: whatever has a date when it is seen is checked at
+once, while the runs go on and are killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from jmapfs.errors import UnreachableError
+from jmapfs.snapshot.destination import is_date
+from tests import corpus
+from tests.cyrus import Account
+from tests.cyrus.fill import Message
+from tests.mounting import Home, wait_until
+from tests.relay import Relay
+from tests.snapshot.snapshots import dates, everything_in, require_whole, take, tree_of
+from tests.snapshot.test_account import START, sha256
+
+KILLS = 50
+KILLS_A_ROUND = 5
+MAILS = 400
+MORE = 60
+CUTS = 6
+CUT_FIRST = 1_000_000
+
+
+class Watcher:
+    """Checks each snapshot at the moment when it is first seen."""
+
+    def __init__(self, destination: Path) -> None:
+        self._destination = destination
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.seen: set[str] = set()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.error is None, self.error
+        assert self.seen == set(dates(self._destination))
+
+    def _watch(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._look()
+                time.sleep(0.001)
+            self._look()
+        except BaseException as error:  # noqa: BLE001 - raised in the test
+            self.error = error
+
+    def _look(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._destination.iterdir():
+                if is_date(path.name) and path.name not in self.seen:
+                    require_whole(path)
+                    self.seen.add(path.name)
+
+
+class Mail:
+    """An account that changes between runs, and what is in it now."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        account.create_mailbox("Work")
+        self._number = 0
+        self._expunged = 0
+        self._mails: list[bytes] = []
+
+    def add(self, count: int) -> None:
+        plain = corpus.plain_mails()
+        new = [
+            corpus.varied(plain[number % len(plain)], number)
+            for number in range(self._number, self._number + count)
+        ]
+        self._number += count
+        self._mails += new
+        self.account.fill("INBOX", [Message(mail, received=START) for mail in new])
+
+    def change(self) -> None:
+        self.add(MORE)
+        first = self._expunged + 1
+        self.account.expunge("INBOX", range(first, first + 5))
+        self._expunged += 5
+        del self._mails[:5]
+
+    def sha256s(self) -> Counter[str]:
+        return Counter(map(sha256, self._mails))
+
+
+def contents_of(snapshot: Path) -> Counter[str]:
+    return Counter(digest for digest, _, _ in tree_of(snapshot).values())
+
+
+def begun_since(destination: Path, left: set[Path]) -> bool:
+    return bool(set(destination.glob(".partial*")) - left)
+
+
+def run_for(home: Home, seconds: float, *arguments: str | Path) -> bool:
+    """Run a command, and kill it after that time; False if it had ended by itself."""
+    with subprocess.Popen(
+        [*home.program, *map(str, arguments)],
+        env=home.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+    return False
+
+
+@pytest.fixture
+def mail(cyrus_account: Account) -> Mail:
+    return Mail(cyrus_account)
+
+
+@pytest.fixture
+def home(cyrus_account: Account, tmp_path: Path) -> Home:
+    return Home(tmp_path / "home", cyrus_account.name, cyrus_account.password)
+
+
+@pytest.mark.timeout(400)
+def test_killed_at_random_moments(mail: Mail, home: Home, tmp_path: Path) -> None:
+    random_moments = random.Random(5)
+    dest, url = tmp_path / "dest", mail.account.url
+    mail.add(MAILS)
+    earlier: dict[str, dict[str, tuple[int, int, int, int]]] = {}
+    kills = 0
+    # How long a run takes, from the first moment at which it can have an effect.
+    seconds = 1.2
+    with Watcher(dest) as watcher:
+        while kills < KILLS:
+            mail.change()
+            before = kills
+            while kills < min(KILLS, before + KILLS_A_ROUND):
+                moment = random_moments.uniform(0.3, seconds)
+                kills += run_for(home, moment, "snapshot", "--quiet", url, dest)
+            began = time.monotonic()
+            taken = take(home, url, dest)
+            seconds = 0.3 + time.monotonic() - began
+            assert contents_of(taken.path) == mail.sha256s()
+            assert not list(dest.glob(".partial*"))
+            assert home.run("verify", "--quiet", taken.path).exit_code == 0
+            for date, found in earlier.items():
+                assert everything_in(dest / date) == found
+            earlier = {date: everything_in(dest / date) for date in dates(dest)}
+    assert len(watcher.seen) >= KILLS // KILLS_A_ROUND
+
+
+@pytest.mark.timeout(400)
+def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Path) -> None:
+    random_bytes = random.Random(6)
+    dest = tmp_path / "dest"
+    mail.add(MAILS)
+    said = CUT_FIRST
+    with Relay(mail.account.http_port) as relay, Watcher(dest):
+        url = mail.account.url.replace(str(mail.account.http_port), str(relay.port))
+        for _ in range(CUTS):
+            before = relay.received
+            relay.cut_after(random_bytes.randrange(said))
+            result = home.run("snapshot", "--quiet", url, dest)
+            if relay.is_cut:
+                assert result.exit_code == UnreachableError.exit_code, result.stderr
+                assert len(result.stderr.splitlines()) == 1
+            else:
+                assert result.exit_code == 0, result.stderr
+            relay.mend()
+            taken = take(home, url, dest)
+            # As much as the server says for as many mails.
+            said = relay.received - before
+            assert contents_of(taken.path) == mail.sha256s()
+            assert not list(dest.glob(".partial*"))
+            mail.change()
+
+
+def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    interrupted = 0
+    for moment in (0, 0.05, 0.1):
+        mail.add(MAILS)
+        left = set(dest.glob(".partial*"))
+        with subprocess.Popen(
+            [*home.program, "snapshot", mail.account.url, dest],
+            env=home.environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            # Not while Python starts: then it is Python that says so.
+            wait_until(partial(begun_since, dest, left))
+            time.sleep(moment)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        if process.returncode == 0:
+            continue
+        assert process.returncode == 130
+        assert errors.strip() == "jmapfs: interrupted"
+        interrupted += 1
+    assert interrupted
+    taken = take(home, mail.account.url, dest)
+    assert contents_of(taken.path) == mail.sha256s()

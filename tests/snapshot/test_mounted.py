@@ -1,0 +1,251 @@
+"""Snapshots of a mounted tree: the same as those of its account, and of one state as well."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jmapfs.errors import (
+    BusyError,
+    ConfigError,
+    NotMountedError,
+    TooMuchGoneError,
+    UnreachableError,
+    UsageError,
+)
+from tests import corpus
+from tests.cyrus import Account
+from tests.mounting import Home, Mounted, wait_until
+from tests.relay import Relay
+from tests.snapshot.snapshots import dates, require_whole, take, tree_of
+from tests.snapshot.test_account import Churn, Stored, by_directory, fill
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture(scope="module")
+def stored(fresh_account: Callable[[], Account]) -> Stored:
+    """All of the corpus."""
+    account = fresh_account()
+    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
+    return Stored(account, fill(account, list(dict.fromkeys(mails))))
+
+
+@pytest.fixture
+def few(cyrus_account: Account) -> Stored:
+    """An account of sixty mails, for a test that changes it."""
+    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
+
+
+@pytest.fixture
+def home(few: Stored, tmp_path: Path) -> Home:
+    return few.home(tmp_path)
+
+
+@pytest.fixture
+def mount(few: Stored, home: Home) -> Iterator[Mounted]:
+    with home.mounted(few.account.url) as mount:
+        yield mount
+
+
+def test_by_account_and_by_mount_they_are_the_same(stored: Stored, tmp_path: Path) -> None:
+    home = stored.home(tmp_path)
+    by_account = take(stored.home(tmp_path / "other"), stored.account.url, tmp_path / "one")
+    with home.mounted(stored.account.url) as mount:
+        by_mount = take(home, mount.path, tmp_path / "two")
+        shown = {f"mail/{path}": status for path, status in mount.files().items()}
+        assert mount.status()["frozen"] is None
+    assert by_account.manifest == by_mount.manifest
+    assert tree_of(by_account.path) == tree_of(by_mount.path)
+    assert by_directory(by_mount) == stored.messages
+    require_whole(by_mount.path)
+    for path, status in shown.items():
+        saved = (by_mount.path / path).stat()
+        assert (saved.st_size, saved.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        assert saved.st_nlink == status.st_nlink
+    one, two = (
+        json.loads((taken.path / "snapshot.json").read_bytes()) for taken in (by_account, by_mount)
+    )
+    assert {**one, "date": two["date"]} == two
+    # Each goes on from the other's.
+    with home.mounted(stored.account.url) as mount:
+        again = take(home, mount.path, tmp_path / "one")
+        assert mount.status()["fuse"].get("read", 0) == 0
+    assert again.summary["fetched"] == 0
+    assert take(home, stored.account.url, tmp_path / "two").summary["fetched"] == 0
+
+
+def test_a_directory_of_it(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    taken = take(home, mount.path / "Work", tmp_path / "dest")
+    wanted = {name: few.messages[name] for name in ("Work", "Work/Clients")}
+    assert by_directory(taken) == wanted
+    require_whole(taken.path)
+    described = json.loads((taken.path / "snapshot.json").read_bytes())
+    assert described["origin"]["directory"] == "Work"
+    assert [mailbox["path"] for mailbox in described["mailboxes"]] == ["Work", "Work/Clients"]
+    nested = take(home, mount.path / "Work" / "Clients", tmp_path / "nested")
+    assert by_directory(nested) == {"Work/Clients": few.messages["Work/Clients"]}
+    for source in (mount.path, few.account.url, mount.path / "Lists"):
+        result = home.run("snapshot", source, tmp_path / "dest")
+        assert result.exit_code == ConfigError.exit_code
+        assert "choose another directory" in result.stderr
+
+
+def test_where_it_may_not_be(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    for source in (few.account.url, mount.path):
+        result = home.run("snapshot", source, mount.path / "dest")
+        assert result.exit_code == UsageError.exit_code
+        assert "lies in a mount" in result.stderr
+    (tmp_path / "link").symlink_to(mount.path / "Work")
+    result = home.run("snapshot", mount.path, tmp_path / "link" / "dest")
+    assert result.exit_code == UsageError.exit_code
+    result = home.run("snapshot", mount.path, tmp_path)
+    assert result.exit_code == UsageError.exit_code
+    assert "lies in" in result.stderr
+    result = home.run("snapshot", mount.path / "nothing", tmp_path / "dest")
+    assert result.exit_code == UsageError.exit_code
+    result = home.run("snapshot", tmp_path / "home", tmp_path / "dest")
+    assert result.exit_code in {NotMountedError.exit_code, ConfigError.exit_code}
+    assert not (tmp_path / ".jmapfs").exists()
+    assert dates(tmp_path / "dest") == []
+
+
+def test_among_changes_it_is_one_state(few: Stored, home: Home, tmp_path: Path) -> None:
+    account = few.account
+    account.fill("Lists/exmh", [b"Subject: more %d\r\n\r\n." % n for n in range(400)])
+    account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(400)])
+    inbox = sum(few.messages["Inbox"].values()) + 400
+    work = sum(few.messages["Work"].values())
+    lists = sum(few.messages["Lists/exmh"].values()) + 400
+    with home.mounted(account.url, "--poll-interval", "1") as mount, Churn(account) as churn:
+        taken = [take(home, mount.path, tmp_path / "dest") for _ in range(4)]
+    assert churn.error is None
+    for one in taken:
+        require_whole(one.path)
+        found = {name: sum(counted.values()) for name, counted in by_directory(one).items()}
+        arrived = found["Inbox"] + found["Work"] - inbox - work
+        moved = found["Work"] - work
+        gone = lists - found["Lists/exmh"]
+        assert arrived - moved in {0, 1}, (arrived, moved, gone)
+        assert moved - gone in {0, 1}, (arrived, moved, gone)
+    assert len({one.manifest for one in taken}) > 1
+
+
+def test_killed_it_leaves_nothing_frozen(
+    few: Stored, home: Home, mount: Mounted, tmp_path: Path
+) -> None:
+    few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
+    with subprocess.Popen(
+        [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
+        env=home.environment,
+    ) as process:
+        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
+        process.send_signal(signal.SIGKILL)
+    wait_until(lambda: not mount.ask("status")["frozen"], 5)
+    taken = take(home, mount.path, tmp_path / "dest")
+    require_whole(taken.path)
+    assert len(taken.mails) == 60 + 2000
+
+
+def test_a_daemon_that_dies(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
+    daemon = mount.status()["pid"]
+
+    def kill() -> None:
+        deadline = time.monotonic() + 30
+        while not list((tmp_path / "dest").glob(".partial*")) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        subprocess.run(["kill", "-9", str(daemon)], check=True)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    result = home.run("snapshot", mount.path, tmp_path / "dest")
+    killing.join()
+    assert result.exit_code == NotMountedError.exit_code, result.stderr
+    assert dates(tmp_path / "dest") == []
+    result = home.run("snapshot", mount.path, tmp_path / "dest")
+    assert result.exit_code == NotMountedError.exit_code, result.stderr
+    require_whole(take(home, few.account.url, tmp_path / "dest").path)
+
+
+def test_a_thaw_in_between_ends_it(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
+    with subprocess.Popen(
+        [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
+        env=home.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
+        mount.ask("thaw")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode in {8, BusyError.exit_code}, errors
+    assert dates(tmp_path / "dest") == []
+
+
+def test_within_a_freeze(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    """What was frozen for another reason stays so, and is what is copied."""
+    mount.sync()
+    mount.ask("freeze", seconds=600)
+    few.account.expunge("Work", [1])
+    taken = take(home, mount.path, tmp_path / "dest")
+    assert by_directory(taken) == few.messages
+    assert mount.status()["frozen"]
+    mount.ask("thaw")
+
+
+def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
+    """What is cached can be copied without the server; what is not, when it is back."""
+    with Relay(few.account.http_port) as relay:
+        url = few.account.url.replace(str(few.account.http_port), str(relay.port))
+        with home.mounted(url, "--poll-interval", "1") as mount:
+            assert mount.path.joinpath("Work").is_dir()
+            for path in sorted((mount.path / "Work").rglob("*.eml")):
+                path.read_bytes()
+            relay.cut_after(0)
+            wait_until(lambda: not mount.ask("status")["online"], 60)
+            result = home.run("snapshot", mount.path, tmp_path / "dest")
+            assert result.exit_code == UnreachableError.exit_code, result.stderr
+            assert "is offline" in result.stderr
+            assert dates(tmp_path / "dest") == []
+            taken = take(home, mount.path / "Work", tmp_path / "work")
+            assert by_directory(taken)["Work"] == few.messages["Work"]
+            relay.mend()
+            wait_until(lambda: mount.ask("status")["online"], 90)
+            require_whole(take(home, mount.path, tmp_path / "dest").path)
+
+
+def test_much_that_is_gone(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+    take(home, mount.path, tmp_path / "dest")
+    few.account.delete_mailbox("Lists/exmh")
+    few.account.expunge("Work", range(1, 100))
+    few.account.expunge("INBOX", range(1, 100))
+    result = home.run("snapshot", mount.path, tmp_path / "dest")
+    assert result.exit_code == TooMuchGoneError.exit_code
+    assert "--max-gone" in result.stderr
+    assert len(dates(tmp_path / "dest")) == 1
+    taken = take(home, mount.path, tmp_path / "dest", "--max-gone", "90")
+    assert taken.summary["gone"] > 30
+
+
+def test_a_mount_of_several_accounts(few: Stored, home: Home, tmp_path: Path) -> None:
+    with home.mounted(few.account.url, "--all-accounts") as mount:
+        [name] = [path.name for path in mount.path.iterdir() if path.is_dir()]
+        result = home.run("snapshot", mount.path, tmp_path / "dest")
+        assert result.exit_code == UsageError.exit_code
+        assert "several accounts" in result.stderr
+        taken = take(home, mount.path / name, tmp_path / "dest")
+        nested = take(home, mount.path / name / "Work", tmp_path / "nested")
+    assert by_directory(taken) == few.messages
+    assert set(by_directory(nested)) == {"Work", "Work/Clients"}
+    # It is the account's, however it is copied.
+    again = take(home, few.account.url, tmp_path / "dest")
+    assert again.summary["fetched"] == 0
+    assert again.manifest == taken.manifest
