@@ -25,6 +25,7 @@ from tests.bench import (
     history,
     large_account,
     second_backup,
+    snapshots,
     warm,
 )
 from tests.bench.disk import on_disk
@@ -43,6 +44,7 @@ _MEASUREMENTS: Mapping[str, _Measure] = {
     "cached-grep": lambda stage, _: cached_grep.measure(stage),
     "warm": lambda stage, _: warm.measure(stage),
     "second-backup": lambda stage, _: second_backup.measure(stage),
+    "snapshots": lambda stage, options: snapshots.measure(stage, options.large),
     "cache-shapes": lambda _, options: cache_shapes.measure(options.cached, options.runs),
 }
 

@@ -1,6 +1,6 @@
 """A peer: mbsync, as many have their mail copied over IMAP into a Maildir.
 
-`FSync no`, since no other peer makes sure that each mail is on the disk.
+`FSync no` where no other peer makes sure that each mail is on the disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MARK = re.compile(rb"^X-TUID: .{12}\n", re.MULTILINE)
 
 # Empty lines end sections, and what is global comes first.
 _CONFIGURATION = """\
-FSync no
+FSync {fsync}
 
 IMAPAccount cyrus
 Host 127.0.0.1
@@ -45,12 +45,18 @@ Create Near
 """
 
 
-def copy(account: Account, directory: Path) -> float:
-    """Copy the whole account into Maildirs below `directory`; return how many seconds it took."""
+def copy(account: Account, directory: Path, *, synced: bool = False) -> float:
+    """Copy the whole account into Maildirs below `directory`; return how many seconds it took.
+
+    With `synced`, each mail is on the disk before the next.
+    """
     for name in ("mail", "state"):
         (directory / name).mkdir(parents=True)
     configuration = directory / "mbsyncrc"
-    configuration.write_text(_CONFIGURATION.format(account=account, directory=directory))
+    fsync = "yes" if synced else "no"
+    configuration.write_text(
+        _CONFIGURATION.format(account=account, directory=directory, fsync=fsync)
+    )
     return timed("mbsync", "-c", configuration, "-a")
 
 
