@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from jmapfs.account import default_cache_root
 from jmapfs.cli import asking, listing, showing
+from jmapfs.cli.options import account_option, cache_directory_option
 from jmapfs.cli.quantities import Duration, Size
 from jmapfs.control import resolve
 
@@ -29,15 +29,8 @@ _DIRECTORY = click.Path(path_type=Path)
     metavar="OPT[,OPT…]",
     help="Mount options: allow_other, allow_root, uid=N, gid=N, umask=N, fsname=NAME.",
 )
-@click.option(
-    "--account", "selection", metavar="NAME", help="Another of the accounts the user can see."
-)
-@click.option(
-    "--cache-dir",
-    type=_DIRECTORY,
-    default=default_cache_root,
-    help="Where index and mail are kept.  [default: $XDG_CACHE_HOME/jmapfs]",
-)
+@account_option
+@cache_directory_option
 @click.option(
     "--cache-size",
     type=Size(),

@@ -10,13 +10,14 @@ import click
 import msgspec
 import trio
 
-from jmapfs.account import AccountSource, default_cache_root
+from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, read_config
 from jmapfs.cli.display import console
+from jmapfs.cli.options import account_option, cache_directory_option
 from jmapfs.cli.quantities import readable
 from jmapfs.cli.secrets import account_source
 from jmapfs.cli.snapshot_display import SnapshotDisplay
-from jmapfs.control import Mount, mounts
+from jmapfs.control import Mount, mount_of
 from jmapfs.errors import NotMountedError, UsageError, lone_errors
 from jmapfs.snapshot import Destination, MountOpener, Summary, account_opener, take_snapshot
 
@@ -34,15 +35,8 @@ _DIRECTORY = click.Path(path_type=Path)
     metavar="PERCENT",
     help="Make no snapshot if more than that of the last one's mail is gone.",
 )
-@click.option(
-    "--account", "selection", metavar="NAME", help="Another of the accounts the user can see."
-)
-@click.option(
-    "--cache-dir",
-    type=_DIRECTORY,
-    default=default_cache_root,
-    help="Where the account's index is kept.  [default: $XDG_CACHE_HOME/jmapfs]",
-)
+@account_option
+@cache_directory_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def snapshot_command(
@@ -63,7 +57,7 @@ def snapshot_command(
     with what has come.
     """
     place = Path(os.path.realpath(destination))
-    mount = _mount_of(source)
+    mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(place, mount)
     with SnapshotDisplay(console, quiet=quiet) as display, lone_errors():
         if mount is not None:
@@ -97,16 +91,6 @@ def _path_in(mount: Mount, source: str) -> str:
     return "" if path == Path() else str(path)
 
 
-def _mount_of(source: str) -> Mount | None:
-    """Return the mount of ours that a path is in, if it is in one."""
-    path = Path(os.path.realpath(source))
-    within = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
-    depth = max((len(mount.mountpoint.parts) for mount in within), default=0)
-    # Of several at one place the last one is on top.
-    top = next((one for one in reversed(within) if len(one.mountpoint.parts) == depth), None)
-    return top if top is not None and top.ours else None
-
-
 def _account(source: str, config: Config, selection: str | None) -> AccountSource:
     if source not in config.accounts and Path(source).exists():
         raise NotMountedError(f"{source}: jmapfs is not mounted there")
@@ -115,7 +99,7 @@ def _account(source: str, config: Config, selection: str | None) -> AccountSourc
 
 def _require_apart(place: Path, mount: Mount | None) -> None:
     """Refuse a destination in a mount, and one that the mount that is copied lies in."""
-    if _mount_of(str(place)) is not None:
+    if mount_of(place) is not None:
         raise UsageError(f"{place} lies in a mount of jmapfs, which is read-only: choose another")
     if mount is not None and mount.mountpoint.is_relative_to(place):
         raise UsageError(f"{mount.mountpoint} lies in {place}: choose another destination")

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jmapfs.control import mounts
+from jmapfs.control import mount_of
 from jmapfs.errors import NotMountedError, StorageError, UsageError
 
 _EMAIL = ".eml"
@@ -32,11 +32,8 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
 
 
 def _mountpoint_of(path: Path) -> Path:
-    above = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
-    # Of several at one place the last one is on top.
-    depth = max(len(mount.mountpoint.parts) for mount in above)
-    mount = next(one for one in reversed(above) if len(one.mountpoint.parts) == depth)
-    if not mount.ours:
+    mount = mount_of(path)
+    if mount is None:
         raise NotMountedError(f"{path}: jmapfs is not mounted there")
     return mount.mountpoint
 

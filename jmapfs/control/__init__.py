@@ -5,7 +5,7 @@ Nothing here needs FUSE: whoever asks a mount need not be able to mount.
 
 from jmapfs.control.asking import ask
 from jmapfs.control.holding import Hold, hold, hold_over
-from jmapfs.control.mountinfo import SUBTYPE, Mount, mount_at, mounts
+from jmapfs.control.mountinfo import SUBTYPE, Mount, mount_at, mount_of, mounts
 from jmapfs.control.places import file_stem, resolve, socket_directory, socket_name
 from jmapfs.control.protocol import Answer, Request
 from jmapfs.control.serving import Command, Session, SessionCommand, control_socket
@@ -25,6 +25,7 @@ __all__ = [
     "hold",
     "hold_over",
     "mount_at",
+    "mount_of",
     "mounts",
     "resolve",
     "socket_directory",

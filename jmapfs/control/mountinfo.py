@@ -48,6 +48,15 @@ def mount_at(mountpoint: Path) -> Mount | None:
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
 
 
+def mount_of(path: Path) -> Mount | None:
+    """Return the mount that a resolved path is in, if it is one of jmapfs; or None."""
+    around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
+    depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
+    # Of several at one place the last one is on top.
+    top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
+    return top if top is not None and top.ours else None
+
+
 def _text(field: bytes) -> str:
     unescaped = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
     return unescaped.decode(errors="surrogateescape")

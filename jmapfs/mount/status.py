@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import trio
@@ -13,6 +12,7 @@ from jmapfs.fuse import MailOperations
 from jmapfs.mount.account import MountedAccount
 from jmapfs.mount.freezing import Frozen
 from jmapfs.mount.request import MountRequest
+from jmapfs.tree import time_text
 
 
 async def mount_status(
@@ -39,8 +39,8 @@ async def mount_status(
 
 
 def _freeze(frozen: Frozen) -> dict[str, str | None]:
-    until = None if frozen.until is None else _text(frozen.until)
-    return {"since": _text(frozen.since), "until": until}
+    until = None if frozen.until is None else time_text(frozen.until)
+    return {"since": time_text(frozen.since), "until": until}
 
 
 def _account_status(account: MountedAccount) -> dict[str, Any]:
@@ -56,13 +56,13 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
         "account_id": state.account_id,
         "server": state.server,
         "online": keeper.condition.online,
-        "since": _text(keeper.condition.since),
+        "since": time_text(keeper.condition.since),
         "error": keeper.condition.error,
         "leads": keeper.leads,
         "push": keeper.pushed,
         "state": state.email_state,
-        "last_sync": _text(state.synced_at),
-        "last_check": _text(keeper.checked_at) if keeper.checked_at else None,
+        "last_sync": time_text(state.synced_at),
+        "last_check": time_text(keeper.checked_at) if keeper.checked_at else None,
         "emails": counts.emails,
         "mailboxes": counts.mailboxes,
         "cache": {
@@ -78,7 +78,3 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
             "bytes": traffic.bytes,
         },
     }
-
-
-def _text(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

@@ -39,17 +39,29 @@ class Content(NamedTuple):
     number: int
 
 
+class Received(NamedTuple):
+    """How much has come: blobs, and their bytes."""
+
+    blobs: int
+    bytes: int
+
+    def __add__(self, other: object) -> Received:
+        """Return both together."""
+        if not isinstance(other, Received):
+            return NotImplemented
+        return Received(self.blobs + other.blobs, self.bytes + other.bytes)
+
+
 class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def digest(self) -> bytes: ...
 
 
 class Contents:
-    """The contents of one partial, by blob id; `received` are bytes and blobs that came so far."""
+    """The contents of one partial, by blob id; `received` is what has come from the source."""
 
     def __init__(self, directory: Path, journal: Journal) -> None:
-        self.received_blobs = 0
-        self.received_bytes = 0
+        self.received = Received(0, 0)
         self._directory = directory
         self._journal = journal
         self._numbers = itertools.count(1)
@@ -141,8 +153,8 @@ class Contents:
 
     def _note(self, kept: dict[str, Content]) -> None:
         self._contents.update(kept)
-        self.received_blobs += len(kept)
-        self.received_bytes += sum(content.size for content in kept.values())
+        size = sum(content.size for content in kept.values())
+        self.received += Received(len(kept), size)
 
     def _write_all(self, contents: Sequence[tuple[Wanted, bytes]]) -> dict[str, Content]:
         kept = {}

@@ -118,7 +118,7 @@ class Copying:
     def _tell(self) -> None:
         # While a part is placed, some of it is counted in neither.
         self._copied = max(self._copied, self._builder.tally.mails + len(self._contents))
-        self._report.copied(self._copied, self._source.mails, self._contents.received_bytes)
+        self._report.copied(self._copied, self._source.mails, self._contents.received.bytes)
 
     async def _build(self, work: Callable[[], _T]) -> _T:
         try:

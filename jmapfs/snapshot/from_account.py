@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +25,7 @@ from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
 from jmapfs.sync import Synchronizer, check_account
-from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree
+from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
 
 _PART: Final = 2000
 _SYNC_SECONDS: Final = 630.0
@@ -119,7 +118,9 @@ class _AccountOpener:
             asked = False
             refusal = BusyError(f"{refusal}, which says: {error}")
         if not asked:
-            self._report.notice(f"{refusal}: what follows is its state of {_text(state.synced_at)}")
+            self._report.notice(
+                f"{refusal}: what follows is its state of {time_text(state.synced_at)}"
+            )
 
     def _state(self) -> AccountState:
         try:
@@ -194,7 +195,3 @@ def _sync_mount_of(state: AccountState) -> bool:
             ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
             return True
     return False
-
-
-def _text(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

@@ -23,6 +23,7 @@ from jmapfs import __version__
 from jmapfs.errors import IncompleteError, JmapfsError, StorageError, TooMuchGoneError
 from jmapfs.lock import ProcessLock
 from jmapfs.snapshot.building import Builder
+from jmapfs.snapshot.contents import Received
 from jmapfs.snapshot.copying import Copying
 from jmapfs.snapshot.destination import Destination
 from jmapfs.snapshot.latest import point_latest
@@ -43,11 +44,15 @@ _T = TypeVar("_T")
 
 
 class _LostError(Exception):
-    """Mail that could not be had, by blob id: the next state may not have it any more."""
+    """Mail that could not be had, by blob id: the next state may not have it any more.
 
-    def __init__(self, errors: Mapping[str, JmapfsError]) -> None:
+    `received` is what was brought all the same.
+    """
+
+    def __init__(self, errors: Mapping[str, JmapfsError], received: Received) -> None:
         super().__init__(f"{len(errors)} blobs")
         self.errors = errors
+        self.received = received
 
 
 async def take_snapshot(
@@ -70,6 +75,7 @@ async def take_snapshot(
     destination.make()
     with ProcessLock(destination.lock_path, f"the snapshots in {destination.path}"):
         lost: AbstractSet[str] = frozenset()
+        received = Received(0, 0)
         for attempt in itertools.count(1):
             try:
                 with _explained(destination), contextlib.ExitStack() as stack:
@@ -79,10 +85,17 @@ async def take_snapshot(
             except _LostError as error:
                 if attempt == _ATTEMPTS or error.errors.keys() <= lost:
                     raise _incomplete(error.errors) from None
-                lost = error.errors.keys()
+                lost, received = error.errors.keys(), received + error.received
             else:
-                seconds = round(time.monotonic() - began, 3)
-                return msgspec.structs.replace(summary, attempts=attempt, seconds=seconds)
+                return msgspec.structs.replace(
+                    summary,
+                    # What an earlier attempt fetched was taken over by the one that succeeded.
+                    fetched=summary.fetched + received.blobs,
+                    fetched_bytes=summary.fetched_bytes + received.bytes,
+                    taken_over=max(0, summary.taken_over - received.blobs),
+                    attempts=attempt,
+                    seconds=round(time.monotonic() - began, 3),
+                )
         raise AssertionError
 
 
@@ -131,7 +144,7 @@ class _Taking:
         copying = Copying(source, builder, contents, self._report)
         await copying.run()
         if copying.lost:
-            raise _LostError(copying.lost)
+            raise _LostError(copying.lost, contents.received)
         if not await source.still_held():
             raise StorageError("the mount was thawed meanwhile: no state was held to the end")
         gone = 0 if begun.previous is None else begun.previous.missing_from(builder.placed)
@@ -139,7 +152,8 @@ class _Taking:
         self._report.finishing()
         description = _described(date, source, begun, gone)
         await _in_thread(partial(begun.manifest.finish, description))
-        await _in_thread(begun.file_system.sync)
+        # It may take as long as the disk does; Ctrl-C need not.
+        await trio.to_thread.run_sync(begun.file_system.sync, abandon_on_cancel=True)
         path = await _in_thread(partial(begun.partial.publish, date))
         await _in_thread(partial(self._tidy, date, begun.partial.path))
         return Summary(
@@ -152,8 +166,8 @@ class _Taking:
             previous=description.previous,
             new=description.new,
             gone=gone,
-            fetched=contents.received_blobs - source.cached.blobs,
-            fetched_bytes=contents.received_bytes - source.cached.bytes,
+            fetched=contents.received.blobs - source.cached.blobs,
+            fetched_bytes=contents.received.bytes - source.cached.bytes,
             cached=source.cached.blobs,
             taken_over=builder.tally.taken_over,
             links=description.links,

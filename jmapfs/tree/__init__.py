@@ -3,7 +3,7 @@
 It knows of no kernel and no network, and everything that shows or copies the tree stands on it.
 """
 
-from jmapfs.tree.about import ABOUT_NAME, About, Reachability
+from jmapfs.tree.about import ABOUT_NAME, About, Reachability, time_text
 from jmapfs.tree.attributes import Attributes, Kind, Ownership, file_attributes
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.layout import Directory, Layout, lay_out
@@ -30,4 +30,5 @@ __all__ = [
     "TreeView",
     "file_attributes",
     "lay_out",
+    "time_text",
 ]

@@ -46,18 +46,19 @@ def about(state: AccountState, counts: Counts, reachability: Reachability = ONLI
         "account_id": state.account_id,
         "server": state.server,
         "state": state.email_state,
-        "last_sync": _text(state.synced_at),
+        "last_sync": time_text(state.synced_at),
         "emails": counts.emails,
         "mailboxes": counts.mailboxes,
         "online": reachability.online,
     }
     time = state.synced_at
     if not reachability.online:
-        document |= {"offline_since": _text(reachability.since), "error": reachability.error}
+        document |= {"offline_since": time_text(reachability.since), "error": reachability.error}
         time = max(time, reachability.since)
     content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     return About(content, max(math.ceil(time), counts.newest + 1))
 
 
-def _text(time: float) -> str:
+def time_text(time: float) -> str:
+    """Return a time in seconds since 1970 as text (ISO 8601, UTC)."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

@@ -56,6 +56,10 @@ def test_it_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
         "cat mail",
         "rsync ",
         "rsync ",
+        "jmapfs snapshot",
+        "jmapfs snapshot",
+        "cd snapshots",
+        "jmapfs verify",
         "jmapfs status",
         "jmapfs umount",
     ]
@@ -66,6 +70,8 @@ def test_it_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
     first, second = shown(output, r"Number of regular files transferred: (\d+)")
     assert int(first) > 400
     assert second == "0"
+    assert shown(output, r".*/snapshots/[0-9TZ-]+: \d+ mails .*, 0 gone, .*")
+    assert len(shown(output, r"[0-9TZ-]{18} .* complete .*")) == 2
     assert shown(output, r" *online +yes *")
     assert left(tmp_path) == []
 

@@ -2,88 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections import Counter
 from pathlib import Path
-from typing import Self
 
-import pytest
-
-from tests import corpus
-from tests.cyrus import Account
 from tests.cyrus.fill import Message
-from tests.mounting import Home, command
+from tests.mounting import command
 from tests.relay import Relay
-from tests.snapshot.snapshots import Taken, dates, require_whole, take, tree_of
-
-MAILBOXES = ("INBOX", "Work", "Work/Clients", "Été/à la plage", "Lists/exmh")
-DIRECTORIES = {"INBOX": "Inbox", "Été/à la plage": "Été/à-la-plage"}
-START = datetime(2002, 8, 21, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An account, and the SHA-256s of what was stored in it, by directory."""
-
-    account: Account
-    messages: dict[str, Counter[str]]
-
-    def home(self, directory: Path) -> Home:
-        return Home(directory, self.account.name, self.account.password)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def fill(account: Account, mails: list[bytes]) -> dict[str, Counter[str]]:
-    """Spread mails over mailboxes; the first three of the inbox are in two others as well."""
-    messages: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in MAILBOXES[1:]:
-        account.create_mailbox(name)
-    for index, name in enumerate(MAILBOXES):
-        mine = mails[index :: len(MAILBOXES)]
-        account.fill(
-            name,
-            [
-                Message(mail, received=START + timedelta(minutes=7 * number + index))
-                for number, mail in enumerate(mine)
-            ],
-        )
-        messages[DIRECTORIES.get(name, name)].update(map(sha256, mine))
-    for name in ("Work", "Lists/exmh"):
-        account.copy("INBOX", [1, 2, 3], name)
-        messages[name].update(map(sha256, mails[0 : 3 * len(MAILBOXES) : len(MAILBOXES)]))
-    account.store_flags("INBOX", [1, 4], [r"\Flagged", "$Work"])
-    return messages
-
-
-def by_directory(taken: Taken) -> dict[str, Counter[str]]:
-    """Return the SHA-256s of the files of a snapshot, by the directory they are in."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for path, (digest, _, _) in tree_of(taken.path).items():
-        found[str(Path(path).parent.relative_to("mail"))][digest] += 1
-    return found
-
-
-@pytest.fixture(scope="module")
-def stored(fresh_account: Callable[[], Account]) -> Stored:
-    """All of the corpus."""
-    account = fresh_account()
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    return Stored(account, fill(account, list(dict.fromkeys(mails))))
-
-
-@pytest.fixture
-def few(cyrus_account: Account) -> Stored:
-    """An account of sixty mails, for a test that changes it."""
-    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
+from tests.snapshot.accounts import START, Churn, Stored, by_directory, sha256
+from tests.snapshot.snapshots import dates, require_whole, take
 
 
 def test_every_mail_is_there_byte_for_byte(stored: Stored, tmp_path: Path) -> None:
@@ -204,40 +132,6 @@ def test_mailboxes_without_mail_are_directories(few: Stored, tmp_path: Path) -> 
     roles = {mailbox["path"]: mailbox["role"] for mailbox in described["mailboxes"]}
     assert roles["Inbox"] == "inbox"
     assert roles["Empty/Also-empty"] is None
-
-
-class Churn:
-    """Mail that arrives, moves and vanishes until it is told to stop, `rounds` times at most."""
-
-    most = 380
-
-    def __init__(self, account: Account) -> None:
-        self._account = account
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.rounds = 0
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set() and self.rounds < self.most:
-                number = self.rounds
-                mail = b"Subject: churn %d\r\n\r\n%d\r\n" % (number, number)
-                self._account.fill("INBOX", [Message(mail, received=START)])
-                # The first three are in both.
-                self._account.move("INBOX", [number + 4], "Work")
-                self._account.expunge("Lists/exmh", [number + 1])
-                self.rounds += 1
-        except BaseException as error:  # noqa: BLE001 - raised in the test
-            self.error = error
 
 
 def test_among_changes_it_is_one_state(few: Stored, tmp_path: Path) -> None:

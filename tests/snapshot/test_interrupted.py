@@ -26,8 +26,8 @@ from tests.cyrus import Account
 from tests.cyrus.fill import Message
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
+from tests.snapshot.accounts import START, sha256
 from tests.snapshot.snapshots import dates, everything_in, require_whole, take, tree_of
-from tests.snapshot.test_account import START, sha256
 
 KILLS = 50
 KILLS_A_ROUND = 5

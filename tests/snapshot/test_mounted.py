@@ -7,7 +7,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,28 +21,12 @@ from jmapfs.errors import (
     UnreachableError,
     UsageError,
 )
-from tests import corpus
-from tests.cyrus import Account
 from tests.mounting import Home, Mounted, wait_until
 from tests.relay import Relay
+from tests.snapshot.accounts import Churn, Stored, by_directory, sha256
 from tests.snapshot.snapshots import dates, require_whole, take, tree_of
-from tests.snapshot.test_account import Churn, Stored, by_directory, fill
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture(scope="module")
-def stored(fresh_account: Callable[[], Account]) -> Stored:
-    """All of the corpus."""
-    account = fresh_account()
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    return Stored(account, fill(account, list(dict.fromkeys(mails))))
-
-
-@pytest.fixture
-def few(cyrus_account: Account) -> Stored:
-    """An account of sixty mails, for a test that changes it."""
-    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
 
 
 @pytest.fixture
@@ -80,6 +65,19 @@ def test_by_account_and_by_mount_they_are_the_same(stored: Stored, tmp_path: Pat
         assert mount.status()["fuse"].get("read", 0) == 0
     assert again.summary["fetched"] == 0
     assert take(home, stored.account.url, tmp_path / "two").summary["fetched"] == 0
+
+
+def test_of_an_account_that_is_mounted(
+    few: Stored, home: Home, mount: Mounted, tmp_path: Path
+) -> None:
+    """The mount keeps the index, and is asked to bring it up to date."""
+    take(home, few.account.url, tmp_path / "dest")
+    mail = b"Subject: a moment ago\r\n\r\nText.\r\n"
+    few.account.fill("Work", [mail])
+    taken = take(home, few.account.url, tmp_path / "dest")
+    assert taken.summary["new"] == taken.summary["fetched"] == 1
+    assert by_directory(taken)["Work"] == few.messages["Work"] + Counter([sha256(mail)])
+    assert any("a-moment-ago" in path for path in mount.files())
 
 
 def test_a_directory_of_it(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
