@@ -7,6 +7,7 @@ peer waits for that; mbsync as it comes (`FSync yes`) is measured too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -18,12 +19,13 @@ from tests.bench import mbsync, one_by_one
 from tests.bench.figures import Bar, Figure, at_least, at_most
 from tests.bench.stage import Stage
 from tests.bench.stored import files
-from tests.bench.surroundings import bench_directory, bench_home, turns
+from tests.bench.surroundings import bench_directory, bench_home, memory, turns
 from tests.mounting import Home
 from tests.server import server_process
 
 _BUDGET_SECONDS = 150
 _TRIAL = 100
+_LOOK_SECONDS = 0.02
 _PEAK = at_most(250)
 _SECOND_SECONDS = at_most(20)
 
@@ -109,16 +111,19 @@ def _taken(home: Home, url: str, destination: Path) -> _Snapshot:
         RuntimeError: that fails.
     """
     start = time.perf_counter()
+    peak = 0.0
     with subprocess.Popen(
         [*home.program, "snapshot", "--quiet", url, str(destination)],
         env=home.environment,
         stdin=subprocess.DEVNULL,
     ) as process:
-        # For what of its memory was resident at most, which only this tells.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        # Not `ru_maxrss`, which begins with that of whoever started the process.
+        while process.poll() is None:
+            with contextlib.suppress(OSError, KeyError):
+                peak = max(peak, memory(process.pid)[0])
+            time.sleep(_LOOK_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"jmapfs snapshot ended with {process.returncode}")
     path = (destination / "latest").resolve()
-    return _Snapshot(seconds, usage.ru_maxrss * 1024 / 1e6, path)
+    return _Snapshot(seconds, peak, path)
