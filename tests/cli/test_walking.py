@@ -29,7 +29,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Mount(tree, f"fuse.{SUBTYPE}", "mail", "0:40"),
         Mount(tree / "Foreign", "tmpfs", "tmpfs", "0:41"),
     ]
-    monkeypatch.setattr(walking, "mounts", lambda: table)
+    monkeypatch.setattr("jmapfs.control.mountinfo.mounts", lambda: table)
     return tree
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,12 @@ def deliver(control: ControlClient, number: int) -> str:
 
 
 def shown(directory: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(directory.glob("*.eml"))]
+    found = []
+    for path in sorted(directory.glob("*.eml")):
+        # One that went in between is not shown.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.read_bytes())
+    return found
 
 
 def seconds_until(condition: Callable[[], bool]) -> float:
