@@ -17,6 +17,7 @@ from jmapfs import __version__
 from jmapfs.cli import mount_commands
 from jmapfs.cli.comparing import diff_command
 from jmapfs.cli.display import console
+from jmapfs.cli.escaping import escaped
 from jmapfs.cli.overview import snapshots_command
 from jmapfs.cli.pruning import prune_command
 from jmapfs.cli.snapshotting import snapshot_command
@@ -64,5 +65,5 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    console.print(f"jmapfs: {message}", markup=False)
+    console.print(f"jmapfs: {escaped(message)}", markup=False)
     sys.exit(exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ class _Run:
         self._inodes = Inodes()
         self._results: list[Result] = []
         self._failure: StorageError | None = None
+        self._obstacle = ""
         self._documents: list[dict[str, Any]] = []
 
     def verify(self, directory: Path) -> None:
@@ -73,14 +74,15 @@ class _Run:
             if self._failure is not None:
                 console.print(f"jmapfs: {self._failure}", markup=False)
             self._failure = error
-            self._documents.append({"path": escaped(str(directory)), "error": str(error)})
+            self._documents.append({"path": escaped(str(directory)), "error": escaped(str(error))})
             return
         self._results.append(result)
-        remarks = [*result.remarks, *_put_on_record(result)]
+        obstacle = _put_on_record(result)
         if self._as_json:
+            remarks = [*result.remarks, *([obstacle] if obstacle else [])]
             self._documents.append(_document(result, remarks))
         else:
-            self._show(result, remarks)
+            self._show(result, obstacle)
 
     def end(self) -> None:
         """Show what it all comes to; raises the error that tells of what is wrong."""
@@ -97,14 +99,19 @@ class _Run:
         if error is not None:
             raise error
 
-    def _show(self, result: Result, remarks: Sequence[str]) -> None:
+    def _show(self, result: Result, obstacle: str) -> None:
         name = escaped(result.path.name)
         for finding in result.findings:
             path = escaped(f"{result.path.name}/{finding.path}")
             click.echo(f"{finding.kind:7}  {path}: {escaped(finding.detail)}")
-        if not self._quiet:
-            for remark in remarks:
-                console.print(f"jmapfs: {name}: {remark}", markup=False)
+        if self._quiet:
+            return
+        for remark in result.remarks:
+            console.print(f"jmapfs: {name}: {remark}", markup=False)
+        # On a medium that cannot be written it is the same for all snapshots.
+        if obstacle not in {"", self._obstacle}:
+            self._obstacle = obstacle
+            console.print(f"jmapfs: {obstacle}", markup=False)
 
 
 class _Display:
@@ -144,8 +151,8 @@ def _show_nothing(mails: int, size: int) -> None:
     pass
 
 
-def _put_on_record(result: Result) -> Iterator[str]:
-    """Put a result on record where that is done; yield why it cannot be."""
+def _put_on_record(result: Result) -> str:
+    """Put a result on record where that is done; return why it cannot be, or nothing."""
     try:
         destination = destination_of(result.path)
         if destination is not None:
@@ -153,7 +160,8 @@ def _put_on_record(result: Result) -> Iterator[str]:
             verification = Verification(when, result.outcome, result.quick)
             record(destination, result.path.name, verification)
     except StorageError as error:
-        yield str(error)
+        return escaped(str(error))
+    return ""
 
 
 def _summary(results: Sequence[Result]) -> str:

@@ -37,6 +37,8 @@ _NO_NAMES: Final = frozenset({"", ".", ".."})
 _LONGEST_LINE: Final = 16 << 20
 # Enough for as many mailboxes as there are accounts with; it is read at once.
 _LONGEST_DESCRIPTION: Final = 64 << 20
+# The kernel takes none that is longer (PATH_MAX); and all the directories of one are kept.
+_LONGEST_PATH: Final = 4096
 # More than the last two lines of the checksums.
 _LAST_BYTES: Final = 1024
 # Checksums of different contents agree in some 4 of their 64 digits, by chance.
@@ -180,8 +182,10 @@ class Listing:
     def _describe(self) -> None:
         try:
             if (self._directory / DESCRIPTION).stat().st_size <= _LONGEST_DESCRIPTION:
-                self.description = read_description(self._directory)
-                return
+                description = read_description(self._directory)
+                if all(_is_inside(f"{MAIL}/{one.path}") for one in description.mailboxes):
+                    self.description = description
+                    return
         except (OSError, AlteredFilesError, MissingFilesError, RecursionError):
             pass
         self._find(DESCRIPTION, "altered", "is not the description of a snapshot")
@@ -253,5 +257,7 @@ def _decoded(line: bytes) -> SavedMail | None:
 
 def _is_inside(path: str) -> bool:
     """Tell whether a path is one that a file of mail has: in the snapshot, whatever it says."""
+    if len(path) > _LONGEST_PATH or "\0" in path:
+        return False
     first, *others = path.split("/")
-    return first == MAIL and bool(others) and "\0" not in path and not _NO_NAMES & set(others)
+    return first == MAIL and bool(others) and not _NO_NAMES & set(others)

@@ -141,6 +141,27 @@ def test_what_a_crash_left_is_in_nobodys_way(destination: Destination) -> None:
     assert [path.name for path in destination.state_directory.iterdir()] == ["verified.json"]
 
 
+def test_it_is_on_the_disk_before_it_has_its_name(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination.state_directory.mkdir()
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def rename(old: Path, new: Path) -> None:
+        steps.append(f"rename to {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    assert steps == ["sync verified.json.new", "rename to verified.json", "sync .jmapfs"]
+
+
 def test_what_cannot_be_written(destination: Destination) -> None:
     destination.state_directory.touch()
     with pytest.raises(StorageError, match="cannot be put on record"):

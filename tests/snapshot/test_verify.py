@@ -12,6 +12,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmapfs.errors import StorageError, UsageError
-from jmapfs.snapshot import reading
+from jmapfs.snapshot import listing, reading
 from jmapfs.snapshot.manifest import checksum_line
 from jmapfs.snapshot.reading import Inodes
 from jmapfs.snapshot.records import SavedMail, SavedPlace
@@ -189,7 +190,10 @@ def test_a_line_more_or_less_in_the_checksums(snapshot: Path) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["mail/../../outside", "/etc/passwd", "mail//0001.eml", "snapshot.json", "mail/\0", "mail", ""],
+    [
+        *("mail/../../outside", "/etc/passwd", "mail//0001.eml", "snapshot.json", "mail/\0"),
+        *("mail", "", f"mail/{'a/' * 5000}0001.eml"),
+    ],
 )
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_manifest_that_leads_elsewhere(tmp_path: Path, file: str, *, quick: bool) -> None:
@@ -212,6 +216,33 @@ def test_a_manifest_that_leads_elsewhere(tmp_path: Path, file: str, *, quick: bo
             ("altered", "manifest.jsonl"),
         ]
     assert looked_at == [f"{snapshot}/mail/Inbox/0001.eml"]
+
+
+@pytest.mark.parametrize("path", ["..", "", "Work/../..", "Work//Clients", "a/" * 5000 + "a"])
+def test_a_description_that_leads_elsewhere(snapshot: Path, path: str) -> None:
+    (snapshot / "SHA256SUMS").unlink()
+    description = snapshot / "snapshot.json"
+    told = msgspec.json.decode(description.read_bytes())
+    told["mailboxes"][0]["path"] = path
+    overwrite(description, msgspec.json.encode(told))
+    assert found(snapshot) == [("missing", "SHA256SUMS"), ("altered", "snapshot.json")]
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "x" * 64, "A" * 64])
+def test_a_manifest_with_another_kind_of_checksum(tmp_path: Path, sha256: str) -> None:
+    bad = msgspec.structs.replace(Letter(1).saved(), sha256=sha256)
+    snapshot = write_snapshot(tmp_path / DATE, [bad], ["Inbox"])
+    assert found(snapshot) == [("altered", "manifest.jsonl")]
+
+
+@pytest.mark.parametrize("line", [-2, -1])
+def test_a_digit_of_the_checksum_of_a_list(snapshot: Path, line: int) -> None:
+    """Still a checksum, and of nothing: it is SHA256SUMS that is altered, not the list."""
+    sums = snapshot / "SHA256SUMS"
+    lines = sums.read_bytes().splitlines(keepends=True)
+    lines[line] = (b"1" if lines[line].startswith(b"0") else b"0") + lines[line][1:]
+    overwrite(sums, b"".join(lines))
+    assert found(snapshot) == [("altered", "SHA256SUMS")]
 
 
 def test_deep_json_is_a_line_like_another(snapshot: Path) -> None:
@@ -239,22 +270,24 @@ def test_a_directory_in_the_place_of_a_file(snapshot: Path) -> None:
 @pytest.mark.parametrize("file", [*TELLING, "mail/Inbox/0001.eml"])
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(
-    "put",
+    ("put", "what"),
     [
-        lambda path, moved: path.symlink_to(moved),
-        lambda path, _: os.mkfifo(path),
-        lambda path, _: path.mkdir(),
+        (lambda path, moved: path.symlink_to(moved), "a symbolic link"),
+        (lambda path, _: os.mkfifo(path), "a special file"),
+        (lambda path, _: path.mkdir(), "a directory"),
     ],
 )
 def test_no_regular_file(
-    snapshot: Path, file: str, put: Callable[[Path, Path], None], *, quick: bool
+    snapshot: Path, file: str, put: Callable[[Path, Path], None], what: str, *, quick: bool
 ) -> None:
     """Not even a link to the very content is as it was; and a FIFO keeps nobody waiting."""
     path = snapshot / file
     moved = snapshot.parent / "moved"
     path.rename(moved)
     put(path, moved)
-    assert found(snapshot, quick=quick) == [("altered", file)]
+    (finding,) = verified(snapshot, quick=quick).findings
+    assert (finding.kind, finding.path) == ("altered", file)
+    assert f"is {what}" in finding.detail
 
 
 def test_a_link_in_the_place_of_a_directory(snapshot: Path) -> None:
@@ -279,6 +312,37 @@ def test_what_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("mail/Inbox/0001.eml", "has other content"),
         ("mail/Work/Clients/0003.eml", "cannot be read: Input/output error"),
     ]
+
+
+def test_a_directory_that_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it is not known to be missing."""
+    scandir = os.scandir
+
+    def scan(path: str) -> object:
+        if path.endswith("/mail/Work"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    (snapshot / "note").touch()
+    assert found(snapshot) == [("altered", "mail/Work"), ("extra", "note")]
+
+
+def test_a_manifest_that_cannot_be_read_to_its_end(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known then of what it would have named."""
+    opened = reading.opened
+
+    def fail(path: Path) -> BinaryIO:
+        if path.name == "manifest.jsonl":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path)
+
+    monkeypatch.setattr(listing, "opened", fail)
+    result = verified(snapshot)
+    assert [finding[:2] for finding in result.findings] == [("manifest.jsonl", "altered")]
+    assert result.remarks == ["what is extra in it cannot be told: its lists are damaged"]
 
 
 def test_a_large_file_is_not_in_memory(tmp_path: Path) -> None:
@@ -452,6 +516,17 @@ def test_copies(snapshot: Path, option: str, remarks: int, *, quick: bool) -> No
     assert (result.outcome, len(result.remarks)) == ("good", remarks)
     flip(copy / "mail/Inbox/0001.eml")
     assert found(copy) == [("altered", "mail/Inbox/0001.eml")]
+
+
+def test_copies_by_jmapfs_itself_are_nothing_odd(snapshot: Path) -> None:
+    """Where a file system has no links, it has made one of them each."""
+    copy = snapshot.parent / "copy"
+    subprocess.run(["cp", "-r", snapshot, copy], check=True)
+    (copy / "SHA256SUMS").unlink()
+    description = copy / "snapshot.json"
+    overwrite(description, description.read_bytes().replace(b'"hard"', b'"copy"'))
+    result = verified(copy, quick=True)
+    assert ([one.path for one in result.findings], result.remarks) == (["SHA256SUMS"], [])
 
 
 def test_only_one_copy_of_several_is_altered(snapshot: Path) -> None:

@@ -186,12 +186,25 @@ def test_copies_made_without_links(destination: Path) -> None:
 
 def test_what_was_found_need_not_be_written(destination: Path) -> None:
     (destination / ".jmapfs").touch()
-    outcome = Outcome(destination / DATE)
+    outcome = Outcome(destination)
     assert outcome.exit_code == 0
     (remark,) = outcome.remarks
     assert "cannot be put on record: File exists" in remark
     (document,) = Outcome("--json", destination / DATE).snapshots
     assert len(document["remarks"]) == 1
+
+
+def test_a_destination_of_any_name(tmp_path: Path) -> None:
+    destination = tmp_path / os.fsdecode(b"a\xff\x1b[31m")
+    for date in (EARLIER, DATE):
+        make_snapshot(destination, date, LETTERS)
+    (destination / ".jmapfs").touch()
+    shown = rf"{tmp_path}/a\udcff\x1b[31m/"
+    (remark,) = Outcome(destination).remarks
+    assert remark.startswith(f"jmapfs: {shown}.jmapfs: ")
+    documents = Outcome("--json", destination).snapshots
+    assert [one["path"] for one in documents] == [f"{shown}{EARLIER}", f"{shown}{DATE}"]
+    assert [one["remarks"] for one in documents] == [[remark.removeprefix("jmapfs: ")]] * 2
 
 
 def test_quick_does_not_undo_what_was_found(destination: Path) -> None:
