@@ -80,25 +80,30 @@ class Relay:
             except OSError:
                 client.close()
                 continue
-            for one in (client, server):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._open.add(one)
-            self._run(partial(self._pass_on, client, server, counted=False))
-            self._run(partial(self._pass_on, server, client, counted=True))
+            self._run(partial(self._connect, client, server))
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, *, counted: bool) -> None:
+    def _connect(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on both directions of a connection; close it when both have ended."""
+        with client, server:
+            self._open |= {client, server}
+            back = threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True)
+            back.start()
+            self._pass_on(client, server, False)  # noqa: FBT003 - as above, for a thread
+            back.join()
+            self._open -= {client, server}
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, counted: bool) -> None:  # noqa: FBT001
         with contextlib.suppress(OSError):
+            target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := source.recv(_PIECE):
                 allowed = self._allowed(len(data)) if counted else len(data)
                 target.sendall(data[:allowed])
                 if allowed < len(data) or self.is_cut:
                     self._hang_up()
-                    return
+                    break
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            self._open.discard(one)
-            one.close()
 
     def _allowed(self, count: int) -> int:
         with self._lock:
