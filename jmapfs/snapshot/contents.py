@@ -20,10 +20,10 @@ from jmapfs.errors import StorageError
 from jmapfs.snapshot.journal import Journal, Kept
 from jmapfs.snapshot.sharing import has_content
 from jmapfs.snapshot.source import Wanted
+from jmapfs.snapshot.writing import created, write_all
 
 CONTENT: Final = "content"
 
-_MODE: Final = 0o400
 _PIECE_BYTES: Final = 1 << 20
 _THREADS: Final = 4
 _NANOSECONDS: Final = 1_000_000_000
@@ -164,7 +164,7 @@ class Contents:
             content = Content(len(data), digest.digest(), next(self._numbers))
             descriptor = self._create(content.number)
             try:
-                _write(descriptor, data)
+                write_all(descriptor, data)
                 _date(descriptor, wanted.received_at)
             finally:
                 os.close(descriptor)
@@ -176,8 +176,7 @@ class Contents:
         return kept
 
     def _create(self, number: int) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(f"{self._directory}/{_file(number)}", flags, _MODE)
+        return created(f"{self._directory}/{_file(number)}")
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         try:
@@ -190,15 +189,9 @@ def _file(number: int) -> str:
     return f"{CONTENT}/{number}"
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    written = os.write(descriptor, data)
-    while written < len(data):
-        written += os.write(descriptor, memoryview(data)[written:])
-
-
 def _append(descriptor: int, digest: _Hash, piece: bytes) -> None:
     digest.update(piece)
-    _write(descriptor, piece)
+    write_all(descriptor, piece)
 
 
 def _date(descriptor: int, received_at: int) -> None:

@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from jmapfs.snapshot.records import Origin
+from jmapfs.snapshot.writing import created, write_all
 
 JOURNAL: Final = "journal.jsonl"
 
@@ -39,10 +40,9 @@ class Journal:
     """Appends to the journal of a partial, within `with`; raises OSError."""
 
     def __init__(self, partial: Path, origin: Origin) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(partial / JOURNAL, flags, _MODE)
+        self._descriptor = created(partial / JOURNAL, _MODE, append=True)
         try:
-            _write(self._descriptor, msgspec.json.encode(_Head(origin)) + b"\n")
+            write_all(self._descriptor, msgspec.json.encode(_Head(origin)) + b"\n")
         except BaseException:
             self.close()
             raise
@@ -60,7 +60,8 @@ class Journal:
 
     def add(self, contents: Iterable[Kept]) -> None:
         """Note contents, from any thread."""
-        _write(self._descriptor, b"".join(msgspec.json.encode(one) + b"\n" for one in contents))
+        # A short write would leave half a line in the middle of others.
+        write_all(self._descriptor, b"".join(msgspec.json.encode(one) + b"\n" for one in contents))
 
     def close(self) -> None:
         """Write no more."""
@@ -90,9 +91,3 @@ def read_journal(partial: Path) -> Iterator[Kept]:
                     continue
     except OSError:
         return
-
-
-def _write(descriptor: int, lines: bytes) -> None:
-    # A short write would leave half a line in the middle of others.
-    while lines:
-        lines = lines[os.write(descriptor, lines) :]

@@ -26,9 +26,9 @@ from jmapfs.snapshot.records import (
     Description,
     SavedMail,
 )
+from jmapfs.snapshot.writing import created
 
 _BUFFER_BYTES: Final = 1 << 20
-_FILE_MODE: Final = 0o400
 # More than the last two lines of the checksums.
 _LAST_BYTES: Final = 1024
 
@@ -191,8 +191,7 @@ def _digest(path: Path) -> str:
 
 
 def _created(path: Path) -> BinaryIO:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-    return os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES)
+    return os.fdopen(created(path), "wb", buffering=_BUFFER_BYTES)
 
 
 def _synced(file: BinaryIO) -> None:

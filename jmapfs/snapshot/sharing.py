@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from jmapfs.snapshot.records import Links
+from jmapfs.snapshot.writing import created, write_all
 
 _FICLONE: Final = 0x40049409
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 _PIECE_BYTES: Final = 1 << 20
-_MODE: Final = 0o400
 
 
 class Sharing:
@@ -65,9 +65,7 @@ class Sharing:
         while piece := os.read(original, _PIECE_BYTES):
             digest.update(piece)
             self.copied_bytes += len(piece)
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(copy, view) :]
+            write_all(copy, piece)
         return digest.hexdigest() == sha256
 
 
@@ -112,5 +110,4 @@ def _cloned(original: int, copy: int) -> bool:
 
 
 def _created(path: str) -> BinaryIO:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
-    return os.fdopen(descriptor, "wb", buffering=0)
+    return os.fdopen(created(path), "wb", buffering=0)
