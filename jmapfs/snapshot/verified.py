@@ -6,9 +6,11 @@ It is a memory, not a proof. Without it nothing is taken for good, and nothing f
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -20,11 +22,14 @@ from jmapfs.errors import StorageError
 from jmapfs.snapshot.destination import Destination, is_date
 from jmapfs.snapshot.findings import Outcome
 from jmapfs.snapshot.syncing import sync_directory
+from jmapfs.snapshot.writing import created
 
 _NAME: Final = "verified.json"
 _NEW: Final = "verified.json.new"
 # Some 100 bytes are for one snapshot.
 _MOST_BYTES: Final = 64 << 20
+_LOCK_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.05
 _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 
 
@@ -113,12 +118,27 @@ def _alone(directory: Path) -> Iterator[None]:
     """Keep others from writing between our reading and our writing."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Not every file system has locks (NFS wants files for it): then the last one counts.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock, which others have for a moment; raises TimeoutError."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise TimeoutError(errno.ETIMEDOUT, "another process is at work on it") from None
+            time.sleep(_PAUSE_SECONDS)
+        except OSError:
+            # Not every file system has locks (NFS wants files for it): then the last one counts.
+            return
+        else:
+            return
 
 
 def _read(directory: Path) -> dict[str, Verification]:
@@ -140,8 +160,7 @@ def _content(path: Path) -> bytes:
 def _write(directory: Path, content: bytes) -> None:
     new = directory / _NEW
     new.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with os.fdopen(os.open(new, flags, 0o600), "wb") as file:
+    with os.fdopen(created(new, 0o600), "wb") as file:
         file.write(msgspec.json.format(content, indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())

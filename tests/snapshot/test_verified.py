@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -176,3 +177,21 @@ def test_which_snapshots_are_in_a_destination(destination: Destination, tmp_path
     assert destination_of(alone) == Destination(alone.parent)
     copy = (tmp_path / DATES[0]).rename(tmp_path / "copy")
     assert destination_of(copy) is None
+
+
+def test_whoever_holds_the_lock_is_not_waited_for_without_end(
+    destination: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped at it, say."""
+    monkeypatch.setattr("jmapfs.snapshot.verified._LOCK_SECONDS", 0.2)
+    verification = Verification(WHEN, "good", quick=False)
+    record(destination, DATES[0], verification)
+    descriptor = os.open(destination.state_directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process is at work"):
+            record(destination, DATES[1], verification)
+    finally:
+        os.close(descriptor)
+    record(destination, DATES[1], verification)
+    assert Verified.read(destination).find(DATES[1]) == verification
