@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import trio
 from rich.console import Console
 from rich.table import Table
 
 from jmapfs.account import mail_accounts
 from jmapfs.cli.config import read_config
+from jmapfs.cli.interruption import run_interruptibly
 from jmapfs.cli.secrets import account_source
-from jmapfs.errors import lone_errors
 
 
 def accounts_of(argument: str) -> list[dict[str, Any]]:
@@ -21,8 +21,7 @@ def accounts_of(argument: str) -> list[dict[str, Any]]:
         JmapfsError: the server cannot be asked.
     """
     source = account_source(argument, read_config())
-    with lone_errors():
-        accounts = trio.run(mail_accounts, source)
+    accounts = run_interruptibly(partial(mail_accounts, source))
     return [
         {
             "id": account.id,

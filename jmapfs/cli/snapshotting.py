@@ -8,17 +8,17 @@ from pathlib import Path
 
 import click
 import msgspec
-import trio
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, read_config
 from jmapfs.cli.display import console
+from jmapfs.cli.interruption import run_interruptibly
 from jmapfs.cli.options import account_option, cache_directory_option
 from jmapfs.cli.quantities import readable
 from jmapfs.cli.secrets import account_source
 from jmapfs.cli.snapshot_display import SnapshotDisplay
 from jmapfs.control import Mount, mount_of
-from jmapfs.errors import NotMountedError, UsageError, lone_errors
+from jmapfs.errors import NotMountedError, UsageError
 from jmapfs.snapshot import Destination, MountOpener, Summary, account_opener, take_snapshot
 
 _DIRECTORY = click.Path(path_type=Path)
@@ -59,12 +59,12 @@ def snapshot_command(
     place = Path(os.path.realpath(destination))
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(place, mount)
-    with SnapshotDisplay(console, quiet=quiet) as display, lone_errors():
+    with SnapshotDisplay(console, quiet=quiet) as display:
         if mount is not None:
             if selection is not None:
                 raise UsageError("--account is for accounts: name the directory in the mount")
             opener = MountOpener(mount.mountpoint, _path_in(mount, source), display)
-            summary = trio.run(
+            summary = run_interruptibly(
                 partial(
                     take_snapshot, opener, Destination(place), max_gone=max_gone, report=display
                 )
@@ -72,7 +72,9 @@ def snapshot_command(
         else:
             account = _account(source, read_config(), selection)
             cache_root = cache_dir.absolute()
-            summary = trio.run(_of_account, account, cache_root, place, max_gone, display)
+            summary = run_interruptibly(
+                partial(_of_account, account, cache_root, place, max_gone, display)
+            )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
     elif not quiet:

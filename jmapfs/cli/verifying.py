@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import click
 import msgspec
-import trio
 
 from jmapfs.cli.display import console
 from jmapfs.cli.escaping import escaped
+from jmapfs.cli.interruption import run_interruptibly
 from jmapfs.cli.progress import counting, weighing
 from jmapfs.cli.quantities import readable
 from jmapfs.errors import StorageError
@@ -60,7 +60,7 @@ class _Run:
         """Verify a snapshot, and show what was found."""
         try:
             with _Display(directory.name, quick=self._quick, quiet=self._quiet) as display:
-                result = trio.run(
+                result = run_interruptibly(
                     partial(
                         verify,
                         directory,

@@ -199,7 +199,12 @@ def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Pa
 def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     interrupted = 0
-    for moment in (0, 0.05, 0.1):
+    for number, moment in (
+        (signal.SIGINT, 0),
+        (signal.SIGTERM, 0.05),
+        (signal.SIGHUP, 0.05),
+        (signal.SIGINT, 0.1),
+    ):
         mail.add(MAILS)
         left = set(dest.glob(".partial*"))
         with subprocess.Popen(
@@ -212,7 +217,7 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
             # Not while Python starts: then it is Python that says so.
             wait_until(partial(begun_since, dest, left))
             time.sleep(moment)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, errors = process.communicate(timeout=30)
         if process.returncode == 0:
             continue
