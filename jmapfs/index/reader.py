@@ -44,13 +44,18 @@ class IndexReader(IndexConnection):
         try:
             yield
         finally:
-            self._connection.execute("ROLLBACK")
+            self.unpin()
 
     def pin(self) -> None:
-        """Hold one state of the index until the reader is closed."""
+        """Hold one state of the index until the reader is closed, or unpinned."""
         self._connection.execute("BEGIN")
         # A transaction of SQLite begins with its first read, not with BEGIN.
         self._connection.execute("SELECT count(*) FROM meta").fetchone()
+
+    def unpin(self) -> None:
+        """Hold no state any more."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def version(self) -> int:
         """Return a number that changes with every commit; it compares within this reader only.

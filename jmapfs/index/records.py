@@ -98,7 +98,9 @@ class AccountState:
 
     `server` is the API URL and `account_id` the account the index belongs to. The states are
     RFC 8620 §1.6.3 state strings, empty before the first listing. `complete` is true once a
-    listing has come to its end. `synced_at` is when this state was reached, in seconds since 1970.
+    listing has come to its end. `settled` is false while the index is between two states of the
+    account: some of a chain of changes, or of a listing, is in it and the rest is not.
+    `synced_at` is when this state was reached, in seconds since 1970.
     """
 
     server: str = ""
@@ -108,6 +110,7 @@ class AccountState:
     email_state: str = ""
     mailbox_state: str = ""
     complete: bool = False
+    settled: bool = True
     synced_at: float = 0.0
 
 

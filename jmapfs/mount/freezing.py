@@ -1,7 +1,8 @@
 """Holding the tree still: a backup that takes an hour copies one state of the account.
 
 Frozen, the tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
-writing behind them, and the kernel's news are held back. A freeze ends when somebody asks for
+writing behind them, and the kernel's news are held back. It begins where the index is at a state
+of the account, not between two. It ends when somebody asks for
 that, and with the daemon. Besides, one that was asked for ends after its time; one that began with
 a hold ends when the last of those who hold it lets go.
 """
@@ -27,6 +28,8 @@ from jmapfs.mount.showing import View, directory_names
 _log = logging.getLogger(__name__)
 
 _HOLD_SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
+_SETTLING_SECONDS: Final = 120.0
+_PAUSE_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,12 @@ class Freezer:
         """Hold the tree as it is now, for `seconds` at most; return when the kernel agrees.
 
         Raises:
-            BusyError: it is frozen already.
+            BusyError: it is frozen already, or the account is still being listed anew.
         """
         async with self._lock:
             if self.frozen is not None:
                 raise BusyError(f"the mount is frozen already, {_end_of(self.frozen)}")
-            frozen = self._begin(seconds).frozen
+            frozen = (await self._begin(seconds)).frozen
             self._expiry = trio.CancelScope()
             self._nursery.start_soon(self._expire, seconds, self._expiry)
             await self._tell_kernel()
@@ -105,13 +108,13 @@ class Freezer:
         `thaw`.
 
         Raises:
-            BusyError: the kernel does not agree in time.
+            BusyError: the kernel does not agree in time, or the account is being listed anew.
         """
         held: Held | None = None
         try:
             with trio.fail_after(_HOLD_SECONDS):
                 async with self._lock:
-                    held = self._held or self._begin(None)
+                    held = self._held or await self._begin(None)
                     self._holders += 1
                     # Also if somebody else began: they may have gone before the kernel agreed.
                     await self._tell_kernel()
@@ -147,9 +150,22 @@ class Freezer:
         """Let go of the held states, at the end of the mount."""
         self._stack.close()
 
-    def _begin(self, seconds: float | None) -> Held:
-        """Show the tree as it is now; without an await: no later state may be seen in between."""
-        readers = [self._pinned_readers(account) for account in self._accounts]
+    async def _begin(self, seconds: float | None) -> Held:
+        """Show the tree as it is now, or is when the index has come to a state of the account."""
+        with trio.move_on_after(_SETTLING_SECONDS):
+            while True:
+                readers = [self._pinned_readers(account) for account in self._accounts]
+                if all(one.tree.state().settled for one in readers):
+                    return self._show(readers, seconds)
+                self._stack.close()
+                await trio.sleep(_PAUSE_SECONDS)
+        raise BusyError(
+            f"the account has been between two states for {_SETTLING_SECONDS:.0f} s, since much of"
+            " it changed or all of it is listed anew: try again later"
+        )
+
+    def _show(self, readers: list[_Readers], seconds: float | None) -> Held:
+        """Show a state; without an await: no later one may be seen in between."""
         self.view = View.of(
             self._accounts, [(one.tree, one.listings) for one in readers], still=True
         )

@@ -29,6 +29,8 @@ from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
 
 _PART: Final = 2000
 _SYNC_SECONDS: Final = 630.0
+_SETTLING_SECONDS: Final = 120.0
+_PAUSE_SECONDS: Final = 0.25
 
 
 @contextlib.asynccontextmanager
@@ -62,11 +64,25 @@ class _AccountOpener:
         """Bring the index up to date, and hold the state that it has then."""
         await self._bring_up_to_date(ahead)
         with self._database.reader() as reader:
+            await self._settled(reader)
             try:
                 source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
             except sqlite3.Error as error:
                 raise StorageError(f"cannot read the index: {error}") from error
             yield source
+
+    async def _settled(self, reader: IndexReader) -> None:
+        """Pin a state of the account: whoever keeps the index may be between two of them."""
+        with trio.move_on_after(_SETTLING_SECONDS):
+            while True:
+                state = await trio.to_thread.run_sync(_pinned_state, reader)
+                if state.complete and state.settled:
+                    return
+                await trio.sleep(_PAUSE_SECONDS)
+        raise BusyError(
+            f"another process has been bringing the index in {self._database.path.parent} up to"
+            f" date for {_SETTLING_SECONDS:.0f} s: try again later"
+        )
 
     async def _bring_up_to_date(self, ahead: Ahead) -> None:
         directory = self._database.path.parent
@@ -130,11 +146,20 @@ class _AccountOpener:
             raise StorageError(f"cannot read the index {self._database.path}: {error}") from error
 
 
+def _pinned_state(reader: IndexReader) -> AccountState:
+    """Pin the state that the index has now, instead of one that was pinned before."""
+    try:
+        reader.unpin()
+        reader.pin()
+        return reader.state()
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot read the index: {error}") from error
+
+
 class _AccountSource:
-    """An account at the state that its index has; in this process, and through no mount."""
+    """An account at the state that a reader is pinned to; in this process, through no mount."""
 
     def __init__(self, reader: IndexReader, blobs: Blobs) -> None:
-        reader.pin()
         state = reader.state()
         layout = Tree(reader).layout()
         self.origin = Origin(

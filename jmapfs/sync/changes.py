@@ -79,6 +79,7 @@ async def follow(client: Client, writer: IndexWriter) -> bool:
         changed |= await _follow_once(client, writer, all_mailboxes=True)
     if doubtful:
         _log.warning("%d emails are in mailboxes that the server does not describe", len(doubtful))
+    await trio.to_thread.run_sync(_settle, writer)
     return changed
 
 
@@ -168,7 +169,17 @@ def _store(
             state = replace(
                 state, mailbox_state=mailboxes.state, complete=True, synced_at=synced_at
             )
-        writer.set_state(state)
+        # An intermediate state need not be one that the account ever had (RFC 8620 §5.2).
+        settled = not step.more and not writer.doubtful_emails()
+        writer.set_state(replace(state, settled=settled))
+
+
+def _settle(writer: IndexWriter) -> None:
+    """Take the index for settled where all that can be known has been asked for."""
+    state = writer.state()
+    if not state.settled:
+        with writer.transaction():
+            writer.set_state(replace(state, settled=True))
 
 
 def _place(writer: IndexWriter, records: Sequence[EmailRecord], missing: Sequence[str]) -> None:

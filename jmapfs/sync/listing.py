@@ -68,6 +68,8 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
             # The ones that are gone stay until their emails are known to be elsewhere.
             writer.replace_mailboxes(records)
             writer.begin_listing(progress)
+            # Until what comes after it has been followed, too.
+            writer.set_state(replace(writer.state(), settled=False))
 
     await trio.to_thread.run_sync(begin)
     return progress

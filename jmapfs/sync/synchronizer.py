@@ -116,12 +116,14 @@ class Synchronizer:
                 self._writer.retire_mailboxes(self._writer.replace_mailboxes(records))
                 if not state.complete:
                     self._writer.settle_inodes()
-                if not state.complete or state.mailbox_state != mailbox_state:
+                known = state.complete and state.settled
+                if not known or state.mailbox_state != mailbox_state:
                     self._writer.set_state(
                         replace(
                             state,
                             mailbox_state=mailbox_state,
                             complete=True,
+                            settled=True,
                             synced_at=time.time(),
                         )
                     )

@@ -135,6 +135,13 @@ def freeze(mount: Mounted, *options: str) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def wait_until_thawed(mount: Mounted, seconds: float = 15) -> None:
+    """Wait for a thaw that nobody asked for, and until the kernel has been told of it."""
+    wait_until(lambda: mount.ask("status")["frozen"] is None, seconds)
+    # One at a time: this is answered when the other has come to its end.
+    assert not mount.ask("thaw")["was_frozen"]
+
+
 def thaw(mount: Mounted) -> None:
     result = mount.home.run("thaw", mount.path)
     assert result.exit_code == 0, result.stderr
@@ -273,7 +280,7 @@ def test_it_ends_by_itself(home: Home, mail: Mail, mount: Mounted) -> None:
     # In this order: it may end at any moment, and then shows something else.
     shown = state(mount).keys()
     assert mount.status()["frozen"] is None or shown == before.keys()
-    wait_until(lambda: mount.status()["frozen"] is None)
+    wait_until_thawed(mount)
     assert_live(mount, mail, before)
     assert "the freeze ends after its time" in home.log()
     assert home.run("thaw", mount.path).exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -64,9 +65,21 @@ LIVE = cast("Any", object())
 
 
 @pytest.fixture
-async def freezer(tmp_path: Path, kernel: Kernel, nursery: trio.Nursery) -> AsyncIterator[Freezer]:
+def database(tmp_path: Path) -> IndexDatabase:
     database = IndexDatabase(tmp_path)
     database.prepare()
+    return database
+
+
+def settle(database: IndexDatabase, *, settled: bool) -> None:
+    with database.writer() as writer, writer.transaction():
+        writer.set_state(replace(writer.state(), settled=settled))
+
+
+@pytest.fixture
+async def freezer(
+    database: IndexDatabase, kernel: Kernel, nursery: trio.Nursery
+) -> AsyncIterator[Freezer]:
     parts: dict[str, Any] = dict.fromkeys(("source", "disk", "content", "traffic", "pages"))
     keeper: Any = SimpleNamespace(condition=SimpleNamespace(online=True))
     account = MountedAccount(
@@ -162,4 +175,34 @@ async def test_what_others_raise_while_it_is_held_is_theirs(
     with pytest.raises(trio.TooSlowError):
         async with freezer.hold():
             raise trio.TooSlowError
+    await thawed(freezer, kernel)
+
+
+async def test_it_waits_for_a_state_of_the_account(
+    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery, database: IndexDatabase
+) -> None:
+    settle(database, settled=False)
+    kernel.agrees.set()
+    nursery.start_soon(freezer.freeze, 60)
+    await trio.sleep(2 * freezing._PAUSE_SECONDS)
+    await thawed(freezer, kernel)
+    settle(database, settled=True)
+    await kernel.asked.wait()
+    # The state that is held is not lost by what comes after it.
+    settle(database, settled=False)
+    assert freezer.frozen is not None
+    assert freezer.view.tree is kernel.shown is not LIVE
+    assert await freezer.thaw()
+
+
+async def test_an_account_that_is_between_two_states_for_long(
+    freezer: Freezer, kernel: Kernel, database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(database, settled=False)
+    monkeypatch.setattr(freezing, "_SETTLING_SECONDS", 0.05)
+    with pytest.raises(BusyError, match="between two states"):
+        await freezer.freeze(60)
+    with pytest.raises(BusyError, match="between two states"):
+        async with freezer.hold():
+            raise AssertionError
     await thawed(freezer, kernel)

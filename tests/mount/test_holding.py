@@ -19,7 +19,15 @@ import pytest
 from jmapfs.control import Hold
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
 from jmapfs.tree import Mail as MailRecord
-from tests.mount.test_freeze import Mail, assert_live, freeze, new_emails, state, thaw
+from tests.mount.test_freeze import (
+    Mail,
+    assert_live,
+    freeze,
+    new_emails,
+    state,
+    thaw,
+    wait_until_thawed,
+)
 from tests.mount.test_life import has_ended
 from tests.mounting import Home, Mounted, wait_until
 from tests.server import ServerProcess, server_process
@@ -131,7 +139,7 @@ def test_a_hold_sees_one_state_among_changes(mail: Mail, mount: Mounted) -> None
             path for path in contents if path.startswith("Work/")
         }
         assert is_held(held)
-    wait_until(lambda: not is_frozen(mount))
+    wait_until_thawed(mount)
     assert_live(mount, mail, before)
 
 
@@ -185,6 +193,7 @@ def test_kill_9_of_the_holder_thaws_at_once(mail: Mail, mount: Mounted) -> None:
         began = time.monotonic()
         wait_until(lambda: not is_frozen(mount), seconds=5)
         assert time.monotonic() - began < 2
+    wait_until_thawed(mount)
     assert_live(mount, mail, before)
 
 
@@ -205,7 +214,7 @@ def test_two_who_hold_it(home: Home, mail: Mail, mount: Mounted) -> None:
         assert mount.status()["frozen"] == frozen
         assert state(mount) == before
         assert is_held(second)
-    wait_until(lambda: not is_frozen(mount))
+    wait_until_thawed(mount)
     assert_live(mount, mail, before)
 
 
@@ -247,7 +256,7 @@ def test_the_end_of_a_freeze_is_the_end_of_those_who_hold_it(
             with pytest.raises(RelayedError, match="the freeze has ended") as caught:
                 held.ask(command, {"path": "", "after": None, "count": 10})
             assert caught.value.exit_code == BusyError.exit_code
-        wait_until(lambda: not is_frozen(mount))
+        wait_until_thawed(mount)
         assert_live(mount, mail, before)
         # Somebody else's is not ended when the first lets go of what is no more.
         again = state(mount)
@@ -258,7 +267,7 @@ def test_the_end_of_a_freeze_is_the_end_of_those_who_hold_it(
             mount.sync()
             assert is_held(other)
             assert state(mount) == again
-    wait_until(lambda: not is_frozen(mount))
+    wait_until_thawed(mount)
     assert_live(mount, mail, again)
 
 
@@ -273,7 +282,7 @@ def test_one_after_the_other(mail: Mail, mount: Mounted) -> None:
             assert is_held(held)
             files = {path for one in records(held, count=1000) for _, path in one.files}
             assert files == mount.files().keys()
-    wait_until(lambda: not is_frozen(mount))
+    wait_until_thawed(mount)
     assert_live(mount, mail, state(mount))
 
 

@@ -16,6 +16,27 @@ from jmapfs.snapshot.records import SavedMail
 from tests.mounting import Home
 
 
+class Listener:
+    """Takes what is reported."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.progress: list[tuple[int, int]] = []
+
+    def listed(self, listed: int, total: int | None) -> None:
+        del listed, total
+
+    def copied(self, mails: int, total: int, size: int) -> None:
+        del size
+        self.progress.append((mails, total))
+
+    def finishing(self) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
 @dataclass(frozen=True)
 class Taken:
     """A snapshot that `jmapfs snapshot --json` says it took."""

@@ -31,29 +31,8 @@ from jmapfs.snapshot.verified import Verification, record
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.mounting import command
 from tests.snapshot.making import Letter, make_snapshot
-from tests.snapshot.snapshots import dates, everything_in, require_whole
+from tests.snapshot.snapshots import Listener, dates, everything_in, require_whole
 from tests.snapshot.source import MadeUpAccount
-
-
-class Listener:
-    """Takes what is reported."""
-
-    def __init__(self) -> None:
-        self.notices: list[str] = []
-        self.progress: list[tuple[int, int]] = []
-
-    def listed(self, listed: int, total: int | None) -> None:
-        del listed, total
-
-    def copied(self, mails: int, total: int, size: int) -> None:
-        del size
-        self.progress.append((mails, total))
-
-    def finishing(self) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
 
 
 @pytest.fixture

@@ -280,6 +280,7 @@ async def test_a_chain_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
             await f.update()
         assert scope.cancelled_caught
         assert f.writer.state().email_state != state
+        assert not f.writer.state().settled
         f.counts.reset()
         await f.update()
         assert f.counts.methods["Email/changes"] <= 12
@@ -438,9 +439,10 @@ async def test_changes_between_two_requests(
             return await ask(self, *arguments, **options)
 
         monkeypatch.setattr(Client, moment, asked)
-        await f.update()
-        assert not waiting
-        await f.update()
+        with watched(f):
+            await f.update()
+            assert not waiting
+            await f.update()
         await f.assert_as_if_new()
 
 
@@ -448,13 +450,23 @@ async def test_changes_between_two_requests(
 
 
 class Commits:
-    """The blobs that have a name, as of every commit of an index."""
+    """The blobs that have a name, as of every commit of an index.
+
+    Besides, the trees of those commits that are said to be a state of the account, and of those
+    that are said to be between two.
+    """
 
     def __init__(self, follower: Follower) -> None:
         self.seen: list[set[str]] = []
+        self.settled: list[dict[str, Attributes]] = []
+        self.between: list[dict[str, Attributes]] = []
         self._follower = follower
 
     def look(self) -> None:
+        writer = self._follower.writer
+        settled = writer.state().settled
+        assert not (settled and writer.doubtful_emails())
+        (self.settled if settled else self.between).append(self._follower.shown())
         tree = self._follower.emails_shown()
         self.seen.append({path.rpartition("/")[2].split("_")[3][:8] for path in tree})
 
@@ -527,6 +539,28 @@ async def test_moved_mail_is_in_the_tree_at_every_commit(
         for seen in commits.seen:
             assert seen == commits.seen[0]
         await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("how", ["changes", "listing"])
+@pytest.mark.parametrize("name", [*MOVES, "email ids"])
+async def test_a_commit_between_two_states_says_that_it_is(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    async with followed(small_account(), tmp_path, max_changes=1, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        f.account.add_email(message(200), ["P3"])
+        f.account.destroy_emails(list(f.account.emails)[:2])
+        (MOVES | OPERATIONS)[name](f.account)
+        if how == "listing":
+            f.account.forget_changes()
+        with watched(f) as commits:
+            await f.update()
+        after = f.shown()
+        assert any(tree not in (before, after) for tree in commits.between)
+        assert commits.settled
+        for tree in commits.settled:
+            assert tree in (before, after)
 
 
 # --- Several accounts of one server
