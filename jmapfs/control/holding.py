@@ -1,7 +1,8 @@
 """Holding a mount at one state, for as long as a connection to it is open.
 
-The mount lets go when the connection closes, however that comes about. On the same connection it
-can be asked what it holds; see `mount.holding` for the questions.
+The mount lets go when the connection closes, however that comes about, and when nothing was asked
+for ten minutes. On the same connection it can be asked what it holds; see `mount.holding` for the
+questions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jmapfs.control.protocol import Answer, Request, short_path
 from jmapfs.errors import NotMountedError, RelayedError, UsageError
 
 _PIECE_BYTES: Final = 1 << 18
+_LET_GO: Final = "it has ended, or let go of what it held"
 
 
 class Hold:
@@ -50,7 +52,8 @@ class Hold:
             except (OSError, msgspec.MsgspecError) as error:
                 # An answer that comes later must not be taken for that to the next question.
                 self._connection.close()
-                raise NotMountedError(f"the daemon does not answer: {error}") from error
+                why = _LET_GO if isinstance(error, ConnectionError) else error
+                raise NotMountedError(f"the daemon does not answer: {why}") from error
         if answer.error is not None:
             raise RelayedError(answer.error, answer.exit_code)
         return answer.answer
@@ -67,7 +70,7 @@ class Hold:
             self._connection.settimeout(left)
             piece = self._connection.recv(_PIECE_BYTES)
             if not piece:
-                raise ConnectionResetError("it has ended")
+                raise ConnectionResetError
             answer += piece
         return bytes(answer)
 

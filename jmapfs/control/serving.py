@@ -1,7 +1,8 @@
 """Answering what is asked of a mount over its control socket; see `protocol`.
 
 A session ends with the connection, and at once: the peer is listened to also while it is being
-answered, so that what it held is let go of when it is killed.
+answered, so that what it held is let go of when it is killed. One that is stopped, and asks
+nothing for ten minutes, has let go as well.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _LINE_LIMIT: Final = 1 << 20
 _REQUEST_SECONDS: Final = 10
 # Somebody may have stopped the peer for a moment (Ctrl-Z), and it has something to lose.
 _SESSION_SEND_SECONDS: Final = 60
+# One that was stopped for longer than this must not keep the tree still for good.
+_SILENCE_SECONDS: Final = 600
 
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 """Answers a request: takes its arguments, returns what JSON can hold."""
@@ -120,13 +123,20 @@ async def _serve(
 async def _converse(
     stream: trio.SocketStream, lines: _Lines, beginning: AbstractAsyncContextManager[Session]
 ) -> None:
-    """Hold a session, until the peer closes the connection."""
+    """Hold a session, until the peer closes the connection, or asks nothing for ten minutes."""
     sender, requests = trio.open_memory_channel[bytes](1)
 
     async def listen(ended: trio.CancelScope) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
-            # A line that does not end is too long, or its peer has gone.
-            while (line := await lines.next()).endswith(b"\n"):
+            while True:
+                with trio.move_on_after(_SILENCE_SECONDS) as silence:
+                    line = await lines.next()
+                if silence.cancelled_caught:
+                    _log.warning("a session ends: nothing was asked for %d s", _SILENCE_SECONDS)
+                    break
+                # A line that does not end is too long, or its peer has gone.
+                if not line.endswith(b"\n"):
+                    break
                 try:
                     sender.send_nowait(line)
                 except trio.WouldBlock:

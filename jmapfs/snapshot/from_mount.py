@@ -20,7 +20,13 @@ import trio
 
 from jmapfs.cache import SMALL_BYTES
 from jmapfs.control import Hold, ask, hold, socket_directory, socket_name
-from jmapfs.errors import IncompleteError, JmapfsError, NotMountedError, UnreachableError
+from jmapfs.errors import (
+    IncompleteError,
+    JmapfsError,
+    NotMountedError,
+    UnreachableError,
+    lone_errors,
+)
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
@@ -29,6 +35,8 @@ from jmapfs.tree import Mail, MailboxPlace, MailsPart
 _PART: Final = 2000
 _SYNC_SECONDS: Final = 630.0
 _ANSWER_SECONDS: Final = 300.0
+# Often enough for the mount to know that somebody is there.
+_STAY_SECONDS: Final = 60.0
 
 # One batch is read while another is written. Read one after the other, the files of a directory
 # come in order, and the mount reads ahead.
@@ -74,7 +82,12 @@ class MountOpener:
                 stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS)
             )
             opening = partial(_MountedTree, held, self._mountpoint, self._path)
-            yield await trio.to_thread.run_sync(opening)
+            tree = await trio.to_thread.run_sync(opening)
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(tree.stay)
+                    yield tree
+                    nursery.cancel_scope.cancel()
 
     async def _bring_up_to_date(self) -> None:
         try:
@@ -158,6 +171,14 @@ class _MountedTree:
         asking = partial(self._ask, "held")
         answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
         return bool(answer["held"])
+
+    async def stay(self) -> None:
+        """Let the mount know now and then that its state is still wanted."""
+        while True:
+            await trio.sleep(_STAY_SECONDS)
+            # Whoever copies finds out by itself, and says it better.
+            with contextlib.suppress(JmapfsError):
+                await self.still_held()
 
     async def _bring_large(
         self, wanted: Wanted, receiver: Receiver, failed: dict[str, JmapfsError]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.control import Session, ask, control_socket, hold, hold_over
+from jmapfs.control import Session, ask, control_socket, hold, hold_over, serving
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
 
 NAME = "mount.sock"
@@ -25,7 +25,7 @@ class Daemon:
     def __init__(self) -> None:
         self.holders = 0
         self.stuck = trio.Event()
-        self._left = trio.Event()
+        self._change = trio.Event()
         self.error: Exception | None = None
         self.slow = False
 
@@ -34,6 +34,7 @@ class Daemon:
         if self.error is not None:
             raise self.error
         self.holders += 1
+        self._changed()
         try:
             if self.slow:
                 await self.stick(arguments)
@@ -43,8 +44,7 @@ class Daemon:
             )
         finally:
             self.holders -= 1
-            self._left.set()
-            self._left = trio.Event()
+            self._changed()
 
     async def echo(self, arguments: Mapping[str, Any]) -> object:
         await trio.lowlevel.checkpoint()
@@ -67,7 +67,11 @@ class Daemon:
     async def held_by(self, holders: int) -> None:
         with trio.fail_after(5):
             while self.holders != holders:
-                await self._left.wait()
+                await self._change.wait()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
 
 
 @contextlib.asynccontextmanager
@@ -239,3 +243,23 @@ def test_nobody_is_there_to_hold(tmp_path: Path, *, there: bool) -> None:
         pass
     with pytest.raises(NotMountedError, match="not mounted there"), hold(tmp_path):
         pass
+
+
+async def test_it_ends_when_nothing_is_asked_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_SILENCE_SECONDS", 0.1)
+    daemon = Daemon()
+    has_let_go = trio.Event()
+
+    def holder() -> None:
+        with hold_over(tmp_path, NAME) as held:
+            trio.from_thread.run(has_let_go.wait)
+            with pytest.raises(NotMountedError, match="let go of what it held"):
+                held.ask("echo")
+
+    async with daemon.running(tmp_path), trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, holder)
+        await daemon.held_by(1)
+        await daemon.held_by(0)
+        has_let_go.set()
