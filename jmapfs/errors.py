@@ -212,3 +212,12 @@ def lone_errors() -> Iterator[None]:
         if error is group or isinstance(error, BaseExceptionGroup):
             raise
         raise error from error.__cause__
+
+
+@contextlib.contextmanager
+def storage_errors(place: object) -> Iterator[None]:
+    """Let an OSError become a StorageError: about the file that it names, or about `place`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or place}: {error.strerror}") from error

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import trio
 
-from jmapfs.errors import StorageError
+from jmapfs.errors import storage_errors
 from jmapfs.snapshot.journal import Journal, Kept
 from jmapfs.snapshot.sharing import has_content
 from jmapfs.snapshot.source import Wanted
@@ -179,10 +179,8 @@ class Contents:
         return created(f"{self._directory}/{_file(number)}")
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        try:
+        with storage_errors(self._directory.parent):
             return await trio.to_thread.run_sync(work, limiter=self._threads)
-        except OSError as error:
-            raise StorageError(f"{self._directory.parent}: {error.strerror}") from error
 
 
 def _file(number: int) -> str:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import IncompleteError, JmapfsError, StorageError, lone_errors
+from jmapfs.errors import IncompleteError, JmapfsError, lone_errors, storage_errors
 from jmapfs.snapshot.building import Builder, Plan
 from jmapfs.snapshot.contents import Contents
 from jmapfs.snapshot.report import Report
@@ -121,7 +121,5 @@ class Copying:
         self._report.copied(self._copied, self._source.mails, self._contents.received.bytes)
 
     async def _build(self, work: Callable[[], _T]) -> _T:
-        try:
+        with storage_errors("the snapshot"):
             return await trio.to_thread.run_sync(work, limiter=self._building)
-        except OSError as error:
-            raise StorageError(f"{error.filename or 'the snapshot'}: {error.strerror}") from error

@@ -18,7 +18,13 @@ import msgspec
 from jmapfs.errors import AlteredFilesError, MissingFilesError
 from jmapfs.snapshot.findings import Finding, Kind
 from jmapfs.snapshot.hashes import Hashes
-from jmapfs.snapshot.manifest import checksum_line, decode_line, read_description
+from jmapfs.snapshot.manifest import (
+    SUMMED,
+    checksum_line,
+    decode_line,
+    ending_of,
+    read_description,
+)
 from jmapfs.snapshot.reading import fault_of, opened, read_digest
 from jmapfs.snapshot.records import (
     CHECKSUMS,
@@ -31,7 +37,6 @@ from jmapfs.snapshot.records import (
 
 _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_SUMMED: Final = (MANIFEST, DESCRIPTION)
 _NO_NAMES: Final = frozenset({"", ".", ".."})
 # No line is as long; a file that was overwritten may have no line breaks at all.
 _LONGEST_LINE: Final = 16 << 20
@@ -39,8 +44,6 @@ _LONGEST_LINE: Final = 16 << 20
 _LONGEST_DESCRIPTION: Final = 64 << 20
 # The kernel takes none that is longer (PATH_MAX); and all the directories of one are kept.
 _LONGEST_PATH: Final = 4096
-# More than the last two lines of the checksums.
-_LAST_BYTES: Final = 1024
 # Checksums of different contents agree in some 4 of their 64 digits, by chance.
 _ALIKE_DIGITS: Final = 32
 
@@ -128,13 +131,13 @@ class Listing:
         for number, line in enumerate(self._lines(CHECKSUMS), 1):
             match = _LINE.fullmatch(line)
             path = os.fsdecode(match[2]) if match else ""
-            if match and path in _SUMMED:
+            if match and path in SUMMED:
                 ending.append(path)
             elif match and _is_inside(path):
                 yield self._listed((path,), None, match[1].decode(), again=False)
             else:
                 self._distrust(CHECKSUMS, f"line {number} is not of a list of checksums")
-        self.is_whole = self.is_whole and ending == list(_SUMMED)
+        self.is_whole = self.is_whole and ending == list(SUMMED)
 
     def _listed(
         self, files: tuple[str, ...], size: int | None, sha256: str, *, again: bool
@@ -148,15 +151,14 @@ class Listing:
 
     def _sums(self) -> dict[str, str | None]:
         """Return the checksums of the two other files, by the last lines of SHA256SUMS."""
-        sums: dict[str, str | None] = dict.fromkeys(_SUMMED)
+        sums: dict[str, str | None] = dict.fromkeys(SUMMED)
         try:
             with opened(self._directory / CHECKSUMS) as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
-                lines = file.read(_LAST_BYTES).splitlines(keepends=True)[-len(_SUMMED) :]
+                lines = ending_of(file)
         except OSError as error:
             self._find_unreadable(CHECKSUMS, error)
             return sums
-        for path, line in zip(_SUMMED, lines, strict=False):
+        for path, line in zip(SUMMED, lines, strict=False):
             match = _LINE.fullmatch(line)
             if match and match[2] == path.encode():
                 sums[path] = match[1].decode()
@@ -245,7 +247,7 @@ class _Comparison:
 
     def is_right(self) -> bool:
         """Tell whether all is there, and no more than the two last lines besides."""
-        return self._agrees and sum(1 for _ in self._lines) == len(_SUMMED)
+        return self._agrees and sum(1 for _ in self._lines) == len(SUMMED)
 
 
 def _decoded(line: bytes) -> SavedMail | None:

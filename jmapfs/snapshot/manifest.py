@@ -28,6 +28,8 @@ from jmapfs.snapshot.records import (
 )
 from jmapfs.snapshot.writing import created
 
+SUMMED: Final = (MANIFEST, DESCRIPTION)
+
 _BUFFER_BYTES: Final = 1 << 20
 # More than the last two lines of the checksums.
 _LAST_BYTES: Final = 1024
@@ -94,13 +96,16 @@ def is_intact(directory: Path) -> bool:
     """Tell whether a snapshot's manifest and description are what their checksums say."""
     try:
         with (directory / CHECKSUMS).open("rb") as checksums:
-            checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _LAST_BYTES))
-            last = checksums.read().splitlines(keepends=True)[-2:]
-        return last == [
-            checksum_line(_digest(directory / file), file) for file in (MANIFEST, DESCRIPTION)
-        ]
+            last = ending_of(checksums)
+        return last == [checksum_line(_digest(directory / file), file) for file in SUMMED]
     except OSError:
         return False
+
+
+def ending_of(checksums: BinaryIO) -> list[bytes]:
+    """Return the last lines of SHA256SUMS, those of the files `SUMMED`; raises OSError."""
+    checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _LAST_BYTES))
+    return checksums.read(_LAST_BYTES).splitlines(keepends=True)[-len(SUMMED) :]
 
 
 def checksum_line(sha256: str, file: str) -> bytes:

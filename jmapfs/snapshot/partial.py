@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from jmapfs.errors import StorageError
+from jmapfs.errors import storage_errors
 from jmapfs.snapshot.contents import Contents
 from jmapfs.snapshot.destination import PARTIAL, Destination
 from jmapfs.snapshot.journal import Journal, read_journal, read_origin
@@ -79,16 +79,12 @@ def begin_partial(destination: Destination, date: str, origin: Origin) -> Iterat
     while path.exists():
         number += 1
         path = destination.path / f"{PARTIAL}{date}-{number}"
-    try:
+    with storage_errors(path):
         path.mkdir(mode=_MODE)
         journal = Journal(path, origin)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
     with journal:
-        try:
+        with storage_errors(path):
             partial = Partial(destination, journal, path)
-        except OSError as error:
-            raise StorageError(f"{path}: {error.strerror}") from error
         yield partial
 
 

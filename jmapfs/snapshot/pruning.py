@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from jmapfs.errors import AlteredFilesError, JmapfsError, StorageError, UsageError
+from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
 from jmapfs.lock import ProcessLock
 from jmapfs.snapshot.destination import Destination, Snapshot, identity
 from jmapfs.snapshot.latest import latest_date, point_latest
@@ -173,7 +173,5 @@ def _keep_latest(destination: Destination, plan: Plan) -> None:
         return
     if date not in goes and (destination.path / date).exists():
         return
-    try:
+    with storage_errors(destination.path):
         point_latest(destination, stays[-1])
-    except OSError as error:
-        raise StorageError(f"{destination.path}: {error.strerror}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,13 @@ import msgspec
 import trio
 
 from jmapfs import __version__
-from jmapfs.errors import IncompleteError, JmapfsError, StorageError, TooMuchGoneError
+from jmapfs.errors import (
+    IncompleteError,
+    JmapfsError,
+    StorageError,
+    TooMuchGoneError,
+    storage_errors,
+)
 from jmapfs.lock import ProcessLock
 from jmapfs.snapshot.building import Builder
 from jmapfs.snapshot.contents import Received
@@ -78,7 +84,7 @@ async def take_snapshot(
         received = Received(0, 0)
         for attempt in itertools.count(1):
             try:
-                with _explained(destination), contextlib.ExitStack() as stack:
+                with storage_errors(destination.path), contextlib.ExitStack() as stack:
                     taking = _Taking(destination, report, stack)
                     async with opener.open(taking) as source:
                         summary = await taking.take(source, max_gone)
@@ -256,14 +262,6 @@ def _described(date: str, source: Source, begun: _Begun, gone: int) -> Descripti
         links=begun.sharing.links,
         mailboxes=tuple(source.mailboxes),
     )
-
-
-@contextlib.contextmanager
-def _explained(destination: Destination) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{error.filename or destination.path}: {error.strerror}") from error
 
 
 def _incomplete(errors: Mapping[str, JmapfsError]) -> JmapfsError:
