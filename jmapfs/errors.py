@@ -36,7 +36,12 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Final
+
+import msgspec
+
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON, or not of the type that was asked for."""
 
 
 class JmapfsError(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from jmapfs.control.protocol import Answer, Request, short_path
-from jmapfs.errors import NotMountedError, RelayedError
+from jmapfs.errors import UNDECODABLE, NotMountedError, RelayedError
 
 
 def ask(
@@ -41,7 +41,7 @@ def ask(
         raise NotMountedError(f"the daemon does not answer: {error}") from error
     try:
         answer = msgspec.json.decode(line, type=Answer)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise NotMountedError("the daemon ended before it answered") from error
     if answer.error is not None:
         raise RelayedError(answer.error, answer.exit_code)

@@ -20,7 +20,7 @@ import msgspec
 from jmapfs.control.mountinfo import mount_at
 from jmapfs.control.places import socket_directory, socket_name
 from jmapfs.control.protocol import Answer, Request, short_path
-from jmapfs.errors import NotMountedError, RelayedError, UsageError
+from jmapfs.errors import UNDECODABLE, NotMountedError, RelayedError, UsageError
 
 _PIECE_BYTES: Final = 1 << 18
 _LET_GO: Final = "it has ended, or let go of what it held"
@@ -49,7 +49,7 @@ class Hold:
         with self._lock:
             try:
                 answer = msgspec.json.decode(self._exchanged(line, seconds), type=Answer)
-            except (OSError, msgspec.MsgspecError) as error:
+            except (OSError, *UNDECODABLE) as error:
                 # An answer that comes later must not be taken for that to the next question.
                 self._connection.close()
                 why = _LET_GO if isinstance(error, ConnectionError) else error

@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from jmapfs.control.protocol import Answer, Request, short_path
-from jmapfs.errors import JmapfsError, StorageError, UsageError, lone_errors
+from jmapfs.errors import UNDECODABLE, JmapfsError, StorageError, UsageError, lone_errors
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ async def _serve(
                 await _send(stream, await _answer_to(request, commands), _REQUEST_SECONDS)
     except (trio.BrokenResourceError, trio.TooSlowError) as error:
         _log.info("a control connection broke off: %r", error)
+    except Exception:  # noqa: BLE001 - a bug must not take the mount with it
+        _log.exception("a bug in a control connection")
 
 
 async def _converse(
@@ -170,7 +172,7 @@ def _decoded(line: bytes) -> Request | Answer:
     """Return the request that a line is, or what is to be answered where it is none."""
     try:
         return msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         return Answer(error=f"not a request: {error}", exit_code=UsageError.exit_code)
 
 
@@ -190,7 +192,7 @@ async def _answer_of(question: Callable[[], Awaitable[object]]) -> Answer:
         return Answer(answer=await question())
     except JmapfsError as error:
         return Answer(error=str(error), exit_code=error.exit_code)
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         return Answer(error=f"not a request: {error}", exit_code=UsageError.exit_code)
     except Exception as error:  # noqa: BLE001 - a bug must not take the mount with it
         _log.exception("a bug in answering a command")
@@ -198,6 +200,12 @@ async def _answer_of(question: Callable[[], Awaitable[object]]) -> Answer:
 
 
 async def _send(stream: trio.SocketStream, answer: Answer, seconds: float) -> None:
-    line = msgspec.json.encode(answer) + b"\n"
     with trio.fail_after(seconds):
-        await stream.send_all(line)
+        await stream.send_all(_encoded(answer) + b"\n")
+
+
+def _encoded(answer: Answer) -> bytes:
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(Answer(error="the answer is not text", exit_code=1))

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from jmapfs.account import AccountSource, account_directory, mail_accounts
-from jmapfs.errors import ConfigError, UnreachableError
+from jmapfs.errors import UNDECODABLE, ConfigError, UnreachableError
 from jmapfs.mount.report import Report
 from jmapfs.mount.request import MountRequest
 from jmapfs.names import account_slots
@@ -68,5 +68,5 @@ def _remember(path: Path, names: dict[str, str]) -> None:
 def _recall(path: Path) -> dict[str, str]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNDECODABLE):
         return {}

@@ -27,7 +27,7 @@ async def mount_status(
     """
     each = [await trio.to_thread.run_sync(_account_status, account) for account in accounts]
     status = {
-        "mountpoint": str(request.mountpoint),
+        "mountpoint": os.fsencode(request.mountpoint).decode(errors="backslashreplace"),
         "pid": os.getpid(),
         "frozen": frozen and _freeze(frozen),
         "fuse": dict(sorted(operations.counts.items())),

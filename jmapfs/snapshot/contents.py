@@ -6,6 +6,7 @@ what came, before it was written; reading a file again can then tell whether it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -17,12 +18,10 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 import trio
 
 from jmapfs.errors import storage_errors
-from jmapfs.snapshot.journal import Journal, Kept
+from jmapfs.snapshot.journal import CONTENT, Journal, Kept
 from jmapfs.snapshot.sharing import has_content
 from jmapfs.snapshot.source import Wanted
 from jmapfs.snapshot.writing import created, write_all
-
-CONTENT: Final = "content"
 
 _PIECE_BYTES: Final = 1 << 20
 _THREADS: Final = 4
@@ -99,7 +98,7 @@ class Contents:
     def adopt(self, path: Path, kept: Kept) -> None:
         """Take over a file of another partial, if it is there, to be checked when it is wanted.
 
-        Raises OSError.
+        A content that was moved is where one of its lines says. Raises OSError.
         """
         if kept.blob_id in self._unchecked or not path.is_file():
             return
@@ -113,7 +112,11 @@ class Contents:
         content = self._unchecked.pop(blob_id, None)
         if content is None:
             return False
-        if not has_content(str(self.path(content)), content.size, content.digest.hex()):
+        path = self.path(content)
+        if not has_content(str(path), content.size, content.digest.hex()):
+            # The next run is not to take this for the one that comes in its place.
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
             return False
         self._contents[blob_id] = content
         return True

@@ -11,14 +11,17 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
-from jmapfs.snapshot.records import Origin
+from jmapfs.errors import UNDECODABLE
+from jmapfs.snapshot.records import Origin, is_mail_file
 from jmapfs.snapshot.writing import created, write_all
 
 JOURNAL: Final = "journal.jsonl"
+CONTENT: Final = "content"
+TREE: Final = "snapshot"
 
 _MODE: Final = 0o600
 
@@ -31,8 +34,8 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     """A content that has come: `size` in bytes, its SHA-256, and its file within the partial."""
 
     blob_id: str
-    size: int
-    sha256: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     file: str
 
 
@@ -73,21 +76,31 @@ def read_origin(partial: Path) -> Origin | None:
     try:
         with (partial / JOURNAL).open("rb") as file:
             return msgspec.json.decode(file.readline(), type=_Head).origin
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNDECODABLE):
         return None
 
 
 def read_journal(partial: Path) -> Iterator[Kept]:
-    """Yield what a partial says it has; of two lines for a content the later one counts."""
+    """Yield what a partial says it has; a content that was moved has several lines, in order."""
     decoder = msgspec.json.Decoder(Kept)
     try:
         with (partial / JOURNAL).open("rb") as file:
             file.readline()
             for line in file:
                 try:
-                    yield decoder.decode(line)
-                except msgspec.MsgspecError:
+                    kept = decoder.decode(line)
+                except UNDECODABLE:
                     # The end, or what a crash left of a line: the others are whole.
                     continue
+                if _is_within(kept.file):
+                    yield kept
     except OSError:
         return
+
+
+def _is_within(file: str) -> bool:
+    """Tell whether a path is one that a partial gives: others are not for jmapfs to move."""
+    place, _, rest = file.partition("/")
+    if place == CONTENT:
+        return rest.isascii() and rest.isdecimal()
+    return place == TREE and is_mail_file(rest)

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
-from jmapfs.errors import AlteredFilesError, MissingFilesError
+from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError
 from jmapfs.snapshot.findings import Finding, Kind
 from jmapfs.snapshot.hashes import Hashes
 from jmapfs.snapshot.manifest import (
@@ -33,17 +31,15 @@ from jmapfs.snapshot.records import (
     MANIFEST,
     Description,
     SavedMail,
+    is_mail_file,
 )
 
 _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_NO_NAMES: Final = frozenset({"", ".", ".."})
 # No line is as long; a file that was overwritten may have no line breaks at all.
 _LONGEST_LINE: Final = 16 << 20
 # Enough for as many mailboxes as there are accounts with; it is read at once.
 _LONGEST_DESCRIPTION: Final = 64 << 20
-# The kernel takes none that is longer (PATH_MAX); and all the directories of one are kept.
-_LONGEST_PATH: Final = 4096
 # Checksums of different contents agree in some 4 of their 64 digits, by chance.
 _ALIKE_DIGITS: Final = 32
 
@@ -112,7 +108,7 @@ class Listing:
                 self._distrust(MANIFEST, f"line {number} is not of a manifest")
                 continue
             files = tuple(place.file for place in mail.mailboxes)
-            if not (_DIGEST.fullmatch(mail.sha256) and all(map(_is_inside, files))):
+            if not (_DIGEST.fullmatch(mail.sha256) and all(map(is_mail_file, files))):
                 self._distrust(MANIFEST, f"line {number} names what is in no snapshot")
                 continue
             comparison.add(mail)
@@ -133,7 +129,7 @@ class Listing:
             path = os.fsdecode(match[2]) if match else ""
             if match and path in SUMMED:
                 ending.append(path)
-            elif match and _is_inside(path):
+            elif match and is_mail_file(path):
                 yield self._listed((path,), None, match[1].decode(), again=False)
             else:
                 self._distrust(CHECKSUMS, f"line {number} is not of a list of checksums")
@@ -185,10 +181,10 @@ class Listing:
         try:
             if (self._directory / DESCRIPTION).stat().st_size <= _LONGEST_DESCRIPTION:
                 description = read_description(self._directory)
-                if all(_is_inside(f"{MAIL}/{one.path}") for one in description.mailboxes):
+                if all(is_mail_file(f"{MAIL}/{one.path}") for one in description.mailboxes):
                     self.description = description
                     return
-        except (OSError, AlteredFilesError, MissingFilesError, RecursionError):
+        except (OSError, AlteredFilesError, MissingFilesError):
             pass
         self._find(DESCRIPTION, "altered", "is not the description of a snapshot")
 
@@ -253,13 +249,5 @@ class _Comparison:
 def _decoded(line: bytes) -> SavedMail | None:
     try:
         return decode_line(line)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNDECODABLE:
         return None
-
-
-def _is_inside(path: str) -> bool:
-    """Tell whether a path is one that a file of mail has: in the snapshot, whatever it says."""
-    if len(path) > _LONGEST_PATH or "\0" in path:
-        return False
-    first, *others = path.split("/")
-    return first == MAIL and bool(others) and not _NO_NAMES & set(others)

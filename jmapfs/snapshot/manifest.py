@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, Self
 
 import msgspec
 
-from jmapfs.errors import AlteredFilesError, MissingFilesError, StorageError
+from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.snapshot.records import (
     CHECKSUMS,
     DESCRIPTION,
@@ -125,7 +125,7 @@ def read_description(directory: Path) -> Description:
     content = _content(path)
     try:
         description = msgspec.json.decode(content, type=Description)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         _refuse_later(path, content)
         raise AlteredFilesError(f"{path}: not the description of a snapshot: {error}") from error
     if description.format != FORMAT:
@@ -157,14 +157,14 @@ def read_lines(directory: Path) -> Iterator[tuple[int, SavedMail]]:
                 position += len(line)
     except FileNotFoundError:
         raise MissingFilesError(f"{path}: the manifest is missing") from None
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise AlteredFilesError(f"{path}: line {number} is not of a manifest: {error}") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def decode_line(line: bytes) -> SavedMail:
-    """Return the mail that a line of a manifest is; raises msgspec.MsgspecError."""
+    """Return the mail that a line of a manifest is; raises what is in `UNDECODABLE`."""
     return _decoder.decode(line)
 
 
@@ -184,7 +184,7 @@ class _AnyDescription(msgspec.Struct):
 def _refuse_later(path: Path, content: bytes) -> None:
     try:
         number = msgspec.json.decode(content, type=_AnyDescription).format
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return
     if number > FORMAT:
         raise StorageError(f"{path}: made by a later jmapfs (format {number}): use that")

@@ -19,12 +19,11 @@ from typing import Final
 from jmapfs.errors import storage_errors
 from jmapfs.snapshot.contents import Contents
 from jmapfs.snapshot.destination import PARTIAL, Destination
-from jmapfs.snapshot.journal import Journal, read_journal, read_origin
+from jmapfs.snapshot.journal import TREE, Journal, read_journal, read_origin
 from jmapfs.snapshot.records import MAIL, Origin
 from jmapfs.snapshot.removal import remove_partial
 from jmapfs.snapshot.syncing import sync_directory
 
-_TREE: Final = "snapshot"
 _MODE: Final = 0o700
 
 
@@ -40,12 +39,12 @@ class Partial:
     @property
     def tree(self) -> Path:
         """What will be the snapshot."""
-        return self.path / _TREE
+        return self.path / TREE
 
     @staticmethod
     def tree_file(file: str) -> str:
         """Return the path of a file of the snapshot, relative to the partial."""
-        return f"{_TREE}/{file}"
+        return f"{TREE}/{file}"
 
     def make_directories(self, paths: Sequence[str]) -> None:
         """Make the directories of mailboxes, given by their paths; raises OSError."""
@@ -102,7 +101,6 @@ class Leftovers:
     def take_over(self, contents: Contents) -> None:
         """Move all contents to where they are wanted now, and remove the rest; raises OSError."""
         for path in self.partials:
-            # The last line says where a content was moved last, or was about to be.
-            for kept in reversed(list(read_journal(path))):
+            for kept in read_journal(path):
                 contents.adopt(path / kept.file, kept)
             remove_partial(path)

@@ -21,6 +21,9 @@ MANIFEST: Final = "manifest.jsonl"
 CHECKSUMS: Final = "SHA256SUMS"
 DESCRIPTION: Final = "snapshot.json"
 
+# The kernel takes none that is longer (PATH_MAX).
+_LONGEST_PATH: Final = 4096
+_NO_NAMES: Final = frozenset({"", ".", ".."})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Links = Literal["hard", "reflink", "copy"]
@@ -90,3 +93,11 @@ def utc_date(seconds: int) -> str:
     """Return seconds since 1970 as a UTCDate (RFC 8620 §1.4)."""
     # Not fromtimestamp: it knows no years before 1970 everywhere.
     return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")[:-6] + "Z"
+
+
+def is_mail_file(path: str) -> bool:
+    """Tell whether a path is one that a file of mail has: in the snapshot, whatever it says."""
+    if len(path) > _LONGEST_PATH or "\0" in path:
+        return False
+    first, *others = path.split("/")
+    return first == MAIL and bool(others) and not _NO_NAMES & set(others)

@@ -70,12 +70,17 @@ class Sharing:
 
 
 def has_content(path: str, size: int, sha256: str) -> bool:
-    """Tell whether a file is there and has that content; it is read."""
+    """Tell whether a file is there and has that content; it is read, and from the disk.
+
+    After an error of writing, the kernel may have pages that never came to the disk, and call them
+    written. So they are dropped first; of those that wait to be written this is no proof.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if os.fstat(descriptor).st_size != size:
                 return False
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
     except OSError:
         return False

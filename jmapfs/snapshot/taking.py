@@ -193,7 +193,10 @@ class _Taking:
         begun_at = self._destination.next_date(datetime.now(UTC))
         made = enter(begin_partial(self._destination, begun_at, origin))
         file_system = enter(FileSystem(made.path))
-        leftovers.take_over(made.contents)
+        if leftovers.partials:
+            # Only what is on the disk can be read from there; see `has_content`.
+            file_system.sync()
+            leftovers.take_over(made.contents)
         sharing = self._sharing(made)
         previous = self._previous(sharing)
         if previous is not None:

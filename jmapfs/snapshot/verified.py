@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.errors import StorageError
+from jmapfs.errors import UNDECODABLE, StorageError
 from jmapfs.snapshot.destination import Destination, is_date
 from jmapfs.snapshot.findings import Outcome
 from jmapfs.snapshot.syncing import sync_directory
@@ -144,7 +144,7 @@ def _lock(descriptor: int) -> None:
 def _read(directory: Path) -> dict[str, Verification]:
     try:
         document = msgspec.json.decode(_content(directory / _NAME), type=_Document)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNDECODABLE):
         return {}
     return {date: one for date, one in document.snapshots.items() if is_date(date)}
 

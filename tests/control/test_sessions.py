@@ -17,6 +17,7 @@ from jmapfs.control import Session, ask, control_socket, hold, hold_over, servin
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
 
 NAME = "mount.sock"
+NONSENSE = (b"\n", b"{}\n", b"[1]\n", b'{"command": "\xff"}\n', b'{"a": ' + b"[" * 100_000 + b"\n")
 
 
 class Daemon:
@@ -40,7 +41,12 @@ class Daemon:
                 await self.stick(arguments)
             yield Session(
                 {"number": self.holders, **arguments},
-                {"echo": self.echo, "fail": self.fail, "stick": self.stick},
+                {
+                    "echo": self.echo,
+                    "fail": self.fail,
+                    "misspell": self.misspell,
+                    "stick": self.stick,
+                },
             )
         finally:
             self.holders -= 1
@@ -53,6 +59,10 @@ class Daemon:
     async def fail(self, _arguments: Mapping[str, Any]) -> object:
         await trio.lowlevel.checkpoint()
         raise BusyError("not now")
+
+    async def misspell(self, _arguments: Mapping[str, Any]) -> object:
+        await trio.lowlevel.checkpoint()
+        return "\udcff"
 
     async def stick(self, _arguments: Mapping[str, Any]) -> object:
         self.stuck.set()
@@ -179,10 +189,27 @@ async def test_what_is_no_request(tmp_path: Path) -> None:
     async with daemon.running(tmp_path), connected(tmp_path) as stream:
         await stream.send_all(b'{"command": "hold"}\n')
         await line_of(stream)
-        for nonsense in (b"\n", b"{}\n", b"[1]\n"):
+        for nonsense in NONSENSE:
             await stream.send_all(nonsense)
             assert (await line_of(stream))["exit_code"] == UsageError.exit_code
         assert daemon.holders == 1
+        for nonsense in NONSENSE:
+            async with connected(tmp_path) as other:
+                await other.send_all(nonsense)
+                assert (await line_of(other))["exit_code"] == UsageError.exit_code
+        await stream.send_all(b'{"command": "echo"}\n')
+        assert await line_of(stream) == {"answer": {}}
+
+
+async def test_an_answer_that_is_no_text(tmp_path: Path) -> None:
+    daemon = Daemon()
+    async with daemon.running(tmp_path), connected(tmp_path) as stream:
+        await stream.send_all(b'{"command": "hold"}\n')
+        await line_of(stream)
+        await stream.send_all(b'{"command": "misspell"}\n')
+        assert (await line_of(stream))["exit_code"] == 1
+        await stream.send_all(b'{"command": "echo"}\n')
+        assert await line_of(stream) == {"answer": {}}
 
 
 async def test_it_cannot_be_begun(tmp_path: Path) -> None:

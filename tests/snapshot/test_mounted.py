@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -247,3 +248,12 @@ def test_a_mount_of_several_accounts(few: Stored, home: Home, tmp_path: Path) ->
     again = take(home, few.account.url, tmp_path / "dest")
     assert again.summary["fetched"] == 0
     assert again.manifest == taken.manifest
+
+
+def test_a_mountpoint_that_is_no_text(few: Stored, home: Home, tmp_path: Path) -> None:
+    with home.mounted(few.account.url, path=tmp_path / os.fsdecode(b"m\xff")) as mount:
+        assert mount.status()["mountpoint"] == f"{tmp_path}/m\\xff"
+        # An account is also asked for among the mounts, and none of them may be hurt by it.
+        by_account = take(home, few.account.url, tmp_path / "one")
+        by_mount = take(home, mount.path, tmp_path / "two")
+        assert by_account.manifest == by_mount.manifest

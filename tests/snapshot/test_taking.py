@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -412,6 +413,60 @@ def test_what_an_interrupted_run_left_is_checked(dest: Path, damage: str) -> Non
     summary = take(account, dest)
     assert summary.fetched in fetched
     assert summary.taken_over == 40 - summary.fetched
+
+
+def test_what_is_taken_over_is_read_from_the_disk(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed write the kernel may have what the disk has not."""
+    account = MadeUpAccount(letters(20), lost={20})
+    refused(account, dest, IncompleteError)
+    account.lost.clear()
+    happened: list[str] = []
+    sync, advise = FileSystem.sync, os.posix_fadvise
+
+    def synced(self: Any) -> None:
+        happened.append("sync")
+        sync(self)
+
+    def advised(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        happened.append("drop")
+        advise(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(FileSystem, "sync", synced)
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    assert take(account, dest).taken_over == 19
+    assert happened == ["sync", *["drop"] * 19, "sync"]
+
+
+@pytest.mark.parametrize("damage", ["no text", "no checksum", "no size", "leads elsewhere"])
+def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
+    """What its lines say of contents is lost, and no more than that."""
+    first = Path(take(MadeUpAccount(letters(5)), dest).path)
+    before = everything_in(first)
+    account = MadeUpAccount(letters(40), lost={40})
+    refused(account, dest, IncompleteError)
+    [partial_] = Destination(dest).partials()
+    journal = partial_ / "journal.jsonl"
+    head, *lines = journal.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        _, size, sha256, file = json.loads(line)
+        lines[number] = {
+            "no text": line.replace(b"B", b"\xc2"),
+            "no checksum": line.replace(sha256.encode(), b"g" * 64),
+            "no size": line.replace(b",%d," % size, b",-1,"),
+            "leads elsewhere": line.replace(
+                file.encode(), f"snapshot/mail/../../../{first.name}/mail/Inbox/0001.eml".encode()
+            ),
+        }[damage]
+    journal.write_bytes(head + b"".join(lines))
+    account.lost.clear()
+    summary = take(account, dest)
+    assert (summary.taken_over, summary.fetched) == (0, 35)
+    require_whole(Path(summary.path))
+    assert everything_in(first) == before
+    assert not Destination(dest).partials()
 
 
 def test_several_interrupted_runs_are_taken_over(dest: Path) -> None:
