@@ -27,6 +27,8 @@ _BUFFER_BYTES: Final = 1 << 20
 # A file that is put in the place of another cannot keep us waiting (FIFO), nor lead elsewhere.
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+# What is wrong with one of the names of a file, and tells nothing of the others.
+_OF_A_NAME: Final = _GONE | {errno.ELOOP, errno.EINVAL}
 
 _Inode = tuple[int, int]
 
@@ -77,6 +79,11 @@ class Inodes:
         self._readings: dict[_Inode, Reading] = {}
         self._lock = threading.Lock()
 
+    def begin(self) -> None:
+        """Expect nothing more of those who were to read: they may have been given up."""
+        with self._lock:
+            self._readings.clear()
+
     def claim(self, status: os.stat_result, path: str, claim: Claim) -> Reading | None:
         """Settle a claim on the file `path`, or return what is to be read for that."""
         inode = (status.st_dev, status.st_ino)
@@ -100,21 +107,26 @@ class Inodes:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         for reading in readings:
             content: bytes | Fault
-            size = 0
+            size, is_of_inode = 0, True
             try:
                 content, size = read_digest(reading.path, buffer)
             except OSError as error:
-                content = fault_of(error)
-            self._settle(reading, content, size)
+                content, is_of_inode = fault_of(error), error.errno not in _OF_A_NAME
+            self._settle(reading, content, size, is_of_inode=is_of_inode)
 
-    def _settle(self, reading: Reading, content: bytes | Fault, size: int) -> None:
+    def _settle(
+        self, reading: Reading, content: bytes | Fault, size: int, *, is_of_inode: bool
+    ) -> None:
         with self._lock:
-            del self._readings[reading.inode]
+            # Somebody else may be reading it by now, for whom `begin` was called.
+            if self._readings.get(reading.inode) is reading:
+                del self._readings[reading.inode]
             self.bytes_read += size
             if isinstance(content, Fault) or any(
                 claim.digest != content for claim in reading.claims
             ):
-                self._odd[reading.inode] = content
+                if is_of_inode:
+                    self._odd[reading.inode] = content
             elif reading.has_more_names:
                 self._right.add((reading.inode, content))
             for claim in reading.claims:

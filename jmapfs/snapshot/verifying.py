@@ -86,6 +86,7 @@ async def verify(directory: Path, *, quick: bool, inodes: Inodes, progress: Prog
     Raises:
         StorageError: the snapshot is removed meanwhile, or is of a later jmapfs.
     """
+    inodes.begin()
     verifying = _Verifying(directory, quick=quick, inodes=inodes)
     await verifying.run(progress)
     return verifying.result()

@@ -12,7 +12,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmapfs.errors import StorageError, UsageError
-from jmapfs.snapshot import listing, reading
+from jmapfs.snapshot import listing, reading, verifying
 from jmapfs.snapshot.manifest import checksum_line
 from jmapfs.snapshot.reading import Inodes
 from jmapfs.snapshot.records import SavedMail, SavedPlace
@@ -504,6 +504,32 @@ def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     named = [[finding.path for finding in result.findings] for result in results]
     assert named == [["mail/Inbox/0003.eml"]] * 3
     assert sum(result.bytes_read for result in results) == sum(sizes.values())
+
+
+@pytest.mark.parametrize("damaged", [0, 400])
+def test_what_one_that_was_removed_meanwhile_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    """Files that it shares with others are there, and nobody has read them yet."""
+    letters = [Letter(number) for number in range(1, 401)]
+    one = make_snapshot(tmp_path, "2026-11-20T000000Z", letters)
+    two = make_snapshot(tmp_path, "2026-11-21T000000Z", letters, previous=one)
+    for file in mails_of(two)[:damaged]:
+        flip(two / file)
+    monkeypatch.setattr(verifying, "_PART_MAILS", 1)
+    read = Inodes.read
+
+    def read_late(self: Inodes, parts: Any) -> None:
+        if one.exists():
+            one.rename(f"{one}-pruned")
+        read(self, parts)
+
+    monkeypatch.setattr(Inodes, "read", read_late)
+    inodes = Inodes()
+    with pytest.raises(StorageError, match="was removed meanwhile"):
+        verified(one, inodes=inodes)
+    named = {finding.path for finding in verified(two, inodes=inodes).findings}
+    assert named == set(mails_of(two)[:damaged])
 
 
 @pytest.mark.parametrize("quick", [False, True])
