@@ -63,10 +63,12 @@ class BringingAhead:
     async def _order(self, send: trio.MemorySendChannel[Sequence[Wanted]]) -> None:
         position = 0
         while not self._ended:
+            # Before the index is asked: what is said meanwhile must not be lost.
+            self._more = trio.Event()
             listed = await self._listed_after(position)
             if not listed:
-                self._more = trio.Event()
-                await self._more.wait()
+                if not self._ended:
+                    await self._more.wait()
                 continue
             position = listed[-1].number
             candidates = [Wanted(one.blob_id, one.size, one.received_at, "") for one in listed]

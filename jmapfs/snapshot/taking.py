@@ -212,7 +212,8 @@ class _Taking:
         for snapshot in reversed(self._destination.snapshots()):
             if is_intact(snapshot.path):
                 # What is copied is read anyway.
-                doubted = sharing.links == "copy" or verified.is_damaged(snapshot.date)
+                doubts = verified.doubts(snapshot.date, snapshot.taken)
+                doubted = sharing.links == "copy" or doubts
                 return Previous(snapshot, doubted=doubted)
             self._notice(f"{snapshot.path} is damaged, and is not built upon: run verify")
         return None

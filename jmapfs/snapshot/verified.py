@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -36,7 +36,7 @@ _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 class Verification(msgspec.Struct, frozen=True):
     """What was found `when` (UTC) a snapshot was verified last; `quick`: no content was read."""
 
-    when: datetime
+    when: Annotated[datetime, msgspec.Meta(tz=True)]
     outcome: Outcome
     quick: bool
 
@@ -69,6 +69,18 @@ class Verified:
         """Tell whether damage was found in a snapshot."""
         verification = self.find(date)
         return verification is not None and verification.found_damage
+
+    def doubts(self, date: str, taken: datetime) -> bool:
+        """Tell whether a snapshot may have files in which damage was found since it was taken.
+
+        Files are shared, so that may have been in any other. Only that its own were read since
+        then, and were right, is a reason not to doubt it.
+        """
+        if self.is_damaged(date):
+            return True
+        own = self.find(date)
+        since = taken if own is None or own.quick else max(taken, own.when)
+        return any(one.found_damage and one.when >= since for one in self._verifications.values())
 
 
 def destination_of(directory: Path) -> Destination | None:

@@ -358,7 +358,8 @@ def test_a_file_of_the_last_snapshot_is_missing_or_cut(dest: Path) -> None:
     assert sorted(account.brought) == ["B3", "B4"]
 
 
-def test_what_verify_found_is_fetched_anew(dest: Path) -> None:
+@pytest.mark.parametrize("found_in", ["the last", "the one before"])
+def test_what_verify_found_is_fetched_anew(dest: Path, found_in: str) -> None:
     """Of the same size, so that only reading tells; a link would hand it on for ever."""
     account = MadeUpAccount(letters(20))
     first = Path(take(account, dest).path)
@@ -371,10 +372,13 @@ def test_what_verify_found_is_fetched_anew(dest: Path) -> None:
         partial(take_snapshot, account, Destination(dest), max_gone=50, report=Listener())
     ).date
     assert account.brought == []
-    verification = Verification(datetime.now(UTC), "altered", quick=False)
-    record(Destination(dest), date, verification)
-    take(account, dest)
+    # Two of one second are dated a second apart.
+    when = Destination(dest).snapshots()[-1].taken
+    verification = Verification(when, "altered", quick=False)
+    record(Destination(dest), date if found_in == "the last" else first.name, verification)
+    summary = take(account, dest)
     assert account.brought == ["B3"]
+    require_whole(Path(summary.path))
 
 
 def test_what_a_killed_prune_left_goes(dest: Path) -> None:

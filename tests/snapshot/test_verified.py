@@ -64,6 +64,38 @@ def test_what_is_recorded_is_there(
 
 
 @pytest.mark.parametrize(
+    ("other", "own", "doubted"),
+    [
+        ((60, "altered", False), None, True),
+        ((60, "missing", True), None, True),
+        ((0, "altered", False), None, True),
+        ((-60, "altered", False), None, False),
+        ((60, "good", False), None, False),
+        ((60, "extra", False), None, False),
+        ((60, "altered", False), (30, "good", False), True),
+        ((60, "altered", False), (90, "good", False), False),
+        ((60, "altered", False), (90, "extra", False), False),
+        ((60, "altered", False), (90, "good", True), True),
+        ((60, "good", False), (90, "altered", False), True),
+    ],
+)
+def test_what_is_doubted(
+    destination: Destination,
+    other: tuple[int, Outcome, bool],
+    own: tuple[int, Outcome, bool] | None,
+    doubted: bool,  # noqa: FBT001
+) -> None:
+    """Damage in one snapshot may be in the files that another shares with it."""
+    taken = datetime(2026, 11, 21, tzinfo=UTC)
+    for date, found in zip(DATES, (other, own), strict=True):
+        if found is not None:
+            seconds, outcome, quick = found
+            when = taken + timedelta(seconds=seconds)
+            record(destination, date, Verification(when, outcome, quick))
+    assert Verified.read(destination).doubts(DATES[1], taken) == doubted
+
+
+@pytest.mark.parametrize(
     ("first", "then", "left"),
     [
         (("altered", False), ("good", True), 0),
