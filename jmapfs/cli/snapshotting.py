@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,14 @@ from jmapfs.cli.secrets import account_source
 from jmapfs.cli.snapshot_display import SnapshotDisplay
 from jmapfs.control import Mount, mount_of
 from jmapfs.errors import NotMountedError, UsageError
-from jmapfs.snapshot import Destination, MountOpener, Summary, account_opener, take_snapshot
+from jmapfs.snapshot import (
+    Destination,
+    MountOpener,
+    SourceOpener,
+    Summary,
+    account_opener,
+    take_snapshot,
+)
 
 _DIRECTORY = click.Path(path_type=Path)
 
@@ -35,6 +44,9 @@ _DIRECTORY = click.Path(path_type=Path)
     metavar="PERCENT",
     help="Make no snapshot if more than that of the last one's mail is gone.",
 )
+@click.option(
+    "--allow-stale", is_flag=True, help="Copy an older state where none of now can be had."
+)
 @account_option
 @cache_directory_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
@@ -46,6 +58,7 @@ def snapshot_command(
     selection: str | None,
     cache_dir: Path,
     *,
+    allow_stale: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -63,7 +76,8 @@ def snapshot_command(
         if mount is not None:
             if selection is not None:
                 raise UsageError("--account is for accounts: name the directory in the mount")
-            opener = MountOpener(mount.mountpoint, _path_in(mount, source), display)
+            path = _path_in(mount, source)
+            opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
             summary = run_interruptibly(
                 partial(
                     take_snapshot, opener, Destination(place), max_gone=max_gone, report=display
@@ -71,10 +85,10 @@ def snapshot_command(
             )
         else:
             account = _account(source, read_config(), selection)
-            cache_root = cache_dir.absolute()
-            summary = run_interruptibly(
-                partial(_of_account, account, cache_root, place, max_gone, display)
+            opening = partial(
+                account_opener, account, cache_dir.absolute(), display, allow_stale=allow_stale
             )
+            summary = run_interruptibly(partial(_of_account, opening, place, max_gone, display))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
     elif not quiet:
@@ -82,9 +96,12 @@ def snapshot_command(
 
 
 async def _of_account(
-    account: AccountSource, cache_root: Path, place: Path, max_gone: float, display: SnapshotDisplay
+    opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
+    place: Path,
+    max_gone: float,
+    display: SnapshotDisplay,
 ) -> Summary:
-    async with account_opener(account, cache_root, display) as opener:
+    async with opening() as opener:
         return await take_snapshot(opener, Destination(place), max_gone=max_gone, report=display)
 
 

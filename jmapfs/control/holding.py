@@ -27,9 +27,13 @@ _LET_GO: Final = "it has ended, or let go of what it held"
 
 
 class Hold:
-    """A mount that is held; questions can be asked from any thread, and wait for each other."""
+    """A mount that is held; questions can be asked from any thread, and wait for each other.
+
+    `since` is when the freeze began that holds it, in seconds since 1970.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
+        self.since = 0.0
         self._connection = connection
         self._lock = threading.Lock()
 
@@ -103,5 +107,5 @@ def hold_over(directory: Path, name: str, *, seconds: float = 300.0) -> Iterator
         except OSError as error:
             raise NotMountedError(f"the daemon does not answer: {error}") from error
         held = Hold(connection)
-        held.ask("hold", seconds=seconds)
+        held.since = float(held.ask("hold", seconds=seconds)["since"])
         yield held

@@ -9,6 +9,7 @@ from jmapfs.snapshot.destination import Destination, Snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.from_mount import MountOpener
 from jmapfs.snapshot.report import Report, Summary
+from jmapfs.snapshot.source import SourceOpener
 from jmapfs.snapshot.taking import take_snapshot
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MountOpener",
     "Report",
     "Snapshot",
+    "SourceOpener",
     "Summary",
     "account_opener",
     "take_snapshot",

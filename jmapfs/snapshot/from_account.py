@@ -1,7 +1,7 @@
 """A snapshot straight from an account: no mount, no FUSE, nothing but its index and its server.
 
-The index is brought up to date, or its keeper is asked to do so, and read at that one state for
-as long as the copy takes. Content comes from the server, and is of the blobs of that state.
+The index is brought up to date, or whoever keeps it is asked to do so, and read at that one state
+for as long as the copy takes. Content comes from the server, and is of the blobs of that state.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Final
 import trio
 
 from jmapfs.account import AccountSource, Lead, account_directory
-from jmapfs.control import ask, mounts, socket_directory, socket_name
 from jmapfs.errors import BusyError, JmapfsError, StorageError, lone_errors
 from jmapfs.index import AccountState, IndexDatabase, IndexReader, IndexWriter
 from jmapfs.jmap import Client, connect
 from jmapfs.snapshot.ahead import BringingAhead
 from jmapfs.snapshot.bringing import Blobs, opened_cache
+from jmapfs.snapshot.keeping import Keeper
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
@@ -28,16 +28,18 @@ from jmapfs.sync import Synchronizer, check_account
 from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
 
 _PART: Final = 2000
-_SYNC_SECONDS: Final = 630.0
+_KEEPER_SECONDS: Final = 60.0
 _SETTLING_SECONDS: Final = 120.0
 _PAUSE_SECONDS: Final = 0.25
 
 
 @contextlib.asynccontextmanager
 async def account_opener(
-    source: AccountSource, cache_root: Path, report: Report
+    source: AccountSource, cache_root: Path, report: Report, *, allow_stale: bool = False
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account whose states are to be copied.
+
+    With `allow_stale`, an older state will do where whoever keeps the index has no newer one.
 
     Raises:
         JmapfsError: the server cannot be asked.
@@ -47,17 +49,26 @@ async def account_opener(
         connect(source.location, source.credentials, account=source.account) as client,
         opened_cache(directory / "blobs") as cache,
     ):
-        yield _AccountOpener(client, IndexDatabase(directory), Blobs(client, cache), report)
+        yield _AccountOpener(
+            client, IndexDatabase(directory), Blobs(client, cache), report, allow_stale=allow_stale
+        )
 
 
 class _AccountOpener:
     def __init__(
-        self, client: Client, database: IndexDatabase, blobs: Blobs, report: Report
+        self,
+        client: Client,
+        database: IndexDatabase,
+        blobs: Blobs,
+        report: Report,
+        *,
+        allow_stale: bool,
     ) -> None:
         self._client = client
         self._database = database
         self._blobs = blobs
         self._report = report
+        self._allow_stale = allow_stale
 
     @contextlib.asynccontextmanager
     async def open(self, ahead: Ahead) -> AsyncIterator[_AccountSource]:
@@ -85,17 +96,35 @@ class _AccountOpener:
         )
 
     async def _bring_up_to_date(self, ahead: Ahead) -> None:
-        directory = self._database.path.parent
+        keeper = Keeper(self._client, self._state)
+        until = trio.current_time() + _KEEPER_SECONDS
+        while True:
+            refusal = await self._try_to_keep(ahead)
+            if refusal is None:
+                return
+            obstacle = await keeper.ask(refusal)
+            if obstacle is None:
+                return
+            state = await trio.to_thread.run_sync(self._state)
+            if self._allow_stale and state.complete:
+                self._report.notice(
+                    f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
+                )
+                return
+            if trio.current_time() >= until:
+                raise BusyError(f"{obstacle} (--allow-stale takes it as it is)")
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _try_to_keep(self, ahead: Ahead) -> BusyError | None:
+        """Bring the index up to date, or return who keeps it from us."""
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
-        with Lead(directory, self._database) as lead:
+        with Lead(self._database.path.parent, self._database) as lead:
             refusal = await trio.to_thread.run_sync(lead.try_now)
+            await trio.to_thread.run_sync(check_account, self._database, self._client)
             writer = lead.take() if refusal is None else None
             if writer is not None:
-                await trio.to_thread.run_sync(check_account, self._database, self._client)
                 await self._synchronize(writer, ahead)
-                return
-        await trio.to_thread.run_sync(check_account, self._database, self._client)
-        await self._ask_keeper(refusal)
+        return refusal
 
     async def _synchronize(self, writer: IndexWriter, ahead: Ahead) -> None:
         """Bring the index up to date; while an account is listed, content comes already."""
@@ -122,21 +151,6 @@ class _AccountOpener:
     def _origin(self) -> Origin:
         session, account = self._client.session, self._client.account
         return Origin(session.api_url, account.id, account.name, session.username)
-
-    async def _ask_keeper(self, refusal: BusyError | None) -> None:
-        """Have the mount that keeps the index bring it up to date."""
-        state = await trio.to_thread.run_sync(self._state)
-        if not state.complete:
-            raise BusyError(f"{refusal}, and has not listed it yet: try again later")
-        try:
-            asked = await trio.to_thread.run_sync(_sync_mount_of, state)
-        except JmapfsError as error:
-            asked = False
-            refusal = BusyError(f"{refusal}, which says: {error}")
-        if not asked:
-            self._report.notice(
-                f"{refusal}: what follows is its state of {time_text(state.synced_at)}"
-            )
 
     def _state(self) -> AccountState:
         try:
@@ -199,24 +213,3 @@ class _AccountSource:
     async def still_held(self) -> bool:
         """Tell whether all that was brought is of the one state: a pinned reader cannot lose it."""
         return True
-
-
-def _sync_mount_of(state: AccountState) -> bool:
-    """Ask a mount that keeps an account's index to bring it up to date; False if there is none."""
-    for mount in mounts():
-        if not mount.ours:
-            continue
-        name = socket_name(mount.mountpoint)
-        try:
-            status = ask(socket_directory(), name, "status")
-        except JmapfsError:
-            # A mount whose daemon has died keeps no index.
-            continue
-        accounts = [
-            (account["account_id"], account["server"], account["leads"])
-            for account in status.get("accounts", [status])
-        ]
-        if (state.account_id, state.server, True) in accounts:
-            ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
-            return True
-    return False

@@ -10,10 +10,11 @@ import contextlib
 import errno
 import io
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -24,13 +25,16 @@ from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
     NotMountedError,
+    RelayedError,
     UnreachableError,
     lone_errors,
 )
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
-from jmapfs.tree import Mail, MailboxPlace, MailsPart
+from jmapfs.tree import Mail, MailboxPlace, MailsPart, time_text
+
+_T = TypeVar("_T")
 
 _PART: Final = 2000
 _SYNC_SECONDS: Final = 630.0
@@ -66,9 +70,15 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class MountOpener:
-    """Opens states of what is mounted at `mountpoint`; of the part of it at `path` below that."""
+    """Opens states of what is mounted at `mountpoint`; of the part of it at `path` below that.
 
-    def __init__(self, mountpoint: Path, path: str, report: Report) -> None:
+    With `allow_stale`, the mount need not be up to date.
+    """
+
+    def __init__(
+        self, mountpoint: Path, path: str, report: Report, *, allow_stale: bool = False
+    ) -> None:
+        self._allow_stale = allow_stale
         self._mountpoint = mountpoint
         self._path = path
         self._report = report
@@ -77,12 +87,17 @@ class MountOpener:
     async def open(self, _ahead: Ahead) -> AsyncIterator[_MountedTree]:
         """Bring the mount up to date, and hold it at the state that it shows then."""
         await self._bring_up_to_date()
+        began = time.time()
         async with contextlib.AsyncExitStack() as stack:
-            held = await trio.to_thread.run_sync(
-                stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS)
+            held = await _answered(
+                partial(stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS))
             )
-            opening = partial(_MountedTree, held, self._mountpoint, self._path)
-            tree = await trio.to_thread.run_sync(opening)
+            if held.since < began:
+                self._report.notice(
+                    f"{self._mountpoint} is frozen: what follows is its state of"
+                    f" {time_text(held.since)}"
+                )
+            tree = await _answered(partial(_MountedTree, held, self._mountpoint, self._path))
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(tree.stay)
@@ -91,13 +106,15 @@ class MountOpener:
 
     async def _bring_up_to_date(self) -> None:
         try:
-            await trio.to_thread.run_sync(
-                partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS)
-            )
+            await _answered(partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS))
         except NotMountedError:
             raise
         except JmapfsError as error:
-            self._report.notice(f"{self._mountpoint} is not up to date: {error}")
+            text = f"{self._mountpoint} cannot be brought up to date: {error}"
+            if not self._allow_stale:
+                text += " (--allow-stale copies it as it is)"
+                raise RelayedError(text, error.exit_code) from error
+            self._report.notice(text)
 
 
 class _MountedTree:
@@ -158,8 +175,9 @@ class _MountedTree:
         if batch[0].size > SMALL_BYTES:
             await self._bring_large(batch[0], receiver, failed)
         else:
+            # A daemon that was stopped answers no read, and need not be waited for.
             found = await trio.to_thread.run_sync(
-                self._read_all, batch, failed, limiter=self._reading
+                self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
             )
             await receiver.receive(found)
         if failed:
@@ -247,6 +265,11 @@ class _MountedTree:
 
     def _ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON is anything
         return self._hold.ask(command, arguments, seconds=_ANSWER_SECONDS)
+
+
+async def _answered(question: Callable[[], _T]) -> _T:
+    # Whoever is tired of waiting need not: all that is left behind is a connection.
+    return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
 
 
 def _ask(mountpoint: Path, command: str, *, seconds: float) -> Any:  # noqa: ANN401 - JSON

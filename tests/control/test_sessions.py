@@ -40,7 +40,7 @@ class Daemon:
             if self.slow:
                 await self.stick(arguments)
             yield Session(
-                {"number": self.holders, **arguments},
+                {"since": 1.5, "number": self.holders, **arguments},
                 {
                     "echo": self.echo,
                     "fail": self.fail,
@@ -105,6 +105,7 @@ async def test_questions_and_answers(tmp_path: Path) -> None:
     def holder() -> None:
         with hold_over(tmp_path, NAME) as held:
             assert daemon.holders == 1
+            assert held.since == 1.5
             large = "x" * 500_000
             assert held.ask("echo", {"large": large}) == {"large": large}
             with pytest.raises(RelayedError, match="not now") as caught:
@@ -131,7 +132,8 @@ async def test_it_ends_with_the_connection(tmp_path: Path) -> None:
         async with connected(tmp_path) as one, connected(tmp_path) as other:
             for number, stream in enumerate((one, other), 1):
                 await stream.send_all(b'{"command": "hold", "arguments": {"a": 1}}\n')
-                assert await line_of(stream) == {"answer": {"number": number, "a": 1}}
+                expected = {"since": 1.5, "number": number, "a": 1}
+                assert await line_of(stream) == {"answer": expected}
             assert daemon.holders == 2
             await one.aclose()
             await daemon.held_by(1)

@@ -11,49 +11,43 @@ import trio
 
 from jmapfs.account import AccountSource, Lead, account_directory
 from jmapfs.errors import BusyError
-from jmapfs.index import IndexDatabase, IndexWriter
+from jmapfs.index import AccountState, IndexDatabase, IndexReader
 from jmapfs.snapshot import Destination, Summary, account_opener, from_account, take_snapshot
-from tests.server import MailServer, running_server
+from tests.server import Account, MailServer, running_server
 from tests.snapshot.snapshots import Listener, dates, require_whole
-from tests.sync.following import CREDENTIALS, small_account
-
-
-class Attentive(Listener):
-    """Notes that there was a notice at all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noticed = trio.Event()
-
-    def notice(self, text: str) -> None:
-        super().notice(text)
-        self.noticed.set()
+from tests.sync.following import CREDENTIALS, message, small_account
 
 
 @dataclass(frozen=True)
 class Kept:
     """An account of which there is a snapshot, and whose index somebody else keeps now."""
 
+    account: Account
     source: AccountSource
     directory: Path
-    writer: IndexWriter
-    listener: Attentive
+    lead: Lead
+    listener: Listener
 
     @property
     def dest(self) -> Path:
         return self.directory / "dest"
 
     def become(self, *, settled: bool) -> None:
-        with self.writer.transaction():
-            self.writer.set_state(replace(self.writer.state(), settled=settled))
+        writer = self.lead.take()
+        assert writer is not None
+        with writer.transaction():
+            writer.set_state(replace(writer.state(), settled=settled))
 
-    async def take(self) -> Summary:
+    async def take(self, *, allow_stale: bool = False) -> Summary:
         """Take another snapshot."""
-        return await taken(self.source, self.directory, self.listener)
+        return await taken(self.source, self.directory, self.listener, allow_stale=allow_stale)
 
 
-async def taken(source: AccountSource, directory: Path, listener: Listener) -> Summary:
-    async with account_opener(source, directory / "cache", listener) as opener:
+async def taken(
+    source: AccountSource, directory: Path, listener: Listener, *, allow_stale: bool = False
+) -> Summary:
+    cache = directory / "cache"
+    async with account_opener(source, cache, listener, allow_stale=allow_stale) as opener:
         dest = Destination(directory / "dest")
         return await take_snapshot(opener, dest, max_gone=50, report=listener)
 
@@ -66,22 +60,34 @@ async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
         await taken(source, tmp_path, Listener())
         directory = account_directory(tmp_path / "cache", source)
         with Lead(directory, IndexDatabase(directory)) as lead:
-            writer = lead.take()
-            assert writer is not None
-            yield Kept(source, tmp_path, writer, Attentive())
+            assert lead.try_now() is None
+            yield Kept(server.primary, source, tmp_path, lead, Listener())
 
 
-async def test_it_waits_for_a_state_of_the_account(kept: Kept) -> None:
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Set when the state of the index was looked at."""
+    event = trio.Event()
+    pinned_state = from_account._pinned_state
+
+    def looked_at(reader: IndexReader) -> AccountState:
+        trio.from_thread.run_sync(event.set)
+        return pinned_state(reader)
+
+    monkeypatch.setattr(from_account, "_pinned_state", looked_at)
+    return event
+
+
+async def test_it_waits_for_a_state_of_the_account(kept: Kept, looked: trio.Event) -> None:
     kept.become(settled=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept.take)
         with trio.fail_after(30):
-            await kept.listener.noticed.wait()
+            await looked.wait()
         await trio.sleep(2 * from_account._PAUSE_SECONDS)
         assert len(dates(kept.dest)) == 1
         kept.become(settled=True)
-    [notice] = kept.listener.notices
-    assert "what follows is its state of" in notice
+    assert kept.listener.notices == []
     assert len(dates(kept.dest)) == 2
     for date in dates(kept.dest):
         require_whole(kept.dest / date)
@@ -95,3 +101,35 @@ async def test_an_index_that_is_between_two_states_for_long(
     with pytest.raises(BusyError, match="try again later"):
         await kept.take()
     assert len(dates(kept.dest)) == 1
+
+
+async def test_an_index_that_nobody_brings_up_to_date(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older state is not passed off as that of now."""
+    monkeypatch.setattr(from_account, "_KEEPER_SECONDS", 0.3)
+    kept.account.add_email(message(90), ["P0"])
+    with pytest.raises(BusyError, match="not up to date"):
+        await kept.take()
+    assert len(dates(kept.dest)) == 1
+    assert (await kept.take(allow_stale=True)).new == 0
+    [notice] = kept.listener.notices
+    assert "not up to date; what follows is its state of" in notice
+
+
+async def test_whoever_kept_the_index_ends(kept: Kept) -> None:
+    kept.account.add_email(message(90), ["P0"])
+    summaries: list[Summary] = []
+
+    async def take() -> None:
+        summaries.append(await kept.take())
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await trio.sleep(2 * from_account._PAUSE_SECONDS)
+            assert not summaries
+            kept.lead.__exit__()
+    [summary] = summaries
+    assert summary.new == 1
+    assert kept.listener.notices == []

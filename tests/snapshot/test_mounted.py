@@ -196,6 +196,9 @@ def test_within_a_freeze(few: Stored, home: Home, mount: Mounted, tmp_path: Path
     few.account.expunge("Work", [1])
     taken = take(home, mount.path, tmp_path / "dest")
     assert by_directory(taken) == few.messages
+    result = home.run("snapshot", mount.path, tmp_path / "dest")
+    assert result.exit_code == 0
+    assert f"{mount.path} is frozen: what follows is its state of" in result.stderr
     assert mount.status()["frozen"]
     mount.ask("thaw")
 
@@ -210,11 +213,15 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
                 path.read_bytes()
             relay.cut_after(0)
             wait_until(lambda: not mount.ask("status")["online"], 60)
-            result = home.run("snapshot", mount.path, tmp_path / "dest")
+            # What is here may be of last year: it is not passed off as the state of now.
+            result = home.run("snapshot", mount.path / "Work", tmp_path / "dest")
+            assert result.exit_code == UnreachableError.exit_code, result.stderr
+            assert "cannot be brought up to date" in result.stderr
+            result = home.run("snapshot", "--allow-stale", mount.path, tmp_path / "dest")
             assert result.exit_code == UnreachableError.exit_code, result.stderr
             assert "is offline" in result.stderr
             assert dates(tmp_path / "dest") == []
-            taken = take(home, mount.path / "Work", tmp_path / "work")
+            taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
             assert by_directory(taken)["Work"] == few.messages["Work"]
             relay.mend()
             wait_until(lambda: mount.ask("status")["online"], 90)
