@@ -21,6 +21,10 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _Result = TypeVar("_Result")
 
 
+class Interrupted(Exception):  # noqa: N818 - an end, not an error
+    """A signal has ended what a command did; click says nothing of its own to it."""
+
+
 def run_interruptibly(work: Callable[[], Awaitable[_Result]]) -> _Result:
     """Run `work` in trio until it ends, or is cancelled by SIGINT, SIGTERM or SIGHUP.
 
@@ -28,7 +32,7 @@ def run_interruptibly(work: Callable[[], Awaitable[_Result]]) -> _Result:
     answer. A signal that is ignored (nohup, the background jobs of a script) stays so.
 
     Raises:
-        KeyboardInterrupt: a signal came, even where the work was just done.
+        Interrupted: a signal came, even where the work was just done.
         JmapfsError: what `work` raises; alone, not in an exception group.
     """
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -50,7 +54,7 @@ async def _run(
         result = await work()
         nursery.cancel_scope.cancel()
     if interruption.came:
-        raise KeyboardInterrupt
+        raise Interrupted
     return result
 
 

@@ -18,6 +18,7 @@ from jmapfs.cli import mount_commands
 from jmapfs.cli.comparing import diff_command
 from jmapfs.cli.display import console
 from jmapfs.cli.escaping import escaped
+from jmapfs.cli.interruption import Interrupted
 from jmapfs.cli.overview import snapshots_command
 from jmapfs.cli.pruning import prune_command
 from jmapfs.cli.snapshotting import snapshot_command
@@ -60,6 +61,8 @@ def main() -> NoReturn:
         if "fuse" not in str(error):
             raise
         _fail(f"mounts need libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
+    except Interrupted as error:
+        _fail(str(error) or "interrupted", INTERRUPTED)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jmapfs.cli.interruption import Interrupted
 from jmapfs.cli.quantities import readable
 
 _LINE_SECONDS: Final = 30.0
@@ -24,10 +26,11 @@ _LINE_SECONDS: Final = 30.0
 class SnapshotDisplay:
     """Shows how far a snapshot is; a context manager, so that the terminal is left tidy.
 
-    With `quiet`, nothing is shown.
+    With `quiet`, nothing is shown. `path` is where the snapshot is, once it is there.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
+        self.path: Path | None = None
         self._console = console
         self._quiet = quiet
         self._stack = contextlib.ExitStack()
@@ -46,6 +49,8 @@ class SnapshotDisplay:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+        if isinstance(error, Interrupted) and self.path is not None:
+            raise Interrupted(f"interrupted, when {self.path} was there already") from None
 
     def listed(self, listed: int, total: int | None) -> None:
         """Show how many emails are listed, of how many where that is known."""
@@ -58,6 +63,10 @@ class SnapshotDisplay:
     def finishing(self) -> None:
         """Show that everything is there, and is being brought to the disk."""
         self._show("writing to the disk", 0, None, "")
+
+    def made(self, path: Path) -> None:
+        """Keep in mind that the snapshot is there."""
+        self.path = path
 
     def notice(self, text: str) -> None:
         """Show a line that the user should know."""

@@ -112,7 +112,8 @@ class _AccountOpener:
                 )
                 return
             if trio.current_time() >= until:
-                raise BusyError(f"{obstacle} (--allow-stale takes it as it is)")
+                hint = " (--allow-stale takes it as it is)" if state.complete else ""
+                raise BusyError(f"{obstacle}{hint}")
             await trio.sleep(_PAUSE_SECONDS)
 
     async def _try_to_keep(self, ahead: Ahead) -> BusyError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -22,6 +23,10 @@ class Report(Protocol):
 
     def finishing(self) -> None:
         """Say that everything is there, and is being brought to the disk."""
+        ...
+
+    def made(self, path: Path) -> None:
+        """Say that the snapshot is there, whatever may come after that."""
         ...
 
     def notice(self, text: str) -> None:

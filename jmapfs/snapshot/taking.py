@@ -160,8 +160,11 @@ class _Taking:
         await _in_thread(partial(begun.manifest.finish, description))
         # It may take as long as the disk does; Ctrl-C need not.
         await trio.to_thread.run_sync(begun.file_system.sync, abandon_on_cancel=True)
-        path = await _in_thread(partial(begun.partial.publish, date))
-        await _in_thread(partial(self._tidy, date, begun.partial.path))
+        # In one, so that nothing comes between: when it has its date, it is not to be a failure.
+        path, obstacle = await _in_thread(partial(self._publish, begun.partial, date))
+        self._report.made(path)
+        if obstacle is not None:
+            self._report.notice(f"the snapshot is there, but not all is tidied up: {obstacle}")
         return Summary(
             path=str(path),
             date=date,
@@ -230,10 +233,16 @@ class _Taking:
             )
         return sharing
 
-    def _tidy(self, date: str, partial_path: Path) -> None:
-        """Do what is left when the snapshot is there, and can be done by the next run as well."""
-        point_latest(self._destination, date)
-        remove_partial(partial_path)
+    def _publish(self, made: Partial, date: str) -> tuple[Path, StorageError | None]:
+        """Give the snapshot its date; return where it is, and what the next run is to tidy up."""
+        path = made.publish(date)
+        try:
+            with storage_errors(path):
+                point_latest(self._destination, date)
+                remove_partial(made.path)
+        except StorageError as error:
+            return path, error
+        return path, None
 
 
 def _require_kept(previous: Previous | None, gone: int, max_gone: float) -> None:

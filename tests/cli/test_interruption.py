@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.cli.interruption import run_interruptibly
+from jmapfs.cli.interruption import Interrupted, run_interruptibly
 from jmapfs.errors import StorageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,7 +61,7 @@ def test_a_signal_is_an_event(number: signal.Signals) -> None:
         finally:
             order.append("left in order")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         run_interruptibly(work)
     assert order == ["what was begun is done", "left in order"]
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
@@ -73,7 +73,7 @@ def test_a_signal_at_the_last_moment_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
             await trio.sleep(0.01)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         run_interruptibly(work)
 
 

@@ -20,6 +20,7 @@ class Listener:
     """Takes what is reported."""
 
     def __init__(self) -> None:
+        self.path: Path | None = None
         self.notices: list[str] = []
         self.progress: list[tuple[int, int]] = []
 
@@ -32,6 +33,9 @@ class Listener:
 
     def finishing(self) -> None:
         pass
+
+    def made(self, path: Path) -> None:
+        self.path = path
 
     def notice(self, text: str) -> None:
         self.notices.append(text)

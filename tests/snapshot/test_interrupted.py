@@ -7,7 +7,9 @@ once, while the runs go on and are killed.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -19,13 +21,18 @@ from typing import Self
 
 import pytest
 
+from jmapfs.cli.interruption import Interrupted
+from jmapfs.cli.main import cli
 from jmapfs.errors import UnreachableError
+from jmapfs.snapshot import partial as partial_directory
 from jmapfs.snapshot.destination import is_date
+from jmapfs.snapshot.syncing import sync_directory
 from tests import corpus
 from tests.cyrus import Account
 from tests.cyrus.fill import Message
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
+from tests.server import server_process
 from tests.snapshot.accounts import START, sha256
 from tests.snapshot.snapshots import dates, everything_in, require_whole, take, tree_of
 
@@ -222,8 +229,32 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
         if process.returncode == 0:
             continue
         assert process.returncode == 130
-        assert errors.strip() == "jmapfs: interrupted"
+        assert re.fullmatch("jmapfs: interrupted(, when .* was there already)?\n", errors), errors
         interrupted += 1
     assert interrupted
     taken = take(home, mail.account.url, dest)
     assert contents_of(taken.path) == mail.sha256s()
+
+
+def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has its date is finished, and the user is told that it is there."""
+
+    def interrupted(directory: Path) -> None:
+        if directory == tmp_path / "dest":
+            os.kill(os.getpid(), signal.SIGINT)
+        sync_directory(directory)
+
+    monkeypatch.setattr(partial_directory, "sync_directory", interrupted)
+    monkeypatch.setenv("JMAPFS_USERNAME", "alice@example.org")
+    monkeypatch.setenv("JMAPFS_PASSWORD", "secret")
+    arguments = ["snapshot", "--quiet", "--cache-dir", str(tmp_path / "cache")]
+    with (
+        server_process() as server,
+        pytest.raises(Interrupted, match="was there already") as caught,
+    ):
+        cli.main([*arguments, server.url, str(tmp_path / "dest")], standalone_mode=False)
+    [date] = dates(tmp_path / "dest")
+    assert date in str(caught.value)
+    require_whole(tmp_path / "dest" / date)
+    assert (tmp_path / "dest" / "latest").resolve().name == date
+    assert not list((tmp_path / "dest").glob(".partial*"))

@@ -24,7 +24,7 @@ from jmapfs.errors import (
     UsageError,
 )
 from jmapfs.lock import ProcessLock
-from jmapfs.snapshot import Destination, Summary, take_snapshot
+from jmapfs.snapshot import Destination, Summary, take_snapshot, taking
 from jmapfs.snapshot.manifest import read_description
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.syncing import FileSystem
@@ -583,6 +583,28 @@ def test_what_cannot_be_brought_to_the_disk(dest: Path, monkeypatch: pytest.Monk
         patched.setattr(FileSystem, "sync", fail)
         refused(account, dest, StorageError)
     assert take(account, dest).taken_over == 20
+
+
+def test_what_cannot_be_tidied_up(
+    dest: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, so that is no failure; the next run does it."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    account = MadeUpAccount(letters(20))
+    with monkeypatch.context() as patched:
+        patched.setattr(taking, "point_latest", fail)
+        summary = trio.run(
+            partial(take_snapshot, account, Destination(dest), max_gone=50, report=listener)
+        )
+    require_whole(Path(summary.path))
+    assert listener.path == Path(summary.path)
+    [notice] = listener.notices
+    assert "not all is tidied up" in notice
+    assert not (dest / "latest").exists()
+    take(account, dest)
 
 
 def test_everything_is_on_the_disk_before_it_has_a_date(
