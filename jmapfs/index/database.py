@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 from jmapfs.errors import StorageError
+from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
@@ -85,7 +86,8 @@ class IndexDatabase:
             with contextlib.closing(self._connect()) as connection:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 application = connection.execute("PRAGMA application_id").fetchone()[0]
-                connection.execute("SELECT count(*) FROM meta").fetchone()
+                read_state(connection)
+                read_listing_progress(connection)
         except sqlite3.DatabaseError as error:
             # Locked, full or unreadable is not damaged.
             if error.sqlite_errorcode & 0xFF in _DAMAGE:

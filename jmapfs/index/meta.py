@@ -1,4 +1,7 @@
-"""The index's single values: which account and state it holds, and how far a listing has come."""
+"""The index's single values: which account and state it holds, and how far a listing has come.
+
+What cannot be decoded is a damaged file, as what SQLite cannot read: sqlite3.DatabaseError.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from jmapfs.errors import UNDECODABLE
 from jmapfs.index.records import AccountState, ListingProgress
 
 _STATE_FIELDS: Final = {field.name for field in fields(AccountState)}
@@ -16,12 +20,12 @@ _PROGRESS: Final = "listing"
 
 def read_state(connection: sqlite3.Connection) -> AccountState:
     """Return the state that the index holds."""
-    values: dict[str, Any] = {
-        name: msgspec.json.decode(value)
-        for name, value in connection.execute("SELECT name, value FROM meta")
-        if name in _STATE_FIELDS
-    }
-    return msgspec.convert(values, AccountState)
+    rows = connection.execute("SELECT name, value FROM meta").fetchall()
+    values = {name: _decoded(value, Any) for name, value in rows if name in _STATE_FIELDS}
+    try:
+        return msgspec.convert(values, AccountState)
+    except msgspec.ValidationError as error:
+        raise _damage(error) from error
 
 
 def write_state(connection: sqlite3.Connection, state: AccountState) -> None:
@@ -38,7 +42,7 @@ def write_state(connection: sqlite3.Connection, state: AccountState) -> None:
 def read_listing_progress(connection: sqlite3.Connection) -> ListingProgress | None:
     """Return how far an unfinished listing has come, or None."""
     row = connection.execute("SELECT value FROM meta WHERE name = ?", (_PROGRESS,)).fetchone()
-    return msgspec.json.decode(row[0], type=ListingProgress) if row else None
+    return _decoded(row[0], ListingProgress) if row else None
 
 
 def write_listing_progress(
@@ -52,3 +56,16 @@ def write_listing_progress(
         "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
         (_PROGRESS, msgspec.json.encode(progress).decode()),
     )
+
+
+def _decoded(value: str | bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
+    try:
+        return msgspec.json.decode(value, type=type_)
+    except UNDECODABLE as error:
+        raise _damage(error) from error
+
+
+def _damage(error: Exception) -> sqlite3.DatabaseError:
+    damage = sqlite3.DatabaseError(f"damaged: {error}")
+    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return damage

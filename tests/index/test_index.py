@@ -282,7 +282,7 @@ def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> No
         assert reader.counts().emails == 1
 
 
-@pytest.mark.parametrize("damage", ["garbage", "version", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["garbage", "version", "empty", "foreign", "state", "listing"])
 def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage: str) -> None:
     with database.writer() as writer:
         put(writer, email("1", "A"))
@@ -292,6 +292,11 @@ def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage
             database.path.write_bytes(b"not a database" * 1000)
         case "empty":
             database.path.write_bytes(b"")
+        case "state" | "listing":
+            name = "complete" if damage == "state" else damage
+            with sqlite3.connect(database.path) as connection:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '7')", (name,))
+            connection.close()
         case _:
             pragma = "user_version" if damage == "version" else "application_id"
             connection = sqlite3.connect(database.path)
