@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests import cyrus as cyrus_server
 from tests.cyrus import Account, Cyrus, running_cyrus
@@ -27,6 +28,10 @@ from tests.leaks import RUN, RUN_VARIABLE, no_leaks
 __all__ = ["no_leaks"]
 
 _CYRUS_FIXTURES = {"cyrus", "cyrus_account", "fresh_account", "private_cyrus"}
+
+# An example that takes long says nothing of the code: the machine may have other things to do.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # --- Options and markers
 

@@ -102,7 +102,7 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
     found = set()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         place, _, kind = line.partition(" - ")
         if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
             # The kernel writes a space as \040, and so on.

@@ -56,7 +56,7 @@ def _file_system(path: Path) -> str:
     number = path.stat().st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
     found = ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         place, _, kind = line.partition(" - ")
         if place.split(" ")[2] == device:
             found = kind.split(" ")[0]

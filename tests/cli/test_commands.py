@@ -89,7 +89,7 @@ def test_a_mount_of_a_configured_account(home: Home, kind: str) -> None:
             assert mount.status()["emails"] == len(server.control.dump().emails)
             path = mount.path / min(mount.files())
             assert path.read_bytes()
-            info = Path("/proc/self/mountinfo").read_text()
+            info = Path("/proc/self/mountinfo").read_text(errors="replace")
             (line,) = [each for each in info.splitlines() if str(mount.path) in each]
             assert " home " in line
             pid = mount.status()["pid"]

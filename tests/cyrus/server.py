@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -29,17 +29,12 @@ from signal import SIGCONT, SIGSTOP
 from tests.cyrus import processes
 from tests.cyrus.account import PASSWORD, Account
 from tests.cyrus.config import MASTER, Config, lay_out, missing, set_password
+from tests.ports import TRIES, PortTakenError, free_ports
 
 START_DEADLINE = 30.0
-_PORTS = range(12_000, 32_000)
-_TRIES = 5
 
 #: The servers of this process that run now.
 running: set[Cyrus] = set()
-
-
-class PortTakenError(Exception):
-    """Somebody else answers on a port that was free a moment ago."""
 
 
 class Cyrus:
@@ -189,27 +184,17 @@ def running_cyrus(directory: Path | None = None) -> Iterator[Cyrus]:
 
 def start_new(directory: Path) -> Cyrus:
     """Start a server with no mail in `directory`, on ports that nobody has."""
-    for _ in range(_TRIES):
-        imap_port, http_port = _free_ports(2)
-        name = f"cyrus-{random.randbytes(4).hex()}.test"
+    for _ in range(TRIES):
+        imap_port, http_port = free_ports(2)
+        name = f"cyrus-{secrets.token_hex(4)}.test"
         config = Config(directory, name, imap_port, http_port)
         lay_out(config)
         cyrus = Cyrus(config)
         with suppress(PortTakenError):
             cyrus.start()
             return cyrus
-    msg = f"{_TRIES} times somebody else took the port"
+    msg = f"{TRIES} times somebody else took the port"
     raise PortTakenError(msg)
-
-
-def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
-        port = random.choice(_PORTS)
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
 
 
 def _roomy() -> Path:

@@ -58,7 +58,7 @@ def test_it_fills_fast_enough(cyrus_account: Account) -> None:
     uids = cyrus_account.fill("INBOX", mails)
     assert uids == list(range(1, 601))
     # It is 2,500 a second on two idle cores; other tests may be using them.
-    assert len(mails) / (time.perf_counter() - begin) > 300
+    assert len(mails) / (time.perf_counter() - begin) > 150
 
 
 def test_messages_are_copied_moved_and_expunged(cyrus_account: Account) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 
 DEMO = Path(__file__).parents[2] / "scripts/demo"
-SECONDS = 60
+SECONDS = 120
 
 
 def environment(directory: Path) -> dict[str, str]:

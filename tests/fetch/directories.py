@@ -85,12 +85,20 @@ class Directories:
 
     async def settled(self) -> None:
         """Return when nothing is under way any more."""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             quiet = 0
             while quiet < 3:
                 before = (self.fetched, len(self.pages.pages))
                 await trio.testing.wait_all_tasks_blocked(0.01)
-                quiet = quiet + 1 if before == (self.fetched, len(self.pages.pages)) else 0
+                still = before == (self.fetched, len(self.pages.pages))
+                quiet = quiet + 1 if still and not self._is_working else 0
+
+    @property
+    def _is_working(self) -> bool:
+        """Whether a download or a thread is at work, however long it takes."""
+        ahead, content = self.ahead, self.content
+        limiters = (ahead._index_thread, ahead._threads, content._threads._limiter)
+        return self.source.running > 0 or any(one.borrowed_tokens for one in limiters)
 
 
 def content_of(blob_id: str, size: int) -> bytes:

@@ -30,7 +30,9 @@ class StuckDisk(DiskCache):
         return super().put_many(blobs)
 
 
-async def test_a_slow_disk_delays_nobody_for_long(tmp_path: Path) -> None:
+async def test_a_slow_disk_delays_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = StuckDisk(tmp_path)
     counters = ContentCounters()
     behind = WriteBehind(disk, DiskThreads(), counters)
@@ -43,6 +45,8 @@ async def test_a_slow_disk_delays_nobody_for_long(tmp_path: Path) -> None:
             await behind.offer([("dropped", bytes(MIB))])
         assert counters.unkept == 1
         assert behind.get("dropped") is None
+        # This disk writes again, only nobody knows how soon.
+        monkeypatch.setattr("jmapfs.fetch.behind._PATIENCE_SECONDS", 30)
         async with trio.open_nursery() as waiting:
             waiting.start_soon(behind.offer, [("waited", bytes(MIB))])
             await trio.sleep(0.05)

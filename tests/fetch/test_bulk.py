@@ -160,12 +160,10 @@ async def test_who_waits_for_one_blob_goes_first(tmp_path: Path) -> None:
         ordered.source.concurrency = 3
         ordered.add(*ordered.source.blobs)
         await trio.lowlevel.checkpoint()
-        start = trio.current_time()
         with trio.fail_after(5):
             data = ordered.source.blobs["b900"]
             assert bytes(await ordered.content.read("b900", len(data), 0, 9999)) == data
         # It left the lane: a hundred batches were not waited for.
-        assert trio.current_time() - start < 10 * 0.02
         assert len(ordered.source.batches) < 20
         await ordered.done()
         assert ordered.source.asked == dict.fromkeys(ordered.source.blobs, 1)

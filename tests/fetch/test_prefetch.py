@@ -28,7 +28,7 @@ from jmapfs.errors import (
 from jmapfs.fetch import Content, Fetched, Prefetcher, is_obstacle, open_content
 from tests.fetch.server import MIB, Corrections, FakeSource, Limits
 
-ENOUGH = 10.0
+ENOUGH = 60.0
 DONE = Fetched([], {})
 
 
@@ -217,7 +217,8 @@ async def test_without_a_network_the_rest_is_not_tried(
 async def test_a_step_ends_in_time_and_the_next_one_goes_on(
     tmp_path: Path, limits: Limits | None
 ) -> None:
-    async with account(tmp_path, limits=limits, delay=0.2) as mine:
+    # Long enough for more than three steps, however slow.
+    async with account(tmp_path, limits=limits, delay=1.0 if limits else 0.2) as mine:
         wanted, steps = mine.sizes, 0
         while wanted:
             before = mine.begun
@@ -235,7 +236,7 @@ async def test_a_step_ends_in_time_and_the_next_one_goes_on(
 
 
 async def test_one_that_does_not_come_is_told(tmp_path: Path) -> None:
-    async with account(tmp_path, limits=Limits(30), download_timeout=0.1) as mine:
+    async with account(tmp_path, limits=Limits(30), download_timeout=1.0) as mine:
         mine.source.unbatched = {"b7"}
         mine.source.delay = 0.01
         stream, never = mine.source.stream_blob, trio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,12 @@ import trio.testing
 from jmapfs.errors import DeadlineError, UnreachableError
 from jmapfs.fetch import Content
 from tests.fetch.server import MIB, FakeSource, serving
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("size", [400_000, 4 * MIB])
@@ -43,24 +49,23 @@ async def test_fifty_readers_in_pieces(tmp_path: Path, size: int) -> None:
 
 
 async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"}, delay=0.1)
+    source = FakeSource({"b": b"mail"}, delay=0.5)
     async with serving(source, tmp_path) as content:
         with trio.move_on_after(0.05):
             await content.read("b", 4, 0, 4)
         assert not await content.contains("b")
-        await trio.sleep(0.15)
-        assert content.is_near("b")
+        await until(lambda: content.is_near("b"))
     assert source.asked["b"] == 1
 
 
 async def test_a_deadline_is_an_error_and_the_next_read_joins(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"}, delay=0.2)
+    source = FakeSource({"b": b"mail"}, delay=2)
     async with serving(source, tmp_path, read_timeout=0.05) as content:
         with pytest.raises(DeadlineError):
             await content.read("b", 4, 0, 4)
         with pytest.raises(DeadlineError):
             await content.read("b", 4, 0, 4, timeout=0.01)
-        assert bytes(await content.read("b", 4, 0, 4, timeout=5)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4, timeout=10)) == b"mail"
     assert source.asked["b"] == 1
 
 
@@ -110,14 +115,15 @@ async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> None:
-    source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=0.2)
+    source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=1)
     async with serving(source, tmp_path, downloads=1) as content:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(content.read, "slow", 4, 0, 4)
-            await trio.sleep(0.05)
+            await until(lambda: source.running == 1)
             with trio.move_on_after(0.05):
                 await content.read("b", 4, 0, 4)
         assert source.asked == {"slow": 1}
+        source.delay = 0
         assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
 
 

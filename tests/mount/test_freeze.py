@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,24 +182,12 @@ def test_rsync_among_changes_copies_one_state(
             mount = home.mount(mail.server.url, mount.path)
         freeze(mount)
         target = tmp_path / "copy"
-        size = sum(len(data) for _, data in before.values())
-        rate = f"--bwlimit={max(1, size // 1024 // 2)}"
-        arguments = ["rsync", "-aH", rate, f"{mount.path}/", str(target)]
-        changes = 0
-        with subprocess.Popen(arguments) as process:
-            while process.poll() is None:
-                mail.churn()
-                mount.sync()
-                changes += 1
-        assert process.returncode == 0
-        assert changes >= 3
-        assert mount.status()["frozen"]
-        copied = {
-            str(path.relative_to(target)): path.read_bytes()
-            for path in target.rglob("*")
-            if path.is_file()
-        }
-        assert copied == {path: data for path, (_, data) in before.items() if data}
+        seconds = 2
+        while copy_among_changes(mail, mount, before, target, seconds) < 3:
+            # The machine has other things to do: once more, and more slowly.
+            seconds *= 4
+            assert seconds <= 32
+            shutil.rmtree(target)
         if kernel == "warm":
             assert state(mount) == before
         thaw(mount)
@@ -206,6 +195,29 @@ def test_rsync_among_changes_copies_one_state(
         # What has stayed is not copied again, and nothing that went stays.
         command("rsync", "-aH", "--delete", f"{mount.path}/", target)
         assert command("diff", "-r", mount.path, target) == ""
+
+
+def copy_among_changes(
+    mail: Mail, mount: Mounted, before: State, target: Path, seconds: int
+) -> int:
+    """Have rsync take some seconds for one state; return how often there were changes meanwhile."""
+    size = sum(len(data) for _, data in before.values())
+    rate = f"--bwlimit={max(1, size // 1024 // seconds)}"
+    changes = 0
+    with subprocess.Popen(["rsync", "-aH", rate, f"{mount.path}/", str(target)]) as process:
+        while process.poll() is None:
+            mail.churn()
+            mount.sync()
+            changes += 1
+    assert process.returncode == 0
+    assert mount.status()["frozen"]
+    copied = {
+        str(path.relative_to(target)): path.read_bytes()
+        for path in target.rglob("*")
+        if path.is_file()
+    }
+    assert copied == {path: data for path, (_, data) in before.items() if data}
+    return changes
 
 
 def test_300_changes_behind_a_freeze(mail: Mail, mount: Mounted) -> None:
@@ -278,15 +290,20 @@ def test_it_ends_by_itself(home: Home, mail: Mail, mount: Mounted) -> None:
     mail.churn()
     mount.sync()
     # In this order: it may end at any moment, and then shows something else.
-    shown = state(mount).keys()
-    assert mount.status()["frozen"] is None or shown == before.keys()
+    try:
+        shown = state(mount).keys()
+    except FileNotFoundError:
+        assert mount.ask("status")["frozen"] is None
+    else:
+        assert mount.ask("status")["frozen"] is None or shown == before.keys()
     wait_until_thawed(mount)
     assert_live(mount, mail, before)
     assert "the freeze ends after its time" in home.log()
     assert home.run("thaw", mount.path).exit_code == 2
-    # The end of the first freeze is not that of the second.
-    freeze(mount, "--timeout", "1s")
-    thaw(mount)
+    # The end of the first freeze is not that of the second. Asked without a process, which may
+    # take longer to start than the first one lasts.
+    mount.ask("freeze", seconds=1)
+    assert mount.ask("thaw")["was_frozen"]
     freeze(mount)
     time.sleep(1.2)
     assert mount.status()["frozen"]

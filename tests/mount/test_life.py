@@ -127,6 +127,9 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         before = mount.contents()
         target = tmp_path / "copy"
         command("rsync", "-a", f"{mount.path}/", target)
+        # What is only in its memory goes with it.
+        inodes = {status.st_ino for status in mount.files().values()}
+        wait_until(lambda: mount.ask("status")["cache"]["blobs"] == len(inodes))
         os.kill(mount.status()["pid"], signal.SIGKILL)
         # While the kernel takes the connection down, requests that are under way are aborted.
         wait_until(lambda: failure(lambda: list(mount.path.iterdir())) == errno.ENOTCONN)

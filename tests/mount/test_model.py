@@ -761,7 +761,7 @@ def swap_under_eyes(mount: Mounted, control: ControlClient, *, seconds: float) -
 
 
 class TestModel:
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(600)
     def test_the_tree_is_what_the_model_says(self, tmp_path: Path) -> None:
         # A failure is shown as it was found: to make it small takes minutes.
         play(tmp_path, examples=EXAMPLES, steps=STEPS, phases=set(Phase) - {Phase.shrink})

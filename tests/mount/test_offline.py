@@ -83,6 +83,12 @@ def online(mount: Mounted) -> bool:
     return about(mount)["online"] is True
 
 
+def wait_until_online(mount: Mounted) -> None:
+    """Wait until it finds its server again, of which nobody tells it."""
+    # The longer a server is away, the longer are the pauses between attempts, up to 72 s.
+    wait_until(lambda: online(mount), seconds=90)
+
+
 def read_in(mount: Mounted, directory: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (mount.path / directory).iterdir()}
 
@@ -169,7 +175,7 @@ def test_a_mount_of_cyrus_without_it(private_cyrus: Cyrus, tmp_path: Path) -> No
         # It comes back, and the mount finds out by itself.
         private_cyrus.start()
         account.append("INBOX", corpus.varied(mails[0], 1))
-        wait_until(lambda: online(mount))
+        wait_until_online(mount)
         wait_until(lambda: len(names_in(mount, "Inbox")) == 7)
         assert sorted(read_in(mount, "Work").values()) == sorted(mails[6:])
 
@@ -286,7 +292,7 @@ def test_a_server_that_stops_while_programs_read(
         for path in sorted(uncached):
             assert_unreadable(mount.path / path)
         small.restart_on_same_port()
-        wait_until(lambda: online(mount))
+        wait_until_online(mount)
         assert_all_is_well(
             mount, tmp_path / "copy", [mail(n) for n in (*range(25), *range(20, 25))]
         )
@@ -359,7 +365,7 @@ def test_a_password_that_is_changed(home: Home, small: ServerProcess) -> None:
         assert len(names_in(mount, "Work")) == 10
 
         small.control.set_credentials(home.username, home.password, None)
-        wait_until(lambda: online(mount))
+        wait_until_online(mount)
         assert uncached.read_bytes() == mail(10)
 
 
@@ -385,7 +391,7 @@ def test_a_server_that_only_says_no(home: Home, small: ServerProcess, status: in
         assert read_in(mount, "Inbox") == cached
         assert_unreadable(mount.path / "Work" / min(names_in(mount, "Work")))
         small.control.reset_quirks()
-        wait_until(lambda: online(mount), seconds=40)
+        wait_until_online(mount)
         assert len(names_in(mount, "Inbox")) == 11
         assert sorted(read_in(mount, "Work").values()) == [mail(n) for n in range(10, 20)]
 
@@ -500,7 +506,7 @@ def test_another_account_behind_a_mount(
         assert_nothing_of_the_other(home)
         other.stop()
         small.restart_on_same_port()
-        wait_until(lambda: online(mount), seconds=40)
+        wait_until_online(mount)
         assert sorted(read_in(mount, "Work").values()) == [mail(n) for n in range(10, 20)]
 
 
@@ -530,5 +536,5 @@ def test_an_api_that_moves_elsewhere_behind_a_mount(home: Home, small: ServerPro
         assert logical_index(home) == index
         assert_nothing_of_the_other(home)
         small.control.set_quirks(session_overrides={})
-        wait_until(lambda: online(mount), seconds=40)
+        wait_until_online(mount)
         assert uncached.read_bytes() == mail(10)

@@ -151,6 +151,8 @@ def test_everything_once(mount: Mounted, server: ServerProcess) -> None:
 
 
 def test_one_by_one_where_there_are_no_batches(plain: Mounted, server: ServerProcess) -> None:
+    # So long that they meet on the server.
+    server.control.set_quirks(download_delay=0.1)
     assert_cached(prefetch(plain), ALL, 0)
     counts = server.control.counts()
     assert set(counts.blobs.values()) == {1}
@@ -209,9 +211,9 @@ def test_it_goes_on_where_it_was_interrupted(plain: Mounted, server: ServerProce
 
     def quiet() -> bool:
         came.append(plain.counts().blobs)
-        return len(came) > 60 and len(set(came[-60:])) == 1
+        return len(came) > 120 and len(set(came[-120:])) == 1
 
-    wait_until(quiet)
+    wait_until(quiet, seconds=30)
     assert 3 <= came[-1] < ALL
     server.control.set_quirks(download_delay=0.0)
     assert_cached(prefetch(plain), ALL - came[-1], came[-1])

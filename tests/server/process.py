@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import selectors
@@ -11,28 +12,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from tests.ports import TRIES, PortTakenError, free_ports
 
 from .client import ControlClient
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
 _STOP_SECONDS = 5
+_TAKEN = os.strerror(errno.EADDRINUSE)
 TOKEN_VARIABLE = "JMAP_SERVER_CONTROL_TOKEN"
 
 
 class ServerProcess:
     """A server that runs; made by `server_process`, which also sees to it that it ends."""
 
-    def __init__(self, arguments: list[str], directory: Path) -> None:
+    def __init__(self, arguments: list[str], directory: Path, port: int = 0) -> None:
         self._arguments = arguments
         self._saved = directory / "saved"
         self._stderr_path = directory / "stderr"
         self._token = secrets.token_urlsafe(16)
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = self._start(self._arguments)
+        self.url = self._start_on(port) if port else self._start_somewhere()
         self.control = ControlClient(f"{self.url}/control/{self._token}")
 
     @property
@@ -80,11 +84,21 @@ class ServerProcess:
         if keep and self._process is not None:
             self.control.save(self._saved)
         self.stop()
-        port = self.url.rpartition(":")[2]
+        port = int(self.url.rpartition(":")[2])
         load = ["--load", str(self._saved)] if keep and self._saved.exists() else []
-        self.url = self._start([*self._arguments, "--port", port, *load])
+        self.url = self._start_on(port, *load)
 
-    def _start(self, arguments: list[str]) -> str:
+    def _start_somewhere(self) -> str:
+        for _ in range(TRIES):
+            [port] = free_ports(1)
+            # Free a moment ago is not free now.
+            with suppress(PortTakenError):
+                return self._start_on(port)
+            self._stderr_path.unlink()
+        raise PortTakenError(f"{TRIES} times somebody else took the port")
+
+    def _start_on(self, port: int, *options: str) -> str:
+        arguments = [*self._arguments, "--port", str(port), *options]
         with self._stderr_path.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.server", "--stop-with-stdin", *arguments],
@@ -99,7 +113,8 @@ class ServerProcess:
         line = _first_line(self._process.stdout)
         if not line.startswith("http://"):
             self.kill()
-            raise RuntimeError(f"the test server did not start: {line!r}\n{self.stderr}")
+            reason = f"the test server did not start: {line!r}\n{self.stderr}"
+            raise PortTakenError(reason) if _TAKEN in self.stderr else RuntimeError(reason)
         return line
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -131,12 +146,12 @@ def server_process(
 
     Further arguments are fields of Quirks, set once it runs.
     """
-    arguments = ["--account", account, "--port", str(port), "--blob-ids", blob_ids]
+    arguments = ["--account", account, "--blob-ids", blob_ids]
     for option, value in (("--username", username), ("--password", password), ("--token", token)):
         if value is not None:
             arguments += [option, value]
     with tempfile.TemporaryDirectory(prefix="jmap-server-") as directory:
-        server = ServerProcess(arguments, Path(directory))
+        server = ServerProcess(arguments, Path(directory), port)
         try:
             if quirks:
                 server.control.set_quirks(**quirks)

@@ -56,7 +56,7 @@ class Speaker:
 
     async def quiet(self) -> None:
         """Wait until the server has no request in hand: it ends after its answer arrived."""
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             while self.server.in_flight.total():  # noqa: ASYNC110
                 await trio.sleep(0.01)
 

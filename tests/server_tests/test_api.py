@@ -108,7 +108,7 @@ async def test_method_faults() -> None:
 
 
 async def test_concurrent_requests_are_limited() -> None:
-    async with speaking(inbox_of(1), max_concurrent_requests=3, request_delay=0.1) as s:
+    async with speaking(inbox_of(1), max_concurrent_requests=3, request_delay=1.0) as s:
         statuses: list[int] = []
 
         async def ask() -> None:

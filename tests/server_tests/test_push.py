@@ -23,7 +23,7 @@ class Listener:
 
     async def soon(self) -> tuple[str, Any]:
         """Return the next event and its data."""
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             while b"data: " not in self._buffer:
                 await self._read()
         event, _, self._buffer = self._buffer.partition(b"\n\n\r\n")
@@ -32,7 +32,7 @@ class Listener:
 
     async def until_end(self) -> None:
         """Read to the last chunk."""
-        with trio.fail_after(2):
+        with trio.fail_after(10):
             while not self._buffer.endswith(b"0\r\n\r\n"):
                 await self._read()
 
