@@ -50,7 +50,7 @@ MAILS = tuple(
     f"Message-ID: <{number}@example.org>\r\n\r\n{'x' * number}\r\n".encode()
     for number in range(5)
 )
-RECONNECT_SECONDS = 20.0
+RECONNECT_SECONDS = 90.0
 
 EXAMPLES = 5
 STEPS = 20
