@@ -31,6 +31,7 @@ _PART: Final = 2000
 _KEEPER_SECONDS: Final = 60.0
 _SETTLING_SECONDS: Final = 120.0
 _PAUSE_SECONDS: Final = 0.25
+_LONGEST_PAUSE_SECONDS: Final = 5.0
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +99,7 @@ class _AccountOpener:
     async def _bring_up_to_date(self, ahead: Ahead) -> None:
         keeper = Keeper(self._client, self._state)
         until = trio.current_time() + _KEEPER_SECONDS
+        pause = _PAUSE_SECONDS
         while True:
             refusal = await self._try_to_keep(ahead)
             if refusal is None:
@@ -105,23 +107,29 @@ class _AccountOpener:
             obstacle = await keeper.ask(refusal)
             if obstacle is None:
                 return
-            state = await trio.to_thread.run_sync(self._state)
-            if self._allow_stale and state.complete:
-                self._report.notice(
-                    f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
-                )
-                return
             if trio.current_time() >= until:
-                hint = " (--allow-stale takes it as it is)" if state.complete else ""
-                raise BusyError(f"{obstacle}{hint}")
-            await trio.sleep(_PAUSE_SECONDS)
+                await self._take_as_it_is(obstacle)
+                return
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _take_as_it_is(self, obstacle: BusyError) -> None:
+        """Be content with the state that the index has, or raise what keeps it from another."""
+        state = await trio.to_thread.run_sync(self._state)
+        if not state.complete:
+            raise obstacle
+        if not self._allow_stale:
+            raise BusyError(f"{obstacle} (--allow-stale takes it as it is)")
+        self._report.notice(
+            f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
+        )
 
     async def _try_to_keep(self, ahead: Ahead) -> BusyError | None:
         """Bring the index up to date, or return who keeps it from us."""
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
         with Lead(self._database.path.parent, self._database) as lead:
             refusal = await trio.to_thread.run_sync(lead.try_now)
-            await trio.to_thread.run_sync(check_account, self._database, self._client)
+            await trio.to_thread.run_sync(self._check)
             writer = lead.take() if refusal is None else None
             if writer is not None:
                 await self._synchronize(writer, ahead)
@@ -153,7 +161,15 @@ class _AccountOpener:
         session, account = self._client.session, self._client.account
         return Origin(session.api_url, account.id, account.name, session.username)
 
+    def _check(self) -> None:
+        """Check that the index, if there is one, is that of our account."""
+        if self._database.path.exists():
+            check_account(self._database, self._client)
+
     def _state(self) -> AccountState:
+        if not self._database.path.exists():
+            # Whoever keeps it has just begun.
+            return AccountState()
         try:
             with self._database.reader() as reader:
                 return reader.state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,18 @@ class Kept:
 
 
 async def taken(
-    source: AccountSource, directory: Path, listener: Listener, *, allow_stale: bool = False
+    source: AccountSource,
+    directory: Path,
+    listener: Listener,
+    *,
+    allow_stale: bool = False,
+    dest: str = "dest",
 ) -> Summary:
     cache = directory / "cache"
     async with account_opener(source, cache, listener, allow_stale=allow_stale) as opener:
-        dest = Destination(directory / "dest")
-        return await take_snapshot(opener, dest, max_gone=50, report=listener)
+        return await take_snapshot(
+            opener, Destination(directory / dest), max_gone=50, report=listener
+        )
 
 
 @pytest.fixture
@@ -133,3 +140,23 @@ async def test_whoever_kept_the_index_ends(kept: Kept) -> None:
     [summary] = summaries
     assert summary.new == 1
     assert kept.listener.notices == []
+
+
+async def test_several_of_a_new_account_at_once(tmp_path: Path) -> None:
+    """Two lines of a crontab: one of them lists the account, and the others wait for it."""
+    server = MailServer([small_account(500)])
+    listeners = [Listener() for _ in range(3)]
+    async with running_server(server) as url:
+        source = AccountSource("alice", f"{url}/session", CREDENTIALS)
+        async with trio.open_nursery() as nursery:
+            for number, listener in enumerate(listeners):
+                taking = partial(taken, source, tmp_path, listener, dest=f"dest{number}")
+                nursery.start_soon(taking)
+    manifests = set()
+    for number, listener in enumerate(listeners):
+        assert listener.notices == []
+        [date] = dates(tmp_path / f"dest{number}")
+        require_whole(tmp_path / f"dest{number}" / date)
+        manifests.add((tmp_path / f"dest{number}" / date / "manifest.jsonl").read_bytes())
+    assert len(manifests) == 1
+    assert server.counts.methods["Email/query"] < 10
