@@ -24,7 +24,7 @@ from jmapfs.snapshot.keeping import Keeper
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
-from jmapfs.sync import Synchronizer, check_account
+from jmapfs.sync import Synchronizer, check_account, current_state
 from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
 
 _PART: Final = 2000
@@ -97,7 +97,7 @@ class _AccountOpener:
         )
 
     async def _bring_up_to_date(self, ahead: Ahead) -> None:
-        keeper = Keeper(self._client, self._state)
+        keeper = Keeper(self._client, self._database)
         until = trio.current_time() + _KEEPER_SECONDS
         pause = _PAUSE_SECONDS
         while True:
@@ -115,7 +115,7 @@ class _AccountOpener:
 
     async def _take_as_it_is(self, obstacle: BusyError) -> None:
         """Be content with the state that the index has, or raise what keeps it from another."""
-        state = await trio.to_thread.run_sync(self._state)
+        state = await trio.to_thread.run_sync(current_state, self._database)
         if not state.complete:
             raise obstacle
         if not self._allow_stale:
@@ -138,7 +138,7 @@ class _AccountOpener:
     async def _synchronize(self, writer: IndexWriter, ahead: Ahead) -> None:
         """Bring the index up to date; while an account is listed, content comes already."""
         synchronizer = Synchronizer(self._client, self._database, writer)
-        if (await trio.to_thread.run_sync(self._state)).complete:
+        if (await trio.to_thread.run_sync(current_state, self._database)).complete:
             await synchronizer.bring_up_to_date(self._report.listed)
             return
         receiver = await ahead.prepare(self._origin())
@@ -165,16 +165,6 @@ class _AccountOpener:
         """Check that the index, if there is one, is that of our account."""
         if self._database.path.exists():
             check_account(self._database, self._client)
-
-    def _state(self) -> AccountState:
-        if not self._database.path.exists():
-            # Whoever keeps it has just begun.
-            return AccountState()
-        try:
-            with self._database.reader() as reader:
-                return reader.state()
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index {self._database.path}: {error}") from error
 
 
 def _pinned_state(reader: IndexReader) -> AccountState:

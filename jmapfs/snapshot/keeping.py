@@ -1,56 +1,44 @@
-"""Whoever keeps the index that a snapshot reads: it is to have come to what the server has now.
-
-A keeper may be unable to follow the server although we can talk to it: its password is an old one,
-or it is another snapshot, which has just ended. So it is not believed, but the server is asked for
-its state, and the index has to come to that.
-"""
+"""Having whoever keeps the index that a snapshot reads bring it up to date."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from jmapfs.control import ask, mounts, socket_directory, socket_name
 from jmapfs.errors import BusyError, JmapfsError
-from jmapfs.index import AccountState
+from jmapfs.index import AccountState, IndexDatabase
 from jmapfs.jmap import Client
+from jmapfs.sync import Arrival, current_state
 
 _SYNC_SECONDS: Final = 630.0
 
 
 class Keeper:
-    """Another process that keeps an index; `state` reads what it has come to."""
+    """Another process that keeps an index."""
 
-    def __init__(self, client: Client, state: Callable[[], AccountState]) -> None:
-        self._client = client
-        self._state = state
-        self._began = time.time()
-        self._wanted = ""
+    def __init__(self, client: Client, database: IndexDatabase) -> None:
+        self._database = database
+        self._arrival = Arrival(client, database)
 
     async def ask(self, refusal: BusyError) -> BusyError | None:
-        """Ask mounts to bring the index up to date; return why it is not, if that is so."""
-        if not self._wanted:
-            self._began, self._wanted = time.time(), await self._client.email_state()
-        state = await trio.to_thread.run_sync(self._state)
-        if self._has_come(state):
+        """Ask mounts to bring the index up to date; return why it is not, if that is so.
+
+        `refusal` says who keeps it.
+        """
+        if await self._arrival.has_come():
             return None
+        state = await trio.to_thread.run_sync(current_state, self._database)
         if not state.complete:
             return BusyError(f"{refusal}, and has not listed it yet: try again later")
         try:
             await trio.to_thread.run_sync(_sync_mounts_of, state, abandon_on_cancel=True)
         except JmapfsError as error:
             refusal = BusyError(f"{refusal}, which says: {error}")
-        if self._has_come(await trio.to_thread.run_sync(self._state)):
+        if await self._arrival.has_come():
             return None
         return BusyError(f"{refusal}; and the index is not up to date")
-
-    def _has_come(self, state: AccountState) -> bool:
-        return state.complete and (
-            state.email_state == self._wanted or state.synced_at >= self._began
-        )
 
 
 def _sync_mounts_of(state: AccountState) -> None:

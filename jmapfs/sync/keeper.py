@@ -33,6 +33,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index import IndexDatabase, IndexWriter
 from jmapfs.jmap import Client, PushUnavailableError
+from jmapfs.sync.arrival import Arrival
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import Synchronizer, check_account
 
@@ -45,6 +46,8 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _WITH_PUSH: Final = 600.0
 _GATHERING: Final = 0.05
+_ARRIVAL_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +110,31 @@ class Keeper:
         """Bring the index up to date; return when that, and telling of it, is done.
 
         Raises:
-            BusyError: another process keeps the index.
+            BusyError: another process keeps the index, and does not bring it up to date soon.
             JmapfsError: the server cannot be asked.
         """
+        await self._next_round()
+        # Only now: the round took the lead if it was free.
+        if self.leads:
+            return
+        if self.client is not None:
+            arrival = Arrival(self.client, self._database)
+            with trio.move_on_after(_ARRIVAL_SECONDS):
+                while not await arrival.has_come():  # noqa: ASYNC110 - in another process
+                    await trio.sleep(_PAUSE_SECONDS)
+                # It is a round that tells of what has come.
+                await self._next_round()
+                return
+        raise BusyError("another process keeps this account's index: ask its mount")
+
+    async def _next_round(self) -> None:
+        """Return when a round is done that begins from now on; raises its error."""
         request = _Request()
         self._requests.append(request)
         self.hint()
         await request.done.wait()
         if request.error is not None:
             raise request.error
-        # Only now: the round took the lead if it was free.
-        if not self.leads:
-            raise BusyError("another process keeps this account's index: ask its mount")
 
     async def run(
         self,

@@ -541,11 +541,16 @@ def test_the_second_mount_takes_over_when_it_is_asked(account: Account, home: Ho
         home.mounted(account.url, *QUIET, path=home.directory / "second") as second,
     ):
         second.entries()
+        assert home.run("sync", second.path).exit_code == 0
+        account.move("INBOX", [2], "Empty")
         result = home.run("sync", second.path)
         assert result.exit_code == 9
         assert "another process" in result.stderr
+        first.sync()
+        assert home.run("sync", second.path).exit_code == 0
+        assert shown(second, second.entries()) == on_server(account)
         first.umount()
-        account.move("INBOX", [2], "Empty")
+        account.move("INBOX", [3], "Empty")
         second.sync()
         assert second.status()["leads"]
         assert shown(second, second.entries()) == on_server(account)
