@@ -6,9 +6,9 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from jmapfs.control import ask, mount_at, socket_directory, socket_name
 from jmapfs.errors import NotMountedError, UsageError
@@ -49,12 +49,16 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     A freeze that ended before the command did is told on stderr: what the command saw may then
     be of two states. Its exit code is turned into 1 if it was 0.
     """
-    with _signals_left_to_command() as began:
-        since = freeze(mountpoint, seconds)
+    since: float | None = None
+    still = False
+    with _SignalsLeftToCommand() as signals:
         try:
-            code = _run(command, began)
+            since = freeze(mountpoint, seconds)
+            signals.frozen()
+            code = _run(command, signals.began)
         finally:
-            still = _thaw_quietly(mountpoint, since)
+            if since is not None:
+                still = _thaw_quietly(mountpoint, since)
     if still:
         return code
     print(  # noqa: T201 - a message of the command line
@@ -77,40 +81,50 @@ def _run(command: Sequence[str], began: Callable[[subprocess.Popen[bytes]], None
     return code if code >= 0 else _KILLED - code
 
 
-@contextlib.contextmanager
-def _signals_left_to_command() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Leave it to the command what a signal means, and thaw when that has ended.
+class _SignalsLeftToCommand:
+    """Leaves it to the command what a signal means, to thaw when that has ended; within `with`.
 
-    What this yields is to be called with the command when it has begun: it gets what came before
-    that, and what comes later. Ctrl-C it gets from the terminal by itself.
+    The command gets what came before it had begun, and what comes later. Ctrl-C it gets from the
+    terminal by itself; before there is a command, that ends the waiting for the freeze.
     """
-    running: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
 
-    def leave(number: int, _frame: object) -> None:
-        if number == signal.SIGINT:
-            return
-        if not running:
-            early.append(number)
-        for process in running:
-            process.send_signal(number)
+    def __init__(self) -> None:
+        self._is_waiting = True
+        self._process: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+        self._before: dict[int, Any] = {}
 
-    def began(process: subprocess.Popen[bytes]) -> None:
-        running.append(process)
-        for number in early:
-            process.send_signal(number)
+    def __enter__(self) -> Self:
+        # What is ignored (nohup) the command ignores too; a handler of ours it does not inherit.
+        self._before = {
+            number: signal.signal(number, self._leave)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        return self
 
-    # What is ignored (nohup) the command ignores too; a handler of ours it does not inherit.
-    before = {
-        number: signal.signal(number, leave)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield began
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def frozen(self) -> None:
+        """From here on, what was frozen is to be thawed, whatever comes."""
+        self._is_waiting = False
+
+    def began(self, process: subprocess.Popen[bytes]) -> None:
+        """Take note of the command."""
+        self._process = process
+        for number in self._early:
+            process.send_signal(number)
+
+    def _leave(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            if self._is_waiting:
+                raise KeyboardInterrupt
+        elif self._process is None:
+            self._early.append(number)
+        else:
+            self._process.send_signal(number)
 
 
 def _thaw_quietly(mountpoint: Path, since: float) -> bool:

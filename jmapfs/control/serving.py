@@ -115,11 +115,29 @@ async def _serve(
             if isinstance(request, Request) and begin is not None:
                 await _converse(stream, lines, begin(request.arguments))
             else:
-                await _send(stream, await _answer_to(request, commands), _REQUEST_SECONDS)
+                await _answer_while_there(stream, request, commands)
     except (trio.BrokenResourceError, trio.TooSlowError) as error:
         _log.info("a control connection broke off: %r", error)
     except Exception:  # noqa: BLE001 - a bug must not take the mount with it
         _log.exception("a bug in a control connection")
+
+
+async def _answer_while_there(
+    stream: trio.SocketStream, request: Request | Answer, commands: Mapping[str, Command]
+) -> None:
+    """Answer, unless the peer goes first: then nobody would undo what was done for it."""
+
+    async def listen(ended: trio.CancelScope) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+        ended.cancel()
+
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, nursery.cancel_scope)
+            await _send(stream, await _answer_to(request, commands), _REQUEST_SECONDS)
+            nursery.cancel_scope.cancel()
 
 
 async def _converse(

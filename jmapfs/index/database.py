@@ -90,7 +90,8 @@ class IndexDatabase:
                 read_listing_progress(connection)
         except sqlite3.DatabaseError as error:
             # Locked, full or unreadable is not damaged.
-            if error.sqlite_errorcode & 0xFF in _DAMAGE:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+            if code & 0xFF in _DAMAGE:
                 return False
             raise
         return bool(version == VERSION and application == APPLICATION_ID)

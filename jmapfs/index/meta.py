@@ -20,7 +20,8 @@ _PROGRESS: Final = "listing"
 
 def read_state(connection: sqlite3.Connection) -> AccountState:
     """Return the state that the index holds."""
-    rows = connection.execute("SELECT name, value FROM meta").fetchall()
+    # As bytes: for text that is none sqlite3 has an error of its own, without a code.
+    rows = connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
     values = {name: _decoded(value, Any) for name, value in rows if name in _STATE_FIELDS}
     try:
         return msgspec.convert(values, AccountState)
@@ -41,7 +42,9 @@ def write_state(connection: sqlite3.Connection, state: AccountState) -> None:
 
 def read_listing_progress(connection: sqlite3.Connection) -> ListingProgress | None:
     """Return how far an unfinished listing has come, or None."""
-    row = connection.execute("SELECT value FROM meta WHERE name = ?", (_PROGRESS,)).fetchone()
+    row = connection.execute(
+        "SELECT CAST(value AS BLOB) FROM meta WHERE name = ?", (_PROGRESS,)
+    ).fetchone()
     return _decoded(row[0], ListingProgress) if row else None
 
 
@@ -58,7 +61,7 @@ def write_listing_progress(
     )
 
 
-def _decoded(value: str | bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
+def _decoded(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
     try:
         return msgspec.json.decode(value, type=type_)
     except UNDECODABLE as error:

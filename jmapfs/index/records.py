@@ -100,7 +100,7 @@ class AccountState:
     RFC 8620 §1.6.3 state strings, empty before the first listing. `complete` is true once a
     listing has come to its end. `settled` is false while the index is between two states of the
     account: some of a chain of changes, or of a listing, is in it and the rest is not.
-    `synced_at` is when this state was reached, in seconds since 1970.
+    `synced_at` is when the server was asked for what led to this state, in seconds since 1970.
     """
 
     server: str = ""

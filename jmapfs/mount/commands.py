@@ -9,13 +9,14 @@ from typing import Any, Final
 import trio
 
 from jmapfs.control import Command, SessionCommand
-from jmapfs.errors import JmapfsError, UsageError, lone_errors
+from jmapfs.errors import JmapfsError, UsageError
 from jmapfs.fuse import MailOperations
 from jmapfs.mount.account import MountedAccount
 from jmapfs.mount.freezing import Freezer
 from jmapfs.mount.holding import Holding
 from jmapfs.mount.prefetching import Prefetching
 from jmapfs.mount.request import MountRequest
+from jmapfs.mount.showing import directory_names
 from jmapfs.mount.status import mount_status
 
 _SYNC_SECONDS: Final = 600.0
@@ -60,15 +61,37 @@ class Commands:
             self._request, self._accounts, self._operations, self._freezer.frozen
         )
 
-    async def sync(self, _arguments: Mapping[str, Any]) -> object:
-        """Ask the server now; answer when the tree, and the kernel, have what it says."""
-        with trio.move_on_after(_SYNC_SECONDS) as scope, lone_errors():
+    async def sync(self, arguments: Mapping[str, Any]) -> object:
+        """Ask the server now; answer when the tree, and the kernel, have what it says.
+
+        With a `path`, of several accounts only the one whose directory that is in. Where one of
+        them fails, the others are brought up to date all the same.
+        """
+        errors: list[JmapfsError] = []
+
+        async def sync(account: MountedAccount) -> None:
+            try:
+                await account.keeper.sync_now()
+            except JmapfsError as error:
+                errors.append(error)
+
+        with trio.move_on_after(_SYNC_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
-                for account in self._accounts:
-                    nursery.start_soon(account.keeper.sync_now)
+                for account in self._accounts_at(arguments.get("path")):
+                    nursery.start_soon(sync, account)
+        if errors:
+            raise errors[0]
         if scope.cancelled_caught:
             raise JmapfsError(f"the account is not up to date after {_SYNC_SECONDS:.0f} s")
         return {}
+
+    def _accounts_at(self, path: object) -> Sequence[MountedAccount]:
+        if not isinstance(path, str) or not path:
+            return self._accounts
+        names = directory_names(self._accounts)
+        top = path.partition("/")[0]
+        # Without a directory of its own, an account is all there is.
+        return [one for one in self._accounts if names.get(one.slot, top) == top]
 
     async def freeze(self, arguments: Mapping[str, Any]) -> object:
         """Hold the tree as it is, for `seconds`."""

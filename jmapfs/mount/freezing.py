@@ -1,8 +1,9 @@
 """Holding the tree still: a backup that takes an hour copies one state of the account.
 
 Frozen, the tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
-writing behind them, and the kernel's news are held back. It begins where the index is at a state
-of the account, not between two. It ends when somebody asks for
+writing behind them, and the kernel's news are held back. A freeze begins where the index is at a
+state of the account, not between two; unless the server is out of reach, so that nobody leads it
+there. It ends when somebody asks for
 that, and with the daemon. Besides, one that was asked for ends after its time; one that began with
 a hold ends when the last of those who hold it lets go.
 """
@@ -90,15 +91,16 @@ class Freezer:
         Raises:
             BusyError: it is frozen already, or the account is still being listed anew.
         """
-        async with self._lock:
-            if self.frozen is not None:
-                raise BusyError(f"the mount is frozen already, {_end_of(self.frozen)}")
-            frozen = (await self._begin(seconds)).frozen
-            self._expiry = trio.CancelScope()
-            self._nursery.start_soon(self._expire, seconds, self._expiry)
-            await self._tell_kernel()
-            _log.info("frozen for %.0f s", seconds)
-            return frozen
+        until = trio.current_time() + _SETTLING_SECONDS
+        while True:
+            async with self._lock:
+                if self.frozen is not None:
+                    raise BusyError(f"the mount is frozen already, {_end_of(self.frozen)}")
+                held = self._begin(seconds)
+                if held is not None:
+                    await self._freeze(held, seconds)
+                    return held.frozen
+            await self._next_try(until)
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[Held]:
@@ -113,12 +115,17 @@ class Freezer:
         held: Held | None = None
         try:
             with trio.fail_after(_HOLD_SECONDS):
-                async with self._lock:
-                    held = self._held or await self._begin(None)
-                    self._holders += 1
-                    # Also if somebody else began: they may have gone before the kernel agreed.
-                    await self._tell_kernel()
-                    _log.info("held by %d", self._holders)
+                until = trio.current_time() + _SETTLING_SECONDS
+                while True:
+                    async with self._lock:
+                        held = self._held or self._begin(None)
+                        if held is not None:
+                            self._holders += 1
+                            # Also if somebody else began: they may have gone before it agreed.
+                            await self._tell_kernel()
+                            _log.info("held by %d", self._holders)
+                            break
+                    await self._next_try(until)
         except trio.TooSlowError:
             raise BusyError(f"the mount is not frozen after {_HOLD_SECONDS:.0f} s") from None
         else:
@@ -150,22 +157,42 @@ class Freezer:
         """Let go of the held states, at the end of the mount."""
         self._stack.close()
 
-    async def _begin(self, seconds: float | None) -> Held:
-        """Show the tree as it is now, or is when the index has come to a state of the account."""
-        with trio.move_on_after(_SETTLING_SECONDS):
-            while True:
-                readers = [self._pinned_readers(account) for account in self._accounts]
-                if all(one.tree.state().settled for one in readers):
-                    return self._show(readers, seconds)
-                self._stack.close()
-                await trio.sleep(_PAUSE_SECONDS)
-        raise BusyError(
-            f"the account has been between two states for {_SETTLING_SECONDS:.0f} s, since much of"
-            " it changed or all of it is listed anew: try again later"
-        )
+    async def _freeze(self, held: Held, seconds: float) -> None:
+        """Let a freeze that has begun end after its time, and the kernel know of it."""
+        self._expiry = trio.CancelScope()
+        self._nursery.start_soon(self._expire, seconds, self._expiry)
+        try:
+            await self._tell_kernel()
+        except trio.Cancelled:
+            # Nobody waits for it any more, and so nobody would end it.
+            self._nursery.start_soon(self._thaw_unheld, held)
+            raise
+        _log.info("frozen for %.0f s", seconds)
 
-    def _show(self, readers: list[_Readers], seconds: float | None) -> Held:
-        """Show a state; without an await: no later one may be seen in between."""
+    async def _next_try(self, until: float) -> None:
+        """Wait a moment for an account to come from one state to the next.
+
+        Not within the lock: whoever wants to thaw has nothing to wait for.
+        """
+        if trio.current_time() >= until:
+            raise BusyError(
+                f"the account has been between two states for {_SETTLING_SECONDS:.0f} s, since"
+                " much of it changed or all of it is listed anew: try again later"
+            )
+        await trio.sleep(_PAUSE_SECONDS)
+
+    def _begin(self, seconds: float | None) -> Held | None:
+        """Show the tree as it is now; without an await: no later state may be seen in between.
+
+        None where that is between two states of an account, and the next one is to be expected.
+        """
+        readers = [self._pinned_readers(account) for account in self._accounts]
+        if any(
+            account.keeper.condition.online and not its.tree.state().settled
+            for account, its in zip(self._accounts, readers, strict=True)
+        ):
+            self._stack.close()
+            return None
         self.view = View.of(
             self._accounts, [(one.tree, one.listings) for one in readers], still=True
         )

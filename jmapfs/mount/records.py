@@ -102,6 +102,7 @@ class _AccountRecords:
             "username": state.username,
             "email_state": state.email_state,
             "synced_at": state.synced_at,
+            "settled": state.settled,
             "mailboxes": self._in_order(directory).mailboxes(),
             "mails": mails,
             "bytes": size,

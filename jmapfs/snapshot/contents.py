@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,7 @@ class Contents:
 
         A content that was moved is where one of its lines says. Raises OSError.
         """
-        if kept.blob_id in self._unchecked or not path.is_file():
+        if kept.blob_id in self._unchecked or not _is_file(path):
             return
         content = Content(kept.size, bytes.fromhex(kept.sha256), next(self._numbers))
         self._journal.add([Kept(kept.blob_id, kept.size, kept.sha256, _file(content.number))])
@@ -199,3 +200,11 @@ def _date(descriptor: int, received_at: int) -> None:
     # Before 1970 it is 1970, as in a mount: not every file system has other times.
     when = max(received_at, 0) * _NANOSECONDS
     os.utime(descriptor, ns=(when, when))
+
+
+def _is_file(path: Path) -> bool:
+    # Also where a damaged journal has a name that is too long for any file.
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False

@@ -70,6 +70,7 @@ class _AccountOpener:
         self._blobs = blobs
         self._report = report
         self._allow_stale = allow_stale
+        self._is_stale = False
 
     @contextlib.asynccontextmanager
     async def open(self, ahead: Ahead) -> AsyncIterator[_AccountSource]:
@@ -89,6 +90,9 @@ class _AccountOpener:
             while True:
                 state = await trio.to_thread.run_sync(_pinned_state, reader)
                 if state.complete and state.settled:
+                    return
+                if state.complete and self._is_stale:
+                    self._report.notice("the index is between two states: that is no one state")
                     return
                 await trio.sleep(_PAUSE_SECONDS)
         raise BusyError(
@@ -120,6 +124,7 @@ class _AccountOpener:
             raise obstacle
         if not self._allow_stale:
             raise BusyError(f"{obstacle} (--allow-stale takes it as it is)")
+        self._is_stale = True
         self._report.notice(
             f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
         )

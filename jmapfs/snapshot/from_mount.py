@@ -58,6 +58,8 @@ class _Tree(msgspec.Struct, frozen=True):
     account_name: str
     username: str
     email_state: str
+    synced_at: float
+    settled: bool
     root: str
     directory: str
     mails: int
@@ -86,27 +88,33 @@ class MountOpener:
     @contextlib.asynccontextmanager
     async def open(self, _ahead: Ahead) -> AsyncIterator[_MountedTree]:
         """Bring the mount up to date, and hold it at the state that it shows then."""
-        await self._bring_up_to_date()
+        is_up_to_date = await self._bring_up_to_date()
         began = time.time()
         async with contextlib.AsyncExitStack() as stack:
             held = await _answered(
                 partial(stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS))
             )
-            if held.since < began:
-                self._report.notice(
-                    f"{self._mountpoint} is frozen: what follows is its state of"
-                    f" {time_text(held.since)}"
-                )
             tree = await _answered(partial(_MountedTree, held, self._mountpoint, self._path))
+            if held.since < began:
+                self._tell(f"is frozen: what follows is its state of {time_text(held.since)}")
+            elif not is_up_to_date:
+                self._tell(f"is behind: what follows is its state of {time_text(tree.synced_at)}")
+            if not tree.settled:
+                self._tell("is between two states of the account: what follows is no one state")
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(tree.stay)
                     yield tree
                     nursery.cancel_scope.cancel()
 
-    async def _bring_up_to_date(self) -> None:
+    def _tell(self, text: str) -> None:
+        self._report.notice(f"{self._mountpoint} {text}")
+
+    async def _bring_up_to_date(self) -> bool:
+        """Have the mount ask the server; False where it cannot, and an older state will do."""
         try:
-            await _answered(partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS))
+            asking = partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS, path=self._path)
+            await _answered(asking)
         except NotMountedError:
             raise
         except JmapfsError as error:
@@ -115,6 +123,8 @@ class MountOpener:
                 text += " (--allow-stale copies it as it is)"
                 raise RelayedError(text, error.exit_code) from error
             self._report.notice(text)
+            return False
+        return True
 
 
 class _MountedTree:
@@ -142,6 +152,8 @@ class _MountedTree:
             directory=tree.directory,
         )
         self.email_state = tree.email_state
+        self.synced_at = tree.synced_at
+        self.settled = tree.settled
         self.mails = tree.mails
         self.mailboxes: Sequence[MailboxPlace] = tree.mailboxes
 
@@ -272,8 +284,10 @@ async def _answered(question: Callable[[], _T]) -> _T:
     return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
 
 
-def _ask(mountpoint: Path, command: str, *, seconds: float) -> Any:  # noqa: ANN401 - JSON
-    return ask(socket_directory(), socket_name(mountpoint), command, seconds=seconds)
+def _ask(mountpoint: Path, command: str, *, seconds: float, **arguments: object) -> Any:  # noqa: ANN401 - JSON is anything
+    return ask(
+        socket_directory(), socket_name(mountpoint), command, seconds=seconds, arguments=arguments
+    )
 
 
 def _directory(wanted: Wanted) -> str:

@@ -27,8 +27,6 @@ class Keeper:
 
         `refusal` says who keeps it.
         """
-        if await self._arrival.has_come():
-            return None
         state = await trio.to_thread.run_sync(current_state, self._database)
         if not state.complete:
             return BusyError(f"{refusal}, and has not listed it yet: try again later")
@@ -46,7 +44,11 @@ def _sync_mounts_of(state: AccountState) -> None:
 
     There may be several, with a cache of their own each; the one that is meant is among them, or
     it is no mount that keeps the index.
+
+    Raises:
+        JmapfsError: the first of those that could not; the others were asked all the same.
     """
+    failure: JmapfsError | None = None
     for mount in mounts():
         if not mount.ours:
             continue
@@ -61,4 +63,9 @@ def _sync_mounts_of(state: AccountState) -> None:
             for account in status.get("accounts", [status])
         ]
         if (state.account_id, state.server, True) in accounts:
-            ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
+            try:
+                ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
+            except JmapfsError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure

@@ -79,10 +79,15 @@ class Previous(BlobLines):
     def __init__(self, snapshot: Snapshot, *, doubted: bool) -> None:
         super().__init__(snapshot.path / MANIFEST)
         self.date = snapshot.date
+        self.taken = snapshot.taken
         self._directory = os.fspath(snapshot.path)
         self._doubted = doubted
         for position, mail in read_lines(snapshot.path):
             self.add(mail.blob_id, position)
+
+    def doubt(self) -> None:
+        """Read each file from here on, before it is said to be there."""
+        self._doubted = True
 
     def content(self, blob_id: str) -> tuple[str, SavedMail] | None:
         """Return a file that has the blob's content, and what is on record of it."""

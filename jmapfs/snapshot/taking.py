@@ -146,6 +146,8 @@ class _Taking:
         begun = await self._begin(source.origin)
         builder, contents = begun.builder, begun.partial.contents
         date = self._destination.next_date(datetime.now(UTC))
+        # What is found from here on is found when this one has been taken: then it is doubted.
+        await _in_thread(partial(self._doubt, begun.previous))
         await _in_thread(partial(builder.begin, source.mailboxes))
         copying = Copying(source, builder, contents, self._report)
         await copying.run()
@@ -211,15 +213,19 @@ class _Taking:
 
     def _previous(self, sharing: Sharing) -> Previous | None:
         """Return the newest snapshot whose manifest is as it was written."""
-        verified = Verified.read(self._destination)
         for snapshot in reversed(self._destination.snapshots()):
             if is_intact(snapshot.path):
                 # What is copied is read anyway.
-                doubts = verified.doubts(snapshot.date, snapshot.taken)
-                doubted = sharing.links == "copy" or doubts
-                return Previous(snapshot, doubted=doubted)
+                return Previous(snapshot, doubted=sharing.links == "copy")
             self._notice(f"{snapshot.path} is damaged, and is not built upon: run verify")
         return None
+
+    def _doubt(self, previous: Previous | None) -> None:
+        """Doubt the last snapshot where verify has found damage that it may have a part in."""
+        if previous is not None:
+            verified = Verified.read(self._destination)
+            if verified.doubts(previous.date, previous.taken):
+                previous.doubt()
 
     def _notice(self, text: str) -> None:
         trio.from_thread.run_sync(self._report.notice, text)

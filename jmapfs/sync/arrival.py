@@ -2,7 +2,7 @@
 
 Its keeper may be unable to follow the server although we can talk to it: its password is an old
 one, or it is a snapshot that has just ended. So it is not believed, but the server is asked for its
-state (RFC 8620 §5.1), and the index has to come to that, or to one that was reached after that.
+states (RFC 8620 §5.1), and the index has to have these, or to have been brought up to date since.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jmapfs.jmap import Client
 
 
 class Arrival:
-    """The coming of an index to what the server has when it is asked for the first time."""
+    """The coming of an index to what the server has at this moment, or later."""
 
     def __init__(self, client: Client, database: IndexDatabase) -> None:
         self._client = client
         self._database = database
-        self._began = 0.0
-        self._wanted = ""
+        # The clock of the machine, as for `synced_at`: it is set by another process.
+        self._began = time.time()
 
     async def has_come(self) -> bool:
         """Tell whether the index has come there.
@@ -33,14 +33,14 @@ class Arrival:
             StorageError: the index cannot be read.
             JmapfsError: what the client raises.
         """
-        if not self._wanted:
-            # The clock of the machine, as for `synced_at`: it is set by another process.
-            self._began = time.time()
-            self._wanted = await self._client.email_state()
         state = await trio.to_thread.run_sync(current_state, self._database)
-        return state.complete and (
-            state.email_state == self._wanted or state.synced_at >= self._began
-        )
+        if not state.complete or state.synced_at >= self._began:
+            return state.complete
+        # A mailbox that is renamed changes its own state only.
+        _, mailbox_state = await self._client.mailboxes()
+        if state.mailbox_state != mailbox_state:
+            return False
+        return state.email_state == await self._client.email_state()
 
 
 def current_state(database: IndexDatabase) -> AccountState:

@@ -84,6 +84,8 @@ async def follow(client: Client, writer: IndexWriter) -> bool:
 
 
 async def _follow_once(client: Client, writer: IndexWriter, *, all_mailboxes: bool = False) -> bool:
+    # Before anything is asked: what the server has by then is in the index afterwards.
+    began = time.time()
     state = await trio.to_thread.run_sync(writer.state)
     unfinished = await trio.to_thread.run_sync(writer.has_deferred)
     mailboxes = await _mailbox_update(client, "" if all_mailboxes else state.mailbox_state)
@@ -95,7 +97,7 @@ async def _follow_once(client: Client, writer: IndexWriter, *, all_mailboxes: bo
             raise ChangesUnknownError("the server says there is more, and does not go on")
         changed |= step.state != since
         if changed or all_mailboxes:
-            when = time.time() if changed else state.synced_at
+            when = began if changed else state.synced_at
             await trio.to_thread.run_sync(_store, writer, mailboxes, step, when)
         if not step.more:
             return changed

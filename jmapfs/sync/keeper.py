@@ -119,9 +119,10 @@ class Keeper:
             return
         if self.client is not None:
             arrival = Arrival(self.client, self._database)
-            with trio.move_on_after(_ARRIVAL_SECONDS):
+            with trio.move_on_after(_ARRIVAL_SECONDS) as waiting:
                 while not await arrival.has_come():  # noqa: ASYNC110 - in another process
                     await trio.sleep(_PAUSE_SECONDS)
+            if not waiting.cancelled_caught:
                 # It is a round that tells of what has come.
                 await self._next_round()
                 return

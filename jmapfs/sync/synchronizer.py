@@ -104,6 +104,7 @@ class Synchronizer:
         This is what is left to ask of a server that cannot say what changed. Its mailboxes are
         few: they are compared whole, and the index completed with them.
         """
+        began = time.time()
         state = await trio.to_thread.run_sync(self._writer.state)
         mailboxes, mailbox_state = await self._client.mailboxes()
         if await self._client.email_state() != state.email_state:
@@ -124,7 +125,7 @@ class Synchronizer:
                             mailbox_state=mailbox_state,
                             complete=True,
                             settled=True,
-                            synced_at=time.time(),
+                            synced_at=began,
                         )
                     )
 

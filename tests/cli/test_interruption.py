@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from jmapfs.cli.asking import _SignalsLeftToCommand
 from jmapfs.cli.interruption import Interrupted, run_interruptibly
 from jmapfs.errors import StorageError
 
@@ -126,3 +127,14 @@ def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == (b"", b"")
         assert process.returncode == -signal.SIGINT
+
+
+def test_ctrl_c_before_a_freeze_is_there() -> None:
+    """Once it is, it is the command's; until then it ends the waiting."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _SignalsLeftToCommand():
+        signal.raise_signal(signal.SIGINT)
+    with _SignalsLeftToCommand() as signals:
+        signals.frozen()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -26,6 +26,7 @@ class Daemon:
     def __init__(self) -> None:
         self.holders = 0
         self.stuck = trio.Event()
+        self.let_go = trio.Event()
         self._change = trio.Event()
         self.error: Exception | None = None
         self.slow = False
@@ -66,12 +67,16 @@ class Daemon:
 
     async def stick(self, _arguments: Mapping[str, Any]) -> object:
         self.stuck.set()
-        await trio.sleep_forever()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.let_go.set()
         raise AssertionError
 
     @contextlib.asynccontextmanager
     async def running(self, directory: Path) -> AsyncIterator[None]:
-        async with control_socket(directory, NAME, {"echo": self.echo}, {"hold": self.hold}):
+        commands = {"echo": self.echo, "stick": self.stick}
+        async with control_socket(directory, NAME, commands, {"hold": self.hold}):
             yield
 
     async def held_by(self, holders: int) -> None:
@@ -124,6 +129,17 @@ async def test_questions_and_answers(tmp_path: Path) -> None:
         # One answer without a session is given as ever.
         asking = partial(ask, tmp_path, NAME, "echo", arguments={"a": 1})
         assert await trio.to_thread.run_sync(asking) == {"a": 1}
+
+
+async def test_an_answer_that_nobody_waits_for(tmp_path: Path) -> None:
+    """Also without a session: what it would lead to, nobody would undo."""
+    daemon = Daemon()
+    async with daemon.running(tmp_path):
+        async with connected(tmp_path) as stream:
+            await stream.send_all(b'{"command": "stick"}\n')
+            await daemon.stuck.wait()
+        with trio.fail_after(5):
+            await daemon.let_go.wait()
 
 
 async def test_it_ends_with_the_connection(tmp_path: Path) -> None:

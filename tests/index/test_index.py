@@ -282,7 +282,9 @@ def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> No
         assert reader.counts().emails == 1
 
 
-@pytest.mark.parametrize("damage", ["garbage", "version", "empty", "foreign", "state", "listing"])
+@pytest.mark.parametrize(
+    "damage", ["garbage", "version", "empty", "foreign", "state", "listing", "text"]
+)
 def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage: str) -> None:
     with database.writer() as writer:
         put(writer, email("1", "A"))
@@ -296,6 +298,12 @@ def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage
             name = "complete" if damage == "state" else damage
             with sqlite3.connect(database.path) as connection:
                 connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '7')", (name,))
+            connection.close()
+        case "text":
+            with sqlite3.connect(database.path) as connection:
+                connection.execute(
+                    "INSERT OR REPLACE INTO meta VALUES ('email_state', CAST(x'22ff22' AS TEXT))"
+                )
             connection.close()
         case _:
             pragma = "user_version" if damage == "version" else "application_id"

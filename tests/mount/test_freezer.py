@@ -18,6 +18,7 @@ from jmapfs.mount import freezing
 from jmapfs.mount.account import MountedAccount
 from jmapfs.mount.freezing import Freezer
 from jmapfs.mount.showing import View
+from jmapfs.sync import Condition
 
 
 class Kernel:
@@ -81,7 +82,7 @@ async def freezer(
     database: IndexDatabase, kernel: Kernel, nursery: trio.Nursery
 ) -> AsyncIterator[Freezer]:
     parts: dict[str, Any] = dict.fromkeys(("source", "disk", "content", "traffic", "pages"))
-    keeper: Any = SimpleNamespace(condition=SimpleNamespace(online=True))
+    keeper: Any = SimpleNamespace(condition=Condition(online=True, since=0.0))
     account = MountedAccount(
         slot=0, database=database, keeper=keeper, news=cast("Any", kernel), **parts
     )
@@ -205,4 +206,43 @@ async def test_an_account_that_is_between_two_states_for_long(
     with pytest.raises(BusyError, match="between two states"):
         async with freezer.hold():
             raise AssertionError
+    await thawed(freezer, kernel)
+
+
+async def test_out_of_reach_of_the_server_nothing_is_waited_for(
+    freezer: Freezer, kernel: Kernel, database: IndexDatabase
+) -> None:
+    """Nobody leads the index to a state then: what is shown is what there is."""
+    settle(database, settled=False)
+    freezer._accounts[0].keeper.condition = Condition(online=False, since=0.0)
+    kernel.agrees.set()
+    async with freezer.hold() as held:
+        assert freezer.holds(held)
+    await thawed(freezer, kernel)
+
+
+async def test_thawing_does_not_wait_for_who_waits(
+    freezer: Freezer, nursery: trio.Nursery, database: IndexDatabase
+) -> None:
+    settle(database, settled=False)
+    nursery.start_soon(freezer.freeze, 60)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(5):
+        assert not await freezer.thaw()
+
+
+async def test_a_freeze_that_nobody_waits_for_ends(
+    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
+) -> None:
+    scope = trio.CancelScope()
+
+    async def freeze() -> None:
+        with scope:
+            await freezer.freeze(60)
+            raise AssertionError
+
+    nursery.start_soon(freeze)
+    await kernel.asked.wait()
+    assert freezer.frozen is not None
+    scope.cancel()
     await thawed(freezer, kernel)

@@ -110,18 +110,34 @@ async def test_an_index_that_is_between_two_states_for_long(
     assert len(dates(kept.dest)) == 1
 
 
+@pytest.mark.parametrize("change", ["a mail", "a name"])
 async def test_an_index_that_nobody_brings_up_to_date(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """An older state is not passed off as that of now."""
     monkeypatch.setattr(from_account, "_KEEPER_SECONDS", 0.3)
-    kept.account.add_email(message(90), ["P0"])
+    if change == "a mail":
+        kept.account.add_email(message(90), ["P0"])
+    else:
+        # The state of the emails stays the same.
+        kept.account.rename_mailbox("P1", "Play")
     with pytest.raises(BusyError, match="not up to date"):
         await kept.take()
     assert len(dates(kept.dest)) == 1
     assert (await kept.take(allow_stale=True)).new == 0
     [notice] = kept.listener.notices
     assert "not up to date; what follows is its state of" in notice
+
+
+async def test_an_index_that_stays_between_two_states(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is content with an older state gets that, too, and is told."""
+    monkeypatch.setattr(from_account, "_KEEPER_SECONDS", 0.3)
+    kept.become(settled=False)
+    kept.account.add_email(message(90), ["P0"])
+    assert (await kept.take(allow_stale=True)).new == 0
+    assert [notice for notice in kept.listener.notices if "between two states" in notice]
 
 
 async def test_whoever_kept_the_index_ends(kept: Kept) -> None:

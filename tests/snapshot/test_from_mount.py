@@ -19,6 +19,8 @@ TREE = {
     "account_name": "alice",
     "username": "alice",
     "email_state": "s1",
+    "synced_at": 1_700_000_000.0,
+    "settled": True,
     "root": "",
     "directory": "",
     "mails": 0,

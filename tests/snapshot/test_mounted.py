@@ -221,6 +221,8 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
             assert result.exit_code == UnreachableError.exit_code, result.stderr
             assert "is offline" in result.stderr
             assert dates(tmp_path / "dest") == []
+            result = home.run("snapshot", "--allow-stale", mount.path / "Work", tmp_path / "work")
+            assert "is behind: what follows is its state of 20" in result.stderr
             taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
             assert by_directory(taken)["Work"] == few.messages["Work"]
             relay.mend()

@@ -381,6 +381,30 @@ def test_what_verify_found_is_fetched_anew(dest: Path, found_in: str) -> None:
     require_whole(Path(summary.path))
 
 
+def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looking what was found and taking its date, for which a long listing may be."""
+    account = MadeUpAccount(letters(20))
+    first = Path(take(account, dest).path)
+    altered = first / "mail/Inbox/0003.eml"
+    altered.chmod(0o600)
+    altered.write_bytes(b"x" * altered.stat().st_size)
+    next_date = Destination.next_date
+    asked = 0
+
+    def found_meanwhile(self: Destination, now: datetime) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            taken = self.snapshots()[-1].taken
+            record(self, first.name, Verification(taken, "altered", quick=False))
+        return next_date(self, now)
+
+    monkeypatch.setattr(Destination, "next_date", found_meanwhile)
+    account.brought.clear()
+    take(account, dest)
+    assert account.brought == ["B3"]
+
+
 def test_what_a_killed_prune_left_goes(dest: Path) -> None:
     account = MadeUpAccount(letters(20))
     first = Path(take(account, dest).path)
@@ -444,7 +468,9 @@ def test_what_is_taken_over_is_read_from_the_disk(
     assert happened == ["sync", *["drop"] * 19, "sync"]
 
 
-@pytest.mark.parametrize("damage", ["no text", "no checksum", "no size", "leads elsewhere"])
+@pytest.mark.parametrize(
+    "damage", ["no text", "no checksum", "no size", "leads elsewhere", "long name"]
+)
 def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     """What its lines say of contents is lost, and no more than that."""
     first = Path(take(MadeUpAccount(letters(5)), dest).path)
@@ -463,6 +489,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
             "leads elsewhere": line.replace(
                 file.encode(), f"snapshot/mail/../../../{first.name}/mail/Inbox/0001.eml".encode()
             ),
+            "long name": line.replace(file.encode(), b"snapshot/mail/" + b"x" * 300),
         }[damage]
     journal.write_bytes(head + b"".join(lines))
     account.lost.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 from jmapfs.errors import ServerError
 from jmapfs.index import IndexWriter
 from jmapfs.jmap import Client, Mailbox
-from jmapfs.jmap.changes import Changes
+from jmapfs.jmap.changes import Changes, MailboxChanges
 from jmapfs.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
 from tests.server.large import large_account
@@ -224,6 +225,26 @@ async def test_a_chain_that_brings_emails_back_under_other_ids(tmp_path: Path) -
         assert not set().union(*lacking)
         assert set(f.emails_shown()) == before
         await f.assert_as_if_new()
+
+
+async def test_the_time_of_a_state_is_that_of_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server had by then is in the index; of what came later nothing is said."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        mailbox_changes = Client.mailbox_changes
+        asked: list[float] = []
+
+        async def noted(client: Client, since: str) -> MailboxChanges:
+            asked.append(time.time())
+            return await mailbox_changes(client, since)
+
+        monkeypatch.setattr(Client, "mailbox_changes", noted)
+        f.account.add_email(message(100), ["P3"])
+        before = time.time()
+        await f.update()
+        assert before <= f.writer.state().synced_at <= asked[0]
 
 
 async def test_a_mailbox_that_is_left_out_once_keeps_its_mail(
