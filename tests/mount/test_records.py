@@ -122,6 +122,7 @@ async def test_a_description_is_of_what_is_at_and_below(
         "username": "alice",
         "email_state": "e1",
         "synced_at": 1000.5,
+        "settled": True,
         "mails": 15,
         "bytes": sum(100 + number for number in range(15)),
     }
