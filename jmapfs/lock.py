@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from jmapfs.errors import BusyError, StorageError
@@ -57,12 +56,7 @@ class ProcessLock:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Others may go on holding what is shared, and then it is not us.
         with contextlib.suppress(OSError):
             if _holder(self._descriptor) == str(os.getpid()):

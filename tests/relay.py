@@ -13,7 +13,6 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 _HOST = "127.0.0.1"
@@ -37,12 +36,7 @@ class Relay:
         self._run(self._accept)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Closing alone does not wake who waits for a connection.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from jmapfs.control import ask, mount_at, socket_directory, socket_name
+from jmapfs.control import SYNC_SECONDS, ask, require_mount, socket_directory, socket_name
 from jmapfs.errors import NotMountedError, UsageError
 
 _SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
-_SYNC_SECONDS: Final = 630.0
 
 # What shells answer for a command that is not there, or cannot be run, or was killed by a signal.
 _NOT_FOUND: Final = 127
@@ -24,7 +23,7 @@ _KILLED: Final = 128
 
 def sync(mountpoint: Path) -> None:
     """Have a mount ask the server now; return when it shows what the server has."""
-    _ask(mountpoint, "sync", seconds=_SYNC_SECONDS)
+    _ask(mountpoint, "sync", seconds=SYNC_SECONDS)
 
 
 def freeze(mountpoint: Path, seconds: float) -> float:
@@ -137,9 +136,7 @@ def _thaw_quietly(mountpoint: Path, since: float) -> bool:
 def _ask(
     mountpoint: Path, command: str, *, seconds: float, arguments: dict[str, Any] | None = None
 ) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    require_mount(mountpoint)
     return ask(
         socket_directory(), socket_name(mountpoint), command, seconds=seconds, arguments=arguments
     )

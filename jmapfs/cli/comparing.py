@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import msgspec
 
 from jmapfs.cli.display import console
 from jmapfs.cli.escaping import escaped, escaped_json
+from jmapfs.cli.options import destination_argument
 from jmapfs.snapshot.comparing import (
     Added,
     Change,
@@ -32,7 +32,7 @@ _KINDS: Final = {Added: "added", Gone: "gone", Moved: "moved", Flagged: "flagged
 
 
 @click.command("diff")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@destination_argument
 @click.argument("old", metavar="DATE")
 @click.argument("new", metavar="DATE")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as one JSON document.")
@@ -43,7 +43,7 @@ def diff_command(destination: Path, old: str, new: str, *, as_json: bool) -> Non
     gone with -, one that was moved with >, and one whose keywords changed with *; a renamed mailbox
     one with R. A mail in several mailboxes has several names, and one line.
     """
-    place = Destination(Path(os.path.realpath(destination)))
+    place = Destination(destination)
     earlier, later = place.snapshot(old), place.snapshot(new)
     renamed = renamed_mailboxes(earlier.description(), later.description())
     for snapshot in (earlier, later):

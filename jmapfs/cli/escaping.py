@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 
 def escaped(text: str) -> str:
     r"""Return text with an escape such as `\x1b` for each character that is not printable.
@@ -15,6 +17,14 @@ def escaped(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )
+
+
+def json_document(value: object) -> str:
+    """Return structs, and what they hold, as a JSON document for people and programs.
+
+    Names of files that are no text are in it as well, as Python writes them: with lone surrogates.
+    """
+    return escaped_json(json.dumps(msgspec.to_builtins(value), ensure_ascii=False, indent=2))
 
 
 def escaped_json(document: str) -> str:

@@ -1,4 +1,4 @@
-"""Options that several commands have: which account, and where it is kept."""
+"""What several commands are told: which account, where it is kept, and where its snapshots are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Final
 import click
 
 from jmapfs.account import default_cache_root
+
+destination_argument: Final = click.argument(
+    "destination", metavar="DEST", type=click.Path(path_type=Path, resolve_path=True)
+)
 
 account_option: Final = click.option(
     "--account", "selection", metavar="NAME", help="Another of the accounts the user can see."

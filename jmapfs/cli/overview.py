@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
-import msgspec
 
 from jmapfs.cli.columns import columns
+from jmapfs.cli.escaping import json_document
+from jmapfs.cli.options import destination_argument
 from jmapfs.cli.quantities import readable
 from jmapfs.snapshot.destination import Destination
 from jmapfs.snapshot.overview import Line, Overview, look_over
@@ -19,7 +19,7 @@ _NUMBERS = range(1, 5)
 
 
 @click.command("snapshots")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@destination_argument
 @click.option("--json", "as_json", is_flag=True, help="Print all there is to know, as JSON.")
 def snapshots_command(destination: Path, *, as_json: bool) -> None:
     """List the snapshots in DEST, the oldest first.
@@ -27,9 +27,9 @@ def snapshots_command(destination: Path, *, as_json: bool) -> None:
     NEW and GONE are mails, and ADDED is the disk space that the snapshot took, all in comparison
     to the one before it. STATE is by what is on record: `jmapfs verify` looks.
     """
-    overview = look_over(Destination(Path(os.path.realpath(destination))))
+    overview = look_over(Destination(destination))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(overview), indent=2))
+        click.echo(json_document(overview))
     else:
         _show(overview)
 

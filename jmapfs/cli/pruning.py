@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 from rich.console import Console
 
 from jmapfs.cli.columns import columns
 from jmapfs.cli.display import console
-from jmapfs.cli.escaping import escaped, escaped_json
+from jmapfs.cli.escaping import escaped, json_document
+from jmapfs.cli.options import destination_argument
 from jmapfs.cli.quantities import readable
 from jmapfs.snapshot.destination import Destination
 from jmapfs.snapshot.policy import UNLIMITED, Policy
@@ -46,7 +45,7 @@ def _rule(name: str, what: str) -> Callable[[click.decorators.FC], click.decorat
 
 
 @click.command("prune")
-@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@destination_argument
 @_rule("last", "Keep the N newest snapshots.")
 @_rule("hourly", "Keep the newest of each hour that has any, for the last N of them.")
 @_rule("daily", "The same for days.")
@@ -75,7 +74,7 @@ def prune_command(
     of UTC, as in the names of snapshots. The newest snapshot that is whole always stays, and so
     does whatever in DEST is no snapshot of this account by jmapfs.
     """
-    place = Destination(Path(os.path.realpath(destination)))
+    place = Destination(destination)
     policy = Policy(last, hourly, daily, weekly, monthly, yearly)
     if dry_run:
         pruned = Pruned(plan_pruning(place, policy), 0)
@@ -120,4 +119,4 @@ def _json(pruned: Pruned, *, dry_run: bool) -> str:
         "left_alone": pruned.plan.left_alone,
         "freed_bytes": None if dry_run else pruned.freed_bytes,
     }
-    return escaped_json(msgspec.json.format(msgspec.json.encode(document).decode(), indent=2))
+    return json_document(document)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jmapfs.cli.quantities import readable
-from jmapfs.control import ask, mount_at, mounts, socket_directory, socket_name
+from jmapfs.control import ask, mounts, require_mount, socket_directory, socket_name
 from jmapfs.errors import NotMountedError
 
 
@@ -19,9 +19,7 @@ def status_of(mountpoint: Path) -> dict[str, Any]:
     Raises:
         NotMountedError: nothing of ours is mounted there, or its daemon does not answer.
     """
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    require_mount(mountpoint)
     try:
         status: dict[str, Any] = ask(socket_directory(), socket_name(mountpoint), "status")
     except NotMountedError as error:

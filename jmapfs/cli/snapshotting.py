@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, read_config
 from jmapfs.cli.display import console
+from jmapfs.cli.escaping import json_document
 from jmapfs.cli.interruption import run_interruptibly
-from jmapfs.cli.options import account_option, cache_directory_option
+from jmapfs.cli.options import account_option, cache_directory_option, destination_argument
 from jmapfs.cli.quantities import readable
 from jmapfs.cli.secrets import account_source
 from jmapfs.cli.snapshot_display import SnapshotDisplay
@@ -30,12 +30,10 @@ from jmapfs.snapshot import (
     take_snapshot,
 )
 
-_DIRECTORY = click.Path(path_type=Path)
-
 
 @click.command("snapshot")
 @click.argument("source")
-@click.argument("destination", metavar="DEST", type=_DIRECTORY)
+@destination_argument
 @click.option(
     "--max-gone",
     type=click.FloatRange(0, 100),
@@ -69,9 +67,9 @@ def snapshot_command(
     0 means that everything is there; otherwise there is no new snapshot, and the next run goes on
     with what has come.
     """
-    place = Path(os.path.realpath(destination))
     mount = mount_of(Path(os.path.realpath(source)))
-    _require_apart(place, mount)
+    _require_apart(destination, mount)
+    place = Destination(destination)
     with SnapshotDisplay(console, quiet=quiet) as display:
         if mount is not None:
             if selection is not None:
@@ -79,9 +77,7 @@ def snapshot_command(
             path = _path_in(mount, source)
             opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
             summary = run_interruptibly(
-                partial(
-                    take_snapshot, opener, Destination(place), max_gone=max_gone, report=display
-                )
+                partial(take_snapshot, opener, place, max_gone=max_gone, report=display)
             )
         else:
             account = _account(source, read_config(), selection)
@@ -90,19 +86,19 @@ def snapshot_command(
             )
             summary = run_interruptibly(partial(_of_account, opening, place, max_gone, display))
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
+        click.echo(json_document(summary))
     elif not quiet:
         click.echo(_line(summary))
 
 
 async def _of_account(
     opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
-    place: Path,
+    place: Destination,
     max_gone: float,
     display: SnapshotDisplay,
 ) -> Summary:
     async with opening() as opener:
-        return await take_snapshot(opener, Destination(place), max_gone=max_gone, report=display)
+        return await take_snapshot(opener, place, max_gone=max_gone, report=display)
 
 
 def _path_in(mount: Mount, source: str) -> str:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import click
-import msgspec
 
 from jmapfs.cli.display import console
-from jmapfs.cli.escaping import escaped
+from jmapfs.cli.escaping import escaped, json_document
 from jmapfs.cli.interruption import run_interruptibly
 from jmapfs.cli.progress import counting, weighing
 from jmapfs.cli.quantities import readable
@@ -88,8 +87,7 @@ class _Run:
         """Show what it all comes to; raises the error that tells of what is wrong."""
         error = error_of(self._results)
         if self._as_json:
-            content = msgspec.json.encode({"snapshots": self._documents})
-            click.echo(msgspec.json.format(content, indent=2))
+            click.echo(json_document({"snapshots": self._documents}))
         elif self._results and not self._quiet:
             click.echo(_summary(self._results))
         if error is None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from jmapfs.control.protocol import Answer, Request, short_path
-from jmapfs.errors import UNDECODABLE, NotMountedError, RelayedError
+from jmapfs.errors import UNDECODABLE, NotMountedError
+
+SYNC_SECONDS: Final = 630.0
+"""How long to wait for the answer to `sync`: the mount itself gives up before that."""
 
 
 def ask(
@@ -43,9 +46,7 @@ def ask(
         answer = msgspec.json.decode(line, type=Answer)
     except UNDECODABLE as error:
         raise NotMountedError("the daemon ended before it answered") from error
-    if answer.error is not None:
-        raise RelayedError(answer.error, answer.exit_code)
-    return answer.answer
+    return answer.content()
 
 
 def _received(connection: socket.socket) -> bytes:

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import msgspec
 
-from jmapfs.control.mountinfo import mount_at
+from jmapfs.control.mountinfo import require_mount
 from jmapfs.control.places import socket_directory, socket_name
 from jmapfs.control.protocol import Answer, Request, short_path
-from jmapfs.errors import UNDECODABLE, NotMountedError, RelayedError, UsageError
+from jmapfs.errors import UNDECODABLE, NotMountedError, UsageError
 
 _PIECE_BYTES: Final = 1 << 18
 _LET_GO: Final = "it has ended, or let go of what it held"
@@ -58,9 +58,7 @@ class Hold:
                 self._connection.close()
                 why = _LET_GO if isinstance(error, ConnectionError) else error
                 raise NotMountedError(f"the daemon does not answer: {why}") from error
-        if answer.error is not None:
-            raise RelayedError(answer.error, answer.exit_code)
-        return answer.answer
+        return answer.content()
 
     def _exchanged(self, line: bytes, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
@@ -89,9 +87,7 @@ def hold(mountpoint: Path, *, seconds: float = 300.0) -> Iterator[Hold]:
         NotMountedError: nothing of ours is mounted there, or it is not held after `seconds`.
         JmapfsError: it cannot be held.
     """
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    require_mount(mountpoint)
     with hold_over(socket_directory(), socket_name(mountpoint), seconds=seconds) as held:
         yield held
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from jmapfs.errors import NotMountedError
+
 SUBTYPE: Final = "jmapfs"
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
@@ -46,6 +48,18 @@ def mounts() -> list[Mount]:
 def mount_at(mountpoint: Path) -> Mount | None:
     """Return what is mounted at exactly that path, the topmost of several; or None."""
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
+
+
+def require_mount(mountpoint: Path) -> Mount:
+    """Return the mount of ours at a resolved path.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    return mount
 
 
 def mount_of(path: Path) -> Mount | None:

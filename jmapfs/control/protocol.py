@@ -20,6 +20,8 @@ from typing import Any
 
 import msgspec
 
+from jmapfs.errors import RelayedError
+
 
 class Request(msgspec.Struct, frozen=True):
     """What is asked of a mount."""
@@ -34,6 +36,16 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     answer: Any = None
     error: str | None = None
     exit_code: int = 0
+
+    def content(self) -> Any:  # noqa: ANN401 - whatever JSON can hold
+        """Return what was answered.
+
+        Raises:
+            RelayedError: that was an error; its text and its exit code.
+        """
+        if self.error is not None:
+            raise RelayedError(self.error, self.exit_code)
+        return self.answer
 
 
 @contextlib.contextmanager

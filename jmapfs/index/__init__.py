@@ -4,6 +4,7 @@ One process writes (see `jmapfs.lock`), any number read. The index is a copy of 
 has: it can be deleted at any time and costs a new listing.
 """
 
+from jmapfs.index.connection import index_errors
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.journal import JournalEntry, JournalPart
 from jmapfs.index.mails import ListedBlob, MailPage, MailRow
@@ -39,4 +40,5 @@ __all__ = [
     "MailboxRecord",
     "MailboxRow",
     "PlacedFile",
+    "index_errors",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Self
+
+from jmapfs.errors import StorageError
 
 
 class IndexConnection:
@@ -16,14 +19,18 @@ class IndexConnection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connection; an open transaction, or a pinned view, ends with it."""
         self._connection.close()
+
+
+@contextlib.contextmanager
+def index_errors() -> Iterator[None]:
+    """Let an error of SQLite in reading become a StorageError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot read the index: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from jmapfs.errors import StorageError
 from jmapfs.index.meta import read_listing_progress, read_state
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.records import AccountState
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
 
@@ -53,6 +54,20 @@ class IndexDatabase:
                 self._create()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot use the index {self.path}: {error}") from error
+
+    def state(self) -> AccountState:
+        """Return the state that the index holds; an empty one where there is none yet.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if not self.path.exists():
+            return AccountState()
+        try:
+            with self.reader() as reader:
+                return reader.state()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the index {self.path}: {error}") from error
 
     def reader(self) -> IndexReader:
         """Return a reader on a connection of its own; close it."""

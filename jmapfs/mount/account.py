@@ -223,7 +223,6 @@ def _require_listed(database: IndexDatabase, refusal: BusyError) -> None:
 
 def _is_complete(database: IndexDatabase) -> bool:
     try:
-        with database.reader() as reader:
-            return reader.state().complete
-    except (sqlite3.Error, StorageError):
+        return database.state().complete
+    except StorageError:
         return False

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,8 +19,7 @@ from typing import Final
 import pyfuse3
 import trio
 
-from jmapfs.errors import StorageError
-from jmapfs.index import IndexReader, JournalPart
+from jmapfs.index import IndexReader, JournalPart, index_errors
 from jmapfs.names import ABOUT_INODE, ROOT_INODE
 from jmapfs.tree import Layout, lay_out
 
@@ -90,10 +88,8 @@ class KernelNews:
         self._stopped = True
 
     async def _tell(self, reader: IndexReader) -> None:
-        try:
+        with index_errors():
             stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index: {error}") from error
         # Always: that the server went, or came back, is in no journal but in `.jmapfs.json`.
         self._coming()
         # At the end of a mount nobody may be left to answer what the kernel waits for.

@@ -6,15 +6,14 @@ readers of their own: neither the event loop nor the kernel waits for them.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
 
-from jmapfs.errors import BusyError, StorageError, UsageError
-from jmapfs.index import IndexReader
+from jmapfs.errors import BusyError, UsageError
+from jmapfs.index import IndexReader, index_errors
 from jmapfs.tree import Directory, Layout, MailsInOrder, Tree
 
 _SECONDS: Final = 120.0
@@ -74,12 +73,10 @@ class Records:
         if self._closed:
             raise BusyError("the freeze has ended")
         try:
-            with trio.fail_after(_SECONDS):
+            with trio.fail_after(_SECONDS), index_errors():
                 return await trio.to_thread.run_sync(question, limiter=self._limiter)
         except trio.TooSlowError:
             raise BusyError(f"no answer within {_SECONDS:.0f} s: the mount is busy") from None
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index: {error}") from error
 
 
 class _AccountRecords:

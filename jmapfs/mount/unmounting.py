@@ -8,8 +8,8 @@ import select
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control import ask, mount_at, socket_directory, socket_name
-from jmapfs.errors import BusyError, JmapfsError, NotMountedError
+from jmapfs.control import ask, require_mount, socket_directory, socket_name
+from jmapfs.errors import BusyError, JmapfsError
 from jmapfs.mount.mountpoint import detach
 
 _EXIT_SECONDS: Final = 30
@@ -23,9 +23,7 @@ def unmount(mountpoint: Path) -> None:
         BusyError: files in it are open, or the daemon does not end.
         MountpointError: it cannot be unmounted for another reason.
     """
-    mount = mount_at(mountpoint)
-    if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    require_mount(mountpoint)
     daemon = None
     with contextlib.suppress(JmapfsError):
         # A daemon that died says nothing; its mount goes all the same.

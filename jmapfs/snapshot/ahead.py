@@ -8,15 +8,12 @@ when the state is known. What turns out to be gone by then was fetched in vain.
 from __future__ import annotations
 
 import itertools
-import sqlite3
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import trio
 
-from jmapfs.errors import StorageError
-from jmapfs.index import IndexReader, ListedBlob
+from jmapfs.index import IndexReader, ListedBlob, index_errors
 from jmapfs.snapshot.bringing import Blobs
 from jmapfs.snapshot.source import Ahead, Receiver, Wanted
 
@@ -83,9 +80,5 @@ class BringingAhead:
                 await self._blobs.bring(batch, self._receiver)
 
     async def _listed_after(self, position: int) -> list[ListedBlob]:
-        try:
-            return await trio.to_thread.run_sync(
-                partial(self._reader.listed_after, position, _STEP)
-            )
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index: {error}") from error
+        with index_errors():
+            return await trio.to_thread.run_sync(self._reader.listed_after, position, _STEP)

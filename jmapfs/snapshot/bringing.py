@@ -17,7 +17,7 @@ from jmapfs.cache import SMALL_BYTES, DiskCache
 from jmapfs.errors import BlobMismatchError, JmapfsError, ServerError
 from jmapfs.fetch import ContentCheck
 from jmapfs.jmap import Client
-from jmapfs.snapshot.source import Cached, Receiver, Wanted
+from jmapfs.snapshot.source import Cached, Receiver, Wanted, batches_of
 
 # Beyond what every request gets, a large blob gets as long as it takes at this rate.
 _DEADLINE_SECONDS: Final = 120.0
@@ -46,21 +46,11 @@ class Blobs:
     def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
         """Divide what is wanted into requests: by the server's limits, the large ones alone."""
         limits = self._client.batch_limits
-        most, room = (limits.blobs, limits.bytes) if limits is not None else (_ALONE, 0)
-        largest = room // _LARGE_PART if limits is not None else SMALL_BYTES
-        batch: list[Wanted] = []
-        size = 0
-        for one in wanted:
-            if one.size > largest:
-                yield [one]
-                continue
-            if batch and (len(batch) == most or (room and size + one.size > room)):
-                yield batch
-                batch, size = [], 0
-            batch.append(one)
-            size += one.size
-        if batch:
-            yield batch
+        if limits is None:
+            room = _ALONE * SMALL_BYTES
+            return batches_of(wanted, most=_ALONE, room=room, largest=SMALL_BYTES)
+        largest = limits.bytes // _LARGE_PART
+        return batches_of(wanted, most=limits.blobs, room=limits.bytes, largest=largest)
 
     async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""

@@ -24,7 +24,7 @@ import httpx
 from jmapfs.errors import ConfigError, JmapfsError, StorageError, UsageError
 from jmapfs.jmap.origins import origin_of
 from jmapfs.snapshot.manifest import read_description
-from jmapfs.snapshot.records import CHECKSUMS, DESCRIPTION, MANIFEST, Description, Origin
+from jmapfs.snapshot.records import TELLING, Description, Origin
 
 PARTIAL: Final = ".partial-"
 LATEST: Final = "latest"
@@ -103,7 +103,7 @@ class Destination:
             for entry in self._entries()
             if is_date(entry.name)
             and entry.is_dir(follow_symlinks=False)
-            and _looks_like_one(Path(entry.path))
+            and looks_like_one(Path(entry.path))
         ]
 
     def snapshot(self, date: str) -> Snapshot:
@@ -117,7 +117,7 @@ class Destination:
             if date == LATEST:
                 name = os.readlink(self.path / LATEST)  # noqa: PTH115 - its text, not a path
         path = self.path / name
-        if not (is_date(name) and _looks_like_one(path)):
+        if not (is_date(name) and looks_like_one(path)):
             raise UsageError(f"{self.path}: there is no snapshot {date}")
         return Snapshot(path)
 
@@ -180,9 +180,10 @@ def is_date(name: str) -> bool:
     return True
 
 
-def _looks_like_one(path: Path) -> bool:
+def looks_like_one(directory: Path) -> bool:
+    """Tell whether a directory is a snapshot, whatever its name."""
     # Each is enough: one that has lost the others is still ours, and damaged.
-    return any(os.path.lexists(path / name) for name in (MANIFEST, DESCRIPTION, CHECKSUMS))
+    return any(os.path.lexists(directory / name) for name in TELLING)
 
 
 def identity(origin: Origin) -> tuple[str, str, str]:

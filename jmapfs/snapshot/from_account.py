@@ -7,7 +7,6 @@ for as long as the copy takes. Content comes from the server, and is of the blob
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,8 +14,8 @@ from typing import Final
 import trio
 
 from jmapfs.account import AccountSource, Lead, account_directory
-from jmapfs.errors import BusyError, JmapfsError, StorageError, lone_errors
-from jmapfs.index import AccountState, IndexDatabase, IndexReader, IndexWriter
+from jmapfs.errors import BusyError, JmapfsError, lone_errors
+from jmapfs.index import AccountState, IndexDatabase, IndexReader, IndexWriter, index_errors
 from jmapfs.jmap import Client, connect
 from jmapfs.snapshot.ahead import BringingAhead
 from jmapfs.snapshot.bringing import Blobs, opened_cache
@@ -24,7 +23,7 @@ from jmapfs.snapshot.keeping import Keeper
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
 from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
-from jmapfs.sync import Synchronizer, check_account, current_state
+from jmapfs.sync import Synchronizer, check_account
 from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
 
 _PART: Final = 2000
@@ -78,10 +77,8 @@ class _AccountOpener:
         await self._bring_up_to_date(ahead)
         with self._database.reader() as reader:
             await self._settled(reader)
-            try:
+            with index_errors():
                 source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
-            except sqlite3.Error as error:
-                raise StorageError(f"cannot read the index: {error}") from error
             yield source
 
     async def _settled(self, reader: IndexReader) -> None:
@@ -119,7 +116,7 @@ class _AccountOpener:
 
     async def _take_as_it_is(self, obstacle: BusyError) -> None:
         """Be content with the state that the index has, or raise what keeps it from another."""
-        state = await trio.to_thread.run_sync(current_state, self._database)
+        state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             raise obstacle
         if not self._allow_stale:
@@ -134,7 +131,7 @@ class _AccountOpener:
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
         with Lead(self._database.path.parent, self._database) as lead:
             refusal = await trio.to_thread.run_sync(lead.try_now)
-            await trio.to_thread.run_sync(self._check)
+            await trio.to_thread.run_sync(check_account, self._database, self._client)
             writer = lead.take() if refusal is None else None
             if writer is not None:
                 await self._synchronize(writer, ahead)
@@ -143,7 +140,7 @@ class _AccountOpener:
     async def _synchronize(self, writer: IndexWriter, ahead: Ahead) -> None:
         """Bring the index up to date; while an account is listed, content comes already."""
         synchronizer = Synchronizer(self._client, self._database, writer)
-        if (await trio.to_thread.run_sync(current_state, self._database)).complete:
+        if (await trio.to_thread.run_sync(self._database.state)).complete:
             await synchronizer.bring_up_to_date(self._report.listed)
             return
         receiver = await ahead.prepare(self._origin())
@@ -166,20 +163,13 @@ class _AccountOpener:
         session, account = self._client.session, self._client.account
         return Origin(session.api_url, account.id, account.name, session.username)
 
-    def _check(self) -> None:
-        """Check that the index, if there is one, is that of our account."""
-        if self._database.path.exists():
-            check_account(self._database, self._client)
-
 
 def _pinned_state(reader: IndexReader) -> AccountState:
     """Pin the state that the index has now, instead of one that was pinned before."""
-    try:
+    with index_errors():
         reader.unpin()
         reader.pin()
         return reader.state()
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot read the index: {error}") from error
 
 
 class _AccountSource:
@@ -211,12 +201,10 @@ class _AccountSource:
 
     async def after(self, position: int) -> MailsPart:
         """Return some mails from a position on, in order."""
-        try:
+        with index_errors():
             return await trio.to_thread.run_sync(
                 self._in_order.after, position, _PART, limiter=self._reading
             )
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index: {error}") from error
 
     async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ import msgspec
 import trio
 
 from jmapfs.cache import SMALL_BYTES
-from jmapfs.control import Hold, ask, hold, socket_directory, socket_name
+from jmapfs.control import SYNC_SECONDS, Hold, ask, hold, socket_directory, socket_name
 from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
@@ -31,13 +32,12 @@ from jmapfs.errors import (
 )
 from jmapfs.snapshot.records import Origin
 from jmapfs.snapshot.report import Report
-from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
+from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted, batches_of
 from jmapfs.tree import Mail, MailboxPlace, MailsPart, time_text
 
 _T = TypeVar("_T")
 
 _PART: Final = 2000
-_SYNC_SECONDS: Final = 630.0
 _ANSWER_SECONDS: Final = 300.0
 # Often enough for the mount to know that somebody is there.
 _STAY_SECONDS: Final = 60.0
@@ -113,7 +113,7 @@ class MountOpener:
     async def _bring_up_to_date(self) -> bool:
         """Have the mount ask the server; False where it cannot, and an older state will do."""
         try:
-            asking = partial(_ask, self._mountpoint, "sync", seconds=_SYNC_SECONDS, path=self._path)
+            asking = partial(_ask, self._mountpoint, "sync", seconds=SYNC_SECONDS, path=self._path)
             await _answered(asking)
         except NotMountedError:
             raise
@@ -166,20 +166,9 @@ class _MountedTree:
 
     def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
         """Divide what is wanted by directories, in their order: so the mount reads ahead."""
-        batch: list[Wanted] = []
-        size = 0
-        for one in sorted(wanted, key=lambda one: one.file.encode()):
-            if one.size > SMALL_BYTES:
-                yield [one]
-                continue
-            full = len(batch) == _BATCH_FILES or size + one.size > _BATCH_BYTES
-            if batch and (full or _directory(one) != _directory(batch[0])):
-                yield batch
-                batch, size = [], 0
-            batch.append(one)
-            size += one.size
-        if batch:
-            yield batch
+        in_order = sorted(wanted, key=lambda one: one.file.encode())
+        for _, of_one in groupby(in_order, key=_directory):
+            yield from batches_of(of_one, most=_BATCH_FILES, room=_BATCH_BYTES, largest=SMALL_BYTES)
 
     async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""

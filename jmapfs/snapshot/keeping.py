@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import trio
 
-from jmapfs.control import ask, mounts, socket_directory, socket_name
+from jmapfs.control import SYNC_SECONDS, ask, mounts, socket_directory, socket_name
 from jmapfs.errors import BusyError, JmapfsError
 from jmapfs.index import AccountState, IndexDatabase
 from jmapfs.jmap import Client
-from jmapfs.sync import Arrival, current_state
-
-_SYNC_SECONDS: Final = 630.0
+from jmapfs.sync import Arrival
 
 
 class Keeper:
@@ -27,7 +23,7 @@ class Keeper:
 
         `refusal` says who keeps it.
         """
-        state = await trio.to_thread.run_sync(current_state, self._database)
+        state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             return BusyError(f"{refusal}, and has not listed it yet: try again later")
         try:
@@ -64,7 +60,7 @@ def _sync_mounts_of(state: AccountState) -> None:
         ]
         if (state.account_id, state.server, True) in accounts:
             try:
-                ask(socket_directory(), name, "sync", seconds=_SYNC_SECONDS)
+                ask(socket_directory(), name, "sync", seconds=SYNC_SECONDS)
             except JmapfsError as error:
                 failure = failure or error
     if failure is not None:

@@ -20,6 +20,8 @@ MAIL: Final = "mail"
 MANIFEST: Final = "manifest.jsonl"
 CHECKSUMS: Final = "SHA256SUMS"
 DESCRIPTION: Final = "snapshot.json"
+TELLING: Final = (MANIFEST, DESCRIPTION, CHECKSUMS)
+"""What a snapshot has besides mail."""
 
 # The kernel takes none that is longer (PATH_MAX).
 _LONGEST_PATH: Final = 4096

@@ -6,7 +6,7 @@ the engine says whose content it wants, and the source brings that.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -26,6 +26,28 @@ class Wanted(NamedTuple):
     size: int
     received_at: int
     file: str
+
+
+def batches_of(
+    wanted: Iterable[Wanted], *, most: int, room: int, largest: int
+) -> Iterator[Sequence[Wanted]]:
+    """Divide what is wanted, in order: `most` to a batch, and `room` for bytes.
+
+    What is larger than `largest` bytes is a batch by itself.
+    """
+    batch: list[Wanted] = []
+    size = 0
+    for one in wanted:
+        if one.size > largest:
+            yield [one]
+            continue
+        if batch and (len(batch) == most or size + one.size > room):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += one.size
+    if batch:
+        yield batch
 
 
 class Cached(NamedTuple):

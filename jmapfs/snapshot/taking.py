@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -45,8 +44,6 @@ from jmapfs.snapshot.syncing import FileSystem
 from jmapfs.snapshot.verified import Verified
 
 _ATTEMPTS: Final = 5
-
-_T = TypeVar("_T")
 
 
 class _LostError(Exception):
@@ -135,7 +132,7 @@ class _Taking:
     async def unknown(self, candidates: Sequence[Wanted]) -> list[Wanted]:
         """Return what is not at hand; see `Ahead`."""
         assert self._begun is not None  # noqa: S101 - `prepare` comes first
-        return await _in_thread(partial(self._begun.builder.unknown, candidates))
+        return await trio.to_thread.run_sync(self._begun.builder.unknown, candidates)
 
     async def take(self, source: Source, max_gone: float) -> Summary:
         """Take the snapshot.
@@ -147,8 +144,8 @@ class _Taking:
         builder, contents = begun.builder, begun.partial.contents
         date = self._destination.next_date(datetime.now(UTC))
         # What is found from here on is found when this one has been taken: then it is doubted.
-        await _in_thread(partial(self._doubt, begun.previous))
-        await _in_thread(partial(builder.begin, source.mailboxes))
+        await trio.to_thread.run_sync(self._doubt, begun.previous)
+        await trio.to_thread.run_sync(builder.begin, source.mailboxes)
         copying = Copying(source, builder, contents, self._report)
         await copying.run()
         if copying.lost:
@@ -159,11 +156,11 @@ class _Taking:
         _require_kept(begun.previous, gone, max_gone)
         self._report.finishing()
         description = _described(date, source, begun, gone)
-        await _in_thread(partial(begun.manifest.finish, description))
+        await trio.to_thread.run_sync(begun.manifest.finish, description)
         # It may take as long as the disk does; Ctrl-C need not.
         await trio.to_thread.run_sync(begun.file_system.sync, abandon_on_cancel=True)
         # In one, so that nothing comes between: when it has its date, it is not to be a failure.
-        path, obstacle = await _in_thread(partial(self._publish, begun.partial, date))
+        path, obstacle = await trio.to_thread.run_sync(self._publish, begun.partial, date)
         self._report.made(path)
         if obstacle is not None:
             self._report.notice(f"the snapshot is there, but not all is tidied up: {obstacle}")
@@ -188,7 +185,7 @@ class _Taking:
 
     async def _begin(self, origin: Origin) -> _Begun:
         if self._begun is None:
-            self._begun = await _in_thread(partial(self._opened, origin))
+            self._begun = await trio.to_thread.run_sync(self._opened, origin)
         return self._begun
 
     def _opened(self, origin: Origin) -> _Begun:
@@ -290,7 +287,3 @@ def _incomplete(errors: Mapping[str, JmapfsError]) -> JmapfsError:
     return IncompleteError(
         f"{len(errors):,} mails cannot be had, so there is no snapshot: {first}; and so on"
     )
-
-
-async def _in_thread(work: Callable[[], _T]) -> _T:
-    return await trio.to_thread.run_sync(work)

@@ -21,13 +21,12 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from jmapfs.errors import StorageError, UsageError, lone_errors
-from jmapfs.snapshot.destination import is_date
+from jmapfs.snapshot.destination import Destination, looks_like_one
 from jmapfs.snapshot.findings import Finding, Result
 from jmapfs.snapshot.listing import ListedMail, Listing
 from jmapfs.snapshot.reading import Claim, Inodes, Reading, fault_of, wrong_kind
-from jmapfs.snapshot.records import CHECKSUMS, DESCRIPTION, MAIL, MANIFEST, Description
+from jmapfs.snapshot.records import MAIL, TELLING, Description
 
-_TELLING: Final = (MANIFEST, DESCRIPTION, CHECKSUMS)
 # A part is what a thread does at a time: long enough to be worth it, short enough to be seen.
 _PART_MAILS: Final = 256
 _PART_BYTES: Final = 8 << 20
@@ -61,21 +60,14 @@ def snapshots_at(place: Path) -> list[Path]:
         if not directory.is_dir():
             what = "not a directory" if directory.exists() else "there is no such directory"
             raise UsageError(f"{place}: {what}")
-        if _tells(directory):
+        if looks_like_one(directory):
             return [directory]
-        with os.scandir(directory) as entries:
-            found = sorted(
-                entry.name
-                for entry in entries
-                if is_date(entry.name)
-                and entry.is_dir(follow_symlinks=False)
-                and _tells(Path(entry.path))
-            )
     except OSError as error:
         raise StorageError(f"{place}: {error.strerror}") from error
+    found = [snapshot.path for snapshot in Destination(directory).snapshots()]
     if not found:
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
-    return [directory / name for name in found]
+    return found
 
 
 async def verify(directory: Path, *, quick: bool, inodes: Inodes, progress: Progress) -> Result:
@@ -240,7 +232,7 @@ class _Verifying:
         """Note what is extra; of files that are listed, their kind was looked at before."""
         listing = self._listing
         is_directory = entry.is_dir(follow_symlinks=False)
-        if path in _TELLING or path in listing.paths:
+        if path in TELLING or path in listing.paths:
             return
         if path in listing.directories:
             if not is_directory:
@@ -266,10 +258,6 @@ class _Verifying:
         """Raise if all that is missing is so since somebody has removed the snapshot."""
         if self._identified() != self._identity:
             raise StorageError(f"{self._directory} was removed meanwhile")
-
-
-def _tells(directory: Path) -> bool:
-    return any(os.path.lexists(directory / name) for name in _TELLING)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

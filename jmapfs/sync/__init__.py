@@ -1,6 +1,6 @@
 """Keeping the index true to the server: the first listing, and what changes after it."""
 
-from jmapfs.sync.arrival import Arrival, current_state
+from jmapfs.sync.arrival import Arrival
 from jmapfs.sync.keeper import Condition, Keeper, Opener
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import Synchronizer, check_account
@@ -13,5 +13,4 @@ __all__ = [
     "Opener",
     "Synchronizer",
     "check_account",
-    "current_state",
 ]

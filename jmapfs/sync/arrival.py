@@ -7,13 +7,11 @@ states (RFC 8620 §5.1), and the index has to have these, or to have been brough
 
 from __future__ import annotations
 
-import sqlite3
 import time
 
 import trio
 
-from jmapfs.errors import StorageError
-from jmapfs.index import AccountState, IndexDatabase
+from jmapfs.index import IndexDatabase
 from jmapfs.jmap import Client
 
 
@@ -33,7 +31,7 @@ class Arrival:
             StorageError: the index cannot be read.
             JmapfsError: what the client raises.
         """
-        state = await trio.to_thread.run_sync(current_state, self._database)
+        state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete or state.synced_at >= self._began:
             return state.complete
         # A mailbox that is renamed changes its own state only.
@@ -41,18 +39,3 @@ class Arrival:
         if state.mailbox_state != mailbox_state:
             return False
         return state.email_state == await self._client.email_state()
-
-
-def current_state(database: IndexDatabase) -> AccountState:
-    """Return the state that an index holds; an empty one where there is none yet.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    if not database.path.exists():
-        return AccountState()
-    try:
-        with database.reader() as reader:
-            return reader.state()
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot read the index {database.path}: {error}") from error

@@ -142,11 +142,7 @@ def check_account(database: IndexDatabase, client: Client) -> None:
         ConfigError: the index belongs to another account, or another server.
         StorageError: the index cannot be read.
     """
-    try:
-        with database.reader() as reader:
-            state = reader.state()
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot read the index {database.path}: {error}") from error
+    state = database.state()
     if state.account_id:
         _check(state, database, client)
     server, account_id = client.session.api_url, client.account_id

@@ -65,6 +65,26 @@ def by_directory(taken: Taken) -> dict[str, Counter[str]]:
     return found
 
 
+def churning(account: Account, messages: dict[str, Counter[str]]) -> dict[str, int]:
+    """Make an account fit for `Churn`; return how many mails are in each mailbox before it."""
+    account.fill("Lists/exmh", [b"Subject: more %d\r\n\r\n." % n for n in range(400)])
+    account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(400)])
+    before = {name: sum(counted.values()) for name, counted in messages.items()}
+    return before | {name: before[name] + 400 for name in ("Inbox", "Lists/exmh")}
+
+
+def arrived_in_one_state(taken: Taken, before: dict[str, int]) -> int:
+    """Check that a snapshot among changes is of one state; return how many mails had arrived."""
+    found = {name: sum(counted.values()) for name, counted in by_directory(taken).items()}
+    arrived = found["Inbox"] + found["Work"] - before["Inbox"] - before["Work"]
+    moved = found["Work"] - before["Work"]
+    gone = before["Lists/exmh"] - found["Lists/exmh"]
+    # A step at a time: it is in Work before it has left Inbox where the server copies to move.
+    assert arrived - moved in {0, 1}, (arrived, moved, gone)
+    assert moved - gone in {0, 1}, (arrived, moved, gone)
+    return arrived
+
+
 class Churn:
     """Mail that arrives, moves and vanishes until it is told to stop, `rounds` times at most."""
 
