@@ -13,7 +13,7 @@ def main() -> NoReturn:
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from jmapfs.cli.main import main as run_command_line  # noqa: PLC0415 - not before that
+    from jmapfs.cli.main import main as run_command_line
 
     signal.signal(signal.SIGINT, handler)
     run_command_line()

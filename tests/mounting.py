@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jmapfs.control import Hold, ask, hold_over, socket_name
+from jmapfs.control.mounts import socket_name
+from jmapfs.control.socket_client import Hold, ask, hold_over
 
 COMMAND_SECONDS = 60
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jmapfs.errors import BusyError, StorageError
-from jmapfs.lock import ProcessLock
+from jmapfs.locking import ProcessLock
 
 WHAT = "this thing"
 

@@ -14,11 +14,10 @@ import threading
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from jmapfs.cache.files import CacheFiles
 from jmapfs.cache.keys import checksum_of
-from jmapfs.cache.large import LargeBlob
-from jmapfs.cache.ledger import WANTED, Entry, find
-from jmapfs.cache.pins import Pins
+from jmapfs.cache.large_files import LargeBlob
+from jmapfs.cache.lru import WANTED, CacheEntry, PinnedBlobs, find
+from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
 
 _log = logging.getLogger(__name__)
@@ -34,10 +33,10 @@ _MANY: Final = (
 _PRESENT: Final = "SELECT key FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
 
 
-class Lookup:
+class CacheLookup:
     """Finds blobs by their key; safe to use from several threads, raises nothing."""
 
-    def __init__(self, files: CacheFiles, pins: Pins) -> None:
+    def __init__(self, files: CacheFiles, pins: PinnedBlobs) -> None:
         self._files = files
         self._pins = pins
         self._lock = threading.Lock()
@@ -81,7 +80,7 @@ class Lookup:
             return None
         if row is None:
             return None
-        entry = Entry(*row[:-1])
+        entry = CacheEntry(*row[:-1])
         if entry.large and entry.size > largest:
             return self._verified(entry)
         data = self._content(entry, row[-1])
@@ -102,7 +101,7 @@ class Lookup:
         for row in rows:
             _, key, size, _, checksum, _, data = row
             if data is None or len(data) != size or checksum_of(data) != checksum:
-                entry = Entry(*row[:-1])
+                entry = CacheEntry(*row[:-1])
                 data = self._content(entry, data) if size <= largest else None
                 if data is None:
                     continue
@@ -141,7 +140,7 @@ class Lookup:
         except (OSError, sqlite3.Error) as error:
             self._files.failed("drop a blob", error)
 
-    def _content(self, entry: Entry, data: bytes | None) -> bytes | None:
+    def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
         """Return the content of a blob, `data` or what its file has; drop what is damaged."""
         if entry.large:
             data = self._whole(entry)
@@ -152,7 +151,7 @@ class Lookup:
             return None
         return data
 
-    def _verified(self, entry: Entry) -> LargeBlob | None:
+    def _verified(self, entry: CacheEntry) -> LargeBlob | None:
         blob = self._open(entry)
         if blob is None:
             return None
@@ -166,7 +165,7 @@ class Lookup:
         self._bad(entry)
         return None
 
-    def _whole(self, entry: Entry) -> bytes | None:
+    def _whole(self, entry: CacheEntry) -> bytes | None:
         blob = self._open(entry)
         if blob is None:
             return None
@@ -177,7 +176,7 @@ class Lookup:
             _log.warning("%s", str(error))
             return None
 
-    def _open(self, entry: Entry) -> LargeBlob | None:
+    def _open(self, entry: CacheEntry) -> LargeBlob | None:
         self._pins.pin(entry.key)
         try:
             descriptor = os.open(self._files.large / entry.key.hex(), os.O_RDONLY)
@@ -195,7 +194,7 @@ class Lookup:
             return None
         return blob
 
-    def _bad(self, entry: Entry) -> None:
+    def _bad(self, entry: CacheEntry) -> None:
         _log.warning("a cached blob of %d bytes was damaged; it is dropped", entry.size)
         self.drop(entry.key, entry.number)
 

@@ -1,1 +1,1 @@
-"""The commands: what is asked for, and what is shown. No more than that."""
+"""The commands: arguments and output."""

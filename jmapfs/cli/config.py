@@ -13,11 +13,19 @@
 
 Secrets themselves are not in it. What is not understood is an error, not passed over: a
 misspelt key would otherwise be found out on the day when the backup is needed.
+
+From an account of the configuration, or a URL, to credentials.
+
+A secret comes from a command, a file or the environment; it is never on a command line, in the
+configuration file, in a message or in a log.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import stat
+import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +34,142 @@ from typing import Any, Final
 import msgspec
 import platformdirs
 
+from jmapfs.account import AccountSource
 from jmapfs.errors import ConfigError
+from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
+
+_COMMAND_SECONDS: Final = 120  # somebody may have to type a passphrase
+
+
+def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
+    """Return the account that the user means: one of the configuration, or by its location.
+
+    `account` is what was asked for on the command line, and goes before the configuration.
+
+    Raises:
+        ConfigError: there is no such account, or its secret is not to be had.
+    """
+    table = config.accounts.get(argument)
+    if table is not None:
+        credentials = _configured(argument, table, config)
+        return AccountSource(argument, table.server, credentials, account or table.account)
+    if not any(mark in argument for mark in ".:@/") and argument != "localhost":
+        names = ", ".join(sorted(config.accounts)) or "none"
+        raise ConfigError(
+            f"{argument}: no such account in {config.path} (it has: {names}), and not a URL,"
+            " a host or a mail address"
+        )
+    from_environment = _from_environment(None)
+    if from_environment is None:
+        raise ConfigError(
+            f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
+            f" or put the account into {config.path}"
+        )
+    return AccountSource(argument, argument, from_environment, account)
+
+
+def _configured(name: str, table: AccountTable, config: Config) -> Credentials:
+    where = f"{config.path}: [{name}]"
+    given = [
+        (kind, source, value)
+        for kind in ("password", "token")
+        for source in ("command", "file", "env")
+        if (value := getattr(table, f"{kind}_{source}")) is not None
+    ]
+    if len(given) > 1:
+        keys = " and ".join(f"{kind}_{source}" for kind, source, _ in given)
+        raise ConfigError(f"{where}: {keys}: one of them is enough")
+    if not given:
+        credentials = _from_environment(table.user)
+        if credentials is None:
+            raise ConfigError(
+                f"{where} does not say where its secret comes from (password_command,"
+                " password_file, password_env, token_command …), and the environment has none"
+            )
+        return credentials
+    kind, source, value = given[0]
+    if kind == "password" and table.user is None:
+        raise ConfigError(f"{where}: a password needs a user as well")
+    read = {"command": _from_command, "file": _from_file, "env": _from_variable}[source]
+    secret = read(f"{where} {kind}_{source}", value)
+    if kind == "token":
+        return BearerCredentials(secret)
+    assert table.user is not None  # noqa: S101 - for the type checker: checked above
+    return BasicCredentials(table.user, secret)
+
+
+def _from_environment(user: str | None) -> Credentials | None:
+    token = os.environ.get("JMAPFS_TOKEN")
+    if token:
+        return BearerCredentials(_one_line("JMAPFS_TOKEN", token))
+    user = os.environ.get("JMAPFS_USERNAME") or user
+    password = os.environ.get("JMAPFS_PASSWORD")
+    if not user or not password:
+        return None
+    return BasicCredentials(
+        _one_line("JMAPFS_USERNAME", user), _one_line("JMAPFS_PASSWORD", password)
+    )
+
+
+def _from_command(where: str, command: str) -> str:
+    try:
+        words = shlex.split(command)
+        if not words:
+            raise ConfigError(f"{where}: the command is empty")
+        # The terminal stays the command's, for a passphrase; only its output is ours.
+        result = subprocess.run(
+            words, stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}: {error.filename}") from error
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{where}: no answer within {_COMMAND_SECONDS} s") from None
+    if result.returncode != 0:
+        raise ConfigError(f"{where}: the command ended with exit code {result.returncode}")
+    return _one_line(where, _decoded(where, result.stdout))
+
+
+def _from_file(where: str, name: str) -> str:
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where}: {name}: there is no such home directory") from None
+    try:
+        mode = path.stat().st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"{where}: others may read {path}; do: chmod 600 {path}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a file name: {error}") from error
+    return _one_line(where, _decoded(where, content))
+
+
+def _from_variable(where: str, name: str) -> str:
+    secret = os.environ.get(name)
+    if not secret:
+        raise ConfigError(f"{where}: the environment variable {name} is not set")
+    return _one_line(where, secret)
+
+
+def _decoded(where: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
+
+
+def _one_line(where: str, text: str) -> str:
+    # `pass` and its kind keep notes below the first line.
+    secret = text.split("\n", 1)[0].rstrip("\r")
+    if not secret:
+        raise ConfigError(f"{where}: the secret is empty")
+    if not secret.isprintable():
+        raise ConfigError(f"{where}: the secret has control characters in it")
+    return secret
 
 
 class AccountTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

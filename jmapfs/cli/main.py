@@ -14,15 +14,12 @@ from typing import NoReturn
 import click
 
 from jmapfs import __version__
-from jmapfs.cli import mount_commands
-from jmapfs.cli.comparing import diff_command
-from jmapfs.cli.display import console
-from jmapfs.cli.escaping import escaped
-from jmapfs.cli.interruption import Interrupted
-from jmapfs.cli.overview import snapshots_command
-from jmapfs.cli.pruning import prune_command
-from jmapfs.cli.snapshotting import snapshot_command
-from jmapfs.cli.verifying import verify_command
+from jmapfs.cli import mount_command
+from jmapfs.cli.output import console, escaped
+from jmapfs.cli.signals import InterruptedBySignal
+from jmapfs.cli.snapshot_command import snapshot_command
+from jmapfs.cli.snapshots_command import diff_command, prune_command, snapshots_command
+from jmapfs.cli.verify_command import verify_command
 from jmapfs.errors import JmapfsError, MountpointError
 
 INTERRUPTED = 130
@@ -42,7 +39,7 @@ _SNAPSHOT_COMMANDS = (
     prune_command,
 )
 
-for _command in (*mount_commands.ALL, *_SNAPSHOT_COMMANDS):
+for _command in (*mount_command.ALL, *_SNAPSHOT_COMMANDS):
     cli.add_command(_command)
 
 
@@ -61,7 +58,7 @@ def main() -> NoReturn:
         if "fuse" not in str(error):
             raise
         _fail(f"mounts need libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
-    except Interrupted as error:
+    except InterruptedBySignal as error:
         _fail(str(error) or "interrupted", INTERRUPTED)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED)

@@ -1,13 +1,68 @@
-"""What several commands are told: which account, where it is kept, and where its snapshots are."""
+"""What several commands are told: which account, where it is kept, and where its snapshots are.
+
+Sizes in bytes and durations in seconds, as people write and read them.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
 import click
 
 from jmapfs.account import default_cache_root
+
+_FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+
+
+class SizeParameter(click.ParamType[int]):
+    """A parameter such as `500M` or `10G` (powers of 1024), in bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size, such as 500M or 10G", param, ctx)
+        return int(float(match[1]) * _FACTORS[match[2].upper()])
+
+
+def format_size(size: int) -> str:
+    """Return a size in bytes as text, such as `1.4 GiB`."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+class DurationParameter(click.ParamType[float]):
+    """A parameter such as `90s`, `10m`, `2h` or `1d`, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number of seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = _DURATION.fullmatch(value.strip())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a duration, such as 30s, 10m or 2h", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
+
 
 destination_argument: Final = click.argument(
     "destination", metavar="DEST", type=click.Path(path_type=Path, resolve_path=True)

@@ -22,7 +22,7 @@ _PIECE_BYTES: Final = 128 * 1024
 _STOP_SECONDS: Final = 1.0
 
 
-class KernelPages:
+class PageCacheWriter:
     """The kernel's page cache of the mount; `stored` counts the files it took."""
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ import sqlite3
 from pathlib import Path
 
 from jmapfs.errors import StorageError
-from jmapfs.index.meta import read_listing_progress, read_state
+from jmapfs.index.metadata import read_listing_progress, read_state
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.records import AccountState
+from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
-from jmapfs.index.records import MailboxRecord
+from jmapfs.index.rows import MailboxRecord
 
 _PUT: Final = """
 INSERT INTO mailbox (id, name, parent_id, role, sort_order, known) VALUES (?, ?, ?, ?, ?, 1)

@@ -2,28 +2,170 @@
 
 Outside `pinned`, each question is answered from the newest commit. Within it, all of them are
 answered from one commit, however long it takes and whatever is written meanwhile.
+
+What stands around a file in its directories: what reading ahead asks of the index.
+
+Names begin with the time of receipt, so the order of names is the order in which directories are
+listed and, but for ties within a second, that of inodes.
+
+All emails of an account, in order, with everything that is known of them: for copies of it.
+
+The order is that of receipt, then of blob id, then of email id. It is read in pages that end with
+a whole second, so that a page can be sorted by itself: inodes grow with the second of receipt.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
-from jmapfs.index import journal, mails, order
-from jmapfs.index.connection import IndexConnection
+from jmapfs.index import journal
 from jmapfs.index.journal import JournalPart
-from jmapfs.index.mails import ListedBlob, MailPage
-from jmapfs.index.meta import read_listing_progress, read_state
-from jmapfs.index.order import PlacedFile
-from jmapfs.index.records import (
+from jmapfs.index.metadata import read_listing_progress, read_state
+from jmapfs.index.rows import (
     AccountState,
     Counts,
+    DirectoryRows,
     FileRecord,
-    Listing,
     ListingProgress,
     MailboxRow,
 )
+from jmapfs.inodes import inode_slot
+from jmapfs.sqlite import IndexConnection
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedFile:
+    """A file in a directory: `name` there, `size` in bytes."""
+
+    name: str
+    inode: int
+    blob_id: str
+    size: int
+
+
+def places(connection: sqlite3.Connection, inode: int) -> list[tuple[int, str]]:
+    """Return the mailboxes that hold a file, each with its name there."""
+    return connection.execute(
+        "SELECT mailbox, name FROM membership WHERE inode = ?", (inode,)
+    ).fetchall()
+
+
+def names_before(connection: sqlite3.Connection, mailbox: int, name: str, count: int) -> list[str]:
+    """Return the `count` names that come right before a name in a mailbox, the nearest first."""
+    rows = connection.execute(
+        "SELECT name FROM membership WHERE mailbox = ? AND name < ? ORDER BY name DESC LIMIT ?",
+        (mailbox, name, count),
+    )
+    return [before for (before,) in rows]
+
+
+def files_after(
+    connection: sqlite3.Connection, mailbox: int, name: str, count: int
+) -> list[PlacedFile]:
+    """Return the `count` files that come right after a name in a mailbox, in order."""
+    rows = connection.execute(
+        "SELECT name, file.inode, blob_id, size FROM membership JOIN file USING (inode)"
+        " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
+        (mailbox, name, count),
+    )
+    return [PlacedFile(*row) for row in rows]
+
+
+_EMAILS: Final = """
+SELECT email.number, email.id, thread_id, inode, blob_id, received_at, size
+FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?
+ORDER BY received_at, blob_id, email.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MailRow:
+    """An email: `size` in bytes, `received_at` in seconds since 1970 (UTC).
+
+    `names` are its file names, each with the number of the mailbox it is in.
+    """
+
+    email_id: str
+    thread_id: str
+    blob_id: str
+    received_at: int
+    size: int
+    keywords: tuple[str, ...]
+    names: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MailPage:
+    """Some emails in order; `last` is the inode after which the next page begins, or None."""
+
+    rows: list[MailRow]
+    last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBlob:
+    """The blob of an email, whose `number` says when the email came into the index."""
+
+    number: int
+    blob_id: str
+    size: int
+    received_at: int
+
+
+def listed_after(connection: sqlite3.Connection, number: int, count: int) -> list[ListedBlob]:
+    """Return the blobs of emails in the order in which these came into the index."""
+    rows = connection.execute(
+        "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
+        " WHERE number > ? ORDER BY number LIMIT ?",
+        (number, count),
+    )
+    return [ListedBlob(*row) for row in rows]
+
+
+def page_after(connection: sqlite3.Connection, inode: int, count: int) -> MailPage:
+    """Return the emails whose inodes come after `inode`: some `count` files, up to a whole second.
+
+    Beyond what inodes can tell apart (before 1970, after 2105) a second is all of that time.
+    """
+    bounds = connection.execute(
+        "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",
+        (inode, count - 1),
+    ).fetchone()
+    last = inode_slot(bounds[1]).stop - 1 if bounds else None
+    first, end = inode + 1, (1 << 63) - 1 if last is None else last
+    names: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+    for email, mailbox, name in connection.execute(
+        "SELECT email, mailbox, name FROM membership WHERE inode BETWEEN ? AND ?", (first, end)
+    ):
+        names[email].append((mailbox, name))
+    keywords: defaultdict[int, list[str]] = defaultdict(list)
+    for email, keyword in connection.execute(
+        "SELECT email, keyword FROM email JOIN keyword ON keyword.email = email.number"
+        " WHERE inode BETWEEN ? AND ?",
+        (first, end),
+    ):
+        keywords[email].append(keyword)
+    rows = [
+        MailRow(
+            email_id,
+            thread_id,
+            blob_id,
+            received_at,
+            size,
+            tuple(sorted(keywords[number])),
+            tuple(names[number]),
+        )
+        for number, email_id, thread_id, _, blob_id, received_at, size in connection.execute(
+            _EMAILS, (first, end)
+        )
+    ]
+    return MailPage(rows, last)
+
 
 _CHUNK: Final = 1000
 
@@ -104,9 +246,9 @@ class IndexReader(IndexConnection):
         ).fetchone()
         return row[0] or 0, row[1] or 0
 
-    def listing(self, mailbox: int) -> Listing:
+    def listing(self, mailbox: int) -> DirectoryRows:
         """Return the files of a mailbox in name order."""
-        listing = Listing()
+        listing = DirectoryRows()
         # One statement is one state, whatever is committed while it runs.
         cursor = self._connection.execute(
             "SELECT name, file.inode, size, received_at, links"
@@ -135,23 +277,23 @@ class IndexReader(IndexConnection):
 
     def places(self, inode: int) -> list[tuple[int, str]]:
         """Return the mailboxes that hold a file, each with its name there."""
-        return order.places(self._connection, inode)
+        return places(self._connection, inode)
 
     def names_before(self, mailbox: int, name: str, count: int) -> list[str]:
         """Return the `count` names right before a name in a mailbox, the nearest first."""
-        return order.names_before(self._connection, mailbox, name, count)
+        return names_before(self._connection, mailbox, name, count)
 
     def files_after(self, mailbox: int, name: str, count: int) -> list[PlacedFile]:
         """Return the `count` files right after a name in a mailbox, in order."""
-        return order.files_after(self._connection, mailbox, name, count)
+        return files_after(self._connection, mailbox, name, count)
 
     def mails_after(self, inode: int, count: int) -> MailPage:
         """Return emails in order of receipt, those of some `count` files, behind an inode."""
-        return mails.page_after(self._connection, inode, count)
+        return page_after(self._connection, inode, count)
 
     def listed_after(self, number: int, count: int) -> list[ListedBlob]:
         """Return the blobs of `count` emails that came into the index after the one of a number."""
-        return mails.listed_after(self._connection, number, count)
+        return listed_after(self._connection, number, count)
 
     def journal(self, after: int) -> JournalPart:
         """Return what changed in the tree since a position in the journal."""

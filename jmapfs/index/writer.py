@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from jmapfs.index import emails, inodes, mailboxes
-from jmapfs.index.connection import IndexConnection
-from jmapfs.index.meta import (
+from jmapfs.index import emails, mailboxes
+from jmapfs.index.metadata import (
     read_listing_progress,
     read_state,
     write_listing_progress,
     write_state,
 )
-from jmapfs.index.records import AccountState, EmailRecord, ListingProgress, MailboxRecord
+from jmapfs.index.rows import AccountState, EmailRecord, ListingProgress, MailboxRecord
+from jmapfs.sqlite import IndexConnection
 
 
 class IndexWriter(IndexConnection):
@@ -131,7 +131,7 @@ class IndexWriter(IndexConnection):
 
         For the end of a first listing: pages come in an order that the server chooses.
         """
-        inodes.settle(self._connection)
+        emails.settle(self._connection)
 
     def checkpoint(self) -> None:
         """Move what was committed from the log to the index file, and empty the log."""

@@ -13,11 +13,10 @@ import msgspec
 import trio
 
 from jmapfs.errors import JmapfsError, MethodError, ProtocolError, RequestError
-from jmapfs.jmap.account import AccountCalls, is_too_large
+from jmapfs.jmap.api import MethodCall, MethodResponse
 from jmapfs.jmap.batch_limits import BLOB_CAPABILITIES, BatchLimits
-from jmapfs.jmap.calls import Call, Response
-from jmapfs.jmap.decoding import Id, UnsignedInt, decode
-from jmapfs.jmap.mail import AccountBound
+from jmapfs.jmap.methods import AccountMethods, is_too_large
+from jmapfs.jmap.types import AccountBound, Id, UnsignedInt, decode
 
 # Cyrus 3.6 gives the id unasked, and takes it for a mistake to ask for it.
 _PROPERTIES = ("data:asBase64", "size")
@@ -58,7 +57,7 @@ class LooseBlobGetAnswer(AccountBound, kw_only=True, rename="camel"):
     items: list[msgspec.Raw] = msgspec.field(name="list")
 
 
-class BatchCalls(AccountCalls):
+class BatchMethods(AccountMethods):
     """Blob/get (RFC 9404 §4.2). A batch counts in the budget of the transport as one request."""
 
     @property
@@ -105,7 +104,7 @@ class BatchCalls(AccountCalls):
 
     async def _get_blobs(self, batch: dict[str, int], deadline: float) -> dict[str, bytes]:
         # Neither offset nor length: Cyrus calls what is read with one of them truncated.
-        call = Call(
+        call = MethodCall(
             "Blob/get",
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
             using=BLOB_CAPABILITIES,
@@ -114,7 +113,7 @@ class BatchCalls(AccountCalls):
         [response] = await self.api.request([call], deadline=deadline, largest_answer=largest)
         return _whole(batch, self._items(response))
 
-    def _items(self, response: Response) -> list[BlobDocument]:
+    def _items(self, response: MethodResponse) -> list[BlobDocument]:
         try:
             # In the event loop: 1 ms for each MiB, in which msgspec holds the interpreter's lock,
             # so that a thread would hold up the loop for as long.

@@ -15,11 +15,11 @@ from urllib.parse import quote
 import trio
 
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
-from jmapfs.jmap.account import AccountCalls
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
-from jmapfs.jmap.incoming import Incoming, Outgoing
-from jmapfs.jmap.retrying import Retries, TransientError
-from jmapfs.jmap.wording import printable
+from jmapfs.jmap.http_errors import printable
+from jmapfs.jmap.methods import AccountMethods
+from jmapfs.jmap.response import Request, ResponseReader
+from jmapfs.jmap.retry import RetryPolicy, TransientError
 
 # Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -47,9 +47,9 @@ class BlobStream:
         self._api = api
         self._values = values
         self._until = until
-        self._retries = Retries(until)
+        self._retries = RetryPolicy(until)
         self._attempt = AsyncExitStack()
-        self._incoming: Incoming | None = None
+        self._incoming: ResponseReader | None = None
         self._handed_on = 0
         self._digest = hashlib.blake2b()
         self._ended = False
@@ -87,9 +87,9 @@ class BlobStream:
         self._incoming = None
         await self._attempt.aclose()
 
-    async def _open(self) -> Incoming:
+    async def _open(self) -> ResponseReader:
         session = await self._api.current_session(until=self._until)
-        outgoing = Outgoing(
+        outgoing = Request(
             method="GET", url=expand(session.download_url, self._values), headers=_HEADERS
         )
         exchange = self._api.transport.exchange(outgoing, until=self._until)
@@ -100,12 +100,12 @@ class BlobStream:
                 raise BlobNotFoundError(f"the server does not have the {self._name()}") from error
             raise
 
-    async def _receive(self, incoming: Incoming) -> bytes:
+    async def _receive(self, incoming: ResponseReader) -> bytes:
         chunk = await incoming.next_chunk()
         self._api.transport.traffic.bytes += len(chunk)
         return chunk
 
-    async def _pass_over(self, incoming: Incoming) -> None:
+    async def _pass_over(self, incoming: ResponseReader) -> None:
         """Read again what an earlier attempt handed on, and check that it is the same."""
         left, digest = self._handed_on, hashlib.blake2b()
         while left:
@@ -130,7 +130,7 @@ class BlobStream:
         return f"blob {printable(self._values['blobId'], 80)}"
 
 
-class BlobCalls(AccountCalls):
+class BlobMethods(AccountMethods):
     """Downloads. They count in the budget of the transport for as long as they last."""
 
     async def download_blob(

@@ -11,21 +11,17 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import ProtocolError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
-from jmapfs.jmap.batches import BatchCalls
-from jmapfs.jmap.blobs import BlobCalls
-from jmapfs.jmap.changes import ChangeCalls
+from jmapfs.jmap.batches import BatchMethods
+from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
-from jmapfs.jmap.discovery import discover
-from jmapfs.jmap.emails import EmailCalls
-from jmapfs.jmap.event_source import PushSettings
-from jmapfs.jmap.mailboxes import MailboxCalls
-from jmapfs.jmap.push import PushCalls
-from jmapfs.jmap.service import Resolver, look_up
-from jmapfs.jmap.session import Account, Session
-from jmapfs.jmap.transport import CONCURRENCY, Traffic, open_transport
+from jmapfs.jmap.discovery import Resolver, discover, look_up
+from jmapfs.jmap.http import CONCURRENCY, Traffic, open_transport
+from jmapfs.jmap.methods import ChangeMethods, EmailMethods, MailboxMethods
+from jmapfs.jmap.push import PushMethods, PushSettings
+from jmapfs.jmap.session import Session, SessionAccount
 
 
-class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls, BatchCalls, PushCalls):
+class Client(EmailMethods, MailboxMethods, ChangeMethods, BlobMethods, BatchMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once."""
 
     @property
@@ -34,7 +30,7 @@ class Client(EmailCalls, MailboxCalls, ChangeCalls, BlobCalls, BatchCalls, PushC
         return self.api.session
 
     @property
-    def account(self) -> Account:
+    def account(self) -> SessionAccount:
         """The account in the session; raises ProtocolError when the session has it no longer."""
         account = self.session.accounts.get(self.account_id)
         if account is None:

@@ -2,23 +2,76 @@
 
 Only here are redirects followed, and each place is first asked without credentials, so that
 whoever merely redirects never sees them.
+
+Which host serves JMAP for a domain: the SRV lookup of discovery (RFC 8620 §2.2, RFC 6186).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 from urllib.parse import urljoin
 
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.resolver
 import trio
+from dns.rdtypes.IN.SRV import SRV
 
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError
-from jmapfs.jmap.connections import LOCATION
-from jmapfs.jmap.incoming import Answer, Outgoing
+from jmapfs.jmap.http import LOCATION, Transport
+from jmapfs.jmap.http_errors import REDIRECTS, printable
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
-from jmapfs.jmap.refusals import REDIRECTS
-from jmapfs.jmap.service import Resolver, look_up
+from jmapfs.jmap.response import Request, Response
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
-from jmapfs.jmap.transport import Transport
+
+_LOOKUP_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTarget:
+    """A host and port of an SRV record; host "." says that there is no such service."""
+
+    host: str
+    port: int
+
+
+Resolver: TypeAlias = Callable[[str], Awaitable[list[ServiceTarget]]]
+"""Looks up the SRV records of a name: targets in the order to try them, empty if there are none.
+
+Raises UnreachableError when the lookup itself fails.
+"""
+
+
+async def look_up(name: str) -> list[ServiceTarget]:
+    """Ask the system's name servers for the SRV records of `name`; the default Resolver."""
+    try:
+        asked = dns.name.from_text(name)
+    except (dns.exception.DNSException, ValueError):
+        raise ConfigError(f"{printable(name, 80)} is not a name that can be looked up") from None
+    try:
+        resolver = dns.asyncresolver.Resolver()
+        answer = await resolver.resolve(asked, "SRV", search=False, lifetime=_LOOKUP_TIMEOUT)
+    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+        return []
+    except (dns.exception.DNSException, OSError) as error:
+        # Guessing the host instead would send the credentials to one the domain may not mean.
+        reason = printable(str(error), 160)
+        raise UnreachableError(
+            f"the SRV records of {printable(name, 80)} cannot be looked up: {reason} "
+            "(a session URL needs no lookup)"
+        ) from error
+    if answer.rrset is None:
+        return []
+    return [
+        ServiceTarget(record.target.to_text(omit_final_dot=True) or ".", record.port)
+        for record in answer.rrset.processing_order()
+        if isinstance(record, SRV)
+    ]
+
 
 _MOST_REDIRECTS = 5
 _WELL_KNOWN = "/.well-known/jmap"
@@ -117,9 +170,9 @@ async def _session_at(url: str, transport: Transport, until: float) -> Session:
     raise ProtocolError(f"discovery was redirected more than {_MOST_REDIRECTS} times")
 
 
-async def _ask(url: str, transport: Transport, until: float) -> Answer:
+async def _ask(url: str, transport: Transport, until: float) -> Response:
     """Ask one place, with credentials only if it does not redirect without them."""
-    anonymous = Outgoing(
+    anonymous = Request(
         method="GET",
         url=url,
         headers=SESSION_HEADERS,
@@ -132,13 +185,13 @@ async def _ask(url: str, transport: Transport, until: float) -> Answer:
     if answer.status in REDIRECTS:
         return answer
     transport.trust({secure_origin(url, naming="a URL in discovery", error=ProtocolError)})
-    asked = Outgoing(
+    asked = Request(
         method="GET", url=url, headers=SESSION_HEADERS, expected=frozenset({200}) | REDIRECTS
     )
     return await transport.fetch(asked, until=until)
 
 
-def _target(answer: Answer) -> str:
+def _target(answer: Response) -> str:
     host = host_of(answer.url)
     location = str(answer.headers.get(LOCATION, ""))
     naming = f"the redirect of {host}"

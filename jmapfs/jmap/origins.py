@@ -11,7 +11,7 @@ import ipaddress
 import httpx
 
 from jmapfs.errors import JmapfsError
-from jmapfs.jmap.wording import printable
+from jmapfs.jmap.http_errors import printable
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -12,11 +12,11 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from jmapfs.errors import ConfigError, ProtocolError
-from jmapfs.jmap.decoding import Id, decode
-from jmapfs.jmap.incoming import Answer
+from jmapfs.jmap.http import Transport
+from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
-from jmapfs.jmap.transport import Transport
-from jmapfs.jmap.wording import printable
+from jmapfs.jmap.response import Response
+from jmapfs.jmap.types import Id, decode
 
 CORE = "urn:ietf:params:jmap:core"
 MAIL = "urn:ietf:params:jmap:mail"
@@ -24,7 +24,7 @@ SESSION_HEADERS = {"Accept": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SessionAccount:
     """An account of the session; `capabilities` maps a capability to its limits and details."""
 
     id: str
@@ -54,7 +54,7 @@ class Session:
     download_url: str
     event_source_url: str | None
     state: str
-    accounts: Mapping[str, Account]
+    accounts: Mapping[str, SessionAccount]
     primary_accounts: Mapping[str, str]
     capabilities: Mapping[str, object]
     limits: Limits
@@ -73,7 +73,7 @@ class Session:
         extra = {name for name in needed if name in self.capabilities}
         return [CORE, MAIL, *sorted(extra - {CORE, MAIL})]
 
-    def mail_account(self, selection: str | None = None) -> Account:
+    def mail_account(self, selection: str | None = None) -> SessionAccount:
         """Return the account whose mail is meant: by id or by name, or else the primary one.
 
         Raises ProtocolError when the server has no mail for this user, ConfigError when the
@@ -98,7 +98,7 @@ class Session:
             )
         return self.accounts[primary]
 
-    def _selected(self, selection: str) -> Account:
+    def _selected(self, selection: str) -> SessionAccount:
         if selection in self.accounts:
             return self.accounts[selection]
         for same in (str, str.casefold):
@@ -153,7 +153,7 @@ class _CoreCapability(msgspec.Struct, rename="camel"):
     max_size_request: int | None = None
 
 
-def parse_session(answer: Answer, transport: Transport) -> Session:
+def parse_session(answer: Response, transport: Transport) -> Session:
     """Read a session out of the answer to a request for it; its URL is the base of relative ones.
 
     Raises ProtocolError when it is none, or names URLs that credentials must not go to.
@@ -182,7 +182,7 @@ def parse_session(answer: Answer, transport: Transport) -> Session:
         event_source_url=urls.get("eventSourceUrl"),
         state=document.state or "",
         accounts={
-            id_: Account(
+            id_: SessionAccount(
                 id=id_,
                 name=account.name or "",
                 is_personal=account.is_personal is not False,

@@ -1,4 +1,10 @@
-"""Bringing contents from a server: what the account's cache has, batches, and the rest alone.
+"""Bringing content while an account is listed for the first time.
+
+A listing keeps the server busy with one request and this process with writing; in between there
+is time to fetch what has been listed. What comes is kept under its blob id, and finds its place
+when the state is known. What turns out to be gone by then was fetched in vain.
+
+Bringing contents from a server: what the account's cache has, batches, and the rest alone.
 
 Nothing is put into the cache: a snapshot of everything would drive out what people read.
 """
@@ -6,6 +12,7 @@ Nothing is put into the cache: a snapshot of everything would drive out what peo
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,11 +20,13 @@ from typing import Final
 
 import trio
 
-from jmapfs.cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.content.download import ContentCheck
 from jmapfs.errors import BlobMismatchError, JmapfsError, ServerError
-from jmapfs.fetch import ContentCheck
-from jmapfs.jmap import Client
-from jmapfs.snapshot.source import Cached, Receiver, Wanted, batches_of
+from jmapfs.index.reader import IndexReader, ListedBlob
+from jmapfs.jmap.client import Client
+from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, batches_of
+from jmapfs.sqlite import index_errors
 
 # Beyond what every request gets, a large blob gets as long as it takes at this rate.
 _DEADLINE_SECONDS: Final = 120.0
@@ -30,7 +39,7 @@ _LARGE_PART: Final = 4
 _NO_LIMIT: Final = 1 << 62
 
 
-class Blobs:
+class BlobFetcher:
     """The contents of an account's blobs, over one client; `cached` are those that were here."""
 
     def __init__(self, client: Client, cache: DiskCache | None) -> None:
@@ -43,7 +52,7 @@ class Blobs:
         """How many requests may be under way at a time."""
         return self._client.api.transport.concurrency
 
-    def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide what is wanted into requests: by the server's limits, the large ones alone."""
         limits = self._client.batch_limits
         if limits is None:
@@ -52,7 +61,7 @@ class Blobs:
         largest = limits.bytes // _LARGE_PART
         return batches_of(wanted, most=limits.blobs, room=limits.bytes, largest=largest)
 
-    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
+    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""
         left = await self._from_cache(batch, receiver)
         if len(left) > 1 and self._client.batch_limits is not None:
@@ -65,7 +74,9 @@ class Blobs:
                 failed[wanted.blob_id] = error
         return failed
 
-    async def _from_cache(self, batch: Sequence[Wanted], receiver: Receiver) -> Sequence[Wanted]:
+    async def _from_cache(
+        self, batch: Sequence[BlobRequest], receiver: Sink
+    ) -> Sequence[BlobRequest]:
         if self._cache is None:
             return batch
         look = partial(self._cache.load_many, [wanted.blob_id for wanted in batch])
@@ -77,7 +88,9 @@ class Blobs:
         self.cached = Cached(blobs + len(found), size + sum(map(len, found.values())))
         return [one for one in batch if one.blob_id not in found]
 
-    async def _together(self, batch: Sequence[Wanted], receiver: Receiver) -> Sequence[Wanted]:
+    async def _together(
+        self, batch: Sequence[BlobRequest], receiver: Sink
+    ) -> Sequence[BlobRequest]:
         """Bring what comes whole by one request; return what did not."""
         content = await self._client.download_batch(
             [(wanted.blob_id, wanted.size) for wanted in batch], deadline=_DEADLINE_SECONDS
@@ -93,7 +106,7 @@ class Blobs:
         came = {wanted.blob_id for wanted, _ in right}
         return [wanted for wanted in batch if wanted.blob_id not in came]
 
-    async def _alone(self, wanted: Wanted, receiver: Receiver) -> None:
+    async def _alone(self, wanted: BlobRequest, receiver: Sink) -> None:
         deadline = _DEADLINE_SECONDS + wanted.size / _LEAST_RATE
         if wanted.size <= SMALL_BYTES:
             data = await self._client.download_blob(
@@ -105,14 +118,18 @@ class Blobs:
         async with self._client.stream_blob(wanted.blob_id, deadline=deadline) as chunks:
             await receiver.receive_stream(wanted, self._checked(wanted, chunks))
 
-    async def _checked(self, wanted: Wanted, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _checked(
+        self, wanted: BlobRequest, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
         check = self._new_check(wanted)
         async for chunk in chunks:
             check.update(chunk)
             yield chunk
         check.finish()
 
-    def _right(self, arrived: Sequence[tuple[Wanted, bytes]]) -> list[tuple[Wanted, bytes]]:
+    def _right(
+        self, arrived: Sequence[tuple[BlobRequest, bytes]]
+    ) -> list[tuple[BlobRequest, bytes]]:
         right = []
         for wanted, data in arrived:
             with contextlib.suppress(BlobMismatchError):
@@ -120,12 +137,12 @@ class Blobs:
                 right.append((wanted, data))
         return right
 
-    def _check(self, wanted: Wanted, data: bytes) -> None:
+    def _check(self, wanted: BlobRequest, data: bytes) -> None:
         check = self._new_check(wanted)
         check.update(data)
         check.finish()
 
-    def _new_check(self, wanted: Wanted) -> ContentCheck:
+    def _new_check(self, wanted: BlobRequest) -> ContentCheck:
         return ContentCheck(wanted.blob_id, enabled=self._client.session.blob_ids_are_sha1)
 
 
@@ -142,3 +159,72 @@ async def opened_cache(directory: Path) -> AsyncIterator[DiskCache | None]:
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(cache.close)
+
+
+_STEP: Final = 1000
+# One is left to the listing.
+_LEFT_TO_LISTING: Final = 1
+
+
+class EarlyFetcher:
+    """Brings the contents of what an index says is listed, until it is told to end."""
+
+    def __init__(
+        self, reader: IndexReader, blobs: BlobFetcher, ahead: Ahead, receiver: Sink
+    ) -> None:
+        self._reader = reader
+        self._blobs = blobs
+        self._ahead = ahead
+        self._receiver = receiver
+        self._more = trio.Event()
+        self._ended = False
+
+    def proceed(self) -> None:
+        """Take note that more is listed."""
+        self._more.set()
+
+    def end(self) -> None:
+        """Begin nothing more; what is under way is waited for."""
+        self._ended = True
+        self._more.set()
+
+    async def run(self) -> None:
+        """Bring contents.
+
+        Raises:
+            StorageError: they cannot be kept.
+            JmapfsError: the server is out of reach.
+        """
+        send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
+        async with trio.open_nursery() as nursery:
+            async with receive:
+                for _ in range(max(1, self._blobs.tasks - _LEFT_TO_LISTING)):
+                    nursery.start_soon(self._bring, receive.clone())
+            async with send:
+                await self._order(send)
+
+    async def _order(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
+        position = 0
+        while not self._ended:
+            # Before the index is asked: what is said meanwhile must not be lost.
+            self._more = trio.Event()
+            listed = await self._listed_after(position)
+            if not listed:
+                if not self._ended:
+                    await self._more.wait()
+                continue
+            position = listed[-1].number
+            candidates = [BlobRequest(one.blob_id, one.size, one.received_at, "") for one in listed]
+            batches = self._blobs.batches(await self._ahead.unknown(candidates))
+            for batch in itertools.takewhile(lambda _: not self._ended, batches):
+                await send.send(batch)
+
+    async def _bring(self, receive: trio.MemoryReceiveChannel[Sequence[BlobRequest]]) -> None:
+        async with receive:
+            async for batch in receive:
+                # What cannot be had now is asked for again when it belongs to the state.
+                await self._blobs.bring(batch, self._receiver)
+
+    async def _listed_after(self, position: int) -> list[ListedBlob]:
+        with index_errors():
+            return await trio.to_thread.run_sync(self._reader.listed_after, position, _STEP)

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from jmapfs.errors import (
-    AlteredFilesError,
-    ExtraFilesError,
-    JmapfsError,
-    MissingFilesError,
-)
+from jmapfs.errors import AlteredFilesError, ExtraFilesError, JmapfsError, MissingFilesError
 
 Kind = Literal["altered", "missing", "extra"]
 Outcome = Literal["good", "altered", "missing", "extra"]
@@ -37,7 +32,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class VerifyResult:
     """A snapshot that was verified.
 
     `mails` and `files` are those that it should have, `files` counts names. `bytes_read` is the
@@ -64,13 +59,13 @@ class Result:
         return Counter(finding.kind for finding in self.findings)
 
 
-def counted(results: Sequence[Result]) -> str:
+def counted(results: Sequence[VerifyResult]) -> str:
     """Return how much of each kind was found, as text."""
     found = _total(results)
     return ", ".join(f"{found[kind]:,} {kind}" for kind in KINDS)
 
 
-def error_of(results: Sequence[Result]) -> JmapfsError | None:
+def error_of(results: Sequence[VerifyResult]) -> JmapfsError | None:
     """Return the error that tells of everything that is wrong, by its worst; None if nothing is."""
     wrong = [result for result in results if result.findings]
     found = _total(wrong)
@@ -82,5 +77,5 @@ def error_of(results: Sequence[Result]) -> JmapfsError | None:
     return _ERRORS[worst](f"{name}: {counted(wrong)} of {files:,} files")
 
 
-def _total(results: Sequence[Result]) -> Counter[Kind]:
+def _total(results: Sequence[VerifyResult]) -> Counter[Kind]:
     return sum((result.counts() for result in results), Counter[Kind]())

@@ -2,6 +2,8 @@
 
 The index is brought up to date, or whoever keeps it is asked to do so, and read at that one state
 for as long as the copy takes. Content comes from the server, and is of the blobs of that state.
+
+Having whoever keeps the index that a snapshot reads bring it up to date.
 """
 
 from __future__ import annotations
@@ -13,18 +15,81 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, Lead, account_directory
+from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.control.mounts import mounts, socket_directory, socket_name
+from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
-from jmapfs.index import AccountState, IndexDatabase, IndexReader, IndexWriter, index_errors
-from jmapfs.jmap import Client, connect
-from jmapfs.snapshot.ahead import BringingAhead
-from jmapfs.snapshot.bringing import Blobs, opened_cache
-from jmapfs.snapshot.keeping import Keeper
-from jmapfs.snapshot.records import Origin
-from jmapfs.snapshot.report import Report
-from jmapfs.snapshot.source import Ahead, Cached, Receiver, SourceOpener, Wanted
-from jmapfs.sync import Synchronizer, check_account
-from jmapfs.tree import MailboxPlace, MailsInOrder, MailsPart, Tree, time_text
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client, connect
+from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
+from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, SnapshotReport, SourceOpener
+from jmapfs.sqlite import index_errors
+from jmapfs.sync.follower import StateWaiter
+from jmapfs.sync.synchronizer import Synchronizer, check_account
+from jmapfs.tree.export import MailboxPlace, MailsInOrder, MailsPart
+from jmapfs.tree.status_file import time_text
+from jmapfs.tree.tree import Tree
+
+
+class IndexUpdater:
+    """Another process that keeps an index."""
+
+    def __init__(self, client: Client, database: IndexDatabase) -> None:
+        self._database = database
+        self._arrival = StateWaiter(client, database)
+
+    async def ask(self, refusal: BusyError) -> BusyError | None:
+        """Ask mounts to bring the index up to date; return why it is not, if that is so.
+
+        `refusal` says who keeps it.
+        """
+        state = await trio.to_thread.run_sync(self._database.state)
+        if not state.complete:
+            return BusyError(f"{refusal}, and has not listed it yet: try again later")
+        try:
+            await trio.to_thread.run_sync(_sync_mounts_of, state, abandon_on_cancel=True)
+        except JmapfsError as error:
+            refusal = BusyError(f"{refusal}, which says: {error}")
+        if await self._arrival.has_come():
+            return None
+        return BusyError(f"{refusal}; and the index is not up to date")
+
+
+def _sync_mounts_of(state: AccountState) -> None:
+    """Ask the mounts that keep an index of an account to bring it up to date.
+
+    There may be several, with a cache of their own each; the one that is meant is among them, or
+    it is no mount that keeps the index.
+
+    Raises:
+        JmapfsError: the first of those that could not; the others were asked all the same.
+    """
+    failure: JmapfsError | None = None
+    for mount in mounts():
+        if not mount.ours:
+            continue
+        name = socket_name(mount.mountpoint)
+        try:
+            status = ask(socket_directory(), name, "status")
+        except JmapfsError:
+            # A mount whose daemon has died keeps no index.
+            continue
+        accounts = [
+            (account["account_id"], account["server"], account["leads"])
+            for account in status.get("accounts", [status])
+        ]
+        if (state.account_id, state.server, True) in accounts:
+            try:
+                ask(socket_directory(), name, "sync", seconds=SYNC_SECONDS)
+            except JmapfsError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
+
 
 _PART: Final = 2000
 _KEEPER_SECONDS: Final = 60.0
@@ -35,7 +100,7 @@ _LONGEST_PAUSE_SECONDS: Final = 5.0
 
 @contextlib.asynccontextmanager
 async def account_opener(
-    source: AccountSource, cache_root: Path, report: Report, *, allow_stale: bool = False
+    source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool = False
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account whose states are to be copied.
 
@@ -50,7 +115,11 @@ async def account_opener(
         opened_cache(directory / "blobs") as cache,
     ):
         yield _AccountOpener(
-            client, IndexDatabase(directory), Blobs(client, cache), report, allow_stale=allow_stale
+            client,
+            IndexDatabase(directory),
+            BlobFetcher(client, cache),
+            report,
+            allow_stale=allow_stale,
         )
 
 
@@ -59,8 +128,8 @@ class _AccountOpener:
         self,
         client: Client,
         database: IndexDatabase,
-        blobs: Blobs,
-        report: Report,
+        blobs: BlobFetcher,
+        report: SnapshotReport,
         *,
         allow_stale: bool,
     ) -> None:
@@ -98,7 +167,7 @@ class _AccountOpener:
         )
 
     async def _bring_up_to_date(self, ahead: Ahead) -> None:
-        keeper = Keeper(self._client, self._database)
+        keeper = IndexUpdater(self._client, self._database)
         until = trio.current_time() + _KEEPER_SECONDS
         pause = _PAUSE_SECONDS
         while True:
@@ -129,7 +198,7 @@ class _AccountOpener:
     async def _try_to_keep(self, ahead: Ahead) -> BusyError | None:
         """Bring the index up to date, or return who keeps it from us."""
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
-        with Lead(self._database.path.parent, self._database) as lead:
+        with WriterLease(self._database.path.parent, self._database) as lead:
             refusal = await trio.to_thread.run_sync(lead.try_now)
             await trio.to_thread.run_sync(check_account, self._database, self._client)
             writer = lead.take() if refusal is None else None
@@ -145,7 +214,7 @@ class _AccountOpener:
             return
         receiver = await ahead.prepare(self._origin())
         with self._database.reader() as reader:
-            listing = BringingAhead(reader, self._blobs, ahead, receiver)
+            listing = EarlyFetcher(reader, self._blobs, ahead, receiver)
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
@@ -175,7 +244,7 @@ def _pinned_state(reader: IndexReader) -> AccountState:
 class _AccountSource:
     """An account at the state that a reader is pinned to; in this process, through no mount."""
 
-    def __init__(self, reader: IndexReader, blobs: Blobs) -> None:
+    def __init__(self, reader: IndexReader, blobs: BlobFetcher) -> None:
         state = reader.state()
         layout = Tree(reader).layout()
         self.origin = Origin(
@@ -206,7 +275,7 @@ class _AccountSource:
                 self._in_order.after, position, _PART, limiter=self._reading
             )
 
-    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
+    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""
         return await self._blobs.bring(batch, receiver)
 

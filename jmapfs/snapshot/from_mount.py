@@ -20,8 +20,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import trio
 
-from jmapfs.cache import SMALL_BYTES
-from jmapfs.control import SYNC_SECONDS, Hold, ask, hold, socket_directory, socket_name
+from jmapfs.cache.disk_cache import SMALL_BYTES
+from jmapfs.control.mounts import socket_directory, socket_name
+from jmapfs.control.socket_client import SYNC_SECONDS, Hold, ask, hold
 from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
@@ -30,10 +31,10 @@ from jmapfs.errors import (
     UnreachableError,
     lone_errors,
 )
-from jmapfs.snapshot.records import Origin
-from jmapfs.snapshot.report import Report
-from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted, batches_of
-from jmapfs.tree import Mail, MailboxPlace, MailsPart, time_text
+from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, SnapshotReport, batches_of
+from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
+from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")
 
@@ -67,7 +68,7 @@ class _Tree(msgspec.Struct, frozen=True):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    mails: list[Mail]
+    mails: list[MailWithPlaces]
     after: int | None
 
 
@@ -78,7 +79,7 @@ class MountOpener:
     """
 
     def __init__(
-        self, mountpoint: Path, path: str, report: Report, *, allow_stale: bool = False
+        self, mountpoint: Path, path: str, report: SnapshotReport, *, allow_stale: bool = False
     ) -> None:
         self._allow_stale = allow_stale
         self._mountpoint = mountpoint
@@ -164,13 +165,13 @@ class _MountedTree:
         part = msgspec.convert(answer, _Part)
         return MailsPart(part.mails, part.after)
 
-    def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide what is wanted by directories, in their order: so the mount reads ahead."""
         in_order = sorted(wanted, key=lambda one: one.file.encode())
         for _, of_one in groupby(in_order, key=_directory):
             yield from batches_of(of_one, most=_BATCH_FILES, room=_BATCH_BYTES, largest=SMALL_BYTES)
 
-    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> dict[str, JmapfsError]:
+    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
         """Bring contents; see `Source.bring`."""
         failed: dict[str, JmapfsError] = {}
         if batch[0].size > SMALL_BYTES:
@@ -200,14 +201,14 @@ class _MountedTree:
                 await self.still_held()
 
     async def _bring_large(
-        self, wanted: Wanted, receiver: Receiver, failed: dict[str, JmapfsError]
+        self, wanted: BlobRequest, receiver: Sink, failed: dict[str, JmapfsError]
     ) -> None:
         try:
             await receiver.receive_stream(wanted, self._chunks(wanted))
         except IncompleteError as error:
             failed[wanted.blob_id] = error
 
-    async def _chunks(self, wanted: Wanted) -> AsyncIterator[bytes]:
+    async def _chunks(self, wanted: BlobRequest) -> AsyncIterator[bytes]:
         path = self._root / wanted.file
         size = 0
         try:
@@ -222,8 +223,8 @@ class _MountedTree:
             raise IncompleteError(f"{path}: {size} of {wanted.size} bytes")
 
     def _read_all(
-        self, batch: Sequence[Wanted], failed: dict[str, JmapfsError]
-    ) -> list[tuple[Wanted, bytes]]:
+        self, batch: Sequence[BlobRequest], failed: dict[str, JmapfsError]
+    ) -> list[tuple[BlobRequest, bytes]]:
         found = []
         self._look_at((self._root / batch[0].file).parent)
         for wanted in batch:
@@ -279,7 +280,7 @@ def _ask(mountpoint: Path, command: str, *, seconds: float, **arguments: object)
     )
 
 
-def _directory(wanted: Wanted) -> str:
+def _directory(wanted: BlobRequest) -> str:
     return wanted.file.rpartition("/")[0]
 
 

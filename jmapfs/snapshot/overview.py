@@ -8,16 +8,16 @@ from typing import Literal
 import msgspec
 
 from jmapfs.errors import AlteredFilesError, MissingFilesError, StorageError, UsageError
-from jmapfs.snapshot.destination import Destination, Snapshot
-from jmapfs.snapshot.records import CHECKSUMS, MANIFEST, Description
-from jmapfs.snapshot.removal import half_removed
-from jmapfs.snapshot.verified import Verification, Verified
+from jmapfs.snapshot.manifest import CHECKSUMS, MANIFEST, Description
+from jmapfs.snapshot.remove import half_removed
+from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.snapshot.verify_record import Verification, VerificationRecord
 
 State = Literal["complete", "damaged", "unreadable"]
 """As far as is on record; unreadable is what cannot be read here, or is of a later jmapfs."""
 
 
-class Line(msgspec.Struct, frozen=True):
+class SnapshotStatus(msgspec.Struct, frozen=True):
     """A snapshot; what it does not say itself is None.
 
     `files` counts names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes` are
@@ -37,19 +37,19 @@ class Line(msgspec.Struct, frozen=True):
     verified: Verification | None = None
 
 
-class Overview(msgspec.Struct, frozen=True):
+class RepositoryOverview(msgspec.Struct, frozen=True):
     """All snapshots of a destination, the oldest first.
 
     Of `unfinished` runs one may be under way, the others were interrupted; `half_removed` are
     snapshots that an interrupted prune has left.
     """
 
-    snapshots: tuple[Line, ...]
+    snapshots: tuple[SnapshotStatus, ...]
     unfinished: int
     half_removed: int
 
 
-def look_over(destination: Destination) -> Overview:
+def list_snapshots(destination: Repository) -> RepositoryOverview:
     """Find out what snapshots there are, and touch nothing.
 
     Raises:
@@ -58,19 +58,19 @@ def look_over(destination: Destination) -> Overview:
     """
     if not destination.path.is_dir():
         raise UsageError(f"{destination.path}: there is no such directory")
-    verified = Verified.read(destination)
+    verified = VerificationRecord.read(destination)
     lines = tuple(_line(one, verified.find(one.date)) for one in destination.snapshots())
     pruned = len(half_removed(destination))
-    return Overview(lines, len(destination.partials()) - pruned, pruned)
+    return RepositoryOverview(lines, len(destination.partials()) - pruned, pruned)
 
 
-def _line(snapshot: Snapshot, verification: Verification | None) -> Line:
+def _line(snapshot: Snapshot, verification: Verification | None) -> SnapshotStatus:
     state, description = _read(snapshot)
     if verification is not None and verification.found_damage:
         state = "damaged"
     if description is None:
-        return Line(snapshot.date, state, verified=verification)
-    return Line(
+        return SnapshotStatus(snapshot.date, state, verified=verification)
+    return SnapshotStatus(
         date=snapshot.date,
         state=state,
         mails=description.mails,

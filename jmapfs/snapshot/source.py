@@ -2,20 +2,77 @@
 
 A source is held at one state for as long as it is open. Mails come in order, each with its files;
 the engine says whose content it wants, and the source brings that.
+
+What taking a snapshot tells the one who asked for it, and what it comes to at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from jmapfs.errors import JmapfsError
-from jmapfs.snapshot.records import Origin
-from jmapfs.tree import MailboxPlace, MailsPart
+from jmapfs.snapshot.manifest import Links, Origin
+from jmapfs.tree.export import MailboxPlace, MailsPart
 
 
-class Wanted(NamedTuple):
+class SnapshotReport(Protocol):
+    """Takes what there is to say, in the event loop."""
+
+    def listed(self, listed: int, total: int | None) -> None:
+        """Say how many emails are listed, of how many where that is known."""
+        ...
+
+    def copied(self, mails: int, total: int, size: int) -> None:
+        """Say how many mails are in the snapshot, of about how many, and the bytes fetched."""
+        ...
+
+    def finishing(self) -> None:
+        """Say that everything is there, and is being brought to the disk."""
+        ...
+
+    def made(self, path: Path) -> None:
+        """Say that the snapshot is there, whatever may come after that."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Say something that the user should know."""
+        ...
+
+
+class SnapshotSummary(msgspec.Struct, frozen=True):
+    """A snapshot that was taken.
+
+    `bytes` is the content, each blob once; of it `fetched_bytes`, by `fetched` blobs, came from
+    the source in this run, `cached` blobs from the cache of a mount, and `taken_over` blobs from
+    runs that were interrupted. `new` and `gone`
+    count blobs in comparison to the snapshot `previous`. `attempts` is how many states of the
+    account were begun with: mail may vanish before it is fetched.
+    """
+
+    path: str
+    date: str
+    email_state: str
+    mails: int
+    files: int
+    bytes: int
+    previous: str | None
+    new: int
+    gone: int
+    fetched: int
+    fetched_bytes: int
+    cached: int
+    taken_over: int
+    links: Links
+    attempts: int
+    seconds: float
+
+
+class BlobRequest(NamedTuple):
     """Content that is not at hand.
 
     `size` is in bytes, as far as the source knows; `received_at` in seconds since 1970; `file` a
@@ -29,13 +86,13 @@ class Wanted(NamedTuple):
 
 
 def batches_of(
-    wanted: Iterable[Wanted], *, most: int, room: int, largest: int
-) -> Iterator[Sequence[Wanted]]:
+    wanted: Iterable[BlobRequest], *, most: int, room: int, largest: int
+) -> Iterator[Sequence[BlobRequest]]:
     """Divide what is wanted, in order: `most` to a batch, and `room` for bytes.
 
     What is larger than `largest` bytes is a batch by itself.
     """
-    batch: list[Wanted] = []
+    batch: list[BlobRequest] = []
     size = 0
     for one in wanted:
         if one.size > largest:
@@ -57,14 +114,14 @@ class Cached(NamedTuple):
     bytes: int
 
 
-class Receiver(Protocol):
+class Sink(Protocol):
     """Takes what a source brings."""
 
-    async def receive(self, contents: Sequence[tuple[Wanted, bytes]]) -> None:
+    async def receive(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
         """Keep contents; raises StorageError where they cannot be kept."""
         ...
 
-    async def receive_stream(self, wanted: Wanted, chunks: AsyncIterator[bytes]) -> None:
+    async def receive_stream(self, wanted: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
         """Keep a content that comes chunk by chunk; an error in `chunks` leaves nothing of it."""
         ...
 
@@ -109,11 +166,13 @@ class Source(Protocol):
         """Return some mails from a position on, in order."""
         ...
 
-    def batches(self, wanted: Sequence[Wanted]) -> Iterable[Sequence[Wanted]]:
+    def batches(self, wanted: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
         """Divide what is wanted into what is best brought together."""
         ...
 
-    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> Mapping[str, JmapfsError]:
+    async def bring(
+        self, batch: Sequence[BlobRequest], receiver: Sink
+    ) -> Mapping[str, JmapfsError]:
         """Bring contents; return why some of them, by blob id, cannot be had.
 
         Raises:
@@ -129,7 +188,7 @@ class Source(Protocol):
 class Ahead(Protocol):
     """Takes contents before it is known which state they are of: most will be of that as well."""
 
-    async def prepare(self, origin: Origin) -> Receiver:
+    async def prepare(self, origin: Origin) -> Sink:
         """Begin, once it is known whose mail it is; return what takes contents.
 
         Raises:
@@ -138,7 +197,7 @@ class Ahead(Protocol):
         """
         ...
 
-    async def unknown(self, candidates: Sequence[Wanted]) -> list[Wanted]:
+    async def unknown(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
         """Return what is not at hand; it counts as ordered."""
         ...
 

@@ -17,8 +17,10 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import MethodError
-from jmapfs.index import EmailRecord, IndexWriter, MailboxRecord
-from jmapfs.jmap import Changes, Client, MailboxChanges
+from jmapfs.index.rows import EmailRecord, MailboxRecord
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.methods import Changes, MailboxChanges
 from jmapfs.sync.conversion import email_record, mailbox_record
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from jmapfs.index import EmailRecord, MailboxRecord
-from jmapfs.jmap import Email, Mailbox
+from jmapfs.index.rows import EmailRecord, MailboxRecord
+from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.names import email_stem
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -17,8 +17,10 @@ from typing import Final
 import trio
 
 from jmapfs.errors import MethodError, ProtocolError, ServerError, lone_errors
-from jmapfs.index import IndexWriter, ListingProgress
-from jmapfs.jmap import Client, EmailPage
+from jmapfs.index.rows import ListingProgress
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.methods import EmailPage
 from jmapfs.sync.conversion import email_record, mailbox_record
 
 _log = logging.getLogger(__name__)

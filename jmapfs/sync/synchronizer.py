@@ -16,9 +16,12 @@ from typing import Final
 import trio
 
 from jmapfs.errors import ConfigError, ServerError, StorageError
-from jmapfs.index import AccountState, IndexDatabase, IndexWriter
-from jmapfs.jmap import Client, Session
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.rows import AccountState
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client
 from jmapfs.jmap.origins import origin_of
+from jmapfs.jmap.session import Session
 from jmapfs.sync.changes import ChangesUnknownError, follow
 from jmapfs.sync.conversion import mailbox_record
 from jmapfs.sync.listing import ListingReport, list_emails

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from jmapfs.errors import EntryNotFoundError
-from jmapfs.index import FileRecord, Listing
-from jmapfs.names import ROOT_INODE, in_account, of_account
-from jmapfs.tree.about import About
-from jmapfs.tree.attributes import Attributes, directory_attributes
-from jmapfs.tree.view import DirectoryListing, TreeView
+from jmapfs.index.rows import DirectoryRows, FileRecord
+from jmapfs.inodes import ROOT_INODE, in_account, of_account
+from jmapfs.tree.status_file import StatusFile
+from jmapfs.tree.tree import Attributes, DirectoryListing, TreeView, directory_attributes
 
 
 class CombinedTree:
@@ -50,7 +49,7 @@ class CombinedTree:
         _, tree, own = self._inward(inode)
         return replace(tree.file(own), inode=inode)
 
-    def about(self, inode: int) -> About | None:
+    def about(self, inode: int) -> StatusFile | None:
         """Return the content of an account's `.jmapfs.json`, if it is what has that inode."""
         if inode == ROOT_INODE:
             return None
@@ -62,7 +61,7 @@ class CombinedTree:
         if inode == ROOT_INODE:
             return DirectoryListing(
                 tuple((0, name, self.lookup(inode, name)) for name in sorted(self._slots)),
-                Listing(),
+                DirectoryRows(),
             )
         slot, tree, own = self._inward(inode)
         listing = tree.listing(own)

@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jmapfs.index import MailboxRow
-from jmapfs.names import ROOT_INODE, directory_inode, sibling_names
+from jmapfs.index.rows import MailboxRow
+from jmapfs.inodes import ROOT_INODE, directory_inode
+from jmapfs.names import sibling_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jmapfs.cache import DiskCache
+from jmapfs.cache.disk_cache import DiskCache
 from tests.bench.disk import drop_caches
 from tests.bench.figures import Figure, Machine
 from tests.bench.surroundings import bench_directory, turns

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import trio
 
-from jmapfs.index import IndexDatabase
-from jmapfs.jmap import BasicCredentials, connect
-from jmapfs.sync import Synchronizer
+from jmapfs.index.database import IndexDatabase
+from jmapfs.jmap.client import connect
+from jmapfs.jmap.credentials import BasicCredentials
+from jmapfs.sync.synchronizer import Synchronizer
 from tests.bench.figures import Figure, Target
 from tests.bench.surroundings import bench_home, timed_mount, unmount
 from tests.cyrus import Account, Message, running_cyrus

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from jmapfs.cache import DiskCache
-from jmapfs.cache.ledger import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
 
 MIB = 1024 * 1024
 LIMIT = 6 * MIB
@@ -19,7 +19,7 @@ LIMIT = 6 * MIB
 WRITER = """
 import random, sys, hashlib
 from pathlib import Path
-from jmapfs.cache import DiskCache
+from jmapfs.cache.disk_cache import DiskCache
 
 def content(name):
     number = int(name.split("-")[1])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.cache import SMALL_BYTES, CacheStatistics, DiskCache
-from jmapfs.cache.ledger import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
+from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
+from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
 
 MIB = 1024 * 1024
 

@@ -14,9 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from jmapfs.cache import DiskCache
+from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.keys import key_of
-from jmapfs.cache.ledger import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
+from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
 
 NAMES = st.sampled_from([f"blob/{i}" for i in range(8)])
 SIZES = st.sampled_from([0, 1, 700, 3000, 9000, 30_000])

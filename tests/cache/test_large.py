@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.cache import DiskCache, LargeBlob
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.cache.large_files import LargeBlob
 from jmapfs.errors import StorageError
 
 MIB = 1024 * 1024
@@ -167,7 +168,7 @@ def test_stops_writing_at_the_reserve(cache: DiskCache, monkeypatch: pytest.Monk
     assert writer is not None
     with writer:
         writer.write(bytes(MIB))
-        monkeypatch.setattr("jmapfs.cache.space.FreeSpace.shortage", lambda _self, _wanted: 1)
+        monkeypatch.setattr("jmapfs.cache.lru.FreeSpace.shortage", lambda _self, _wanted: 1)
         with pytest.raises(OSError, match="reserve") as caught:
             writer.write(bytes(16 * MIB))
         assert caught.value.errno == errno.ENOSPC

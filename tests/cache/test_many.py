@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.cache import SMALL_BYTES, CacheStatistics, DiskCache
-from jmapfs.cache.ledger import SMALL_OVERHEAD_BYTES
+from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
+from jmapfs.cache.lru import SMALL_OVERHEAD_BYTES
 from tests.cache.small_disk import needs_root, tmpfs
 
 MIB = 1024 * 1024

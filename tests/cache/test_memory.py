@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmapfs.cache import MemoryCache
-from jmapfs.cache.memory import OVERHEAD_BYTES
+from jmapfs.cache.memory import OVERHEAD_BYTES, MemoryCache
 
 
 def test_returns_what_was_put() -> None:

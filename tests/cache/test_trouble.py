@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.cache import DiskCache, LargeWriter
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.cache.large_files import LargeWriter
 from tests.cache.small_disk import needs_root, tmpfs
 
 MIB = 1024 * 1024

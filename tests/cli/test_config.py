@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from jmapfs.account import AccountSource
-from jmapfs.cli.config import config_path, read_config
-from jmapfs.cli.secrets import account_source
+from jmapfs.cli.config import account_source, config_path, read_config
 from jmapfs.errors import ConfigError
-from jmapfs.jmap import BasicCredentials, BearerCredentials
+from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials
 
 SECRET = "s3cret-0f-alice"
 HEAD = '[home]\nserver = "jmap.example.org"\n'

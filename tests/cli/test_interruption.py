@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.cli.asking import _SignalsLeftToCommand
-from jmapfs.cli.interruption import Interrupted, run_interruptibly
+from jmapfs.cli.freeze_command import _SignalsLeftToCommand
+from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
 from jmapfs.errors import StorageError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STUCK = """
 import time, trio
-from jmapfs.cli.interruption import run_interruptibly
+from jmapfs.cli.signals import run_interruptibly
 
 async def work():
     print("begun", flush=True)
@@ -62,8 +62,8 @@ def test_a_signal_is_an_event(number: signal.Signals) -> None:
         finally:
             order.append("left in order")
 
-    with pytest.raises(Interrupted):
-        run_interruptibly(work)
+    with pytest.raises(InterruptedBySignal):
+        run_with_signals(work)
     assert order == ["what was begun is done", "left in order"]
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
@@ -74,8 +74,8 @@ def test_a_signal_at_the_last_moment_is_not_lost() -> None:
             signal.raise_signal(signal.SIGINT)
             await trio.sleep(0.01)
 
-    with pytest.raises(Interrupted):
-        run_interruptibly(work)
+    with pytest.raises(InterruptedBySignal):
+        run_with_signals(work)
 
 
 def test_what_is_ignored_stays_ignored() -> None:
@@ -86,11 +86,11 @@ def test_what_is_ignored_stays_ignored() -> None:
 
     for number in SIGNALS:
         with ignoring(number):
-            assert run_interruptibly(partial(work, number)) == "done"
+            assert run_with_signals(partial(work, number)) == "done"
     with contextlib.ExitStack() as stack:
         for number in SIGNALS:
             stack.enter_context(ignoring(number))
-        assert run_interruptibly(partial(work, signal.SIGHUP)) == "done"
+        assert run_with_signals(partial(work, signal.SIGHUP)) == "done"
 
 
 def test_an_error_is_alone() -> None:
@@ -99,7 +99,7 @@ def test_an_error_is_alone() -> None:
         raise StorageError("the disk is full")
 
     with pytest.raises(StorageError, match="the disk is full"):
-        run_interruptibly(work)
+        run_with_signals(work)
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from jmapfs.cli.quantities import Size, readable
+from jmapfs.cli.options import SizeParameter, format_size
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from jmapfs.cli.quantities import Size, readable
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert Size().convert(text, None, None) == size
+    assert SizeParameter().convert(text, None, None) == size
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def test_sizes(text: str, size: int) -> None:
 )
 def test_what_is_not_a_size(text: str) -> None:
     with pytest.raises(click.BadParameter, match="500M"):
-        Size().convert(text, None, None)
+        SizeParameter().convert(text, None, None)
 
 
 def test_numbers_stay() -> None:
-    assert Size().convert(7, None, None) == 7
+    assert SizeParameter().convert(7, None, None) == 7
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_numbers_stay() -> None:
     ],
 )
 def test_readable(size: int, text: str) -> None:
-    assert readable(size) == text
+    assert format_size(size) == text

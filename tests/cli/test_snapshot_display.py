@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jmapfs.cli.snapshot_display import SnapshotDisplay
+from jmapfs.cli.snapshot_command import SnapshotDisplay
 
 
 def shown(*, terminal: bool, quiet: bool = False) -> str:
@@ -33,7 +33,7 @@ def test_a_bar_on_a_terminal() -> None:
 
 def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(terminal=False) == "jmapfs: something to know\n"
-    monkeypatch.setattr("jmapfs.cli.snapshot_display._LINE_SECONDS", 0)
+    monkeypatch.setattr("jmapfs.cli.snapshot_command._LINE_SECONDS", 0)
     lines = shown(terminal=False).splitlines()
     assert "jmapfs: listing: 500 of 2,000 mails" in lines
     assert "jmapfs: copying: 1,000 of 2,000 mails, 1000.0 KiB" in lines
@@ -41,5 +41,5 @@ def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jmapfs.cli.snapshot_display._LINE_SECONDS", 0)
+    monkeypatch.setattr("jmapfs.cli.snapshot_command._LINE_SECONDS", 0)
     assert shown(terminal=False, quiet=True) == shown(terminal=True, quiet=True) == ""

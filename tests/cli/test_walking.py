@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from jmapfs.cli import walking
-from jmapfs.control import SUBTYPE, Mount
+from jmapfs.cli import prefetch_command
+from jmapfs.control.mounts import SUBTYPE, Mount
 from jmapfs.errors import JmapfsError, NotMountedError, StorageError, UsageError
 
 
@@ -29,7 +29,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Mount(tree, f"fuse.{SUBTYPE}", "mail", "0:40"),
         Mount(tree / "Foreign", "tmpfs", "tmpfs", "0:41"),
     ]
-    monkeypatch.setattr("jmapfs.control.mountinfo.mounts", lambda: table)
+    monkeypatch.setattr("jmapfs.control.mounts.mounts", lambda: table)
     return tree
 
 
@@ -38,7 +38,7 @@ def inodes(tree: Path, *names: str) -> set[int]:
 
 
 def below(*paths: Path) -> dict[Path, set[int]]:
-    found = walking.mails_below(paths)
+    found = prefetch_command.mails_below(paths)
     for numbers in found.values():
         assert len(numbers) == len(set(numbers))
     return {mountpoint: set(numbers) for mountpoint, numbers in found.items()}

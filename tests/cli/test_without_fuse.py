@@ -17,7 +17,7 @@ sys.modules["pyfuse3"] = None
 {}
 """
 COMMAND = "from jmapfs.cli.main import main; main()"
-PACKAGES = "import jmapfs.cli.main, jmapfs.account, jmapfs.control, jmapfs.snapshot"
+PACKAGES = "import jmapfs.cli.main, jmapfs.account, jmapfs.snapshot.create"
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.control import Session, ask, control_socket, hold, hold_over, serving
+from jmapfs.control import socket_server
+from jmapfs.control.socket_client import ask, hold, hold_over
+from jmapfs.control.socket_server import ControlSession, control_socket
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
 
 NAME = "mount.sock"
@@ -32,7 +34,7 @@ class Daemon:
         self.slow = False
 
     @contextlib.asynccontextmanager
-    async def hold(self, arguments: Mapping[str, Any]) -> AsyncIterator[Session]:
+    async def hold(self, arguments: Mapping[str, Any]) -> AsyncIterator[ControlSession]:
         if self.error is not None:
             raise self.error
         self.holders += 1
@@ -40,7 +42,7 @@ class Daemon:
         try:
             if self.slow:
                 await self.stick(arguments)
-            yield Session(
+            yield ControlSession(
                 {"since": 1.5, "number": self.holders, **arguments},
                 {
                     "echo": self.echo,
@@ -293,7 +295,7 @@ def test_nobody_is_there_to_hold(tmp_path: Path, *, there: bool) -> None:
 async def test_it_ends_when_nothing_is_asked_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(socket_server, "_SILENCE_SECONDS", 0.1)
     daemon = Daemon()
     has_let_go = trio.Event()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.index import IndexDatabase
+from jmapfs.index.database import IndexDatabase
 from tests.fuse.setting import Setting, fill
 
 

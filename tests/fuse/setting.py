@@ -10,18 +10,14 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 
-from jmapfs.fuse import MailOperations
-from jmapfs.index import (
-    AccountState,
-    EmailRecord,
-    FileRecord,
-    IndexDatabase,
-    IndexReader,
-    IndexWriter,
-    MailboxRecord,
-)
-from jmapfs.names import ROOT_INODE
-from jmapfs.tree import Attributes, DirectoryListing, Ownership, Reachability, Tree
+from jmapfs.fuse.operations import MailOperations
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState, EmailRecord, FileRecord, MailboxRecord
+from jmapfs.index.writer import IndexWriter
+from jmapfs.inodes import ROOT_INODE
+from jmapfs.tree.status_file import Reachability
+from jmapfs.tree.tree import Attributes, DirectoryListing, Ownership, Tree
 
 CONTEXT = cast("pyfuse3.RequestContext", None)
 ROOT = pyfuse3.InodeT(ROOT_INODE)

@@ -14,11 +14,11 @@ import pyfuse3
 import pytest
 
 from jmapfs.errors import BlobMismatchError
-from jmapfs.fuse.attributes import AttributeWriter
-from jmapfs.fuse.listings import KeptListings
-from jmapfs.index import Listing, MailboxRecord
-from jmapfs.names import ABOUT_INODE
-from jmapfs.tree import ABOUT_NAME, DirectoryListing, Ownership, Reachability
+from jmapfs.fuse.directory_cache import AttributeWriter, DirectoryCache
+from jmapfs.index.rows import DirectoryRows, MailboxRecord
+from jmapfs.inodes import STATUS_FILE_INODE
+from jmapfs.tree.status_file import STATUS_FILE_NAME, Reachability
+from jmapfs.tree.tree import DirectoryListing, Ownership
 from tests.fuse.setting import CONTEXT, COUNT, ROOT, Kernel, NotedTree, Setting, email, name
 
 OFFLINE = Reachability(online=False, since=1_900_000_000.0, error="connection refused")
@@ -123,13 +123,13 @@ async def test_a_commit_while_it_is_listed_is_in_the_next_listing(
 
 async def test_about_is_listed_as_it_is(setting: Setting, kernel: Kernel) -> None:
     """The server's reach changes without a commit, and `.jmapfs.json` with it."""
-    about = ABOUT_NAME.encode()
+    about = STATUS_FILE_NAME.encode()
     sizes = set()
     for reach in (Reachability(online=True), OFFLINE, Reachability(online=True)):
         setting.reach = reach
         for _ in range(2):
             entry = dict(await kernel.list(ROOT))[about]
-            by_inode = await setting.operations.getattr(pyfuse3.InodeT(ABOUT_INODE), CONTEXT)
+            by_inode = await setting.operations.getattr(pyfuse3.InodeT(STATUS_FILE_INODE), CONTEXT)
             assert entry.__getstate__() == by_inode.__getstate__()
             sizes.add(entry.st_size)
     assert len(sizes) == 2
@@ -195,7 +195,7 @@ async def test_a_listing_that_ends_in_another_tree_is_not_kept(
 
 
 def files(count: int, first: int = 0) -> DirectoryListing:
-    listing = Listing()
+    listing = DirectoryRows()
     listing.extend(
         (f"m{number:04}.eml", 100 + number, number, 0, 1) for number in range(first, first + count)
     )
@@ -203,7 +203,7 @@ def files(count: int, first: int = 0) -> DirectoryListing:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    listings = KeptListings(AttributeWriter(Ownership(0, 0)), limit=100)
+    listings = DirectoryCache(AttributeWriter(Ownership(0, 0)), limit=100)
     assert listings.keep(1, files(101), 1) is None
     assert listings.get(1, 1) is None
     for inode in (1, 2):

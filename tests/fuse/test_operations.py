@@ -20,9 +20,9 @@ from jmapfs.errors import (
     JmapfsError,
     StorageError,
 )
-from jmapfs.fuse import MailOperations
-from jmapfs.index import AccountState
-from jmapfs.names import ABOUT_INODE, ROOT_INODE
+from jmapfs.fuse.operations import MailOperations
+from jmapfs.index.rows import AccountState
+from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from tests.fuse.setting import CONTEXT, COUNT, FLAGS, ROOT, Kernel, Setting, name
 
 
@@ -173,7 +173,7 @@ async def test_a_corrected_size_is_for_those_who_open_after_it(setting: Setting)
 async def test_what_the_mount_says_of_itself(setting: Setting) -> None:
     operations = setting.operations
     entry = await operations.lookup(ROOT, pyfuse3.FileNameT(b".jmapfs.json"), CONTEXT)
-    assert entry.st_ino == ABOUT_INODE
+    assert entry.st_ino == STATUS_FILE_INODE
     first, second = [await setting.open(entry.st_ino) for _ in range(2)]
     assert not first.keep_cache
     assert first.fh != second.fh

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 
-from jmapfs.fuse import KernelPages
+from jmapfs.fuse.page_cache import PageCacheWriter
 
 
 class Kernel:
@@ -40,7 +40,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 @pytest.mark.parametrize("size", [1, 4096, 128 * 1024, 128 * 1024 + 1, 1_000_000])
 def test_whole_contents_are_handed_over(kernel: Kernel, size: int) -> None:
-    pages = KernelPages()
+    pages = PageCacheWriter()
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     assert pages.store([(7, data), (8, b"other")]) == set()
     assert kernel.contents == {7: data, 8: b"other"}
@@ -52,21 +52,21 @@ def test_what_the_kernel_does_not_know_or_take(kernel: Kernel) -> None:
         7: FileNotFoundError(errno.ENOENT, "unknown"),
         9: OSError(errno.ENOMEM, "no memory"),
     }
-    pages = KernelPages()
+    pages = PageCacheWriter()
     assert pages.store([(7, b"gone"), (8, b"known"), (9, b"too much")]) == {7, 9}
     assert kernel.contents == {8: b"known"}
     assert pages.stored == 1
 
 
 def test_nothing_is_handed_over_once_it_was_stopped(kernel: Kernel) -> None:
-    pages = KernelPages()
+    pages = PageCacheWriter()
     pages.stop()
     assert pages.store([(7, b"late")]) == {7}
     assert kernel.contents == {}
 
 
 def test_stopping_waits_for_what_is_under_way_but_not_for_ever(kernel: Kernel) -> None:
-    pages = KernelPages()
+    pages = PageCacheWriter()
     kernel.let.clear()
     refused: set[int] = set()
     thread = threading.Thread(target=lambda: refused.update(pages.store([(7, b"a"), (8, b"b")])))

@@ -14,16 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmapfs.index import (
-    AccountState,
-    EmailRecord,
-    IndexDatabase,
-    IndexReader,
-    IndexWriter,
-    ListingProgress,
-    MailboxRecord,
-)
-from jmapfs.names import inode_slot
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState, EmailRecord, ListingProgress, MailboxRecord
+from jmapfs.index.writer import IndexWriter
+from jmapfs.inodes import inode_slot
 
 
 def email(
@@ -233,14 +228,14 @@ def test_a_pinned_reader_sees_one_state(writer: IndexWriter, reader: IndexReader
 @pytest.fixture
 def narrow_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the hash of an inode so narrow that emails of one second meet all the time."""
-    monkeypatch.setattr("jmapfs.names.inode._RESERVED", 1 << 29)
+    monkeypatch.setattr("jmapfs.inodes._RESERVED", 1 << 29)
 
     def slot(received_at: int) -> range:
         first = (received_at + 1) << 29
         return range(first, first + 32)
 
-    monkeypatch.setattr("jmapfs.names.inode.inode_slot", slot)
-    monkeypatch.setattr("jmapfs.index.inodes.inode_slot", slot)
+    monkeypatch.setattr("jmapfs.inodes.inode_slot", slot)
+    monkeypatch.setattr("jmapfs.index.emails.inode_slot", slot)
 
 
 @pytest.mark.usefixtures("narrow_inodes")

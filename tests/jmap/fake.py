@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import httpx
 import trio
 
-from jmapfs.jmap import BasicCredentials, Client, ServiceTarget, connect
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BasicCredentials
+from jmapfs.jmap.discovery import ServiceTarget
 
 Arguments: TypeAlias = dict[str, Any]
 Method: TypeAlias = Callable[[Arguments], Arguments]

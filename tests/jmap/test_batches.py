@@ -1,7 +1,5 @@
 """Many blobs in one request: what comes whole is the blob, and what does not costs only itself."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 import json
@@ -22,9 +20,10 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap import BasicCredentials, BatchLimits, Client, connect
-from jmapfs.jmap.batch_limits import BLOB, CYRUS_BLOB, MOST_BLOBS, MOST_BYTES
-from jmapfs.jmap.transport import Traffic
+from jmapfs.jmap.batch_limits import BLOB, CYRUS_BLOB, MOST_BLOBS, MOST_BYTES, BatchLimits
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BasicCredentials
+from jmapfs.jmap.http import Traffic
 from tests import corpus
 from tests.cyrus import Account as CyrusAccount
 from tests.jmap.fake import (
@@ -40,6 +39,9 @@ from tests.jmap.fake import (
     session_document,
 )
 from tests.server import Account, MailServer, MethodFault, running_server
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
 
 MOST = BatchLimits(MOST_BLOBS, MOST_BYTES)
 

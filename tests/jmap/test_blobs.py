@@ -1,7 +1,5 @@
 """Downloads: the URL, the content to its last byte, and every way they fail."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 import gzip
@@ -23,8 +21,11 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from jmapfs.jmap.blobs import expand
-from jmapfs.jmap.transport import Traffic
+from jmapfs.jmap.http import Traffic
 from tests.jmap.fake import Chunks, FakeServer, opened, session_document
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
 
 LENGTH = {"Content-Length": "8"}
 

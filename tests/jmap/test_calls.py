@@ -1,7 +1,5 @@
 """API requests: what is posted, which responses are accepted, and the session's renewal."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 import json
@@ -13,8 +11,11 @@ import trio
 from trio.testing import MockClock
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap import Call, Client
+from jmapfs.jmap.api import MethodCall
+from jmapfs.jmap.client import Client
 from tests.jmap.fake import CORE, MAIL, FakeServer, opened, session_document, with_limits
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
 
 
 def answering(server: FakeServer, responses: Any, state: str = "s1") -> None:
@@ -24,8 +25,8 @@ def answering(server: FakeServer, responses: Any, state: str = "s1") -> None:
     )
 
 
-def get(call_id: str = "0", **arguments: Any) -> Call:
-    return Call("Email/get", {"accountId": "A1", "ids": [], **arguments}, call_id)
+def get(call_id: str = "0", **arguments: Any) -> MethodCall:
+    return MethodCall("Email/get", {"accountId": "A1", "ids": [], **arguments}, call_id)
 
 
 async def test_what_is_posted() -> None:
@@ -51,7 +52,11 @@ async def test_capabilities_a_call_needs() -> None:
     server = FakeServer(session=document)
     async with opened(server) as client:
         await client.api.request(
-            [Call("Email/get", {"accountId": "A1", "ids": []}, "0", frozenset({"urn:x", "urn:y"}))]
+            [
+                MethodCall(
+                    "Email/get", {"accountId": "A1", "ids": []}, "0", frozenset({"urn:x", "urn:y"})
+                )
+            ]
         )
     assert json.loads(server.requests[0].content)["using"] == [CORE, MAIL, "urn:x"]
 
@@ -145,7 +150,7 @@ async def test_bugs_of_the_caller_are_no_server_errors() -> None:
     async with opened(server) as client:
         with pytest.raises(ValueError, match="same id"):
             await client.api.request([get("a"), get("a")])
-        calls = [get("a"), get("b"), Call("Email/get", {"#ids": {}}, "c")]
+        calls = [get("a"), get("b"), MethodCall("Email/get", {"#ids": {}}, "c")]
         with pytest.raises(ValueError, match="refer to each other"):
             await client.api.request(calls)
 

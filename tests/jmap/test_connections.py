@@ -12,10 +12,9 @@ import pytest
 import trio
 
 from jmapfs.errors import UnreachableError
-from jmapfs.jmap.connections import Connections
-from jmapfs.jmap.incoming import Outgoing
-from jmapfs.jmap.retrying import TransientError
-from jmapfs.jmap.transport import Transport
+from jmapfs.jmap.http import Connections, Transport
+from jmapfs.jmap.response import Request
+from jmapfs.jmap.retry import TransientError
 from tests.jmap.fake import CREDENTIALS
 
 
@@ -83,7 +82,7 @@ def http(body: bytes, length: int) -> bytes:
 
 
 async def get(transport: Transport, server: Server) -> bytes:
-    outgoing = Outgoing(method="GET", url=server.url)
+    outgoing = Request(method="GET", url=server.url)
     async with transport.exchange(outgoing, until=trio.current_time() + 30) as incoming:
         return await incoming.read(1000)
 
@@ -146,7 +145,7 @@ async def test_renewed_while_in_use() -> None:
 async def test_left_early() -> None:
     server = Server(http(b"mail", 1000))
     async with running(server) as (transport, _):
-        outgoing = Outgoing(method="GET", url=server.url)
+        outgoing = Request(method="GET", url=server.url)
         for _ in range(3):
             async with transport.exchange(outgoing, until=trio.current_time() + 30) as incoming:
                 assert await incoming.next_chunk() == b"mail"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jmapfs.errors import ConfigError
-from jmapfs.jmap import BasicCredentials, BearerCredentials, Credentials
+from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
 
 
 def test_basic() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from jmapfs.errors import JmapfsError, ProtocolError
-from jmapfs.jmap import Client, connect
-from jmapfs.jmap.decoding import decode
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.types import decode
 from tests.jmap.fake import CREDENTIALS, SESSION_URL, FakeServer, session_document
 
 

@@ -1,7 +1,5 @@
 """Discovery: where it goes, where it refuses to go, and who gets to see the credentials."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,8 +17,13 @@ from jmapfs.errors import (
     ServerError,
     UnreachableError,
 )
-from jmapfs.jmap import BearerCredentials, Client, Resolver, ServiceTarget, connect
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BearerCredentials
+from jmapfs.jmap.discovery import Resolver, ServiceTarget
 from tests.jmap.fake import CREDENTIALS, FakeServer, resolver, session_document
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
 
 NO_RECORDS = resolver({})
 

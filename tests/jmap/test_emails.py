@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap import Address, Client, Email
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.types import Address, Email
 from tests.jmap.fake import (
     LIMIT,
     Arguments,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
-from jmapfs.jmap import Changes, Mailbox, MailboxChanges, MailboxRights
+from jmapfs.jmap.methods import Changes, MailboxChanges
+from jmapfs.jmap.types import Mailbox, MailboxRights
 from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from jmapfs.errors import ConfigError
+from jmapfs.jmap.http_errors import printable, sanitize
 from jmapfs.jmap.origins import host_of, is_loopback, secure_origin
-from jmapfs.jmap.wording import plain_text, printable
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_printable() -> None:
     ],
 )
 def test_plain_text(body: bytes, text: str) -> None:
-    assert plain_text(body, 200).endswith(text)
+    assert sanitize(body, 200).endswith(text)

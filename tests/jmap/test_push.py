@@ -1,7 +1,5 @@
 """Push: what is asked, what is understood, and every way it is refused or breaks."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 import json
@@ -17,9 +15,11 @@ import trio
 from trio.testing import MockClock
 
 from jmapfs.errors import AuthenticationError, DeadlineError, UnreachableError
-from jmapfs.jmap import Connected, PushEvent, PushUnavailableError, StateChange
-from jmapfs.jmap.event_stream import LARGEST_EVENT
+from jmapfs.jmap.push import LARGEST_EVENT, Connected, PushEvent, PushUnavailableError, StateChange
 from tests.jmap.fake import Chunks, FakeServer, opened, session_document
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
 
 STREAM = {"Content-Type": "text/event-stream"}
 BOTH = StateChange(frozenset({"Email", "Mailbox"}))

@@ -11,15 +11,9 @@ import pytest
 import trio
 
 from jmapfs.errors import AuthenticationError, UnreachableError
-from jmapfs.jmap import (
-    BasicCredentials,
-    Client,
-    Connected,
-    PushStream,
-    PushUnavailableError,
-    StateChange,
-    connect,
-)
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BasicCredentials
+from jmapfs.jmap.push import Connected, PushStream, PushUnavailableError, StateChange
 from tests.server import Account, MailServer, Quirks, Status, running_server
 
 CREDENTIALS = BasicCredentials("alice@example.org", "secret")

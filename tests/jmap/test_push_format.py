@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jmapfs.errors import ProtocolError
-from jmapfs.jmap.event_stream import LARGEST_EVENT, EventDecoder
+from jmapfs.jmap.push import LARGEST_EVENT, EventDecoder
 
 STREAM = (
     ": here we are\n\n"

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from jmapfs.errors import ConfigError, UnreachableError
-from jmapfs.jmap.service import ServiceTarget, look_up
+from jmapfs.jmap.discovery import ServiceTarget, look_up
 
 Answer = Callable[[dns.message.Message], None]
 

@@ -9,7 +9,10 @@ import pytest
 import trio
 
 from jmapfs.errors import ConfigError, ProtocolError
-from jmapfs.jmap import Account, Limits, Session, connect, discover, open_transport
+from jmapfs.jmap.client import connect
+from jmapfs.jmap.discovery import discover
+from jmapfs.jmap.http import open_transport
+from jmapfs.jmap.session import Limits, Session, SessionAccount
 from tests.jmap.fake import CORE, CREDENTIALS, MAIL, FakeServer, session_document, with_limits
 
 
@@ -91,7 +94,7 @@ async def test_limits_are_at_least_one() -> None:
 
 async def test_primary_account_for_mail() -> None:
     session = await session_of()
-    assert session.mail_account() == Account(
+    assert session.mail_account() == SessionAccount(
         id="A1", name="alice", is_personal=True, is_read_only=False, capabilities={}
     )
 

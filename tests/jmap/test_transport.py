@@ -1,7 +1,5 @@
 """What all requests share: budget, cool-down, retries, deadlines, and where credentials go."""
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
-
 from __future__ import annotations
 
 import socket
@@ -24,12 +22,13 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap import Transport, open_transport
-from jmapfs.jmap.connections import Connections
-from jmapfs.jmap.incoming import Answer, Outgoing
-from jmapfs.jmap.retrying import LONGEST_PAUSE, back_off, retry_after
-from jmapfs.jmap.transport import Traffic
+from jmapfs.jmap.http import Connections, Traffic, Transport, open_transport
+from jmapfs.jmap.response import Request, Response
+from jmapfs.jmap.retry import LONGEST_PAUSE, back_off, retry_after
 from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
+
+# ruff: noqa: ARG001 - a clock is set by being asked for
+
 
 URL = "https://mail.example.org/x"
 
@@ -65,10 +64,10 @@ async def way_to(server: httpx.AsyncBaseTransport, largest: int = 1000) -> Async
 
 async def fetch(
     *answers: httpx.Response | Exception, deadline: float = 30.0
-) -> tuple[Answer, Script]:
+) -> tuple[Response, Script]:
     script = Script(*answers)
     async with way_to(script) as transport:
-        outgoing = Outgoing(method="GET", url=URL)
+        outgoing = Request(method="GET", url=URL)
         answer = await transport.fetch(outgoing, until=trio.current_time() + deadline)
         assert transport.traffic == Traffic(requests=len(script.times))
         return answer, script
@@ -81,7 +80,7 @@ async def failing(
     started = trio.current_time()
     async with way_to(script) as transport:
         with pytest.raises(JmapfsError) as caught:
-            await transport.fetch(Outgoing(method="GET", url=URL), until=started + deadline)
+            await transport.fetch(Request(method="GET", url=URL), until=started + deadline)
     assert "\n" not in str(caught.value)
     return caught.value, script, trio.current_time() - started
 
@@ -115,9 +114,9 @@ async def test_whole_answer(autojump_clock: MockClock) -> None:
 async def test_only_what_leaves_this_machine_is_compressed(url: str, coding: str) -> None:
     server = FakeServer()
     async with way_to(server) as transport:
-        outgoing = Outgoing(method="GET", url=url, authenticated=False, expected=frozenset({401}))
+        outgoing = Request(method="GET", url=url, authenticated=False, expected=frozenset({401}))
         await transport.fetch(outgoing, until=trio.current_time() + 30)
-        asked = Outgoing(
+        asked = Request(
             method="GET",
             url=url,
             headers={"Accept-Encoding": "br"},
@@ -146,14 +145,14 @@ async def test_credentials_go_to_no_other_origin(url: str, autojump_clock: MockC
     script = Script(OK)
     async with way_to(script) as transport:
         with pytest.raises(ProtocolError):
-            await transport.fetch(Outgoing(method="GET", url=url), until=trio.current_time() + 30)
+            await transport.fetch(Request(method="GET", url=url), until=trio.current_time() + 30)
     assert not script.times
 
 
 async def test_no_credentials_where_none_are_wanted(autojump_clock: MockClock) -> None:
     server = FakeServer()
     async with way_to(server) as transport:
-        outgoing = Outgoing(
+        outgoing = Request(
             method="GET",
             url="https://other.example.org/",
             authenticated=False,
@@ -251,7 +250,7 @@ async def test_retry_after_is_waited_for_by_all(autojump_clock: MockClock) -> No
         until = trio.current_time() + 30
 
         async def ask() -> None:
-            await transport.fetch(Outgoing(method="GET", url=URL), until=until)
+            await transport.fetch(Request(method="GET", url=URL), until=until)
 
         nursery.start_soon(ask)
         await trio.sleep(1)
@@ -266,7 +265,7 @@ async def test_retry_after_holds_back_those_who_wait_for_their_turn(
     busy = httpx.Response(429, headers={"Retry-After": "7"})
     script = Script(busy, busy, OK)
     async with way_to(script) as transport, trio.open_nursery() as nursery:
-        outgoing = Outgoing(method="GET", url=URL)
+        outgoing = Request(method="GET", url=URL)
         for _ in range(5):
             nursery.start_soon(partial(transport.fetch, outgoing, until=trio.current_time() + 30))
     assert script.pauses == [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]
@@ -310,7 +309,7 @@ async def test_many_refused_together_are_one_failure(autojump_clock: MockClock) 
             return httpx.Response(429 if trio.current_time() <= busy + 0.2 else 200)
 
         server.before = before
-        outgoing = Outgoing(method="GET", url=URL)
+        outgoing = Request(method="GET", url=URL)
         for _ in range(8):
             nursery.start_soon(partial(transport.fetch, outgoing, until=busy + 60))
     assert len(server.requests) == 16
@@ -367,7 +366,7 @@ async def test_deadline_is_kept(autojump_clock: MockClock) -> None:
     server.delay = 1000
     async with way_to(server) as transport:
         with pytest.raises(DeadlineError, match=r"mail\.example\.org"):
-            await transport.fetch(Outgoing(method="GET", url=URL), until=trio.current_time() + 5)
+            await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 5)
     assert server.in_flight == 0
 
 
@@ -376,7 +375,7 @@ async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: 
     server.delay = 1000
     async with way_to(server) as transport:
         with pytest.raises(DeadlineError):
-            await transport.fetch(Outgoing(method="GET", url=URL), until=trio.current_time() + 25)
+            await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 25)
     assert len(server.requests) == 3
 
 
@@ -424,7 +423,7 @@ async def test_body_that_is_too_large(autojump_clock: MockClock) -> None:
 
 async def test_answer_that_is_larger_than_it_may_be(autojump_clock: MockClock) -> None:
     async with way_to(Script(httpx.Response(200, stream=Chunks(b"x" * 100)))) as transport:
-        outgoing, until = Outgoing(method="GET", url=URL), trio.current_time() + 30
+        outgoing, until = Request(method="GET", url=URL), trio.current_time() + 30
         assert (await transport.fetch(outgoing, until=until, largest=100)).content == b"x" * 100
         with pytest.raises(ProtocolError, match="larger than 99 bytes"):
             await transport.fetch(outgoing, until=until, largest=99)

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from jmapfs.fuse import KernelPages
-from jmapfs.mount.account import MountedAccount
+from jmapfs.daemon.accounts import MountedAccount
+from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
 from tests.cyrus import Account
 from tests.cyrus.fill import Message
@@ -204,7 +204,7 @@ def test_a_file_that_is_handed_over_twice(slot: int) -> None:
     pages = _Pages()
     unused: Any = None
     account = MountedAccount(
-        unused, slot, unused, unused, unused, unused, unused, cast("KernelPages", pages)
+        unused, slot, unused, unused, unused, unused, unused, cast("PageCacheWriter", pages)
     )
     one, other = 5 << 29, 6 << 29
     assert account.store([(one, b"one"), (one, b"one"), (other, b"other")]) == {other}

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 import trio
 
+from jmapfs.daemon.commands import Commands
 from jmapfs.errors import AuthenticationError
-from jmapfs.mount.commands import Commands
 
 
 class Keeper:

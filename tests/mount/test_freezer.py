@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
+from jmapfs.daemon import freeze
+from jmapfs.daemon.accounts import MountedAccount
+from jmapfs.daemon.freeze import Freezer
+from jmapfs.daemon.view import MountView
 from jmapfs.errors import BusyError
-from jmapfs.index import IndexDatabase
-from jmapfs.mount import freezing
-from jmapfs.mount.account import MountedAccount
-from jmapfs.mount.freezing import Freezer
-from jmapfs.mount.showing import View
-from jmapfs.sync import Condition
+from jmapfs.index.database import IndexDatabase
+from jmapfs.sync.follower import ConnectionState
 
 
 class Kernel:
@@ -82,12 +82,12 @@ async def freezer(
     database: IndexDatabase, kernel: Kernel, nursery: trio.Nursery
 ) -> AsyncIterator[Freezer]:
     parts: dict[str, Any] = dict.fromkeys(("source", "disk", "content", "traffic", "pages"))
-    keeper: Any = SimpleNamespace(condition=Condition(online=True, since=0.0))
+    keeper: Any = SimpleNamespace(condition=ConnectionState(online=True, since=0.0))
     account = MountedAccount(
         slot=0, database=database, keeper=keeper, news=cast("Any", kernel), **parts
     )
     kernel.show(LIVE, LIVE)
-    freezer = Freezer([account], cast("Any", kernel), View(LIVE, LIVE), nursery)
+    freezer = Freezer([account], cast("Any", kernel), MountView(LIVE, LIVE), nursery)
     yield freezer
     freezer.close()
 
@@ -162,7 +162,7 @@ async def test_who_comes_second_waits_for_the_kernel_as_well(
 async def test_a_kernel_that_does_not_agree(
     freezer: Freezer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(freezing, "_HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(freeze, "_HOLD_SECONDS", 0.05)
     with pytest.raises(BusyError, match="not frozen"):
         async with freezer.hold():
             raise AssertionError
@@ -185,7 +185,7 @@ async def test_it_waits_for_a_state_of_the_account(
     settle(database, settled=False)
     kernel.agrees.set()
     nursery.start_soon(freezer.freeze, 60)
-    await trio.sleep(2 * freezing._PAUSE_SECONDS)
+    await trio.sleep(2 * freeze._PAUSE_SECONDS)
     await thawed(freezer, kernel)
     settle(database, settled=True)
     await kernel.asked.wait()
@@ -200,7 +200,7 @@ async def test_an_account_that_is_between_two_states_for_long(
     freezer: Freezer, kernel: Kernel, database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(database, settled=False)
-    monkeypatch.setattr(freezing, "_SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr(freeze, "_SETTLING_SECONDS", 0.05)
     with pytest.raises(BusyError, match="between two states"):
         await freezer.freeze(60)
     with pytest.raises(BusyError, match="between two states"):
@@ -214,7 +214,7 @@ async def test_out_of_reach_of_the_server_nothing_is_waited_for(
 ) -> None:
     """Nobody leads the index to a state then: what is shown is what there is."""
     settle(database, settled=False)
-    freezer._accounts[0].keeper.condition = Condition(online=False, since=0.0)
+    freezer._accounts[0].keeper.condition = ConnectionState(online=False, since=0.0)
     kernel.agrees.set()
     async with freezer.hold() as held:
         assert freezer.holds(held)

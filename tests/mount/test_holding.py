@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from jmapfs.control import Hold
+from jmapfs.control.socket_client import Hold
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
-from jmapfs.tree import Mail as MailRecord
+from jmapfs.tree.export import MailWithPlaces as MailRecord
 from tests.mount.test_freeze import (
     Mail,
     assert_live,
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.mount
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jmapfs.control import hold
+from jmapfs.control.socket_client import hold
 with hold(Path(sys.argv[1])) as held:
     print("held", held.ask("held")["held"], flush=True)
     time.sleep(60)

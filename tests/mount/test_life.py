@@ -165,7 +165,7 @@ def test_umount_clears_a_dead_mount(home: Home, server: ServerProcess) -> None:
 
 BUG = """
 import sys
-from jmapfs.tree import Tree
+from jmapfs.tree.tree import Tree
 lookup = Tree.lookup
 def broken(self, parent, name):
     if name == b"bug":
@@ -193,7 +193,7 @@ def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
 
 
 FATAL_BUG = """
-from jmapfs.mount.commands import Commands
+from jmapfs.daemon.commands import Commands
 async def broken(self, arguments):
     raise BaseException("on purpose")
 Commands.thaw = broken

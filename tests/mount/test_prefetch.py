@@ -33,10 +33,10 @@ START = datetime(2024, 3, 1, tzinfo=UTC)
 
 # The command, as it would be where nobody has the patience that people have.
 IMPATIENT = """
-from jmapfs.fetch import open_content
-from jmapfs.jmap import retrying
-retrying._FIRST_PAUSE = 0.02
-open_content.__wrapped__.__kwdefaults__.update(read_timeout=2, download_timeout=3)
+from jmapfs.content.service import open_content_service
+from jmapfs.jmap import retry
+retry._FIRST_PAUSE = 0.02
+open_content_service.__wrapped__.__kwdefaults__.update(read_timeout=2, download_timeout=3)
 from jmapfs.cli.main import main
 main()
 """

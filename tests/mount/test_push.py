@@ -116,10 +116,10 @@ def test_a_server_without_push_is_asked_now_and_then(home: Home, push: str) -> N
 
 
 SHORTER = """
-import jmapfs.sync.keeper
-from jmapfs.jmap.push import PushCalls
-jmapfs.sync.keeper._WITH_PUSH = {poll}
-PushCalls.push.__wrapped__.__kwdefaults__["ping"] = {ping}
+import jmapfs.sync.follower
+from jmapfs.jmap.push import PushMethods
+jmapfs.sync.follower._WITH_PUSH = {poll}
+PushMethods.push.__wrapped__.__kwdefaults__["ping"] = {ping}
 from jmapfs.cli.main import main
 main()
 """

@@ -14,10 +14,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from jmapfs.daemon.records import Records
 from jmapfs.errors import BusyError, StorageError, UsageError
-from jmapfs.index import AccountState, EmailRecord, IndexDatabase, MailboxRecord
-from jmapfs.mount.records import Records
-from jmapfs.tree import FIRST, Mail, MailboxPlace, MailsInOrder, MailsPart, Tree
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.rows import AccountState, EmailRecord, MailboxRecord
+from jmapfs.tree.export import FIRST, MailboxPlace, MailsInOrder, MailsPart, MailWithPlaces
+from jmapfs.tree.tree import Tree
 
 STATE = AccountState(
     server="https://example.org/api",
@@ -31,7 +33,7 @@ STATE = AccountState(
 
 
 class _Part(msgspec.Struct):
-    mails: list[Mail]
+    mails: list[MailWithPlaces]
     after: int | None
 
 
@@ -97,8 +99,8 @@ def part(answer: object) -> _Part:
     return msgspec.convert(msgspec.json.decode(msgspec.json.encode(answer)), _Part)
 
 
-async def all_mails(of: Records, path: str, count: int) -> list[Mail]:
-    found: list[Mail] = []
+async def all_mails(of: Records, path: str, count: int) -> list[MailWithPlaces]:
+    found: list[MailWithPlaces] = []
     position: int | None = FIRST
     while position is not None:
         some = part(await of.mails(path, position, count))

@@ -9,21 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jmapfs.names import (
-    ABOUT_INODE,
+from jmapfs.inodes import (
     ROOT_INODE,
-    account_slots,
+    STATUS_FILE_INODE,
+    account_numbers,
     directory_inode,
     email_inode,
-    email_stem,
     in_account,
     inode_slot,
-    key,
-    numbered_name,
     of_account,
-    safe_text,
-    sibling_names,
 )
+from jmapfs.names import email_stem, key, numbered_name, safe_text, sibling_names
 
 ANY_TEXT = st.text(st.characters(codec=None))
 SECONDS = st.integers(min_value=-62135596800, max_value=253402300799)
@@ -193,16 +189,16 @@ def test_numbers_and_keys_are_these_for_ever() -> None:
 
 @given(st.integers(1, 31), ANY_TEXT, SECONDS)
 def test_several_accounts_have_inodes_of_their_own(slot: int, text: str, at: int) -> None:
-    for inode in (email_inode(text, at), directory_inode(text), ROOT_INODE, ABOUT_INODE):
+    for inode in (email_inode(text, at), directory_inode(text), ROOT_INODE, STATUS_FILE_INODE):
         outer = in_account(slot, inode)
         assert 1 < outer < 1 << 62
         assert of_account(outer) == (slot, inode)
-        assert of_account(inode) == (0, inode) or inode in {ROOT_INODE, ABOUT_INODE}
+        assert of_account(inode) == (0, inode) or inode in {ROOT_INODE, STATUS_FILE_INODE}
 
 
 @given(st.sets(ANY_TEXT, max_size=31))
 def test_each_account_has_a_slot(account_ids: set[str]) -> None:
-    slots = account_slots(account_ids)
+    slots = account_numbers(account_ids)
     assert slots.keys() == account_ids
     assert len(set(slots.values())) == len(account_ids)
     assert all(0 < slot < 32 for slot in slots.values())
@@ -210,4 +206,4 @@ def test_each_account_has_a_slot(account_ids: set[str]) -> None:
 
 def test_too_many_accounts() -> None:
     with pytest.raises(ValueError, match="31"):
-        account_slots(str(number) for number in range(32))
+        account_numbers(str(number) for number in range(32))

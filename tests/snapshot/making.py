@@ -8,16 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jmapfs.snapshot.manifest import ManifestWriter
-from jmapfs.snapshot.records import (
+from jmapfs.snapshot.manifest import (
     FORMAT,
     Description,
+    ManifestWriter,
     Origin,
     SavedMail,
     SavedPlace,
     utc_date,
 )
-from jmapfs.tree import MailboxPlace
+from jmapfs.tree.export import MailboxPlace
 
 ORIGIN = Origin("https://mail.example/jmap/", "u1", "alice", "alice@mail.example")
 

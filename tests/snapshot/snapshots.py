@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jmapfs.snapshot.destination import Destination
-from jmapfs.snapshot.manifest import read_manifest
-from jmapfs.snapshot.records import SavedMail
+from jmapfs.snapshot.manifest import SavedMail, read_manifest
+from jmapfs.snapshot.repository import Repository
 from tests.mounting import Home
 
 
@@ -112,4 +111,4 @@ def require_whole(snapshot: Path) -> None:
 
 def dates(destination: Path) -> list[str]:
     """Return the names of all snapshots."""
-    return [snapshot.date for snapshot in Destination(destination).snapshots()]
+    return [snapshot.date for snapshot in Repository(destination).snapshots()]

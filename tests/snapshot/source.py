@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jmapfs.errors import BlobNotFoundError, JmapfsError
-from jmapfs.snapshot.records import Origin
-from jmapfs.snapshot.source import Ahead, Cached, Receiver, Wanted
-from jmapfs.tree import Mail, MailboxPlace, MailsPart
+from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink
+from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
 from tests.snapshot.making import ORIGIN, Letter
 
 
@@ -56,11 +56,13 @@ class _State:
         mails = [_mail(letter) for letter in self._letters[position:end]]
         return MailsPart(mails, end if end < len(self._letters) else None)
 
-    def batches(self, wanted: Sequence[Wanted]) -> Iterator[Sequence[Wanted]]:
+    def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         for first in range(0, len(wanted), 3):
             yield wanted[first : first + 3]
 
-    async def bring(self, batch: Sequence[Wanted], receiver: Receiver) -> Mapping[str, JmapfsError]:
+    async def bring(
+        self, batch: Sequence[BlobRequest], receiver: Sink
+    ) -> Mapping[str, JmapfsError]:
         lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.lost}
         there = [one for one in batch if one.blob_id not in lost]
         await receiver.receive([(one, self._by_blob[one.blob_id].bytes) for one in there])
@@ -71,10 +73,10 @@ class _State:
         return self._account.held
 
 
-def _mail(letter: Letter) -> Mail:
+def _mail(letter: Letter) -> MailWithPlaces:
     saved = letter.saved()
     files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
     received_at = 1_700_000_000 + letter.number * 60
-    return Mail(
+    return MailWithPlaces(
         saved.id, saved.blob_id, saved.thread_id, received_at, saved.size, saved.keywords, files
     )

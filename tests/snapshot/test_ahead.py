@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import trio
 
-from jmapfs.snapshot.ahead import BringingAhead
+from jmapfs.snapshot.bringing import EarlyFetcher
 
 
 class Slow:
@@ -27,7 +27,7 @@ class Slow:
 async def test_an_end_while_the_index_is_asked() -> None:
     reader = Slow()
     blobs: Any = SimpleNamespace(tasks=3)
-    bringing = BringingAhead(cast("Any", reader), blobs, cast("Any", None), cast("Any", None))
+    bringing = EarlyFetcher(cast("Any", reader), blobs, cast("Any", None), cast("Any", None))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bringing.run)

@@ -17,13 +17,25 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmapfs.cli.comparing import diff_command
+from jmapfs.cli.snapshots_command import diff_command
 from jmapfs.errors import AlteredFilesError, MissingFilesError, UsageError
-from jmapfs.snapshot.comparing import Added, Change, Flagged, Gone, Moved, changes_between
-from jmapfs.snapshot.destination import LATEST, Snapshot
-from jmapfs.snapshot.manifest import ManifestWriter, read_description
-from jmapfs.snapshot.records import MANIFEST, SavedMail, SavedPlace
-from jmapfs.tree import MailboxPlace
+from jmapfs.snapshot.diff import (
+    Change,
+    KeywordsChanged,
+    MailAdded,
+    MailMoved,
+    MailRemoved,
+    changes_between,
+)
+from jmapfs.snapshot.manifest import (
+    MANIFEST,
+    ManifestWriter,
+    SavedMail,
+    SavedPlace,
+    read_description,
+)
+from jmapfs.snapshot.repository import LATEST, Snapshot
+from jmapfs.tree.export import MailboxPlace
 from tests.snapshot.making import Letter, make_snapshot
 
 OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"
@@ -102,13 +114,13 @@ def test_against_a_model(old: list[Letter], new: list[Letter]) -> None:
         make_snapshot(Path(name), OLD, old)
         make_snapshot(Path(name), NEW, new)
         changes = compared(Path(name))
-    assert {one.id: one.files for one in changes if isinstance(one, Added)} == {
+    assert {one.id: one.files for one in changes if isinstance(one, MailAdded)} == {
         f"M{number}": files_of(after[number]) for number in after.keys() - before
     }
-    assert {one.id: one.files for one in changes if isinstance(one, Gone)} == {
+    assert {one.id: one.files for one in changes if isinstance(one, MailRemoved)} == {
         f"M{number}": files_of(before[number]) for number in before.keys() - after
     }
-    assert {one.id: (one.old, one.new) for one in changes if isinstance(one, Moved)} == {
+    assert {one.id: (one.old, one.new) for one in changes if isinstance(one, MailMoved)} == {
         f"M{number}": (files_of(before[number]), files_of(after[number]))
         for number in both
         if set(before[number].mailboxes) != set(after[number].mailboxes)
@@ -116,7 +128,7 @@ def test_against_a_model(old: list[Letter], new: list[Letter]) -> None:
     assert {
         one.id: (one.files, set(one.set), set(one.cleared))
         for one in changes
-        if isinstance(one, Flagged)
+        if isinstance(one, KeywordsChanged)
     } == {
         f"M{number}": (files_of(after[number]), flags - earlier, earlier - flags)
         for number in both
@@ -162,12 +174,12 @@ def test_emails_of_the_same_content_against_a_model(old: Emails, new: Emails) ->
         for change in changes:
             if change.blob_id == blob:
                 kinds[type(change)].append(change.id)
-        assert len(kinds[Gone]) == max(0, before.total() - after.total())
-        assert len(kinds[Added]) == max(0, after.total() - before.total())
+        assert len(kinds[MailRemoved]) == max(0, before.total() - after.total())
+        assert len(kinds[MailAdded]) == max(0, after.total() - before.total())
         # Those that look the same in both are the same, and nothing is said of them.
-        changed = {*kinds[Moved], *kinds[Flagged]}
+        changed = {*kinds[MailMoved], *kinds[KeywordsChanged]}
         assert len(changed) == min((before - after).total(), (after - before).total())
-        assert changed.isdisjoint(kinds[Added])
+        assert changed.isdisjoint(kinds[MailAdded])
 
 
 # --- Case by case
@@ -228,7 +240,7 @@ def test_the_same_content_received_at_another_time_is_another_mail(tmp_path: Pat
     files = {"w": "Work/1.eml"}
     write(tmp_path, OLD, [mail("1", files, at="2026-01-01T00:00:00Z")], {})
     write(tmp_path, NEW, [mail("1", files, at="2026-01-01T00:00:01Z")], {})
-    assert [type(change) for change in compared(tmp_path)] == [Gone, Added]
+    assert [type(change) for change in compared(tmp_path)] == [MailRemoved, MailAdded]
 
 
 def test_one_of_two_of_the_same_content_is_gone(tmp_path: Path) -> None:

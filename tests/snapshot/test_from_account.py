@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.account import AccountSource, Lead, account_directory
+from jmapfs.account import AccountSource, WriterLease, account_directory
 from jmapfs.errors import BusyError
-from jmapfs.index import AccountState, IndexDatabase, IndexReader
-from jmapfs.snapshot import Destination, Summary, account_opener, from_account, take_snapshot
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState
+from jmapfs.snapshot import from_account
+from jmapfs.snapshot.create import create_snapshot
+from jmapfs.snapshot.from_account import account_opener
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.source import SnapshotSummary
 from tests.server import Account, MailServer, running_server
 from tests.snapshot.snapshots import Listener, dates, require_whole
 from tests.sync.following import CREDENTIALS, message, small_account
@@ -26,7 +32,7 @@ class Kept:
     account: Account
     source: AccountSource
     directory: Path
-    lead: Lead
+    lead: WriterLease
     listener: Listener
 
     @property
@@ -39,7 +45,7 @@ class Kept:
         with writer.transaction():
             writer.set_state(replace(writer.state(), settled=settled))
 
-    async def take(self, *, allow_stale: bool = False) -> Summary:
+    async def take(self, *, allow_stale: bool = False) -> SnapshotSummary:
         """Take another snapshot."""
         return await taken(self.source, self.directory, self.listener, allow_stale=allow_stale)
 
@@ -51,11 +57,11 @@ async def taken(
     *,
     allow_stale: bool = False,
     dest: str = "dest",
-) -> Summary:
+) -> SnapshotSummary:
     cache = directory / "cache"
     async with account_opener(source, cache, listener, allow_stale=allow_stale) as opener:
-        return await take_snapshot(
-            opener, Destination(directory / dest), max_gone=50, report=listener
+        return await create_snapshot(
+            opener, Repository(directory / dest), max_gone=50, report=listener
         )
 
 
@@ -66,7 +72,7 @@ async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         await taken(source, tmp_path, Listener())
         directory = account_directory(tmp_path / "cache", source)
-        with Lead(directory, IndexDatabase(directory)) as lead:
+        with WriterLease(directory, IndexDatabase(directory)) as lead:
             assert lead.try_now() is None
             yield Kept(server.primary, source, tmp_path, lead, Listener())
 
@@ -142,7 +148,7 @@ async def test_an_index_that_stays_between_two_states(
 
 async def test_whoever_kept_the_index_ends(kept: Kept) -> None:
     kept.account.add_email(message(90), ["P0"])
-    summaries: list[Summary] = []
+    summaries: list[SnapshotSummary] = []
 
     async def take() -> None:
         summaries.append(await kept.take())

@@ -21,12 +21,12 @@ from typing import Self
 
 import pytest
 
-from jmapfs.cli.interruption import Interrupted
 from jmapfs.cli.main import cli
+from jmapfs.cli.signals import InterruptedBySignal
 from jmapfs.errors import UnreachableError
-from jmapfs.snapshot import partial as partial_directory
-from jmapfs.snapshot.destination import is_date
-from jmapfs.snapshot.syncing import sync_directory
+from jmapfs.snapshot import staging as partial_directory
+from jmapfs.snapshot.files import sync_directory
+from jmapfs.snapshot.repository import is_date
 from tests import corpus
 from tests.cyrus import Account
 from tests.cyrus.fill import Message
@@ -250,7 +250,7 @@ def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arguments = ["snapshot", "--quiet", "--cache-dir", str(tmp_path / "cache")]
     with (
         server_process() as server,
-        pytest.raises(Interrupted, match="was there already") as caught,
+        pytest.raises(InterruptedBySignal, match="was there already") as caught,
     ):
         cli.main([*arguments, server.url, str(tmp_path / "dest")], standalone_mode=False)
     [date] = dates(tmp_path / "dest")

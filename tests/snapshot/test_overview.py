@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from jmapfs.cli.overview import snapshots_command
+from jmapfs.cli.snapshots_command import snapshots_command
 from jmapfs.errors import UsageError
-from jmapfs.snapshot.destination import Destination
 from jmapfs.snapshot.findings import Outcome
-from jmapfs.snapshot.overview import look_over
-from jmapfs.snapshot.records import CHECKSUMS, DESCRIPTION, MANIFEST
-from jmapfs.snapshot.verified import Verification, record
+from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST
+from jmapfs.snapshot.overview import list_snapshots
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.verify_record import Verification, record
 from tests.snapshot.making import Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 4)]
@@ -35,11 +35,11 @@ def snapshots(tmp_path: Path) -> list[Path]:
 
 
 def verified(destination: Path, date: str, outcome: Outcome, *, quick: bool = False) -> None:
-    record(Destination(destination), date, Verification(WHEN, outcome, quick))
+    record(Repository(destination), date, Verification(WHEN, outcome, quick))
 
 
 def states(destination: Path) -> list[str]:
-    return [line.state for line in look_over(Destination(destination)).snapshots]
+    return [line.state for line in list_snapshots(Repository(destination)).snapshots]
 
 
 def run(*arguments: str | Path) -> Result:

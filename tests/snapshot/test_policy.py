@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from jmapfs.snapshot.policy import UNLIMITED, Policy, kept
+from jmapfs.snapshot.prune import UNLIMITED, RetentionPolicy, kept
 
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
@@ -34,16 +34,16 @@ HISTORY = [
 ]
 NEWEST = "2021-01-04T090000Z"
 
-EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
-    (Policy(), {}),
-    (Policy(last=1), {NEWEST: ["last"]}),
-    (Policy(last=2), {"2021-01-04T085959Z": ["last"], NEWEST: ["last"]}),
-    (Policy(last=100), {one: ["last"] for one in HISTORY}),
-    (Policy(last=UNLIMITED), {one: ["last"] for one in HISTORY}),
-    (Policy(hourly=1), {NEWEST: ["hourly"]}),
+EXAMPLES: list[tuple[RetentionPolicy, dict[str, list[str]]]] = [
+    (RetentionPolicy(), {}),
+    (RetentionPolicy(last=1), {NEWEST: ["last"]}),
+    (RetentionPolicy(last=2), {"2021-01-04T085959Z": ["last"], NEWEST: ["last"]}),
+    (RetentionPolicy(last=100), {one: ["last"] for one in HISTORY}),
+    (RetentionPolicy(last=UNLIMITED), {one: ["last"] for one in HISTORY}),
+    (RetentionPolicy(hourly=1), {NEWEST: ["hourly"]}),
     # 08:00:00 and 08:59:59 are of one hour, 09:00:00 is of the next.
     (
-        Policy(hourly=3),
+        RetentionPolicy(hourly=3),
         {
             "2021-01-03T120000Z": ["hourly"],
             "2021-01-04T085959Z": ["hourly"],
@@ -52,7 +52,7 @@ EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
     ),
     # Days without a snapshot do not count: the third last day that has one is New Year.
     (
-        Policy(daily=3),
+        RetentionPolicy(daily=3),
         {
             "2021-01-01T000000Z": ["daily"],
             "2021-01-03T120000Z": ["daily"],
@@ -61,7 +61,7 @@ EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
     ),
     # A second apart, and in different days, months and years, but in one week.
     (
-        Policy(weekly=3),
+        RetentionPolicy(weekly=3),
         {
             "2020-12-25T100000Z": ["weekly"],
             "2021-01-03T120000Z": ["weekly"],
@@ -69,11 +69,11 @@ EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
         },
     ),
     (
-        Policy(monthly=2),
+        RetentionPolicy(monthly=2),
         {"2020-12-31T235959Z": ["monthly"], NEWEST: ["monthly"]},
     ),
     (
-        Policy(yearly=3),
+        RetentionPolicy(yearly=3),
         {
             "2019-06-30T235959Z": ["yearly"],
             "2020-12-31T235959Z": ["yearly"],
@@ -82,7 +82,7 @@ EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
     ),
     # There are fewer years than that; the oldest snapshot is the newest of its year already.
     (
-        Policy(yearly=10),
+        RetentionPolicy(yearly=10),
         {
             "2019-06-30T235959Z": ["yearly"],
             "2020-12-31T235959Z": ["yearly"],
@@ -90,14 +90,14 @@ EXAMPLES: list[tuple[Policy, dict[str, list[str]]]] = [
         },
     ),
     (
-        Policy(last=1, monthly=1, yearly=2),
+        RetentionPolicy(last=1, monthly=1, yearly=2),
         {"2020-12-31T235959Z": ["yearly"], NEWEST: ["last", "monthly", "yearly"]},
     ),
 ]
 
 
 @pytest.mark.parametrize(("policy", "expected"), EXAMPLES)
-def test_by_hand(policy: Policy, expected: dict[str, list[str]]) -> None:
+def test_by_hand(policy: RetentionPolicy, expected: dict[str, list[str]]) -> None:
     assert kept(map(at, HISTORY), policy) == {at(one): why for one, why in expected.items()}
 
 
@@ -105,21 +105,23 @@ def test_by_hand(policy: Policy, expected: dict[str, list[str]]) -> None:
 def test_the_same_period_of_another_year_is_another(rule: str) -> None:
     # Both are of midnight, of the tenth of January, and of week 2.
     history = [at("2022-01-10T000000Z"), at("2023-01-10T000000Z")]
-    assert list(kept(history, replace(Policy(), **{rule: 2}))) == history
+    assert list(kept(history, replace(RetentionPolicy(), **{rule: 2}))) == history
 
 
 @pytest.mark.parametrize(
     ("policy", "oldest"),
     [
-        (Policy(monthly=1), None),
-        (Policy(monthly=2), ["monthly (oldest)"]),
-        (Policy(monthly=UNLIMITED), ["monthly (oldest)"]),
-        (Policy(daily=2), None),
-        (Policy(daily=3, yearly=2), ["daily (oldest)", "yearly (oldest)"]),
-        (Policy(daily=3, last=3), ["last", "daily (oldest)"]),
+        (RetentionPolicy(monthly=1), None),
+        (RetentionPolicy(monthly=2), ["monthly (oldest)"]),
+        (RetentionPolicy(monthly=UNLIMITED), ["monthly (oldest)"]),
+        (RetentionPolicy(daily=2), None),
+        (RetentionPolicy(daily=3, yearly=2), ["daily (oldest)", "yearly (oldest)"]),
+        (RetentionPolicy(daily=3, last=3), ["last", "daily (oldest)"]),
     ],
 )
-def test_the_oldest_is_kept_until_there_is_enough(policy: Policy, oldest: list[str] | None) -> None:
+def test_the_oldest_is_kept_until_there_is_enough(
+    policy: RetentionPolicy, oldest: list[str] | None
+) -> None:
     history = [at("2024-02-01T000000Z"), at("2024-02-01T120000Z"), at("2024-02-29T000000Z")]
     result = kept(history, policy)
     assert result.get(history[0]) == oldest
@@ -127,24 +129,24 @@ def test_the_oldest_is_kept_until_there_is_enough(policy: Policy, oldest: list[s
 
 
 def test_of_nothing_nothing_is_kept() -> None:
-    assert kept([], Policy(last=3, daily=UNLIMITED)) == {}
+    assert kept([], RetentionPolicy(last=3, daily=UNLIMITED)) == {}
 
 
 def test_order_is_from_the_oldest() -> None:
     history = [at(one) for one in HISTORY]
-    assert list(kept(reversed(history), Policy(last=UNLIMITED, yearly=1))) == history
+    assert list(kept(reversed(history), RetentionPolicy(last=UNLIMITED, yearly=1))) == history
 
 
 def test_has_rules() -> None:
-    assert not Policy().has_rules
+    assert not RetentionPolicy().has_rules
     for rule in RULES:
-        assert replace(Policy(), **{rule: 1}).has_rules
+        assert replace(RetentionPolicy(), **{rule: 1}).has_rules
 
 
 # --- Against a model
 
 counts = st.none() | st.just(UNLIMITED) | st.integers(1, 12)
-policies = st.builds(Policy, *[counts] * len(RULES))
+policies = st.builds(RetentionPolicy, *[counts] * len(RULES))
 
 
 @st.composite
@@ -194,8 +196,8 @@ def model(history: list[datetime], rule: str, count: int) -> set[datetime]:
 
 
 @given(histories(), policies)
-@example([at("2020-01-01T000000Z")], Policy(yearly=2))
-def test_against_a_model(history: list[datetime], policy: Policy) -> None:
+@example([at("2020-01-01T000000Z")], RetentionPolicy(yearly=2))
+def test_against_a_model(history: list[datetime], policy: RetentionPolicy) -> None:
     expected: dict[datetime, set[str]] = {}
     for rule in RULES:
         count = getattr(policy, rule)
@@ -209,20 +211,20 @@ def test_against_a_model(history: list[datetime], policy: Policy) -> None:
 
 
 @given(histories(), policies)
-def test_the_newest_is_always_kept(history: list[datetime], policy: Policy) -> None:
+def test_the_newest_is_always_kept(history: list[datetime], policy: RetentionPolicy) -> None:
     assume(policy.has_rules)
     assert max(history) in kept(history, policy)
 
 
 @given(histories(), policies)
-def test_pruning_twice_changes_nothing(history: list[datetime], policy: Policy) -> None:
+def test_pruning_twice_changes_nothing(history: list[datetime], policy: RetentionPolicy) -> None:
     once = kept(history, policy)
     assert kept(once, policy) == once
 
 
 @given(histories(), policies, st.sampled_from(RULES), st.integers(1, 5) | st.none())
 def test_more_never_keeps_less(
-    history: list[datetime], policy: Policy, rule: str, more: int | None
+    history: list[datetime], policy: RetentionPolicy, rule: str, more: int | None
 ) -> None:
     count = getattr(policy, rule)
     assume(count != UNLIMITED)
@@ -231,14 +233,14 @@ def test_more_never_keeps_less(
 
 
 @given(histories(), policies)
-def test_rules_add_up(history: list[datetime], policy: Policy) -> None:
-    alone = [replace(Policy(), **{rule: getattr(policy, rule)}) for rule in RULES]
+def test_rules_add_up(history: list[datetime], policy: RetentionPolicy) -> None:
+    alone = [replace(RetentionPolicy(), **{rule: getattr(policy, rule)}) for rule in RULES]
     assert set(kept(history, policy)) == set().union(*(kept(history, one) for one in alone))
 
 
 @given(histories(), policies, st.integers(0, 30))
 def test_what_is_taken_out_beside_the_rules_changes_nothing(
-    history: list[datetime], policy: Policy, number: int
+    history: list[datetime], policy: RetentionPolicy, number: int
 ) -> None:
     """A prune that was killed has removed only some of it, and the next one goes on."""
     result = kept(history, policy)

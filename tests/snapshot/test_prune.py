@@ -19,16 +19,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from jmapfs.cli.pruning import prune_command
+from jmapfs.cli.snapshots_command import prune_command
 from jmapfs.errors import AlteredFilesError, BusyError, JmapfsError, StorageError, UsageError
-from jmapfs.snapshot.destination import LATEST, Destination
-from jmapfs.snapshot.latest import latest_date, point_latest
-from jmapfs.snapshot.partial import Leftovers
-from jmapfs.snapshot.policy import Policy
-from jmapfs.snapshot.pruning import LAST_GOOD, Pruned, prune
-from jmapfs.snapshot.records import CHECKSUMS, DESCRIPTION, MANIFEST, Origin
-from jmapfs.snapshot.removal import half_removed, remove_partial
-from jmapfs.snapshot.verified import Verification, record
+from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST, Origin
+from jmapfs.snapshot.prune import LAST_GOOD, Pruned, RetentionPolicy, prune
+from jmapfs.snapshot.remove import half_removed, remove_partial
+from jmapfs.snapshot.repository import LATEST, Repository, latest_date, point_latest
+from jmapfs.snapshot.staging import InterruptedRuns
+from jmapfs.snapshot.verify_record import Verification, record
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 6)]
@@ -45,12 +43,12 @@ def history(destination: Path, *, mails: int = 4) -> list[Path]:
     return snapshots
 
 
-def pruned(destination: Path, policy: Policy) -> Pruned:
-    return prune(Destination(destination), policy, lambda _date: None)
+def pruned(destination: Path, policy: RetentionPolicy) -> Pruned:
+    return prune(Repository(destination), policy, lambda _date: None)
 
 
 def dates_in(destination: Path) -> list[str]:
-    return [snapshot.date for snapshot in Destination(destination).snapshots()]
+    return [snapshot.date for snapshot in Repository(destination).snapshots()]
 
 
 def everything(path: Path) -> dict[str, tuple[int, int, int, int]]:
@@ -80,7 +78,7 @@ def run(*arguments: str | Path) -> Result:
 def test_what_no_rule_keeps_goes(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     kept = {one: everything(one) for one in snapshots[3:]}
-    result = pruned(tmp_path, Policy(last=2))
+    result = pruned(tmp_path, RetentionPolicy(last=2))
     assert dates_in(tmp_path) == DATES[3:]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:]]
     assert [verdict.date for verdict in result.plan.removed] == DATES[:3]
@@ -92,7 +90,7 @@ def test_files_that_are_shared_stay_whole(tmp_path: Path) -> None:
     mail = snapshots[4] / "mail/Inbox/0004.eml"
     assert mail.stat().st_nlink == 8
     content = mail.read_bytes()
-    pruned(tmp_path, Policy(last=2))
+    pruned(tmp_path, RetentionPolicy(last=2))
     assert mail.stat().st_nlink == 4
     assert mail.read_bytes() == content
     for snapshot in snapshots[3:]:
@@ -105,16 +103,16 @@ def test_bytes_that_were_in_no_other_snapshot_are_counted_once(tmp_path: Path) -
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.parent.name != ".jmapfs":
             total[path.stat().st_ino] = path.stat().st_size
-    result = pruned(tmp_path, Policy(last=1))
+    result = pruned(tmp_path, RetentionPolicy(last=1))
     left = {path.stat().st_ino for path in snapshots[4].rglob("*") if path.is_file()}
     assert result.freed_bytes == sum(size for inode, size in total.items() if inode not in left)
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     history(tmp_path)
-    pruned(tmp_path, Policy(daily=2, yearly=1))
+    pruned(tmp_path, RetentionPolicy(daily=2, yearly=1))
     before = everything(tmp_path)
-    result = pruned(tmp_path, Policy(daily=2, yearly=1))
+    result = pruned(tmp_path, RetentionPolicy(daily=2, yearly=1))
     assert not result.plan.removed
     assert {name: one for name, one in everything(tmp_path).items() if "lock" not in name} == {
         name: one for name, one in before.items() if "lock" not in name
@@ -126,7 +124,7 @@ def test_one_whose_mail_is_damaged_can_go(tmp_path: Path) -> None:
     (snapshots[0] / "mail/Inbox/0000.eml").unlink()
     (snapshots[0] / MANIFEST).unlink()
     (snapshots[0] / "mail/a file of somebody's").write_text("text")
-    pruned(tmp_path, Policy(last=4))
+    pruned(tmp_path, RetentionPolicy(last=4))
     assert dates_in(tmp_path) == DATES[1:]
 
 
@@ -158,7 +156,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     (destination / "nowhere").symlink_to("nothing")
     before = {one: everything(one) for one in destination.iterdir() if one.name not in DATES}
     before[outside] = everything(outside)
-    pruned(destination, Policy(last=1))
+    pruned(destination, RetentionPolicy(last=1))
     assert dates_in(destination) == [NEWEST]
     assert {one: everything(one) for one in before} == before
 
@@ -172,7 +170,7 @@ def test_what_is_of_another_account_is_left_alone(tmp_path: Path) -> None:
     make_snapshot(tmp_path, "2025-01-03T000000Z", [Letter(1)], origin=same)
     history(tmp_path)
     before = everything(foreign), everything(odd)
-    result = pruned(tmp_path, Policy(last=1))
+    result = pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == [foreign.name, odd.name, NEWEST]
     assert (everything(foreign), everything(odd)) == before
     assert [one.date for one in result.plan.left_alone] == [foreign.name, odd.name]
@@ -186,7 +184,7 @@ def test_what_does_not_say_what_it_is_is_left_alone(tmp_path: Path, content: byt
     if content is not None:
         description.write_bytes(content)
     before = everything(snapshots[1])
-    result = pruned(tmp_path, Policy(last=1))
+    result = pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == [DATES[1], NEWEST]
     assert everything(snapshots[1]) == before
     assert [one.date for one in result.plan.left_alone] == [DATES[1]]
@@ -196,7 +194,7 @@ def test_a_copy_with_another_date_is_left_alone(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     copy = tmp_path / "2026-11-01T130000Z"
     shutil.copytree(snapshots[0], copy)
-    result = pruned(tmp_path, Policy(last=1))
+    result = pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == [copy.name, NEWEST]
     assert DATES[0] in result.plan.left_alone[0].reason
 
@@ -209,7 +207,7 @@ def test_a_symbolic_link_in_a_snapshot_is_not_followed(tmp_path: Path) -> None:
     for name in ("mail/link", "mail/Inbox/link"):
         (snapshots[0] / name).symlink_to(outside)
     (snapshots[0] / "mail/letter").symlink_to(outside / "letter")
-    pruned(destination, Policy(last=1))
+    pruned(destination, RetentionPolicy(last=1))
     assert dates_in(destination) == [NEWEST]
     assert (outside / "letter").read_text() == "text"
 
@@ -217,10 +215,10 @@ def test_a_symbolic_link_in_a_snapshot_is_not_followed(tmp_path: Path) -> None:
 def test_where_nothing_is_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("text")
     before = everything(tmp_path)
-    assert pruned(tmp_path, Policy(last=1)).plan.snapshots == ()
+    assert pruned(tmp_path, RetentionPolicy(last=1)).plan.snapshots == ()
     assert everything(tmp_path) == before
     with pytest.raises(UsageError):
-        pruned(tmp_path / "missing", Policy(last=1))
+        pruned(tmp_path / "missing", RetentionPolicy(last=1))
     assert everything(tmp_path) == before
 
 
@@ -238,7 +236,7 @@ def test_the_last_good_one_stays(tmp_path: Path, file: str) -> None:
     snapshots = history(tmp_path)
     altered(snapshots[4] / file)
     altered(snapshots[3] / file)
-    result = pruned(tmp_path, Policy(last=1))
+    result = pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == [DATES[2], NEWEST]
     assert [verdict.reasons for verdict in result.plan.snapshots if verdict.kept] == [
         (LAST_GOOD,),
@@ -250,7 +248,7 @@ def test_what_verify_found_damaged_is_not_the_last_good_one(tmp_path: Path) -> N
     history(tmp_path)
     found_damaged(tmp_path, DATES[4])
     found_damaged(tmp_path, DATES[3])
-    result = pruned(tmp_path, Policy(last=2))
+    result = pruned(tmp_path, RetentionPolicy(last=2))
     # Two of all, and two of those that are not known to be damaged.
     assert dates_in(tmp_path) == DATES[1:]
     assert [verdict.damaged for verdict in result.plan.snapshots] == [False] * 3 + [True] * 2
@@ -262,7 +260,7 @@ def test_all_rules_that_keep_one_are_named(tmp_path: Path) -> None:
     for date in ("2026-11-01T120000Z", "2026-11-01T130000Z"):
         make_snapshot(tmp_path, date, [Letter(1)])
     found_damaged(tmp_path, "2026-11-01T130000Z")
-    result = pruned(tmp_path, Policy(last=2, daily=1))
+    result = pruned(tmp_path, RetentionPolicy(last=2, daily=1))
     assert [(verdict.date, verdict.reasons) for verdict in result.plan.snapshots] == [
         ("2026-11-01T110000Z", ("last",)),
         ("2026-11-01T120000Z", ("last", "daily", LAST_GOOD)),
@@ -275,7 +273,7 @@ def test_where_all_were_found_damaged_none_goes(tmp_path: Path) -> None:
     for date in DATES:
         found_damaged(tmp_path, date)
     with pytest.raises(AlteredFilesError):
-        pruned(tmp_path, Policy(last=1))
+        pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == DATES
 
 
@@ -284,20 +282,20 @@ def test_a_damaged_one_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
         make_snapshot(tmp_path, f"2026-11-01T{hour:02}0000Z", [Letter(1)])
     make_snapshot(tmp_path, NEWEST, [Letter(1)])
     found_damaged(tmp_path, "2026-11-01T160000Z")
-    pruned(tmp_path, Policy(daily=2))
+    pruned(tmp_path, RetentionPolicy(daily=2))
     assert dates_in(tmp_path) == ["2026-11-01T120000Z", "2026-11-01T160000Z", NEWEST]
 
 
 def found_damaged(destination: Path, date: str) -> None:
     verification = Verification(datetime.now(UTC), "altered", quick=False)
-    record(Destination(destination), date, verification)
+    record(Repository(destination), date, verification)
 
 
 def test_where_none_is_good_none_goes(tmp_path: Path) -> None:
     for snapshot in history(tmp_path):
         altered(snapshot / MANIFEST)
     with pytest.raises(AlteredFilesError):
-        pruned(tmp_path, Policy(last=1))
+        pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == DATES
     assert run(tmp_path, "--keep-last", "1", "--dry-run").exception is not None
 
@@ -306,7 +304,7 @@ def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
     for snapshot in history(tmp_path):
         (snapshot / DESCRIPTION).unlink()
     with pytest.raises(AlteredFilesError):
-        pruned(tmp_path, Policy(last=1))
+        pruned(tmp_path, RetentionPolicy(last=1))
     assert dates_in(tmp_path) == DATES
 
 
@@ -315,10 +313,10 @@ def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
 
 def test_latest_stays(tmp_path: Path) -> None:
     history(tmp_path)
-    Destination(tmp_path).make()
-    assert point_latest(Destination(tmp_path), NEWEST)
+    Repository(tmp_path).make()
+    assert point_latest(Repository(tmp_path), NEWEST)
     before = everything(tmp_path / LATEST)
-    pruned(tmp_path, Policy(last=1))
+    pruned(tmp_path, RetentionPolicy(last=1))
     assert everything(tmp_path / LATEST) == before
     assert (tmp_path / LATEST / DESCRIPTION).is_file()
 
@@ -327,14 +325,14 @@ def test_latest_stays(tmp_path: Path) -> None:
 def test_latest_leads_to_one_that_is_there(tmp_path: Path, date: str) -> None:
     history(tmp_path)
     (tmp_path / LATEST).symlink_to(date)
-    pruned(tmp_path, Policy(last=2))
-    assert latest_date(Destination(tmp_path)) == NEWEST
+    pruned(tmp_path, RetentionPolicy(last=2))
+    assert latest_date(Repository(tmp_path)) == NEWEST
 
 
 def test_latest_of_snapshots_that_are_all_gone(tmp_path: Path) -> None:
     (tmp_path / f".partial-{DATES[0]}-pruned").mkdir()
     (tmp_path / LATEST).symlink_to(DATES[0])
-    assert pruned(tmp_path, Policy(last=1)).plan.snapshots == ()
+    assert pruned(tmp_path, RetentionPolicy(last=1)).plan.snapshots == ()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", LATEST]
 
 
@@ -343,21 +341,21 @@ def test_latest_that_leads_elsewhere_stays(tmp_path: Path, target: str) -> None:
     history(tmp_path)
     (tmp_path / LATEST).symlink_to(target)
     before = everything(tmp_path / LATEST)
-    pruned(tmp_path, Policy(last=1))
+    pruned(tmp_path, RetentionPolicy(last=1))
     assert everything(tmp_path / LATEST) == before
 
 
 def test_latest_of_the_user_stays(tmp_path: Path) -> None:
     history(tmp_path)
     (tmp_path / LATEST).mkdir()
-    Destination(tmp_path).make()
-    assert not point_latest(Destination(tmp_path), NEWEST)
-    pruned(tmp_path, Policy(last=1))
+    Repository(tmp_path).make()
+    assert not point_latest(Repository(tmp_path), NEWEST)
+    pruned(tmp_path, RetentionPolicy(last=1))
     assert list((tmp_path / LATEST).iterdir()) == []
 
 
 def test_latest_is_replaced_in_one_step(tmp_path: Path) -> None:
-    destination = Destination(tmp_path)
+    destination = Repository(tmp_path)
     destination.make()
     assert point_latest(destination, DATES[0])
     # What a run leaves that was killed before it had renamed the link.
@@ -373,7 +371,7 @@ def test_where_there_are_no_links_there_is_no_latest(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    destination = Destination(tmp_path)
+    destination = Repository(tmp_path)
     destination.make()
     monkeypatch.setattr(os, "symlink", refuse)
     assert not point_latest(destination, NEWEST)
@@ -412,7 +410,7 @@ def test_read_only_directories(tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True)
     assert dates_in(tmp_path) == [NEWEST]
-    assert half_removed(Destination(tmp_path)) == []
+    assert half_removed(Repository(tmp_path)) == []
 
 
 def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
@@ -452,7 +450,7 @@ def test_that_a_snapshot_has_lost_its_date_is_on_the_disk_before_mail_goes(
 
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(os, "unlink", unlinking)
-    pruned(tmp_path, Policy(last=3))
+    pruned(tmp_path, RetentionPolicy(last=3))
     gone = [tmp_path / f".partial-{date}-pruned" for date in DATES[:2]]
     assert done[:2] == [(tmp_path, DATES[1:]), (gone[0], DATES[1:])]
     second = done.index((tmp_path, DATES[2:]))
@@ -471,21 +469,21 @@ def test_what_cannot_be_removed_has_lost_its_date(
     with monkeypatch.context() as failing:
         failing.setattr(os, "unlink", fail)
         with pytest.raises(StorageError, match="Input/output error"):
-            pruned(tmp_path, Policy(last=3))
+            pruned(tmp_path, RetentionPolicy(last=3))
     assert dates_in(tmp_path) == DATES[1:]
-    assert [path.name for path in half_removed(Destination(tmp_path))] == [
+    assert [path.name for path in half_removed(Repository(tmp_path))] == [
         f".partial-{DATES[0]}-pruned"
     ]
-    pruned(tmp_path, Policy(last=3))
+    pruned(tmp_path, RetentionPolicy(last=3))
     assert dates_in(tmp_path) == DATES[2:]
-    assert half_removed(Destination(tmp_path)) == []
+    assert half_removed(Repository(tmp_path)) == []
 
 
 MOUNTED = """
 import sys
 from pathlib import Path
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.removal import remove_partial
+from jmapfs.snapshot.remove import remove_partial
 partial = Path(sys.argv[1])
 letter = partial / "mail/disk/letter"
 letter.write_text("text")
@@ -533,16 +531,16 @@ def test_a_directory_that_is_moved_meanwhile_takes_nothing_with_it(
 SLOWLY = """
 import os, sys, time
 from pathlib import Path
-from jmapfs.snapshot.destination import Destination
-from jmapfs.snapshot.policy import Policy
-from jmapfs.snapshot.pruning import prune
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.prune import RetentionPolicy
+from jmapfs.snapshot.prune import prune
 unlink = os.unlink
 def slowly(*arguments, **options):
     time.sleep(float(sys.argv[2]))
     unlink(*arguments, **options)
 os.unlink = slowly
 print("ready", flush=True)
-prune(Destination(Path(sys.argv[1])), Policy(last=2), lambda date: None)
+prune(Repository(Path(sys.argv[1])), RetentionPolicy(last=2), lambda date: None)
 """
 
 
@@ -562,8 +560,8 @@ def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[b
 def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
     """Killed again and again, until one run comes to its end."""
     snapshots = history(tmp_path, mails=100)
-    Destination(tmp_path).make()
-    point_latest(Destination(tmp_path), NEWEST)
+    Repository(tmp_path).make()
+    point_latest(Repository(tmp_path), NEWEST)
     kept = everything(snapshots[3]) | everything(snapshots[4])
     chance = random.Random(7)
     killed = interrupted = 0
@@ -575,7 +573,7 @@ def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
         for date in dates_in(tmp_path):
             assert_good(tmp_path / date)
         killed += exit_code != 0
-        interrupted += bool(half_removed(Destination(tmp_path)))
+        interrupted += bool(half_removed(Repository(tmp_path)))
     assert killed > 2
     assert interrupted > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:], LATEST]
@@ -586,13 +584,13 @@ def test_the_snapshot_command_finds_what_was_interrupted(tmp_path: Path) -> None
     snapshots = history(tmp_path)
     path = tmp_path / f".partial-{DATES[0]}-pruned"
     snapshots[0].rename(path)
-    assert Leftovers(Destination(tmp_path)).partials == [path]
+    assert InterruptedRuns(Repository(tmp_path)).partials == [path]
 
 
 def test_two_at_once(tmp_path: Path) -> None:
     history(tmp_path, mails=100)
     with slow_prune(tmp_path, 0.1) as process:
-        while not half_removed(Destination(tmp_path)):
+        while not half_removed(Repository(tmp_path)):
             time.sleep(0.001)
         command = [sys.executable, "-m", "jmapfs", "prune", str(tmp_path), "--keep-last", "1"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -23,12 +23,14 @@ from jmapfs.errors import (
     TooMuchGoneError,
     UsageError,
 )
-from jmapfs.lock import ProcessLock
-from jmapfs.snapshot import Destination, Summary, take_snapshot, taking
-from jmapfs.snapshot.manifest import read_description
-from jmapfs.snapshot.records import Origin
-from jmapfs.snapshot.syncing import FileSystem
-from jmapfs.snapshot.verified import Verification, record
+from jmapfs.locking import ProcessLock
+from jmapfs.snapshot import create
+from jmapfs.snapshot.create import create_snapshot
+from jmapfs.snapshot.files import FileSystem
+from jmapfs.snapshot.manifest import Origin, read_description
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.source import SnapshotSummary
+from jmapfs.snapshot.verify_record import Verification, record
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.mounting import command
 from tests.snapshot.making import Letter, make_snapshot
@@ -56,18 +58,18 @@ def letters(count: int, first: int = 1) -> list[Letter]:
 
 def take(
     account: MadeUpAccount, dest: Path, listener: Listener | None = None, max_gone: float = 50
-) -> Summary:
+) -> SnapshotSummary:
     summary = trio.run(
         partial(
-            take_snapshot,
+            create_snapshot,
             account,
-            Destination(dest),
+            Repository(dest),
             max_gone=max_gone,
             report=listener or Listener(),
         )
     )
     require_whole(Path(summary.path))
-    assert not Destination(dest).partials()
+    assert not Repository(dest).partials()
     assert (dest / "latest").resolve() == Path(summary.path)
     return summary
 
@@ -179,7 +181,7 @@ def test_mail_that_cannot_be_had_at_all(dest: Path) -> None:
 def test_where_very_much_cannot_be_had_the_rest_is_not_tried(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jmapfs.snapshot.copying._MOST_LOST", 20)
+    monkeypatch.setattr("jmapfs.snapshot.create._MOST_LOST", 20)
     account = MadeUpAccount(letters(400), lost=set(range(100, 500)))
     assert "cannot be had" in str(refused(account, dest, IncompleteError))
     assert len(account.brought) < 120
@@ -261,7 +263,7 @@ def test_a_destination_that_is_none(tmp_path: Path, name: str) -> None:
 def test_one_at_a_time(dest: Path) -> None:
     account = MadeUpAccount(letters(5))
     take(account, dest)
-    with ProcessLock(Destination(dest).lock_path, "it"):
+    with ProcessLock(Repository(dest).lock_path, "it"):
         refused(account, dest, BusyError)
     take(account, dest)
 
@@ -283,7 +285,7 @@ def test_what_is_not_ours_is_left_alone(dest: Path) -> None:
     before = everything_in(dest)
     account = MadeUpAccount(letters(10))
     summary = trio.run(
-        partial(take_snapshot, account, Destination(dest), max_gone=50, report=Listener())
+        partial(create_snapshot, account, Repository(dest), max_gone=50, report=Listener())
     )
     require_whole(Path(summary.path))
     after = everything_in(dest)
@@ -369,13 +371,13 @@ def test_what_verify_found_is_fetched_anew(dest: Path, found_in: str) -> None:
     account.brought.clear()
     # Nobody has noticed.
     date = trio.run(
-        partial(take_snapshot, account, Destination(dest), max_gone=50, report=Listener())
+        partial(create_snapshot, account, Repository(dest), max_gone=50, report=Listener())
     ).date
     assert account.brought == []
     # Two of one second are dated a second apart.
-    when = Destination(dest).snapshots()[-1].taken
+    when = Repository(dest).snapshots()[-1].taken
     verification = Verification(when, "altered", quick=False)
-    record(Destination(dest), date if found_in == "the last" else first.name, verification)
+    record(Repository(dest), date if found_in == "the last" else first.name, verification)
     summary = take(account, dest)
     assert account.brought == ["B3"]
     require_whole(Path(summary.path))
@@ -388,10 +390,10 @@ def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.Monke
     altered = first / "mail/Inbox/0003.eml"
     altered.chmod(0o600)
     altered.write_bytes(b"x" * altered.stat().st_size)
-    next_date = Destination.next_date
+    next_date = Repository.next_date
     asked = 0
 
-    def found_meanwhile(self: Destination, now: datetime) -> str:
+    def found_meanwhile(self: Repository, now: datetime) -> str:
         nonlocal asked
         asked += 1
         if asked == 2:
@@ -399,7 +401,7 @@ def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.Monke
             record(self, first.name, Verification(taken, "altered", quick=False))
         return next_date(self, now)
 
-    monkeypatch.setattr(Destination, "next_date", found_meanwhile)
+    monkeypatch.setattr(Repository, "next_date", found_meanwhile)
     account.brought.clear()
     take(account, dest)
     assert account.brought == ["B3"]
@@ -417,7 +419,7 @@ def test_what_a_killed_prune_left_goes(dest: Path) -> None:
 def test_what_an_interrupted_run_left_is_checked(dest: Path, damage: str) -> None:
     account = MadeUpAccount(letters(40), lost={40})
     refused(account, dest, IncompleteError)
-    [partial_] = Destination(dest).partials()
+    [partial_] = Repository(dest).partials()
     files = sorted((partial_ / "content").iterdir()) + sorted(
         (partial_ / "snapshot" / "mail" / "Inbox").iterdir()
     )
@@ -477,7 +479,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     before = everything_in(first)
     account = MadeUpAccount(letters(40), lost={40})
     refused(account, dest, IncompleteError)
-    [partial_] = Destination(dest).partials()
+    [partial_] = Repository(dest).partials()
     journal = partial_ / "journal.jsonl"
     head, *lines = journal.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines):
@@ -497,7 +499,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     assert (summary.taken_over, summary.fetched) == (0, 35)
     require_whole(Path(summary.path))
     assert everything_in(first) == before
-    assert not Destination(dest).partials()
+    assert not Repository(dest).partials()
 
 
 def test_several_interrupted_runs_are_taken_over(dest: Path) -> None:
@@ -516,7 +518,7 @@ def test_a_file_that_was_moved_within_a_partial_is_found(dest: Path) -> None:
     account = MadeUpAccount(letters(40))
     account.held = False
     refused(account, dest, StorageError)
-    [left] = Destination(dest).partials()
+    [left] = Repository(dest).partials()
     assert not list((left / "content").iterdir())
     account.held = True
     account.brought.clear()
@@ -622,9 +624,9 @@ def test_what_cannot_be_tidied_up(
 
     account = MadeUpAccount(letters(20))
     with monkeypatch.context() as patched:
-        patched.setattr(taking, "point_latest", fail)
+        patched.setattr(create, "point_latest", fail)
         summary = trio.run(
-            partial(take_snapshot, account, Destination(dest), max_gone=50, report=listener)
+            partial(create_snapshot, account, Repository(dest), max_gone=50, report=listener)
         )
     require_whole(Path(summary.path))
     assert listener.path == Path(summary.path)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.destination import Destination
 from jmapfs.snapshot.findings import Outcome
-from jmapfs.snapshot.verified import Verification, Verified, destination_of, record
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.verify_record import Verification, VerificationRecord, destination_of, record
 from tests.snapshot.making import Letter, make_snapshot
 
 DATES = ["2026-11-20T000000Z", "2026-11-21T000000Z"]
@@ -27,18 +27,18 @@ def document(date: str, outcome: str) -> bytes:
 
 
 @pytest.fixture
-def destination(tmp_path: Path) -> Destination:
+def destination(tmp_path: Path) -> Repository:
     for date in DATES:
         make_snapshot(tmp_path, date, [Letter(1)])
-    return Destination(tmp_path)
+    return Repository(tmp_path)
 
 
-def file_of(destination: Destination) -> Path:
+def file_of(destination: Repository) -> Path:
     return destination.path / ".jmapfs" / "verified.json"
 
 
-def test_nothing_is_on_record_at_first(destination: Destination) -> None:
-    verified = Verified.read(destination)
+def test_nothing_is_on_record_at_first(destination: Repository) -> None:
+    verified = VerificationRecord.read(destination)
     assert verified.find(DATES[0]) is None
     assert not verified.is_damaged(DATES[0])
 
@@ -48,14 +48,14 @@ def test_nothing_is_on_record_at_first(destination: Destination) -> None:
     [("good", False), ("extra", False), ("missing", True), ("altered", True)],
 )
 def test_what_is_recorded_is_there(
-    destination: Destination,
+    destination: Repository,
     outcome: Outcome,
     damaged: bool,  # noqa: FBT001
 ) -> None:
     verification = Verification(WHEN, outcome, quick=False)
     record(destination, DATES[0], verification)
     record(destination, DATES[1], Verification(WHEN, "good", quick=True))
-    verified = Verified.read(destination)
+    verified = VerificationRecord.read(destination)
     assert verified.find(DATES[0]) == verification
     assert verified.find(DATES[1]) == Verification(WHEN, "good", quick=True)
     assert verified.is_damaged(DATES[0]) == damaged
@@ -80,7 +80,7 @@ def test_what_is_recorded_is_there(
     ],
 )
 def test_what_is_doubted(
-    destination: Destination,
+    destination: Repository,
     other: tuple[int, Outcome, bool],
     own: tuple[int, Outcome, bool] | None,
     doubted: bool,  # noqa: FBT001
@@ -92,7 +92,7 @@ def test_what_is_doubted(
             seconds, outcome, quick = found
             when = taken + timedelta(seconds=seconds)
             record(destination, date, Verification(when, outcome, quick))
-    assert Verified.read(destination).doubts(DATES[1], taken) == doubted
+    assert VerificationRecord.read(destination).doubts(DATES[1], taken) == doubted
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_is_doubted(
     ],
 )
 def test_a_quick_look_does_not_undo_damage(
-    destination: Destination, first: tuple[Outcome, bool], then: tuple[Outcome, bool], left: int
+    destination: Repository, first: tuple[Outcome, bool], then: tuple[Outcome, bool], left: int
 ) -> None:
     both = [
         Verification(WHEN + timedelta(hours=hour), outcome, quick=quick)
@@ -117,16 +117,16 @@ def test_a_quick_look_does_not_undo_damage(
     ]
     for verification in both:
         record(destination, DATES[0], verification)
-    assert Verified.read(destination).find(DATES[0]) == both[left]
+    assert VerificationRecord.read(destination).find(DATES[0]) == both[left]
 
 
-def test_what_is_gone_is_forgotten(destination: Destination) -> None:
+def test_what_is_gone_is_forgotten(destination: Repository) -> None:
     for date in DATES:
         record(destination, date, Verification(WHEN, "good", quick=False))
     (destination.path / DATES[0]).rename(destination.path / "kept elsewhere")
     record(destination, DATES[1], Verification(WHEN, "extra", quick=False))
     assert DATES[0] not in file_of(destination).read_text()
-    assert Verified.read(destination).find(DATES[1]) is not None
+    assert VerificationRecord.read(destination).find(DATES[1]) is not None
 
 
 @pytest.mark.parametrize(
@@ -141,33 +141,33 @@ def test_what_is_gone_is_forgotten(destination: Destination) -> None:
         document(DATES[0], "fine"),
     ],
 )
-def test_a_strange_file_is_none(destination: Destination, content: bytes) -> None:
+def test_a_strange_file_is_none(destination: Repository, content: bytes) -> None:
     destination.state_directory.mkdir()
     file_of(destination).write_bytes(content)
-    verified = Verified.read(destination)
+    verified = VerificationRecord.read(destination)
     assert verified.find(DATES[0]) is None
     assert verified.find("../..") is None
     record(destination, DATES[0], Verification(WHEN, "missing", quick=False))
-    assert Verified.read(destination).is_damaged(DATES[0])
+    assert VerificationRecord.read(destination).is_damaged(DATES[0])
 
 
-def test_no_file_at_all_is_none(destination: Destination) -> None:
+def test_no_file_at_all_is_none(destination: Repository) -> None:
     """A FIFO would keep a reader waiting, and a link lead elsewhere."""
     destination.state_directory.mkdir()
     os.mkfifo(file_of(destination))
-    assert Verified.read(destination).find(DATES[0]) is None
+    assert VerificationRecord.read(destination).find(DATES[0]) is None
     record(destination, DATES[0], Verification(WHEN, "good", quick=False))
     elsewhere = destination.path / "elsewhere.json"
     file_of(destination).rename(elsewhere)
     file_of(destination).symlink_to(elsewhere)
     before = elsewhere.read_bytes()
-    assert Verified.read(destination).find(DATES[0]) is None
+    assert VerificationRecord.read(destination).find(DATES[0]) is None
     record(destination, DATES[0], Verification(WHEN, "altered", quick=False))
-    assert Verified.read(destination).is_damaged(DATES[0])
+    assert VerificationRecord.read(destination).is_damaged(DATES[0])
     assert elsewhere.read_bytes() == before
 
 
-def test_what_a_crash_left_is_in_nobodys_way(destination: Destination) -> None:
+def test_what_a_crash_left_is_in_nobodys_way(destination: Repository) -> None:
     destination.state_directory.mkdir()
     (destination.state_directory / "verified.json.new").write_bytes(b"half")
     record(destination, DATES[0], Verification(WHEN, "good", quick=False))
@@ -175,7 +175,7 @@ def test_what_a_crash_left_is_in_nobodys_way(destination: Destination) -> None:
 
 
 def test_it_is_on_the_disk_before_it_has_its_name(
-    destination: Destination, monkeypatch: pytest.MonkeyPatch
+    destination: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination.state_directory.mkdir()
     steps: list[str] = []
@@ -195,27 +195,27 @@ def test_it_is_on_the_disk_before_it_has_its_name(
     assert steps == ["sync verified.json.new", "rename to verified.json", "sync .jmapfs"]
 
 
-def test_what_cannot_be_written(destination: Destination) -> None:
+def test_what_cannot_be_written(destination: Repository) -> None:
     destination.state_directory.touch()
     with pytest.raises(StorageError, match="cannot be put on record"):
         record(destination, DATES[0], Verification(WHEN, "good", quick=False))
 
 
-def test_which_snapshots_are_in_a_destination(destination: Destination, tmp_path: Path) -> None:
+def test_which_snapshots_are_in_a_destination(destination: Repository, tmp_path: Path) -> None:
     assert destination_of(tmp_path / DATES[0]) == destination
     alone = make_snapshot(tmp_path / "alone", DATES[0], [Letter(1)])
     assert destination_of(alone) is None
     (alone.parent / ".jmapfs").mkdir()
-    assert destination_of(alone) == Destination(alone.parent)
+    assert destination_of(alone) == Repository(alone.parent)
     copy = (tmp_path / DATES[0]).rename(tmp_path / "copy")
     assert destination_of(copy) is None
 
 
 def test_whoever_holds_the_lock_is_not_waited_for_without_end(
-    destination: Destination, monkeypatch: pytest.MonkeyPatch
+    destination: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was stopped at it, say."""
-    monkeypatch.setattr("jmapfs.snapshot.verified._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("jmapfs.snapshot.verify_record._LOCK_SECONDS", 0.2)
     verification = Verification(WHEN, "good", quick=False)
     record(destination, DATES[0], verification)
     descriptor = os.open(destination.state_directory, os.O_RDONLY)
@@ -226,4 +226,4 @@ def test_whoever_holds_the_lock_is_not_waited_for_without_end(
     finally:
         os.close(descriptor)
     record(destination, DATES[1], verification)
-    assert Verified.read(destination).find(DATES[1]) == verification
+    assert VerificationRecord.read(destination).find(DATES[1]) == verification

@@ -20,11 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmapfs.errors import StorageError, UsageError
-from jmapfs.snapshot import listing, reading, verifying
-from jmapfs.snapshot.manifest import checksum_line
-from jmapfs.snapshot.reading import Inodes
-from jmapfs.snapshot.records import SavedMail, SavedPlace
-from jmapfs.snapshot.verifying import snapshots_at
+from jmapfs.snapshot import expected, verify, verify_read
+from jmapfs.snapshot.manifest import SavedMail, SavedPlace, checksum_line
+from jmapfs.snapshot.verify import snapshots_at
+from jmapfs.snapshot.verify_read import Inodes
 from tests.snapshot.making import Letter, make_snapshot
 from tests.snapshot.verifying import (
     DATE,
@@ -332,14 +331,14 @@ def test_a_manifest_that_cannot_be_read_to_its_end(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is known then of what it would have named."""
-    opened = reading.opened
+    opened = verify_read.opened
 
     def fail(path: Path) -> BinaryIO:
         if path.name == "manifest.jsonl":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return opened(path)
 
-    monkeypatch.setattr(listing, "opened", fail)
+    monkeypatch.setattr(expected, "opened", fail)
     result = verified(snapshot)
     assert [finding[:2] for finding in result.findings] == [("manifest.jsonl", "altered")]
     assert result.remarks == ["what is extra in it cannot be told: its lists are damaged"]
@@ -516,7 +515,7 @@ def test_what_one_that_was_removed_meanwhile_leaves(
     two = make_snapshot(tmp_path, "2026-11-21T000000Z", letters, previous=one)
     for file in mails_of(two)[:damaged]:
         flip(two / file)
-    monkeypatch.setattr(verifying, "_PART_MAILS", 1)
+    monkeypatch.setattr(verify, "_PART_MAILS", 1)
     read = Inodes.read
 
     def read_late(self: Inodes, parts: Any) -> None:
@@ -624,11 +623,11 @@ def mails_of(snapshot: Path) -> list[str]:
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that will have the inode of each mail whose content is read."""
     inodes: list[int] = []
-    read_digest = reading.read_digest
+    read_digest = verify_read.read_digest
 
     def read(path: str, buffer: memoryview) -> tuple[bytes, int]:
         inodes.append(Path(path).stat().st_ino)
         return read_digest(path, buffer)
 
-    monkeypatch.setattr(reading, "read_digest", read)
+    monkeypatch.setattr(verify_read, "read_digest", read)
     return inodes

@@ -18,12 +18,12 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from jmapfs.cli import verifying as cli_verifying
-from jmapfs.cli.verifying import verify_command
+from jmapfs.cli import verify_command as cli_verifying
+from jmapfs.cli.verify_command import verify_command
 from jmapfs.errors import JmapfsError, StorageError
-from jmapfs.snapshot.destination import Destination
-from jmapfs.snapshot.records import SavedMail, SavedPlace
-from jmapfs.snapshot.verified import Verified
+from jmapfs.snapshot.manifest import SavedMail, SavedPlace
+from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.verify_record import VerificationRecord
 from tests.snapshot.making import Letter, make_snapshot
 from tests.snapshot.verifying import DATE, LETTERS, flip, new_snapshot, write_snapshot
 
@@ -62,7 +62,7 @@ def destination(tmp_path: Path) -> Path:
 
 
 def on_record(destination: Path, date: str) -> str | None:
-    verification = Verified.read(Destination(destination)).find(date)
+    verification = VerificationRecord.read(Repository(destination)).find(date)
     return verification.outcome if verification else None
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import trio
 
-from jmapfs.snapshot.findings import Result
-from jmapfs.snapshot.manifest import ManifestWriter
-from jmapfs.snapshot.reading import Inodes
-from jmapfs.snapshot.records import FORMAT, Description, SavedMail
-from jmapfs.snapshot.verifying import verify
-from jmapfs.tree import MailboxPlace
+from jmapfs.snapshot.findings import VerifyResult
+from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedMail
+from jmapfs.snapshot.verify import verify
+from jmapfs.snapshot.verify_read import Inodes
+from jmapfs.tree.export import MailboxPlace
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
 DATE = "2026-11-22T010203Z"
@@ -49,7 +48,7 @@ def verified(
     quick: bool = False,
     inodes: Inodes | None = None,
     progress: Progress | None = None,
-) -> Result:
+) -> VerifyResult:
     return trio.run(
         partial(
             verify,

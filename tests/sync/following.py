@@ -15,10 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jmapfs.index import IndexDatabase, IndexWriter
-from jmapfs.jmap import BasicCredentials, Client, connect
-from jmapfs.sync import Synchronizer
-from jmapfs.tree import Attributes, Kind, Tree
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.credentials import BasicCredentials
+from jmapfs.sync.synchronizer import Synchronizer
+from jmapfs.tree.tree import Attributes, Kind, Tree
 from tests.server import Account, Counts, MailServer, Quirks, running_server
 
 CREDENTIALS = BasicCredentials("alice@example.org", "secret")

@@ -13,10 +13,11 @@ import pytest
 import trio
 
 from jmapfs.errors import ServerError
-from jmapfs.index import IndexWriter
-from jmapfs.jmap import Client, Mailbox
-from jmapfs.jmap.changes import Changes, MailboxChanges
-from jmapfs.tree import Attributes, Kind
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.methods import Changes, MailboxChanges
+from jmapfs.jmap.types import Mailbox
+from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
 from tests.server.large import large_account
 from tests.server.sample import sample_account

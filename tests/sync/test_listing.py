@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from jmapfs.errors import ConfigError, ProtocolError, ServerError
-from jmapfs.jmap import connect
-from jmapfs.sync import Synchronizer
+from jmapfs.jmap.client import connect
+from jmapfs.sync.synchronizer import Synchronizer
 from tests.server import Account, MailServer, PageChange, running_server
 from tests.server.account import Listing
 from tests.server.hostile import hostile_account

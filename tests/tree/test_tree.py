@@ -10,17 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jmapfs.errors import EntryNotFoundError
-from jmapfs.index import (
-    AccountState,
-    EmailRecord,
-    IndexDatabase,
-    IndexReader,
-    IndexWriter,
-    MailboxRecord,
-    MailboxRow,
-)
-from jmapfs.names import ABOUT_INODE, ROOT_INODE
-from jmapfs.tree import ABOUT_NAME, Attributes, Directory, Kind, Ownership, Tree, lay_out
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState, EmailRecord, MailboxRecord, MailboxRow
+from jmapfs.index.writer import IndexWriter
+from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
+from jmapfs.tree.layout import Directory, lay_out
+from jmapfs.tree.status_file import STATUS_FILE_NAME
+from jmapfs.tree.tree import Attributes, Kind, Ownership, Tree
 
 
 def row(number: int, mailbox_id: str, name: str, parent_id: str | None = None) -> MailboxRow:
@@ -165,12 +162,12 @@ def test_what_is_not_there(tree: Tree) -> None:
         with pytest.raises(EntryNotFoundError):
             question(987654321)
     with pytest.raises(EntryNotFoundError):
-        tree.lookup(inbox, ABOUT_NAME.encode())
+        tree.lookup(inbox, STATUS_FILE_NAME.encode())
 
 
 def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -> None:
-    about = tree.lookup(ROOT_INODE, ABOUT_NAME.encode())
-    assert about.inode == ABOUT_INODE
+    about = tree.lookup(ROOT_INODE, STATUS_FILE_NAME.encode())
+    assert about.inode == STATUS_FILE_INODE
     described = tree.about()
     assert described is not None
     assert about.size == len(described.content)
@@ -179,7 +176,7 @@ def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -
         writer.put_emails([EmailRecord("future", "f", "", 4_000_000_000, 1, "20961002_f", ("in",))])
     fresh = Tree(database.reader())
     newest = max(item.time_ns for path, item in walk(fresh).items() if path.endswith(".eml"))
-    assert fresh.attributes(ABOUT_INODE).time_ns > newest
+    assert fresh.attributes(STATUS_FILE_INODE).time_ns > newest
 
 
 def test_a_directory_time_moves_with_its_members_only(tree: Tree, database: IndexDatabase) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from jmapfs.errors import EntryNotFoundError
-from jmapfs.index import EmailRecord, IndexDatabase, IndexReader, MailboxRecord
-from jmapfs.names import ROOT_INODE, in_account
-from jmapfs.tree import CombinedTree, Reachability, Tree
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import EmailRecord, MailboxRecord
+from jmapfs.inodes import ROOT_INODE, in_account
+from jmapfs.tree.combined import CombinedTree
+from jmapfs.tree.status_file import Reachability
+from jmapfs.tree.tree import Tree
 
 
 class Account:

@@ -1,0 +1,1 @@
+"""The content of mail: single flight, batches, read-ahead, over the caches."""

@@ -1,0 +1,129 @@
+"""Which of our mounts there are, from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+
+Asking the kernel's table never touches a mount, so a dead or hanging one cannot hold us up.
+
+Where a mount is, and where the control socket of its daemon is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jmapfs.errors import NotMountedError, StorageError
+from jmapfs.names import key, safe_text
+
+
+def resolve(mountpoint: Path) -> Path:
+    """Return the absolute path of a mountpoint, without asking what is mounted on it.
+
+    A dead mount answers every question about itself with an error, so only its parent is resolved.
+    """
+    absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
+    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
+
+
+def socket_directory() -> Path:
+    """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
+
+    Raises:
+        StorageError: it cannot be made, or it belongs to somebody else.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    # A service of the system, or a container, has neither.
+    directory = (
+        Path(runtime) / "jmapfs"
+        if Path(runtime).is_dir()
+        else Path(tempfile.gettempdir()) / f"jmapfs-{os.getuid()}"
+    )
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise StorageError(f"cannot make {directory}: {error.strerror}") from error
+    # Without XDG_RUNTIME_DIR it may be in a directory where everybody writes.
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise StorageError(f"{directory} belongs to somebody else: set XDG_RUNTIME_DIR")
+    if status.st_mode & 0o077:
+        directory.chmod(0o700)
+    return directory
+
+
+def socket_name(mountpoint: Path) -> str:
+    """Return the name of the control socket of a mountpoint, within `socket_directory`."""
+    return f"{file_stem(mountpoint)}.sock"
+
+
+def file_stem(mountpoint: Path) -> str:
+    """Return what the files that belong to a mountpoint are called, without an ending."""
+    name = safe_text(mountpoint.name, limit=40) or "root"
+    return f"{name}_{key(os.fsencode(mountpoint).hex())}"
+
+
+SUBTYPE: Final = "jmapfs"
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount: `device` is MAJOR:MINOR, `fstype` such as `fuse.jmapfs`."""
+
+    mountpoint: Path
+    fstype: str
+    source: str
+    device: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is a mount of jmapfs."""
+        return self.fstype == f"fuse.{SUBTYPE}"
+
+
+def mounts() -> list[Mount]:
+    """Return all mounts, in the order in which they were made."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        fstype, source, *_ = after.split(b" ")
+        found.append(
+            Mount(Path(_text(fields[4])), _text(fstype), _text(source), fields[2].decode())
+        )
+    return found
+
+
+def mount_at(mountpoint: Path) -> Mount | None:
+    """Return what is mounted at exactly that path, the topmost of several; or None."""
+    return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
+
+
+def require_mount(mountpoint: Path) -> Mount:
+    """Return the mount of ours at a resolved path.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there.
+    """
+    mount = mount_at(mountpoint)
+    if mount is None or not mount.ours:
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    return mount
+
+
+def mount_of(path: Path) -> Mount | None:
+    """Return the mount that a resolved path is in, if it is one of jmapfs; or None."""
+    around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
+    depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
+    # Of several at one place the last one is on top.
+    top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
+    return top if top is not None and top.ours else None
+
+
+def _text(field: bytes) -> str:
+    unescaped = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)
+    return unescaped.decode(errors="surrogateescape")

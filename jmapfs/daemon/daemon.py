@@ -1,0 +1,216 @@
+"""The daemon of a mount, from the first request to the server to the last byte on disk.
+
+    open the accounts: lock, index, connection, up to date
+      then mount, and answer the kernel and the control socket
+        until the mount is gone, or a signal ends it
+
+The mount comes last: nothing of it can be seen before the tree is complete. It is taken down only
+on an orderly end. When the daemon dies of a bug the mount stays, and answers ENOTCONN to
+everything: an empty directory in its place would be a deletion of all mail to a backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from jmapfs.control.mounts import SUBTYPE, mount_at, socket_directory, socket_name
+from jmapfs.control.socket_server import control_socket
+from jmapfs.daemon import mountpoint
+from jmapfs.daemon.accounts import MountedAccount, open_account, select_accounts
+from jmapfs.daemon.commands import Commands
+from jmapfs.daemon.freeze import Freezer
+from jmapfs.daemon.startup import MountRequest, StartupReport
+from jmapfs.daemon.view import MountView, content_of
+from jmapfs.errors import MountpointError, lone_errors
+from jmapfs.fuse.invalidation import CacheInvalidator
+from jmapfs.fuse.operations import MailOperations
+from jmapfs.fuse.page_cache import PageCacheWriter
+from jmapfs.names import safe_text
+
+_log = logging.getLogger(__name__)
+
+# Tasks that answer the kernel. Waiting for the network is bounded elsewhere; here it must never
+# be the reason for `ls` to wait.
+_MAX_TASKS: Final = 256
+
+_GRACE_SECONDS: Final = 5
+_FIRST_ANSWER_SECONDS: Final = 30
+
+
+class Stopped(Exception):  # noqa: N818 - an end, not an error
+    """A signal ended the daemon before the mount was there."""
+
+
+def run_daemon(request: MountRequest, report: StartupReport) -> None:
+    """Mount an account and serve it until it is unmounted, or SIGINT or SIGTERM comes.
+
+    Raises:
+        Stopped: a signal came before the mount was there.
+        JmapfsError: the mount cannot be made.
+    """
+    with lone_errors():
+        trio.run(_run, request, report)
+
+
+async def _run(request: MountRequest, report: StartupReport) -> None:
+    mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
+    async with trio.open_nursery() as nursery:
+        signals = _Signals(nursery.cancel_scope)
+        await nursery.start(signals.watch)
+        await _serve(request, report, signals)
+        nursery.cancel_scope.cancel()
+    if signals.received and not signals.mounted:
+        raise Stopped
+
+
+class _Signals:
+    """Ends the daemon on SIGINT and SIGTERM: gently where it is mounted, then for good."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.mounted = False
+        self.received = False
+        self._scope = scope
+
+    async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            task_status.started()
+            async for number in received:
+                _log.info("ending on %s", signal.Signals(number).name)
+                self.received = True
+                break
+            if self.mounted:
+                pyfuse3.terminate()
+                await trio.sleep(_GRACE_SECONDS)
+            self._scope.cancel()
+
+
+async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
+    chosen = await select_accounts(request, report)
+    pages = PageCacheWriter()
+    async with contextlib.AsyncExitStack() as stack:
+        accounts = [
+            await stack.enter_async_context(
+                open_account(request, source, report, pages, slot=slot, accounts=len(chosen))
+            )
+            for slot, source in chosen.items()
+        ]
+        readers = [
+            (
+                stack.enter_context(account.database.reader()),
+                stack.enter_context(account.database.reader()),
+            )
+            for account in accounts
+        ]
+        view = MountView.of(accounts, readers)
+        operations = MailOperations(
+            view.tree, view.listing_tree, content_of(accounts), request.options.ownership
+        )
+        for account in accounts:
+            # Before the kernel can know anything: from here on it is told what changes.
+            reader = stack.enter_context(account.database.reader())
+            account.news = CacheInvalidator(reader, account.outward, operations.outdate_listings)
+        await trio.to_thread.run_sync(_clear, request, report)
+        with _mounted(operations, request, signals, accounts, pages):
+            await _answer(request, report, signals, accounts, operations, view)
+
+
+async def _answer(
+    request: MountRequest,
+    report: StartupReport,
+    signals: _Signals,
+    accounts: Sequence[MountedAccount],
+    operations: MailOperations,
+    view: MountView,
+) -> None:
+    """Answer the kernel and the control socket until the mount is gone."""
+    async with trio.open_nursery() as nursery:
+        freezer = Freezer(accounts, operations, view, nursery)
+        commands = Commands(request, accounts, operations, freezer)
+        with contextlib.closing(freezer):
+            async with control_socket(
+                socket_directory(),
+                socket_name(request.mountpoint),
+                commands.table(),
+                commands.sessions(),
+            ):
+                signals.mounted = True
+                nursery.start_soon(_announce, request.mountpoint, report)
+                await pyfuse3.main(max_tasks=_MAX_TASKS)
+                nursery.cancel_scope.cancel()
+
+
+async def _announce(path: Path, report: StartupReport) -> None:
+    """Report that the mount is ready once it has answered."""
+    try:
+        with trio.fail_after(_FIRST_ANSWER_SECONDS):
+            await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
+    except (OSError, trio.TooSlowError) as error:
+        raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
+    mount = mount_at(path)
+    if mount is not None:
+        mountpoint.raise_queue_limits(mount)
+    _log.info("%s is mounted", path)
+    report.ready()
+
+
+def _clear(request: MountRequest, report: StartupReport) -> None:
+    """Clear a dead mount of ours, no sooner than there is another for its place.
+
+    In between there is an empty directory, which is no account and must not be taken for one.
+    """
+    if mountpoint.is_dead_mount(request.mountpoint):
+        report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
+        mountpoint.detach(request.mountpoint)
+        mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
+
+
+@contextlib.contextmanager
+def _mounted(
+    operations: MailOperations,
+    request: MountRequest,
+    signals: _Signals,
+    accounts: Sequence[MountedAccount],
+    pages: PageCacheWriter,
+) -> Iterator[None]:
+    """Have the operations mounted; unmount at an orderly end, and at no other."""
+    options = request.options
+    # A comma would begin another option.
+    name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
+    try:
+        pyfuse3.init(
+            operations,
+            str(request.mountpoint),
+            {
+                f"fsname={name or SUBTYPE}",
+                f"subtype={SUBTYPE}",
+                "ro",
+                "default_permissions",
+                *options.flags,
+            },
+        )
+    except RuntimeError as error:
+        raise MountpointError(
+            f"{request.mountpoint}: cannot mount ({error}): is /dev/fuse there, and fuse3"
+            " installed? -o allow_other needs user_allow_other in /etc/fuse.conf"
+        ) from error
+    orderly = False
+    try:
+        yield
+        orderly = True
+    finally:
+        for account in accounts:
+            if account.news is not None:
+                account.news.stop()
+                account.news = None
+        pages.stop()
+        # A bug elsewhere cancels what is done here: only a signal makes that an orderly end.
+        pyfuse3.close(unmount=orderly or signals.received)

@@ -1,0 +1,154 @@
+"""`jmapfs umount`: the mount goes, then its daemon, and only then the command comes back.
+
+How many requests the kernel keeps going at once on one mount.
+
+With its default of 12, parallel readers wait for each other and reads shrink to single pages.
+Only root may change it, and not everywhere: where not, the mount is slower, nothing else.
+See Documentation/filesystems/fuse.rst in the kernel's sources.
+
+The mountpoint: may it be mounted on, and is a dead mount of ours in the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from jmapfs.control.mounts import Mount, mount_at, require_mount, socket_directory, socket_name
+from jmapfs.control.socket_client import ask
+from jmapfs.errors import BusyError, JmapfsError, MountpointError
+
+_log = logging.getLogger(__name__)
+
+_CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+_MAX_BACKGROUND: Final = 128
+_CONGESTION_THRESHOLD: Final = 96
+
+
+def raise_queue_limits(mount: Mount) -> None:
+    """Let the kernel keep more requests going on that mount, if it lets us."""
+    connection = _CONNECTIONS / mount.device.partition(":")[2]
+    try:
+        (connection / "max_background").write_text(f"{_MAX_BACKGROUND}\n")
+        (connection / "congestion_threshold").write_text(f"{_CONGESTION_THRESHOLD}\n")
+    except OSError as error:
+        _log.info("the kernel's queue stays as it is: %s", error)
+
+
+_UNMOUNT_SECONDS: Final = 30
+
+
+def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
+    """Check that `mountpoint`, a resolved path, can be mounted on; a dead mount of ours may be.
+
+    Raises:
+        MountpointError: it cannot; the message says why.
+    """
+    if is_dead_mount(mountpoint):
+        return
+    try:
+        if not mountpoint.is_dir():
+            what = "is not a directory" if mountpoint.exists() else "does not exist"
+            raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
+        if _ours_at(mountpoint):
+            raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
+        if any(mountpoint.iterdir()):
+            raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
+        actual, cache = mountpoint.resolve(), cache_root.resolve()
+    except OSError as error:
+        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+    if actual.is_relative_to(cache) or cache.is_relative_to(actual):
+        raise MountpointError(
+            f"{mountpoint}: the mountpoint and the cache ({cache_root}) must not lie in each other"
+        )
+
+
+def detach(mountpoint: Path) -> None:
+    """Unmount with fusermount3, as any user may do with their own mounts.
+
+    Raises:
+        BusyError: files in it are open.
+        MountpointError: it cannot be unmounted for another reason.
+    """
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountpointError("fusermount3 is missing: install the package fuse3")
+    try:
+        result = subprocess.run(
+            [program, "-u", "--", mountpoint],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_UNMOUNT_SECONDS,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise MountpointError(f"{mountpoint}: fusermount3 does not come back") from None
+    if result.returncode == 0:
+        return
+    message = result.stderr.strip() or f"fusermount3 ended with {result.returncode}"
+    if "busy" in message.casefold():
+        raise BusyError(f"{mountpoint}: files in it are open, or it is somebody's directory")
+    raise MountpointError(f"{mountpoint}: {message}")
+
+
+def is_dead_mount(mountpoint: Path) -> bool:
+    """Say whether a mount of ours is there whose daemon has died.
+
+    Raises:
+        MountpointError: there is a dead mount, and it is not ours.
+    """
+    try:
+        # Not stat: the kernel answers that from its cache for as long as it was told to.
+        os.statvfs(mountpoint)
+    except OSError as error:
+        if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
+            return False
+        if not _ours_at(mountpoint):
+            raise MountpointError(
+                f"{mountpoint}: a dead mount that is not ours is in the way"
+            ) from error
+        return True
+    return False
+
+
+def _ours_at(mountpoint: Path) -> bool:
+    mount = mount_at(mountpoint)
+    return mount is not None and mount.ours
+
+
+_EXIT_SECONDS: Final = 30
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount what jmapfs mounted at `mountpoint`, a resolved path; wait for its daemon to end.
+
+    Raises:
+        NotMountedError: nothing of ours is mounted there.
+        BusyError: files in it are open, or the daemon does not end.
+        MountpointError: it cannot be unmounted for another reason.
+    """
+    require_mount(mountpoint)
+    daemon = None
+    with contextlib.suppress(JmapfsError):
+        # A daemon that died says nothing; its mount goes all the same.
+        status = ask(socket_directory(), socket_name(mountpoint), "status")
+        with contextlib.suppress(ProcessLookupError):
+            daemon = os.pidfd_open(status["pid"])
+    try:
+        detach(mountpoint)
+        if daemon is not None and not select.select([daemon], [], [], _EXIT_SECONDS)[0]:
+            raise BusyError(
+                f"{mountpoint}: unmounted, but its daemon (process {status['pid']}) has not ended"
+            )
+    finally:
+        if daemon is not None:
+            os.close(daemon)

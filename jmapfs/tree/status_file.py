@@ -1,0 +1,66 @@
+"""`.jmapfs.json`: what the tree knows of itself, as a file in its root.
+
+It is also the youngest file of the tree, on purpose: Borg never remembers the file with the
+newest ctime, and would otherwise read the newest mail again in every run. Its content changes
+only when the state of the account does, so that a second backup finds nothing new here either.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from jmapfs.index.rows import AccountState, Counts
+
+STATUS_FILE_NAME: Final = ".jmapfs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFile:
+    """The content of `.jmapfs.json`, and when it is from (seconds since 1970)."""
+
+    content: bytes
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reachability:
+    """Whether the server is in reach; if not, since when (seconds since 1970), and why."""
+
+    online: bool
+    since: float = 0.0
+    error: str | None = None
+
+
+ONLINE: Final = Reachability(online=True)
+
+
+def status_file(
+    state: AccountState, counts: Counts, reachability: Reachability = ONLINE
+) -> StatusFile:
+    """Describe one state of the account."""
+    document: dict[str, object] = {
+        "account": state.account_name,
+        "account_id": state.account_id,
+        "server": state.server,
+        "state": state.email_state,
+        "last_sync": time_text(state.synced_at),
+        "emails": counts.emails,
+        "mailboxes": counts.mailboxes,
+        "online": reachability.online,
+    }
+    time = state.synced_at
+    if not reachability.online:
+        document |= {"offline_since": time_text(reachability.since), "error": reachability.error}
+        time = max(time, reachability.since)
+    content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    return StatusFile(content, max(math.ceil(time), counts.newest + 1))
+
+
+def time_text(time: float) -> str:
+    """Return a time in seconds since 1970 as text (ISO 8601, UTC)."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,330 @@
+"""The tree: what is at a name, what an inode is, what a directory holds.
+
+Answers come from an `IndexReader`: the newest commit, or the one state that it is pinned to. All
+of it is a lookup or two in SQLite's page cache, some microseconds; only `listing` grows with the
+mailbox and belongs into a worker thread, with a tree of its own.
+
+What `stat` says of a file or a directory.
+
+Modes, owners and everything of an email are constant for its life (SEMANTICS.md): backup tools
+take any change for a change of content.
+"""
+
+from __future__ import annotations
+
+import enum
+import stat
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from jmapfs.errors import EntryNotFoundError
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState, Counts, DirectoryRows, FileRecord
+from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
+from jmapfs.tree.layout import Directory, Layout, lay_out
+from jmapfs.tree.status_file import ONLINE, STATUS_FILE_NAME, Reachability, StatusFile, status_file
+
+BLOCK: Final = 512
+"""The unit of `st_blocks`, in bytes (stat(2))."""
+
+_FILE_MODE: Final = 0o444
+_DIRECTORY_MODE: Final = 0o755
+
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class Kind(enum.Enum):
+    """What an inode is."""
+
+    DIRECTORY = stat.S_IFDIR
+    FILE = stat.S_IFREG
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whom the files belong to, and the permission bits that are withheld."""
+
+    uid: int
+    gid: int
+    umask: int = 0o077
+
+    def mode(self, kind: Kind) -> int:
+        """Return `st_mode`: read-only files in directories whose copies can be deleted again."""
+        base = _DIRECTORY_MODE if kind is Kind.DIRECTORY else _FILE_MODE
+        return kind.value | (base & ~self.umask)
+
+
+class Attributes(NamedTuple):
+    """Attributes of one inode: `size` in bytes, `time_ns` (mtime, ctime, atime) since 1970.
+
+    There is one for each entry of each listing: a frozen dataclass takes twice as long to make.
+    """
+
+    inode: int
+    kind: Kind
+    size: int
+    time_ns: int
+    links: int
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of 512 bytes the content takes."""
+        return (self.size + BLOCK - 1) // BLOCK
+
+
+def file_attributes(inode: int, *, size: int, received_at: int, links: int) -> Attributes:
+    """Return the attributes of an email: its times are the time of receipt."""
+    return Attributes(inode, Kind.FILE, size, time_ns(received_at), links)
+
+
+def directory_attributes(
+    inode: int, *, newest: int, digest: int, subdirectories: int
+) -> Attributes:
+    """Return the attributes of a directory.
+
+    Its time has to move when its members change and at no other time, on every machine alike, so
+    it is made of nothing but them: the seconds of its newest email, and a digest of all names as
+    nanoseconds.
+    """
+    when = time_ns(newest) + digest % _NANOSECONDS
+    return Attributes(inode, Kind.DIRECTORY, 0, when, 2 + subdirectories)
+
+
+def time_ns(seconds: int) -> int:
+    """Return a time of receipt in nanoseconds; before 1970 it is 1970.
+
+    The FUSE protocol has unsigned seconds, and many a file system below a backup too.
+    """
+    return max(seconds, 0) * _NANOSECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryListing:
+    """The entries of a directory in byte order of their names, as of one state.
+
+    `special` are directories and `.jmapfs.json`, few, each with its position among the emails of
+    `files` that come before it.
+    """
+
+    special: tuple[tuple[int, bytes, Attributes], ...]
+    files: DirectoryRows
+
+    def __len__(self) -> int:
+        return len(self.special) + len(self.files)
+
+    def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
+        """Return names and attributes from position `start` on."""
+        # Of the special entries, the one with index k, which has p emails before it, is at
+        # position p + k.
+        passed = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
+        row = start - passed
+        for before, name, attributes in self.special[passed:]:
+            yield from self._files(row, before)
+            yield name, attributes
+            row = before
+        yield from self._files(row, len(self.files))
+
+    def _files(self, first: int, end: int) -> Iterator[tuple[bytes, Attributes]]:
+        names, inodes, sizes = self.files.names, self.files.inodes, self.files.sizes
+        received_at, links = self.files.received_at, self.files.links
+        for row in range(first, end):
+            yield (
+                names[row],
+                file_attributes(
+                    inodes[row], size=sizes[row], received_at=received_at[row], links=links[row]
+                ),
+            )
+
+
+class TreeView(Protocol):
+    """What shows or copies a tree asks of it: an account's, or that of several accounts."""
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
+        ...
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return the attributes of an inode, or raise EntryNotFoundError."""
+        ...
+
+    def file(self, inode: int) -> FileRecord:
+        """Return which blob an email's inode is, or raise EntryNotFoundError."""
+        ...
+
+    def about(self, inode: int) -> StatusFile | None:
+        """Return the content of `.jmapfs.json`, if it is what has that inode."""
+        ...
+
+    def listing(self, inode: int) -> DirectoryListing:
+        """Return all entries of a directory, or raise EntryNotFoundError."""
+        ...
+
+    def version(self, inode: int) -> object:
+        """Return what becomes another when what a directory holds may have changed.
+
+        It compares with earlier ones of the same directory, from the same view.
+        """
+        ...
+
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes and the number of all files."""
+        ...
+
+
+class Tree:
+    """One view of an account's tree, on one reader; use it from one thread at a time.
+
+    `condition` says whether the server is in reach, for `.jmapfs.json`.
+    """
+
+    def __init__(
+        self, reader: IndexReader, condition: Callable[[], Reachability] = lambda: ONLINE
+    ) -> None:
+        self._reader = reader
+        self._condition = condition
+        self._layout = Layout({})
+        self._layout_version = -1
+        self._about: StatusFile | None = None
+        self._about_of: tuple[AccountState, Reachability] | None = None
+
+    def layout(self) -> Layout:
+        """Return the directories as they are now."""
+        version = self._reader.layout_version()
+        if version != self._layout_version:
+            self._layout = lay_out(self._reader.mailboxes())
+            self._layout_version = version
+        return self._layout
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Return the attributes of what has that name in the directory with inode `parent`.
+
+        Raises:
+            EntryNotFoundError: there is no such directory, or no such name in it.
+        """
+        layout = self.layout()
+        directory = layout.directories.get(parent)
+        text = _decoded(name)
+        if directory is None or text is None:
+            raise EntryNotFoundError(f"no {name!r} in directory {parent}")
+        if (inode := directory.children.get(text)) is not None:
+            return self._directory_attributes(layout.directories[inode])
+        if parent == ROOT_INODE and text == STATUS_FILE_NAME:
+            return self._about_attributes()
+        if directory.mailbox is not None:
+            record = self._reader.named_file(directory.mailbox, text)
+            if record is not None:
+                return _attributes(record)
+        raise EntryNotFoundError(f"no {name!r} in directory {parent}")
+
+    def attributes(self, inode: int) -> Attributes:
+        """Return the attributes of an inode.
+
+        Raises:
+            EntryNotFoundError: there is none of that number.
+        """
+        if inode == STATUS_FILE_INODE:
+            return self._about_attributes()
+        directory = self.layout().directories.get(inode)
+        if directory is not None:
+            return self._directory_attributes(directory)
+        return _attributes(self.file(inode))
+
+    def file(self, inode: int) -> FileRecord:
+        """Return which blob an email's inode is.
+
+        Raises:
+            EntryNotFoundError: no email has that inode.
+        """
+        record = self._reader.file(inode)
+        if record is None:
+            raise EntryNotFoundError(f"no file has inode {inode}")
+        return record
+
+    def listing(self, inode: int) -> DirectoryListing:
+        """Return all entries of a directory, from one state of the index.
+
+        Raises:
+            EntryNotFoundError: there is no such directory.
+        """
+        with self._reader.pinned():
+            directory = self.layout().directories.get(inode)
+            if directory is None:
+                raise EntryNotFoundError(f"no directory has inode {inode}")
+            mailbox = directory.mailbox
+            files = DirectoryRows() if mailbox is None else self._reader.listing(mailbox)
+            special = {
+                name.encode(): self._directory_attributes(self._layout.directories[child])
+                for name, child in directory.children.items()
+            }
+            if inode == ROOT_INODE:
+                special[STATUS_FILE_NAME.encode()] = self._about_attributes()
+        return DirectoryListing(_positioned(special, files.names), files)
+
+    def version(self, inode: int) -> object:
+        """Return what becomes another when what a directory holds may have changed."""
+        version = self._reader.version()
+        # Everything comes from the index, but for the server's reach in `.jmapfs.json`.
+        return (version, self._condition()) if inode == ROOT_INODE else version
+
+    def about(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
+        """Return the content of `.jmapfs.json`, if it is what has that inode."""
+        return self._described() if inode == STATUS_FILE_INODE else None
+
+    def _described(self) -> StatusFile:
+        subject = self._reader.state(), self._condition()
+        if self._about is None or self._about_of != subject:
+            self._about = status_file(subject[0], self._reader.counts(), subject[1])
+            self._about_of = subject
+        return self._about
+
+    def state(self) -> AccountState:
+        """Return which state of which account this is."""
+        return self._reader.state()
+
+    def counts(self) -> Counts:
+        """Return the totals of the account."""
+        return self._reader.counts()
+
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes and the number of all files; this reads the whole index of files."""
+        return self._reader.size(), self._reader.counts().emails
+
+    def _directory_attributes(self, directory: Directory) -> Attributes:
+        newest, digest = 0, 0
+        if directory.mailbox is not None:
+            newest, digest = self._reader.mailbox_times(directory.mailbox)
+        return directory_attributes(
+            directory.inode,
+            newest=newest,
+            digest=digest + directory.children_digest,
+            subdirectories=len(directory.children),
+        )
+
+    def _about_attributes(self) -> Attributes:
+        described = self._described()
+        return file_attributes(
+            STATUS_FILE_INODE, size=len(described.content), received_at=described.time, links=1
+        )
+
+
+def _attributes(record: FileRecord) -> Attributes:
+    return file_attributes(
+        record.inode, size=record.size, received_at=record.received_at, links=record.links
+    )
+
+
+def _decoded(name: bytes) -> str | None:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _positioned(
+    special: dict[bytes, Attributes], names: list[bytes]
+) -> tuple[tuple[int, bytes, Attributes], ...]:
+    return tuple(
+        (bisect_left(names, name), name, attributes) for name, attributes in sorted(special.items())
+    )

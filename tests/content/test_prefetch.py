@@ -1,0 +1,391 @@
+"""Blobs for the disk, wanted by nobody yet: what is there is not fetched, what came is written."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
+from jmapfs.cache.memory import MemoryCache
+from jmapfs.content.prefetch import Fetched, Prefetcher, is_temporary
+from jmapfs.content.service import ContentService, open_content_service
+from jmapfs.errors import (
+    AuthenticationError,
+    BlobMismatchError,
+    BlobNotFoundError,
+    JmapfsError,
+    MethodError,
+    StorageError,
+    UnreachableError,
+)
+from tests.content.server import MIB, Corrections, FakeSource, Limits
+
+ENOUGH = 60.0
+DONE = Fetched([], {})
+
+
+class Source(FakeSource):
+    """One that tells when it is asked for the first batch."""
+
+    def __init__(self, blobs: dict[str, bytes], delay: float) -> None:
+        super().__init__(blobs, delay)
+        self.asked_for_batch = trio.Event()
+
+    async def download_batch(
+        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+    ) -> dict[str, bytes]:
+        self.asked_for_batch.set()
+        return await super().download_batch(blobs, deadline=deadline)
+
+
+@dataclass
+class Account:
+    """An account's content, and what fetches it ahead of need."""
+
+    source: Source
+    disk: DiskCache
+    content: ContentService
+    prefetcher: Prefetcher
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {blob_id: len(data) for blob_id, data in self.source.blobs.items()}
+
+    @property
+    def begun(self) -> set[str]:
+        """What the source has been asked for, or is being asked for."""
+        return {one for batch in self.source.batches for one in batch} | self.source.asked.keys()
+
+    async def fetch(self, wanted: dict[str, int] | None = None) -> Fetched:
+        """Fetch in one step; everything there is, if nothing else is said."""
+        with trio.fail_after(ENOUGH):
+            return await self.prefetcher.fetch(self.sizes if wanted is None else wanted, ENOUGH)
+
+    def assert_kept(self, but: Sequence[str] = ()) -> None:
+        for blob_id, data in self.source.blobs.items():
+            if blob_id not in but:
+                assert self.disk.get(blob_id) == data, blob_id
+
+
+@asynccontextmanager
+async def account(
+    directory: Path,
+    *,
+    count: int = 100,
+    limits: Limits | None = None,
+    delay: float = 0.001,
+    disk: DiskCache | None = None,
+    corrections: Corrections | None = None,
+    download_timeout: float = 60.0,
+) -> AsyncIterator[Account]:
+    source = Source({f"b{number}": b"%d" % number * 100 for number in range(count)}, delay)
+    source.batch_limits = limits
+    disk = disk or DiskCache(directory / "cache", 64 * MIB, reserve_bytes=0)
+    try:
+        async with open_content_service(
+            source,
+            disk,
+            MemoryCache(8 * MIB),
+            on_size_mismatch=corrections or Corrections(),
+            download_timeout=download_timeout,
+        ) as content:
+            yield Account(source, disk, content, Prefetcher(content, disk))
+    finally:
+        disk.close()
+
+
+@pytest.mark.parametrize("limits", [None, Limits(30, 4000)])
+async def test_everything_comes_once_and_is_on_the_disk(
+    tmp_path: Path, limits: Limits | None
+) -> None:
+    async with account(tmp_path, limits=limits) as mine:
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+        assert bool(mine.source.batches) == bool(limits)
+        # Two requests are left to those who wait.
+        assert mine.source.most_running <= mine.source.concurrency - 2
+        assert await mine.fetch() == DONE
+        assert mine.source.asked.total() == 100
+
+
+async def test_what_is_there_is_not_fetched(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(30)) as mine:
+        there = [f"b{number}" for number in range(0, 100, 2)]
+        mine.disk.put_many([(blob_id, mine.source.blobs[blob_id]) for blob_id in there])
+        checked = await mine.prefetcher.check(mine.sizes, ENOUGH)
+        assert checked.unchecked == []
+        assert checked.absent == [one for one in mine.source.blobs if one not in there]
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert sorted(mine.source.asked) == sorted(checked.absent)
+
+
+async def test_large_ones_too(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(30)) as mine:
+        mine.source.blobs |= {f"large{number}": bytes(2 * MIB) for number in range(3)}
+        mine.source.blobs["empty"] = b""
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+        checked = await mine.prefetcher.check(mine.sizes, ENOUGH)
+        assert (checked.absent, checked.unchecked) == ([], [])
+
+
+async def test_what_is_in_memory_only_is_written(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine:
+        assert await mine.content.read("b7", 100, 0, 100) == b"7" * 100
+        await mine.content.behind.written(["b7"])
+        mine.disk.discard("b7")
+        assert mine.content.is_near("b7")
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+
+
+async def test_what_a_reader_waits_for_is_not_fetched_beside_it(tmp_path: Path) -> None:
+    async with account(tmp_path, delay=0.05) as mine, trio.open_nursery() as nursery:
+        nursery.start_soon(mine.content.read, "b7", 100, 0, 100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+
+
+async def test_a_reader_does_not_wait_for_the_end(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(10), count=1000, delay=0.01) as mine:
+        mine.source.concurrency = 3
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine.fetch)
+            await mine.source.asked_for_batch.wait()
+            with trio.fail_after(5):
+                # The last of all in the lane, and one that is not in it.
+                assert await mine.content.read("b999", 300, 0, 300) == b"999" * 100
+                mine.source.blobs["other"] = b"other"
+                assert await mine.content.read("other", 5, 0, 5) == b"other"
+            assert len(mine.source.batches) < 50
+        mine.assert_kept()
+
+
+@pytest.mark.parametrize("limits", [None, Limits(30)])
+async def test_a_bad_one_costs_no_other(tmp_path: Path, limits: Limits | None) -> None:
+    liar = "G" + "0" * 40
+    async with account(tmp_path, limits=limits) as mine:
+        mine.source.blob_ids_are_sha1 = True
+        mine.source.blobs[liar] = b"not these"
+        result = await mine.fetch({"gone": 100} | mine.sizes)
+        assert result.left == []
+        assert isinstance(result.failed.pop("gone"), BlobNotFoundError)
+        assert isinstance(result.failed.pop(liar), BlobMismatchError)
+        assert result.failed == {}
+        mine.assert_kept(but=[liar])
+
+
+async def test_a_batch_that_fails_is_fetched_one_by_one(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(30)) as mine:
+        mine.source.batch_error = MethodError("Blob/get", "serverFail", "")
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+
+
+@pytest.mark.parametrize("limits", [None, Limits(2)])
+@pytest.mark.parametrize("error", [UnreachableError("no network"), AuthenticationError("no")])
+async def test_without_a_network_the_rest_is_not_tried(
+    tmp_path: Path, limits: Limits | None, error: JmapfsError
+) -> None:
+    async with account(tmp_path, limits=limits, delay=0.01) as mine:
+        mine.source.error = mine.source.batch_error = error
+        result = await mine.fetch()
+        assert set(result.left) | result.failed.keys() == mine.sizes.keys()
+        assert set(result.failed.values()) == {error}
+        assert is_temporary(error)
+        assert mine.source.asked.total() + len(mine.source.batches) < 20
+        mine.source.error = mine.source.batch_error = None
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+
+
+@pytest.mark.parametrize("limits", [None, Limits(10)])
+async def test_a_step_ends_in_time_and_the_next_one_goes_on(
+    tmp_path: Path, limits: Limits | None
+) -> None:
+    # Long enough for more than three steps, however slow.
+    async with account(tmp_path, limits=limits, delay=1.0 if limits else 0.2) as mine:
+        wanted, steps = mine.sizes, 0
+        while wanted:
+            before = mine.begun
+            with trio.fail_after(5):
+                result = await mine.prefetcher.fetch(wanted, 0.05)
+            assert not result.failed
+            # No more has begun than may be under way at once.
+            most = mine.source.concurrency * (limits.blobs if limits else 1)
+            assert len(mine.begun - before) <= most
+            wanted, steps = {one: wanted[one] for one in result.left}, steps + 1
+        assert steps > 3
+        mine.assert_kept()
+        # What was under way when a step ended was not fetched again by the next.
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+
+
+async def test_one_that_does_not_come_is_told(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(30), download_timeout=1.0) as mine:
+        mine.source.unbatched = {"b7"}
+        mine.source.delay = 0.01
+        stream, never = mine.source.stream_blob, trio.Event()
+
+        @asynccontextmanager
+        async def stalling(blob_id: str, *, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
+            async with stream(blob_id, deadline=deadline) as chunks:
+                if blob_id == "b7":
+                    await never.wait()
+                yield chunks
+
+        mine.source.stream_blob = stalling  # type: ignore[method-assign]
+        result = await mine.fetch()
+        assert result.left == []
+        assert [type(error).__name__ for error in result.failed.values()] == ["DeadlineError"]
+        mine.assert_kept(but=["b7"])
+
+
+class SlowDisk(DiskCache):
+    """A disk that is slower than any network."""
+
+    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        time.sleep(0.3)
+        return super().put_many(blobs)
+
+
+async def test_nothing_comes_that_the_disk_has_no_time_for(tmp_path: Path) -> None:
+    disk = SlowDisk(tmp_path / "cache", 128 * MIB, reserve_bytes=0)
+    async with account(tmp_path, disk=disk, limits=Limits(10)) as mine:
+        mine.source.blobs = {f"b{number}": bytes(MIB // 2) for number in range(80)}
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+        assert mine.content.counters.unkept == 0
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+
+
+class FullDisk(DiskCache):
+    """A disk without any space left."""
+
+    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        return [False] * len(blobs)
+
+
+async def test_what_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path / "cache", MIB, reserve_bytes=0)
+    async with account(tmp_path, disk=disk, limits=Limits(30)) as mine:
+        # It goes to a file without a name.
+        mine.source.blobs["large"] = bytes(2 * MIB)
+        for _ in range(2):
+            result = await mine.fetch()
+            assert result.left == []
+            assert result.failed.keys() == mine.source.blobs.keys()
+            assert {type(error) for error in result.failed.values()} == {StorageError}
+
+
+async def test_damaged_copies_are_not_there(tmp_path: Path) -> None:
+    async with account(tmp_path, limits=Limits(30)) as mine:
+        mine.source.blobs["large"] = bytes(2 * MIB)
+        assert await mine.fetch() == DONE
+        with sqlite3.connect(tmp_path / "cache" / "blobs.sqlite") as database:
+            database.execute("UPDATE content SET data = zeroblob(length(data)) WHERE number = 7")
+        database.close()
+        (large,) = (tmp_path / "cache" / "large").iterdir()
+        large.write_bytes(b"x" * 2 * MIB)
+        absent = (await mine.prefetcher.check(mine.sizes, ENOUGH)).absent
+        assert len(absent) == 2
+        assert "large" in absent
+        assert await mine.fetch() == DONE
+        mine.assert_kept()
+
+
+async def test_what_was_checked_is_not_what_goes(tmp_path: Path) -> None:
+    small = DiskCache(tmp_path / "cache", 200 * (1000 + SMALL_OVERHEAD_BYTES), reserve_bytes=0)
+    async with account(tmp_path, disk=small) as mine:
+        old, other, new = (
+            {f"{kind}{number}": number.to_bytes(2, "big") * 500 for number in range(90)}
+            for kind in ("old", "other", "new")
+        )
+        small.put_many(list(old.items()))
+        small.put_many(list(other.items()))
+        mine.source.blobs = old | new
+        assert sum(map(mine.prefetcher.charge, mine.sizes.values())) <= mine.prefetcher.room
+        checked = await mine.prefetcher.check(mine.sizes, ENOUGH)
+        assert checked.absent == list(new)
+        assert await mine.fetch(dict.fromkeys(new, 1000)) == DONE
+        mine.assert_kept()
+        assert len(small.missing(list(other))) > 60
+
+
+async def test_a_check_ends_in_time(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine:
+        assert await mine.fetch() == DONE
+        checked = await mine.prefetcher.check(mine.sizes, 0)
+        assert checked.absent == []
+        assert checked.unchecked == list(mine.sizes)
+
+
+@pytest.mark.parametrize("size", [100, 2 * MIB])
+@pytest.mark.parametrize("offset", [-50, 50])
+async def test_a_size_that_was_wrong_is_put_right(tmp_path: Path, size: int, offset: int) -> None:
+    corrections = Corrections()
+    async with account(tmp_path, limits=Limits(30), corrections=corrections) as mine:
+        mine.source.blobs["lie"] = bytes(size)
+        wanted = mine.sizes | {"lie": size + offset}
+        assert await mine.fetch(wanted) == DONE
+        assert corrections.seen == [("lie", size)]
+        mine.assert_kept()
+        assert (await mine.prefetcher.check(wanted, ENOUGH)).absent == []
+        assert corrections.seen == [("lie", size)] * 2
+        # A batch is not believed in this.
+        assert mine.source.asked["lie"] <= 2
+
+
+async def test_the_end_of_the_service_does_not_wait(tmp_path: Path) -> None:
+    slow = account(tmp_path, limits=Limits(30), delay=60)
+    async with trio.open_nursery() as nursery, slow as mine:
+        nursery.start_soon(mine.prefetcher.fetch, mine.sizes, 60.0)
+        await mine.source.asked_for_batch.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_it_takes_of_the_cache(tmp_path: Path) -> None:
+    async with account(tmp_path) as mine:
+        prefetcher = mine.prefetcher
+        assert prefetcher.room == 64 * MIB - headroom(64 * MIB)
+        assert prefetcher.charge(SMALL_BYTES) == SMALL_BYTES + SMALL_OVERHEAD_BYTES
+        assert prefetcher.charge(2 * MIB) == 2 * MIB + LARGE_OVERHEAD_BYTES
+
+
+async def test_the_event_loop_goes_on(tmp_path: Path) -> None:
+    """Looking at the disk is for worker threads, all of it."""
+    loop = threading.current_thread()
+
+    class Watched(DiskCache):
+        def load_many(self, blob_ids: Sequence[str]) -> dict[str, bytes]:
+            assert threading.current_thread() is not loop
+            return super().load_many(blob_ids)
+
+        def missing(self, blob_ids: Sequence[str]) -> list[str]:
+            assert threading.current_thread() is not loop
+            return super().missing(blob_ids)
+
+        def size(self, blob_id: str) -> int | None:
+            assert threading.current_thread() is not loop
+            return super().size(blob_id)
+
+    disk = Watched(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
+    async with account(tmp_path, disk=disk) as mine:
+        await mine.prefetcher.check(mine.sizes, ENOUGH)
+        assert await mine.fetch() == DONE

@@ -1,0 +1,242 @@
+"""Who reads a directory has the next files before asking; who does not costs nothing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+
+from jmapfs.errors import UnreachableError
+from jmapfs.index.reader import PlacedFile
+from tests.content.directories import Directories, directories
+from tests.content.server import MIB, Limits
+
+BATCHES = Limits(50)
+THOUSAND = {"A": [5000] * 1000}
+
+
+@pytest.mark.parametrize("limits", [BATCHES, None], ids=["batches", "one by one"])
+async def test_a_directory_is_read_ahead(tmp_path: Path, limits: Limits | None) -> None:
+    async with directories(tmp_path, THOUSAND, limits=limits) as tree:
+        await tree.read_all(tree.files["A"])
+        await tree.settled()
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        assert len(tree.source.batches) <= (40 if limits else 0)
+
+
+@pytest.mark.parametrize("limits", [BATCHES, None], ids=["batches", "one by one"])
+async def test_who_takes_his_time_finds_it_in_the_page_cache(
+    tmp_path: Path, limits: Limits | None
+) -> None:
+    async with directories(tmp_path, THOUSAND, limits=limits) as tree:
+        await tree.read_all(tree.files["A"], patient=True)
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        # The first three, and the marks.
+        assert tree.reads.total() < 40
+
+
+async def test_opening_reads_nothing_ahead(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        for file in tree.files["A"]:
+            tree.open(file)
+        await tree.settled()
+        assert tree.fetched == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_file_or_two_are_no_reason(tmp_path: Path, count: int) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await tree.read_all(tree.files["A"][10 : 10 + count])
+        await tree.settled()
+        assert tree.fetched == count
+
+
+async def test_files_far_from_each_other_are_no_reason(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await tree.read_all(tree.files["A"][::20])
+        await tree.settled()
+        assert tree.fetched == 50
+
+
+async def test_who_stops_reading_ends_it(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await tree.read_all(tree.files["A"][:100])
+        await tree.settled()
+        fetched = tree.fetched
+        assert fetched <= 100 + 3 * 100
+        tree.open(tree.files["A"][100])
+        await tree.settled()
+        assert tree.fetched == fetched
+
+
+async def test_little_is_fetched_in_vain(tmp_path: Path) -> None:
+    sizes = {name: [3000] * count for name, count in [("A", 700), ("B", 90), ("C", 5), ("D", 300)]}
+    async with directories(tmp_path, sizes, limits=BATCHES) as tree:
+        for name in ("A", "B", "D"):
+            await tree.read_all(tree.files[name])
+        await tree.settled()
+        assert tree.fetched - 1090 <= 1090 // 5
+
+
+async def test_a_reader_goes_on_in_the_next_directory(tmp_path: Path) -> None:
+    sizes = {f"M{number:02}": [3000] * 20 for number in range(30)}
+    async with directories(tmp_path, sizes, limits=BATCHES) as tree:
+        for name in sorted(sizes):
+            await tree.read_all(tree.files[name])
+        await tree.settled()
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        # Not the first three of each directory, as in the first one.
+        single = len(tree.source.blobs) - sum(map(len, tree.source.batches))
+        assert single < 3 * len(sizes)
+
+
+@pytest.mark.parametrize("parallel", [2, 16])
+async def test_parallel_readers(tmp_path: Path, parallel: int) -> None:
+    """Programs such as `rg` take the next file as soon as one of their threads is free."""
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await read_in_parallel(tree, tree.files["A"], parallel)
+        await tree.settled()
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        assert len(tree.source.batches) <= 40
+
+
+async def test_readers_that_share_a_directory_in_parts(tmp_path: Path) -> None:
+    """`xargs -P 8 -n 100` reads eight parts of a directory at once."""
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        files = tree.files["A"]
+        async with trio.open_nursery() as nursery:
+            for start in range(0, 1000, 125):
+                nursery.start_soon(tree.read_all, files[start : start + 125])
+        await tree.settled()
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+
+
+async def test_inode_order_is_not_quite_name_order(tmp_path: Path) -> None:
+    """Files of one second may be read in another order than that of their names."""
+    chance = random.Random(3)
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        files = list(tree.files["A"])
+        for start in range(0, 1000, 5):
+            part = files[start : start + 5]
+            chance.shuffle(part)
+            files[start : start + 5] = part
+        await tree.read_all(files, patient=True)
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        assert tree.reads.total() < 60
+
+
+async def test_readers_of_several_directories_share(tmp_path: Path) -> None:
+    sizes = {name: [5000] * 400 for name in "ABCD"}
+    async with directories(tmp_path, sizes, limits=BATCHES, delay=0.01) as tree:
+        finished: list[str] = []
+
+        async def read(name: str) -> None:
+            await tree.read_all(tree.files[name])
+            finished.append(name)
+            if len(finished) == 1:
+                # Nobody was left behind while another was served.
+                for other in "ABCD":
+                    read = sum(file.inode in tree.pages.pages for file in tree.files[other])
+                    assert read > 100, other
+
+        async with trio.open_nursery() as nursery:
+            for name in "ABCD":
+                nursery.start_soon(read, name)
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+
+
+async def test_the_bytes_of_the_window_are_never_exceeded(tmp_path: Path) -> None:
+    limit = 2 * MIB
+    sizes = {"A": [40_000] * 400, "B": [1000] * 500}
+    async with directories(
+        tmp_path, sizes, limits=Limits(50, MIB), limit_bytes=limit, delay=0.002
+    ) as tree:
+        size_of = {file.inode: file.size for name in sizes for file in tree.files[name]}
+        blob_of = {file.blob_id: file.inode for name in sizes for file in tree.files[name]}
+        done: set[int] = set()
+        most = 0
+
+        async def read(files: list[PlacedFile]) -> None:
+            nonlocal most
+            for file in files:
+                # What is being read now is not ahead.
+                done.add(file.inode)
+                await tree.read(file)
+                asked = {blob_of[blob_id] for blob_id in tree.source.asked}
+                most = max(most, sum(size_of[inode] for inode in asked - done))
+
+        async with trio.open_nursery() as nursery:
+            for name in sizes:
+                nursery.start_soon(read, tree.files[name])
+        assert limit // 4 < most <= limit
+
+
+async def test_large_mails_are_fetched_alone(tmp_path: Path) -> None:
+    sizes = [5000] * 40
+    sizes[20], sizes[25], sizes[30] = 600_000, 3 * MIB, 12 * MIB
+    async with directories(tmp_path, {"A": sizes}, limits=Limits(50, MIB)) as tree:
+        await tree.read_all(tree.files["A"])
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        for batch in tree.source.batches:
+            assert not {"A-20", "A-25", "A-30"} & set(batch)
+
+
+async def test_what_is_cached_is_read_ahead_from_the_disk(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await tree.read_all(tree.files["A"])
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        await tree.read_all(tree.files["A"], patient=True)
+        assert tree.fetched == 0
+        assert tree.reads.total() < 40
+        assert tree.content.counters.recalled > 900
+
+
+async def test_an_inode_that_the_kernel_does_not_know(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        tree.pages.refused = {file.inode for file in tree.files["A"]}
+        for file in tree.files["A"]:
+            tree.pages.pages.clear()
+            assert await tree.read(file) == tree.source.blobs[file.blob_id]
+        assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
+        # From memory: the kernel did not take them.
+        assert len(tree.source.batches) <= 40
+
+
+async def test_a_size_that_is_a_lie_is_not_handed_to_the_kernel(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        liar = tree.files["A"][50]
+        tree.source.blobs[liar.blob_id] = b"short"
+        await tree.read_all(tree.files["A"][:50])
+        await tree.settled()
+        # In a batch, and once more by itself.
+        assert tree.source.asked[liar.blob_id] == 2
+        assert liar.inode not in tree.pages.pages
+
+
+async def test_without_a_network_reading_ahead_is_silent(tmp_path: Path) -> None:
+    async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
+        files = tree.files["A"]
+        await tree.read_all(files[:100])
+        await tree.settled()
+        tree.source.error = tree.source.batch_error = UnreachableError("no network")
+        fetched = [file for file in files if file.blob_id in tree.source.asked]
+        await tree.read_all(fetched)
+        with pytest.raises(UnreachableError):
+            await tree.read(files[len(fetched)])
+        tree.source.error = tree.source.batch_error = None
+        await tree.read_all(files)
+        assert set(tree.source.asked) == set(tree.source.blobs)
+
+
+async def read_in_parallel(tree: Directories, files: list[PlacedFile], readers: int) -> None:
+    left = list(reversed(files))
+
+    async def reader() -> None:
+        while left:
+            await tree.read_all([left.pop()])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(readers):
+            nursery.start_soon(reader)

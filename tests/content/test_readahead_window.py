@@ -1,0 +1,106 @@
+"""How far ahead of a reader is fetched: twice as far each time, while it is being used."""
+
+from __future__ import annotations
+
+from jmapfs.content.readahead import FIRST_CHUNK, LARGEST_CHUNK, ReadaheadWindow
+from jmapfs.index.reader import PlacedFile
+
+
+def files(first: int, count: int) -> list[PlacedFile]:
+    return [
+        PlacedFile(f"{number:06}", 1000 + number, f"b{number}", 10)
+        for number in range(first, first + count)
+    ]
+
+
+class Directory:
+    """A directory that never ends, and a stream through it from its first file on."""
+
+    def __init__(self) -> None:
+        self.stream = ReadaheadWindow(7, "000000")
+        self.ordered = 1
+        self.marks: set[int] = set()
+        self.chunks: list[int] = []
+
+    def extend(self) -> None:
+        chunk = files(self.ordered, self.stream.chunk)
+        marks, _ = self.stream.extend(chunk)
+        self.marks |= marks
+        self.ordered += len(chunk)
+        self.chunks.append(len(chunk))
+
+    def read(self, number: int) -> None:
+        """Read a file: where it is no mark, and was ordered, nothing is heard of that."""
+        if number >= self.ordered:
+            self.stream.passed()
+            self.extend()
+        elif 1000 + number in self.marks and self.stream.read(1000 + number):
+            self.extend()
+
+
+def test_the_chunks_double_while_they_are_read() -> None:
+    directory = Directory()
+    directory.extend()
+    for number in range(1, 4000):
+        directory.read(number)
+        # The reader never gets to where nothing was ordered.
+        assert number < directory.ordered
+    assert directory.chunks[0] == FIRST_CHUNK
+    for before, after in zip(directory.chunks, directory.chunks[1:], strict=False):
+        assert after == min(2 * before, LARGEST_CHUNK)
+    assert directory.chunks[-1] == LARGEST_CHUNK
+
+
+def test_nothing_more_is_ordered_for_who_has_left() -> None:
+    directory = Directory()
+    directory.extend()
+    for number in range(1, 100):
+        directory.read(number)
+    ordered = directory.ordered
+    assert ordered < 100 + 4 * 100
+    directory.read(99)
+    assert directory.ordered == ordered
+
+
+def test_only_one_chunk_is_ordered_at_a_time() -> None:
+    directory = Directory()
+    directory.extend()
+    assert directory.stream.read(1001)
+    assert not directory.stream.read(1001)
+    assert not directory.stream.read(1002)
+
+
+def test_the_chunks_shrink_where_marks_are_passed_over() -> None:
+    directory = Directory()
+    directory.extend()
+    for number in range(1, 2000):
+        directory.read(number)
+    assert directory.stream.chunk == LARGEST_CHUNK
+    # From here on only the last of each chunk, which is no mark.
+    for _ in range(4):
+        directory.read(directory.ordered)
+        directory.marks.clear()
+    assert directory.stream.chunk < LARGEST_CHUNK
+    for _ in range(8):
+        directory.read(directory.ordered)
+        directory.marks.clear()
+    assert directory.stream.chunk == FIRST_CHUNK
+
+
+def test_readers_in_parallel_use_the_same_stream() -> None:
+    directory = Directory()
+    directory.extend()
+    # Eight readers, each a few files ahead of another.
+    for number in range(1, 3000, 8):
+        for offset in (3, 0, 7, 1, 5, 2, 6, 4):
+            directory.read(number + offset)
+    assert directory.chunks[-1] == LARGEST_CHUNK
+
+
+def test_old_chunks_are_forgotten() -> None:
+    directory = Directory()
+    directory.extend()
+    for number in range(1, 20_000):
+        directory.read(number)
+    assert len(directory.stream.inodes) <= 4 * LARGEST_CHUNK
+    assert 1001 not in directory.stream

@@ -1,0 +1,196 @@
+"""Reads come from memory, from the disk, or from the server, exactly as long as they should be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+import trio.testing
+
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.content.service import open_content_service
+from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
+from tests.cache.small_disk import needs_root, tmpfs
+from tests.content.server import MIB, Corrections, FakeSource, serving
+
+
+@pytest.mark.parametrize("size", [1, 8192, MIB, MIB + 1, 3 * MIB])
+async def test_pieces_are_exact(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    source = FakeSource({"b": data})
+    async with serving(source, tmp_path) as content:
+        content.hold("b")
+        for offset, length in [(0, size), (size // 2, size), (size - 1, 1), (0, 1), (size - 1, 5)]:
+            assert bytes(await content.read("b", size, offset, length)) == data[offset:][:length]
+        content.release("b")
+    assert source.asked["b"] == 1
+
+
+async def test_beyond_the_end_there_is_nothing_to_ask_for(tmp_path: Path) -> None:
+    source = FakeSource()
+    async with serving(source, tmp_path) as content:
+        assert await content.read("b", 10, 10, 100) == b""
+        assert await content.read("b", 0, 1, 100) == b""
+        assert await content.read("b", 10, 0, 0) == b""
+        with pytest.raises(ValueError, match="negative"):
+            await content.read("b", 10, -1, 5)
+    assert not source.asked
+
+
+async def test_what_is_said_to_be_empty_is_looked_at(tmp_path: Path) -> None:
+    corrections = Corrections()
+    source = FakeSource({"empty": b"", "not": b"mail"})
+    async with serving(source, tmp_path, corrections=corrections) as content:
+        assert await content.read("empty", 0, 0, 100) == b""
+        with pytest.raises(BlobMismatchError):
+            await content.read("not", 0, 0, 100)
+        assert bytes(await content.read("not", 4, 0, 100)) == b"mail"
+
+
+async def test_opening_and_closing_asks_for_nothing(tmp_path: Path) -> None:
+    source = FakeSource()
+    async with serving(source, tmp_path) as content:
+        for _ in range(3):
+            content.hold("b")
+        for _ in range(3):
+            content.release("b")
+        await trio.testing.wait_all_tasks_blocked()
+    assert not source.asked
+
+
+@pytest.mark.parametrize("size", [8192, 2 * MIB])
+async def test_the_second_time_it_comes_from_near(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    source = FakeSource({"b": data})
+    async with serving(source, tmp_path) as content:
+        assert not await content.contains("b")
+        for _ in range(3):
+            assert bytes(await content.read("b", size, 0, size)) == data
+        assert await content.contains("b")
+        near = content.counters.memory_hits + content.counters.disk_hits
+        assert (content.counters.downloads, near) == (1, 2)
+        assert content.counters.downloaded_bytes == size
+    async with serving(FakeSource(), tmp_path) as content:
+        assert await content.contains("b")
+        assert bytes(await content.read("b", size, 0, size)) == data
+        assert (content.counters.downloads, content.counters.disk_hits) == (0, 1)
+
+
+async def test_without_any_cache_a_held_blob_is_still_fetched_once(tmp_path: Path) -> None:
+    for size in (500_000, 3 * MIB):
+        data = os.urandom(size)
+        source = FakeSource({"b": data})
+        async with serving(source, tmp_path, disk_limit=0, memory_limit=0) as content:
+            content.hold("b")
+            for offset in range(0, size, 131_072):
+                assert (
+                    bytes(await content.read("b", size, offset, 131_072))
+                    == (data[offset : offset + 131_072])
+                )
+            assert source.asked["b"] == 1
+            content.release("b")
+            await trio.testing.wait_all_tasks_blocked()
+            assert not await content.contains("b")
+
+
+async def test_an_error_is_not_remembered(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail"})
+    source.error = UnreachableError("no network")
+    async with serving(source, tmp_path) as content:
+        for _ in range(2):
+            with pytest.raises(UnreachableError):
+                await content.read("b", 4, 0, 4)
+        source.error = None
+        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        with pytest.raises(BlobNotFoundError):
+            await content.read("other", 4, 0, 4)
+        assert content.counters.failures == 3
+
+
+async def test_a_bug_in_the_source_goes_to_the_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FakeSource({"b": b"mail"})
+    source.error = ZeroDivisionError()
+    async with serving(source, tmp_path) as content:
+        with pytest.raises(ZeroDivisionError):
+            await content.read("b", 4, 0, 4)
+        source.error = None
+        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+    assert caplog.records[0].exc_info
+
+
+async def test_errors_of_the_body_are_not_wrapped(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        async with serving(FakeSource(), tmp_path):
+            raise StorageError("as it is")
+
+
+async def test_everything_is_on_the_disk_at_the_end(tmp_path: Path) -> None:
+    blobs = {f"b{i}": os.urandom(9000) for i in range(300)}
+    async with serving(FakeSource(blobs), tmp_path) as content, trio.open_nursery() as nursery:
+        for blob_id in blobs:
+            nursery.start_soon(content.read, blob_id, 9000, 0, 9000)
+    disk = DiskCache(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
+    assert all(disk.get(blob_id) == data for blob_id, data in blobs.items())
+    disk.close()
+
+
+async def test_a_damaged_disk_cache_costs_a_download(tmp_path: Path) -> None:
+    data = os.urandom(3 * MIB)
+    source = FakeSource({"b": data})
+    async with serving(source, tmp_path) as content:
+        content.hold("b")
+        assert bytes(await content.read("b", len(data), 0, 10)) == data[:10]
+        for path in (tmp_path / "cache" / "large").iterdir():
+            os.truncate(path, MIB)
+        assert bytes(await content.read("b", len(data), 2 * MIB, 10)) == data[2 * MIB :][:10]
+        content.release("b")
+    assert source.asked["b"] == 2
+
+
+async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
+    size = 96 * MIB
+
+    class Endless(FakeSource):
+        async def _chunks(self, blob_id: str) -> AsyncGenerator[bytes, None]:
+            assert blob_id == "b"
+            for number in range(size // MIB):
+                yield bytes([number]) * MIB
+
+    process = psutil.Process()
+    async with serving(Endless(), tmp_path, disk_limit=256 * MIB) as content:
+        before = process.memory_info().rss
+        content.hold("b")
+        for number in (0, 50, 95):
+            piece = await content.read("b", size, number * MIB, 131_072)
+            assert bytes(piece) == bytes([number]) * 131_072
+        content.release("b")
+        assert process.memory_info().rss - before < 24 * MIB
+
+
+@needs_root
+async def test_a_large_blob_without_space_on_the_disk(tmp_path: Path) -> None:
+    data = os.urandom(5 * MIB)
+    source = FakeSource({"b": data, "c": data, "huge": bytes(40 * MIB)})
+    with tmpfs(tmp_path / "full", "2m") as directory:
+        async with serving(source, directory) as content:
+            for blob_id in ("b", "c", "b"):
+                assert bytes(await content.read(blob_id, len(data), 100, 10)) == data[100:110]
+            with pytest.raises(StorageError):
+                await content.read("huge", 40 * MIB, 0, 10)
+            assert content.counters.unkept == 3
+
+
+async def test_a_default_memory_cache_will_do(tmp_path: Path) -> None:
+    disk = DiskCache(tmp_path, 0)
+    source = FakeSource({"b": b"mail"})
+    async with open_content_service(source, disk, on_size_mismatch=Corrections()) as content:
+        for _ in range(2):
+            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+    disk.close()
+    assert source.asked["b"] == 1

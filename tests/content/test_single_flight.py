@@ -1,0 +1,206 @@
+"""One download of a blob, however many wait for it, and whoever of them leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from jmapfs.content.service import ContentService
+from jmapfs.errors import DeadlineError, UnreachableError
+from tests.content.server import MIB, FakeSource, serving
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [400_000, 4 * MIB])
+async def test_fifty_readers_in_pieces(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    source = FakeSource({"b": data}, delay=0.1)
+    served = 0
+
+    async def reader(content: ContentService, number: int) -> None:
+        nonlocal served
+        length = size // 50
+        with trio.move_on_after(0.02 if number % 3 == 0 else 30):
+            content.hold("b")
+            try:
+                piece = await content.read("b", size, number * length, length)
+            finally:
+                content.release("b")
+            assert bytes(piece) == data[number * length :][:length]
+            served += 1
+
+    async with serving(source, tmp_path) as content:
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(reader, content, number)
+        assert content.counters.waits == 49
+    assert served == 33
+    assert source.asked["b"] == 1
+
+
+async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail"}, delay=0.5)
+    async with serving(source, tmp_path) as content:
+        with trio.move_on_after(0.05):
+            await content.read("b", 4, 0, 4)
+        assert not await content.contains("b")
+        await until(lambda: content.is_near("b"))
+    assert source.asked["b"] == 1
+
+
+async def test_a_deadline_is_an_error_and_the_next_read_joins(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail"}, delay=2)
+    async with serving(source, tmp_path, read_timeout=0.05) as content:
+        with pytest.raises(DeadlineError):
+            await content.read("b", 4, 0, 4)
+        with pytest.raises(DeadlineError):
+            await content.read("b", 4, 0, 4, timeout=0.01)
+        assert bytes(await content.read("b", 4, 0, 4, timeout=10)) == b"mail"
+    assert source.asked["b"] == 1
+
+
+async def test_a_download_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail"}, delay=60)
+    async with serving(source, tmp_path, download_timeout=0.1) as content:
+        with pytest.raises(DeadlineError):
+            await content.read("b", 4, 0, 4)
+        assert source.running == 0
+        assert source.deadlines[0] <= 0.1
+        source.delay = 0
+        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+
+
+async def test_a_large_blob_gets_more_time(tmp_path: Path) -> None:
+    source = FakeSource({"b": bytes(2 * MIB)}, delay=0.3)
+    async with serving(source, tmp_path, read_timeout=0.1, download_timeout=0.1) as content:
+        assert len(await content.read("b", 2 * MIB, 0, 100)) == 100
+        assert 7 < source.deadlines[0] < 9
+
+
+async def test_an_error_goes_to_all_who_wait(tmp_path: Path) -> None:
+    source = FakeSource(delay=0.05)
+    source.error = UnreachableError("no network")
+    failed = 0
+
+    async def reader(content: ContentService) -> None:
+        nonlocal failed
+        with pytest.raises(UnreachableError):
+            await content.read("b", 4, 0, 4)
+        failed += 1
+
+    async with serving(source, tmp_path) as content, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(reader, content)
+    assert failed == 10
+    assert source.asked["b"] == 1
+
+
+async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
+    source = FakeSource({f"b{i}": b"mail" for i in range(30)}, delay=0.01)
+    async with serving(source, tmp_path, downloads=3) as content, trio.open_nursery() as nursery:
+        for blob_id in source.blobs:
+            nursery.start_soon(content.read, blob_id, 4, 0, 4)
+    assert source.most_running == 3
+    assert sum(source.asked.values()) == 30
+
+
+async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> None:
+    source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=1)
+    async with serving(source, tmp_path, downloads=1) as content:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(content.read, "slow", 4, 0, 4)
+            await until(lambda: source.running == 1)
+            with trio.move_on_after(0.05):
+                await content.read("b", 4, 0, 4)
+        assert source.asked == {"slow": 1}
+        source.delay = 0
+        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+
+
+async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail", "l": bytes(2 * MIB)}, delay=60)
+    ended = 0
+
+    async def reader(content: ContentService, blob_id: str, size: int) -> None:
+        nonlocal ended
+        with pytest.raises(UnreachableError):
+            await content.read(blob_id, size, 0, 4)
+        ended += 1
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            async with serving(source, tmp_path) as content:
+                nursery.start_soon(reader, content, "b", 4)
+                nursery.start_soon(reader, content, "l", 2 * MIB)
+                await trio.sleep(0.05)
+            with pytest.raises(UnreachableError):
+                await content.read("other", 4, 0, 4)
+    assert ended == 2
+    assert list((tmp_path / "cache" / "large").iterdir()) == []
+
+
+async def test_closing_when_cancelled_still_writes(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail"})
+    with trio.CancelScope() as scope:
+        async with serving(source, tmp_path) as content:
+            await content.read("b", 4, 0, 4)
+            scope.cancel()
+    async with serving(FakeSource(), tmp_path) as content:
+        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+
+
+async def test_somebody_else_delivers(tmp_path: Path) -> None:
+    source = FakeSource({"d": b"mail"})
+    results: list[bytes] = []
+
+    async def reader(content: ContentService, blob_id: str) -> None:
+        results.append(bytes(await content.read(blob_id, 4, 0, 4)))
+
+    async def nobody(contents: Sequence[tuple[str, bytes]]) -> set[str]:
+        raise AssertionError(contents)
+
+    async with serving(source, tmp_path) as content:
+        flight = content.expect("b")
+        withdrawn = content.expect("d")
+        assert flight is not None
+        assert withdrawn is not None
+        assert content.expect("b") is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader, content, "b")
+            nursery.start_soon(reader, content, "d")
+            await trio.testing.wait_all_tasks_blocked()
+            assert flight.waiters == withdrawn.waiters == 1
+            await content.recall([(flight, b"Mail")], nobody)
+            withdrawn.withdraw()
+        assert content.is_near("b")
+        assert content.near("b") == b"Mail"
+        assert content.expect("b") is None
+    assert sorted(results) == [b"Mail", b"mail"]
+    assert source.asked == {"d": 1}
+
+
+async def test_what_is_put_off_is_brought_forward_by_who_waits_for_it(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"mail", "c": b"Mail"})
+    async with serving(source, tmp_path) as content:
+        wanted = content.expect("b")
+        unwanted = content.expect("c")
+        assert wanted is not None
+        assert unwanted is not None
+        content.put_off(wanted, 4)
+        content.put_off(unwanted, 4)
+        with trio.fail_after(5):
+            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert not wanted.claim()
+        assert unwanted.claim()
+        unwanted.withdraw()
+    assert source.asked == {"b": 1}

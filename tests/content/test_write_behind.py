@@ -1,0 +1,92 @@
+"""What is written behind is bounded, readable meanwhile, and never lost but by being dropped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.content.write_behind import ContentCounters, DiskThreads, WriteBehind
+from tests.content.server import MIB, FakeSource, serving
+
+
+class StuckDisk(DiskCache):
+    """A disk that writes nothing until it is let."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, 64 * MIB, reserve_bytes=0)
+        self.let = threading.Event()
+        self.batches: list[int] = []
+
+    def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        self.let.wait(10)
+        self.batches.append(len(blobs))
+        return super().put_many(blobs)
+
+
+async def test_a_slow_disk_delays_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = StuckDisk(tmp_path)
+    counters = ContentCounters()
+    behind = WriteBehind(disk, DiskThreads(), counters)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(behind.run)
+        for i in range(16):
+            await behind.offer([(f"b{i}", bytes(MIB))])
+        assert behind.get("b15") == bytes(MIB)
+        with trio.fail_after(3):
+            await behind.offer([("dropped", bytes(MIB))])
+        assert counters.unkept == 1
+        assert behind.get("dropped") is None
+        # This disk writes again, only nobody knows how soon.
+        monkeypatch.setattr("jmapfs.content.write_behind._PATIENCE_SECONDS", 30)
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(behind.offer, [("waited", bytes(MIB))])
+            await trio.sleep(0.05)
+            disk.let.set()
+        await behind.flush()
+        assert len(behind) == 0
+        nursery.cancel_scope.cancel()
+    assert disk.get("waited") == bytes(MIB)
+    assert disk.statistics().blobs == 17
+    disk.close()
+
+
+async def test_many_go_into_one_transaction(tmp_path: Path) -> None:
+    disk = StuckDisk(tmp_path)
+    behind = WriteBehind(disk, DiskThreads(), ContentCounters())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(behind.run)
+        for i in range(200):
+            await behind.offer([(f"b{i}", bytes(8000))])
+            await trio.lowlevel.checkpoint()
+        disk.let.set()
+        await behind.flush()
+        nursery.cancel_scope.cancel()
+    assert sum(disk.batches) == 200
+    assert len(disk.batches) <= 3
+    disk.close()
+
+
+async def test_what_waits_to_be_written_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let = threading.Event()
+    put_many = DiskCache.put_many
+
+    def slow(self: DiskCache, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
+        let.wait(10)
+        return put_many(self, blobs)
+
+    monkeypatch.setattr(DiskCache, "put_many", slow)
+    source = FakeSource({"b": b"mail"})
+    async with serving(source, tmp_path, memory_limit=0) as content:
+        for _ in range(3):
+            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        let.set()
+    assert source.asked["b"] == 1
