@@ -1,4 +1,4 @@
-"""What the documents say of the code is there: the tests behind each claim, and the exit codes."""
+"""The tests that the documents name exist, and the documented exit codes are those of the code."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from jmapfs.cli.main import INTERRUPTED
 from jmapfs.errors import JmapfsError
+from tests.documents.markdown import DOCUMENTS, ROOT, text
 
-ROOT = Path(__file__).parents[2]
 PROMISES = 9
 
 NAMED_TEST = re.compile(r"`(tests/[^`]+?\.py)::([^`]+)`")
@@ -24,7 +23,7 @@ def sections(document: str) -> dict[str, list[str]]:
     """Return the lines of each section of a document, by its heading of the second level."""
     found: dict[str, list[str]] = {}
     heading = ""
-    for line in (ROOT / document).read_text(encoding="utf-8").splitlines():
+    for line in text(document).splitlines():
         if line.startswith("## "):
             heading = line.removeprefix("## ")
         found.setdefault(heading, []).append(line)
@@ -85,12 +84,11 @@ def test_no_list_item_is_outside_of_the_promises() -> None:
     assert len(items(lines)) == sum(map(len, promises().values()))
 
 
-@pytest.mark.parametrize("document", ["README.md", "SEMANTICS.md", "ARCHITECTURE.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_named_test_is_there(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
     missing = [
         f"{path}::{name}"
-        for path, name in NAMED_TEST.findall(text)
+        for path, name in NAMED_TEST.findall(text(document))
         if not (ROOT / path).is_file() or name not in names_of_tests_in(path)
     ]
     assert missing == []
@@ -104,7 +102,7 @@ def subclasses(error: type[JmapfsError]) -> Iterator[type[JmapfsError]]:
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
     described: dict[int, set[str]] = {}
-    for line in sections("README.md")["Exit codes"]:
+    for line in sections("docs/commands.md")["Exit codes"]:
         row = re.match(r"\| (\d+) \|", line)
         if row:
             code = int(row[1])
