@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -107,11 +108,12 @@ def _traced(
         )
         try:
             yield process, Connection(own, control)
-            if process.wait(_SECONDS):
-                raise RuntimeError("the command failed")
         except Exception as error:
             error.add_note(errors.read_text())
             raise
+        else:
+            if process.wait(_SECONDS):
+                raise RuntimeError(errors.read_text())
         finally:
             process.kill()
             process.wait()
@@ -186,9 +188,9 @@ def _print_imports() -> None:
 
     No mount is at the path, so `umount` and `prefetch` fail, but only after all their imports.
     """
-    print(f"\n{'command':<18} {'best of 5':>9} {'modules':>7}  libraries")
+    print(f"\n{'command':<18} {'best of 5':>9} {'CPU':>8} {'modules':>7}  libraries")
     for arguments in _COMMANDS:
-        seconds = min(_run_time(arguments) for _ in range(5))
+        wall, cpu = map(min, zip(*(_run_times(arguments) for _ in range(5)), strict=True))
         result = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", _PACKAGE, *arguments],
             capture_output=True,
@@ -200,18 +202,25 @@ def _print_imports() -> None:
         own = sum(name.partition(".")[0] == _PACKAGE for name in imported)
         libraries = ", ".join(name for name in _LIBRARIES if name in imported)
         name = " ".join(arguments)
-        print(f"{name:<18} {seconds * 1000:>6.0f} ms {own:>7}  {libraries or 'none'}")
+        times = f"{wall * 1000:>6.0f} ms {cpu * 1000:>5.0f} ms"
+        print(f"{name:<18} {times} {own:>7}  {libraries or 'none'}")
 
 
-def _run_time(arguments: Sequence[str]) -> float:
-    start = time.perf_counter()
+def _run_times(arguments: Sequence[str]) -> tuple[float, float]:
+    """Return how long a command took and how long it used a CPU, in seconds."""
+    start, used = time.perf_counter(), _children_cpu()
     subprocess.run(
         [sys.executable, "-m", _PACKAGE, *arguments],
         capture_output=True,
         timeout=_SECONDS,
         check=False,
     )
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _children_cpu() - used
+
+
+def _children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _print_static(*, modules: bool) -> None:
