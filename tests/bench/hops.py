@@ -106,6 +106,8 @@ def _traced(
             stderr=stderr,
             pass_fds=[other.fileno()],
         )
+        # The connection must break when the process ends.
+        other.close()
         try:
             yield process, Connection(own, control)
         except Exception as error:
