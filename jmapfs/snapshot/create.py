@@ -126,7 +126,7 @@ class CopyJob:
             position: int | None = FIRST
             while position is not None:
                 mails = await self._source.after(position)
-                plan = await self._build(partial(self._builder.plan, mails.mails))
+                plan = await self._build(partial(self._builder.plan, mails.emails))
                 part = _Part(plan)
                 await parts.send(part)
                 for batch in self._source.batches(plan.wanted):

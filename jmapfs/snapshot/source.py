@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jmapfs.errors import JmapfsError
+from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Links, Origin
-from jmapfs.tree.export import MailboxPlace, MailsPart
+from jmapfs.tree.export import ExportedMailbox
 
 
 class SnapshotReport(Protocol):
@@ -143,7 +144,7 @@ class Source(Protocol):
         ...
 
     @property
-    def mailboxes(self) -> Sequence[MailboxPlace]:
+    def mailboxes(self) -> Sequence[ExportedMailbox]:
         """The mailboxes, in the order of their paths."""
         ...
 
@@ -162,7 +163,7 @@ class Source(Protocol):
         """What of all that was brought needed no server, as far as that is known."""
         ...
 
-    async def after(self, position: int) -> MailsPart:
+    async def after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
         ...
 
