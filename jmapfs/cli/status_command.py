@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.options import format_size
-from jmapfs.control.mounts import mounts, require_mount, socket_directory, socket_name
+from jmapfs.cli.options import directory_type, format_size
+from jmapfs.control.mounts import mounts, require_mount, resolve, socket_directory, socket_name
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
+
+
+@click.command("status")
+@click.argument("mountpoint", type=directory_type, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
+    """Show the status of one mount, or of all mounts."""
+    statuses = all_statuses() if mountpoint is None else [status_of(resolve(mountpoint))]
+    if as_json:
+        click.echo(json.dumps(statuses if mountpoint is None else statuses[0], indent=2))
+    else:
+        show(statuses)
 
 
 def status_of(mountpoint: Path) -> dict[str, Any]:
@@ -80,7 +94,8 @@ def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
         (
             "cache",
-            f"{format_size(cache['bytes'])} of {format_size(cache['limit'])}, {cache['blobs']} mails",
+            f"{format_size(cache['bytes'])} of {format_size(cache['limit'])},"
+            f" {cache['blobs']} mails",
         ),
         (
             "network",
