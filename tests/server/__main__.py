@@ -27,6 +27,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     default = Credentials()
     parser = argparse.ArgumentParser(prog="python -m tests.server", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument(
         "--account", default="sample", metavar="KIND", help="sample, hostile, empty or large:N"
@@ -76,7 +77,10 @@ def _accounts(kind: str, scheme: BlobScheme) -> list[Account]:
 
 async def _serve(options: argparse.Namespace, server: MailServer) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with running_server(server, port=options.port) as url, trio.open_nursery() as nursery:
+        async with (
+            running_server(server, host=options.host, port=options.port) as url,
+            trio.open_nursery() as nursery,
+        ):
             if options.ready_file is not None:
                 ready = {"url": url, "control": f"{url}/control/{server.control_token}"}
                 # By a rename, so that whoever waits for the file never reads half of it.

@@ -135,6 +135,7 @@ class ServerProcess:
 def server_process(
     account: str = "sample",
     *,
+    host: str = "127.0.0.1",
     port: int = 0,
     username: str | None = None,
     password: str | None = None,
@@ -146,7 +147,7 @@ def server_process(
 
     Further arguments are fields of Quirks, set once it runs.
     """
-    arguments = ["--account", account, "--blob-ids", blob_ids]
+    arguments = ["--host", host, "--account", account, "--blob-ids", blob_ids]
     for option, value in (("--username", username), ("--password", password), ("--token", token)):
         if value is not None:
             arguments += [option, value]

@@ -16,7 +16,9 @@ from .app import MailServer
 
 
 @asynccontextmanager
-async def running_server(server: MailServer, *, port: int = 0) -> AsyncIterator[str]:
+async def running_server(
+    server: MailServer, *, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[str]:
     """Serve HTTP/1.1 and HTTP/2 (prior knowledge) on loopback; give the URL, without a slash.
 
     Leaving the block drops what is still open. A bug of the server itself is raised then, lest
@@ -24,7 +26,7 @@ async def running_server(server: MailServer, *, port: int = 0) -> AsyncIterator[
     """
     async with trio.open_nursery() as nursery:
         # The cast: Hypercorn has its own names for the ASGI types.
-        binds = await nursery.start(partial(serve, cast("Any", server), _config(port)))
+        binds = await nursery.start(partial(serve, cast("Any", server), _config(host, port)))
         try:
             yield binds[0]
         finally:
@@ -33,9 +35,9 @@ async def running_server(server: MailServer, *, port: int = 0) -> AsyncIterator[
         raise ExceptionGroup("bugs in the test server", server.bugs)
 
 
-def _config(port: int) -> Config:
+def _config(host: str, port: int) -> Config:
     config = Config()
-    config.bind = [f"127.0.0.1:{port}"]
+    config.bind = [f"{host}:{port}"]
     config.errorlog = logging.getLogger("tests.server.hypercorn")
     config.errorlog.setLevel(logging.WARNING)
     config.accesslog = None
