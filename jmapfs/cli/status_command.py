@@ -83,6 +83,7 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     cache, http = status["cache"], status["http"]
+    cached = format_size(cache["bytes"])
     online = "yes" if status["online"] else f"no, since {status['since']}"
     if status["error"]:
         online += f": {status['error']}"
@@ -92,11 +93,7 @@ def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("last change", status["last_sync"]),
         ("last check", status["last_check"] or "never"),
         ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
-        (
-            "cache",
-            f"{format_size(cache['bytes'])} of {format_size(cache['limit'])},"
-            f" {cache['blobs']} mails",
-        ),
+        ("cache", f"{cached} of {format_size(cache['limit'])}, {cache['blobs']} mails"),
         (
             "network",
             f"{http['requests']} requests, {http['blobs']} mails, {format_size(http['bytes'])}",
