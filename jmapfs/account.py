@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import platformdirs
-
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
@@ -49,11 +47,6 @@ class AccountSource:
     location: str
     credentials: Credentials
     account: str | None = None
-
-
-def default_cache_root() -> Path:
-    """Return where caches go: `$XDG_CACHE_HOME/jmapfs`."""
-    return platformdirs.user_cache_path("jmapfs")
 
 
 def account_directory(cache_root: Path, source: AccountSource) -> Path:

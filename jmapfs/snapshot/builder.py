@@ -178,7 +178,7 @@ class TreeBuilder:
         self._ordered: set[str] = set()
         self._tree = os.fspath(partial.tree)
 
-    def unknown(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
+    def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
         """Return what is not at hand, before there is a state to be built; it is ordered now."""
         found = []
         for wanted in candidates:
