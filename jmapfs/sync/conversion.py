@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -17,10 +18,10 @@ def mailbox_record(mailbox: Mailbox) -> MailboxRecord:
     """Return what the index keeps of a mailbox."""
     return MailboxRecord(
         id=mailbox.id,
-        name=mailbox.name,
+        name=mailbox.name or "",
         parent_id=mailbox.parent_id,
-        role=mailbox.role,
-        sort_order=mailbox.sort_order,
+        role=mailbox.role or None,
+        sort_order=mailbox.sort_order or 0,
     )
 
 
@@ -32,7 +33,7 @@ def email_record(email: Email) -> EmailRecord:
     return EmailRecord(
         id=email.id,
         blob_id=email.blob_id,
-        thread_id=email.thread_id,
+        thread_id=email.thread_id or "",
         received_at=received_at,
         size=email.size,
         stem=email_stem(
@@ -42,6 +43,10 @@ def email_record(email: Email) -> EmailRecord:
             subject=email.subject,
             blob=email.blob_id,
         ),
-        mailbox_ids=tuple(sorted(email.mailbox_ids)),
-        keywords=tuple(sorted(email.keywords)),
+        mailbox_ids=_true_keys(email.mailbox_ids),
+        keywords=_true_keys(email.keywords or {}),
     )
+
+
+def _true_keys(values: Mapping[str, bool]) -> tuple[str, ...]:
+    return tuple(sorted(key for key, value in values.items() if value))
