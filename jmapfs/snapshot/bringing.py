@@ -23,9 +23,9 @@ import trio
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.download import ContentCheck
 from jmapfs.errors import BlobMismatchError, JmapfsError, ServerError
-from jmapfs.index.reader import IndexReader, ListedBlob
+from jmapfs.index.reader import AddedBlob, IndexReader
 from jmapfs.jmap.client import Client
-from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, batches_of
+from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, split_into_batches
 from jmapfs.sqlite import index_errors
 
 # Beyond what every request gets, a large blob gets as long as it takes at this rate.
@@ -43,12 +43,12 @@ class BlobFetcher:
     """The contents of an account's blobs, over one client; `cached` are those that were here."""
 
     def __init__(self, client: Client, cache: DiskCache | None) -> None:
-        self.cached = Cached(0, 0)
+        self.cached = BlobTotals(0, 0)
         self._client = client
         self._cache = cache
 
     @property
-    def tasks(self) -> int:
+    def concurrency(self) -> int:
         """How many requests may be under way at a time."""
         return self._client.concurrency
 
@@ -57,40 +57,40 @@ class BlobFetcher:
         limits = self._client.batch_limits
         if limits is None:
             room = _ALONE * SMALL_BYTES
-            return batches_of(wanted, most=_ALONE, room=room, largest=SMALL_BYTES)
+            return split_into_batches(
+                wanted, max_blobs=_ALONE, max_bytes=room, alone_above=SMALL_BYTES
+            )
         largest = limits.bytes // _LARGE_PART
-        return batches_of(wanted, most=limits.blobs, room=limits.bytes, largest=largest)
+        return split_into_batches(
+            wanted, max_blobs=limits.blobs, max_bytes=limits.bytes, alone_above=largest
+        )
 
-    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
-        """Bring contents; see `Source.bring`."""
-        left = await self._from_cache(batch, receiver)
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+        """Bring contents; see `Source.download`."""
+        left = await self._from_cache(batch, sink)
         if len(left) > 1 and self._client.batch_limits is not None:
-            left = await self._together(left, receiver)
+            left = await self._together(left, sink)
         failed: dict[str, JmapfsError] = {}
         for wanted in left:
             try:
-                await self._alone(wanted, receiver)
+                await self._alone(wanted, sink)
             except ServerError as error:
                 failed[wanted.blob_id] = error
         return failed
 
-    async def _from_cache(
-        self, batch: Sequence[BlobRequest], receiver: Sink
-    ) -> Sequence[BlobRequest]:
+    async def _from_cache(self, batch: Sequence[BlobRequest], sink: Sink) -> Sequence[BlobRequest]:
         if self._cache is None:
             return batch
         look = partial(self._cache.load_many, [wanted.blob_id for wanted in batch])
         found = await trio.to_thread.run_sync(look)
         if not found:
             return batch
-        await receiver.receive([(one, found[one.blob_id]) for one in batch if one.blob_id in found])
+        await sink.write([(one, found[one.blob_id]) for one in batch if one.blob_id in found])
         blobs, size = self.cached
-        self.cached = Cached(blobs + len(found), size + sum(map(len, found.values())))
+        self.cached = BlobTotals(blobs + len(found), size + sum(map(len, found.values())))
         return [one for one in batch if one.blob_id not in found]
 
-    async def _together(
-        self, batch: Sequence[BlobRequest], receiver: Sink
-    ) -> Sequence[BlobRequest]:
+    async def _together(self, batch: Sequence[BlobRequest], sink: Sink) -> Sequence[BlobRequest]:
         """Bring what comes whole by one request; return what did not."""
         content = await self._client.download_batch(
             [(wanted.blob_id, wanted.size) for wanted in batch], deadline=_DEADLINE_SECONDS
@@ -102,21 +102,21 @@ class BlobFetcher:
             if len(content.get(wanted.blob_id, b"")) == wanted.size and wanted.blob_id in content
         ]
         right = await trio.to_thread.run_sync(self._right, arrived)
-        await receiver.receive(right)
+        await sink.write(right)
         came = {wanted.blob_id for wanted, _ in right}
         return [wanted for wanted in batch if wanted.blob_id not in came]
 
-    async def _alone(self, wanted: BlobRequest, receiver: Sink) -> None:
+    async def _alone(self, wanted: BlobRequest, sink: Sink) -> None:
         deadline = _DEADLINE_SECONDS + wanted.size / _LEAST_RATE
         if wanted.size <= SMALL_BYTES:
             data = await self._client.download_blob(
                 wanted.blob_id, size_hint=wanted.size, deadline=deadline
             )
             await trio.to_thread.run_sync(self._check, wanted, data)
-            await receiver.receive([(wanted, data)])
+            await sink.write([(wanted, data)])
             return
         async with self._client.stream_blob(wanted.blob_id, deadline=deadline) as chunks:
-            await receiver.receive_stream(wanted, self._checked(wanted, chunks))
+            await sink.write_stream(wanted, self._checked(wanted, chunks))
 
     async def _checked(
         self, wanted: BlobRequest, chunks: AsyncIterator[bytes]
@@ -170,12 +170,12 @@ class EarlyFetcher:
     """Brings the contents of what an index says is listed, until it is told to end."""
 
     def __init__(
-        self, reader: IndexReader, blobs: BlobFetcher, ahead: Ahead, receiver: Sink
+        self, reader: IndexReader, blobs: BlobFetcher, ahead: EarlySink, sink: Sink
     ) -> None:
         self._reader = reader
         self._blobs = blobs
         self._ahead = ahead
-        self._receiver = receiver
+        self._receiver = sink
         self._more = trio.Event()
         self._ended = False
 
@@ -198,7 +198,7 @@ class EarlyFetcher:
         send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
         async with trio.open_nursery() as nursery:
             async with receive:
-                for _ in range(max(1, self._blobs.tasks - _LEFT_TO_LISTING)):
+                for _ in range(max(1, self._blobs.concurrency - _LEFT_TO_LISTING)):
                     nursery.start_soon(self._bring, receive.clone())
             async with send:
                 await self._order(send)
@@ -215,7 +215,7 @@ class EarlyFetcher:
                 continue
             position = listed[-1].number
             candidates = [BlobRequest(one.blob_id, one.size, one.received_at, "") for one in listed]
-            batches = self._blobs.batches(await self._ahead.unknown(candidates))
+            batches = self._blobs.batches(await self._ahead.missing(candidates))
             for batch in itertools.takewhile(lambda _: not self._ended, batches):
                 await send.send(batch)
 
@@ -223,8 +223,8 @@ class EarlyFetcher:
         async with receive:
             async for batch in receive:
                 # What cannot be had now is asked for again when it belongs to the state.
-                await self._blobs.bring(batch, self._receiver)
+                await self._blobs.download(batch, self._receiver)
 
-    async def _listed_after(self, position: int) -> list[ListedBlob]:
+    async def _listed_after(self, position: int) -> list[AddedBlob]:
         with index_errors():
-            return await trio.to_thread.run_sync(self._reader.listed_after, position, _STEP)
+            return await trio.to_thread.run_sync(self._reader.blobs_added_after, position, _STEP)
