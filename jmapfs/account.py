@@ -24,7 +24,7 @@ from typing import Final, Self
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batch_limits import BatchLimits
+from jmapfs.jmap.batches import BatchLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials, Credentials
@@ -176,7 +176,7 @@ class AccountBlobSource:
     def concurrency(self) -> int:
         """How many requests may be under way at once."""
         client = self._keeper.client
-        return 1 if client is None else client.api.transport.concurrency
+        return 1 if client is None else client.concurrency
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float

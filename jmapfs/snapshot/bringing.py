@@ -51,7 +51,7 @@ class BlobFetcher:
     @property
     def concurrency(self) -> int:
         """How many requests may be under way at a time."""
-        return self._client.api.transport.concurrency
+        return self._client.concurrency
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide what is wanted into requests: by the server's limits, the large ones alone."""
