@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import platformdirs
-
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
@@ -49,11 +47,6 @@ class AccountSource:
     location: str
     credentials: Credentials
     account: str | None = None
-
-
-def default_cache_root() -> Path:
-    """Return where caches go: `$XDG_CACHE_HOME/jmapfs`."""
-    return platformdirs.user_cache_path("jmapfs")
 
 
 def account_directory(cache_root: Path, source: AccountSource) -> Path:
@@ -171,7 +164,7 @@ class AccountBlobSource:
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether content can be checked by its id."""
-        return self._client().session.blob_ids_are_sha1
+        return self._client().blob_ids_are_sha1
 
     @property
     def batch_limits(self) -> BatchLimits | None:
@@ -183,7 +176,7 @@ class AccountBlobSource:
     def concurrency(self) -> int:
         """How many requests may be under way at once."""
         client = self._keeper.client
-        return 1 if client is None else client.api.transport.concurrency
+        return 1 if client is None else client.concurrency
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -192,10 +185,14 @@ class AccountBlobSource:
         with self._watched():
             return await self._client().download_batch(blobs, deadline=deadline)
 
-    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
+    async def download_blob(
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float
+    ) -> bytes:
         """Return the content of a blob."""
         with self._watched():
-            return await self._client().download_blob(blob_id, deadline=deadline)
+            return await self._client().download_blob(
+                blob_id, size_hint=size_hint, deadline=deadline
+            )
 
     @contextlib.asynccontextmanager
     async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
@@ -207,7 +204,7 @@ class AccountBlobSource:
     def _client(self) -> Client:
         if self._keeper.client is None:
             raise UnreachableError(
-                f"offline: {self._keeper.condition.error or 'not connected yet'}"
+                f"offline: {self._keeper.connection.error or 'not connected yet'}"
             )
         return self._keeper.client
 
@@ -218,5 +215,5 @@ class AccountBlobSource:
         except (UnreachableError, AuthenticationError):
             if self._keeper.client is not None:
                 # Is it this download, or is the server gone? The keeper finds out.
-                self._keeper.hint()
+                self._keeper.wake()
             raise

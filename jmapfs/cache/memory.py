@@ -37,10 +37,6 @@ class MemoryCache:
         """Tell whether the blob is here; this does not count as a use."""
         return blob_id in self._blobs
 
-    def __len__(self) -> int:
-        """Return the number of blobs."""
-        return len(self._blobs)
-
     @property
     def used_bytes(self) -> int:
         """Bytes in use: content, and a constant for each blob."""

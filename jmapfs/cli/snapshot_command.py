@@ -77,11 +77,11 @@ class SnapshotDisplay:
         """Show how many mails are in the snapshot, of about how many, and the bytes fetched."""
         self._show("copying", mails, total, format_size(size))
 
-    def finishing(self) -> None:
+    def syncing(self) -> None:
         """Show that everything is there, and is being brought to the disk."""
         self._show("writing to the disk", 0, None, "")
 
-    def made(self, path: Path) -> None:
+    def published(self, path: Path) -> None:
         """Keep in mind that the snapshot is there."""
         self.path = path
 
@@ -158,7 +158,7 @@ def snapshot_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Copy SOURCE, as it is now, into a directory of DEST with the time as its name.
+    """Copy the current mail of SOURCE into a directory of DEST.
 
     SOURCE is a mountpoint or a directory in a mount; or an account, as in `jmapfs mount`, which
     then need not be mounted. What the last snapshot in DEST has is linked, not fetched. Exit code

@@ -119,20 +119,20 @@ def extra_time(size: int) -> float:
 def take_batch(
     pending: deque[_Blob],
     *,
-    blobs: int,
-    size: int,
+    max_blobs: int,
+    max_bytes: int,
     alone_above: int | None = None,
     accept: Callable[[_Blob], bool] | None = None,
 ) -> list[_Blob]:
-    """Remove the next batch from `pending`: at most so many blobs, and `size` bytes together.
+    """Remove the next batch from `pending`, in order: so many blobs, and so many bytes together.
 
-    A blob of more than `alone_above` bytes is a batch of its own, as is one of more than `size`
-    bytes. A blob that is not accepted is removed and left out.
+    A blob of more than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob
+    that is not accepted is removed and left out.
     """
     batch: list[_Blob] = []
-    largest = size if alone_above is None else alone_above
-    room = size
-    while pending and len(batch) < blobs:
+    largest = max_bytes if alone_above is None else alone_above
+    room = max_bytes
+    while pending and len(batch) < max_blobs:
         blob = pending[0]
         if batch and blob.size > min(largest, room):
             break
@@ -146,16 +146,30 @@ def take_batch(
     return batch
 
 
+def split_into_batches(
+    blobs: Iterable[_Blob], *, max_blobs: int, max_bytes: int, alone_above: int
+) -> Iterator[list[_Blob]]:
+    """Divide blobs into batches as `take_batch` does, the large ones first."""
+    small: deque[_Blob] = deque()
+    for blob in blobs:
+        if blob.size > alone_above:
+            yield [blob]
+        else:
+            small.append(blob)
+    while small:
+        yield take_batch(small, max_blobs=max_blobs, max_bytes=max_bytes)
+
+
 def take_request(
     pending: deque[_Blob], limits: BatchLimits | None, most: int, accept: Callable[[_Blob], bool]
 ) -> list[_Blob]:
     """Remove from `pending` what one request to the server should ask for, at most `most` blobs."""
     if limits is None:
-        return take_batch(pending, blobs=1, size=0, accept=accept)
+        return take_batch(pending, max_blobs=1, max_bytes=0, accept=accept)
     return take_batch(
         pending,
-        blobs=min(limits.blobs, most),
-        size=limits.bytes,
+        max_blobs=min(limits.blobs, most),
+        max_bytes=limits.bytes,
         alone_above=limits.bytes // _LARGE_PART,
         accept=accept,
     )
@@ -192,20 +206,21 @@ class Downloader:
         self._limiter = limiter
 
     def divide(self, blobs: Iterable[_Blob]) -> Iterator[list[_Blob]]:
-        """Divide blobs into requests by the limits of the server, the large blobs first."""
+        """Divide blobs into requests by the present limits of the server."""
         limits = self.source.batch_limits
-        alone_above = SMALL_BYTES if limits is None else limits.bytes // _LARGE_PART
-        pending: deque[_Blob] = deque()
-        for blob in blobs:
-            if blob.size > alone_above:
-                yield [blob]
-            else:
-                pending.append(blob)
-        while pending:
-            if limits is None:
-                yield take_batch(pending, blobs=_SINGLES, size=_SINGLES * SMALL_BYTES)
-            else:
-                yield take_batch(pending, blobs=limits.blobs, size=limits.bytes)
+        if limits is None:
+            return split_into_batches(
+                blobs,
+                max_blobs=_SINGLES,
+                max_bytes=_SINGLES * SMALL_BYTES,
+                alone_above=SMALL_BYTES,
+            )
+        return split_into_batches(
+            blobs,
+            max_blobs=limits.blobs,
+            max_bytes=limits.bytes,
+            alone_above=limits.bytes // _LARGE_PART,
+        )
 
     async def download_batch(
         self, batch: Sequence[_Blob], *, deadline: float
@@ -249,7 +264,7 @@ class Downloader:
     @asynccontextmanager
     async def stream(
         self, blob_id: str, size: int, *, deadline: float
-    ) -> AsyncIterator[AsyncIterator[bytearray]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a blob of `size` bytes for reading in chunks of about 1 MiB.
 
         Raises, from the iteration:
@@ -264,22 +279,24 @@ class Downloader:
 
     async def _verified(
         self, blob_id: str, size: int, chunks: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytearray, None]:
+    ) -> AsyncGenerator[bytes, None]:
         check = _DigestCheck(blob_id, enabled=self.source.blob_ids_are_sha1)
-        received = 0
-        joined = bytearray()
-        async for chunk in chunks:
-            check.update(chunk)
-            received += len(chunk)
+        received = joined = 0
+        parts: list[bytes] = []
+        async for part in chunks:
+            check.update(part)
+            received += len(part)
             if received > size + _MARGIN_BYTES:
                 raise BlobMismatchError("a blob is far larger than it should be")
-            joined += chunk
-            if len(joined) >= _CHUNK_BYTES:
-                yield joined
-                joined = bytearray()
+            parts.append(part)
+            joined += len(part)
+            if joined >= _CHUNK_BYTES:
+                yield b"".join(parts)
+                parts.clear()
+                joined = 0
         check.verify()
-        if joined:
-            yield joined
+        if parts:
+            yield b"".join(parts)
 
     async def _mismatches(self, blobs: Sequence[tuple[str, bytes]]) -> dict[str, BlobMismatchError]:
         """Return an error for each blob whose digest is wrong, by blob id."""
@@ -287,9 +304,7 @@ class Downloader:
         if sum(len(data) for _, data in blobs) <= _HASHED_IN_LOOP_BYTES:
             return _mismatches(blobs, enabled=enabled)
         verify = partial(_mismatches, blobs, enabled=enabled)
-        return await trio.to_thread.run_sync(
-            verify, limiter=self._limiter, abandon_on_cancel=True
-        )
+        return await trio.to_thread.run_sync(verify, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _mismatches(

@@ -151,9 +151,7 @@ class BatchDownloader:
 
     async def _run_batch(self, queue: DownloadQueue, batch: list[Download]) -> None:
         try:
-            arrived = await self._downloader.download_batch(
-                batch, deadline=self._publisher.timeout
-            )
+            arrived = await self._downloader.download_batch(batch, deadline=self._publisher.timeout)
         except (UnreachableError, AuthenticationError) as error:
             # Nobody has asked for these blobs yet; a reader that does gets an error of its own.
             _log.info("reading ahead ends here: %s", error)

@@ -1,8 +1,8 @@
 """Fetching blobs into the disk cache that nobody reads yet, for a time without a server.
 
 It goes in steps, and nothing is remembered between two: the caller asks for some blobs, is told
-which are cached now, and asks for the next. A download that was started goes on when the time of its
-step is over, and the next step joins it.
+which are cached now, and asks for the next. A download that was started goes on after the time of
+its step, and the next step joins it.
 
 Each step has a download queue, so readers are served as if nothing else went on.
 """
@@ -48,7 +48,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """The blobs that are not cached yet (`remaining`, for lack of time), and the errors of others."""
+    """The blobs that are not cached: `remaining` for lack of time, or `failed` with an error."""
 
     remaining: list[str]
     failed: dict[str, Exception]
@@ -124,11 +124,11 @@ class Prefetcher:
         return result
 
     def _read(self, wanted: BlobSizes, deadline: float) -> tuple[dict[str, int], list[str]]:
-        """Return the sizes of cached blobs, and the ids for which there was no time; in a thread."""
+        """Return the sizes of cached blobs, and the ids that were not checked; in a thread."""
         sizes: dict[str, int] = {}
         unchecked: list[str] = []
         pending = deque(map(_Sized._make, wanted.items()))
-        while batch := take_batch(pending, blobs=_BATCH_FILES, size=_BATCH_BYTES):
+        while batch := take_batch(pending, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES):
             blob_ids = [blob.blob_id for blob in batch]
             if time.monotonic() >= deadline:
                 unchecked += blob_ids
@@ -228,7 +228,7 @@ class _Step:
         self._unwritten.clear()
 
     async def _find_error(self) -> None:
-        """Read one blob to learn why nothing came, if a batch failed and the queue ended with it."""
+        """Read one blob to learn why nothing came, if a failed batch ended the queue."""
         downloads = self._downloads.values()
         lost = [one for one in downloads if one.state is DownloadState.CANCELLED]
         if not lost or any(one.state is DownloadState.DONE for one in downloads):

@@ -160,7 +160,7 @@ class _DiskFullError(Exception):
 class ContentPublisher:
     """Runs the downloads of one account, and publishes what they bring.
 
-    `parallel` is the number of single downloads at a time; `timeout` is in seconds, for a small one.
+    `parallel` is the number of single downloads at a time, `timeout` the seconds for a small one.
     """
 
     def __init__(
@@ -193,7 +193,8 @@ class ContentPublisher:
         timeout = self.timeout + extra_time(download.size)
         try:
             with trio.move_on_after(timeout) as scope:
-                found = await self._obtain(download, known_absent, trio.current_time() + timeout)
+                deadline = trio.current_time() + timeout
+                found = await self._obtain(download, deadline, known_absent=known_absent)
                 return found if isinstance(found, bytes) else None
             if scope.cancelled_caught and not download.ended:
                 download.fail(DeadlineError(f"a mail did not come within {timeout:.0f} s"))
@@ -236,7 +237,7 @@ class ContentPublisher:
                     self._finish(download, data, keep=download.blob_id not in taken)
 
     async def _obtain(
-        self, download: Download, known_absent: bool, deadline: float
+        self, download: Download, deadline: float, *, known_absent: bool
     ) -> bytes | OpenBlob | None:
         found: bytes | OpenBlob | None = None
         if not known_absent:
@@ -309,15 +310,8 @@ class ContentPublisher:
             raise StorageError("there is no space on the disk for a large mail")
         owner = object()
         await self._large_in_memory.acquire_on_behalf_of(owner)
-        content = bytearray()
         try:
-            async with self._downloader.stream(
-                download.blob_id, download.size, deadline=_seconds_until(deadline)
-            ) as chunks:
-                async for chunk in chunks:
-                    content += chunk
-                    if len(content) > _LARGEST_IN_MEMORY_BYTES:
-                        raise StorageError("there is no space on the disk for a large mail")
+            content = await self._collect(download, deadline)
         except BaseException:
             self._large_in_memory.release_on_behalf_of(owner)
             raise
@@ -325,6 +319,17 @@ class ContentPublisher:
         # It is closed in a worker thread, like any other.
         release = partial(self._large_in_memory.release_on_behalf_of, owner)
         return MemoryBlob(content, partial(token.run_sync_soon, release))
+
+    async def _collect(self, download: Download, deadline: float) -> bytearray:
+        content = bytearray()
+        async with self._downloader.stream(
+            download.blob_id, download.size, deadline=_seconds_until(deadline)
+        ) as chunks:
+            async for chunk in chunks:
+                content += chunk
+                if len(content) > _LARGEST_IN_MEMORY_BYTES:
+                    raise StorageError("there is no space on the disk for a large mail")
+        return content
 
 
 def _log_failure(error: Exception) -> None:

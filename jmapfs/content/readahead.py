@@ -26,7 +26,7 @@ from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download, DownloadState
-from jmapfs.index.reader import IndexReader, PlacedFile
+from jmapfs.index.reader import IndexReader, NamedFile
 
 _log = logging.getLogger(__name__)
 
@@ -93,13 +93,13 @@ class ChunkLoader:
         self._published = published
         self._threads = threads
         self._queue = DownloadQueue(self._publish)
-        self._files: dict[str, PlacedFile] = {}
+        self._files: dict[str, NamedFile] = {}
 
     def stop(self) -> None:
         """Cancel what has not been started."""
         self._queue.cancel()
 
-    async def load(self, files: Sequence[PlacedFile]) -> None:
+    async def load(self, files: Sequence[NamedFile]) -> None:
         """Load files; return when what the disk cache has is loaded, and the rest is queued."""
         downloads: deque[Download] = deque()
         pages: list[tuple[int, bytes]] = []
@@ -131,7 +131,7 @@ class ChunkLoader:
         self._content.downloads.add(self._queue, (one for one in queued if one.blob_id in absent))
         while downloads:
             batch = take_batch(
-                downloads, blobs=_RECALL_FILES, size=_RECALL_BYTES, accept=Download.start
+                downloads, max_blobs=_RECALL_FILES, max_bytes=_RECALL_BYTES, accept=Download.start
             )
             if batch:
                 await self._recall(batch)
@@ -156,7 +156,7 @@ class ChunkLoader:
         taken = await self._store(pages)
         return {file.blob_id for file, _ in files if file and file.inode in taken}
 
-    def _pages(self, file: PlacedFile, data: bytes) -> list[tuple[int, bytes]]:
+    def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
         # Content of another size would change the size that the kernel has; a READ corrects it.
         if file.inode in self.probes or len(data) != file.size:
             return []
@@ -330,7 +330,7 @@ class Readahead:
         except Exception:  # noqa: BLE001 - a bug here must not take the mount with it
             _log.exception("a bug in reading ahead")
 
-    async def _next_chunk(self, reader: _Reader) -> list[PlacedFile]:
+    async def _next_chunk(self, reader: _Reader) -> list[NamedFile]:
         """Extend the window of a reader; return the files to be loaded."""
         window = reader.window
         try:
@@ -374,7 +374,7 @@ class Readahead:
         return self._limit_bytes - sum(window.unread_bytes for window in self._active_windows())
 
 
-def _fitting(files: Sequence[PlacedFile], share: int, room: int) -> Sequence[PlacedFile]:
+def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[NamedFile]:
     """Return the first files that have at most `share` and `room` bytes together.
 
     A file that is larger than any chunk is a chunk of its own, and is not loaded in advance.

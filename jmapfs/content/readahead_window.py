@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from jmapfs.index.reader import PlacedFile
+from jmapfs.index.reader import NamedFile
 
 FIRST_CHUNK: Final = 8
 """The number of files in the first chunk."""
@@ -55,7 +55,7 @@ class ReadaheadWindow:
         return list(self._positions)
 
     def extend(
-        self, files: Sequence[PlacedFile], read_names: Collection[str] = ()
+        self, files: Sequence[NamedFile], read_names: Collection[str] = ()
     ) -> tuple[set[int], list[int]]:
         """Add a chunk; return the inodes of its probes, and those that left the window.
 

@@ -77,7 +77,7 @@ class ContentService:
             parallel=parallel_downloads,
             timeout=download_timeout,
         )
-        self._flights = SingleFlight(partial(nursery.start_soon, self._publisher.run))
+        self._flights = SingleFlight(self._start_download)
         self.downloads = BatchDownloader(downloader, self._publisher, nursery)
         self.write_behind = self._publisher.write_behind
         self.counters: ContentCounters = self._publisher.counters
@@ -208,7 +208,7 @@ class ContentService:
         waited = False
         while True:
             # No await from here to `create`: two readers would start two downloads of one blob.
-            found = self.cached(blob_id)
+            found: bytes | OpenBlob | None = self.cached(blob_id)
             if found is None:
                 found = self._open_blobs.get(blob_id)
             if found is not None:
@@ -223,6 +223,9 @@ class ContentService:
             data = await download.wait()
             if data is not None:
                 return data
+
+    def _start_download(self, download: Download) -> None:
+        self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:

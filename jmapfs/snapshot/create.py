@@ -45,6 +45,7 @@ from jmapfs.snapshot.remove import remove_partial
 from jmapfs.snapshot.repository import Repository, point_latest
 from jmapfs.snapshot.source import (
     BlobRequest,
+    BlobTotals,
     Sink,
     SnapshotReport,
     SnapshotSummary,
@@ -53,7 +54,6 @@ from jmapfs.snapshot.source import (
 )
 from jmapfs.snapshot.staging import (
     InterruptedRuns,
-    Received,
     StagedContents,
     Staging,
     begin_staging,
@@ -113,7 +113,7 @@ class CopyJob:
                 parts = trio.open_memory_channel[_Part](_PARTS_UNDER_WAY)
                 nursery.start_soon(self._plan, parts[0], batches[0])
                 async with batches[1]:
-                    for _ in range(self._source.tasks):
+                    for _ in range(self._source.concurrency):
                         nursery.start_soon(self._bring, batches[1].clone())
                 nursery.start_soon(self._place, parts[1])
 
@@ -125,8 +125,8 @@ class CopyJob:
         async with parts, batches:
             position: int | None = FIRST
             while position is not None:
-                mails = await self._source.after(position)
-                plan = await self._build(partial(self._builder.plan, mails.mails))
+                mails = await self._source.emails_after(position)
+                plan = await self._build(partial(self._builder.plan, mails.emails))
                 part = _Part(plan)
                 await parts.send(part)
                 for batch in self._source.batches(plan.wanted):
@@ -138,7 +138,7 @@ class CopyJob:
     ) -> None:
         async with batches:
             async for part, batch in batches:
-                failed = await self._source.bring(batch, self._contents)
+                failed = await self._source.download(batch, self._contents)
                 self.lost.update(failed)
                 if len(self.lost) > _MOST_LOST:
                     error = next(iter(self.lost.values()))
@@ -157,7 +157,7 @@ class CopyJob:
     def _tell(self) -> None:
         # While a part is placed, some of it is counted in neither.
         self._copied = max(self._copied, self._builder.tally.mails + len(self._contents))
-        self._report.copied(self._copied, self._source.mails, self._contents.received.bytes)
+        self._report.copied(self._copied, self._source.mail_count, self._contents.received.bytes)
 
     async def _build(self, work: Callable[[], _T]) -> _T:
         with storage_errors("the snapshot"):
@@ -173,7 +173,7 @@ class _LostError(Exception):
     `received` is what was brought all the same.
     """
 
-    def __init__(self, errors: Mapping[str, JmapfsError], received: Received) -> None:
+    def __init__(self, errors: Mapping[str, JmapfsError], received: BlobTotals) -> None:
         super().__init__(f"{len(errors)} blobs")
         self.errors = errors
         self.received = received
@@ -199,7 +199,7 @@ async def create_snapshot(
     destination.make()
     with ProcessLock(destination.lock_path, f"the snapshots in {destination.path}"):
         lost: AbstractSet[str] = frozenset()
-        received = Received(0, 0)
+        received = BlobTotals(0, 0)
         for attempt in itertools.count(1):
             try:
                 with storage_errors(destination.path), contextlib.ExitStack() as stack:
@@ -246,14 +246,14 @@ class _SnapshotRun:
         self._begun: _Begun | None = None
 
     async def prepare(self, origin: Origin) -> Sink:
-        """Begin, once it is known whose mail it is; see `Ahead`."""
+        """Begin, once it is known whose mail it is; see `EarlySink`."""
         begun = await self._begin(origin)
         return begun.partial.contents
 
-    async def unknown(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return what is not at hand; see `Ahead`."""
+    async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
+        """Return what is not at hand; see `EarlySink`."""
         assert self._begun is not None  # noqa: S101 - `prepare` comes first
-        return await trio.to_thread.run_sync(self._begun.builder.unknown, candidates)
+        return await trio.to_thread.run_sync(self._begun.builder.missing, candidates)
 
     async def take(self, source: Source, max_gone: float) -> SnapshotSummary:
         """Take the snapshot.
@@ -271,18 +271,18 @@ class _SnapshotRun:
         await copying.run()
         if copying.lost:
             raise _LostError(copying.lost, contents.received)
-        if not await source.still_held():
+        if not await source.still_frozen():
             raise StorageError("the mount was thawed meanwhile: no state was held to the end")
         gone = 0 if begun.previous is None else begun.previous.missing_from(builder.placed)
         _require_kept(begun.previous, gone, max_gone)
-        self._report.finishing()
+        self._report.syncing()
         description = _described(date, source, begun, gone)
         await trio.to_thread.run_sync(begun.manifest.finish, description)
         # It may take as long as the disk does; Ctrl-C need not.
         await trio.to_thread.run_sync(begun.file_system.sync, abandon_on_cancel=True)
         # In one, so that nothing comes between: when it has its date, it is not to be a failure.
         path, obstacle = await trio.to_thread.run_sync(self._publish, begun.partial, date)
-        self._report.made(path)
+        self._report.published(path)
         if obstacle is not None:
             self._report.notice(f"the snapshot is there, but not all is tidied up: {obstacle}")
         return SnapshotSummary(

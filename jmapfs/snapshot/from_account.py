@@ -21,16 +21,23 @@ from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState
+from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
-from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
+from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, SnapshotReport, SourceOpener
+from jmapfs.snapshot.source import (
+    BlobRequest,
+    BlobTotals,
+    EarlySink,
+    Sink,
+    SnapshotReport,
+    SourceOpener,
+)
 from jmapfs.sqlite import index_errors
 from jmapfs.sync.follower import StateWaiter
 from jmapfs.sync.synchronizer import Synchronizer, check_account
-from jmapfs.tree.export import MailboxPlace, MailsInOrder, MailsPart
+from jmapfs.tree.export import EmailExport, ExportedMailbox
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
 
@@ -54,7 +61,7 @@ class IndexUpdater:
             await trio.to_thread.run_sync(_sync_mounts_of, state, abandon_on_cancel=True)
         except JmapfsError as error:
             refusal = BusyError(f"{refusal}, which says: {error}")
-        if await self._arrival.has_come():
+        if await self._arrival.reached():
             return None
         return BusyError(f"{refusal}; and the index is not up to date")
 
@@ -112,7 +119,7 @@ async def account_opener(
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
-        opened_cache(directory / "blobs") as cache,
+        open_cache(directory / "blobs") as cache,
     ):
         yield _AccountOpener(
             client,
@@ -141,7 +148,7 @@ class _AccountOpener:
         self._is_stale = False
 
     @contextlib.asynccontextmanager
-    async def open(self, ahead: Ahead) -> AsyncIterator[_AccountSource]:
+    async def open(self, ahead: EarlySink) -> AsyncIterator[_AccountSource]:
         """Bring the index up to date, and hold the state that it has then."""
         await self._bring_up_to_date(ahead)
         with self._database.reader() as reader:
@@ -155,7 +162,7 @@ class _AccountOpener:
         with trio.move_on_after(_SETTLING_SECONDS):
             while True:
                 state = await trio.to_thread.run_sync(_pinned_state, reader)
-                if state.complete and state.settled:
+                if state.complete and state.consistent:
                     return
                 if state.complete and self._is_stale:
                     self._report.notice("the index is between two states: that is no one state")
@@ -166,7 +173,7 @@ class _AccountOpener:
             f" date for {_SETTLING_SECONDS:.0f} s: try again later"
         )
 
-    async def _bring_up_to_date(self, ahead: Ahead) -> None:
+    async def _bring_up_to_date(self, ahead: EarlySink) -> None:
         keeper = IndexUpdater(self._client, self._database)
         until = trio.current_time() + _KEEPER_SECONDS
         pause = _PAUSE_SECONDS
@@ -195,7 +202,7 @@ class _AccountOpener:
             f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
         )
 
-    async def _try_to_keep(self, ahead: Ahead) -> BusyError | None:
+    async def _try_to_keep(self, ahead: EarlySink) -> BusyError | None:
         """Bring the index up to date, or return who keeps it from us."""
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
         with WriterLease(self._database.path.parent, self._database) as lead:
@@ -206,19 +213,19 @@ class _AccountOpener:
                 await self._synchronize(writer, ahead)
         return refusal
 
-    async def _synchronize(self, writer: IndexWriter, ahead: Ahead) -> None:
+    async def _synchronize(self, writer: IndexWriter, ahead: EarlySink) -> None:
         """Bring the index up to date; while an account is listed, content comes already."""
         synchronizer = Synchronizer(self._client, self._database, writer)
         if (await trio.to_thread.run_sync(self._database.state)).complete:
             await synchronizer.bring_up_to_date(self._report.listed)
             return
-        receiver = await ahead.prepare(self._origin())
+        sink = await ahead.prepare(self._origin())
         with self._database.reader() as reader:
-            listing = EarlyFetcher(reader, self._blobs, ahead, receiver)
+            listing = EarlyFetcher(reader, self._blobs, ahead, sink)
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
-                listing.proceed()
+                listing.note_listed()
 
             with lone_errors():
                 async with trio.open_nursery() as nursery:
@@ -226,7 +233,7 @@ class _AccountOpener:
                     try:
                         await synchronizer.bring_up_to_date(listed)
                     finally:
-                        listing.end()
+                        listing.stop()
 
     def _origin(self) -> Origin:
         session, account = self._client.session, self._client.account
@@ -254,31 +261,31 @@ class _AccountSource:
             username=state.username,
         )
         self.email_state = state.email_state
-        self.mails = reader.counts().emails
-        self._in_order = MailsInOrder(reader, layout, layout.root)
-        self.mailboxes: Sequence[MailboxPlace] = self._in_order.mailboxes()
+        self.mail_count = reader.counts().emails
+        self._in_order = EmailExport(reader, layout, layout.root)
+        self.mailboxes: Sequence[ExportedMailbox] = self._in_order.mailboxes()
         self._blobs = blobs
-        self.tasks = blobs.tasks
+        self.concurrency = blobs.concurrency
         self.batches = blobs.batches
         # The reader belongs to one thread at a time.
         self._reading = trio.CapacityLimiter(1)
 
     @property
-    def cached(self) -> Cached:
+    def cached(self) -> BlobTotals:
         """What of all that was brought was in the cache of the account's mounts."""
         return self._blobs.cached
 
-    async def after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
         with index_errors():
             return await trio.to_thread.run_sync(
                 self._in_order.after, position, _PART, limiter=self._reading
             )
 
-    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
-        """Bring contents; see `Source.bring`."""
-        return await self._blobs.bring(batch, receiver)
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+        """Bring contents; see `Source.download`."""
+        return await self._blobs.download(batch, sink)
 
-    async def still_held(self) -> bool:
+    async def still_frozen(self) -> bool:
         """Tell whether all that was brought is of the one state: a pinned reader cannot lose it."""
         return True

@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
+from jmapfs.content.download import split_into_batches
 from jmapfs.control.mounts import socket_directory, socket_name
 from jmapfs.control.socket_client import SYNC_SECONDS, Hold, ask, hold
 from jmapfs.errors import (
@@ -31,9 +32,16 @@ from jmapfs.errors import (
     UnreachableError,
     lone_errors,
 )
+from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink, SnapshotReport, batches_of
-from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
+from jmapfs.snapshot.source import (
+    BlobRequest,
+    BlobTotals,
+    EarlySink,
+    Sink,
+    SnapshotReport,
+)
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")
@@ -64,11 +72,11 @@ class _Tree(msgspec.Struct, frozen=True):
     root: str
     directory: str
     mails: int
-    mailboxes: list[MailboxPlace]
+    mailboxes: list[ExportedMailbox]
 
 
 class _Part(msgspec.Struct, frozen=True):
-    mails: list[MailWithPlaces]
+    mails: list[EmailRow]
     after: int | None
 
 
@@ -87,7 +95,7 @@ class MountOpener:
         self._report = report
 
     @contextlib.asynccontextmanager
-    async def open(self, _ahead: Ahead) -> AsyncIterator[_MountedTree]:
+    async def open(self, _ahead: EarlySink) -> AsyncIterator[_MountedTree]:
         """Bring the mount up to date, and hold it at the state that it shows then."""
         is_up_to_date = await self._bring_up_to_date()
         began = time.time()
@@ -131,9 +139,9 @@ class MountOpener:
 class _MountedTree:
     """A tree, or a part of it, that a mount holds at one state."""
 
-    tasks = _TASKS
+    concurrency = _TASKS
     # The mount knows, and does not say it of single files.
-    cached = Cached(0, 0)
+    cached = BlobTotals(0, 0)
 
     def __init__(self, held: Hold, mountpoint: Path, path: str) -> None:
         self._hold = held
@@ -155,38 +163,40 @@ class _MountedTree:
         self.email_state = tree.email_state
         self.synced_at = tree.synced_at
         self.settled = tree.settled
-        self.mails = tree.mails
-        self.mailboxes: Sequence[MailboxPlace] = tree.mailboxes
+        self.mail_count = tree.mails
+        self.mailboxes: Sequence[ExportedMailbox] = tree.mailboxes
 
-    async def after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
         asking = partial(self._ask, "mails", path=self._path, after=position, count=_PART)
         answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
         part = msgspec.convert(answer, _Part)
-        return MailsPart(part.mails, part.after)
+        return EmailSlice(part.mails, part.after)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide what is wanted by directories, in their order: so the mount reads ahead."""
         in_order = sorted(wanted, key=lambda one: one.file.encode())
         for _, of_one in groupby(in_order, key=_directory):
-            yield from batches_of(of_one, most=_BATCH_FILES, room=_BATCH_BYTES, largest=SMALL_BYTES)
+            yield from split_into_batches(
+                of_one, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES, alone_above=SMALL_BYTES
+            )
 
-    async def bring(self, batch: Sequence[BlobRequest], receiver: Sink) -> dict[str, JmapfsError]:
-        """Bring contents; see `Source.bring`."""
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+        """Bring contents; see `Source.download`."""
         failed: dict[str, JmapfsError] = {}
         if batch[0].size > SMALL_BYTES:
-            await self._bring_large(batch[0], receiver, failed)
+            await self._bring_large(batch[0], sink, failed)
         else:
             # A daemon that was stopped answers no read, and need not be waited for.
             found = await trio.to_thread.run_sync(
                 self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
             )
-            await receiver.receive(found)
+            await sink.write(found)
         if failed:
             await trio.to_thread.run_sync(self._require_online)
         return failed
 
-    async def still_held(self) -> bool:
+    async def still_frozen(self) -> bool:
         """Tell whether the mount has held the state: it may have been thawed meanwhile."""
         asking = partial(self._ask, "held")
         answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
@@ -198,13 +208,13 @@ class _MountedTree:
             await trio.sleep(_STAY_SECONDS)
             # Whoever copies finds out by itself, and says it better.
             with contextlib.suppress(JmapfsError):
-                await self.still_held()
+                await self.still_frozen()
 
     async def _bring_large(
-        self, wanted: BlobRequest, receiver: Sink, failed: dict[str, JmapfsError]
+        self, wanted: BlobRequest, sink: Sink, failed: dict[str, JmapfsError]
     ) -> None:
         try:
-            await receiver.receive_stream(wanted, self._chunks(wanted))
+            await sink.write_stream(wanted, self._chunks(wanted))
         except IncompleteError as error:
             failed[wanted.blob_id] = error
 

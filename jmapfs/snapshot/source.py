@@ -1,14 +1,13 @@
-"""Where a snapshot comes from: what the engine asks of an account, or of a mounted tree.
+"""The interface between the snapshot engine and the places that mail is copied from.
 
-A source is held at one state for as long as it is open. Mails come in order, each with its files;
-the engine says whose content it wants, and the source brings that.
-
-What taking a snapshot tells the one who asked for it, and what it comes to at the end.
+A `Source` is an account, or a part of a mounted tree, at one state. It lists its emails in order,
+and it downloads the contents that the engine requests. There are two implementations:
+`from_account` (index and server) and `from_mount` (files and control socket of a mount).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,42 +15,43 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jmapfs.errors import JmapfsError
+from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Links, Origin
-from jmapfs.tree.export import MailboxPlace, MailsPart
+from jmapfs.tree.export import ExportedMailbox
 
 
 class SnapshotReport(Protocol):
-    """Takes what there is to say, in the event loop."""
+    """Receives the progress of a snapshot. All methods are called in the event loop."""
 
     def listed(self, listed: int, total: int | None) -> None:
-        """Say how many emails are listed, of how many where that is known."""
+        """Report how many emails are listed, and the total if it is known."""
         ...
 
     def copied(self, mails: int, total: int, size: int) -> None:
-        """Say how many mails are in the snapshot, of about how many, and the bytes fetched."""
+        """Report the mails in the snapshot, their approximate total, and the bytes downloaded."""
         ...
 
-    def finishing(self) -> None:
-        """Say that everything is there, and is being brought to the disk."""
+    def syncing(self) -> None:
+        """Report that all files are written, and that syncing them to the disk begins."""
         ...
 
-    def made(self, path: Path) -> None:
-        """Say that the snapshot is there, whatever may come after that."""
+    def published(self, path: Path) -> None:
+        """Report that the snapshot exists under its date, whatever happens afterwards."""
         ...
 
     def notice(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Report something that the user should know."""
         ...
 
 
 class SnapshotSummary(msgspec.Struct, frozen=True):
-    """A snapshot that was taken.
+    """A finished snapshot, as `jmapfs snapshot --json` prints it.
 
-    `bytes` is the content, each blob once; of it `fetched_bytes`, by `fetched` blobs, came from
-    the source in this run, `cached` blobs from the cache of a mount, and `taken_over` blobs from
-    runs that were interrupted. `new` and `gone`
-    count blobs in comparison to the snapshot `previous`. `attempts` is how many states of the
-    account were begun with: mail may vanish before it is fetched.
+    `bytes` is the size of the content, each blob counted once. Of these, `fetched` blobs with
+    `fetched_bytes` came from the source in this run, `cached` blobs from the cache of a mount, and
+    `taken_over` blobs from interrupted runs. `new` and `gone` count blobs compared with the
+    snapshot `previous`. `attempts` is the number of account states that were tried: mail may
+    disappear before it is downloaded.
     """
 
     path: str
@@ -73,10 +73,10 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
 
 
 class BlobRequest(NamedTuple):
-    """Content that is not at hand.
+    """A blob to download.
 
-    `size` is in bytes, as far as the source knows; `received_at` in seconds since 1970; `file` a
-    path of the mail from the root of the source's tree.
+    `size` is in bytes, as the source states it; `received_at` in seconds since 1970 (UTC); `file`
+    is one path of the mail, relative to the root of the source's tree.
     """
 
     blob_id: str
@@ -85,129 +85,108 @@ class BlobRequest(NamedTuple):
     file: str
 
 
-def batches_of(
-    wanted: Iterable[BlobRequest], *, most: int, room: int, largest: int
-) -> Iterator[Sequence[BlobRequest]]:
-    """Divide what is wanted, in order: `most` to a batch, and `room` for bytes.
-
-    What is larger than `largest` bytes is a batch by itself.
-    """
-    batch: list[BlobRequest] = []
-    size = 0
-    for one in wanted:
-        if one.size > largest:
-            yield [one]
-            continue
-        if batch and (len(batch) == most or size + one.size > room):
-            yield batch
-            batch, size = [], 0
-        batch.append(one)
-        size += one.size
-    if batch:
-        yield batch
-
-
-class Cached(NamedTuple):
-    """Contents that were in a cache: how many blobs, with how many bytes."""
+class BlobTotals(NamedTuple):
+    """A number of blobs, and their bytes."""
 
     blobs: int
     bytes: int
 
+    def __add__(self, other: object) -> BlobTotals:
+        """Return the sums."""
+        if not isinstance(other, BlobTotals):
+            return NotImplemented
+        return BlobTotals(self.blobs + other.blobs, self.bytes + other.bytes)
+
 
 class Sink(Protocol):
-    """Takes what a source brings."""
+    """Stores downloaded contents."""
 
-    async def receive(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
-        """Keep contents; raises StorageError where they cannot be kept."""
+    async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
+        """Store contents; raises StorageError."""
         ...
 
-    async def receive_stream(self, wanted: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
-        """Keep a content that comes chunk by chunk; an error in `chunks` leaves nothing of it."""
+    async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
+        """Store a content chunk by chunk; nothing is stored if `chunks` raises."""
         ...
 
 
 class Source(Protocol):
-    """An account, or a part of it, at one state.
-
-    `mails` is how many it has, about; `tasks` how many batches it brings at a time.
-    """
+    """An account, or a part of it, at one state."""
 
     @property
     def origin(self) -> Origin:
-        """Whose mail it is."""
+        """The account that the mail belongs to."""
         ...
 
     @property
     def email_state(self) -> str:
-        """Which state that is (RFC 8620 §1.6.3)."""
+        """The state of the emails (RFC 8620 §1.6.3)."""
         ...
 
     @property
-    def mailboxes(self) -> Sequence[MailboxPlace]:
+    def mailboxes(self) -> Sequence[ExportedMailbox]:
         """The mailboxes, in the order of their paths."""
         ...
 
     @property
-    def mails(self) -> int:
-        """How many mails there are, about."""
+    def mail_count(self) -> int:
+        """The approximate number of mails."""
         ...
 
     @property
-    def tasks(self) -> int:
-        """How many batches are brought at a time."""
+    def concurrency(self) -> int:
+        """The number of batches to download at a time."""
         ...
 
     @property
-    def cached(self) -> Cached:
-        """What of all that was brought needed no server, as far as that is known."""
+    def cached(self) -> BlobTotals:
+        """The blobs that were downloaded without the server, as far as the source knows."""
         ...
 
-    async def after(self, position: int) -> MailsPart:
-        """Return some mails from a position on, in order."""
+    async def emails_after(self, position: int) -> EmailSlice:
+        """Return the next mails after a position, in order."""
         ...
 
-    def batches(self, wanted: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
-        """Divide what is wanted into what is best brought together."""
+    def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
+        """Divide requests into batches that are best downloaded together."""
         ...
 
-    async def bring(
-        self, batch: Sequence[BlobRequest], receiver: Sink
-    ) -> Mapping[str, JmapfsError]:
-        """Bring contents; return why some of them, by blob id, cannot be had.
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
+        """Download contents into a sink; return the blobs that failed, each with its error.
 
         Raises:
-            JmapfsError: something is in the way that has nothing to do with them.
+            JmapfsError: something failed that is not the fault of a single blob.
         """
         ...
 
-    async def still_held(self) -> bool:
-        """Tell whether all that was brought is of the one state."""
+    async def still_frozen(self) -> bool:
+        """Return whether everything downloaded so far belongs to the one state."""
         ...
 
 
-class Ahead(Protocol):
-    """Takes contents before it is known which state they are of: most will be of that as well."""
+class EarlySink(Protocol):
+    """Accepts contents before the state to copy is known: most of them will belong to it."""
 
     async def prepare(self, origin: Origin) -> Sink:
-        """Begin, once it is known whose mail it is; return what takes contents.
+        """Begin the snapshot of this account, and return the sink for its contents.
 
         Raises:
-            ConfigError: the snapshots here are of another account.
-            StorageError: the destination cannot be written.
+            ConfigError: the repository belongs to another account.
+            StorageError: the repository cannot be written.
         """
         ...
 
-    async def unknown(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return what is not at hand; it counts as ordered."""
+    async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
+        """Return the candidates that must be downloaded; each is returned only once."""
         ...
 
 
 class SourceOpener(Protocol):
-    """Opens a source at the state that the account has now; again for each attempt."""
+    """Opens a source at the current state of the account; once for each attempt."""
 
-    def open(self, ahead: Ahead) -> AbstractAsyncContextManager[Source]:
-        """Return a context in which the source is open, and its state held.
+    def open(self, early: EarlySink) -> AbstractAsyncContextManager[Source]:
+        """Return a context in which the source is open and its state does not change.
 
-        On the way to that state contents may be brought to `ahead`.
+        Contents may be written to `early` before the context is entered.
         """
         ...

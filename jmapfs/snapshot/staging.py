@@ -41,7 +41,7 @@ from jmapfs.snapshot.links import has_content
 from jmapfs.snapshot.manifest import MAIL, Origin, is_mail_file
 from jmapfs.snapshot.remove import remove_partial
 from jmapfs.snapshot.repository import PARTIAL, Repository
-from jmapfs.snapshot.source import BlobRequest
+from jmapfs.snapshot.source import BlobRequest, BlobTotals
 
 JOURNAL: Final = "journal.jsonl"
 CONTENT: Final = "content"
@@ -140,19 +140,6 @@ class StagedContent(NamedTuple):
     number: int
 
 
-class Received(NamedTuple):
-    """How much has come: blobs, and their bytes."""
-
-    blobs: int
-    bytes: int
-
-    def __add__(self, other: object) -> Received:
-        """Return both together."""
-        if not isinstance(other, Received):
-            return NotImplemented
-        return Received(self.blobs + other.blobs, self.bytes + other.bytes)
-
-
 class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def digest(self) -> bytes: ...
@@ -162,7 +149,7 @@ class StagedContents:
     """The contents of one partial, by blob id; `received` is what has come from the source."""
 
     def __init__(self, directory: Path, journal: Journal) -> None:
-        self.received = Received(0, 0)
+        self.received = BlobTotals(0, 0)
         self._directory = directory
         self._journal = journal
         self._numbers = itertools.count(1)
@@ -223,7 +210,7 @@ class StagedContents:
         self._contents[blob_id] = content
         return True
 
-    async def receive(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
+    async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
         """Keep contents, in a worker thread.
 
         Raises:
@@ -232,7 +219,7 @@ class StagedContents:
         kept = await self._in_thread(partial(self._write_all, contents))
         self._note(kept)
 
-    async def receive_stream(self, wanted: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
+    async def write_stream(self, wanted: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
         """Keep a content that comes chunk by chunk; of one that breaks off, nothing is kept."""
         number = next(self._numbers)
         descriptor = await self._in_thread(partial(self._create, number))
@@ -259,7 +246,7 @@ class StagedContents:
     def _note(self, kept: dict[str, StagedContent]) -> None:
         self._contents.update(kept)
         size = sum(content.size for content in kept.values())
-        self.received += Received(len(kept), size)
+        self.received += BlobTotals(len(kept), size)
 
     def _write_all(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> dict[str, StagedContent]:
         kept = {}

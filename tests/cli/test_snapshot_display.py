@@ -20,7 +20,7 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
         display.notice("something to know")
         for mails in range(0, 2001, 100):
             display.copied(mails, 2000, mails * 1024)
-        display.finishing()
+        display.syncing()
     return output.getvalue()
 
 

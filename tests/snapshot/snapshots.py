@@ -30,10 +30,10 @@ class Listener:
         del size
         self.progress.append((mails, total))
 
-    def finishing(self) -> None:
+    def syncing(self) -> None:
         pass
 
-    def made(self, path: Path) -> None:
+    def published(self, path: Path) -> None:
         self.path = path
 
     def notice(self, text: str) -> None:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jmapfs.errors import BlobNotFoundError, JmapfsError
+from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import Ahead, BlobRequest, Cached, Sink
-from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
+from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import ORIGIN, Letter
 
 
@@ -30,7 +31,7 @@ class MadeUpAccount:
     attempts: int = 0
 
     @contextlib.asynccontextmanager
-    async def open(self, ahead: Ahead) -> AsyncIterator[_State]:
+    async def open(self, ahead: EarlySink) -> AsyncIterator[_State]:
         del ahead
         self.attempts += 1
         self.opened(self.attempts)
@@ -39,44 +40,44 @@ class MadeUpAccount:
 
 class _State:
     email_state = "s1"
-    tasks = 3
-    cached = Cached(0, 0)
+    concurrency = 3
+    cached = BlobTotals(0, 0)
 
     def __init__(self, account: MadeUpAccount) -> None:
         self._account = account
         self.origin = account.origin
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
-        self.mails = len(self._letters)
+        self.mail_count = len(self._letters)
         names = sorted({name for letter in self._letters for name in letter.mailboxes})
-        self.mailboxes = [MailboxPlace(f"id-{name}", name, name, None, None, 0) for name in names]
+        self.mailboxes = [
+            ExportedMailbox(f"id-{name}", name, name, None, None, 0) for name in names
+        ]
 
-    async def after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         end = position + self._account.part
         mails = [_mail(letter) for letter in self._letters[position:end]]
-        return MailsPart(mails, end if end < len(self._letters) else None)
+        return EmailSlice(mails, end if end < len(self._letters) else None)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         for first in range(0, len(wanted), 3):
             yield wanted[first : first + 3]
 
-    async def bring(
-        self, batch: Sequence[BlobRequest], receiver: Sink
-    ) -> Mapping[str, JmapfsError]:
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
         lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.lost}
         there = [one for one in batch if one.blob_id not in lost]
-        await receiver.receive([(one, self._by_blob[one.blob_id].bytes) for one in there])
+        await sink.write([(one, self._by_blob[one.blob_id].bytes) for one in there])
         self._account.brought += [one.blob_id for one in there]
         return {blob_id: BlobNotFoundError(f"no blob {blob_id}") for blob_id in lost}
 
-    async def still_held(self) -> bool:
+    async def still_frozen(self) -> bool:
         return self._account.held
 
 
-def _mail(letter: Letter) -> MailWithPlaces:
+def _mail(letter: Letter) -> EmailRow:
     saved = letter.saved()
     files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
     received_at = 1_700_000_000 + letter.number * 60
-    return MailWithPlaces(
+    return EmailRow(
         saved.id, saved.blob_id, saved.thread_id, received_at, saved.size, saved.keywords, files
     )

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import trio
 
-from jmapfs.snapshot.bringing import EarlyFetcher
+from jmapfs.snapshot.fetcher import EarlyFetcher
 
 
 class Slow:
@@ -18,7 +18,7 @@ class Slow:
         self.asked = trio.Event()
         self.answer = threading.Event()
 
-    def listed_after(self, _position: int, _count: int) -> list[Any]:
+    def blobs_added_after(self, _position: int, _count: int) -> list[Any]:
         trio.from_thread.run_sync(self.asked.set)
         assert self.answer.wait(10)
         return []
@@ -26,11 +26,11 @@ class Slow:
 
 async def test_an_end_while_the_index_is_asked() -> None:
     reader = Slow()
-    blobs: Any = SimpleNamespace(tasks=3)
+    blobs: Any = SimpleNamespace(concurrency=3)
     bringing = EarlyFetcher(cast("Any", reader), blobs, cast("Any", None), cast("Any", None))
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bringing.run)
             await reader.asked.wait()
-            bringing.end()
+            bringing.stop()
             reader.answer.set()
