@@ -200,7 +200,7 @@ class AccountBlobSource:
     def _client(self) -> Client:
         if self._keeper.client is None:
             raise UnreachableError(
-                f"offline: {self._keeper.condition.error or 'not connected yet'}"
+                f"offline: {self._keeper.connection.error or 'not connected yet'}"
             )
         return self._keeper.client
 
@@ -211,5 +211,5 @@ class AccountBlobSource:
         except (UnreachableError, AuthenticationError):
             if self._keeper.client is not None:
                 # Is it this download, or is the server gone? The keeper finds out.
-                self._keeper.hint()
+                self._keeper.wake()
             raise
