@@ -26,7 +26,8 @@ from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download, DownloadState
-from jmapfs.index.reader import IndexReader, NamedFile
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import NamedFile
 
 _log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class Readahead:
         self._published.record_read(inode)
         reader = self._watched.get(inode)
         if reader is None:
-            for mailbox, name in self._reader.places(inode):
+            for mailbox, name in self._reader.names_of(inode):
                 self._find_reader(mailbox, name)
             return
         self._mark_used(reader)

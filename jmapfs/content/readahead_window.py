@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from jmapfs.index.reader import NamedFile
+from jmapfs.index.rows import NamedFile
 
 FIRST_CHUNK: Final = 8
 """The number of files in the first chunk."""

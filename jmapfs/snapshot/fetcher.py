@@ -21,9 +21,10 @@ import trio
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.download import LEAST_RATE, BlobSource, Downloader
 from jmapfs.errors import JmapfsError, ServerError
-from jmapfs.index.reader import AddedBlob, IndexReader
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AddedBlob
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 
 # Each request gets this time, and a single blob also the time that it needs at `LEAST_RATE`.
 _DEADLINE_SECONDS: Final = 120.0
@@ -171,7 +172,7 @@ class EarlyFetcher:
                 await self._fetcher.download(batch, self._sink)
 
     async def _blobs_added_after(self, position: int) -> list[AddedBlob]:
-        with index_errors():
+        with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(
                 self._reader.blobs_added_after, position, _LISTED_AT_ONCE
             )

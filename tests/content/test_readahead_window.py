@@ -7,7 +7,7 @@ from jmapfs.content.readahead_window import (
     LARGEST_CHUNK,
     ReadaheadWindow,
 )
-from jmapfs.index.reader import NamedFile
+from jmapfs.index.rows import NamedFile
 
 
 def files(first: int, count: int) -> list[NamedFile]:
