@@ -30,17 +30,22 @@ from jmapfs.snapshot.diff import (
     renamed_mailboxes,
 )
 from jmapfs.snapshot.manifest import MAIL, is_intact
-from jmapfs.snapshot.overview import RepositoryOverview, SnapshotStatus, list_snapshots
 from jmapfs.snapshot.prune import (
     UNLIMITED,
-    Pruned,
     PrunePlan,
+    PruneResult,
     RetentionPolicy,
     Verdict,
     plan_pruning,
     prune,
 )
-from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.snapshot.repository import (
+    Repository,
+    RepositoryOverview,
+    Snapshot,
+    SnapshotStatus,
+    list_snapshots,
+)
 from jmapfs.snapshot.verify_record import Verification
 
 _HEADING = ("DATE", "MAILS", "NEW", "GONE", "ADDED", "STATE", "VERIFIED")
@@ -244,7 +249,7 @@ def prune_command(
     place = Repository(destination)
     policy = RetentionPolicy(last, hourly, daily, weekly, monthly, yearly)
     if dry_run:
-        pruned = Pruned(plan_pruning(place, policy), 0)
+        pruned = PruneResult(plan_pruning(place, policy), 0)
     else:
         shown = Console(quiet=True) if quiet else console
         with shown.status("looking") as status:
@@ -262,7 +267,7 @@ def _warn(plan: PrunePlan) -> None:
         console.print(f"jmapfs: {one.date} is left alone: {escaped(one.reason)}", markup=False)
 
 
-def _pruning_show(pruned: Pruned, destination: Repository, *, dry_run: bool) -> None:
+def _pruning_show(pruned: PruneResult, destination: Repository, *, dry_run: bool) -> None:
     plan = pruned.plan
     if not plan.snapshots:
         click.echo(f"{escaped(str(destination.path))}: there are no snapshots")
@@ -279,7 +284,7 @@ def _pruning_row(verdict: Verdict) -> tuple[str, str, str]:
     return verdict.date, "keep" if verdict.kept else "remove", ", ".join(notes)
 
 
-def _pruning_json(pruned: Pruned, *, dry_run: bool) -> str:
+def _pruning_json(pruned: PruneResult, *, dry_run: bool) -> str:
     document = {
         "dry_run": dry_run,
         "snapshots": pruned.plan.snapshots,

@@ -15,11 +15,18 @@ from jmapfs.cli.options import format_size
 from jmapfs.cli.output import console, counting, escaped, json_document, weighing
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.findings import KINDS, VerifyResult, counted, error_of
 from jmapfs.snapshot.manifest import Description
-from jmapfs.snapshot.verify import snapshots_at, verify
-from jmapfs.snapshot.verify_read import Inodes
-from jmapfs.snapshot.verify_record import Verification, destination_of, record
+from jmapfs.snapshot.repository import repository_of
+from jmapfs.snapshot.verify import (
+    KINDS,
+    VerifyResult,
+    error_for,
+    format_counts,
+    snapshots_at,
+    verify,
+)
+from jmapfs.snapshot.verify_read import InodeCache
+from jmapfs.snapshot.verify_record import Verification, save_verification
 
 
 @click.command("verify")
@@ -47,7 +54,7 @@ class _Run:
         self._quick = quick
         self._as_json = as_json
         self._quiet = quiet
-        self._inodes = Inodes()
+        self._inodes = InodeCache()
         self._results: list[VerifyResult] = []
         self._failure: StorageError | None = None
         self._obstacle = ""
@@ -83,7 +90,7 @@ class _Run:
 
     def end(self) -> None:
         """Show what it all comes to; raises the error that tells of what is wrong."""
-        error = error_of(self._results)
+        error = error_for(self._results)
         if self._as_json:
             click.echo(json_document({"snapshots": self._documents}))
         elif self._results and not self._quiet:
@@ -126,7 +133,7 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def began(self, description: Description | None) -> None:
+    def started(self, description: Description | None) -> None:
         """Show a bar, if it is known how much there is."""
         if self._quiet or description is None:
             return
@@ -150,11 +157,11 @@ def _show_nothing(mails: int, size: int) -> None:
 def _put_on_record(result: VerifyResult) -> str:
     """Put a result on record where that is done; return why it cannot be, or nothing."""
     try:
-        destination = destination_of(result.path)
+        destination = repository_of(result.path)
         if destination is not None:
             when = datetime.now(UTC).replace(microsecond=0)
             verification = Verification(when, result.outcome, result.quick)
-            record(destination, result.path.name, verification)
+            save_verification(destination.path, result.path.name, verification)
     except StorageError as error:
         return escaped(str(error))
     return ""
@@ -167,7 +174,7 @@ def _summary(results: Sequence[VerifyResult]) -> str:
     name = escaped(results[0].path.name) if len(results) == 1 else f"{len(results):,} snapshots"
     how = "no content read" if results[0].quick else f"{format_size(size)} read"
     wrong = any(result.findings for result in results)
-    outcome = counted(results) if wrong else "all as it was"
+    outcome = format_counts(results) if wrong else "all as it was"
     return f"{name}: {mails:,} mails in {files:,} files, {how}: {outcome}"
 
 

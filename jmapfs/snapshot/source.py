@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jmapfs.errors import JmapfsError
-from jmapfs.snapshot.manifest import Links, Origin
+from jmapfs.snapshot.files import Links
+from jmapfs.snapshot.manifest import Origin
 from jmapfs.tree.export import MailboxPlace, MailsPart
 
 
