@@ -44,7 +44,7 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import account_numbers, in_account, of_account
+from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.tree.status_file import Reachability
@@ -138,18 +138,18 @@ class MountedAccount:
 
     def reachability(self) -> Reachability:
         """Return whether the server is in reach, for `.jmapfs.json`."""
-        condition = self.keeper.condition
+        condition = self.keeper.connection
         if condition.online:
             return Reachability(online=True)
         return Reachability(online=False, since=condition.since, error=condition.error)
 
     def outward(self, inode: int) -> int:
         """Return the number that the kernel knows an inode of this account by."""
-        return in_account(self.slot, inode) if self.slot else inode
+        return to_mount(self.slot, inode) if self.slot else inode
 
     def inward(self, inode: int) -> int:
         """Return the number of this account's own that the kernel knows by another."""
-        return of_account(inode)[1] if self.slot else inode
+        return to_account(inode)[1] if self.slot else inode
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
         """Hand contents (by inode) to the kernel; return the inodes it did not take."""
@@ -249,8 +249,8 @@ async def open_account(
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
-        if not keeper.condition.online:
-            report.notice(f"offline, showing what is known: {keeper.condition.error}")
+        if not keeper.connection.online:
+            report.notice(f"offline, showing what is known: {keeper.connection.error}")
         try:
             yield account
         finally:

@@ -32,7 +32,7 @@ from jmapfs.daemon.view import directory_names
 from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import of_account
+from jmapfs.inodes import to_account
 from jmapfs.tree.status_file import time_text
 
 PREFETCH_STEP: Final = 2000
@@ -143,7 +143,7 @@ class Prefetching:
             except EntryNotFoundError:
                 gone.append(inode)
             else:
-                records[0 if 0 in records else of_account(inode)[0]].append(record)
+                records[0 if 0 in records else to_account(inode)[0]].append(record)
         return records
 
     async def _ask_each(
@@ -237,11 +237,11 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
         "account": state.account_name,
         "account_id": state.account_id,
         "server": state.server,
-        "online": keeper.condition.online,
-        "since": time_text(keeper.condition.since),
-        "error": keeper.condition.error,
-        "leads": keeper.leads,
-        "push": keeper.pushed,
+        "online": keeper.connection.online,
+        "since": time_text(keeper.connection.since),
+        "error": keeper.connection.error,
+        "leads": keeper.writes_index,
+        "push": keeper.push_active,
         "state": state.email_state,
         "last_sync": time_text(state.synced_at),
         "last_check": time_text(keeper.checked_at) if keeper.checked_at else None,

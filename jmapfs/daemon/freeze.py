@@ -188,7 +188,7 @@ class Freezer:
         """
         readers = [self._pinned_readers(account) for account in self._accounts]
         if any(
-            account.keeper.condition.online and not its.tree.state().settled
+            account.keeper.connection.online and not its.tree.state().consistent
             for account, its in zip(self._accounts, readers, strict=True)
         ):
             self._stack.close()

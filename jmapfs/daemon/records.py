@@ -14,8 +14,8 @@ import trio
 
 from jmapfs.errors import BusyError, UsageError
 from jmapfs.index.reader import IndexReader
-from jmapfs.sqlite import index_errors
-from jmapfs.tree.export import MailsInOrder
+from jmapfs.sqlite import sqlite_errors
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.layout import Directory, Layout
 from jmapfs.tree.tree import Tree
 
@@ -76,7 +76,7 @@ class Records:
         if self._closed:
             raise BusyError("the freeze has ended")
         try:
-            with trio.fail_after(_SECONDS), index_errors():
+            with trio.fail_after(_SECONDS), sqlite_errors("read the index"):
                 return await trio.to_thread.run_sync(question, limiter=self._limiter)
         except trio.TooSlowError:
             raise BusyError(f"no answer within {_SECONDS:.0f} s: the mount is busy") from None
@@ -89,7 +89,7 @@ class _AccountRecords:
         self._reader = reader
         self._tree = Tree(reader)
         # Whoever asks for mails asks for all there are, part by part.
-        self._latest: tuple[Directory, MailsInOrder] | None = None
+        self._latest: tuple[Directory, EmailExport] | None = None
 
     def describe(self, names: tuple[str, ...]) -> dict[str, Any]:
         directory = self._directory(names)
@@ -102,7 +102,7 @@ class _AccountRecords:
             "username": state.username,
             "email_state": state.email_state,
             "synced_at": state.synced_at,
-            "settled": state.settled,
+            "settled": state.consistent,
             "mailboxes": self._in_order(directory).mailboxes(),
             "mails": mails,
             "bytes": size,
@@ -111,7 +111,7 @@ class _AccountRecords:
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
         part = self._in_order(self._directory(names)).after(position, count)
         # Not in the event loop: any number of mails may have come in one second.
-        return msgspec.Raw(msgspec.json.encode({"mails": part.mails, "after": part.position}))
+        return msgspec.Raw(msgspec.json.encode({"mails": part.emails, "after": part.position}))
 
     @property
     def _layout(self) -> Layout:
@@ -123,14 +123,14 @@ class _AccountRecords:
             raise _no_directory(names)
         return directory
 
-    def _in_order(self, directory: Directory) -> MailsInOrder:
+    def _in_order(self, directory: Directory) -> EmailExport:
         if self._latest is None or self._latest[0] is not directory:
-            self._latest = directory, MailsInOrder(self._reader, self._layout, directory)
+            self._latest = directory, EmailExport(self._reader, self._layout, directory)
         return self._latest[1]
 
     def _totals(self, directory: Directory) -> tuple[int, int]:
         if directory.mailbox is None:
-            return self._reader.counts().emails, self._reader.size()
+            return self._reader.counts().emails, self._reader.total_size()
         sizes: dict[int, int] = {}
         for one in self._layout.directories.values():
             if one.mailbox is not None and one.path[: len(directory.path)] == directory.path:

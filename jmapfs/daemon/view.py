@@ -10,7 +10,7 @@ from jmapfs.errors import EntryNotFoundError
 from jmapfs.fuse.operations import FileContent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import of_account
+from jmapfs.inodes import to_account
 from jmapfs.names import sibling_names
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.tree import TreeView
@@ -80,7 +80,7 @@ class _CombinedContent:
         self._of(record).release(record)
 
     def _of(self, record: FileRecord) -> MountedAccount:
-        slot, _ = of_account(record.inode)
+        slot, _ = to_account(record.inode)
         account = self._accounts.get(slot)
         if account is None:
             raise EntryNotFoundError(f"inode {record.inode} is of no account")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from jmapfs.errors import IncompleteError, StorageError
+from jmapfs.index.rows import EmailRow
 from jmapfs.snapshot.files import Linker, has_content
 from jmapfs.snapshot.manifest import (
     MAIL,
@@ -34,7 +35,7 @@ from jmapfs.snapshot.manifest import (
 from jmapfs.snapshot.repository import Snapshot
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.export import MailboxPlace, MailWithPlaces
+from jmapfs.tree.export import ExportedMailbox
 
 _LINE_BYTES: Final = 4096
 
@@ -136,7 +137,7 @@ class SharedFile(NamedTuple):
 class BuildPlan:
     """A part of the mails: the `requests` to download, and the files to share from the base."""
 
-    mails: Sequence[MailWithPlaces]
+    mails: Sequence[EmailRow]
     requests: list[BlobRequest] = field(default_factory=list)
     shared: dict[str, SharedFile] = field(default_factory=dict)
 
@@ -169,7 +170,7 @@ class TreeBuilder:
         self._manifest = manifest
         self._linker = linker
         self._base = base
-        self._mailboxes: dict[str, MailboxPlace] = {}
+        self._mailboxes: dict[str, ExportedMailbox] = {}
         self._requested: set[str] = set()
         self._tree = os.fspath(staging.tree)
 
@@ -194,13 +195,13 @@ class TreeBuilder:
                 missing.append(request)
         return missing
 
-    def begin(self, mailboxes: Sequence[MailboxPlace]) -> None:
+    def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
         """Begin the tree of a state; all early downloads have ended."""
         self._requested.clear()
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
         self._staging.make_directories([mailbox.path for mailbox in mailboxes])
 
-    def plan(self, mails: Sequence[MailWithPlaces]) -> BuildPlan:
+    def plan(self, mails: Sequence[EmailRow]) -> BuildPlan:
         """Find out what must be downloaded for some mails."""
         plan = BuildPlan(mails)
         for mail in mails:
@@ -249,7 +250,7 @@ class TreeBuilder:
         self.tally.taken_over += recovered
         return recovered
 
-    def _move_staged(self, mails: Sequence[MailWithPlaces]) -> dict[str, SharedFile]:
+    def _move_staged(self, mails: Sequence[EmailRow]) -> dict[str, SharedFile]:
         """Move staged contents to their first names; return these files by blob id."""
         names: dict[str, str] = {}
         for mail in mails:
@@ -268,7 +269,7 @@ class TreeBuilder:
             raise IncompleteError(f"blob {blob_id} was not downloaded")
         return SharedFile(f"{self._tree}/{saved.mailboxes[0].file}", saved.size, saved.sha256)
 
-    def _saved(self, mail: MailWithPlaces, file: SharedFile) -> SavedMail:
+    def _saved(self, mail: EmailRow, file: SharedFile) -> SavedMail:
         places = []
         for mailbox_id, path in mail.files:
             mailbox = self._mailboxes[mailbox_id]

@@ -366,14 +366,14 @@ class _Copy:
         async with parts, batches:
             position: int | None = FIRST
             while position is not None:
-                mails = await self._source.mails_after(position)
-                plan = await self._build(partial(self._builder.plan, mails.mails))
+                emails = await self._source.emails_after(position)
+                plan = await self._build(partial(self._builder.plan, emails.emails))
                 part = _Part(plan, len(plan.requests))
                 part.finish(0)
                 await parts.send(part)
                 for batch in self._source.batches(plan.requests):
                     await batches.send((part, batch))
-                position = mails.position
+                position = emails.position
 
     async def _download(
         self, batches: trio.MemoryReceiveChannel[tuple[_Part, Sequence[BlobRequest]]]

@@ -26,7 +26,7 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.snapshot.files import Links, create_file
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 
 FORMAT: Final = 1
 
@@ -105,7 +105,7 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     gone: int
     added_bytes: int
     links: Links
-    mailboxes: tuple[MailboxPlace, ...]
+    mailboxes: tuple[ExportedMailbox, ...]
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jmapfs.errors import JmapfsError
+from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.tree.export import MailboxPlace, MailsPart
+from jmapfs.tree.export import ExportedMailbox
 
 
 class SnapshotReport(Protocol):
@@ -146,7 +147,7 @@ class Source(Protocol):
         ...
 
     @property
-    def mailboxes(self) -> Sequence[MailboxPlace]:
+    def mailboxes(self) -> Sequence[ExportedMailbox]:
         """The mailboxes, in the order of their paths."""
         ...
 
@@ -165,8 +166,8 @@ class Source(Protocol):
         """The blobs that were downloaded without the server, as far as the source knows."""
         ...
 
-    async def mails_after(self, position: int) -> MailsPart:
-        """Return the next mails after a position, in order."""
+    async def emails_after(self, position: int) -> EmailSlice:
+        """Return the next emails after a position, in order."""
         ...
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:

@@ -20,8 +20,9 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.reader import IndexReader, PlacedFile
-from jmapfs.index.rows import EmailRecord, MailboxRecord
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import NamedFile
+from tests import indexed
 from tests.content.server import MIB, Corrections, FakeSource, Limits
 
 
@@ -48,7 +49,7 @@ class Directories:
     disk: DiskCache
     pages: FakePages
     ahead: Readahead
-    files: dict[str, list[PlacedFile]]
+    files: dict[str, list[NamedFile]]
     reads: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -56,12 +57,12 @@ class Directories:
         """How many blobs were asked for."""
         return self.source.asked.total()
 
-    def open(self, file: PlacedFile) -> None:
+    def open(self, file: NamedFile) -> None:
         """Open a file and close it again."""
         self.content.hold(file.blob_id)
         self.content.release(file.blob_id)
 
-    async def read(self, file: PlacedFile) -> bytes:
+    async def read(self, file: NamedFile) -> bytes:
         """Read a file as a program does."""
         self.content.hold(file.blob_id)
         try:
@@ -76,7 +77,7 @@ class Directories:
         finally:
             self.content.release(file.blob_id)
 
-    async def read_all(self, files: Sequence[PlacedFile], *, patient: bool = False) -> None:
+    async def read_all(self, files: Sequence[NamedFile], *, patient: bool = False) -> None:
         """Read files one after the other, as `grep -r` does, and check what is read.
 
         A `patient` program takes so long for each READ that all comes that is under way.
@@ -126,21 +127,19 @@ async def directories(
     database = IndexDatabase(directory / "index")
     database.prepare()
     records = [
-        EmailRecord(
-            id=f"{mailbox}{number}",
-            blob_id=f"{mailbox}-{number}",
-            thread_id="t",
-            received_at=1_000_000 + number,
+        indexed.email(
+            f"{mailbox}{number}",
+            mailbox,
+            blob=f"{mailbox}-{number}",
+            at=1_000_000 + number,
             size=size,
-            stem=f"{number:06}-{mailbox}",
-            mailbox_ids=(mailbox,),
         )
         for mailbox, sizes in mailboxes.items()
         for number, size in enumerate(sizes)
     ]
     source.blobs = {one.blob_id: content_of(one.blob_id, one.size) for one in records}
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes([MailboxRecord(name, name) for name in mailboxes])
+        writer.replace_mailboxes([indexed.mailbox(name, name) for name in mailboxes])
         writer.put_emails(records)
     disk = DiskCache(directory / "cache", disk_limit, reserve_bytes=0)
     pages = FakePages()
@@ -162,5 +161,5 @@ async def directories(
         disk.close()
 
 
-def _files(reader: IndexReader, mailbox: int) -> list[PlacedFile]:
+def _files(reader: IndexReader, mailbox: int) -> list[NamedFile]:
     return reader.files_after(mailbox, "", 1_000_000)

@@ -17,9 +17,12 @@ from trio.testing import wait_all_tasks_blocked
 from jmapfs.daemon.records import Records
 from jmapfs.errors import BusyError, StorageError, UsageError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState, EmailRecord, MailboxRecord
-from jmapfs.tree.export import FIRST, MailboxPlace, MailsInOrder, MailsPart, MailWithPlaces
+from jmapfs.index.rows import AccountState, EmailRow, EmailSlice
+from jmapfs.jmap.types import Email
+from jmapfs.tree.export import FIRST, EmailExport, ExportedMailbox
 from jmapfs.tree.tree import Tree
+from tests import indexed
+from tests.indexed import mailbox, put_mailboxes
 
 STATE = AccountState(
     server="https://example.org/api",
@@ -33,19 +36,17 @@ STATE = AccountState(
 
 
 class _Part(msgspec.Struct):
-    mails: list[MailWithPlaces]
+    mails: list[EmailRow]
     after: int | None
 
 
-def email(number: int, *mailbox_ids: str) -> EmailRecord:
-    return EmailRecord(
-        id=f"E{number}",
-        blob_id=f"B{number}",
-        thread_id="T",
-        received_at=number * 10,
+def email(number: int, *mailbox_ids: str) -> Email:
+    return indexed.email(
+        f"E{number}",
+        *mailbox_ids,
+        blob=f"B{number}",
+        at=number * 10,
         size=100 + number,
-        stem=f"mail-{number}",
-        mailbox_ids=mailbox_ids,
         keywords=("$seen",),
     )
 
@@ -55,11 +56,11 @@ def filled(directory: Path) -> IndexDatabase:
     database = IndexDatabase(directory)
     database.prepare()
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes(
+        writer.replace_mailboxes(
             [
-                MailboxRecord("in", "Inbox", role="inbox"),
-                MailboxRecord("work", "Work"),
-                MailboxRecord("clients", "Clients", "work"),
+                mailbox("in", "Inbox", role="inbox"),
+                mailbox("work", "Work"),
+                mailbox("clients", "Clients", "work"),
             ]
         )
         writer.put_emails(
@@ -99,8 +100,8 @@ def part(answer: object) -> _Part:
     return msgspec.convert(msgspec.json.decode(msgspec.json.encode(answer)), _Part)
 
 
-async def all_mails(of: Records, path: str, count: int) -> list[MailWithPlaces]:
-    found: list[MailWithPlaces] = []
+async def all_mails(of: Records, path: str, count: int) -> list[EmailRow]:
+    found: list[EmailRow] = []
     position: int | None = FIRST
     while position is not None:
         some = part(await of.mails(path, position, count))
@@ -114,7 +115,7 @@ async def test_a_description_is_of_what_is_at_and_below(
 ) -> None:
     here = records(stack, {None: database})
     whole = await here.describe("")
-    mailboxes: list[MailboxPlace] = whole.pop("mailboxes")
+    mailboxes: list[ExportedMailbox] = whole.pop("mailboxes")
     assert whole == {
         "root": "",
         "directory": "",
@@ -151,7 +152,7 @@ async def test_records_are_those_of_the_index(database: IndexDatabase, stack: Ex
     for path in ("", "Work", "Work/Clients", "Inbox"):
         directory = layout.at(tuple(path.split("/")) if path else ())
         assert directory is not None
-        direct = MailsInOrder(reader, layout, directory).after(FIRST, 1000).mails
+        direct = EmailExport(reader, layout, directory).after(FIRST, 1000).emails
         assert direct
         for count in (1, 4, 1000):
             assert await all_mails(here, path, count) == direct
@@ -162,7 +163,7 @@ async def test_it_is_one_state(database: IndexDatabase, stack: ExitStack) -> Non
     before = await all_mails(here, "", 1000)
     with database.writer() as writer, writer.transaction():
         writer.put_emails([email(3, "in"), email(20, "in")])
-        writer.put_mailboxes([MailboxRecord("new", "New")])
+        put_mailboxes(writer, mailbox("new", "New"))
     assert await all_mails(here, "", 4) == before
     assert (await here.describe(""))["mails"] == 15
     with pytest.raises(UsageError, match="New"):
@@ -181,7 +182,9 @@ async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: 
     some = await here.describe("Team/Work/Clients")
     assert (some["root"], some["directory"], some["mails"]) == ("Team", "Work/Clients", 5)
     # Paths of files begin at the account's own root.
-    assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (("in", "Inbox/mail-10.eml"),)
+    assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (
+        ("in", f"Inbox/{indexed.file_name(email(10))}"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ async def test_an_index_that_cannot_be_read(
     def broken(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(MailsInOrder, "after", broken)
+    monkeypatch.setattr(EmailExport, "after", broken)
     with pytest.raises(StorageError, match="disk I/O error"):
         await here.mails("", FIRST, 10)
 
@@ -222,10 +225,10 @@ async def test_the_end_waits_for_who_is_reading(
 ) -> None:
     here = records(stack, {None: database})
     reading, go = threading.Event(), threading.Event()
-    after = MailsInOrder.after
+    after = EmailExport.after
     closed = False
 
-    def slow(self: MailsInOrder, position: int, count: int) -> MailsPart:
+    def slow(self: EmailExport, position: int, count: int) -> EmailSlice:
         reading.set()
         go.wait(10)
         return after(self, position, count)
@@ -235,7 +238,7 @@ async def test_the_end_waits_for_who_is_reading(
         await here.close()
         closed = True
 
-    monkeypatch.setattr(MailsInOrder, "after", slow)
+    monkeypatch.setattr(EmailExport, "after", slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(here.mails, "", FIRST, 10)
         await trio.to_thread.run_sync(reading.wait)

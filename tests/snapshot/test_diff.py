@@ -35,7 +35,7 @@ from jmapfs.snapshot.manifest import (
     read_description,
 )
 from jmapfs.snapshot.repository import LATEST, Repository
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import Letter, make_snapshot
 
 OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"
@@ -66,7 +66,7 @@ def write(
     if not (destination / "any").exists():
         make_snapshot(destination, "any", [])
     description = read_description(destination / "any")
-    places = [MailboxPlace(one, path, path, None, None, 0) for one, path in paths.items()]
+    places = [ExportedMailbox(one, path, path, None, None, 0) for one, path in paths.items()]
     (destination / date).mkdir()
     with ManifestWriter(destination / date) as manifest:
         for mail in mails:
@@ -420,7 +420,7 @@ def test_an_altered_manifest_is_told_of(tmp_path: Path) -> None:
     result = run(tmp_path, OLD, NEW)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "*  Inbox/0001.eml  +x"
-    assert f"{NEW} is damaged, and this may be wrong" in result.stderr
+    assert f"{NEW} is damaged, so this may be wrong" in result.stderr
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:

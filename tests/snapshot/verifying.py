@@ -13,7 +13,7 @@ import trio
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedMail
 from jmapfs.snapshot.verify import VerifyResult, verify
 from jmapfs.snapshot.verify_read import InodeCache
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
 DATE = "2026-11-22T010203Z"
@@ -93,7 +93,7 @@ def write_snapshot(directory: Path, mails: list[SavedMail], mailboxes: list[str]
                 added_bytes=0,
                 links="hard",
                 mailboxes=tuple(
-                    MailboxPlace(f"id-{path}", path, path, None, None, 0) for path in mailboxes
+                    ExportedMailbox(f"id-{path}", path, path, None, None, 0) for path in mailboxes
                 ),
             )
         )
