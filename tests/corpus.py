@@ -126,6 +126,11 @@ def big_mails() -> tuple[bytes, ...]:
     )
 
 
+def all_mails() -> list[bytes]:
+    """Return the hostile and the real messages, each once."""
+    return list(dict.fromkeys(hostile_mails() + (real_mails() or plain_mails())))
+
+
 def mails(count: int, *, big: bool = False) -> Iterator[bytes]:
     """Yield `count` different messages: hostile ones, big ones if requested, real ones.
 

@@ -69,7 +69,7 @@ class Leaks:
         processes = [f"process {one.pid}: {_command(one)}" for one in self.processes]
         mounts = [f"mount {one}" for one in sorted(self.mounts)]
         files = [f"open file {name}" for name in self.files.elements()]
-        return "\n".join(["the test leaves behind", *mounts, *processes, *files])
+        return "\n".join(["the test left behind", *mounts, *processes, *files])
 
     def clear(self) -> None:
         """Remove mounts and processes; files cannot be closed safely from outside."""

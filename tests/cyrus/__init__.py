@@ -31,8 +31,8 @@ Observed behaviour of Debian's Cyrus 3.6.1, beyond the RFCs:
 """
 
 from tests.cyrus.account import Account, RefusedError
+from tests.cyrus.append import Message
 from tests.cyrus.config import missing
-from tests.cyrus.fill import Message
 from tests.cyrus.server import Cyrus, running, running_cyrus
 
 __all__ = ["Account", "Cyrus", "Message", "RefusedError", "missing", "running", "running_cyrus"]

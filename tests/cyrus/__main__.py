@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests import corpus
 from tests.cyrus.account import PASSWORD, Account
+from tests.cyrus.append import Message
 from tests.cyrus.config import load, missing
-from tests.cyrus.fill import Message
 from tests.cyrus.server import Cyrus, start_new
 
 _FLAGS = ((), (r"\Seen",), (r"\Seen", r"\Answered"), (r"\Flagged", "$Work"))

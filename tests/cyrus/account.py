@@ -20,7 +20,8 @@ from typing import Any
 
 import httpx
 
-from tests.cyrus import append, utf7
+from tests.cyrus import utf7
+from tests.cyrus.append import Message, append_all
 
 PASSWORD = "correct horse"
 TIMEOUT = 30.0
@@ -78,12 +79,12 @@ class Account:
         received: datetime | None = None,
     ) -> int:
         """Append a message with CRLF line ends to `mailbox`; return its UID."""
-        return self.fill(mailbox, [append.Message(message, tuple(flags), received)])[0]
+        return self.fill(mailbox, [Message(message, tuple(flags), received)])[0]
 
-    def fill(self, mailbox: str, messages: Iterable[append.Message | bytes]) -> list[int]:
+    def fill(self, mailbox: str, messages: Iterable[Message | bytes]) -> list[int]:
         """Append many messages to `mailbox` efficiently; return their UIDs."""
         with self.imap() as connection:
-            return append.append_all(connection, mailbox, messages)
+            return append_all(connection, mailbox, messages)
 
     def create_mailbox(self, name: str) -> None:
         """Create a mailbox and its parents; `/` separates the names."""

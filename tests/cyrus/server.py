@@ -28,7 +28,7 @@ from signal import SIGCONT, SIGSTOP
 
 from tests.cyrus import processes
 from tests.cyrus.account import PASSWORD, Account
-from tests.cyrus.config import MASTER, Config, write_config, missing, set_password
+from tests.cyrus.config import MASTER, Config, missing, set_password, write_config
 from tests.ports import TRIES, PortTakenError, free_ports
 
 START_DEADLINE = 30.0
