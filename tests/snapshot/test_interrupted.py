@@ -28,8 +28,7 @@ from jmapfs.snapshot import staging
 from jmapfs.snapshot.files import sync_directory
 from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
-from tests.cyrus import Account
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
 from tests.server import server_process
@@ -187,14 +186,14 @@ def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Pa
         url = mail.account.url.replace(str(mail.account.http_port), str(relay.port))
         for _ in range(CUTS):
             before = relay.received
-            relay.cut_after(random_bytes.randrange(said))
+            relay.break_after(random_bytes.randrange(said))
             result = home.run("snapshot", "--quiet", url, dest)
-            if relay.is_cut:
+            if relay.is_broken:
                 assert result.exit_code == UnreachableError.exit_code, result.stderr
                 assert len(result.stderr.splitlines()) == 1
             else:
                 assert result.exit_code == 0, result.stderr
-            relay.mend()
+            relay.restore()
             taken = take(home, url, dest)
             # As much as the server says for as many mails.
             said = relay.received - before
