@@ -16,7 +16,8 @@ import msgspec
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
-from jmapfs.snapshot.manifest import Links, Origin
+from jmapfs.snapshot.files import Links
+from jmapfs.snapshot.manifest import Origin
 from jmapfs.tree.export import ExportedMailbox
 
 
@@ -144,7 +145,7 @@ class Source(Protocol):
         ...
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """Return the next mails after a position, in order."""
+        """Return the next emails after a position, in order."""
         ...
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
