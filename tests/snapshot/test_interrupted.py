@@ -24,9 +24,9 @@ import pytest
 from jmapfs.cli.main import cli
 from jmapfs.cli.signals import InterruptedBySignal
 from jmapfs.errors import UnreachableError
-from jmapfs.snapshot import staging as partial_directory
+from jmapfs.snapshot import staging
 from jmapfs.snapshot.files import sync_directory
-from jmapfs.snapshot.repository import is_date
+from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
 from tests.cyrus import Account, Message
 from tests.mounting import Home, wait_until
@@ -75,7 +75,7 @@ class Watcher:
     def _look(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             for path in self._destination.iterdir():
-                if is_date(path.name) and path.name not in self.seen:
+                if parse_date(path.name) is not None and path.name not in self.seen:
                     require_whole(path)
                     self.seen.add(path.name)
 
@@ -243,7 +243,7 @@ def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             os.kill(os.getpid(), signal.SIGINT)
         sync_directory(directory)
 
-    monkeypatch.setattr(partial_directory, "sync_directory", interrupted)
+    monkeypatch.setattr(staging, "sync_directory", interrupted)
     monkeypatch.setenv("JMAPFS_USERNAME", "alice@example.org")
     monkeypatch.setenv("JMAPFS_PASSWORD", "secret")
     arguments = ["snapshot", "--quiet", "--cache-dir", str(tmp_path / "cache")]
