@@ -42,6 +42,16 @@ class Client(EmailMethods, MailboxMethods, ChangeMethods, BlobMethods, BatchMeth
         """What was sent and received so far, by all clients of the session."""
         return self.api.transport.traffic
 
+    @property
+    def concurrency(self) -> int:
+        """The number of requests that may be under way at once."""
+        return self.api.transport.concurrency
+
+    @property
+    def blob_ids_are_sha1(self) -> bool:
+        """Whether blob ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
+        return self.session.blob_ids_are_sha1
+
     def for_account(self, selection: str | None = None) -> Client:
         """Return a client for another account of the session, with the same transport and budget.
 

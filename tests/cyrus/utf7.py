@@ -1,8 +1,7 @@
-"""Mailbox names as IMAP writes them: modified UTF-7 (RFC 3501 §5.1.3).
+"""The encoding of mailbox names in IMAP: modified UTF-7 (RFC 3501 §5.1.3).
 
-Python knows UTF-7 but not this form: `&` opens a shifted run instead of `+`, `,` stands for `/`
-in its base64, printable ASCII always stands for itself and everything else, control characters
-included, is shifted.
+Python supports UTF-7, but not this variant: `&` starts a run instead of `+`, `,` replaces `/` in
+its base64, printable ASCII represents itself, and everything else is encoded.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def encode(name: str) -> bytes:
 
 
 def decode(name: bytes) -> str:
-    """Return what `encode` was given."""
+    """Return the name that `encode` encoded."""
     parts = []
     end = 0
     for match in _SHIFTED.finditer(name):
@@ -39,6 +38,6 @@ def decode(name: bytes) -> str:
 
 
 def quote(name: str) -> str:
-    """Return `name` as an argument of an IMAP command: encoded, and quoted for certain."""
+    """Return `name` as a quoted argument of an IMAP command."""
     encoded = encode(name).decode("ascii")
     return '"' + encoded.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,4 +1,4 @@
-"""Modified UTF-7, against examples of RFC 3501 and by going there and back."""
+"""Modified UTF-7: examples of RFC 3501, and round trips."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.cyrus import utf7
         ("\U0001f600", b"&2D3eAA-"),
     ],
 )
-def test_examples(name: str, encoded: bytes) -> None:
+def test_examples_of_the_rfc(name: str, encoded: bytes) -> None:
     assert utf7.encode(name) == encoded
     assert utf7.decode(encoded) == name
 
 
 @given(st.text())
-def test_there_and_back(name: str) -> None:
+def test_decoding_reverses_encoding(name: str) -> None:
     assert utf7.decode(utf7.encode(name)) == name
 
 
