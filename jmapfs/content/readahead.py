@@ -35,7 +35,8 @@ from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.batch_download import DownloadQueue
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
-from jmapfs.index.reader import IndexReader, NamedFile
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import NamedFile
 
 FIRST_CHUNK: Final = 8
 """Files in the first chunk."""
@@ -384,7 +385,7 @@ class Readahead:
         self._shown.asked_for(inode)
         pursuit = self._watched.get(inode)
         if pursuit is None:
-            for mailbox, name in self._reader.places(inode):
+            for mailbox, name in self._reader.names_of(inode):
                 self._look_around(mailbox, name)
             return
         self._use(pursuit)

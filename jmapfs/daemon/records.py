@@ -14,7 +14,7 @@ import trio
 
 from jmapfs.errors import BusyError, UsageError
 from jmapfs.index.reader import IndexReader
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.export import EmailExport
 from jmapfs.tree.layout import Directory, Layout
 from jmapfs.tree.tree import Tree
@@ -76,7 +76,7 @@ class Records:
         if self._closed:
             raise BusyError("the freeze has ended")
         try:
-            with trio.fail_after(_SECONDS), index_errors():
+            with trio.fail_after(_SECONDS), sqlite_errors("read the index"):
                 return await trio.to_thread.run_sync(question, limiter=self._limiter)
         except trio.TooSlowError:
             raise BusyError(f"no answer within {_SECONDS:.0f} s: the mount is busy") from None
@@ -130,7 +130,7 @@ class _AccountRecords:
 
     def _totals(self, directory: Directory) -> tuple[int, int]:
         if directory.mailbox is None:
-            return self._reader.counts().emails, self._reader.size()
+            return self._reader.counts().emails, self._reader.total_size()
         sizes: dict[int, int] = {}
         for one in self._layout.directories.values():
             if one.mailbox is not None and one.path[: len(directory.path)] == directory.path:

@@ -19,10 +19,10 @@ from typing import Final
 import pyfuse3
 import trio
 
-from jmapfs.index.journal import JournalPart
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.layout import Layout, lay_out
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class CacheInvalidator:
         self._stopped = True
 
     async def _tell(self, reader: IndexReader) -> None:
-        with index_errors():
+        with sqlite_errors("read the index"):
             stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
         # Always: that the server went, or came back, is in no journal but in `.jmapfs.json`.
         self._coming()
@@ -100,7 +100,7 @@ class CacheInvalidator:
 
     def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, tuple[int, int, Layout]]:
         with reader.pinned():
-            part = reader.journal(self._position)
+            part = reader.journal_after(self._position)
             version = reader.layout_version()
             layout = self._layout
             if version != self._layout_version:

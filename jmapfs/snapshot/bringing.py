@@ -23,10 +23,11 @@ import trio
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.download import ContentCheck
 from jmapfs.errors import BlobMismatchError, JmapfsError, ServerError
-from jmapfs.index.reader import AddedBlob, IndexReader
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AddedBlob
 from jmapfs.jmap.client import Client
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, split_into_batches
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 
 # Beyond what every request gets, a large blob gets as long as it takes at this rate.
 _DEADLINE_SECONDS: Final = 120.0
@@ -226,5 +227,5 @@ class EarlyFetcher:
                 await self._blobs.download(batch, self._receiver)
 
     async def _listed_after(self, position: int) -> list[AddedBlob]:
-        with index_errors():
+        with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(self._reader.blobs_added_after, position, _STEP)

@@ -34,7 +34,7 @@ from jmapfs.snapshot.source import (
     SnapshotReport,
     SourceOpener,
 )
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.follower import StateWaiter
 from jmapfs.sync.synchronizer import Synchronizer, check_account
 from jmapfs.tree.export import EmailExport, ExportedMailbox
@@ -153,7 +153,7 @@ class _AccountOpener:
         await self._bring_up_to_date(ahead)
         with self._database.reader() as reader:
             await self._settled(reader)
-            with index_errors():
+            with sqlite_errors("read the index"):
                 source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
             yield source
 
@@ -242,7 +242,7 @@ class _AccountOpener:
 
 def _pinned_state(reader: IndexReader) -> AccountState:
     """Pin the state that the index has now, instead of one that was pinned before."""
-    with index_errors():
+    with sqlite_errors("read the index"):
         reader.unpin()
         reader.pin()
         return reader.state()
@@ -277,7 +277,7 @@ class _AccountSource:
 
     async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
-        with index_errors():
+        with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(
                 self._in_order.after, position, _PART, limiter=self._reading
             )

@@ -17,10 +17,9 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import MethodError
-from jmapfs.index.rows import EmailRecord, MailboxRecord
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Changes, Client, EmailChanges
-from jmapfs.sync.conversion import email_record, mailbox_record
+from jmapfs.jmap.types import Email, Mailbox
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +45,14 @@ class _MailboxUpdate:
     """The state of the mailboxes, and all of them; None where none came, went, moved or changed."""
 
     state: str
-    records: Sequence[MailboxRecord] | None
+    records: Sequence[Mailbox] | None
 
 
 @dataclass(frozen=True, slots=True)
 class _EmailStep:
     """One answer of Email/changes, with the emails that it names."""
 
-    records: Sequence[EmailRecord]
+    records: Sequence[Email]
     gone: Sequence[str]
     state: str
     more: bool
@@ -75,8 +74,7 @@ async def follow(client: Client, writer: IndexWriter) -> bool:
         # Emails are in a mailbox that is younger than our list of mailboxes, or that is gone, or
         # that the server left out. Where are they now, and which mailboxes are there?
         emails, missing = await client.emails(doubtful)
-        records = [email_record(email) for email in emails]
-        await trio.to_thread.run_sync(_place, writer, records, missing)
+        await trio.to_thread.run_sync(_place, writer, emails, missing)
         changed |= await _follow_once(client, writer, all_mailboxes=True)
     if doubtful:
         _log.warning("%d emails are in mailboxes that the server does not describe", len(doubtful))
@@ -113,9 +111,8 @@ async def _mailbox_update(client: Client, since: str) -> _MailboxUpdate:
         if not real:
             return _MailboxUpdate(state, None)
     mailboxes, listed_state = await client.mailboxes()
-    records = [mailbox_record(mailbox) for mailbox in mailboxes]
     # The mailboxes may be newer than the changes: these will come up again, and change nothing.
-    return _MailboxUpdate(state or listed_state, records)
+    return _MailboxUpdate(state or listed_state, mailboxes)
 
 
 async def _mailbox_changes(client: Client, since: str) -> tuple[str, bool]:
@@ -141,7 +138,7 @@ def _only_counts(changes: Changes) -> bool:
 async def _email_step(client: Client, since: str) -> _EmailStep:
     changes = await _known(client.email_changes(since))
     return _EmailStep(
-        records=[email_record(email) for email in changes.emails],
+        records=changes.emails,
         gone=changes.gone,
         state=changes.new_state,
         more=changes.has_more,
@@ -164,7 +161,7 @@ def _store(
             writer.apply_pending_removals()
             writer.retire_mailboxes(gone)
             if not state.complete:
-                writer.settle_inodes()
+                writer.reassign_colliding_inodes()
             state = replace(
                 state, mailbox_state=mailboxes.state, complete=True, synced_at=synced_at
             )
@@ -181,7 +178,7 @@ def _settle(writer: IndexWriter) -> None:
             writer.set_state(replace(state, consistent=True))
 
 
-def _place(writer: IndexWriter, records: Sequence[EmailRecord], missing: Sequence[str]) -> None:
+def _place(writer: IndexWriter, records: Sequence[Email], missing: Sequence[str]) -> None:
     with writer.transaction():
         writer.put_emails(records)
         writer.remove_emails(missing)

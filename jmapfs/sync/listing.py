@@ -20,7 +20,6 @@ from jmapfs.errors import MethodError, ProtocolError, ServerError, lone_errors
 from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, EmailPage
-from jmapfs.sync.conversion import email_record, mailbox_record
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +61,11 @@ async def list_emails(client: Client, writer: IndexWriter, report: ListingReport
 async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
     progress = ListingProgress(email_state=await client.email_state())
     mailboxes, _ = await client.mailboxes()
-    records = [mailbox_record(mailbox) for mailbox in mailboxes]
 
     def begin() -> None:
         with writer.transaction():
             # The ones that are gone stay until their emails are known to be elsewhere.
-            writer.replace_mailboxes(records)
+            writer.replace_mailboxes(mailboxes)
             writer.begin_listing(progress)
             # Until what comes after it has been followed, too.
             writer.set_state(replace(writer.state(), consistent=False))
@@ -115,9 +113,8 @@ async def _fetch_pages(
 
 
 def _store(writer: IndexWriter, page: EmailPage, progress: ListingProgress) -> None:
-    records = [email_record(email) for email in page.emails]
     with writer.transaction():
-        writer.put_emails(records)
+        writer.put_emails(page.emails)
         writer.set_listing_progress(progress)
 
 
@@ -125,13 +122,12 @@ async def _end(client: Client, writer: IndexWriter) -> None:
     """Ask for what was not named: only an email that is not found is gone."""
     unlisted = await trio.to_thread.run_sync(writer.unlisted_emails)
     emails, not_found = await client.emails(unlisted) if unlisted else ([], [])
-    records = [email_record(email) for email in emails]
 
     def end() -> None:
         with writer.transaction():
             progress = writer.listing_progress()
             assert progress is not None  # noqa: S101 - for the type checker
-            writer.put_emails(records)
+            writer.put_emails(emails)
             writer.remove_emails(not_found)
             # The mailbox state goes with the mailboxes, which are asked for again after this.
             writer.set_state(

@@ -22,7 +22,6 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.origins import origin_of
 from jmapfs.sync.changes import ChangesUnknownError, follow
-from jmapfs.sync.conversion import mailbox_record
 from jmapfs.sync.listing import ListingReport, list_emails
 
 _log = logging.getLogger(__name__)
@@ -111,14 +110,13 @@ class Synchronizer:
         mailboxes, mailbox_state = await self._client.mailboxes()
         if await self._client.email_state() != state.email_state:
             return False
-        records = [mailbox_record(mailbox) for mailbox in mailboxes]
 
         def complete() -> None:
             with self._writer.transaction():
                 self._writer.apply_pending_removals()
-                self._writer.retire_mailboxes(self._writer.replace_mailboxes(records))
+                self._writer.retire_mailboxes(self._writer.replace_mailboxes(mailboxes))
                 if not state.complete:
-                    self._writer.settle_inodes()
+                    self._writer.reassign_colliding_inodes()
                 known = state.complete and state.consistent
                 if not known or state.mailbox_state != mailbox_state:
                     self._writer.set_state(

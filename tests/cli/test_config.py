@@ -74,7 +74,7 @@ def test_the_file_that_the_environment_names(
     other = tmp_path / "other.toml"
     monkeypatch.setenv("JMAPFS_CONFIG", str(other))
     assert config_path() == other
-    refused(str(other), "JMAPFS_CONFIG", "not there")
+    refused(str(other), "JMAPFS_CONFIG", "does not exist")
     other.write_text(HEAD)
     assert list(read_config().accounts) == ["home"]
 

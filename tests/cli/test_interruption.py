@@ -114,10 +114,11 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         assert process.wait(timeout=1) == -signal.SIGINT
 
 
-def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
-    (tmp_path / "click.py").write_text(SLOW_IMPORT)
+@pytest.mark.parametrize(("module", "argument"), [("click", "--version"), ("rich", "status")])
+def test_ctrl_c_during_imports_ends_silently(tmp_path: Path, module: str, argument: str) -> None:
+    (tmp_path / f"{module}.py").write_text(SLOW_IMPORT)
     with subprocess.Popen(
-        [sys.executable, "-m", "jmapfs", "--version"],
+        [sys.executable, "-m", "jmapfs", argument],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

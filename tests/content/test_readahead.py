@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from jmapfs.errors import UnreachableError
-from jmapfs.index.reader import NamedFile
+from jmapfs.index.rows import NamedFile
 from tests.content.directories import Directories, directories
 from tests.content.server import MIB, Limits
 

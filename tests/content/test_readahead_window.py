@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jmapfs.content.readahead import FIRST_CHUNK, LARGEST_CHUNK, ReadaheadWindow
-from jmapfs.index.reader import NamedFile
+from jmapfs.index.rows import NamedFile
 
 
 def files(first: int, count: int) -> list[NamedFile]:

@@ -416,7 +416,7 @@ def test_an_altered_manifest_is_told_of(tmp_path: Path) -> None:
     result = run(tmp_path, OLD, NEW)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "*  Inbox/0001.eml  +x"
-    assert f"{NEW} is damaged, and this may be wrong" in result.stderr
+    assert f"{NEW} is damaged, so this may be wrong" in result.stderr
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:

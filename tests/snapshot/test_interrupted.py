@@ -229,7 +229,7 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
         if process.returncode == 0:
             continue
         assert process.returncode == 130
-        assert re.fullmatch("jmapfs: interrupted(, when .* was there already)?\n", errors), errors
+        assert re.fullmatch("jmapfs: interrupted(, but .* is complete)?\n", errors), errors
         interrupted += 1
     assert interrupted
     taken = take(home, mail.account.url, dest)
@@ -250,7 +250,7 @@ def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arguments = ["snapshot", "--quiet", "--cache-dir", str(tmp_path / "cache")]
     with (
         server_process() as server,
-        pytest.raises(InterruptedBySignal, match="was there already") as caught,
+        pytest.raises(InterruptedBySignal, match="is complete") as caught,
     ):
         cli.main([*arguments, server.url, str(tmp_path / "dest")], standalone_mode=False)
     [date] = dates(tmp_path / "dest")

@@ -108,13 +108,13 @@ def test_where_it_may_not_be(few: Stored, home: Home, mount: Mounted, tmp_path: 
     for source in (few.account.url, mount.path):
         result = home.run("snapshot", source, mount.path / "dest")
         assert result.exit_code == UsageError.exit_code
-        assert "lies in a mount" in result.stderr
+        assert "is inside a mount" in result.stderr
     (tmp_path / "link").symlink_to(mount.path / "Work")
     result = home.run("snapshot", mount.path, tmp_path / "link" / "dest")
     assert result.exit_code == UsageError.exit_code
     result = home.run("snapshot", mount.path, tmp_path)
     assert result.exit_code == UsageError.exit_code
-    assert "lies in" in result.stderr
+    assert "contains the mount" in result.stderr
     result = home.run("snapshot", mount.path / "nothing", tmp_path / "dest")
     assert result.exit_code == UsageError.exit_code
     result = home.run("snapshot", tmp_path / "home", tmp_path / "dest")

@@ -61,8 +61,8 @@ def test_the_table(tmp_path: Path) -> None:
         "2026-11-01T120000Z  1,200  1,200     0    0 B  complete  never",
         "2026-11-02T120000Z      1      0     0    0 B  complete  2026-11-20 13:14: good (quick)",
         "2026-11-03T120000Z      1      0     0    0 B  damaged   2026-11-20 13:14: missing",
-        "2 not finished: the next run takes over what has come for it",
-        "1 half removed: the next prune completes that",
+        "2 unfinished: the next run uses the mail fetched so far",
+        "1 partly removed: the next prune removes the rest",
     ]
 
 

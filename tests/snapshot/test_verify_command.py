@@ -72,7 +72,7 @@ def on_record(destination: Path, date: str) -> str | None:
 def test_a_good_one(destination: Path) -> None:
     outcome = Outcome(destination / DATE)
     size = sum(len(letter.bytes) for letter in LETTERS)
-    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: all as it was"]
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: no differences"]
     assert (outcome.exit_code, outcome.remarks) == (0, [])
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", None)
 
@@ -80,7 +80,7 @@ def test_a_good_one(destination: Path) -> None:
 def test_all_of_a_destination(destination: Path) -> None:
     outcome = Outcome(destination)
     size = sum(len(letter.bytes) for letter in LETTERS)
-    assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: all as it was"]
+    assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: no differences"]
     assert outcome.exit_code == 0
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", "good")
 
@@ -178,7 +178,7 @@ def test_copies_made_without_links(destination: Path) -> None:
     subprocess.run(["cp", "-r", destination / DATE, copy], check=True)
     outcome = Outcome("--quick", copy)
     assert outcome.exit_code == 0
-    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, no content read: all as it was"]
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, no content read: no differences"]
     (remark,) = outcome.remarks
     assert remark.startswith(f"jmapfs: {DATE}: 1 mail has several files that were one")
     assert sorted(path.name for path in copy.parent.iterdir()) == [DATE]
