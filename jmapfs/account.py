@@ -164,7 +164,7 @@ class AccountBlobSource:
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether content can be checked by its id."""
-        return self._client().session.blob_ids_are_sha1
+        return self._client().blob_ids_are_sha1
 
     @property
     def batch_limits(self) -> BatchLimits | None:
@@ -185,10 +185,14 @@ class AccountBlobSource:
         with self._watched():
             return await self._client().download_batch(blobs, deadline=deadline)
 
-    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
+    async def download_blob(
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float
+    ) -> bytes:
         """Return the content of a blob."""
         with self._watched():
-            return await self._client().download_blob(blob_id, deadline=deadline)
+            return await self._client().download_blob(
+                blob_id, size_hint=size_hint, deadline=deadline
+            )
 
     @contextlib.asynccontextmanager
     async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:

@@ -25,16 +25,21 @@ from jmapfs.snapshot.diff import (
     renamed_mailboxes,
 )
 from jmapfs.snapshot.manifest import MAIL, is_intact
-from jmapfs.snapshot.overview import RepositoryOverview, SnapshotStatus, list_snapshots
 from jmapfs.snapshot.prune import (
     UNLIMITED,
-    Pruned,
+    PruneResult,
     RetentionPolicy,
     Verdict,
     plan_pruning,
     prune,
 )
-from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.snapshot.repository import (
+    Repository,
+    RepositoryOverview,
+    Snapshot,
+    SnapshotStatus,
+    list_snapshots,
+)
 
 _HEADINGS: Final = ("DATE", "MAILS", "NEW", "GONE", "ADDED", "STATE", "VERIFIED")
 _NUMBER_COLUMNS: Final = range(1, 5)
@@ -232,7 +237,7 @@ def prune_command(
     repository = Repository(destination)
     policy = RetentionPolicy(last, hourly, daily, weekly, monthly, yearly)
     if dry_run:
-        pruned = Pruned(plan_pruning(repository, policy), 0)
+        pruned = PruneResult(plan_pruning(repository, policy), 0)
     else:
         status_console = Console(quiet=True) if quiet else console
         with status_console.status("reading the snapshots") as status:
@@ -246,7 +251,7 @@ def prune_command(
         _show_pruned(pruned, repository, dry_run=dry_run)
 
 
-def _show_pruned(pruned: Pruned, repository: Repository, *, dry_run: bool) -> None:
+def _show_pruned(pruned: PruneResult, repository: Repository, *, dry_run: bool) -> None:
     verdicts = pruned.plan.snapshots
     if not verdicts:
         click.echo(f"{escaped(str(repository.path))}: there are no snapshots")
@@ -263,7 +268,7 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     return verdict.date, "keep" if verdict.kept else "remove", ", ".join(notes)
 
 
-def _prune_json(pruned: Pruned, *, dry_run: bool) -> str:
+def _prune_json(pruned: PruneResult, *, dry_run: bool) -> str:
     document = {
         "dry_run": dry_run,
         "snapshots": pruned.plan.snapshots,

@@ -15,11 +15,18 @@ from jmapfs.cli.options import directory_type, escaped, format_size
 from jmapfs.cli.output import MailProgress, console, json_document, notice
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.findings import KINDS, VerifyResult, counted, error_of
 from jmapfs.snapshot.manifest import Description
-from jmapfs.snapshot.verify import snapshots_at, verify
-from jmapfs.snapshot.verify_read import Inodes
-from jmapfs.snapshot.verify_record import Verification, destination_of, record
+from jmapfs.snapshot.repository import repository_of
+from jmapfs.snapshot.verify import (
+    KINDS,
+    VerifyResult,
+    error_for,
+    format_counts,
+    snapshots_at,
+    verify,
+)
+from jmapfs.snapshot.verify_read import InodeCache
+from jmapfs.snapshot.verify_record import Verification, save_verification
 
 
 @click.command("verify")
@@ -47,7 +54,7 @@ class _VerifyRun:
         self._quick = quick
         self._as_json = as_json
         self._quiet = quiet
-        self._inodes = Inodes()
+        self._inodes = InodeCache()
         self._results: list[VerifyResult] = []
         self._failure: StorageError | None = None
         self._record_error = ""
@@ -87,7 +94,7 @@ class _VerifyRun:
         Raises:
             JmapfsError: something is wrong with a snapshot.
         """
-        error = error_of(self._results)
+        error = error_for(self._results)
         if self._as_json:
             click.echo(json_document({"snapshots": self._documents}))
         elif self._results and not self._quiet:
@@ -129,7 +136,7 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def began(self, description: Description | None) -> None:
+    def started(self, description: Description | None) -> None:
         """Show a bar if the number of mails is known."""
         if self._quiet or description is None:
             return
@@ -146,11 +153,11 @@ class _Display:
 def _record(result: VerifyResult) -> str:
     """Record the outcome in DEST, if there is one; return the error message, or an empty string."""
     try:
-        destination = destination_of(result.path)
+        destination = repository_of(result.path)
         if destination is not None:
             when = datetime.now(UTC).replace(microsecond=0)
             verification = Verification(when, result.outcome, result.quick)
-            record(destination, result.path.name, verification)
+            save_verification(destination.path, result.path.name, verification)
     except StorageError as error:
         return escaped(str(error))
     return ""
@@ -163,7 +170,7 @@ def _summary(results: Sequence[VerifyResult]) -> str:
     size = format_size(sum(result.bytes_read for result in results))
     how = "no content read" if results[0].quick else f"{size} read"
     different = any(result.findings for result in results)
-    outcome = counted(results) if different else "no differences"
+    outcome = format_counts(results) if different else "no differences"
     return f"{name}: {mails:,} mails in {files:,} files, {how}: {outcome}"
 
 

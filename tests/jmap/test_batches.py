@@ -550,8 +550,7 @@ async def test_faults_of_a_server(capability: str, fault: Any) -> None:
 
 
 async def test_a_real_server(cyrus_account: CyrusAccount) -> None:
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    mails = list(dict.fromkeys(mails))
+    mails = corpus.all_mails()
     cyrus_account.fill("INBOX", mails)
     credentials = BasicCredentials(cyrus_account.name, cyrus_account.password)
     async with connect(cyrus_account.url, credentials) as client:

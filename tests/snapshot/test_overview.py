@@ -14,11 +14,9 @@ from click.testing import CliRunner, Result
 
 from jmapfs.cli.snapshots_command import snapshots_command
 from jmapfs.errors import UsageError
-from jmapfs.snapshot.findings import Outcome
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST
-from jmapfs.snapshot.overview import list_snapshots
-from jmapfs.snapshot.repository import Repository
-from jmapfs.snapshot.verify_record import Verification, record
+from jmapfs.snapshot.repository import Repository, list_snapshots
+from jmapfs.snapshot.verify_record import Outcome, Verification, save_verification
 from tests.snapshot.making import Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 4)]
@@ -35,7 +33,7 @@ def snapshots(tmp_path: Path) -> list[Path]:
 
 
 def verified(destination: Path, date: str, outcome: Outcome, *, quick: bool = False) -> None:
-    record(Repository(destination), date, Verification(WHEN, outcome, quick))
+    save_verification(destination, date, Verification(WHEN, outcome, quick))
 
 
 def states(destination: Path) -> list[str]:
