@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -96,11 +96,11 @@ class EmailBatch:
             (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-        for mailbox_id in _true_keys(email.mailbox_ids):
+        for mailbox_id in sorted(email.mailbox_ids):
             self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
         self._connection.executemany(
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
-            [(number, keyword) for keyword in _true_keys(email.keywords)],
+            [(number, keyword) for keyword in sorted(email.keywords)],
         )
 
     def _remove(self, number: int, inode: int, stem: str) -> None:
@@ -123,7 +123,7 @@ class EmailBatch:
                 "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
             )
         )
-        current = {self._mailbox_number(mailbox_id) for mailbox_id in _true_keys(email.mailbox_ids)}
+        current = {self._mailbox_number(mailbox_id) for mailbox_id in sorted(email.mailbox_ids)}
         for mailbox in names.keys() - current:
             self._remove_name(mailbox, stem, names[mailbox], inode)
         for mailbox in current - names.keys():
@@ -136,7 +136,7 @@ class EmailBatch:
                 "SELECT keyword FROM keyword WHERE email = ?", (number,)
             )
         }
-        current = set(_true_keys(email.keywords))
+        current = email.keywords
         self._connection.executemany(
             "DELETE FROM keyword WHERE email = ? AND keyword = ?",
             [(number, keyword) for keyword in known - current],
@@ -290,8 +290,3 @@ def increment_layout_version(connection: sqlite3.Connection) -> None:
 def _received_at(email: Email) -> int:
     # Whole seconds: servers and backup tools would not all preserve a fraction.
     return (email.received_at - _EPOCH) // _SECOND
-
-
-def _true_keys(values: Mapping[str, bool] | None) -> list[str]:
-    """Return the members of a set as JMAP sends it (RFC 8621 §4.1.1), in order."""
-    return sorted(key for key, value in (values or {}).items() if value)

@@ -129,6 +129,11 @@ class Api:
         return self.transport.concurrency
 
     @property
+    def blob_ids_are_sha1(self) -> bool:
+        """Whether blob ids of `G` and 40 hex digits contain the SHA-1 of the blob (Cyrus)."""
+        return self.session.blob_ids_are_sha1
+
+    @property
     def max_objects_in_get(self) -> int:
         """How many ids to request at once: the limit of the session, or a lower one learned."""
         return min(self.session.limits.max_objects_in_get, self._learned_objects)

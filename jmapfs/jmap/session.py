@@ -48,8 +48,7 @@ class Limits:
 class Session:
     """A session of one user. `url` is where it was fetched, after all redirects.
 
-    `blob_ids_are_sha1` says whether a blob id of `G` and 40 hex digits contains the SHA-1 of the
-    blob. That holds for Cyrus and for Fastmail, which runs it.
+    `blob_ids_are_sha1` is true of Cyrus and of Fastmail, which runs it.
     """
 
     url: str

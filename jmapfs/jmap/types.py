@@ -44,6 +44,17 @@ EMAIL_PROPERTIES = (
 
 _MAX_QUOTED = 80
 
+
+class MailboxIds(frozenset[str]):
+    """The `mailboxIds` of an Email: the ids whose value is true."""
+
+
+class Keywords(frozenset[str]):
+    """The `keywords` of an Email: those whose value is true. null stands for none."""
+
+
+_FLAGS: dict[type, Any] = {MailboxIds: dict[Id, bool], Keywords: dict[str, bool] | None}
+
 # Making a decoder costs more than using it, and this package has few types.
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 
@@ -59,7 +70,7 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
         raise ProtocolError(f"{what} is empty")
     decoder = _DECODERS.get(type_)
     if decoder is None:
-        decoder = _DECODERS[type_] = msgspec.json.Decoder(type_)
+        decoder = _DECODERS[type_] = msgspec.json.Decoder(type_, dec_hook=_decode_flags)
     try:
         document: T = decoder.decode(view)
     except msgspec.ValidationError as error:
@@ -74,6 +85,14 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
             f"{what} is not JSON ({printable(reason, 100)}): {kind}it begins with '{start}'"
         ) from None
     return document
+
+
+def _decode_flags(type_: type[Any], value: object) -> object:
+    if type_ not in _FLAGS:
+        # msgspec also asks about `object`, which any value is.
+        return value
+    flags: dict[str, bool] = msgspec.convert(value, _FLAGS[type_]) or {}
+    return type_(key for key, true in flags.items() if true)
 
 
 class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -96,17 +115,16 @@ class Address(msgspec.Struct, frozen=True):
 class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """An Email (RFC 8621 §4). What a file needs is required: blob, size, date, mailboxes.
 
-    `size` is in bytes. `received_at` is in UTC. In `mailbox_ids` and `keywords` the keys count
-    whose value is true. `from_` is None if the message has no such header.
+    `size` is in bytes. `received_at` is in UTC. `from_` is None if the message has no such header.
     """
 
     id: Id
     blob_id: Id
-    mailbox_ids: dict[Id, bool]
+    mailbox_ids: MailboxIds
     size: UnsignedInt
     received_at: Date
     thread_id: str | None = None
-    keywords: dict[str, bool] | None = None
+    keywords: Keywords = Keywords()
     subject: str | None = None
     from_: tuple[Address, ...] | None = msgspec.field(name="from", default=None)
 

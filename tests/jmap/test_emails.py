@@ -10,7 +10,7 @@ import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.client import Client
-from jmapfs.jmap.types import Address, Email
+from jmapfs.jmap.types import Address, Email, Keywords, MailboxIds
 from tests.jmap.fake import (
     LIMIT,
     Arguments,
@@ -72,8 +72,8 @@ async def test_email() -> None:
         id="M1",
         blob_id="B1",
         thread_id="T1",
-        mailbox_ids={"inbox": True, "gone": False},
-        keywords={"$seen": True, "$flagged": False},
+        mailbox_ids=MailboxIds({"inbox"}),
+        keywords=Keywords({"$seen"}),
         size=101,
         received_at=datetime(2024, 3, 1, 0, 1, tzinfo=UTC),
         subject="Mail 1",
@@ -83,7 +83,7 @@ async def test_email() -> None:
 
 async def test_what_may_be_null() -> None:
     email = await one(subject=None, threadId=None, keywords=None, **{"from": None})
-    assert (email.subject, email.from_, email.keywords) == (None, None, None)
+    assert (email.subject, email.from_, email.keywords) == (None, None, frozenset())
     assert (await one(**{"from": [{"name": None}, {}]})).from_ == (Address(), Address())
 
 
