@@ -21,7 +21,7 @@ import click
 import msgspec
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import PrefetchDisplay, console
+from jmapfs.cli.output import MailProgress, console
 from jmapfs.control.mounts import mount_of, socket_directory, socket_name
 from jmapfs.control.socket_client import ask
 from jmapfs.daemon.commands import PREFETCH_STEP, FetchedMails, MissingMails, Reason
@@ -116,8 +116,7 @@ def prefetch(paths: Sequence[Path]) -> str:
         StorageError: the cache is too small for them all.
         JmapfsError: some cannot be had; the exit code is that of the reason.
     """
-    display = PrefetchDisplay(console)
-    errands = [_Errand(*one, display) for one in mails_below(paths).items()]
+    errands = [_Errand(*one) for one in mails_below(paths).items()]
     for errand in errands:
         errand.look()
     for errand in errands:
@@ -152,13 +151,12 @@ class _Errand:
     At the end `missing` says how many are not there, and `reason` why.
     """
 
-    def __init__(self, mountpoint: Path, inodes: Iterable[int], display: PrefetchDisplay) -> None:
+    def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
         self.wanted = dict.fromkeys(inodes)
         self.fetched: set[int] = set()
         self.missing = 0
         self.reason: Reason | None = None
         self._mountpoint = mountpoint
-        self._display = display
         self._sizes: dict[int, int] = {}
 
     @property
@@ -186,22 +184,23 @@ class _Errand:
     def check(self) -> None:
         """Have what is cached read: it may be damaged, and is not to make room for the others."""
         pending = deque(inode for inode in self.wanted if inode not in self._sizes)
-        with self._display.checking(len(pending)) as show:
+        with MailProgress(console, "checking the cache", len(pending)) as progress:
             while pending:
                 some = _taken(pending)
                 answer = self._ask("missing", some, MissingMails, read=True)
                 self._drop(answer.gone)
                 self._sizes.update(answer.missing)
                 pending.extendleft(reversed(answer.unchecked))
-                show(len(some) - len(answer.unchecked))
+                progress.advance(len(some) - len(answer.unchecked))
 
     def fetch(self) -> None:
         """Have everything fetched that can be had, and find out whether all of it is there."""
         if not self._sizes:
             return
-        with self._display.fetching(len(self._sizes), sum(self._sizes.values())) as show:
+        size = sum(self._sizes.values())
+        with MailProgress(console, "fetching mail", len(self._sizes), size) as progress:
             for some in self._fetch_all():
-                show(len(some), sum(self._sizes[inode] for inode in some))
+                progress.advance(len(some), sum(self._sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:

@@ -24,7 +24,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
-from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
+from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -119,7 +119,7 @@ async def account_opener(
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
-        opened_cache(directory / "blobs") as cache,
+        open_cache(directory / "blobs") as cache,
     ):
         yield _AccountOpener(
             client,
@@ -225,7 +225,7 @@ class _AccountOpener:
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
-                listing.proceed()
+                listing.note_listed()
 
             with lone_errors():
                 async with trio.open_nursery() as nursery:
@@ -233,7 +233,7 @@ class _AccountOpener:
                     try:
                         await synchronizer.bring_up_to_date(listed)
                     finally:
-                        listing.end()
+                        listing.stop()
 
     def _origin(self) -> Origin:
         session, account = self._client.session, self._client.account
