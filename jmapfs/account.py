@@ -24,7 +24,7 @@ from typing import Final, Self
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batch_limits import BatchLimits
+from jmapfs.jmap.batches import BatchLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials, Credentials
