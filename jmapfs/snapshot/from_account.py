@@ -15,11 +15,11 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.control.mounts import mounts, socket_directory, socket_name
 from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -35,8 +35,7 @@ from jmapfs.snapshot.source import (
     SourceOpener,
 )
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import StateWaiter
-from jmapfs.sync.synchronizer import Synchronizer, check_account
+from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 from jmapfs.tree.export import EmailExport, ExportedMailbox
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
@@ -205,10 +204,10 @@ class _AccountOpener:
     async def _try_to_keep(self, ahead: EarlySink) -> BusyError | None:
         """Bring the index up to date, or return who keeps it from us."""
         # Not longer than it takes: a mount that is made meanwhile is to have the index.
-        with WriterLease(self._database.path.parent, self._database) as lead:
-            refusal = await trio.to_thread.run_sync(lead.try_now)
+        with WriterLease(self._database) as lead:
+            refusal = await trio.to_thread.run_sync(lead.try_acquire)
             await trio.to_thread.run_sync(check_account, self._database, self._client)
-            writer = lead.take() if refusal is None else None
+            writer = lead.writer() if refusal is None else None
             if writer is not None:
                 await self._synchronize(writer, ahead)
         return refusal

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.errors import BusyError
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.snapshot import from_account
@@ -40,7 +40,7 @@ class Kept:
         return self.directory / "dest"
 
     def become(self, *, settled: bool) -> None:
-        writer = self.lead.take()
+        writer = self.lead.writer()
         assert writer is not None
         with writer.transaction():
             writer.set_state(replace(writer.state(), consistent=settled))
@@ -72,8 +72,8 @@ async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         await taken(source, tmp_path, Listener())
         directory = account_directory(tmp_path / "cache", source)
-        with WriterLease(directory, IndexDatabase(directory)) as lead:
-            assert lead.try_now() is None
+        with WriterLease(IndexDatabase(directory)) as lead:
+            assert lead.try_acquire() is None
             yield Kept(server.primary, source, tmp_path, lead, Listener())
 
 
