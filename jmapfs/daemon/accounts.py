@@ -160,7 +160,7 @@ class MountedAccount:
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
         if self.ahead is not None and offset == 0:
-            self.ahead.note(self.inward(record.inode))
+            self.ahead.record_read(self.inward(record.inode))
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:

@@ -22,7 +22,7 @@ import msgspec
 import trio
 import trio.lowlevel
 
-from jmapfs.content.prefetch import Checked, Prefetcher, is_temporary
+from jmapfs.content.prefetch import CheckResult, Prefetcher, is_temporary
 from jmapfs.control.socket_server import Command, SessionCommand
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.freeze import Freezer, Frozen
@@ -173,17 +173,17 @@ class _Part:
         if read:
             checked = await self._prefetcher.check(wanted, _SECONDS)
         else:
-            checked = Checked(await self._prefetcher.missing(wanted), [])
+            checked = CheckResult(await self._prefetcher.missing(wanted), [])
         absent, unchecked = set(checked.absent), set(checked.unchecked)
         answer.missing += [(one.inode, one.size) for one in records if one.blob_id in absent]
         answer.unchecked += [one.inode for one in records if one.blob_id in unchecked]
-        taken = sum(self._prefetcher.charge(wanted[one]) for one in wanted.keys() - unchecked)
-        answer.caches.append(CacheUse(self._name, taken, self._prefetcher.room))
+        taken = sum(self._prefetcher.cost(wanted[one]) for one in wanted.keys() - unchecked)
+        answer.caches.append(CacheUse(self._name, taken, self._prefetcher.capacity))
 
     async def fetch(self, records: Sequence[FileRecord], answer: FetchedMails) -> None:
         wanted = {record.blob_id: record.size for record in records}
         fetched = await self._prefetcher.fetch(wanted, _SECONDS)
-        left = set(fetched.left)
+        left = set(fetched.remaining)
         answer.left += [one.inode for one in records if one.blob_id in left]
         for record in records:
             error = fetched.failed.get(record.blob_id)
@@ -251,9 +251,9 @@ def _account_status(account: MountedAccount) -> dict[str, Any]:
             "bytes": cache.bytes,
             "limit": cache.limit,
             "blobs": cache.blobs,
-            "hits": counters.memory_hits + counters.disk_hits,
+            "hits": counters.hits,
         },
-        "ahead": {"downloaded": counters.ahead, "recalled": counters.recalled},
+        "ahead": {"downloaded": counters.ahead_downloaded, "recalled": counters.ahead_recalled},
         "http": {
             "requests": traffic.requests,
             "blobs": traffic.blobs,

@@ -93,7 +93,7 @@ class EmailBatch:
         )
         number = self._connection.execute(
             "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
-            (email.id, inode, email.thread_id, stem),
+            (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
         for mailbox_id in sorted(email.mailbox_ids):

@@ -23,7 +23,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
-from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
+from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -60,7 +60,7 @@ async def account_opener(
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
-        opened_cache(directory / "blobs") as cache,
+        open_cache(directory / "blobs") as cache,
     ):
         database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
         yield _AccountOpener(client, database, blobs, report, allow_stale=allow_stale)
@@ -161,7 +161,7 @@ class _AccountOpener:
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
-                fetcher.proceed()
+                fetcher.note_listed()
 
             with lone_errors():
                 async with trio.open_nursery() as nursery:
@@ -169,7 +169,7 @@ class _AccountOpener:
                     try:
                         await synchronizer.bring_up_to_date(listed)
                     finally:
-                        fetcher.end()
+                        fetcher.stop()
 
     async def _request_update(self, busy: BusyError, waiter: StateWaiter) -> BusyError | None:
         """Ask mounts to bring the index up to date; return the error if it is not afterwards.

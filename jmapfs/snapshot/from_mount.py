@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
+from jmapfs.content.download import split_into_batches
 from jmapfs.control.mounts import socket_directory, socket_name
 from jmapfs.control.socket_client import SYNC_SECONDS, Hold, ask, hold
 from jmapfs.errors import (
@@ -39,7 +40,6 @@ from jmapfs.snapshot.source import (
     EarlySink,
     Sink,
     SnapshotReport,
-    split_into_batches,
 )
 from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import time_text

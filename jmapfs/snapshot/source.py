@@ -7,7 +7,7 @@ and it downloads the contents that the engine requests. There are two implementa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -99,28 +99,6 @@ class BlobTotals(NamedTuple):
         return BlobTotals(self.blobs + other.blobs, self.bytes + other.bytes)
 
 
-def split_into_batches(
-    requests: Iterable[BlobRequest], *, max_blobs: int, max_bytes: int, alone_above: int
-) -> Iterator[Sequence[BlobRequest]]:
-    """Divide requests, in order, into batches of at most `max_blobs` blobs and `max_bytes` bytes.
-
-    A blob larger than `alone_above` bytes becomes a batch of its own.
-    """
-    batch: list[BlobRequest] = []
-    size = 0
-    for request in requests:
-        if request.size > alone_above:
-            yield [request]
-            continue
-        if batch and (len(batch) == max_blobs or size + request.size > max_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(request)
-        size += request.size
-    if batch:
-        yield batch
-
-
 class Sink(Protocol):
     """Stores downloaded contents."""
 
@@ -129,7 +107,7 @@ class Sink(Protocol):
         ...
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
-        """Store a content chunk by chunk; nothing is stored if `chunks` raises."""
+        """Store a content in chunks of about 1 MiB; nothing is stored if `chunks` raises."""
         ...
 
 

@@ -18,13 +18,12 @@ import trio
 
 from jmapfs.errors import MethodError
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client
-from jmapfs.jmap.methods import Changes, MailboxChanges
+from jmapfs.jmap.client import Changes, Client, EmailChanges
 from jmapfs.jmap.types import Email, Mailbox
 
 _log = logging.getLogger(__name__)
 
-_C = TypeVar("_C", bound=Changes)
+_C = TypeVar("_C", Changes, EmailChanges)
 
 _PASSES: Final = 3
 
@@ -130,7 +129,7 @@ async def _mailbox_changes(client: Client, since: str) -> tuple[str, bool]:
         since = changes.new_state
 
 
-def _only_counts(changes: MailboxChanges) -> bool:
+def _only_counts(changes: Changes) -> bool:
     # RFC 8621 §2.2: null means that anything may have changed.
     properties = changes.updated_properties
     return properties is not None and _COUNT_PROPERTIES.issuperset(properties)
@@ -138,13 +137,9 @@ def _only_counts(changes: MailboxChanges) -> bool:
 
 async def _email_step(client: Client, since: str) -> _EmailStep:
     changes = await _known(client.email_changes(since))
-    wanted = list(dict.fromkeys((*changes.created, *changes.updated)))
-    emails, missing = await client.emails(wanted) if wanted else ([], [])
-    # Servers may name an id in several of the three: what is there is not gone.
-    gone = set(changes.destroyed).difference(email.id for email in emails).union(missing)
     return _EmailStep(
-        records=emails,
-        gone=sorted(gone),
+        records=changes.emails,
+        gone=changes.gone,
         state=changes.new_state,
         more=changes.has_more,
     )

@@ -19,8 +19,7 @@ import trio
 from jmapfs.errors import MethodError, ProtocolError, ServerError, lone_errors
 from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client
-from jmapfs.jmap.methods import EmailPage
+from jmapfs.jmap.client import Client, EmailPage
 
 _log = logging.getLogger(__name__)
 

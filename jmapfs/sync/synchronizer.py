@@ -21,7 +21,6 @@ from jmapfs.index.rows import AccountState
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.origins import origin_of
-from jmapfs.jmap.session import Session
 from jmapfs.sync.changes import ChangesUnknownError, follow
 from jmapfs.sync.listing import ListingReport, list_emails
 
@@ -135,9 +134,7 @@ class Synchronizer:
 
 
 def check_account(database: IndexDatabase, client: Client) -> None:
-    """Check that what is indexed is what the client leads to, now and for as long as it is used.
-
-    A new index is anybody's.
+    """Check that the index is of the account of the client. A new index fits any account.
 
     Raises:
         ConfigError: the index belongs to another account, or another server.
@@ -146,19 +143,6 @@ def check_account(database: IndexDatabase, client: Client) -> None:
     state = database.state()
     if state.account_id:
         _check(state, database, client)
-    server, account_id = client.session.api_url, client.account_id
-
-    def vet(session: Session) -> None:
-        # Its answers would be stored before the next round began with a check.
-        if origin_of(session.api_url) != origin_of(server):
-            raise ConfigError(
-                f"the index in {database.path.parent} belongs to account {account_id} at {server},"
-                f" and the server's API is at {session.api_url} now"
-            )
-        if account_id not in session.accounts:
-            raise ConfigError(f"the server's session no longer has the account {account_id}")
-
-    client.api.vet = vet
 
 
 def _check(state: AccountState, database: IndexDatabase, client: Client) -> None:

@@ -70,7 +70,7 @@ class Directories:
                 await trio.lowlevel.checkpoint()
                 return self.pages.pages[file.inode]
             self.reads[file.inode] += 1
-            self.ahead.note(file.inode)
+            self.ahead.record_read(file.inode)
             data = bytes(await self.content.read(file.blob_id, file.size, 0, file.size))
             self.pages.pages[file.inode] = data
             return data
@@ -102,7 +102,7 @@ class Directories:
     def _is_working(self) -> bool:
         """Whether a download or a thread is at work, however long it takes."""
         ahead, content = self.ahead, self.content
-        limiters = (ahead._index_thread, ahead._threads, content._threads._limiter)
+        limiters = (ahead._index_thread, ahead._threads, content._threads.limiter)
         return self.source.running > 0 or any(one.borrowed_tokens for one in limiters)
 
 

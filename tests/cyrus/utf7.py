@@ -10,7 +10,6 @@ import base64
 import re
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
-_SHIFTED = re.compile(rb"&([^-]*)-")
 
 
 def encode(name: str) -> bytes:
@@ -21,20 +20,6 @@ def encode(name: str) -> bytes:
         return "&" + base64.b64encode(units).decode().rstrip("=").replace("/", ",") + "-"
 
     return _UNPRINTABLE.sub(shift, name.replace("&", "&-")).encode("ascii")
-
-
-def decode(name: bytes) -> str:
-    """Return the name that `encode` encoded."""
-    parts = []
-    end = 0
-    for match in _SHIFTED.finditer(name):
-        parts.append(name[end : match.start()].decode("ascii"))
-        run = match[1].replace(b",", b"/")
-        units = base64.b64decode(run + b"=" * (-len(run) % 4))
-        parts.append(units.decode("utf-16-be", "surrogatepass") if run else "&")
-        end = match.end()
-    parts.append(name[end:].decode("ascii"))
-    return "".join(parts)
 
 
 def quote(name: str) -> str:

@@ -1,10 +1,8 @@
-"""Modified UTF-7: examples of RFC 3501, and round trips."""
+"""Modified UTF-7, with the examples of RFC 3501."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.cyrus import utf7
 
@@ -22,12 +20,6 @@ from tests.cyrus import utf7
 )
 def test_examples_of_the_rfc(name: str, encoded: bytes) -> None:
     assert utf7.encode(name) == encoded
-    assert utf7.decode(encoded) == name
-
-
-@given(st.text())
-def test_decoding_reverses_encoding(name: str) -> None:
-    assert utf7.decode(utf7.encode(name)) == name
 
 
 def test_quotes_and_backslashes_are_escaped() -> None:

@@ -103,7 +103,7 @@ def test_end_refuses_other_directories(tmp_path: Path) -> None:
         [DEMO, "--end", precious], env=environment(tmp_path), capture_output=True, check=False
     )
     assert result.returncode == 1
-    assert b"is not the directory of a demo that was kept" in result.stderr
+    assert b"is not the directory of a kept demo" in result.stderr
     assert precious.is_dir()
 
 
