@@ -1,7 +1,8 @@
-"""What `jmapfs` and `python -m jmapfs` run: the commands, once they are imported.
+"""The entry point of `jmapfs` and `python -m jmapfs`.
 
-That takes a third of a second. Ctrl-C meanwhile ends the process as it does any other, without
-the traceback of whatever was just being imported.
+Importing a command takes up to half a second. Until then Ctrl-C ends the process silently, without
+the traceback of the module that was being imported; `jmapfs.cli.main` ends this when the command
+is imported.
 """
 
 import signal
@@ -10,12 +11,10 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from jmapfs.cli.main import main as run_command_line
+    from jmapfs.cli.main import main as run_command_line  # noqa: PLC0415 - not before that
 
-    signal.signal(signal.SIGINT, handler)
     run_command_line()
 
 

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import platformdirs
-
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
@@ -49,11 +47,6 @@ class AccountSource:
     location: str
     credentials: Credentials
     account: str | None = None
-
-
-def default_cache_root() -> Path:
-    """Return where caches go: `$XDG_CACHE_HOME/jmapfs`."""
-    return platformdirs.user_cache_path("jmapfs")
 
 
 def account_directory(cache_root: Path, source: AccountSource) -> Path:
@@ -207,7 +200,7 @@ class AccountBlobSource:
     def _client(self) -> Client:
         if self._keeper.client is None:
             raise UnreachableError(
-                f"offline: {self._keeper.condition.error or 'not connected yet'}"
+                f"offline: {self._keeper.connection.error or 'not connected yet'}"
             )
         return self._keeper.client
 
@@ -218,5 +211,5 @@ class AccountBlobSource:
         except (UnreachableError, AuthenticationError):
             if self._keeper.client is not None:
                 # Is it this download, or is the server gone? The keeper finds out.
-                self._keeper.hint()
+                self._keeper.wake()
             raise

@@ -10,7 +10,7 @@ is name order but for emails of the same second. No counter is kept: a lost cach
 machine, gives the same numbers. Everything stays below 2^62, and 0 and 1 are never given out.
 
 The account is 0 where one account is mounted. Where several are, each has a number of its own
-(`account_numbers`), put into the inodes by `in_account`.
+(`account_numbers`), put into the inodes by `to_mount`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RESERVED: Final = 16
 _DIRECTORY_BIT: Final = 1 << 61
 
 
-def inode_slot(received_at: int) -> range:
+def inode_range(received_at: int) -> range:
     """Return the numbers that emails received at that second (since 1970, UTC) may have."""
     second = min(max(received_at, 0), _SECONDS_LIMIT - 1)
     first = second << _MAIL_SHIFT
@@ -44,7 +44,7 @@ def inode_slot(received_at: int) -> range:
 
 def email_inode(blob_id: str, received_at: int, *, attempt: int = 0) -> int:
     """Return the inode of an email; `attempt` counts the numbers that were found taken."""
-    slot = inode_slot(received_at)
+    slot = inode_range(received_at)
     return slot[_hashed(f"{attempt}:{blob_id}", 64) % len(slot)]
 
 
@@ -76,7 +76,7 @@ def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
     return slots
 
 
-def in_account(slot: int, inode: int) -> int:
+def to_mount(slot: int, inode: int) -> int:
     """Return the number that an account's inode has among those of several accounts.
 
     The account's own root and `.jmapfs.json` become numbers in the range of directories.
@@ -86,8 +86,8 @@ def in_account(slot: int, inode: int) -> int:
     return inode | slot << (_PATH_BITS if inode & _DIRECTORY_BIT else HASH_BITS)
 
 
-def of_account(inode: int) -> tuple[int, int]:
-    """Return the account's number and its own inode: the reverse of `in_account`."""
+def to_account(inode: int) -> tuple[int, int]:
+    """Return the account's number and its own inode: the reverse of `to_mount`."""
     if inode & _DIRECTORY_BIT:
         slot = inode >> _PATH_BITS & _ACCOUNT_MASK
         own = inode & ~(_ACCOUNT_MASK << _PATH_BITS)

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from jmapfs.control.mounts import require_mount, socket_directory, socket_name
+import click
+
+from jmapfs.cli.options import DurationParameter, mountpoint_argument
+from jmapfs.control.mounts import require_mount, resolve, socket_directory, socket_name
 from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import NotMountedError, UsageError
 
@@ -20,6 +23,41 @@ _SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand name
 _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 _KILLED: Final = 128
+
+
+@click.command("sync")
+@mountpoint_argument
+def sync_command(mountpoint: Path) -> None:
+    """Ask for changes now, and wait until MOUNTPOINT shows them."""
+    sync(resolve(mountpoint))
+
+
+@click.command("freeze", context_settings={"ignore_unknown_options": True})
+@mountpoint_argument
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--timeout",
+    type=DurationParameter(),
+    default="2h",
+    show_default=True,
+    help="End the freeze after this time at the latest: 30s, 10m, 2h, 1d.",
+)
+def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -> None:
+    """Hold MOUNTPOINT at its current state, for a backup.
+
+    With a COMMAND (jmapfs freeze MOUNTPOINT -- borg create …), the freeze lasts while the command
+    runs, and the exit code is that of the command. Without one, it lasts until `jmapfs thaw`.
+    """
+    if command:
+        sys.exit(run_frozen(resolve(mountpoint), timeout, command))
+    freeze(resolve(mountpoint), timeout)
+
+
+@click.command("thaw")
+@mountpoint_argument
+def thaw_command(mountpoint: Path) -> None:
+    """End a freeze: MOUNTPOINT follows the account again."""
+    thaw(resolve(mountpoint))
 
 
 def sync(mountpoint: Path) -> None:

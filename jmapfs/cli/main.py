@@ -1,46 +1,87 @@
-"""`jmapfs`: its commands together, and what becomes of their errors.
+"""The `jmapfs` command: its subcommands, and how their errors reach the user.
 
-Errors that were foreseen are one line on stderr and their exit code (see `jmapfs.errors`); what
-was not is a bug, with its traceback.
+A `JmapfsError` is printed on stderr as one line and sets the exit code (see `jmapfs.errors`). Any
+other exception is a bug and leaves its traceback.
 
-Nothing that is imported here needs FUSE: the commands that do import it when they are called.
+Each subcommand is imported when it is called: `jmapfs --help` is fast, and only `jmapfs mount`
+needs FUSE.
 """
 
 from __future__ import annotations
 
+import importlib
+import signal
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from jmapfs import __version__
-from jmapfs.cli import mount_command
-from jmapfs.cli.output import console, escaped
-from jmapfs.cli.signals import InterruptedBySignal
-from jmapfs.cli.snapshot_command import snapshot_command
-from jmapfs.cli.snapshots_command import diff_command, prune_command, snapshots_command
-from jmapfs.cli.verify_command import verify_command
+from jmapfs.cli.options import escaped
 from jmapfs.errors import JmapfsError, MountpointError
 
-INTERRUPTED = 130
+INTERRUPTED: Final = 130
+
+# The module of each command in jmapfs.cli, and the first sentence of the command's docstring.
+_COMMANDS: Final = {
+    "accounts": ("mount_command", "List the accounts with mail that the user of ACCOUNT can see."),
+    "diff": ("snapshots_command", "Show how the mail changed between two snapshots in DEST."),
+    "freeze": ("freeze_command", "Hold MOUNTPOINT at its current state, for a backup."),
+    "mount": ("mount_command", "Mount ACCOUNT at MOUNTPOINT, an empty directory."),
+    "prefetch": ("prefetch_command", "Fetch all mail below each PATH into the cache."),
+    "prune": ("snapshots_command", "Remove the snapshots in DEST that no rule keeps."),
+    "snapshot": (
+        "snapshot_command",
+        "Copy the current mail of SOURCE into a directory of DEST.",
+    ),
+    "snapshots": ("snapshots_command", "List the snapshots in DEST, the oldest first."),
+    "status": ("status_command", "Show the status of one mount, or of all mounts."),
+    "sync": (
+        "freeze_command",
+        "Ask for changes now, and wait until MOUNTPOINT shows them.",
+    ),
+    "thaw": ("freeze_command", "End a freeze: MOUNTPOINT follows the account again."),
+    "umount": ("mount_command", "Unmount MOUNTPOINT, and wait until its daemon has ended."),
+    "verify": ("verify_command", "Compare one snapshot, or all in DEST, with their checksums."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class LazyCommand(click.Command):
+    """A command in the list of commands whose module is not imported yet."""
+
+    def __init__(self, name: str, module: str, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self._name = name
+        self._module = module
+
+    def load(self) -> click.Command:
+        """Import the command."""
+        module = importlib.import_module(f"jmapfs.cli.{self._module}")
+        command: click.Command = getattr(module, f"{self._name}_command")
+        return command
+
+
+class _LazyGroup(click.Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if isinstance(command, LazyCommand):
+            command = command.load()
+            # `jmapfs.__main__` had set this while modules were imported.
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        return name, command, rest
+
+
+@click.group(
+    cls=_LazyGroup,
+    commands=[LazyCommand(name, *where) for name, where in _COMMANDS.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="jmapfs")
 def cli() -> None:
     """Mount a JMAP mail account as a read-only file tree."""
-
-
-_SNAPSHOT_COMMANDS = (
-    snapshot_command,
-    snapshots_command,
-    verify_command,
-    diff_command,
-    prune_command,
-)
-
-for _command in (*mount_command.ALL, *_SNAPSHOT_COMMANDS):
-    cli.add_command(_command)
 
 
 def main() -> NoReturn:
@@ -57,13 +98,11 @@ def main() -> NoReturn:
     except ImportError as error:
         if "fuse" not in str(error):
             raise
-        _fail(f"mounts need libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
-    except InterruptedBySignal as error:
+        _fail(f"mount needs libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
+    except (KeyboardInterrupt, click.Abort) as error:
         _fail(str(error) or "interrupted", INTERRUPTED)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", INTERRUPTED)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    console.print(f"jmapfs: {escaped(message)}", markup=False)
+    click.echo(f"jmapfs: {escaped(message)}", err=True)
     sys.exit(exit_code)

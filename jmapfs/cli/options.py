@@ -1,7 +1,4 @@
-"""What several commands are told: which account, where it is kept, and where its snapshots are.
-
-Sizes in bytes and durations in seconds, as people write and read them.
-"""
+"""Options that several commands share, and the text form of sizes, durations and names."""
 
 from __future__ import annotations
 
@@ -10,18 +7,17 @@ from pathlib import Path
 from typing import Final
 
 import click
+import platformdirs
 
-from jmapfs.account import default_cache_root
-
-_FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
-_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
 class SizeParameter(click.ParamType[int]):
-    """A parameter such as `500M` or `10G` (powers of 1024), in bytes."""
+    """A size in bytes, such as `500M` or `10G` (powers of 1024)."""
 
     name = "size"
 
@@ -34,7 +30,7 @@ class SizeParameter(click.ParamType[int]):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             self.fail(f"{value!r} is not a size, such as 500M or 10G", param, ctx)
-        return int(float(match[1]) * _FACTORS[match[2].upper()])
+        return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
 
 
 def format_size(size: int) -> str:
@@ -48,7 +44,7 @@ def format_size(size: int) -> str:
 
 
 class DurationParameter(click.ParamType[float]):
-    """A parameter such as `90s`, `10m`, `2h` or `1d`, in seconds."""
+    """A duration in seconds, such as `90s`, `10m`, `2h` or `1d`."""
 
     name = "duration"
 
@@ -61,20 +57,44 @@ class DurationParameter(click.ParamType[float]):
         match = _DURATION.fullmatch(value.strip())
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a duration, such as 30s, 10m or 2h", param, ctx)
-        return float(match[1]) * _SECONDS[match[2]]
+        return float(match[1]) * _DURATION_UNITS[match[2]]
 
+
+def escaped(text: str) -> str:
+    r"""Return text with an escape such as `\x1b` for each character that is not printable.
+
+    File names, keywords and server messages come from outside and could control the terminal. Line
+    breaks and undecodable bytes of file names are escaped as well.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _default_cache_root() -> Path:
+    return platformdirs.user_cache_path("jmapfs")
+
+
+directory_type: Final = click.Path(path_type=Path)
+
+mountpoint_argument: Final = click.argument("mountpoint", type=directory_type)
 
 destination_argument: Final = click.argument(
     "destination", metavar="DEST", type=click.Path(path_type=Path, resolve_path=True)
 )
 
 account_option: Final = click.option(
-    "--account", "selection", metavar="NAME", help="Another of the accounts the user can see."
+    "--account",
+    "selection",
+    metavar="NAME",
+    help="Use another of the accounts that the user can see.",
 )
 
 cache_directory_option: Final = click.option(
     "--cache-dir",
-    type=click.Path(path_type=Path),
-    default=default_cache_root,
-    help="Where index and mail are kept.  [default: $XDG_CACHE_HOME/jmapfs]",
+    type=directory_type,
+    default=_default_cache_root,
+    help="Keep the index and the mail in this directory.  [default: $XDG_CACHE_HOME/jmapfs]",
 )

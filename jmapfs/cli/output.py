@@ -32,18 +32,6 @@ from rich.text import Text
 from jmapfs.cli.options import format_size
 
 
-def escaped(text: str) -> str:
-    r"""Return text with an escape such as `\x1b` for each character that is not printable.
-
-    Undecodable bytes of file names are among these, and so are line breaks.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
-
-
 def json_document(value: object) -> str:
     """Return structs, and what they hold, as a JSON document for people and programs.
 

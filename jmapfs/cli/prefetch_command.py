@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+import click
 import msgspec
 
-from jmapfs.cli.options import format_size
+from jmapfs.cli.options import directory_type, format_size
 from jmapfs.cli.output import PrefetchDisplay, console
 from jmapfs.control.mounts import mount_of, socket_directory, socket_name
 from jmapfs.control.socket_client import ask
@@ -94,6 +95,17 @@ _SECONDS: Final = 120.0
 _VAIN_STEPS: Final = 2
 
 _T = TypeVar("_T")
+
+
+@click.command("prefetch")
+@click.argument("paths", type=directory_type, metavar="PATH…", nargs=-1, required=True)
+def prefetch_command(paths: tuple[Path, ...]) -> None:
+    """Fetch all mail below each PATH into the cache.
+
+    PATH is a mountpoint, or a directory or mail in a mount. Use this before a flight, or before a
+    backup. Cached mail is not fetched again, so an interrupted run can simply be repeated.
+    """
+    click.echo(prefetch(paths))
 
 
 def prefetch(paths: Sequence[Path]) -> str:

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
+import click
 import trio
 
 from jmapfs.errors import lone_errors
@@ -21,8 +22,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _Result = TypeVar("_Result")
 
 
-class InterruptedBySignal(Exception):  # noqa: N818 - an end, not an error
-    """A signal has ended what a command did; click says nothing of its own to it."""
+class InterruptedBySignal(click.Abort):
+    """A signal ended the command. Its text, if any, is shown to the user."""
 
 
 def run_with_signals(work: Callable[[], Awaitable[_Result]]) -> _Result:
@@ -32,7 +33,7 @@ def run_with_signals(work: Callable[[], Awaitable[_Result]]) -> _Result:
     answer. A signal that is ignored (nohup, the background jobs of a script) stays so.
 
     Raises:
-        Interrupted: a signal came, even where the work was just done.
+        InterruptedBySignal: a signal came, even where the work was just done.
         JmapfsError: what `work` raises; alone, not in an exception group.
     """
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

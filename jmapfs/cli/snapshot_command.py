@@ -158,7 +158,7 @@ def snapshot_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Copy SOURCE, as it is now, into a directory of DEST with the time as its name.
+    """Copy the current mail of SOURCE into a directory of DEST.
 
     SOURCE is a mountpoint or a directory in a mount; or an account, as in `jmapfs mount`, which
     then need not be mounted. What the last snapshot in DEST has is linked, not fetched. Exit code

@@ -17,8 +17,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from jmapfs.cli.options import destination_argument, format_size
-from jmapfs.cli.output import columns, console, escaped, escaped_json, json_document
+from jmapfs.cli.options import destination_argument, escaped, format_size
+from jmapfs.cli.output import columns, console, escaped_json, json_document
 from jmapfs.snapshot.diff import (
     Change,
     KeywordsChanged,
@@ -105,7 +105,7 @@ _KINDS: Final = {
 @click.argument("new", metavar="DATE")
 @click.option("--json", "as_json", is_flag=True, help="Print the changes as one JSON document.")
 def diff_command(destination: Path, old: str, new: str, *, as_json: bool) -> None:
-    """Show what became of the mail between two snapshots in DEST, the earlier one first.
+    """Show how the mail changed between two snapshots in DEST.
 
     DATE is the name of a snapshot, or `latest`. A mail that is new has a line with +, one that is
     gone with -, one that was moved with >, and one whose keywords changed with *; a renamed mailbox

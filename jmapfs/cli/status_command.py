@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.options import format_size
-from jmapfs.control.mounts import mounts, require_mount, socket_directory, socket_name
+from jmapfs.cli.options import directory_type, format_size
+from jmapfs.control.mounts import mounts, require_mount, resolve, socket_directory, socket_name
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
+
+
+@click.command("status")
+@click.argument("mountpoint", type=directory_type, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
+    """Show the status of one mount, or of all mounts."""
+    statuses = all_statuses() if mountpoint is None else [status_of(resolve(mountpoint))]
+    if as_json:
+        click.echo(json.dumps(statuses if mountpoint is None else statuses[0], indent=2))
+    else:
+        show(statuses)
 
 
 def status_of(mountpoint: Path) -> dict[str, Any]:
@@ -69,6 +83,7 @@ def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
     cache, http = status["cache"], status["http"]
+    cached = format_size(cache["bytes"])
     online = "yes" if status["online"] else f"no, since {status['since']}"
     if status["error"]:
         online += f": {status['error']}"
@@ -78,10 +93,7 @@ def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("last change", status["last_sync"]),
         ("last check", status["last_check"] or "never"),
         ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
-        (
-            "cache",
-            f"{format_size(cache['bytes'])} of {format_size(cache['limit'])}, {cache['blobs']} mails",
-        ),
+        ("cache", f"{cached} of {format_size(cache['limit'])}, {cache['blobs']} mails"),
         (
             "network",
             f"{http['requests']} requests, {http['blobs']} mails, {format_size(http['bytes'])}",

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import click
 
-from jmapfs.cli.options import format_size
-from jmapfs.cli.output import console, counting, escaped, json_document, weighing
+from jmapfs.cli.options import escaped, format_size
+from jmapfs.cli.output import console, counting, json_document, weighing
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import StorageError
 from jmapfs.snapshot.findings import KINDS, VerifyResult, counted, error_of
@@ -28,7 +28,7 @@ from jmapfs.snapshot.verify_record import Verification, destination_of, record
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what is wrong.")
 def verify_command(place: Path, *, quick: bool, as_json: bool, quiet: bool) -> None:
-    """Read a snapshot, or all of DEST, and compare it with what it was when it was made.
+    """Compare one snapshot, or all in DEST, with their checksums.
 
     Files that are altered, missing or extra are named, one a line. The exit code is 11, 12 or 13
     for these, the first of them that there is. It needs neither the account nor its server, nor

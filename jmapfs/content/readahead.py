@@ -35,7 +35,7 @@ from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.batch_download import DownloadQueue
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
-from jmapfs.index.reader import IndexReader, PlacedFile
+from jmapfs.index.reader import IndexReader, NamedFile
 
 FIRST_CHUNK: Final = 8
 """Files in the first chunk."""
@@ -77,7 +77,7 @@ class ReadaheadWindow:
         return list(self._positions)
 
     def extend(
-        self, files: Sequence[PlacedFile], overtaken: Collection[str] = ()
+        self, files: Sequence[NamedFile], overtaken: Collection[str] = ()
     ) -> tuple[set[int], list[int]]:
         """Add a chunk; return the inodes of its marks, and those that are no longer watched.
 
@@ -145,7 +145,7 @@ _GROUP_BYTES: Final = 1024 * 1024
 
 _MOST_SHOWN: Final = 32_768
 
-_Expected = tuple[PlacedFile, Download]
+_Expected = tuple[NamedFile, Download]
 
 
 class KernelPageCache(Protocol):
@@ -204,13 +204,13 @@ class ChunkLoader:
         self._shown = shown
         self._threads = threads
         self._lane = DownloadQueue(self._show)
-        self._awaited: dict[str, PlacedFile] = {}
+        self._awaited: dict[str, NamedFile] = {}
 
     def stop(self) -> None:
         """Bring nothing that is not under way."""
         self._lane.withdraw()
 
-    async def bring(self, files: Sequence[PlacedFile]) -> None:
+    async def bring(self, files: Sequence[NamedFile]) -> None:
         """Bring files; return when what the disk cache has is here, and the rest is ordered."""
         expected: list[_Expected] = []
         near: list[tuple[int, bytes]] = []
@@ -274,7 +274,7 @@ class ChunkLoader:
         taken = await self._store(pages)
         return {file.blob_id for file, _ in files if file and file.inode in taken}
 
-    def _for_kernel(self, file: PlacedFile, data: bytes) -> list[tuple[int, bytes]]:
+    def _for_kernel(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
         # With another size the kernel would change the file's; who reads it finds that out.
         if file.inode in self.marks or len(data) != file.size:
             return []
@@ -502,7 +502,7 @@ class Readahead:
         return self._limit_bytes - sum(stream.unread_bytes for stream in self._active())
 
 
-def _fitting(files: Sequence[PlacedFile], share: int, room: int) -> Sequence[PlacedFile]:
+def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[NamedFile]:
     """Return the first files that have no more than `share` and `room` bytes together.
 
     One that is larger than any chunk is left to who reads it: it is a chunk, and is not fetched.

@@ -23,7 +23,8 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar, get_
 import msgspec
 
 from jmapfs.errors import JmapfsError
-from jmapfs.tree.export import MailboxPlace, MailsPart
+from jmapfs.index.rows import EmailSlice
+from jmapfs.tree.export import ExportedMailbox
 
 PREFETCH_STEP: Final = 2000
 """How many emails a request to prefetch may name."""
@@ -164,7 +165,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
     root: str
     directory: str
     mails: int
-    mailboxes: list[MailboxPlace]
+    mailboxes: list[ExportedMailbox]
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -286,7 +287,7 @@ class DescribeRequest(Request[TreeDescription], frozen=True, tag="describe"):
     path: str
 
 
-class MailsRequest(Request[MailsPart], frozen=True, tag="mails"):
+class MailsRequest(Request[EmailSlice], frozen=True, tag="mails"):
     """List about `count` emails at and below a path of the frozen tree, from a position on."""
 
     timeout: ClassVar[float] = 300.0

@@ -41,7 +41,7 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import account_numbers, in_account, of_account
+from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.tree.status_file import Reachability
@@ -137,11 +137,11 @@ class AccountInodes:
 
     def to_mount(self, inode: int) -> int:
         """Return the mount's inode of an inode of this account."""
-        return in_account(self.number, inode) if self.number else inode
+        return to_mount(self.number, inode) if self.number else inode
 
     def to_account(self, inode: int) -> int:
         """Return this account's inode of an inode of the mount."""
-        return of_account(inode)[1] if self.number else inode
+        return to_account(inode)[1] if self.number else inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,10 @@ class MountedAccount:
 
     def reachability(self) -> Reachability:
         """Return whether the server is reachable, for `.jmapfs.json`."""
-        condition = self.follower.condition
-        if condition.online:
+        connection = self.follower.connection
+        if connection.online:
             return Reachability(online=True)
-        return Reachability(online=False, since=condition.since, error=condition.error)
+        return Reachability(online=False, since=connection.since, error=connection.error)
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
@@ -269,8 +269,8 @@ async def open_account(
                 follower.run, report.progress, may_start_offline=_is_complete(database)
             )
         )
-        if not follower.condition.online:
-            report.notice(f"offline, showing what is known: {follower.condition.error}")
+        if not follower.connection.online:
+            report.notice(f"offline, showing what is known: {follower.connection.error}")
         inodes = AccountInodes(number)
         readahead = Readahead(
             content,

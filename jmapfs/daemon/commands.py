@@ -44,7 +44,7 @@ from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_erro
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import of_account
+from jmapfs.inodes import to_account
 from jmapfs.tree.status_file import time_text
 
 _SYNC_SECONDS: Final = 600.0
@@ -185,7 +185,7 @@ class Commands:
             except EntryNotFoundError:
                 gone.append(inode)
             else:
-                records[0 if 0 in records else of_account(inode)[0]].append(record)
+                records[0 if 0 in records else to_account(inode)[0]].append(record)
         return records
 
     async def _for_each_account(
@@ -261,11 +261,11 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         account=state.account_name,
         account_id=state.account_id,
         server=state.server,
-        online=follower.condition.online,
-        since=time_text(follower.condition.since),
-        error=follower.condition.error,
-        leads=follower.leads,
-        push=follower.pushed,
+        online=follower.connection.online,
+        since=time_text(follower.connection.since),
+        error=follower.connection.error,
+        leads=follower.writes_index,
+        push=follower.push_active,
         state=state.email_state,
         last_sync=time_text(state.synced_at),
         last_check=time_text(follower.checked_at) if follower.checked_at else None,

@@ -27,13 +27,12 @@ from jmapfs.daemon.view import FrozenRecords, MountView, directory_names
 from jmapfs.errors import BusyError, JmapfsError
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
+from jmapfs.index.database import wait_until_consistent
 from jmapfs.index.reader import IndexReader
 
 _log = logging.getLogger(__name__)
 
 _FREEZE_SECONDS: Final = 300.0  # the kernel may have to drop a hundred thousand names
-_CONSISTENCY_SECONDS: Final = 120.0
-_PAUSE_SECONDS: Final = 0.25
 
 
 class _PinnedReaders(NamedTuple):
@@ -189,14 +188,14 @@ class Freezer:
             BusyError: it is frozen already; or the account does not come to a consistent state, or
                 the kernel does not answer in time.
         """
-        until = trio.current_time() + _CONSISTENCY_SECONDS
+
+
+        async def try_to_freeze() -> Lease | None:
+            return await self._try_to_freeze(seconds, limit, join=join)
+
         try:
             with trio.fail_after(_FREEZE_SECONDS):
-                while True:
-                    lease = await self._try_to_freeze(seconds, limit, join=join)
-                    if lease is not None:
-                        return lease
-                    await self._pause(until)
+                return await wait_until_consistent(try_to_freeze)
         except trio.TooSlowError:
             raise BusyError(f"the mount is not frozen after {_FREEZE_SECONDS:.0f} s") from None
 
@@ -250,7 +249,10 @@ class Freezer:
     async def _try_to_freeze(
         self, seconds: float, limit: float | None, *, join: bool
     ) -> Lease | None:
-        """Freeze the tree; return None if another attempt is needed a moment later."""
+        """Freeze the tree; return None if another attempt is needed a moment later.
+
+        The lock is not held in between, so a thaw need not wait for that.
+        """
         async with self._lock:
             freeze = self._freeze
             if freeze is not None and not freeze.is_ending and not join:
@@ -272,15 +274,6 @@ class Freezer:
             _log.info("frozen")
             return Lease(lease_id, freeze.since)
 
-    async def _pause(self, until: float) -> None:
-        """Wait a moment: without the lock, so that a thaw need not wait."""
-        if trio.current_time() >= until:
-            raise BusyError(
-                f"the account has been between two states for {_CONSISTENCY_SECONDS:.0f} s, since"
-                " much of it changed or all of it is listed anew: try again later"
-            )
-        await trio.sleep(_PAUSE_SECONDS)
-
     def _begin(self) -> _Freeze | None:
         """Show the tree as it is now; None if that is between two states of an account.
 
@@ -289,7 +282,7 @@ class Freezer:
         with contextlib.ExitStack() as stack:
             readers = [_pinned_readers(account, stack) for account in self._accounts]
             if any(
-                account.follower.condition.online and not its.tree.state().settled
+                account.follower.connection.online and not its.tree.state().consistent
                 for account, its in zip(self._accounts, readers, strict=True)
             ):
                 return None

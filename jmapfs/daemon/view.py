@@ -19,11 +19,11 @@ from jmapfs.errors import BusyError, EntryNotFoundError, UsageError
 from jmapfs.fuse.operations import FileContent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import of_account
+from jmapfs.inodes import to_account
 from jmapfs.names import sibling_names
 from jmapfs.sqlite import index_errors
 from jmapfs.tree.combined import CombinedTree
-from jmapfs.tree.export import MailsInOrder
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.layout import Directory
 from jmapfs.tree.tree import Tree, TreeView
 
@@ -97,7 +97,7 @@ class _CombinedContent:
         self._account(record).release(record)
 
     def _account(self, record: FileRecord) -> MountedAccount:
-        number, _ = of_account(record.inode)
+        number, _ = to_account(record.inode)
         account = self._accounts.get(number)
         if account is None:
             raise EntryNotFoundError(f"inode {record.inode} belongs to no account")
@@ -169,7 +169,7 @@ class _AccountRecords:
         self._reader = reader
         self._tree = Tree(reader)
         # A client asks for all emails of one directory, part by part.
-        self._latest: tuple[Directory, MailsInOrder] | None = None
+        self._latest: tuple[Directory, EmailExport] | None = None
 
     def describe(self, root: str, names: tuple[str, ...]) -> TreeDescription:
         directory = self._directory(names)
@@ -181,15 +181,15 @@ class _AccountRecords:
             username=state.username,
             email_state=state.email_state,
             synced_at=state.synced_at,
-            consistent=state.settled,
+            consistent=state.consistent,
             root=root,
             directory="/".join(names),
             mails=self._count(directory),
-            mailboxes=self._in_order(directory).mailboxes(),
+            mailboxes=self._export(directory).mailboxes(),
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
-        part = self._in_order(self._directory(names)).after(position, count)
+        part = self._export(self._directory(names)).after(position, count)
         # Encoded here, not in the event loop: any number of emails may have come in one second.
         return msgspec.Raw(msgspec.json.encode(part))
 
@@ -199,9 +199,9 @@ class _AccountRecords:
             raise _no_directory(names)
         return directory
 
-    def _in_order(self, directory: Directory) -> MailsInOrder:
+    def _export(self, directory: Directory) -> EmailExport:
         if self._latest is None or self._latest[0] is not directory:
-            records = MailsInOrder(self._reader, self._tree.layout(), directory)
+            records = EmailExport(self._reader, self._tree.layout(), directory)
             self._latest = directory, records
         return self._latest[1]
 

@@ -271,7 +271,7 @@ class MailOperations(pyfuse3.Operations):
         """Open a file: nothing is fetched before something is read."""
         opened = self._open.get(inode)
         if opened is None:
-            about = self._tree.about(inode)
+            about = self._tree.status_file(inode)
             if about is not None:
                 return self._open_about(about.content)
             opened = self._open[inode] = _OpenFile(self._record(inode))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final, TypeVar
 
-from jmapfs.errors import StorageError
+import trio
+
+from jmapfs.errors import BusyError, StorageError
 from jmapfs.index.metadata import read_listing_progress, read_state
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
@@ -24,6 +28,33 @@ _BUSY_TIMEOUT_MS = 10_000
 
 # An SQL error is a table that is not there.
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+
+
+_CONSISTENT_SECONDS: Final = 120.0
+_CONSISTENT_INTERVAL: Final = 0.25
+
+_T = TypeVar("_T")
+
+
+async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
+    """Return the first result of `try_pin` that is not None; try every quarter of a second.
+
+    `try_pin` pins the current state of an index and returns None if that is not consistent
+    (`AccountState.consistent`): the process that writes the index is between two states.
+
+    Raises:
+        BusyError: no attempt has succeeded within two minutes.
+    """
+    deadline = trio.current_time() + _CONSISTENT_SECONDS
+    while (pinned := await try_pin()) is None:
+        if trio.current_time() >= deadline:
+            raise BusyError(
+                f"the index has been between two states of the account for"
+                f" {_CONSISTENT_SECONDS:.0f} s: much of the account has changed, or all of it is"
+                " being listed; try again later"
+            )
+        await trio.sleep(_CONSISTENT_INTERVAL)
+    return pinned
 
 
 class IndexDatabase:

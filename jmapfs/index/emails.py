@@ -17,7 +17,7 @@ from typing import Final
 
 from jmapfs.index import journal, mailboxes
 from jmapfs.index.rows import EmailRecord
-from jmapfs.inodes import email_inode, inode_slot
+from jmapfs.inodes import email_inode, inode_range
 from jmapfs.names import numbered_name
 
 
@@ -39,7 +39,7 @@ def allocate(connection: sqlite3.Connection, blob_id: str, received_at: int, siz
 def settle(connection: sqlite3.Connection) -> None:
     """Give the files of every second in which inodes met their numbers in order of the blob ids."""
     slots = {
-        inode_slot(received_at)
+        inode_range(received_at)
         for (received_at,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
     }
     for slot in slots:

@@ -109,7 +109,7 @@ def retire(connection: sqlite3.Connection, mailbox_ids: Iterable[str]) -> None:
         _layout_changed(connection)
 
 
-def doubtful_emails(connection: sqlite3.Connection) -> list[str]:
+def orphaned_emails(connection: sqlite3.Connection) -> list[str]:
     """Return the ids of the emails that are in mailboxes which the server does not describe."""
     return [
         row[0]

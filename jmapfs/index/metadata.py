@@ -14,7 +14,11 @@ import msgspec
 from jmapfs.errors import UNDECODABLE
 from jmapfs.index.rows import AccountState, ListingProgress
 
-_STATE_FIELDS: Final = {field.name for field in fields(AccountState)}
+# Names in the table are an interface: index files of earlier versions have them.
+_COLUMNS: Final = {"consistent": "settled"}
+_STATE_FIELDS: Final = {
+    _COLUMNS.get(field.name, field.name): field.name for field in fields(AccountState)
+}
 _PROGRESS: Final = "listing"
 
 
@@ -22,7 +26,9 @@ def read_state(connection: sqlite3.Connection) -> AccountState:
     """Return the state that the index holds."""
     # As bytes: for text that is none sqlite3 has an error of its own, without a code.
     rows = connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
-    values = {name: _decoded(value, Any) for name, value in rows if name in _STATE_FIELDS}
+    values = {
+        _STATE_FIELDS[name]: _decoded(value, Any) for name, value in rows if name in _STATE_FIELDS
+    }
     try:
         return msgspec.convert(values, AccountState)
     except msgspec.ValidationError as error:
@@ -34,8 +40,8 @@ def write_state(connection: sqlite3.Connection, state: AccountState) -> None:
     connection.executemany(
         "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
         [
-            (name, msgspec.json.encode(getattr(state, name)).decode())
-            for name in sorted(_STATE_FIELDS)
+            (name, msgspec.json.encode(getattr(state, field)).decode())
+            for name, field in sorted(_STATE_FIELDS.items())
         ],
     )
 

@@ -7,11 +7,6 @@ What stands around a file in its directories: what reading ahead asks of the ind
 
 Names begin with the time of receipt, so the order of names is the order in which directories are
 listed and, but for ties within a second, that of inodes.
-
-All emails of an account, in order, with everything that is known of them: for copies of it.
-
-The order is that of receipt, then of blob id, then of email id. It is read in pages that end with
-a whole second, so that a page can be sorted by itself: inodes grow with the second of receipt.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,16 +25,18 @@ from jmapfs.index.rows import (
     AccountState,
     Counts,
     DirectoryRows,
+    EmailRow,
+    EmailSlice,
     FileRecord,
     ListingProgress,
     MailboxRow,
 )
-from jmapfs.inodes import inode_slot
+from jmapfs.inodes import inode_range
 from jmapfs.sqlite import IndexConnection
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedFile:
+class NamedFile:
     """A file in a directory: `name` there, `size` in bytes."""
 
     name: str
@@ -66,49 +63,25 @@ def names_before(connection: sqlite3.Connection, mailbox: int, name: str, count:
 
 def files_after(
     connection: sqlite3.Connection, mailbox: int, name: str, count: int
-) -> list[PlacedFile]:
+) -> list[NamedFile]:
     """Return the `count` files that come right after a name in a mailbox, in order."""
     rows = connection.execute(
         "SELECT name, file.inode, blob_id, size FROM membership JOIN file USING (inode)"
         " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
         (mailbox, name, count),
     )
-    return [PlacedFile(*row) for row in rows]
+    return [NamedFile(*row) for row in rows]
 
 
 _EMAILS: Final = """
-SELECT email.number, email.id, thread_id, inode, blob_id, received_at, size
+SELECT email.number, email.id, thread_id, blob_id, received_at, size
 FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?
 ORDER BY received_at, blob_id, email.id
 """
 
 
 @dataclass(frozen=True, slots=True)
-class MailRow:
-    """An email: `size` in bytes, `received_at` in seconds since 1970 (UTC).
-
-    `names` are its file names, each with the number of the mailbox it is in.
-    """
-
-    email_id: str
-    thread_id: str
-    blob_id: str
-    received_at: int
-    size: int
-    keywords: tuple[str, ...]
-    names: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MailPage:
-    """Some emails in order; `last` is the inode after which the next page begins, or None."""
-
-    rows: list[MailRow]
-    last: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ListedBlob:
+class AddedBlob:
     """The blob of an email, whose `number` says when the email came into the index."""
 
     number: int
@@ -117,32 +90,36 @@ class ListedBlob:
     received_at: int
 
 
-def listed_after(connection: sqlite3.Connection, number: int, count: int) -> list[ListedBlob]:
+def blobs_added_after(connection: sqlite3.Connection, number: int, count: int) -> list[AddedBlob]:
     """Return the blobs of emails in the order in which these came into the index."""
     rows = connection.execute(
         "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
         " WHERE number > ? ORDER BY number LIMIT ?",
         (number, count),
     )
-    return [ListedBlob(*row) for row in rows]
+    return [AddedBlob(*row) for row in rows]
 
 
-def page_after(connection: sqlite3.Connection, inode: int, count: int) -> MailPage:
-    """Return the emails whose inodes come after `inode`: some `count` files, up to a whole second.
-
-    Beyond what inodes can tell apart (before 1970, after 2105) a second is all of that time.
-    """
+def _emails_after(
+    connection: sqlite3.Connection,
+    inode: int,
+    count: int,
+    directories: Mapping[int, tuple[str, str]],
+) -> EmailSlice:
     bounds = connection.execute(
         "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",
         (inode, count - 1),
     ).fetchone()
-    last = inode_slot(bounds[1]).stop - 1 if bounds else None
+    last = inode_range(bounds[1]).stop - 1 if bounds else None
     first, end = inode + 1, (1 << 63) - 1 if last is None else last
-    names: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+    files: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
     for email, mailbox, name in connection.execute(
         "SELECT email, mailbox, name FROM membership WHERE inode BETWEEN ? AND ?", (first, end)
     ):
-        names[email].append((mailbox, name))
+        directory = directories.get(mailbox)
+        if directory is not None:
+            mailbox_id, path = directory
+            files[email].append((mailbox_id, f"{path}/{name}"))
     keywords: defaultdict[int, list[str]] = defaultdict(list)
     for email, keyword in connection.execute(
         "SELECT email, keyword FROM email JOIN keyword ON keyword.email = email.number"
@@ -151,20 +128,21 @@ def page_after(connection: sqlite3.Connection, inode: int, count: int) -> MailPa
     ):
         keywords[email].append(keyword)
     rows = [
-        MailRow(
+        EmailRow(
             email_id,
-            thread_id,
             blob_id,
+            thread_id,
             received_at,
             size,
             tuple(sorted(keywords[number])),
-            tuple(names[number]),
+            tuple(sorted(files[number], key=lambda file: file[1].encode())),
         )
-        for number, email_id, thread_id, _, blob_id, received_at, size in connection.execute(
+        for number, email_id, thread_id, blob_id, received_at, size in connection.execute(
             _EMAILS, (first, end)
         )
+        if number in files
     ]
-    return MailPage(rows, last)
+    return EmailSlice(rows, last)
 
 
 _CHUNK: Final = 1000
@@ -283,17 +261,27 @@ class IndexReader(IndexConnection):
         """Return the `count` names right before a name in a mailbox, the nearest first."""
         return names_before(self._connection, mailbox, name, count)
 
-    def files_after(self, mailbox: int, name: str, count: int) -> list[PlacedFile]:
+    def files_after(self, mailbox: int, name: str, count: int) -> list[NamedFile]:
         """Return the `count` files right after a name in a mailbox, in order."""
         return files_after(self._connection, mailbox, name, count)
 
-    def mails_after(self, inode: int, count: int) -> MailPage:
-        """Return emails in order of receipt, those of some `count` files, behind an inode."""
-        return page_after(self._connection, inode, count)
+    def emails_after(
+        self, inode: int, count: int, directories: Mapping[int, tuple[str, str]]
+    ) -> EmailSlice:
+        """Return the emails of about `count` files whose inodes are greater than `inode`.
 
-    def listed_after(self, number: int, count: int) -> list[ListedBlob]:
+        They are in the order of receipt, then of blob id, then of email id. A slice ends with a
+        whole second, so that it can be sorted by itself: inodes grow with the second of receipt.
+        Before 1970 and after 2105 all emails have the same second.
+
+        `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
+        none of them are left out.
+        """
+        return _emails_after(self._connection, inode, count, directories)
+
+    def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
         """Return the blobs of `count` emails that came into the index after the one of a number."""
-        return listed_after(self._connection, number, count)
+        return blobs_added_after(self._connection, number, count)
 
     def journal(self, after: int) -> JournalPart:
         """Return what changed in the tree since a position in the journal."""

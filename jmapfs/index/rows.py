@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class MailboxRecord:
@@ -55,6 +57,30 @@ class EmailRecord:
     keywords: tuple[str, ...] = ()
 
 
+class EmailRow(msgspec.Struct, frozen=True, array_like=True):
+    """An email and its files; `size` in bytes, `received_at` in seconds since 1970 (UTC).
+
+    `files` has, for each mailbox that the email is in, the mailbox id and the path of the file
+    from the root of the tree.
+    """
+
+    id: str
+    blob_id: str
+    thread_id: str
+    received_at: int
+    size: int
+    keywords: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EmailSlice:
+    """Some emails in order; the next slice begins at `position`, None after the last."""
+
+    emails: list[EmailRow]
+    position: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """One file of the tree: one blob received at one time, under one or several names.
@@ -98,8 +124,8 @@ class AccountState:
 
     `server` is the API URL and `account_id` the account the index belongs to. The states are
     RFC 8620 §1.6.3 state strings, empty before the first listing. `complete` is true once a
-    listing has come to its end. `settled` is false while the index is between two states of the
-    account: some of a chain of changes, or of a listing, is in it and the rest is not.
+    listing has come to its end. `consistent` is false while the index is between two states of
+    the account: some of a chain of changes, or of a listing, is in it and the rest is not.
     `synced_at` is when the server was asked for what led to this state, in seconds since 1970.
     """
 
@@ -110,7 +136,7 @@ class AccountState:
     email_state: str = ""
     mailbox_state: str = ""
     complete: bool = False
-    settled: bool = True
+    consistent: bool = True
     synced_at: float = 0.0
 
 

@@ -83,18 +83,18 @@ class IndexWriter(IndexConnection):
         """Remove emails; ids that are not known are passed over."""
         emails.remove(self._connection, email_ids)
 
-    def defer_removals(self, email_ids: Iterable[str]) -> None:
-        """Note emails that are to be removed by `remove_deferred`, now or after a restart."""
+    def add_pending_removals(self, email_ids: Iterable[str]) -> None:
+        """Note emails that `apply_pending_removals` will remove, also after a restart."""
         self._connection.executemany(
             "INSERT OR IGNORE INTO departure (email_id) VALUES (?)",
             [(email_id,) for email_id in email_ids],
         )
 
-    def has_deferred(self) -> bool:
+    def has_pending_removals(self) -> bool:
         """Say whether emails are noted for removal: a chain of changes was not finished."""
         return self._connection.execute("SELECT 1 FROM departure LIMIT 1").fetchone() is not None
 
-    def remove_deferred(self) -> None:
+    def apply_pending_removals(self) -> None:
         """Remove the emails that were noted."""
         rows = self._connection.execute("SELECT email_id FROM departure").fetchall()
         emails.remove(self._connection, [row[0] for row in rows])
@@ -115,9 +115,9 @@ class IndexWriter(IndexConnection):
         """Remove mailboxes that are empty; one that is not stays, as one that nobody describes."""
         mailboxes.retire(self._connection, mailbox_ids)
 
-    def doubtful_emails(self) -> list[str]:
+    def orphaned_emails(self) -> list[str]:
         """Return the ids of the emails that are in mailboxes which the server does not describe."""
-        return mailboxes.doubtful_emails(self._connection)
+        return mailboxes.orphaned_emails(self._connection)
 
     def correct_size(self, blob_id: str, size: int) -> list[int]:
         """Store the true size of a blob, in bytes; return the inodes of its files.

@@ -23,7 +23,7 @@ import trio
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.download import ContentCheck
 from jmapfs.errors import BlobMismatchError, JmapfsError, ServerError
-from jmapfs.index.reader import IndexReader, ListedBlob
+from jmapfs.index.reader import AddedBlob, IndexReader
 from jmapfs.jmap.client import Client
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, split_into_batches
 from jmapfs.sqlite import index_errors
@@ -225,6 +225,6 @@ class EarlyFetcher:
                 # What cannot be had now is asked for again when it belongs to the state.
                 await self._blobs.download(batch, self._receiver)
 
-    async def _listed_after(self, position: int) -> list[ListedBlob]:
+    async def _listed_after(self, position: int) -> list[AddedBlob]:
         with index_errors():
-            return await trio.to_thread.run_sync(self._reader.listed_after, position, _STEP)
+            return await trio.to_thread.run_sync(self._reader.blobs_added_after, position, _STEP)

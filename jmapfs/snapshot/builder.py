@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from jmapfs.errors import IncompleteError, StorageError
+from jmapfs.index.rows import EmailRow
 from jmapfs.snapshot.links import LinkStrategy, has_content
 from jmapfs.snapshot.manifest import (
     MAIL,
@@ -35,7 +36,7 @@ from jmapfs.snapshot.manifest import (
 from jmapfs.snapshot.repository import Snapshot
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.export import MailboxPlace, MailWithPlaces
+from jmapfs.tree.export import ExportedMailbox
 
 _LINE_BYTES: Final = 4096
 
@@ -137,7 +138,7 @@ class _File(NamedTuple):
 class BuildPlan:
     """A part of the mails, and what of it is `wanted`; `shared` is in the last snapshot."""
 
-    mails: Sequence[MailWithPlaces]
+    mails: Sequence[EmailRow]
     wanted: list[BlobRequest] = field(default_factory=list)
     shared: dict[str, _File] = field(default_factory=dict)
 
@@ -173,7 +174,7 @@ class TreeBuilder:
         self._manifest = manifest
         self._sharing = sharing
         self._previous = previous
-        self._mailboxes: dict[str, MailboxPlace] = {}
+        self._mailboxes: dict[str, ExportedMailbox] = {}
         self._ordered: set[str] = set()
         self._tree = os.fspath(partial.tree)
 
@@ -187,13 +188,13 @@ class TreeBuilder:
                 found.append(wanted)
         return found
 
-    def begin(self, mailboxes: Sequence[MailboxPlace]) -> None:
+    def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
         """Begin the tree of a state; what was ordered before has come, or will not come."""
         self._ordered.clear()
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
         self._partial.make_directories([mailbox.path for mailbox in mailboxes])
 
-    def plan(self, mails: Sequence[MailWithPlaces]) -> BuildPlan:
+    def plan(self, mails: Sequence[EmailRow]) -> BuildPlan:
         """Find out what of some mails is not at hand."""
         plan = BuildPlan(mails)
         contents = self._partial.contents
@@ -241,7 +242,7 @@ class TreeBuilder:
         self.tally.taken_over += taken
         return taken
 
-    def _moved(self, mails: Sequence[MailWithPlaces]) -> dict[str, _File]:
+    def _moved(self, mails: Sequence[EmailRow]) -> dict[str, _File]:
         """Move what has come to its first name; return these files by blob id."""
         contents = self._partial.contents
         moves = []
@@ -267,7 +268,7 @@ class TreeBuilder:
         if path != file.path and not self._sharing.share(file.path, path, file.sha256):
             raise StorageError(f"{file.path} has changed while it was copied: run verify")
 
-    def _saved(self, mail: MailWithPlaces, file: _File) -> SavedMail:
+    def _saved(self, mail: EmailRow, file: _File) -> SavedMail:
         return SavedMail(
             mail.id,
             mail.blob_id,

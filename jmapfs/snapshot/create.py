@@ -125,8 +125,8 @@ class CopyJob:
         async with parts, batches:
             position: int | None = FIRST
             while position is not None:
-                mails = await self._source.mails_after(position)
-                plan = await self._build(partial(self._builder.plan, mails.mails))
+                mails = await self._source.emails_after(position)
+                plan = await self._build(partial(self._builder.plan, mails.emails))
                 part = _Part(plan)
                 await parts.send(part)
                 for batch in self._source.batches(plan.wanted):

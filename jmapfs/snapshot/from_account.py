@@ -21,7 +21,7 @@ from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState
+from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
@@ -37,7 +37,7 @@ from jmapfs.snapshot.source import (
 from jmapfs.sqlite import index_errors
 from jmapfs.sync.follower import StateWaiter
 from jmapfs.sync.synchronizer import Synchronizer, check_account
-from jmapfs.tree.export import MailboxPlace, MailsInOrder, MailsPart
+from jmapfs.tree.export import EmailExport, ExportedMailbox
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
 
@@ -61,7 +61,7 @@ class IndexUpdater:
             await trio.to_thread.run_sync(_sync_mounts_of, state, abandon_on_cancel=True)
         except JmapfsError as error:
             refusal = BusyError(f"{refusal}, which says: {error}")
-        if await self._arrival.has_come():
+        if await self._arrival.reached():
             return None
         return BusyError(f"{refusal}; and the index is not up to date")
 
@@ -162,7 +162,7 @@ class _AccountOpener:
         with trio.move_on_after(_SETTLING_SECONDS):
             while True:
                 state = await trio.to_thread.run_sync(_pinned_state, reader)
-                if state.complete and state.settled:
+                if state.complete and state.consistent:
                     return
                 if state.complete and self._is_stale:
                     self._report.notice("the index is between two states: that is no one state")
@@ -262,8 +262,8 @@ class _AccountSource:
         )
         self.email_state = state.email_state
         self.mail_count = reader.counts().emails
-        self._in_order = MailsInOrder(reader, layout, layout.root)
-        self.mailboxes: Sequence[MailboxPlace] = self._in_order.mailboxes()
+        self._in_order = EmailExport(reader, layout, layout.root)
+        self.mailboxes: Sequence[ExportedMailbox] = self._in_order.mailboxes()
         self._blobs = blobs
         self.concurrency = blobs.concurrency
         self.batches = blobs.batches
@@ -275,7 +275,7 @@ class _AccountSource:
         """What of all that was brought was in the cache of the account's mounts."""
         return self._blobs.cached
 
-    async def mails_after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
         with index_errors():
             return await trio.to_thread.run_sync(

@@ -31,6 +31,7 @@ from jmapfs.errors import (
     UnreachableError,
     lone_errors,
 )
+from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -40,7 +41,7 @@ from jmapfs.snapshot.source import (
     SnapshotReport,
     split_into_batches,
 )
-from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")
@@ -71,11 +72,11 @@ class _Tree(msgspec.Struct, frozen=True):
     root: str
     directory: str
     mails: int
-    mailboxes: list[MailboxPlace]
+    mailboxes: list[ExportedMailbox]
 
 
 class _Part(msgspec.Struct, frozen=True):
-    mails: list[MailWithPlaces]
+    mails: list[EmailRow]
     after: int | None
 
 
@@ -163,14 +164,14 @@ class _MountedTree:
         self.synced_at = tree.synced_at
         self.settled = tree.settled
         self.mail_count = tree.mails
-        self.mailboxes: Sequence[MailboxPlace] = tree.mailboxes
+        self.mailboxes: Sequence[ExportedMailbox] = tree.mailboxes
 
-    async def mails_after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
         asking = partial(self._ask, "mails", path=self._path, after=position, count=_PART)
         answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
         part = msgspec.convert(answer, _Part)
-        return MailsPart(part.mails, part.after)
+        return EmailSlice(part.mails, part.after)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide what is wanted by directories, in their order: so the mount reads ahead."""

@@ -25,7 +25,7 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.snapshot.files import created
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 
 FORMAT: Final = 1
 
@@ -101,7 +101,7 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     gone: int
     added_bytes: int
     links: Links
-    mailboxes: tuple[MailboxPlace, ...]
+    mailboxes: tuple[ExportedMailbox, ...]
 
 
 def utc_date(seconds: int) -> str:

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from jmapfs.errors import JmapfsError
+from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Links, Origin
-from jmapfs.tree.export import MailboxPlace, MailsPart
+from jmapfs.tree.export import ExportedMailbox
 
 
 class SnapshotReport(Protocol):
@@ -145,7 +146,7 @@ class Source(Protocol):
         ...
 
     @property
-    def mailboxes(self) -> Sequence[MailboxPlace]:
+    def mailboxes(self) -> Sequence[ExportedMailbox]:
         """The mailboxes, in the order of their paths."""
         ...
 
@@ -164,7 +165,7 @@ class Source(Protocol):
         """The blobs that were downloaded without the server, as far as the source knows."""
         ...
 
-    async def mails_after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         """Return the next mails after a position, in order."""
         ...
 

@@ -70,7 +70,7 @@ async def follow(client: Client, writer: IndexWriter) -> bool:
     changed = await _follow_once(client, writer)
     doubtful: list[str] = []
     for _ in range(_PASSES):
-        before, doubtful = doubtful, await trio.to_thread.run_sync(writer.doubtful_emails)
+        before, doubtful = doubtful, await trio.to_thread.run_sync(writer.orphaned_emails)
         if not doubtful or doubtful == before:
             break
         # Emails are in a mailbox that is younger than our list of mailboxes, or that is gone, or
@@ -89,7 +89,7 @@ async def _follow_once(client: Client, writer: IndexWriter, *, all_mailboxes: bo
     # Before anything is asked: what the server has by then is in the index afterwards.
     began = time.time()
     state = await trio.to_thread.run_sync(writer.state)
-    unfinished = await trio.to_thread.run_sync(writer.has_deferred)
+    unfinished = await trio.to_thread.run_sync(writer.has_pending_removals)
     mailboxes = await _mailbox_update(client, "" if all_mailboxes else state.mailbox_state)
     changed = unfinished or not state.complete or mailboxes.state != state.mailbox_state
     since = state.email_state
@@ -164,9 +164,9 @@ def _store(
             gone = writer.replace_mailboxes(mailboxes.records)
         writer.put_emails(step.records)
         # Under another id an email may come back with a later step: until then it stays.
-        writer.defer_removals(step.gone)
+        writer.add_pending_removals(step.gone)
         if not step.more:
-            writer.remove_deferred()
+            writer.apply_pending_removals()
             writer.retire_mailboxes(gone)
             if not state.complete:
                 writer.settle_inodes()
@@ -174,16 +174,16 @@ def _store(
                 state, mailbox_state=mailboxes.state, complete=True, synced_at=synced_at
             )
         # An intermediate state need not be one that the account ever had (RFC 8620 §5.2).
-        settled = not step.more and not writer.doubtful_emails()
-        writer.set_state(replace(state, settled=settled))
+        settled = not step.more and not writer.orphaned_emails()
+        writer.set_state(replace(state, consistent=settled))
 
 
 def _settle(writer: IndexWriter) -> None:
     """Take the index for settled where all that can be known has been asked for."""
     state = writer.state()
-    if not state.settled:
+    if not state.consistent:
         with writer.transaction():
-            writer.set_state(replace(state, settled=True))
+            writer.set_state(replace(state, consistent=True))
 
 
 def _place(writer: IndexWriter, records: Sequence[EmailRecord], missing: Sequence[str]) -> None:

@@ -54,7 +54,7 @@ class StateWaiter:
         # The clock of the machine, as for `synced_at`: it is set by another process.
         self._began = time.time()
 
-    async def has_come(self) -> bool:
+    async def reached(self) -> bool:
         """Tell whether the index has come there.
 
         Raises:
@@ -105,7 +105,7 @@ class AccountFollower:
     """Keeps one index true to one account.
 
     `client` is there while the server is in reach: after a round that succeeded. `checked_at`
-    is when the index was last found to be what the server has, in seconds since 1970. `pushed`
+    is when the index was last found to be what the server has, in seconds since 1970. `push_active`
     says whether the server tells of changes by itself.
     """
 
@@ -119,26 +119,26 @@ class AccountFollower:
         changed: Callable[[], Awaitable[None]],
     ) -> None:
         self.client: Client | None = None
-        self.condition = ConnectionState(online=False, since=time.time())
+        self.connection = ConnectionState(online=False, since=time.time())
         self.checked_at = 0.0
-        self.pushed = False
+        self.push_active = False
         self._opener = opener
         self._database = database
         self._take_lead = take_lead
         self._writer: IndexWriter | None = None
         self._poll_interval = poll_interval
         self._changed = changed
-        self._wake = trio.Event()
+        self._woken = trio.Event()
         self._requests: list[_Request] = []
 
     @property
-    def leads(self) -> bool:
+    def writes_index(self) -> bool:
         """Whether this process writes the index."""
         return self._writer is not None
 
-    def hint(self) -> None:
+    def wake(self) -> None:
         """Something may have changed, or the server may be gone: look soon."""
-        self._wake.set()
+        self._woken.set()
 
     async def sync_now(self) -> None:
         """Bring the index up to date; return when that, and telling of it, is done.
@@ -149,12 +149,12 @@ class AccountFollower:
         """
         await self._next_round()
         # Only now: the round took the lead if it was free.
-        if self.leads:
+        if self.writes_index:
             return
         if self.client is not None:
             arrival = StateWaiter(self.client, self._database)
             with trio.move_on_after(_ARRIVAL_SECONDS) as waiting:
-                while not await arrival.has_come():  # noqa: ASYNC110 - in another process
+                while not await arrival.reached():  # noqa: ASYNC110 - in another process
                     await trio.sleep(_PAUSE_SECONDS)
             if not waiting.cancelled_caught:
                 # It is a round that tells of what has come.
@@ -166,7 +166,7 @@ class AccountFollower:
         """Return when a round is done that begins from now on; raises its error."""
         request = _Request()
         self._requests.append(request)
-        self.hint()
+        self.wake()
         await request.done.wait()
         if request.error is not None:
             raise request.error
@@ -194,7 +194,7 @@ class AccountFollower:
             except JmapfsError as error:
                 if not starting.done and not (may_start_offline and _is_outage(error)):
                     raise
-                if self.condition.online:
+                if self.connection.online:
                     pause = _FIRST_PAUSE
                 await self._went_offline(error)
             except Exception as error:
@@ -218,16 +218,16 @@ class AccountFollower:
                 await trio.sleep(_GATHERING)
 
     async def _round(self, client: Client, report: ListingReport) -> None:
-        self._wake = trio.Event()
+        self._woken = trio.Event()
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("it ended before it was done")
         try:
             error = await self._synchronize(client, report)
             self.client = client
-            if not self.condition.online:
+            if not self.connection.online:
                 _log.info("online")
-                self.condition = ConnectionState(online=True, since=time.time())
-            self.condition = replace(self.condition, error=str(error) if error else None)
+                self.connection = ConnectionState(online=True, since=time.time())
+            self.connection = replace(self.connection, error=str(error) if error else None)
             # Whoever asked is to find the news in place: the kernel is told first.
             await self._changed()
         except JmapfsError as failure:
@@ -255,10 +255,10 @@ class AccountFollower:
 
     async def _went_offline(self, error: JmapfsError) -> None:
         self.client = None
-        if self.condition.online or self.condition.error is None:
+        if self.connection.online or self.connection.error is None:
             _log.warning("offline: %s", error)
-        since = time.time() if self.condition.online else self.condition.since
-        self.condition = ConnectionState(online=False, since=since, error=str(error))
+        since = time.time() if self.connection.online else self.connection.since
+        self.connection = ConnectionState(online=False, since=since, error=str(error))
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:
@@ -270,14 +270,14 @@ class AccountFollower:
     def _interval(self) -> float:
         interval = self._poll_interval
         # Push says when the server changed, not when the process that leads has written that down.
-        if self.pushed and self.leads:
+        if self.push_active and self.writes_index:
             interval = max(interval, _WITH_PUSH)
         return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
 
     async def _wait(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
-            await self._wake.wait()
-        self._wake = trio.Event()
+            await self._woken.wait()
+        self._woken = trio.Event()
 
     @asynccontextmanager
     async def _listening(self, client: Client) -> AsyncIterator[None]:
@@ -297,22 +297,22 @@ class AccountFollower:
                         # The first event is the connection itself, and a reason to catch up.
                         async for event in events:
                             _log.debug("push: %s", event)
-                            self.pushed = True
+                            self.push_active = True
                             pause = _FIRST_PAUSE
-                            self.hint()
+                            self.wake()
                 except PushUnavailableError as error:
                     _log.info("asking every %.0f s: %s", self._poll_interval, error)
                     return
                 except JmapfsError as error:
                     _log.info("push broke off: %s", error)
-                if self.pushed:
+                if self.push_active:
                     # Is the server gone? And from here on time is the reason to ask again.
-                    self.pushed = False
-                    self.hint()
+                    self.push_active = False
+                    self.wake()
                 await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            self.pushed = False
+            self.push_active = False
 
 
 class _Starting:

@@ -71,7 +71,7 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
             writer.replace_mailboxes(records)
             writer.begin_listing(progress)
             # Until what comes after it has been followed, too.
-            writer.set_state(replace(writer.state(), settled=False))
+            writer.set_state(replace(writer.state(), consistent=False))
 
     await trio.to_thread.run_sync(begin)
     return progress

@@ -116,18 +116,18 @@ class Synchronizer:
 
         def complete() -> None:
             with self._writer.transaction():
-                self._writer.remove_deferred()
+                self._writer.apply_pending_removals()
                 self._writer.retire_mailboxes(self._writer.replace_mailboxes(records))
                 if not state.complete:
                     self._writer.settle_inodes()
-                known = state.complete and state.settled
+                known = state.complete and state.consistent
                 if not known or state.mailbox_state != mailbox_state:
                     self._writer.set_state(
                         replace(
                             state,
                             mailbox_state=mailbox_state,
                             complete=True,
-                            settled=True,
+                            consistent=True,
                             synced_at=began,
                         )
                     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.rows import DirectoryRows, FileRecord
-from jmapfs.inodes import ROOT_INODE, in_account, of_account
+from jmapfs.inodes import ROOT_INODE, to_account, to_mount
 from jmapfs.tree.status_file import StatusFile
 from jmapfs.tree.tree import Attributes, DirectoryListing, TreeView, directory_attributes
 
@@ -49,12 +49,12 @@ class CombinedTree:
         _, tree, own = self._inward(inode)
         return replace(tree.file(own), inode=inode)
 
-    def about(self, inode: int) -> StatusFile | None:
+    def status_file(self, inode: int) -> StatusFile | None:
         """Return the content of an account's `.jmapfs.json`, if it is what has that inode."""
         if inode == ROOT_INODE:
             return None
         _, tree, own = self._inward(inode)
-        return tree.about(own)
+        return tree.status_file(own)
 
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, or raise EntryNotFoundError."""
@@ -69,7 +69,7 @@ class CombinedTree:
             (position, name, self._outward(slot, attributes))
             for position, name, attributes in listing.special
         )
-        inodes = array("Q", (in_account(slot, number) for number in listing.files.inodes))
+        inodes = array("Q", (to_mount(slot, number) for number in listing.files.inodes))
         return DirectoryListing(special, replace(listing.files, inodes=inodes))
 
     def version(self, inode: int) -> object:
@@ -85,7 +85,7 @@ class CombinedTree:
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
     def _inward(self, inode: int) -> tuple[int, TreeView, int]:
-        slot, own = of_account(inode)
+        slot, own = to_account(inode)
         tree = self._trees.get(slot)
         if tree is None:
             raise EntryNotFoundError(f"inode {inode} is of no account")
@@ -93,4 +93,4 @@ class CombinedTree:
 
     @staticmethod
     def _outward(slot: int, attributes: Attributes) -> Attributes:
-        return attributes._replace(inode=in_account(slot, attributes.inode))
+        return attributes._replace(inode=to_mount(slot, attributes.inode))

@@ -153,7 +153,7 @@ class TreeView(Protocol):
         """Return which blob an email's inode is, or raise EntryNotFoundError."""
         ...
 
-    def about(self, inode: int) -> StatusFile | None:
+    def status_file(self, inode: int) -> StatusFile | None:
         """Return the content of `.jmapfs.json`, if it is what has that inode."""
         ...
 
@@ -268,7 +268,7 @@ class Tree:
         # Everything comes from the index, but for the server's reach in `.jmapfs.json`.
         return (version, self._condition()) if inode == ROOT_INODE else version
 
-    def about(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
+    def status_file(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
         """Return the content of `.jmapfs.json`, if it is what has that inode."""
         return self._described() if inode == STATUS_FILE_INODE else None
 

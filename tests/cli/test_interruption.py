@@ -23,13 +23,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STUCK = """
 import time, trio
-from jmapfs.cli.signals import run_interruptibly
+from jmapfs.cli.signals import run_with_signals
 
 async def work():
     print("begun", flush=True)
     await trio.to_thread.run_sync(time.sleep, 60)
 
-run_interruptibly(work)
+run_with_signals(work)
 """
 
 SLOW_IMPORT = """

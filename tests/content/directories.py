@@ -20,7 +20,7 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.reader import IndexReader, PlacedFile
+from jmapfs.index.reader import IndexReader, NamedFile
 from jmapfs.index.rows import EmailRecord, MailboxRecord
 from tests.content.server import MIB, Corrections, FakeSource, Limits
 
@@ -48,7 +48,7 @@ class Directories:
     disk: DiskCache
     pages: FakePages
     ahead: Readahead
-    files: dict[str, list[PlacedFile]]
+    files: dict[str, list[NamedFile]]
     reads: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -56,12 +56,12 @@ class Directories:
         """How many blobs were asked for."""
         return self.source.asked.total()
 
-    def open(self, file: PlacedFile) -> None:
+    def open(self, file: NamedFile) -> None:
         """Open a file and close it again."""
         self.content.hold(file.blob_id)
         self.content.release(file.blob_id)
 
-    async def read(self, file: PlacedFile) -> bytes:
+    async def read(self, file: NamedFile) -> bytes:
         """Read a file as a program does."""
         self.content.hold(file.blob_id)
         try:
@@ -76,7 +76,7 @@ class Directories:
         finally:
             self.content.release(file.blob_id)
 
-    async def read_all(self, files: Sequence[PlacedFile], *, patient: bool = False) -> None:
+    async def read_all(self, files: Sequence[NamedFile], *, patient: bool = False) -> None:
         """Read files one after the other, as `grep -r` does, and check what is read.
 
         A `patient` program takes so long for each READ that all comes that is under way.
@@ -162,5 +162,5 @@ async def directories(
         disk.close()
 
 
-def _files(reader: IndexReader, mailbox: int) -> list[PlacedFile]:
+def _files(reader: IndexReader, mailbox: int) -> list[NamedFile]:
     return reader.files_after(mailbox, "", 1_000_000)

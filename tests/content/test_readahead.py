@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from jmapfs.errors import UnreachableError
-from jmapfs.index.reader import PlacedFile
+from jmapfs.index.reader import NamedFile
 from tests.content.directories import Directories, directories
 from tests.content.server import MIB, Limits
 
@@ -158,7 +158,7 @@ async def test_the_bytes_of_the_window_are_never_exceeded(tmp_path: Path) -> Non
         done: set[int] = set()
         most = 0
 
-        async def read(files: list[PlacedFile]) -> None:
+        async def read(files: list[NamedFile]) -> None:
             nonlocal most
             for file in files:
                 # What is being read now is not ahead.
@@ -230,7 +230,7 @@ async def test_without_a_network_reading_ahead_is_silent(tmp_path: Path) -> None
         assert set(tree.source.asked) == set(tree.source.blobs)
 
 
-async def read_in_parallel(tree: Directories, files: list[PlacedFile], readers: int) -> None:
+async def read_in_parallel(tree: Directories, files: list[NamedFile], readers: int) -> None:
     left = list(reversed(files))
 
     async def reader() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from jmapfs.content.readahead import FIRST_CHUNK, LARGEST_CHUNK, ReadaheadWindow
-from jmapfs.index.reader import PlacedFile
+from jmapfs.index.reader import NamedFile
 
 
-def files(first: int, count: int) -> list[PlacedFile]:
+def files(first: int, count: int) -> list[NamedFile]:
     return [
-        PlacedFile(f"{number:06}", 1000 + number, f"b{number}", 10)
+        NamedFile(f"{number:06}", 1000 + number, f"b{number}", 10)
         for number in range(first, first + count)
     ]
 

@@ -18,7 +18,7 @@ from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailRecord, ListingProgress, MailboxRecord
 from jmapfs.index.writer import IndexWriter
-from jmapfs.inodes import inode_slot
+from jmapfs.inodes import inode_range
 
 
 def email(
@@ -137,7 +137,7 @@ def test_a_mailbox_that_is_gone_stays_until_it_is_removed(
     with writer.transaction():
         writer.retire_mailboxes(["A"])
     assert names(reader, "A")
-    assert writer.doubtful_emails() == ["1"]
+    assert writer.orphaned_emails() == ["1"]
     put(writer, email("1", "B"))
     with writer.transaction():
         writer.retire_mailboxes([])
@@ -149,13 +149,13 @@ def test_an_email_that_was_noted_as_gone_and_came_back_stays(
 ) -> None:
     put(writer, email("1", "A"), email("2", "A"))
     with writer.transaction():
-        writer.defer_removals(["1", "2"])
+        writer.add_pending_removals(["1", "2"])
     put(writer, email("1", "A"))
-    assert writer.has_deferred()
+    assert writer.has_pending_removals()
     with writer.transaction():
-        writer.remove_deferred()
+        writer.apply_pending_removals()
     assert names(reader, "A") == ["1000_blob-1.eml"]
-    assert not writer.has_deferred()
+    assert not writer.has_pending_removals()
 
 
 def test_moving_and_flagging(writer: IndexWriter, reader: IndexReader) -> None:
@@ -176,11 +176,11 @@ def test_mail_in_a_mailbox_nobody_described_is_not_lost(
     writer: IndexWriter, reader: IndexReader
 ) -> None:
     put(writer, email("1", "Z"))
-    assert writer.doubtful_emails() == ["1"]
+    assert writer.orphaned_emails() == ["1"]
     assert names(reader, "Z") == ["1000_blob-1.eml"]
     with writer.transaction():
         writer.put_mailboxes([MailboxRecord("Z", "Late")])
-    assert writer.doubtful_emails() == []
+    assert writer.orphaned_emails() == []
     assert names(reader, "Z") == ["1000_blob-1.eml"]
 
 
@@ -234,8 +234,8 @@ def narrow_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
         first = (received_at + 1) << 29
         return range(first, first + 32)
 
-    monkeypatch.setattr("jmapfs.inodes.inode_slot", slot)
-    monkeypatch.setattr("jmapfs.index.emails.inode_slot", slot)
+    monkeypatch.setattr("jmapfs.inodes.inode_range", slot)
+    monkeypatch.setattr("jmapfs.index.emails.inode_range", slot)
 
 
 @pytest.mark.usefixtures("narrow_inodes")
@@ -264,7 +264,7 @@ def test_colliding_inodes_settle_alike_in_any_order(
 
 
 def test_the_narrow_slot_is_not_the_real_one() -> None:
-    assert len(inode_slot(5)) == 1 << 24
+    assert len(inode_range(5)) == 1 << 24
 
 
 def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> None:

@@ -8,7 +8,6 @@ import os
 import random
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,23 +24,8 @@ from tests.server.quirks import CYRUS_BLOB
 
 pytestmark = pytest.mark.mount
 
-# The command, as it would be where nobody has the patience that people have.
-IMPATIENT = """
-from jmapfs.content.service import open_content_service
-from jmapfs.jmap import retry
-retry._FIRST_PAUSE = 0.02
-open_content_service.__wrapped__.__kwdefaults__.update(read_timeout=2, download_timeout=3)
-from jmapfs.cli.main import main
-main()
-"""
 # One READ and a second attempt of the kernel at it, with some air.
 DEADLINE = 10.0
-
-
-@pytest.fixture
-def impatient(home: Home) -> Home:
-    home.program = (sys.executable, "-c", IMPATIENT)
-    return home
 
 
 def filled(server: ServerProcess, *contents: bytes) -> None:

@@ -74,7 +74,7 @@ def database(tmp_path: Path) -> IndexDatabase:
 
 def settle(database: IndexDatabase, *, settled: bool) -> None:
     with database.writer() as writer, writer.transaction():
-        writer.set_state(replace(writer.state(), settled=settled))
+        writer.set_state(replace(writer.state(), consistent=settled))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ async def freezer(
     database: IndexDatabase, kernel: Kernel, nursery: trio.Nursery
 ) -> AsyncIterator[Freezer]:
     parts: dict[str, Any] = dict.fromkeys(("source", "disk", "content", "traffic", "pages"))
-    keeper: Any = SimpleNamespace(condition=ConnectionState(online=True, since=0.0))
+    keeper: Any = SimpleNamespace(connection=ConnectionState(online=True, since=0.0))
     account = MountedAccount(
         slot=0, database=database, keeper=keeper, news=cast("Any", kernel), **parts
     )
@@ -214,7 +214,7 @@ async def test_out_of_reach_of_the_server_nothing_is_waited_for(
 ) -> None:
     """Nobody leads the index to a state then: what is shown is what there is."""
     settle(database, settled=False)
-    freezer._accounts[0].keeper.condition = ConnectionState(online=False, since=0.0)
+    freezer._accounts[0].keeper.connection = ConnectionState(online=False, since=0.0)
     kernel.agrees.set()
     async with freezer.hold() as held:
         assert freezer.holds(held)

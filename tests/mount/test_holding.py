@@ -18,7 +18,7 @@ import pytest
 
 from jmapfs.control.socket_client import Hold
 from jmapfs.errors import BusyError, NotMountedError, RelayedError, UsageError
-from jmapfs.tree.export import MailWithPlaces as MailRecord
+from jmapfs.index.rows import EmailRow as MailRecord
 from tests.mount.test_freeze import (
     Mail,
     assert_live,

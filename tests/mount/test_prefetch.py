@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -30,16 +29,6 @@ INBOX, WORK, BOTH = 40, 20, 5
 ALL = INBOX + WORK
 SIZE = 3000
 START = datetime(2024, 3, 1, tzinfo=UTC)
-
-# The command, as it would be where nobody has the patience that people have.
-IMPATIENT = """
-from jmapfs.content.service import open_content_service
-from jmapfs.jmap import retry
-retry._FIRST_PAUSE = 0.02
-open_content_service.__wrapped__.__kwdefaults__.update(read_timeout=2, download_timeout=3)
-from jmapfs.cli.main import main
-main()
-"""
 
 
 def mail(number: int, size: int = SIZE) -> bytes:
@@ -89,12 +78,6 @@ def plain(home: Home, server: ServerProcess) -> Iterator[Mounted]:
     server.control.set_quirks(blob_get=False)
     with home.mounted(server.url) as mount:
         yield mount
-
-
-@pytest.fixture
-def impatient(home: Home) -> Home:
-    home.program = (sys.executable, "-c", IMPATIENT)
-    return home
 
 
 def prefetch(mount: Mounted, *places: str) -> Result:

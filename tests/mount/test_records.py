@@ -17,8 +17,8 @@ from trio.testing import wait_all_tasks_blocked
 from jmapfs.daemon.records import Records
 from jmapfs.errors import BusyError, StorageError, UsageError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState, EmailRecord, MailboxRecord
-from jmapfs.tree.export import FIRST, MailboxPlace, MailsInOrder, MailsPart, MailWithPlaces
+from jmapfs.index.rows import AccountState, EmailRecord, EmailRow, EmailSlice, MailboxRecord
+from jmapfs.tree.export import FIRST, EmailExport, ExportedMailbox
 from jmapfs.tree.tree import Tree
 
 STATE = AccountState(
@@ -33,7 +33,7 @@ STATE = AccountState(
 
 
 class _Part(msgspec.Struct):
-    mails: list[MailWithPlaces]
+    mails: list[EmailRow]
     after: int | None
 
 
@@ -99,8 +99,8 @@ def part(answer: object) -> _Part:
     return msgspec.convert(msgspec.json.decode(msgspec.json.encode(answer)), _Part)
 
 
-async def all_mails(of: Records, path: str, count: int) -> list[MailWithPlaces]:
-    found: list[MailWithPlaces] = []
+async def all_mails(of: Records, path: str, count: int) -> list[EmailRow]:
+    found: list[EmailRow] = []
     position: int | None = FIRST
     while position is not None:
         some = part(await of.mails(path, position, count))
@@ -114,7 +114,7 @@ async def test_a_description_is_of_what_is_at_and_below(
 ) -> None:
     here = records(stack, {None: database})
     whole = await here.describe("")
-    mailboxes: list[MailboxPlace] = whole.pop("mailboxes")
+    mailboxes: list[ExportedMailbox] = whole.pop("mailboxes")
     assert whole == {
         "root": "",
         "directory": "",
@@ -151,7 +151,7 @@ async def test_records_are_those_of_the_index(database: IndexDatabase, stack: Ex
     for path in ("", "Work", "Work/Clients", "Inbox"):
         directory = layout.at(tuple(path.split("/")) if path else ())
         assert directory is not None
-        direct = MailsInOrder(reader, layout, directory).after(FIRST, 1000).mails
+        direct = EmailExport(reader, layout, directory).after(FIRST, 1000).emails
         assert direct
         for count in (1, 4, 1000):
             assert await all_mails(here, path, count) == direct
@@ -212,7 +212,7 @@ async def test_an_index_that_cannot_be_read(
     def broken(*_: object) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(MailsInOrder, "after", broken)
+    monkeypatch.setattr(EmailExport, "after", broken)
     with pytest.raises(StorageError, match="disk I/O error"):
         await here.mails("", FIRST, 10)
 
@@ -222,10 +222,10 @@ async def test_the_end_waits_for_who_is_reading(
 ) -> None:
     here = records(stack, {None: database})
     reading, go = threading.Event(), threading.Event()
-    after = MailsInOrder.after
+    after = EmailExport.after
     closed = False
 
-    def slow(self: MailsInOrder, position: int, count: int) -> MailsPart:
+    def slow(self: EmailExport, position: int, count: int) -> EmailSlice:
         reading.set()
         go.wait(10)
         return after(self, position, count)
@@ -235,7 +235,7 @@ async def test_the_end_waits_for_who_is_reading(
         await here.close()
         closed = True
 
-    monkeypatch.setattr(MailsInOrder, "after", slow)
+    monkeypatch.setattr(EmailExport, "after", slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(here.mails, "", FIRST, 10)
         await trio.to_thread.run_sync(reading.wait)

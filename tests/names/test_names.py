@@ -15,9 +15,9 @@ from jmapfs.inodes import (
     account_numbers,
     directory_inode,
     email_inode,
-    in_account,
-    inode_slot,
-    of_account,
+    inode_range,
+    to_account,
+    to_mount,
 )
 from jmapfs.names import email_stem, key, numbered_name, safe_text, sibling_names
 
@@ -166,7 +166,7 @@ def test_a_mailbox_named_like_the_suffixed_form_of_another() -> None:
 def test_email_inodes_are_in_their_range(blob: str, received_at: int, attempt: int) -> None:
     inode = email_inode(blob, received_at, attempt=attempt)
     assert 1 < inode < 1 << 61
-    assert inode in inode_slot(received_at)
+    assert inode in inode_range(received_at)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ANY_TEXT, ANY_TEXT)
@@ -190,10 +190,10 @@ def test_numbers_and_keys_are_these_for_ever() -> None:
 @given(st.integers(1, 31), ANY_TEXT, SECONDS)
 def test_several_accounts_have_inodes_of_their_own(slot: int, text: str, at: int) -> None:
     for inode in (email_inode(text, at), directory_inode(text), ROOT_INODE, STATUS_FILE_INODE):
-        outer = in_account(slot, inode)
+        outer = to_mount(slot, inode)
         assert 1 < outer < 1 << 62
-        assert of_account(outer) == (slot, inode)
-        assert of_account(inode) == (0, inode) or inode in {ROOT_INODE, STATUS_FILE_INODE}
+        assert to_account(outer) == (slot, inode)
+        assert to_account(inode) == (0, inode) or inode in {ROOT_INODE, STATUS_FILE_INODE}
 
 
 @given(st.sets(ANY_TEXT, max_size=31))

@@ -17,7 +17,7 @@ from jmapfs.snapshot.manifest import (
     SavedPlace,
     utc_date,
 )
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 
 ORIGIN = Origin("https://mail.example/jmap/", "u1", "alice", "alice@mail.example")
 
@@ -110,5 +110,5 @@ def _known(previous: Path | None, saved: SavedMail) -> Path | None:
     return next(iter(previous.glob(f"mail/*/{int(number):04}.eml")), None)
 
 
-def _mailboxes(names: Iterable[str]) -> list[MailboxPlace]:
-    return [MailboxPlace(f"id-{name}", name, name, None, None, 0) for name in names]
+def _mailboxes(names: Iterable[str]) -> list[ExportedMailbox]:
+    return [ExportedMailbox(f"id-{name}", name, name, None, None, 0) for name in names]

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jmapfs.errors import BlobNotFoundError, JmapfsError
+from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
-from jmapfs.tree.export import MailboxPlace, MailsPart, MailWithPlaces
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import ORIGIN, Letter
 
 
@@ -49,12 +50,14 @@ class _State:
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
         self.mail_count = len(self._letters)
         names = sorted({name for letter in self._letters for name in letter.mailboxes})
-        self.mailboxes = [MailboxPlace(f"id-{name}", name, name, None, None, 0) for name in names]
+        self.mailboxes = [
+            ExportedMailbox(f"id-{name}", name, name, None, None, 0) for name in names
+        ]
 
-    async def mails_after(self, position: int) -> MailsPart:
+    async def emails_after(self, position: int) -> EmailSlice:
         end = position + self._account.part
         mails = [_mail(letter) for letter in self._letters[position:end]]
-        return MailsPart(mails, end if end < len(self._letters) else None)
+        return EmailSlice(mails, end if end < len(self._letters) else None)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         for first in range(0, len(wanted), 3):
@@ -71,10 +74,10 @@ class _State:
         return self._account.held
 
 
-def _mail(letter: Letter) -> MailWithPlaces:
+def _mail(letter: Letter) -> EmailRow:
     saved = letter.saved()
     files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
     received_at = 1_700_000_000 + letter.number * 60
-    return MailWithPlaces(
+    return EmailRow(
         saved.id, saved.blob_id, saved.thread_id, received_at, saved.size, saved.keywords, files
     )

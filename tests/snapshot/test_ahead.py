@@ -18,7 +18,7 @@ class Slow:
         self.asked = trio.Event()
         self.answer = threading.Event()
 
-    def listed_after(self, _position: int, _count: int) -> list[Any]:
+    def blobs_added_after(self, _position: int, _count: int) -> list[Any]:
         trio.from_thread.run_sync(self.asked.set)
         assert self.answer.wait(10)
         return []

@@ -35,7 +35,7 @@ from jmapfs.snapshot.manifest import (
     read_description,
 )
 from jmapfs.snapshot.repository import LATEST, Snapshot
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import Letter, make_snapshot
 
 OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"
@@ -62,7 +62,7 @@ def write(
     if not (destination / "any").exists():
         make_snapshot(destination, "any", [])
     description = read_description(destination / "any")
-    places = [MailboxPlace(one, path, path, None, None, 0) for one, path in paths.items()]
+    places = [ExportedMailbox(one, path, path, None, None, 0) for one, path in paths.items()]
     (destination / date).mkdir()
     with ManifestWriter(destination / date) as manifest:
         for mail in mails:

@@ -43,7 +43,7 @@ class Kept:
         writer = self.lead.take()
         assert writer is not None
         with writer.transaction():
-            writer.set_state(replace(writer.state(), settled=settled))
+            writer.set_state(replace(writer.state(), consistent=settled))
 
     async def take(self, *, allow_stale: bool = False) -> SnapshotSummary:
         """Take another snapshot."""

@@ -397,7 +397,7 @@ def test_read_only_directories(tmp_path: Path) -> None:
             path.chmod(0o500)
     program = (
         "import sys; from pathlib import Path; from tests.snapshot.test_prune import *;"
-        "pruned(Path(sys.argv[1]), Policy(last=1))"
+        "pruned(Path(sys.argv[1]), RetentionPolicy(last=1))"
     )
     # Modes are nothing to root, but for the capabilities that make them so.
     without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

@@ -14,7 +14,7 @@ from jmapfs.snapshot.findings import VerifyResult
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedMail
 from jmapfs.snapshot.verify import verify
 from jmapfs.snapshot.verify_read import Inodes
-from jmapfs.tree.export import MailboxPlace
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
 DATE = "2026-11-22T010203Z"
@@ -94,7 +94,7 @@ def write_snapshot(directory: Path, mails: list[SavedMail], mailboxes: list[str]
                 added_bytes=0,
                 links="hard",
                 mailboxes=tuple(
-                    MailboxPlace(f"id-{path}", path, path, None, None, 0) for path in mailboxes
+                    ExportedMailbox(f"id-{path}", path, path, None, None, 0) for path in mailboxes
                 ),
             )
         )

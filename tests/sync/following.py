@@ -178,7 +178,7 @@ class Follower:
         assert held_by_index(self.database) == held_by_server(self.account)
         state = self.writer.state()
         assert state.complete
-        assert state.settled
+        assert state.consistent
         assert state.email_state == self.account.states["Email"]
         assert self.writer.listing_progress() is None
 

@@ -302,7 +302,7 @@ async def test_a_chain_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
             await f.update()
         assert scope.cancelled_caught
         assert f.writer.state().email_state != state
-        assert not f.writer.state().settled
+        assert not f.writer.state().consistent
         f.counts.reset()
         await f.update()
         assert f.counts.methods["Email/changes"] <= 12
@@ -486,8 +486,8 @@ class Commits:
 
     def look(self) -> None:
         writer = self._follower.writer
-        settled = writer.state().settled
-        assert not (settled and writer.doubtful_emails())
+        settled = writer.state().consistent
+        assert not (settled and writer.orphaned_emails())
         (self.settled if settled else self.between).append(self._follower.shown())
         tree = self._follower.emails_shown()
         self.seen.append({path.rpartition("/")[2].split("_")[3][:8] for path in tree})

@@ -168,7 +168,7 @@ def test_what_is_not_there(tree: Tree) -> None:
 def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -> None:
     about = tree.lookup(ROOT_INODE, STATUS_FILE_NAME.encode())
     assert about.inode == STATUS_FILE_INODE
-    described = tree.about()
+    described = tree.status_file()
     assert described is not None
     assert about.size == len(described.content)
     assert about.time_ns == 1_700_000_001 * 10**9

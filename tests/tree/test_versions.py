@@ -12,7 +12,7 @@ from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailRecord, MailboxRecord
-from jmapfs.inodes import ROOT_INODE, in_account
+from jmapfs.inodes import ROOT_INODE, to_mount
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.status_file import Reachability
 from jmapfs.tree.tree import Tree
@@ -84,7 +84,7 @@ def test_accounts_have_versions_of_their_own(tmp_path: Path, stack: ExitStack) -
     def versions() -> list[object]:
         inodes = [ROOT_INODE]
         for slot, account in accounts.items():
-            inodes += [in_account(slot, ROOT_INODE), in_account(slot, account.inbox)]
+            inodes += [to_mount(slot, ROOT_INODE), to_mount(slot, account.inbox)]
         return [combined.version(inode) for inode in inodes]
 
     def changed(before: list[object]) -> list[bool]:
@@ -98,4 +98,4 @@ def test_accounts_have_versions_of_their_own(tmp_path: Path, stack: ExitStack) -
     accounts[1].reach = Reachability(online=False)
     assert changed(before) == [True, True, False, False, False]
     with pytest.raises(EntryNotFoundError):
-        combined.version(in_account(3, ROOT_INODE))
+        combined.version(to_mount(3, ROOT_INODE))

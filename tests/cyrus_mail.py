@@ -1,0 +1,74 @@
+"""An account on Cyrus that is filled with mail, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tests import corpus
+from tests.cyrus import Account
+from tests.cyrus.fill import Message
+from tests.mounting import Home
+
+# Mailboxes on the server, and the directories that show them.
+DIRECTORIES = {
+    "INBOX": "Inbox",
+    "Work": "Work",
+    "Work/Clients": "Work/Clients",
+    "Été/à la plage": "Été/à-la-plage",
+    "Lists/exmh": "Lists/exmh",
+}
+MAILBOXES = tuple(DIRECTORIES)
+START = datetime(2002, 8, 21, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class StoredMail:
+    """An account, and the messages that were stored in it, by directory."""
+
+    account: Account
+    mails: dict[str, list[bytes]]
+
+    def home(self, directory: Path) -> Home:
+        """Return a user's environment with the credentials of the account."""
+        return Home(directory, self.account.name, self.account.password)
+
+    def digests(self) -> dict[str, Counter[str]]:
+        """Return the SHA-256 of each message, by directory."""
+        return {name: Counter(map(sha256, mails)) for name, mails in self.mails.items()}
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def corpus_mails() -> list[bytes]:
+    """Return the whole corpus, each message once."""
+    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
+    return list(dict.fromkeys(mails))
+
+
+def store_mails(account: Account, mails: Sequence[bytes]) -> StoredMail:
+    """Spread messages over the mailboxes; the first three of INBOX are in two others as well."""
+    stored: dict[str, list[bytes]] = defaultdict(list)
+    for name in MAILBOXES[1:]:
+        account.create_mailbox(name)
+    for index, name in enumerate(MAILBOXES):
+        share = list(mails[index :: len(MAILBOXES)])
+        account.fill(
+            name,
+            [
+                Message(mail, received=START + timedelta(minutes=7 * number + index))
+                for number, mail in enumerate(share)
+            ],
+        )
+        stored[DIRECTORIES[name]] += share
+    for name in ("Work", "Lists/exmh"):
+        account.copy("INBOX", [1, 2, 3], name)
+        stored[name] += stored["Inbox"][:3]
+    return StoredMail(account, dict(stored))
