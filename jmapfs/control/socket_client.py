@@ -6,7 +6,6 @@ thaws within `LEASE_SECONDS`.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -87,9 +86,7 @@ class FreezeLease:
     before the lease, if the lease joined a freeze.
     """
 
-    def __init__(
-        self, mountpoint: Path, *, limit: float | None = None, join: bool = False
-    ) -> None:
+    def __init__(self, mountpoint: Path, *, limit: float | None = None, join: bool = False) -> None:
         """Freeze the mount at a resolved path, for `limit` seconds at most.
 
         Raises:

@@ -37,7 +37,7 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
     Raises:
         StorageError: the socket cannot be made.
     """
-    path.unlink(missing_ok=True)
+    _remove(path)
     with short_path(path) as short, trio.socket.socket(socket.AF_UNIX) as listening:
         try:
             await listening.bind(short)
@@ -54,7 +54,11 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
                 yield
                 nursery.cancel_scope.cancel()
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 async def _serve(stream: trio.SocketStream, answer: Answer) -> None:

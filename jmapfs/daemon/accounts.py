@@ -39,7 +39,6 @@ from jmapfs.errors import (
 )
 from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect

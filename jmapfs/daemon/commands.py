@@ -144,9 +144,7 @@ class Commands:
         _require_duration(request.seconds)
         if request.limit is not None:
             _require_duration(request.limit)
-        return await self._freezer.freeze(
-            request.seconds, limit=request.limit, join=request.join
-        )
+        return await self._freezer.freeze(request.seconds, limit=request.limit, join=request.join)
 
     def _accounts_at(self, path: str) -> Sequence[MountedAccount]:
         if not path:
@@ -278,7 +276,5 @@ def _account_status(account: MountedAccount) -> AccountStatus:
             hits=counters.memory_hits + counters.disk_hits,
         ),
         ahead=ReadaheadStatus(downloaded=counters.ahead, recalled=counters.recalled),
-        http=HttpStatus(
-            requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes
-        ),
+        http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
     )

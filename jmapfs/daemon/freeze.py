@@ -189,7 +189,6 @@ class Freezer:
                 the kernel does not answer in time.
         """
 
-
         async def try_to_freeze() -> Lease | None:
             return await self._try_to_freeze(seconds, limit, join=join)
 
