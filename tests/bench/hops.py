@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tests.bench.import_graph import ImportGraph
 from tests.mounting import Home, command, wait_until
-from tests.server.client import ControlClient
+from tests.server.control_client import ControlClient
 from tests.server.counts import Counts
 from tests.server.process import server_process
 
@@ -176,7 +176,7 @@ def _traces() -> list[Trace]:
 def _print_traces(traces: Sequence[Trace], *, modules: bool) -> None:
     print(f"{'action':<18} {'modules':>7} {'worker threads':>14}  HTTP requests")
     for trace in traces:
-        requests = ", ".join(f"{count} {place}" for place, count in trace.counts.places.items())
+        requests = ", ".join(f"{count} {place}" for place, count in trace.counts.endpoints.items())
         print(
             f"{trace.action:<18} {len(trace.modules):>7} {sum(trace.jobs.values()):>14}"
             f"  {requests or 'none'}"

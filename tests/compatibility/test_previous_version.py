@@ -50,7 +50,7 @@ def test_a_new_snapshot_links_to_the_old_one(home: Home, tmp_path: Path) -> None
     [old] = snapshots.glob("2*Z")
     with server_process(host=HOST, port=PORT) as server:
         result = home.run("snapshot", "--account", "Ateam", URL, snapshots)
-        assert (result.exit_code, server.control.counts().places["download"]) == (0, 0)
+        assert (result.exit_code, server.control.counts().endpoints["download"]) == (0, 0)
     [new] = set(snapshots.glob("2*Z")) - {old}
     assert (snapshots / "latest").resolve() == new
     files = [path.relative_to(old) for path in old.rglob("*.eml")]

@@ -127,7 +127,7 @@ async def test_busy() -> None:
             with pytest.raises(UnreachableError, match="busy"):
                 async with client.push(ping=1):
                     pass
-        assert server.counts.places["push"] == 1
+        assert server.counts.endpoints["push"] == 1
 
 
 async def test_the_server_goes_away() -> None:

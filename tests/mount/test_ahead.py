@@ -288,7 +288,7 @@ def test_a_server_that_refuses_blob_get_after_all(server: ServerProcess, home: H
         assert {path.read_bytes() for path in (mount.path / "Box").iterdir()} == set(blobs.values())
     counts = server.control.counts()
     assert counts.methods["Blob/get"] <= 3
-    assert counts.places["download"] == 200
+    assert counts.endpoints["download"] == 200
 
 
 def test_mail_that_goes_while_it_is_read_ahead(server: ServerProcess, home: Home) -> None:

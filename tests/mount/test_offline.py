@@ -28,7 +28,7 @@ from tests.cyrus.fill import Message
 from tests.mount.test_failures import assert_refused
 from tests.mounting import Home, Mounted, fixed, wait_until
 from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process
-from tests.server.quirks import Place
+from tests.server.quirks import EndpointName
 
 pytestmark = pytest.mark.mount
 
@@ -374,7 +374,7 @@ def test_a_server_that_only_says_no(home: Home, small: ServerProcess, status: in
     with home.mounted(small.url) as mount:
         cached = read_in(mount, "Inbox")
         # A busy server says when to come again; a broken one breaks one thing only.
-        places: list[Place] = ["api"] if status == 500 else ["session", "api", "download"]
+        places: list[EndpointName] = ["api"] if status == 500 else ["session", "api", "download"]
         after = None if status == 500 else "120"
         quirks = {
             "statuses": [
@@ -501,7 +501,7 @@ def test_another_account_behind_a_mount(
         assert read_in(mount, "Inbox") == cached
         for name in uncached[:3]:
             assert_unreadable(mount.path / "Work" / name)
-        assert other.control.counts().places.get("download", 0) == 0
+        assert other.control.counts().endpoints.get("download", 0) == 0
         assert logical_index(home) == index
         assert_nothing_of_the_other(home)
         other.stop()

@@ -112,7 +112,7 @@ def test_a_server_without_push_is_asked_now_and_then(home: Home, push: str) -> N
             status = mount.status()
             assert (status["push"], status["online"], status["error"]) == (False, True, None)
             # It said no, and is believed.
-            assert server.control.counts().places["push"] == 1
+            assert server.control.counts().endpoints["push"] == 1
 
 
 SHORTER = """

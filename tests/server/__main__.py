@@ -1,4 +1,4 @@
-"""The server as a command: `python -m tests.server`. It prints its URL when it listens."""
+"""Run the server: `python -m tests.server`. It prints its URL once it listens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 import trio
 
 from .account import Account
-from .app import MailServer
+from .app import MailServer, running_server
 from .auth import Credentials
 from .blobs import BlobScheme
 from .process import TOKEN_VARIABLE
-from .running import running_server
 
 
 def main() -> None:
@@ -34,11 +33,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--username", default=default.username)
     parser.add_argument("--password", default=default.password)
-    parser.add_argument("--token", default=default.token, help="what Bearer accepts")
+    parser.add_argument("--token", default=default.token, help="the token for Bearer")
     parser.add_argument("--blob-ids", choices=["plain", "cyrus"], default="plain")
-    parser.add_argument("--load", type=Path, metavar="PATH", help="what control's save kept")
+    parser.add_argument("--load", type=Path, metavar="PATH", help="a file of a saved server")
     parser.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help="gets the URLs as JSON when it listens"
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        help="receives the URLs as JSON",
     )
     parser.add_argument("--stop-with-stdin", action="store_true", help="stop when stdin ends")
     return parser
@@ -56,7 +58,7 @@ def _server(options: argparse.Namespace) -> MailServer:
 
 
 def _accounts(kind: str, scheme: BlobScheme) -> list[Account]:
-    # Imported here, so that an empty server is there at once.
+    # Imported here, so that an empty server starts at once.
     name, _, number = kind.partition(":")
     if name == "sample":
         from .sample import sample_account, shared_account
@@ -72,7 +74,7 @@ def _accounts(kind: str, scheme: BlobScheme) -> list[Account]:
         return [large_account(int(number), blob_scheme=scheme)]
     if name == "empty":
         return [Account(blob_scheme=scheme)]
-    sys.exit(f"--account {kind}: it is sample, hostile, empty or large:N")
+    sys.exit(f"--account {kind}: use sample, hostile, empty or large:N")
 
 
 async def _serve(options: argparse.Namespace, server: MailServer) -> None:
@@ -83,18 +85,18 @@ async def _serve(options: argparse.Namespace, server: MailServer) -> None:
         ):
             if options.ready_file is not None:
                 ready = {"url": url, "control": f"{url}/control/{server.control_token}"}
-                # By a rename, so that whoever waits for the file never reads half of it.
+                # Renamed into place: a waiting process must not read half a file.
                 partial = options.ready_file.with_name(options.ready_file.name + ".partial")
                 partial.write_text(json.dumps({**ready, "pid": os.getpid()}))
                 partial.rename(options.ready_file)
             print(url, flush=True)
             if options.stop_with_stdin:
-                nursery.start_soon(_until_stdin_ends, nursery.cancel_scope)
+                nursery.start_soon(_stop_at_end_of_stdin, nursery.cancel_scope)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
 
 
-async def _until_stdin_ends(scope: trio.CancelScope) -> None:
+async def _stop_at_end_of_stdin(scope: trio.CancelScope) -> None:
     async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
         async for _ in stdin:
             pass

@@ -1,9 +1,8 @@
-"""One account in memory: its mailboxes and emails, and every operation that changes them.
+"""One account in memory: its mailboxes and emails, and the operations that change them.
 
-This is the side a test moves: it does here what another mail client would have done, and looks
-whether jmapfs follows. Each operation is one jump of the states involved, and the server's push
-channels hear of it. Call them in the server's own thread; from another process there is
-`tests.server.client`, with the same names.
+Tests use the operations in place of another mail client. Each operation advances the states it
+affects once and is announced to the push streams. Call them in the thread of the server; from
+another process, `tests.server.control_client` has the same methods.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 
 from .blobs import BlobScheme, BlobStore
 from .changes import Change, ChangeLog
-from .message import Header, message_ids, parse_header
+from .headers import Header, message_ids, parse_header
 from .model import Email, Mailbox, utc_date
 
 TYPES = ("Mailbox", "Email", "Thread")
@@ -27,7 +26,7 @@ SOME_DAY = "2024-03-01T10:15:00Z"
 
 @dataclass(frozen=True, slots=True)
 class NewEmail:
-    """An email to be added, for `Account.add_emails`."""
+    """An email for `Account.add_emails`."""
 
     raw: bytes
     mailbox_ids: tuple[str, ...]
@@ -38,14 +37,14 @@ class NewEmail:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All the ids a query selects, in order, and the position of each."""
+    """All ids of a query, in order, and the position of each."""
 
     ids: list[str]
     positions: dict[str, int]
 
 
 class Account:
-    """A mail account. Ids are opaque and in no order, but the same in every run."""
+    """A mail account. Its ids are opaque and unordered, but the same in every run."""
 
     def __init__(
         self,
@@ -69,13 +68,13 @@ class Account:
         epoch = secrets.token_hex(3)
         self.logs = {kind: ChangeLog(epoch, log_limit) for kind in TYPES}
         self.watchers: list[Callable[[Account], None]] = []
-        self.make_header: Callable[[int], Header] | None = None  # of blobs made from numbers
+        self.make_header: Callable[[int], Header] | None = None  # for generated blobs
         self._thread_of_message: dict[bytes, str] = {}
-        self._ids_made = 0
+        self._ids_created = 0
         self._listings: dict[tuple[str | None, bool], Listing] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to one run of the server."""
+        """Leave out what belongs to the running server."""
         return {**self.__dict__, "watchers": [], "_listings": {}}
 
     @property
@@ -96,7 +95,7 @@ class Account:
         is_subscribed: bool = True,
         may_read_items: bool = True,
     ) -> str:
-        """Make a mailbox; the parent may be missing, itself, or one below it."""
+        """Create a mailbox; its parent may be missing, itself, or one of its descendants."""
         new_id = mailbox_id or self._new_id("P")
         self.mailboxes[new_id] = Mailbox(
             new_id, name, parent_id, role, sort_order, is_subscribed, may_read_items
@@ -117,12 +116,12 @@ class Account:
         self._changed()
 
     def destroy_mailbox(self, mailbox_id: str) -> None:
-        """Destroy it with the emails that are nowhere else; its children stay, orphaned."""
+        """Destroy a mailbox and the emails only in it; its children stay, without a parent."""
         del self.mailboxes[mailbox_id]
         for email_id in list(self.members[mailbox_id]):
             left = self.emails[email_id].mailbox_ids - {mailbox_id}
             if left:
-                self._place(email_id, left)
+                self._set_mailboxes(email_id, left)
             else:
                 self._destroy(email_id)
         del self.members[mailbox_id]
@@ -130,7 +129,7 @@ class Account:
         self._changed()
 
     def change_mailbox_ids(self) -> dict[str, str]:
-        """Give every mailbox a new id, as a migration does; return new ids by old ones."""
+        """Give every mailbox a new id, as a migration does; return the new ids by old id."""
         renamed = {old: self._new_id("P") for old in self.mailboxes}
         for old, new in renamed.items():
             box = self.mailboxes.pop(old)
@@ -163,15 +162,15 @@ class Account:
         )[0]
 
     def add_emails(self, emails: Iterable[NewEmail]) -> list[str]:
-        """Deliver several messages in one jump of the state; return their Email ids."""
-        made = []
+        """Deliver several messages in one change of the state; return their Email ids."""
+        created = []
         for each in emails:
             if not each.mailbox_ids:
-                raise ValueError("an email is in at least one mailbox")
+                raise ValueError("an email needs at least one mailbox")
             new_id = each.id or self._new_id("M")
             email = Email(
                 id=new_id,
-                blob_id=self.blobs.keep(each.raw),
+                blob_id=self.blobs.add(each.raw),
                 thread_id=self._thread_for(message_ids(each.raw)),
                 size=len(each.raw),
                 received_at=utc_date(each.received_at),
@@ -184,48 +183,48 @@ class Account:
             self.logs["Thread"].record(
                 email.thread_id, Change.CREATED if only_one else Change.UPDATED
             )
-            self._count(email.mailbox_ids)
-            made.append(new_id)
+            self._record_counts(email.mailbox_ids)
+            created.append(new_id)
         self._changed()
-        return made
+        return created
 
     def copy_email(self, email_id: str, mailbox_id: str) -> None:
-        """Put an email into one more mailbox."""
+        """Add an email to another mailbox."""
         self.set_mailboxes(email_id, self.emails[email_id].mailbox_ids | {mailbox_id})
 
     def remove_email(self, email_id: str, mailbox_id: str) -> None:
-        """Take an email out of one of several mailboxes."""
+        """Remove an email from one of its mailboxes."""
         self.set_mailboxes(email_id, self.emails[email_id].mailbox_ids - {mailbox_id})
 
     def move_email(self, email_id: str, from_id: str, to_id: str) -> None:
         self.set_mailboxes(email_id, (self.emails[email_id].mailbox_ids - {from_id}) | {to_id})
 
     def set_mailboxes(self, email_id: str, mailbox_ids: Iterable[str]) -> None:
-        """Say which mailboxes an email is in."""
+        """Set the mailboxes of an email."""
         wanted = frozenset(mailbox_ids)
         if not wanted:
-            raise ValueError("an email is in at least one mailbox")
-        self._place(email_id, wanted)
+            raise ValueError("an email needs at least one mailbox")
+        self._set_mailboxes(email_id, wanted)
         self._changed()
 
     def set_keywords(self, email_id: str, keywords: Iterable[str]) -> None:
         email = self.emails[email_id]
         email.keywords = frozenset(keywords)
         self.logs["Email"].record(email_id, Change.UPDATED)
-        self._count(email.mailbox_ids)
+        self._record_counts(email.mailbox_ids)
         self._changed()
 
     def destroy_email(self, email_id: str) -> None:
         self.destroy_emails([email_id])
 
     def destroy_emails(self, email_ids: Iterable[str]) -> None:
-        """Destroy several emails in one jump of the state."""
+        """Destroy several emails in one change of the state."""
         for email_id in list(email_ids):
             self._destroy(email_id)
         self._changed()
 
     def change_email_ids(self, email_ids: Iterable[str] | None = None) -> dict[str, str]:
-        """Give emails (None: all) new ids with the same blobs; return new ids by old ones."""
+        """Give emails (None: all) new ids and keep their blobs; return the new ids by old id."""
         renamed = {}
         for old in list(self.emails if email_ids is None else email_ids):
             email = self.emails[old]
@@ -240,14 +239,14 @@ class Account:
         return renamed
 
     def forget_changes(self) -> None:
-        """Drop the change logs: every old state gets cannotCalculateChanges."""
+        """Clear the change logs: every old state gets cannotCalculateChanges."""
         for log in self.logs.values():
             log.forget()
 
-    # What the methods ask
+    # Queries of the methods
 
     def header(self, email: Email) -> Header:
-        """Return the header, parsed the first time: it takes the better part of a millisecond."""
+        """Return the header; it is parsed once, because parsing takes almost a millisecond."""
         number = self.blobs.number_of(email.blob_id)
         if number is not None and self.make_header is not None:
             return self.make_header(number)
@@ -256,7 +255,7 @@ class Account:
         return email.header
 
     def listing(self, mailbox_id: str | None, *, ascending: bool) -> Listing:
-        """Return the emails of a mailbox (None: all) by receivedAt, ties in an odd order."""
+        """Return the emails of a mailbox (None: all) by receivedAt, ties in an arbitrary order."""
         cached = self._listings.get((mailbox_id, ascending))
         if cached is None:
             chosen = self.emails if mailbox_id is None else self.members.get(mailbox_id, {})
@@ -270,27 +269,27 @@ class Account:
         return cached
 
     def insert(self, email: Email) -> None:
-        """Put an email in place without a word in the change log (for filling an account)."""
+        """Add an email without an entry in the change log, to fill a new account."""
         self.emails[email.id] = email
         for mailbox_id in email.mailbox_ids:
             self.members[mailbox_id][email.id] = None
         self.threads[email.thread_id] = (*self.threads.get(email.thread_id, ()), email.id)
         self._listings.clear()
 
-    # Inside
+    # Internals
 
     def _new_id(self, prefix: str) -> str:
-        self._ids_made += 1
-        seed = f"{self.id}/{self._ids_made}".encode()
+        self._ids_created += 1
+        seed = f"{self.id}/{self._ids_created}".encode()
         return prefix + hashlib.blake2s(seed, digest_size=6).hexdigest()
 
-    def _thread_for(self, named: list[bytes]) -> str:
-        known = (self._thread_of_message[i] for i in named if i in self._thread_of_message)
+    def _thread_for(self, message_ids: list[bytes]) -> str:
+        known = (self._thread_of_message[i] for i in message_ids if i in self._thread_of_message)
         thread_id = next(known, None) or self._new_id("T")
-        self._thread_of_message.update(dict.fromkeys(named, thread_id))
+        self._thread_of_message.update(dict.fromkeys(message_ids, thread_id))
         return thread_id
 
-    def _place(self, email_id: str, wanted: frozenset[str]) -> None:
+    def _set_mailboxes(self, email_id: str, wanted: frozenset[str]) -> None:
         email = self.emails[email_id]
         before = email.mailbox_ids
         for mailbox_id in wanted - before:
@@ -299,7 +298,7 @@ class Account:
             del self.members[mailbox_id][email_id]
         email.mailbox_ids = wanted
         self.logs["Email"].record(email_id, Change.UPDATED)
-        self._count(wanted ^ before)
+        self._record_counts(wanted ^ before)
 
     def _destroy(self, email_id: str) -> None:
         email = self.emails[email_id]
@@ -308,7 +307,7 @@ class Account:
         self.logs["Email"].record(email_id, Change.DESTROYED)
         gone = email.thread_id not in self.threads
         self.logs["Thread"].record(email.thread_id, Change.DESTROYED if gone else Change.UPDATED)
-        self._count(email.mailbox_ids)
+        self._record_counts(email.mailbox_ids)
 
     def _unlink(self, email: Email) -> None:
         del self.emails[email.id]
@@ -320,7 +319,7 @@ class Account:
         else:
             del self.threads[email.thread_id]
 
-    def _count(self, mailbox_ids: Iterable[str]) -> None:
+    def _record_counts(self, mailbox_ids: Iterable[str]) -> None:
         for mailbox_id in sorted(mailbox_ids):
             if mailbox_id in self.mailboxes:
                 self.logs["Mailbox"].record(mailbox_id, Change.COUNTED)

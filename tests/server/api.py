@@ -1,4 +1,4 @@
-"""The API endpoint (RFC 8620 §3): a request with its method calls, answered in order."""
+"""The API endpoint (RFC 8620 §3): executes the method calls of a request in order."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _parse(server: MailServer, request: Request, body: bytes) -> tuple[set[str],
         case {"using": list(using), "methodCalls": list(raw_calls)}:
             pass
         case _:
-            raise RequestProblemError(400, "notRequest", "No Request object")
+            raise RequestProblemError(400, "notRequest", "Not a Request object")
     known = build_session(server, "")["capabilities"]
     for each in using:
         if each not in known:
@@ -92,7 +92,7 @@ def _answer(
     responses: list[Invocation],
 ) -> dict[str, Any]:
     if error := server.quirks.error_for(name):
-        raise MethodError(error, "The test said so")
+        raise MethodError(error, "Requested by the test")
     resolved = resolve(arguments, responses)
     if name == "Core/echo" and CORE in using:
         return resolved

@@ -1,4 +1,4 @@
-"""Who may come in: Basic and Bearer (RFC 8620 §1.7 leaves it to HTTP)."""
+"""Authentication: Basic and Bearer (RFC 8620 §1.7 leaves it to HTTP)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 @dataclass
 class Credentials:
-    """The one user. A token of None means that Bearer is not accepted, and so on."""
+    """The only user. None as password or token disables Basic or Bearer."""
 
     username: str = "alice@example.org"
     password: str | None = "secret"
     token: str | None = "token-of-alice"
 
     def accept(self, authorization: str | None) -> bool:
-        """Say whether an Authorization header field lets its sender in."""
+        """Return whether an Authorization header field is valid."""
         scheme, _, value = (authorization or "").partition(" ")
         if scheme.lower() == "bearer" and self.token is not None:
             return _same(value.strip(), self.token)

@@ -1,4 +1,4 @@
-"""Blob/get (RFC 9404 §4.2): many blobs in one answer."""
+"""Blob/get (RFC 9404 §4.2): many blobs in one response."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     sizes = (len(call.account.blobs.read(blob_id) or b"") for blob_id in ids)
     most = server.quirks.max_blob_bytes
     if most is not None and sum(sizes) > most:
-        raise MethodError("requestTooLarge", "the answer would be too large")
-    found, lost = [], []
+        raise MethodError("requestTooLarge", "the response would be too large")
+    found, not_found = [], []
     for blob_id in ids:
         server.counts.blobs[blob_id] += 1
         raw = call.account.blobs.read(blob_id)
         fault = server.quirks.blob_fault_for(blob_id)
         if raw is None or fault == "not-found":
-            lost.append(blob_id)
+            not_found.append(blob_id)
             continue
         if fault == "wrong-bytes":
             raw = corrupted(raw)
@@ -51,16 +51,16 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
         if fault == "wrong-size":
             blob["size"] += server.quirks.wrong_length_by
         found.append(blob)
-    return {"accountId": call.account.id, "list": found, "notFound": lost}
+    return {"accountId": call.account.id, "list": found, "notFound": not_found}
 
 
 def corrupted(raw: bytes) -> bytes:
-    """Return other bytes of the same length."""
+    """Return different bytes of the same length."""
     return raw[:-1] + bytes([raw[-1] ^ 0x55]) if raw else raw
 
 
 def resized(raw: bytes, by: int) -> bytes:
-    """Return the bytes with some more at the end, or fewer."""
+    """Return the bytes, extended by `by` bytes, or shortened if it is negative."""
     return raw + b"?" * by if by >= 0 else raw[:by]
 
 

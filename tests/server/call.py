@@ -1,4 +1,4 @@
-"""One method call: its arguments, read with the strictness of RFC 8620 §3.6.2."""
+"""One method call: its arguments, checked as strictly as RFC 8620 §3.6.2 demands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """The arguments of a call, and what is asked of the account they name."""
+    """The arguments of a call, and the account that they name."""
 
     def __init__(self, server: MailServer, arguments: dict[str, Any], *allowed: str) -> None:
         self.server = server
@@ -24,7 +24,7 @@ class Call:
             raise MethodError("invalidArguments", f"unknown: {', '.join(sorted(unknown))}")
         account_id = arguments.get("accountId")
         if not isinstance(account_id, str):
-            raise MethodError("invalidArguments", "accountId is not given")
+            raise MethodError("invalidArguments", "accountId is missing")
         if account_id not in server.accounts:
             raise MethodError("accountNotFound")
         self.account: Account = server.accounts[account_id]
@@ -62,30 +62,30 @@ class Call:
         return list(value)
 
     def properties(self, known: Iterable[str], default: Iterable[str] | None = None) -> list[str]:
-        """Return the properties to answer; those not `known` are an error."""
+        """Return the requested properties; others than the `known` are an error."""
         wanted = self.strings("properties")
         if wanted is None:
             return list(known if default is None else default)
         if unknown := set(wanted) - set(known):
-            raise MethodError("invalidArguments", f"no such property: {', '.join(sorted(unknown))}")
+            raise MethodError("invalidArguments", f"unknown property: {', '.join(sorted(unknown))}")
         return list(dict.fromkeys(["id", *wanted]))
 
     def ids(self, everything: Iterable[str] | None) -> list[str]:
-        """Return the ids to get; null means all, where there is such a thing as all."""
+        """Return the ids to get; null means all, if `everything` is given."""
         ids = self.strings("ids")
         if ids is None:
             if everything is None:
-                raise MethodError("invalidArguments", "ids is not given")
+                raise MethodError("invalidArguments", "ids is missing")
             ids = list(everything)
         if len(ids) > self.quirks.max_objects_in_get:
             raise MethodError("requestTooLarge", "more ids than maxObjectsInGet")
         return list(dict.fromkeys(ids))
 
     def changes(self, log: ChangeLog) -> Delta:
-        """Return the changes of /changes, with the quirks there are."""
+        """Return the result of /changes, subject to the quirks."""
         state = self.arguments.get("sinceState")
         if not isinstance(state, str):
-            raise MethodError("invalidArguments", "sinceState is not given")
+            raise MethodError("invalidArguments", "sinceState is missing")
         limit = self.natural("maxChanges")
         if limit == 0:
             raise MethodError("invalidArguments", "maxChanges is 0")

@@ -1,11 +1,11 @@
-"""What changed since a state: the bounded log behind the /changes methods (RFC 8620 §5.2).
+"""The bounded change log behind the /changes methods (RFC 8620 §5.2).
 
-One record is one change to one object, and the state is the number of records ever written. So
-every state between two operations is a valid one too, and a delta can be cut anywhere to fit
-`maxChanges`, even inside an operation that touched every email of the account.
+A record is one change to one object, and the state is the number of records ever written. A delta
+can therefore end at any record to respect `maxChanges`, even within an operation that changed
+every email.
 
-A state starts with the epoch of the log, so that states of an earlier life of the server, which
-it does not remember, are not taken for its own.
+A state starts with the epoch of the log, which tells it from the states of an earlier server
+process.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from itertools import islice
 
 
 class UnknownStateError(Exception):
-    """The state is not one of this log, or older than what it remembers."""
+    """The state is not from this log, or older than its first record."""
 
 
 class Change(Enum):
-    """What a record says about its object."""
+    """The kind of change to an object."""
 
     CREATED = "created"
     UPDATED = "updated"
-    COUNTED = "counted"  # a mailbox of which only the counts changed
+    COUNTED = "counted"  # only the counts of a mailbox changed
     DESTROYED = "destroyed"
 
 
@@ -62,12 +62,16 @@ class ChangeLog:
             self._dropped += 1
 
     def forget(self) -> None:
-        """Drop the records: every state but the current one becomes unknown."""
+        """Drop the records: every state except the current one becomes unknown."""
         self._dropped += len(self._records)
         self._records.clear()
 
     def since(self, state: str, max_changes: int | None = None) -> Delta:
-        """Return the net changes since `state`, of at most `max_changes` objects."""
+        """Return the net changes since `state` to at most `max_changes` objects.
+
+        Raises:
+            UnknownStateError: the log does not reach back to that state.
+        """
         first = self._number(state)
         net: dict[str, Change] = {}
         position = first

@@ -1,4 +1,4 @@
-"""Messages put together by hand: exact, fast, and in any charset one likes (RFC 5322, RFC 2047)."""
+"""Builds messages byte for byte, in any charset (RFC 5322, RFC 2047)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that goes with a message."""
+    """An attached file."""
 
     name: str
     media_type: str
@@ -34,7 +34,7 @@ class Attachment:
 
 
 def encoded(text: str, charset: str = "utf-8") -> str:
-    """Return header text: as it is where it is plain ASCII, else in encoded words."""
+    """Return header text: unchanged if it is printable ASCII, else in encoded words."""
     if text.isascii() and text.isprintable():
         return text
     words = []
@@ -45,7 +45,7 @@ def encoded(text: str, charset: str = "utf-8") -> str:
 
 
 def noise(seed: str, size: int) -> bytes:
-    """Return bytes that look random and are the same in every run."""
+    """Return pseudo-random bytes, the same in every run."""
     return hashlib.shake_128(seed.encode()).digest(size)
 
 
@@ -62,7 +62,7 @@ def compose(
     charset: str = "utf-8",
     extra: Iterable[str] = (),
 ) -> bytes:
-    """Return a message as it comes over the wire, with CRLF."""
+    """Return a message with CRLF line ends."""
     earlier = [f"<{each}>" for each in references]
     header = [
         f"From: {sender.header(charset)}",

@@ -1,7 +1,7 @@
-"""The control endpoint: what a test in another process does to the server.
+"""The control endpoint: lets tests in another process change and inspect the server.
 
-It lies under /control/TOKEN/, speaks JSON, answers only loopback, and no quirk touches it: a
-server that hangs can still be told to stop hanging. `tests.server.client` is its client.
+Its URL is /control/TOKEN/; it speaks JSON and answers loopback only. Quirks do not affect it: a
+test can reset a server that hangs. Its client is `tests.server.control_client`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Control:
             case "POST", "blob":
                 blob = self._account(document).blobs.read(document["blob_id"])
                 if blob is None:
-                    raise OperationError("no such blob")
+                    raise OperationError("unknown blob")
                 return blob
             case "POST", "credentials":
                 server.credentials = msgspec.convert(document, Credentials)
@@ -94,7 +94,7 @@ class Control:
 
 
 def dump(account: Account) -> dict[str, Any]:
-    """Return the whole account as plain values, with a checksum of each email's bytes."""
+    """Return the whole account as plain values, with the SHA-256 of each email."""
     return {
         "account_id": account.id,
         "states": account.states,

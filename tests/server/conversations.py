@@ -1,4 +1,4 @@
-"""Who writes what to Alice: the people, talks and notices the sample account is made of."""
+"""The people, conversations and notices of the sample account."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ PEOPLE = {
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """A subject, where it is filed, and who says what in turn ("alice" is the owner)."""
+    """A conversation: its subject, its folder and its messages; "alice" owns the account."""
 
-    subject: str  # {} is filled with one of `topics`, differently each time it comes up
+    subject: str  # {} becomes one of `topics`, another one each time
     folder: str
     topics: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""What the server was asked, for tests that promise "0 downloads" or "at most 4 at a time"."""
+"""Counts of requests, for tests of promises such as "no download" or "at most 4 at a time"."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 @dataclass
 class Counts:
-    """Counted since the start, or since the last reset; the control endpoint is left out."""
+    """Counts since the start or the last reset; the control endpoint is not counted."""
 
     http_requests: int = 0
-    places: Counter[str] = field(default_factory=Counter)  # requests: session, api, download, push
-    statuses: Counter[str] = field(default_factory=Counter)  # answers, by HTTP status
+    endpoints: Counter[str] = field(default_factory=Counter)  # session, api, download, push
+    statuses: Counter[str] = field(default_factory=Counter)  # responses, by HTTP status
     methods: Counter[str] = field(default_factory=Counter)  # calls, by JMAP method
     blobs: Counter[str] = field(default_factory=Counter)  # by blob id: downloads and Blob/get
     bytes_sent: int = 0  # of response bodies
-    max_concurrent: int = 0  # API requests and downloads at one time
+    max_concurrent: int = 0  # API requests and downloads at the same time
     max_concurrent_api: int = 0
     push_streams: int = 0  # opened
-    authorized_hosts: Counter[str] = field(default_factory=Counter)  # Host with Authorization
-    headers: dict[str, Counter[str]] = field(default_factory=dict)  # name, value; see `see_header`
+    authorized_hosts: Counter[str] = field(default_factory=Counter)  # Host, if authorized
+    headers: dict[str, Counter[str]] = field(default_factory=dict)
 
-    def see_header(self, name: str, value: str) -> None:
+    def count_header(self, name: str, value: str) -> None:
         self.headers.setdefault(name, Counter())[value] += 1
 
     @property
     def blob_reads(self) -> int:
-        """How often any blob was asked for."""
+        """How many blobs were requested, repetitions included."""
         return sum(self.blobs.values())
 
     def reset(self) -> None:
@@ -36,7 +36,7 @@ class Counts:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Counts:
-        """Return counts as they came over the control endpoint; what is missing in one is 0."""
+        """Return the counts in a response of the control endpoint; a missing key counts 0."""
         counters = {
             name: Counter(value)
             for name, value in values.items()

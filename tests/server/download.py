@@ -1,4 +1,4 @@
-"""The download endpoint (RFC 8620 §6.2), and the ways a download goes wrong."""
+"""The download endpoint (RFC 8620 §6.2) and its faults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .blob_methods import corrupted, resized
-from .door import Answer, until_disconnect
+from .endpoint import Answer, wait_for_disconnect
 from .errors import RequestProblemError
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ async def serve_download(server: MailServer, request: Request) -> Answer:
 
 
 class _BrokenDownload:
-    """Half a blob, and then the end or nothing more.
+    """Sends half a blob, and then ends or stalls.
 
-    "short" promises the whole length; "cut" promises none where HTTP/1.1 allows it, so that
-    only the missing last chunk tells. HTTP/2 needs the length to tell at all.
+    "short" announces the whole length. "cut" announces none over HTTP/1.1, so that only the
+    missing last chunk shows the fault; over HTTP/2, only the length can show it.
     """
 
     def __init__(self, body: bytes, fault: str) -> None:
@@ -63,7 +63,7 @@ class _BrokenDownload:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": half, "more_body": True})
         if self._fault == "stall":
-            await until_disconnect(receive)
+            await wait_for_disconnect(receive)
         elif http2:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Over HTTP/1.1 Hypercorn closes a connection whose response was left unfinished.
+        # Over HTTP/1.1, Hypercorn closes a connection whose response is unfinished.

@@ -27,14 +27,14 @@ def email_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     account, quirks = call.account, call.quirks
     properties = [p for p in call.properties(_PROPERTIES) if p not in quirks.missing_properties]
     ids = [i for i in call.ids(account.emails) if i not in quirks.omit_ids]
-    lost = {i for i in ids if i not in account.emails or i in quirks.not_found_ids}
+    missing = {i for i in ids if i not in account.emails or i in quirks.not_found_ids}
     return {
         "accountId": account.id,
         "state": account.logs["Email"].state,
         "list": [
-            _email(server, account, account.emails[i], properties) for i in ids if i not in lost
+            _email(server, account, account.emails[i], properties) for i in ids if i not in missing
         ],
-        "notFound": [i for i in ids if i in lost],
+        "notFound": [i for i in ids if i in missing],
     }
 
 

@@ -1,4 +1,4 @@
-"""The two kinds of error JMAP knows (RFC 8620 §3.6): of a request, and of one method call."""
+"""The two kinds of error in JMAP (RFC 8620 §3.6): of a request and of a method call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class RequestProblemError(Exception):
-    """The whole request is refused: an HTTP status with a problem document (RFC 7807)."""
+    """The whole request fails with an HTTP status and a problem document (RFC 7807)."""
 
     def __init__(self, status: int, kind: str, detail: str, limit: str | None = None) -> None:
         super().__init__(detail)
@@ -21,7 +21,7 @@ class RequestProblemError(Exception):
 
 
 class MethodError(Exception):
-    """One method call fails; the others in the request go on."""
+    """One method call fails; the others in the request are executed."""
 
     def __init__(self, kind: str, description: str | None = None) -> None:
         super().__init__(kind)

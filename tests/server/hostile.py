@@ -1,6 +1,6 @@
-"""The account nobody wants to have: every nasty mail, mailbox name and date we could think of.
+"""An account with hostile mail, mailbox names and dates.
 
-The order is fixed and ids are given where a test may want to find a case again.
+The order is fixed, and cases that a test looks up have fixed ids.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DATES = (
 
 
 def hostile_account(account_id: str = "Aprimary", *, blob_scheme: BlobScheme = "plain") -> Account:
-    """Return the account, with a mailbox `Inbox` that holds one of everything."""
+    """Return the account; its mailbox `Inbox` has an email of each kind."""
     account = Account(account_id, "mallory@example.org", blob_scheme=blob_scheme)
     inbox = account.create_mailbox("Inbox", role="inbox", mailbox_id="Pinbox")
     emails = [
@@ -56,7 +56,7 @@ def hostile_account(account_id: str = "Aprimary", *, blob_scheme: BlobScheme = "
     for number, date in enumerate(_DATES):
         emails.append(NewEmail(plain + date.encode(), (inbox,), (), date, f"Mdate{number}"))
     for number in range(12):
-        # One second, one sender, one subject: only the bytes differ.
+        # The same time, sender and subject: only the bytes differ.
         body = plain + b"x" * number
         emails.append(NewEmail(body, (inbox,), (), "2024-05-05T05:05:05Z", f"Msame{number}"))
     twin = _message("From: t@example.org", "Subject: the same twice")
@@ -65,7 +65,7 @@ def hostile_account(account_id: str = "Aprimary", *, blob_scheme: BlobScheme = "
         for email_id in ("Mtwin1", "Mtwin2", "Mtwin3")
     ]
     emails.append(NewEmail(twin, (inbox,), (), "2024-06-07T06:06:06Z", "Mtwin4later"))
-    # Ids that differ in case alone are different ids (RFC 8620 §1.2).
+    # Ids that differ only in case are different ids (RFC 8620 §1.2).
     emails += [
         NewEmail(plain + email_id.encode(), (inbox,), (), _DATES[5], email_id)
         for email_id in ("Mcase", "MCASE")
@@ -81,9 +81,9 @@ def hostile_account(account_id: str = "Aprimary", *, blob_scheme: BlobScheme = "
 
 
 def raw_messages() -> Iterator[bytes]:
-    """Yield messages that are odd in their bytes."""
+    """Yield messages with unusual bytes."""
     for subject in SUBJECTS:
-        # In an encoded word, everything gets through the parsers of all servers.
+        # The parsers of all servers accept any character in an encoded word.
         word = "".join(f"={byte:02X}" for byte in subject.encode())
         yield _message("From: Eve <eve@example.org>", f"Subject: =?utf-8?Q?{word}?=")
     for charset, text in (
@@ -104,7 +104,7 @@ def raw_messages() -> Iterator[bytes]:
         *("=?utf-8?B?8J+YgA==?= <smile@example.org>", "\x1b[31m <esc@example.org>", "a" * 2000),
         *("-rf <-rf@example.org>", "x <x@[127.0.0.1]>", "(comment) <c@example.org>", ",,,"),
     ):
-        yield _message(f"From: {sender}", "Subject: an odd sender")
+        yield _message(f"From: {sender}", "Subject: an unusual sender")
     yield _message("Subject: no From")
     yield _message("From: n@example.org")
     yield _message("From: a@example.org", "From: b@example.org", "Subject: one", "Subject: two")
@@ -138,22 +138,22 @@ def raw_messages() -> Iterator[bytes]:
 
 
 def _mailboxes(account: Account, inbox: str) -> list[str]:
-    made = [
+    created = [
         account.create_mailbox(name, mailbox_id=f"Pname{number}")
         for number, name in enumerate(MAILBOX_NAMES)
     ]
-    made += [
+    created += [
         account.create_mailbox(name, inbox, mailbox_id=f"Pbelow{number}")
         for number, name in enumerate(("..", "twin", "twin", "Twin", "a/b", ""))
     ]
-    made.append(account.create_mailbox("orphan", "Pnowhere", mailbox_id="Porphan"))
-    made.append(account.create_mailbox("below the orphan", "Porphan", mailbox_id="Porphan2"))
-    made.append(account.create_mailbox("its own parent", "Pself", mailbox_id="Pself"))
-    made.append(account.create_mailbox("cycle one", "Pcycle2", mailbox_id="Pcycle1"))
-    made.append(account.create_mailbox("cycle two", "Pcycle1", mailbox_id="Pcycle2"))
-    made.append(account.create_mailbox("below the cycle", "Pcycle1", mailbox_id="Pcycle3"))
-    made.append(account.create_mailbox("second inbox", role="inbox", mailbox_id="Pinbox2"))
-    made.append(
+    created.append(account.create_mailbox("orphan", "Pnowhere", mailbox_id="Porphan"))
+    created.append(account.create_mailbox("below the orphan", "Porphan", mailbox_id="Porphan2"))
+    created.append(account.create_mailbox("its own parent", "Pself", mailbox_id="Pself"))
+    created.append(account.create_mailbox("cycle one", "Pcycle2", mailbox_id="Pcycle1"))
+    created.append(account.create_mailbox("cycle two", "Pcycle1", mailbox_id="Pcycle2"))
+    created.append(account.create_mailbox("below the cycle", "Pcycle1", mailbox_id="Pcycle3"))
+    created.append(account.create_mailbox("second inbox", role="inbox", mailbox_id="Pinbox2"))
+    created.append(
         account.create_mailbox(
             "unsubscribed", mailbox_id="Phidden", is_subscribed=False, may_read_items=False
         )
@@ -161,8 +161,8 @@ def _mailboxes(account: Account, inbox: str) -> list[str]:
     parent = inbox
     for depth in range(40):
         parent = account.create_mailbox(f"deep {depth}", parent, mailbox_id=f"Pdeep{depth}")
-        made.append(parent)
-    return made
+        created.append(parent)
+    return created
 
 
 def _message(*header: str) -> bytes:

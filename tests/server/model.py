@@ -1,18 +1,18 @@
-"""The objects of an account: mailboxes and emails as the server keeps them."""
+"""The objects of an account: mailboxes and emails."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from .message import Header
+from .headers import Header
 
-NOTHING: frozenset[str] = frozenset()
+NO_KEYWORDS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class Mailbox:
-    """A mailbox. Nothing checks that its parent exists, or that its name makes sense."""
+    """A mailbox. Its parent need not exist, and its name is not checked."""
 
     id: str
     name: str
@@ -25,7 +25,7 @@ class Mailbox:
 
 @dataclass(slots=True)
 class Email:
-    """An email. `received_at` is a UTCDate, so that its order is the order of time."""
+    """An email. `received_at` is a UTCDate, which sorts by time."""
 
     id: str
     blob_id: str
@@ -33,8 +33,8 @@ class Email:
     size: int
     received_at: str
     mailbox_ids: frozenset[str]
-    keywords: frozenset[str] = NOTHING
-    header: Header | None = None  # None: parsed from the blob when asked for
+    keywords: frozenset[str] = NO_KEYWORDS
+    header: Header | None = None  # None: not yet parsed
 
 
 def utc_date(moment: str | datetime) -> str:
@@ -43,5 +43,5 @@ def utc_date(moment: str | datetime) -> str:
         moment = datetime.fromisoformat(moment)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    # isoformat, because strftime does not fill up years before 1000.
+    # strftime does not pad years before 1000.
     return moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"

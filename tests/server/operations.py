@@ -1,4 +1,4 @@
-"""The operations of an account by name, with their arguments as JSON has them."""
+"""Executes an operation of an account by name, with arguments from JSON."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ OPERATIONS = frozenset(
 
 
 class OperationError(Exception):
-    """The operation is not known, or its arguments do not fit."""
+    """The operation is unknown, or its arguments are invalid."""
 
 
 def operate(account: Account, method: str, arguments: dict[str, Any]) -> Any:
-    """Do it; bytes are given in base64."""
+    """Execute an operation; its bytes arguments are in base64."""
     if method not in OPERATIONS:
-        raise OperationError(f"no such operation: {method}")
+        raise OperationError(f"unknown operation: {method}")
     arguments = dict(arguments)
     try:
         if method == "add_email":

@@ -1,4 +1,4 @@
-"""The server in a process of its own, for tests that are not on trio or that pause and kill it."""
+"""Runs the server in its own process, for tests without trio or that pause and kill it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from tests.ports import TRIES, PortTakenError, free_ports
 
-from .client import ControlClient
+from .control_client import ControlClient
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
@@ -28,7 +28,7 @@ TOKEN_VARIABLE = "JMAP_SERVER_CONTROL_TOKEN"
 
 
 class ServerProcess:
-    """A server that runs; made by `server_process`, which also sees to it that it ends."""
+    """A running server; `server_process` creates and ends it."""
 
     def __init__(self, arguments: list[str], directory: Path, port: int = 0) -> None:
         self._arguments = arguments
@@ -45,11 +45,11 @@ class ServerProcess:
 
     @property
     def stderr(self) -> str:
-        """What the server has complained about so far."""
+        """What the server has written to stderr so far."""
         return self._stderr_path.read_text(errors="replace")
 
     def stop(self) -> None:
-        """End it as systemd would; nothing happens if it has ended."""
+        """Terminate the server as systemd does; do nothing if it has ended."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -62,24 +62,24 @@ class ServerProcess:
         self._reap()
 
     def kill(self) -> None:
-        """End it as a power failure would."""
+        """Kill the server, like a power failure."""
         if self._process is not None:
             self._process.kill()
             self._reap()
 
     def pause(self) -> None:
-        """Stop it in its tracks: connections stay open, nothing is answered, not even control."""
+        """Suspend the server: connections stay open, but nothing is answered, not even control."""
         self._running().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._running().send_signal(signal.SIGCONT)
 
     def restart_on_same_port(self, *, keep: bool = True) -> None:
-        """Stop it and start it again, at the same URL.
+        """Restart the server at the same URL, with new counts.
 
-        With `keep` the accounts, credentials and quirks are what they were, states included;
-        for a server that was killed, what they were when `control.save` was last called, or at
-        the start. Without, all is as at the start, and no old state is known. Counts begin anew.
+        With `keep`, the accounts with their states, the credentials and the quirks are restored; a
+        server that was killed gets those of the last `control.save`, or of the start. Without,
+        everything is as at the start, and all old states are unknown.
         """
         if keep and self._process is not None:
             self.control.save(self._saved)
@@ -91,11 +91,11 @@ class ServerProcess:
     def _start_somewhere(self) -> str:
         for _ in range(TRIES):
             [port] = free_ports(1)
-            # Free a moment ago is not free now.
+            # Another process may have taken the port meanwhile.
             with suppress(PortTakenError):
                 return self._start_on(port)
             self._stderr_path.unlink()
-        raise PortTakenError(f"{TRIES} times somebody else took the port")
+        raise PortTakenError(f"another process took the port {TRIES} times")
 
     def _start_on(self, port: int, *options: str) -> str:
         arguments = [*self._arguments, "--port", str(port), *options]
@@ -103,7 +103,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.server", "--stop-with-stdin", *arguments],
                 cwd=_ROOT,
-                # The pipe is there to break: a server never outlives the test that started it.
+                # The server ends when this pipe closes: it must not outlive its test.
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -119,7 +119,7 @@ class ServerProcess:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise RuntimeError("the test server does not run")
+            raise RuntimeError("the test server is not running")
         return self._process
 
     def _reap(self) -> None:
@@ -143,7 +143,7 @@ def server_process(
     blob_ids: str = "plain",
     **quirks: Any,
 ) -> Iterator[ServerProcess]:
-    """Run a server for the time of the block; `account` is sample, hostile, empty or large:N.
+    """Run a server during the block; `account` is sample, hostile, empty or large:N.
 
     Further arguments are fields of Quirks, set once it runs.
     """
@@ -163,7 +163,7 @@ def server_process(
 
 
 def _first_line(pipe: IO[bytes]) -> str:
-    """Return the first line the server prints, or what there is of it when it ends or is late."""
+    """Return the first line that the server prints, or a part of it at its end or deadline."""
     deadline = time.monotonic() + _START_SECONDS
     line = b""
     with selectors.DefaultSelector() as selector:

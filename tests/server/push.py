@@ -1,4 +1,4 @@
-"""The event source (RFC 8620 §7.3): StateChange events as they happen, and pings between."""
+"""The event source (RFC 8620 §7.3): StateChange events and pings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .door import Answer, until_disconnect
+from .endpoint import Answer, wait_for_disconnect
 from .errors import RequestProblemError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ async def serve_events(server: MailServer, request: Request) -> Answer:
         case "not-found":
             raise RequestProblemError(404, "about:blank", "Push is not offered")
         case "forbidden":
-            raise RequestProblemError(403, "about:blank", "Push is not for you")
+            raise RequestProblemError(403, "about:blank", "Push is forbidden")
         case _:
             pass
     query = request.query_params
     ping = query.get("ping", "0")
     close_after = query.get("closeafter", "no")
     if not ping.isdecimal() or close_after not in {"no", "state"}:
-        raise RequestProblemError(400, "about:blank", "ping or closeafter cannot be understood")
+        raise RequestProblemError(400, "about:blank", "ping or closeafter is invalid")
     types = query.get("types", "*")
     return _EventStream(
         server,
@@ -63,12 +63,12 @@ class _EventStream:
         self._server.counts.push_streams += 1
         with self._server.listen() as changes:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._send(send, ": here we are\n\n")
+            await self._send(send, ": connected\n\n")
             async with trio.open_nursery() as nursery:
 
                 async def watch() -> None:
                     nonlocal gone
-                    await until_disconnect(receive)
+                    await wait_for_disconnect(receive)
                     gone = True
                     nursery.cancel_scope.cancel()
 
@@ -76,8 +76,8 @@ class _EventStream:
                 await self._stream(send, changes)
                 nursery.cancel_scope.cancel()
         if not gone:
-            # After the nursery: the end of the response looks like a disconnect to `watch`, and
-            # Hypercorn must not be cancelled while it makes the connection ready for reuse.
+            # After the nursery: `watch` takes the end of the response for a disconnect, and
+            # Hypercorn must not be cancelled while it prepares the connection for reuse.
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _stream(self, send: Send, changes: trio.MemoryReceiveChannel[Changed]) -> None:

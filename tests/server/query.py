@@ -1,4 +1,4 @@
-"""Email/query (RFC 8621 §4.4, RFC 8620 §5.5), and what happens between its pages."""
+"""Email/query (RFC 8621 §4.4, RFC 8620 §5.5), and changes between its pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
 
 
 def _begin_page(call: Call) -> int:
-    """Count the page, and let happen what is to happen before it."""
+    """Count the page, and make the changes that are due before it."""
     server = call.server
     first = call.arguments.get("anchor") is None and not call.arguments.get("position")
     server.query_page = 1 if first else server.query_page + 1
@@ -61,7 +61,7 @@ def _mailbox_id(call: Call) -> str | None:
             return None
         case {"inMailbox": str(mailbox_id), **others} if not others:
             if mailbox_id not in call.account.mailboxes:
-                raise MethodError("invalidArguments", "no such mailbox")
+                raise MethodError("invalidArguments", "unknown mailbox")
             return mailbox_id
         case {**conditions} if not conditions:
             return None
@@ -86,7 +86,7 @@ def _start(call: Call, page: int) -> int:
         position = call.integer("position") or 0
         return max(0, position + len(listing.ids)) if position < 0 else position
     if page in call.quirks.anchor_lost_at_pages:
-        # Once only: a client that starts again must be able to get through.
+        # Only once, so that a client that starts over can finish.
         call.quirks.anchor_lost_at_pages.remove(page)
         raise MethodError("anchorNotFound")
     if anchor not in listing.positions:
@@ -95,7 +95,7 @@ def _start(call: Call, page: int) -> int:
 
 
 def _limit(call: Call) -> tuple[int | None, bool]:
-    asked, most = call.natural("limit"), call.quirks.query_limit
-    if most is None or (asked is not None and asked <= most):
-        return asked, False
-    return most, True
+    requested, maximum = call.natural("limit"), call.quirks.query_limit
+    if maximum is None or (requested is not None and requested <= maximum):
+        return requested, False
+    return maximum, True

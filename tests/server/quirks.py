@@ -1,7 +1,7 @@
-"""Everything about the server that a test can bend, while it runs.
+"""Limits and faults that a test can set while the server runs.
 
-The defaults are a well-behaved server. Fields are set directly in the server's own process, or
-by name through the control endpoint. Ones that say how often count themselves down.
+The defaults are a well-behaved server. Set the fields directly in the process of the server, or
+by name through the control endpoint. The counts of faults are decremented with each fault.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-Place = Literal["session", "api", "download", "push"]
+EndpointName = Literal["session", "api", "download", "push"]
 SessionBody = Literal["good", "not-json", "truncated", "wrong-types", "html"]
 DownloadFault = Literal["short", "cut", "stall", "wrong-bytes", "wrong-length", "not-found"]
 BlobFault = Literal[
@@ -26,15 +26,15 @@ CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 
 @dataclass
 class Status:
-    """The next `count` requests to a place are answered so (-1: all), after `skip` good ones."""
+    """The status of the next `count` requests to an endpoint (-1: all), after `skip` good ones."""
 
-    where: Place
+    endpoint: EndpointName
     status: int
     count: int = 1
     skip: int = 0
     retry_after: str | None = None
     location: str | None = None
-    detail: str = "The test said so"
+    detail: str = "Requested by the test"
 
 
 @dataclass
@@ -49,9 +49,9 @@ class MethodFault:
 
 @dataclass
 class PageChange:
-    """What happens to an account just before the given page of a listing is answered, once."""
+    """A change to an account just before a page of a listing, once."""
 
-    page: int  # 1 is the query without anchor and position that a listing begins with
+    page: int  # page 1 is the query without anchor and position
     method: str  # an operation of Account
     arguments: dict[str, Any]
     account: str | None = None  # None: the primary one
@@ -59,15 +59,15 @@ class PageChange:
 
 @dataclass
 class Quirks:
-    """The knobs, in the order of what they bend."""
+    """The settings, by subject."""
 
     # Limits
     max_objects_in_get: int = 500
     max_calls_in_request: int = 16
     max_concurrent_requests: int = 8
     max_size_request: int = 10_000_000
-    count_downloads: bool = False  # … as concurrent requests too, as Stalwart does
-    concurrency_status: int = 400  # the HTTP status of that refusal
+    count_downloads: bool = False  # … as concurrent requests too, like Stalwart
+    concurrency_status: int = 400  # the HTTP status beyond the limit
 
     # Session
     absolute_urls: bool = True
@@ -77,11 +77,11 @@ class Quirks:
     session_body: SessionBody = "good"
     session_overrides: dict[str, Any] = field(default_factory=dict)  # its top-level fields
 
-    # Answers to any request
+    # Any request
     statuses: list[Status] = field(default_factory=list)
-    request_delay: float = 0.0  # seconds before each answer: a round trip
-    download_delay: float = 0.0  # … on top of it for a download
-    hang: list[Place] = field(default_factory=list)  # accepts, and never answers
+    request_delay: float = 0.0  # seconds before each response: a round trip
+    download_delay: float = 0.0  # … in addition, for a download
+    hang: list[EndpointName] = field(default_factory=list)  # accept, but never answer
 
     # Downloads and Blob/get
     download_fault: DownloadFault | None = None
@@ -89,28 +89,28 @@ class Quirks:
     blob_get: bool = True
     blob_capability: str = BLOB
     blob_fault: BlobFault | None = None  # of Blob/get
-    max_blob_bytes: int | None = None  # content in one answer; what has more is requestTooLarge
-    fault_blob_ids: list[str] = field(default_factory=list)  # empty: faults are for all blobs
-    wrong_length_by: int = 7  # "wrong-length" cuts, or where positive adds, so many bytes
+    max_blob_bytes: int | None = None  # content in one response, else requestTooLarge
+    fault_blob_ids: list[str] = field(default_factory=list)  # empty: all blobs
+    wrong_length_by: int = 7  # bytes that "wrong-length" adds, or removes if negative
 
     # Push
     push: PushMode = "on"
-    push_without_type: bool = False  # StateChange without @type, as Fastmail sends it
-    push_ping: float | None = None  # seconds between pings, whatever is asked
-    ping_in_ms: bool = False  # the interval in the ping event, as Stalwart gives it
+    push_without_type: bool = False  # StateChange without @type, like Fastmail
+    push_ping: float | None = None  # seconds between pings, overrides the request
+    ping_in_ms: bool = False  # the interval in the ping event, like Stalwart
 
     # Changes
-    has_more_lies: bool = False  # the same state, with hasMoreChanges true
+    has_more_lies: bool = False  # the old state with hasMoreChanges true
     cannot_calculate: bool = False
     unknown_state_error: str = "cannotCalculateChanges"  # Cyrus: invalidArguments
-    max_changes: int | None = None  # the server's own clamp
+    max_changes: int | None = None  # the limit of the server
 
     # Query and get
-    query_limit: int | None = None  # the server's clamp
-    anchor_lost_at_pages: list[int] = field(default_factory=list)  # each once
+    query_limit: int | None = None  # the limit of the server
+    anchor_lost_at_pages: list[int] = field(default_factory=list)  # once each
     page_changes: list[PageChange] = field(default_factory=list)
-    omit_ids: list[str] = field(default_factory=list)  # left out of Email/get without a word
-    not_found_ids: list[str] = field(default_factory=list)  # … named in notFound, falsely
+    omit_ids: list[str] = field(default_factory=list)  # missing from the response to Email/get
+    not_found_ids: list[str] = field(default_factory=list)  # … wrongly in notFound
     missing_properties: list[str] = field(default_factory=list)  # never in an Email
     null_from: bool = False
     null_subject: bool = False
@@ -119,30 +119,34 @@ class Quirks:
     method_faults: list[MethodFault] = field(default_factory=list)
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Set fields from JSON values, all or none; raise ValueError for what does not fit."""
+        """Set fields from JSON values, all or none.
+
+        Raises:
+            ValueError: a field is unknown, or a value has the wrong type.
+        """
         known = {each.name for each in fields(self)}
         if unknown := set(values) - known:
-            raise ValueError(f"no such quirk: {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown quirk: {', '.join(sorted(unknown))}")
         merged = msgspec.convert({**msgspec.to_builtins(self), **values}, Quirks)
         for name in values:
             setattr(self, name, getattr(merged, name))
 
     def reset(self) -> None:
-        """Be a well-behaved server again."""
+        """Return to a well-behaved server."""
         self.__dict__.update(Quirks().__dict__)
 
-    def status_for(self, place: Place) -> Status | None:
-        """Return the status the next request to a place must get, counting it."""
-        matching = [each for each in self.statuses if each.where == place]
+    def status_for(self, endpoint: EndpointName) -> Status | None:
+        """Return the status for the next request to an endpoint, and count it."""
+        matching = [each for each in self.statuses if each.endpoint == endpoint]
         return next((each for each in matching if _due(each)), None)
 
     def error_for(self, method: str) -> str | None:
-        """Return the error the next call of a method must get, counting it."""
+        """Return the error for the next call of a method, and count it."""
         matching = [each for each in self.method_faults if each.method == method]
         return next((each.error for each in matching if _due(each)), None)
 
     def download_fault_for(self, blob_id: str) -> DownloadFault | None:
-        """Return what must go wrong with this download, counting it."""
+        """Return the fault for this download, and count it."""
         if self.download_fault is None or self.download_fault_count == 0:
             return None
         if self.fault_blob_ids and blob_id not in self.fault_blob_ids:
@@ -151,7 +155,7 @@ class Quirks:
         return self.download_fault
 
     def blob_fault_for(self, blob_id: str) -> BlobFault | None:
-        """Return what must go wrong with this blob of Blob/get."""
+        """Return the fault for this blob in Blob/get."""
         if self.fault_blob_ids and blob_id not in self.fault_blob_ids:
             return None
         return self.blob_fault

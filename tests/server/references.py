@@ -1,4 +1,4 @@
-"""Back-references: arguments taken from the result of an earlier call (RFC 8620 §3.7)."""
+"""Result references: arguments from the result of an earlier call (RFC 8620 §3.7)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Invocation = tuple[str, dict[str, Any], str]
 
 
 def resolve(arguments: dict[str, Any], responses: Sequence[Invocation]) -> dict[str, Any]:
-    """Return the arguments with each `#name` replaced by what it refers to."""
+    """Return the arguments with each `#name` replaced by its value."""
     resolved = {}
     for name, value in arguments.items():
         if not name.startswith("#"):
@@ -31,9 +31,9 @@ def _look_up(reference: Any, responses: Sequence[Invocation]) -> Any:
             raise MethodError("invalidArguments", "not a ResultReference")
     found = next((each for each in responses if each[2] == call_id), None)
     if found is None or found[0] != name:
-        raise MethodError("invalidResultReference", f"no {name} answered as {call_id}")
+        raise MethodError("invalidResultReference", f"no response of {name} for {call_id}")
     if not path.startswith("/"):
-        raise MethodError("invalidResultReference", "a path begins with a slash")
+        raise MethodError("invalidResultReference", "the path does not start with a slash")
     tokens = [each.replace("~1", "/").replace("~0", "~") for each in path[1:].split("/")]
     return _walk(found[1], tokens)
 
@@ -48,7 +48,7 @@ def _walk(value: Any, tokens: Sequence[str]) -> Any:
         gathered: list[Any] = []
         for each in value:
             result = _walk(each, rest)
-            # Arrays within the array are flattened, as the RFC has it.
+            # Arrays within the array are flattened (§3.7).
             gathered.extend(result) if isinstance(result, list) else gathered.append(result)
         return gathered
     if isinstance(value, list) and token.isdecimal() and int(token) < len(value):

@@ -1,7 +1,7 @@
 """The sample account of the demo: ten years of one person's mail, the same in every run.
 
-Some 400 mails: talks with their threads, lists and receipts, mail in two and three mailboxes, old
-charsets, a few attachments, and a handful of those odd mails everybody has.
+It has about 400 mails: conversations, mailing lists and receipts, mail in two or three mailboxes,
+old charsets, attachments and a few malformed messages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sample_account(account_id: str = "Aprimary", *, blob_scheme: BlobScheme = "p
 
 
 def shared_account(*, blob_scheme: BlobScheme = "plain") -> Account:
-    """Return a small account that others share with Alice."""
+    """Return a small account that is shared with Alice."""
     account = Account(
         "Ateam", "team@example.org", is_personal=False, is_read_only=True, blob_scheme=blob_scheme
     )
@@ -56,7 +56,7 @@ def shared_account(*, blob_scheme: BlobScheme = "plain") -> Account:
 
 
 class _Folders:
-    """Mailbox ids by path, made as they are first needed."""
+    """Mailbox ids by path; a mailbox is created at its first use."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -158,7 +158,7 @@ def _lists(folders: _Folders) -> Iterator[NewEmail]:
 def _receipts(folders: _Folders) -> Iterator[NewEmail]:
     for number in range(40):
         sender, subject = RECEIPTS[number % len(RECEIPTS)]
-        # Several come in one second, as from a nightly job: their order is the server's secret.
+        # Several arrive in the same second, as from a nightly job.
         sent = datetime(FIRST_YEAR + number // 4, 11, 30, 3, 0, tzinfo=UTC)
         raw = compose(
             sender,
@@ -173,7 +173,7 @@ def _receipts(folders: _Folders) -> Iterator[NewEmail]:
 
 
 def _oddities(folders: _Folders) -> Iterator[NewEmail]:
-    """Yield what is odd in every mailbox, and harmless."""
+    """Yield unusual but harmless messages."""
     start = datetime(2025, 10, 1, 9, 0, tzinfo=UTC)
     subjects = (
         "",

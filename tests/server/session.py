@@ -1,4 +1,4 @@
-"""The session resource (RFC 8620 §2), and what can be wrong with it."""
+"""The session resource (RFC 8620 §2) and its faults."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def build_session(server: MailServer, base_url: str) -> dict[str, Any]:
             "collationAlgorithms": ["i;ascii-casemap"],
         }
     }
-    of_account: dict[str, Any] = {CORE: {}}
+    account_capabilities: dict[str, Any] = {CORE: {}}
     if quirks.mail_capability:
         capabilities[MAIL] = {}
-        of_account[MAIL] = {
+        account_capabilities[MAIL] = {
             "maxMailboxesPerEmail": None,
             "maxMailboxDepth": None,
             "maxSizeMailboxName": 1000,
@@ -46,7 +46,7 @@ def build_session(server: MailServer, base_url: str) -> dict[str, Any]:
         }
     if quirks.blob_get:
         capabilities[quirks.blob_capability] = {}
-        of_account[quirks.blob_capability] = {
+        account_capabilities[quirks.blob_capability] = {
             "maxSizeBlobSet": None,
             "maxDataSources": 64,
             "supportedTypeNames": ["Email"],
@@ -57,14 +57,16 @@ def build_session(server: MailServer, base_url: str) -> dict[str, Any]:
             "name": account.name,
             "isPersonal": account.is_personal,
             "isReadOnly": account.is_read_only,
-            "accountCapabilities": None if quirks.account_capabilities_null else of_account,
+            "accountCapabilities": None
+            if quirks.account_capabilities_null
+            else account_capabilities,
         }
         for account in server.accounts.values()
     }
     session: dict[str, Any] = {
         "capabilities": capabilities,
         "accounts": accounts,
-        "primaryAccounts": dict.fromkeys(of_account, server.primary.id),
+        "primaryAccounts": dict.fromkeys(account_capabilities, server.primary.id),
         "username": server.credentials.username,
         "apiUrl": base_url + API_PATH,
         "downloadUrl": base_url + "/jmap/download/{accountId}/{blobId}/{name}?accept={type}",
@@ -77,7 +79,7 @@ def build_session(server: MailServer, base_url: str) -> dict[str, Any]:
 
 
 def session_state(server: MailServer) -> str:
-    """Return a state that changes whenever the session object does."""
+    """Return a state that changes with the session object."""
     text = msgspec.json.encode(build_session(server, ""))
     return hashlib.blake2s(text, digest_size=6).hexdigest()
 
@@ -105,7 +107,7 @@ async def serve_session(server: MailServer, request: Request) -> Response:
 
 
 async def serve_well_known(server: MailServer, request: Request) -> Response:
-    """Answer GET /.well-known/jmap: usually by a redirect."""
+    """Answer GET /.well-known/jmap, by default with a redirect."""
     if server.quirks.redirect_well_known:
         return RedirectResponse("/session")
     return await serve_session(server, request)

@@ -1,1 +1,1 @@
-"""Tests of the test server: that each method and each quirk does what it says."""
+"""Tests of the test server: its methods and its quirks."""

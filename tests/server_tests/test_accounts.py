@@ -1,4 +1,4 @@
-"""The accounts that come with the server: deterministic, complete, and sound as JSON."""
+"""The accounts of the server are deterministic, complete and valid JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import hashlib
 
 from tests.server import Account
 from tests.server.control import dump
+from tests.server.headers import parse_header
 from tests.server.hostile import hostile_account
 from tests.server.large import large_account
-from tests.server.message import parse_header
 from tests.server.sample import sample_account, shared_account
 
-from .speaking import speaking
+from .jmap_client import connected
 
 
-def test_sample_account() -> None:
+def test_the_sample_account_is_deterministic_and_varied() -> None:
     account = sample_account()
     first, second = dump(account), dump(sample_account())
     first.pop("states")
@@ -30,7 +30,7 @@ def test_sample_account() -> None:
     assert len(shared_account().emails) == 12
 
 
-def test_blobs_are_the_bytes() -> None:
+def test_sizes_and_blob_ids_match_the_bytes() -> None:
     for account in (sample_account(), hostile_account(), large_account(50)):
         for email in account.emails.values():
             raw = account.blobs.read(email.blob_id)
@@ -39,27 +39,27 @@ def test_blobs_are_the_bytes() -> None:
             assert email.blob_id == "B" + hashlib.sha256(raw).hexdigest()[:32]
 
 
-async def test_hostile_account_goes_over_the_wire() -> None:
-    async with speaking(hostile_account(), max_objects_in_get=10_000) as s:
-        emails = await s.call("Email/get", ids=None)
-        assert len(emails["list"]) == len(s.account.emails)
-        boxes = (await s.call("Mailbox/get"))["list"]
+async def test_the_hostile_account_is_served() -> None:
+    async with connected(hostile_account(), max_objects_in_get=10_000) as client:
+        emails = await client.call("Email/get", ids=None)
+        assert len(emails["list"]) == len(client.account.emails)
+        boxes = (await client.call("Mailbox/get"))["list"]
         names = [box["name"] for box in boxes]
         assert {"a/b", "..", ".", "", "a\x00b", "x" * 300} < set(names)
         assert names.count("twin") > 3
-        listed = (await s.call("Email/query", sort=[{"property": "receivedAt"}]))["ids"]
+        listed = (await client.call("Email/query", sort=[{"property": "receivedAt"}]))["ids"]
         assert (listed[0], listed[-1]) == ("Mdate0", "Mdate9")
-        assert len(await _subjects(s.account)) > 50
+        assert len(await _subjects(client.account)) > 50
 
 
-async def test_large_account() -> None:
+async def test_the_large_account_generates_its_mail() -> None:
     account = large_account(1000)
-    some = account.emails["M0000123"]
-    raw = account.blobs.read(some.blob_id)
+    email = account.emails["M0000123"]
+    raw = account.blobs.read(email.blob_id)
     assert raw is not None
-    assert account.header(some).properties() == parse_header(raw).properties()
-    async with speaking(account) as s:
-        assert (await s.call("Email/query", calculateTotal=True, limit=1))["total"] == 1000
+    assert account.header(email).properties() == parse_header(raw).properties()
+    async with connected(account) as client:
+        assert (await client.call("Email/query", calculateTotal=True, limit=1))["total"] == 1000
 
 
 async def _subjects(account: Account) -> set[str | None]:

@@ -1,4 +1,4 @@
-"""The API endpoint: problems of a request, errors of a call, back-references, limits."""
+"""The API endpoint: request problems, method errors, result references and limits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import trio
 
 from tests.server import MethodFault
 
-from .speaking import CORE, MAIL, inbox_of, speaking
+from .jmap_client import account_with_inbox, connected
 
 
-async def test_echo_over_both_versions_of_http() -> None:
+async def test_echo_over_http_1_and_2() -> None:
     for http2 in (False, True):
-        async with speaking(http2=http2) as s:
-            response = await s.post(["Core/echo", {"a": [1, None]}, "x"])
+        async with connected(http2=http2) as client:
+            response = await client.post(["Core/echo", {"a": [1, None]}, "x"])
             assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
             assert response.json()["methodResponses"] == [["Core/echo", {"a": [1, None]}, "x"]]
 
@@ -33,21 +33,21 @@ async def test_echo_over_both_versions_of_http() -> None:
     ],
 )
 async def test_request_problems(content: bytes, kind: str, limit: str | None) -> None:
-    async with speaking(max_calls_in_request=2, max_size_request=1000) as s:
+    async with connected(max_calls_in_request=2, max_size_request=1000) as client:
         json_type = {"content-type": "application/json"}
-        response = await s.http.post("/jmap/api", content=content, headers=json_type)
+        response = await client.http.post("/jmap/api", content=content, headers=json_type)
         assert response.status_code == 400
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["type"] == f"urn:ietf:params:jmap:error:{kind}"
         assert response.json().get("limit") == limit
 
 
-async def test_a_large_refused_request_leaves_the_connection_usable() -> None:
+async def test_the_connection_is_usable_after_a_large_refused_request() -> None:
     for http2 in (False, True):
-        async with speaking(http2=http2, max_size_request=1000) as s:
-            refused = await s.http.post("/jmap/api", content=b" " * 3_000_000)
+        async with connected(http2=http2, max_size_request=1000) as client:
+            refused = await client.http.post("/jmap/api", content=b" " * 3_000_000)
             assert refused.status_code == 400
-            assert (await s.http.get("/session")).status_code == 200
+            assert (await client.http.get("/session")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,18 @@ async def test_a_large_refused_request_leaves_the_connection_usable() -> None:
     ],
 )  # fmt: skip
 async def test_method_errors(name: str, arguments: dict[str, Any], error: str) -> None:
-    async with speaking(inbox_of(4), max_objects_in_get=3) as s:
-        assert (await s.call(name, **arguments))["type"] == error
+    async with connected(account_with_inbox(4), max_objects_in_get=3) as client:
+        assert (await client.call(name, **arguments))["type"] == error
 
 
-async def test_back_references() -> None:
-    async with speaking(inbox_of(3)) as s:
-        account = s.account.id
+async def test_result_references() -> None:
+    async with connected(account_with_inbox(3)) as client:
+        account = client.account.id
 
         def reference(result_of: str, name: str, path: str) -> dict[str, str]:
             return {"resultOf": result_of, "name": name, "path": path}
 
-        answers = await s.answers(
+        answers = await client.responses(
             ["Email/query", {"accountId": account}, "q"],
             ["Email/get", {"accountId": account, "properties": ["threadId"],
                            "#ids": reference("q", "Email/query", "/ids")}, "g"],
@@ -101,52 +101,54 @@ async def test_back_references() -> None:
 
 
 async def test_method_faults() -> None:
-    async with speaking(method_faults=[MethodFault("Mailbox/get", count=2, skip=1)]) as s:
-        answers = [(await s.call("Mailbox/get")).get("type") for _ in range(4)]
+    async with connected(method_faults=[MethodFault("Mailbox/get", count=2, skip=1)]) as client:
+        answers = [(await client.call("Mailbox/get")).get("type") for _ in range(4)]
         assert answers == [None, "serverFail", "serverFail", None]
-        assert s.server.counts.methods["Mailbox/get"] == 4
+        assert client.server.counts.methods["Mailbox/get"] == 4
 
 
 async def test_concurrent_requests_are_limited() -> None:
-    async with speaking(inbox_of(1), max_concurrent_requests=3, request_delay=1.0) as s:
+    account = account_with_inbox(1)
+    blob_id = account.emails["M0"].blob_id
+    async with connected(account, max_concurrent_requests=3, request_delay=1.0) as client:
         statuses: list[int] = []
 
-        async def ask() -> None:
-            statuses.append((await s.post(["Core/echo", {}, "c"])).status_code)
+        async def echo() -> None:
+            statuses.append((await client.post(["Core/echo", {}, "c"])).status_code)
 
         async def download() -> None:
-            statuses.append((await s.download(s.account.emails["M0"].blob_id)).status_code)
+            statuses.append((await client.download(blob_id)).status_code)
 
-        async def six(what: Any) -> list[int]:
+        async def six(request: Any) -> list[int]:
             statuses.clear()
             async with trio.open_nursery() as nursery:
                 for _ in range(6):
-                    nursery.start_soon(what)
+                    nursery.start_soon(request)
             return sorted(statuses)
 
-        assert await six(ask) == [200] * 3 + [400] * 3
-        assert s.server.counts.max_concurrent_api == 6
+        assert await six(echo) == [200] * 3 + [400] * 3
+        assert client.server.counts.max_concurrent_api == 6
         assert await six(download) == [200] * 6
-        s.quirks.count_downloads = True
-        s.quirks.concurrency_status = 429
+        client.quirks.count_downloads = True
+        client.quirks.concurrency_status = 429
         assert await six(download) == [200] * 3 + [429] * 3
-        await s.quiet()
+        await client.server.wait_until_idle()
 
 
-async def test_delay_and_hang() -> None:
-    async with speaking(request_delay=0.2) as s:
+async def test_responses_can_be_delayed_or_missing() -> None:
+    async with connected(request_delay=0.2) as client:
         start = trio.current_time()
-        await s.post()
+        await client.post()
         assert trio.current_time() - start >= 0.2
-        s.quirks.request_delay = 0
-        s.quirks.hang = ["api"]
+        client.quirks.request_delay = 0
+        client.quirks.hang = ["api"]
         with pytest.raises(httpx.ReadTimeout):
-            await s.http.post("/jmap/api", json={}, timeout=0.2)
-        assert (await s.http.get("/session")).status_code == 200
-        await s.quiet()
+            await client.http.post("/jmap/api", json={}, timeout=0.2)
+        assert (await client.http.get("/session")).status_code == 200
+        await client.server.wait_until_idle()
 
 
-async def test_unknown_calls_do_not_stop_the_others() -> None:
-    async with speaking() as s:
-        answers = await s.answers(["No/such", {}, "1"], ["Core/echo", {}, "2"], using=(CORE, MAIL))
+async def test_calls_after_an_unknown_method_are_executed() -> None:
+    async with connected() as client:
+        answers = await client.responses(["No/such", {}, "1"], ["Core/echo", {}, "2"])
         assert answers == [["error", {"type": "unknownMethod"}, "1"], ["Core/echo", {}, "2"]]

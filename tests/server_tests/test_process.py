@@ -1,4 +1,4 @@
-"""The server in its own process: control, pause, kill, restart; and nothing left behind."""
+"""The server in its own process: control, pause, kill and restart."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import httpx
 import psutil
 import pytest
 
-from tests.server import ControlError, NewEmail, PageChange, Status, server_process
+from tests.mails import new_emails, text_mail
+from tests.server import ControlError, PageChange, Status, server_process
 
-from .speaking import AUTH, mail
+from .jmap_client import AUTH
 
 
-def test_control() -> None:
+def test_another_process_controls_the_server() -> None:
     with server_process("empty", max_objects_in_get=9) as server:
         control = server.control
         inbox = control.create_mailbox("Inbox", role="inbox")
         other = control.create_mailbox("..", inbox)
         first = control.add_email(b"\x00\xff raw", [inbox], ["$seen"], "1960-01-01T00:00:00Z")
-        second, third = control.add_emails([NewEmail(mail(n), (inbox, other)) for n in range(2)])
+        second, third = control.add_emails(new_emails(map(text_mail, range(2)), inbox, other))
         control.remove_email(second, other)
         control.move_email(third, inbox, other)
         control.copy_email(first, other)
@@ -44,7 +45,7 @@ def test_control() -> None:
         assert set(renamed) == {first, third}
         assert set(control.change_mailbox_ids()) == {inbox, other}
         assert {email.id for email in control.dump().emails} == set(renamed.values())
-        with pytest.raises(ControlError, match="no such quirk"):
+        with pytest.raises(ControlError, match="unknown quirk"):
             control.set_quirks(nonsense=1)
         with pytest.raises(ControlError, match="KeyError"):
             control.destroy_email("Mx")
@@ -56,7 +57,7 @@ def test_control() -> None:
         assert httpx.get(f"{server.url}/session").status_code == 503
         assert httpx.get(f"{server.url}/control/wrong/counts").status_code == 404
         counts = control.counts()
-        assert (counts.http_requests, counts.places["session"], counts.blobs["x"]) == (1, 1, 0)
+        assert (counts.http_requests, counts.endpoints["session"], counts.blobs["x"]) == (1, 1, 0)
         control.reset_counts()
         assert control.counts().http_requests == 0
         control.add_account("Ateam", "team@example.org")
@@ -66,7 +67,7 @@ def test_control() -> None:
 
 def test_pause_kill_and_restart() -> None:
     with server_process("empty") as server:
-        box = server.control.create_mailbox("Kept")
+        box = server.control.create_mailbox("Box")
         states = server.control.dump().states
         server.restart_on_same_port()
         assert server.control.dump().states == states
@@ -89,7 +90,7 @@ def test_pause_kill_and_restart() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_command(number: signal.Signals, tmp_path: Path) -> None:
+def test_the_command_serves_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     command = [sys.executable, "-m", "tests.server", "--account", "empty"]
     start = time.monotonic()
@@ -126,6 +127,6 @@ def test_the_server_ends_with_its_stdin() -> None:
         assert process.wait(30) == 0
 
 
-def test_a_server_that_cannot_start_says_why() -> None:
-    with pytest.raises(RuntimeError, match="it is sample, hostile"), server_process("nonsense"):
+def test_a_failed_start_gives_the_reason() -> None:
+    with pytest.raises(RuntimeError, match="use sample, hostile"), server_process("nonsense"):
         pass

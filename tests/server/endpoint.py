@@ -1,7 +1,7 @@
-"""The way in for each request: counted, delayed, refused, or let through to its handler.
+"""Counts, delays and refuses requests, or passes them to the handler of their endpoint.
 
-A request body is always read to its end before anything is answered: Hypercorn stops reading the
-whole connection when an application leaves a body lying.
+A request body is always read to its end before the response: Hypercorn stops reading the whole
+connection when an application does not read a body.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .auth import problem, unauthorized
 from .errors import RequestProblemError
-from .quirks import Place, Status
+from .quirks import EndpointName, Status
 
 if TYPE_CHECKING:
     from .app import MailServer
@@ -27,27 +27,27 @@ log = logging.getLogger(__name__)
 
 
 class Answer(Protocol):
-    """What answers a request: a Response of Starlette, or what acts like one."""
+    """The answer to a request: a Starlette Response, or a class with its interface."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 Handler = Callable[["MailServer", Request], Awaitable[Answer]]
-_SEEN_HEADERS = ("accept", "accept-encoding", "content-type", "range", "user-agent")
+_COUNTED_HEADERS = ("accept", "accept-encoding", "content-type", "range", "user-agent")
 
 
-async def until_disconnect(receive: Receive) -> None:
-    """Return when the client has gone away; the request must have been read."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected; the request must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-class Door:
-    """The ASGI application of one place; its handler sees only requests that may pass."""
+class Endpoint:
+    """The ASGI application of one endpoint; its handler gets only authorized requests."""
 
-    def __init__(self, server: MailServer, place: Place, handler: Handler) -> None:
+    def __init__(self, server: MailServer, name: EndpointName, handler: Handler) -> None:
         self._server = server
-        self._place = place
+        self._name = name
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,11 +62,11 @@ class Door:
                 counts.bytes_sent += len(message.get("body", b""))
             await send(message)
 
-        # Decided before the first await: requests that come together are counted in turn.
-        too_many = self._is_one_too_many()
-        server.in_flight[self._place] += 1
-        server.refused[self._place] += too_many
-        self._note_concurrency()
+        # Decided before the first await, so that concurrent requests are counted one by one.
+        too_many = self._exceeds_limit()
+        server.in_flight[self._name] += 1
+        server.refused[self._name] += too_many
+        self._record_concurrency()
         try:
             await request.body()
             answer = await self._answer(request, receive, too_many=too_many)
@@ -75,33 +75,33 @@ class Door:
         except ClientDisconnect:
             pass
         finally:
-            server.in_flight[self._place] -= 1
-            server.refused[self._place] -= too_many
+            server.in_flight[self._name] -= 1
+            server.refused[self._name] -= too_many
 
     def _count(self, request: Request) -> None:
         counts = self._server.counts
         counts.http_requests += 1
-        counts.places[self._place] += 1
+        counts.endpoints[self._name] += 1
         authorization = request.headers.get("authorization")
         if authorization is not None:
             counts.authorized_hosts[request.headers.get("host", "")] += 1
-            counts.see_header("authorization", authorization.partition(" ")[0])
-        counts.see_header("http-version", request.scope["http_version"])
-        for name in _SEEN_HEADERS:
+            counts.count_header("authorization", authorization.partition(" ")[0])
+        counts.count_header("http-version", request.scope["http_version"])
+        for name in _COUNTED_HEADERS:
             if name in request.headers:
-                counts.see_header(f"{self._place} {name}", request.headers[name])
+                counts.count_header(f"{self._name} {name}", request.headers[name])
 
     async def _answer(self, request: Request, receive: Receive, *, too_many: bool) -> Answer | None:
-        """Return what answers the request; None when nothing can any more."""
-        server, quirks, place = self._server, self._server.quirks, self._place
-        delay = quirks.request_delay + (quirks.download_delay if place == "download" else 0)
-        if place in quirks.hang:
+        """Return the answer to the request; None if the client has disconnected."""
+        server, quirks, name = self._server, self._server.quirks, self._name
+        delay = quirks.request_delay + (quirks.download_delay if name == "download" else 0)
+        if name in quirks.hang:
             delay = math.inf
         if delay:
             with trio.move_on_after(delay):
-                await until_disconnect(receive)
+                await wait_for_disconnect(receive)
                 return None
-        if status := quirks.status_for(place):
+        if status := quirks.status_for(name):
             return _refusal(status)
         if not server.credentials.accept(request.headers.get("authorization")):
             return unauthorized()
@@ -112,22 +112,22 @@ class Door:
         except RequestProblemError as error:
             return problem(error.status, error.document)
         except Exception as bug:
-            # It must not pass for the fault a test asked for: `running_server` raises it again.
+            # `running_server` raises it: it must not look like a fault that a test asked for.
             log.exception("A bug in the test server")
             server.bugs.append(bug)
             return Response("A bug in the test server", 500)
 
-    def _is_one_too_many(self) -> bool:
+    def _exceeds_limit(self) -> bool:
         server = self._server
         api, downloads = (
-            server.in_flight[place] - server.refused[place] for place in ("api", "download")
+            server.in_flight[name] - server.refused[name] for name in ("api", "download")
         )
         limit = server.quirks.max_concurrent_requests
         if server.quirks.count_downloads:
-            return self._place in {"api", "download"} and api + downloads >= limit
-        return self._place == "api" and api >= limit
+            return self._name in {"api", "download"} and api + downloads >= limit
+        return self._name == "api" and api >= limit
 
-    def _note_concurrency(self) -> None:
+    def _record_concurrency(self) -> None:
         server, counts = self._server, self._server.counts
         api, downloads = server.in_flight["api"], server.in_flight["download"]
         counts.max_concurrent = max(counts.max_concurrent, api + downloads)
@@ -145,6 +145,6 @@ def _refusal(status: Status) -> Response:
 
 
 def _too_many(status: int) -> Response:
-    detail = "Too many requests at a time"
+    detail = "Too many concurrent requests"
     error = RequestProblemError(status, "limit", detail, "maxConcurrentRequests")
     return problem(error.status, error.document)

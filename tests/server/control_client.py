@@ -1,7 +1,7 @@
-"""The other end of the control endpoint: a synchronous client for tests, typed.
+"""A synchronous, typed client of the control endpoint.
 
-Its methods are those of `Account`, with the same names and arguments; beside them it reads and
-sets quirks and counts, and dumps what the account truly holds, to compare a mount with.
+It has the operations of `Account`, with the same names and arguments. It also reads and sets quirks
+and counts, and dumps the account for comparison with a mount.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .quirks import Quirks
 
 
 class ControlError(Exception):
-    """The server did not do what it was told, and says why."""
+    """The server refused an operation; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DumpedEmail:
-    """An email as the server holds it."""
+    """An email on the server."""
 
     id: str
     blob_id: str
@@ -43,7 +43,7 @@ class DumpedEmail:
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """An account as the server holds it."""
+    """An account on the server."""
 
     account_id: str
     states: dict[str, str]
@@ -54,17 +54,17 @@ class Dump:
         return [email for email in self.emails if mailbox_id in email.mailbox_ids]
 
     def mailbox(self, name: str) -> Mailbox:
-        """Return the first mailbox of that name."""
+        """Return the first mailbox with that name."""
         return next(box for box in self.mailboxes if box.name == name)
 
 
 class ControlClient:
-    """Tells a server what to do; `account` chooses another than the primary one."""
+    """Controls a server; `account` returns a client for another than the primary account."""
 
     def __init__(self, url: str, account_id: str | None = None) -> None:
         self.url = url
         self._account_id = account_id
-        # No environment proxies; and never an answer to wait for in vain.
+        # Loopback needs no proxy of the environment, and a test must not wait forever.
         self._http = httpx.Client(base_url=url + "/", timeout=30, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -77,46 +77,46 @@ class ControlClient:
         self._http.close()
 
     def account(self, account_id: str) -> ControlClient:
-        """Return a client for another account, to be closed by itself."""
+        """Return a client for another account; the caller closes it."""
         return ControlClient(self.url, account_id)
 
-    # Quirks, counts and the whole
+    # Quirks, counts and dumps
 
     def quirks(self) -> Quirks:
-        return msgspec.convert(self._ask("GET", "quirks"), Quirks)
+        return msgspec.convert(self._request("GET", "quirks"), Quirks)
 
     def set_quirks(self, **values: Any) -> None:
-        """Set some of the fields of Quirks; the others stay."""
-        self._ask("POST", "quirks", msgspec.to_builtins(values))
+        """Set some fields of Quirks; the others keep their values."""
+        self._request("POST", "quirks", msgspec.to_builtins(values))
 
     def reset_quirks(self) -> None:
-        self._ask("DELETE", "quirks")
+        self._request("DELETE", "quirks")
 
     def counts(self) -> Counts:
-        return Counts.from_json(self._ask("GET", "counts"))
+        return Counts.from_json(self._request("GET", "counts"))
 
     def reset_counts(self) -> None:
-        self._ask("DELETE", "counts")
+        self._request("DELETE", "counts")
 
     def dump(self) -> Dump:
-        return msgspec.convert(self._ask("POST", "dump", {"account": self._account_id}), Dump)
+        return msgspec.convert(self._request("POST", "dump", {"account": self._account_id}), Dump)
 
     def blob(self, blob_id: str) -> bytes:
         body = {"account": self._account_id, "blob_id": blob_id}
         return self._send("POST", "blob", body).content
 
     def save(self, path: Path) -> None:
-        """Have the server keep its accounts in a file."""
-        self._ask("POST", "save", {"path": str(path)})
+        """Save the accounts, credentials and quirks of the server in a file."""
+        self._request("POST", "save", {"path": str(path)})
 
     def set_credentials(self, username: str, password: str | None, token: str | None) -> None:
         body = {"username": username, "password": password, "token": token}
-        self._ask("POST", "credentials", body)
+        self._request("POST", "credentials", body)
 
     def add_account(self, account_id: str, name: str, *, is_personal: bool = False) -> None:
-        """Share one more, empty account."""
+        """Share another account, an empty one."""
         body = {"account_id": account_id, "name": name, "is_personal": is_personal}
-        self._ask("POST", "account", body)
+        self._request("POST", "account", body)
 
     # The operations of Account
 
@@ -173,9 +173,9 @@ class ControlClient:
         )
 
     def add_emails(self, emails: Sequence[NewEmail]) -> list[str]:
-        # msgspec has bytes as base64 in JSON, on both ends.
-        made = self._call("add_emails", emails=[asdict(each) for each in emails])
-        return msgspec.convert(made, list[str])
+        # msgspec encodes bytes as base64 in JSON, and the server decodes them.
+        created = self._call("add_emails", emails=[asdict(each) for each in emails])
+        return msgspec.convert(created, list[str])
 
     def copy_email(self, email_id: str, mailbox_id: str) -> None:
         self._call("copy_email", email_id=email_id, mailbox_id=mailbox_id)
@@ -205,16 +205,16 @@ class ControlClient:
     def forget_changes(self) -> None:
         self._call("forget_changes")
 
-    # Inside
+    # Internals
 
     def _call_for_id(self, method: str, **arguments: Any) -> str:
         return msgspec.convert(self._call(method, **arguments), str)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         body = {"account": self._account_id, "method": method, "arguments": arguments}
-        return self._ask("POST", "call", body)
+        return self._request("POST", "call", body)
 
-    def _ask(self, method: str, action: str, body: dict[str, Any] | None = None) -> Any:
+    def _request(self, method: str, action: str, body: dict[str, Any] | None = None) -> Any:
         return msgspec.json.decode(self._send(method, action, body).content)["result"]
 
     def _send(self, method: str, action: str, body: dict[str, Any] | None) -> httpx.Response:

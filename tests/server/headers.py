@@ -1,7 +1,7 @@
-"""What Email/get says of a mail's header (RFC 8621 §4.1.2, §4.1.3), from the raw bytes.
+"""Parses the header of a message into Email properties (RFC 8621 §4.1.2, §4.1.3).
 
-Mail is hostile: whatever the parser of the standard library makes of it, or refuses to, the
-answer here is a value or null, never an exception, and always text that JSON can carry.
+The parser of the standard library raises exceptions on hostile mail. Here the result is always a
+value or null, and text that JSON can represent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ADDRESS_FIELDS = ("from", "to", "cc", "bcc", "replyTo", "sender")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header fields of a mail as Email properties; None is null."""
+    """The header fields of a mail; None is null."""
 
     subject: str | None = None
     addresses: dict[str, list[dict[str, str | None]] | None] | None = None
@@ -34,7 +34,7 @@ class Header:
     sent_at: str | None = None
 
     def properties(self) -> dict[str, Any]:
-        """Return the JMAP properties these fields are."""
+        """Return the fields as Email properties."""
         addresses = self.addresses or {}
         return {
             "subject": self.subject,
@@ -47,11 +47,11 @@ class Header:
 
 
 def parse_header(raw: bytes) -> Header:
-    """Parse the header of a message, whatever it is."""
+    """Parse the header of a message, which may be malformed."""
     end = _HEADER_END.search(raw)
     try:
         message = BytesHeaderParser(policy=modern).parsebytes(raw[: end.end()] if end else raw)
-    except Exception:  # noqa: BLE001  the email package raises what it likes on nasty mail
+    except Exception:  # noqa: BLE001  the email package raises many types
         return Header()
     return Header(
         subject=_text(message, "Subject"),
@@ -67,14 +67,14 @@ def parse_header(raw: bytes) -> Header:
 
 
 def message_ids(raw: bytes) -> list[bytes]:
-    """Return the message ids by which a mail belongs to a thread: its own and older ones."""
+    """Return the message ids that assign a mail to a thread: its own and its references."""
     end = _HEADER_END.search(raw)
     fields = _THREAD_FIELD.findall(raw, 0, end.end() if end else len(raw))
     return [each for field in fields for each in re.findall(rb"<([^<>\s]+)>", field)]
 
 
 def _clean(value: str) -> str:
-    """Return text without lone surrogates: raw 8-bit headers as UTF-8, the rest replaced."""
+    """Return text without lone surrogates: raw 8-bit as UTF-8, invalid bytes replaced."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
