@@ -93,7 +93,7 @@ class Stage:
             timed("rsync", "-a", f"{mount.path}/", tree)
         stored.check(files(tree), "the mail to be cached")
         with self.mounted(home, stored.account) as (mount, _):
-            if (blobs := mount.ask("status")["cache"]["blobs"]) != len(stored):
+            if (blobs := mount.ask_status().accounts[0].cache.blobs) != len(stored):
                 raise RuntimeError(f"{blobs} mails are cached of {len(stored)}")
         timed("rsync", "-a", f"{tree}/", second)
         return CachedMail(stored.account, home, tree, second, len(stored))
@@ -119,7 +119,7 @@ class Stage:
         try:
             mount, seconds = timed_mount(home, account.url)
             yield mount, seconds
-            daemon = psutil.Process(mount.ask("status")["pid"])
+            daemon = psutil.Process(mount.ask_status().pid)
             family = (daemon, *daemon.children(recursive=True))
             self._peaks.append(sum(memory(process.pid)[0] for process in family))
             unmount(mount)

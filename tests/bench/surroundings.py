@@ -150,7 +150,7 @@ def unmount(mount: Mounted) -> None:
     Raises:
         RuntimeError: it cannot be unmounted, or the daemon does not end.
     """
-    daemon = psutil.Process(mount.ask("status")["pid"])
+    daemon = psutil.Process(mount.ask_status().pid)
     result = _fusermount("-u", mount.path)
     if result.returncode:
         raise RuntimeError(f"fusermount3: {result.stderr.decode(errors='replace')}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.cli.freeze_command import _SignalsLeftToCommand
+from jmapfs.cli.freeze_command import _SignalForwarding
 from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
 from jmapfs.errors import StorageError
 
@@ -132,9 +132,9 @@ def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
 def test_ctrl_c_before_a_freeze_is_there() -> None:
     """Once it is, it is the command's; until then it ends the waiting."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), _SignalsLeftToCommand():
+    with pytest.raises(KeyboardInterrupt), _SignalForwarding():
         signal.raise_signal(signal.SIGINT)
-    with _SignalsLeftToCommand() as signals:
+    with _SignalForwarding() as signals:
         signals.frozen()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
