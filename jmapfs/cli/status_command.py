@@ -68,7 +68,7 @@ def _lines(status: MountStatus) -> list[tuple[str, str]]:
         lines += _account_lines(account)
     if status.frozen:
         until = status.frozen.until
-        end = f"until {until}" if until else "for as long as a process keeps it frozen"
+        end = f"until {until}" if until else "until a process releases it"
         lines.append(("frozen", f"since {status.frozen.since}, {end}"))
     fuse = ", ".join(f"{count} {name}" for name, count in status.fuse.items())
     return [*lines, ("files", fuse or "not used yet")]

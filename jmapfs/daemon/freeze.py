@@ -165,7 +165,8 @@ class Freezer:
     @property
     def view(self) -> MountView:
         """What the mount shows."""
-        return self._live if self._freeze is None else self._freeze.view
+        freeze = self._freeze
+        return self._live if freeze is None or freeze.is_ending else freeze.view
 
     @property
     def frozen(self) -> FreezeTimes | None:
@@ -323,10 +324,10 @@ class Freezer:
         except JmapfsError as error:
             _log.error("the kernel could not be told of the thaw: %s", error)
         finally:
+            self._freeze = None
             freeze.ended.set()
 
     async def _end(self, freeze: _Freeze) -> None:
-        self._freeze = None
         self._operations.show(self._live.tree, self._live.listing_tree)
         # A listing of the frozen tree may still be under way in its thread, or a description.
         await self._operations.wait_for_listings()
@@ -356,5 +357,5 @@ def _pinned_readers(account: MountedAccount, stack: contextlib.ExitStack) -> _Pi
 
 def _end_of(until: float | None) -> str:
     if until is None:
-        return "for as long as a process keeps it frozen"
+        return "until a process releases it"
     return f"until {time.strftime('%H:%M:%S', time.localtime(until))}"

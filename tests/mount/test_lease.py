@@ -242,7 +242,7 @@ def test_a_stopped_process_loses_its_lease_and_notices_it(
 def test_a_killed_freeze_command_lets_its_lease_expire(home: Home, mount: Mounted) -> None:
     # The command itself goes on: only `jmapfs freeze` is killed.
     with subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT, "freeze", mount.path, "sh", "-c", "echo $$; sleep 60"],
+        [sys.executable, "-c", IMPATIENT, "freeze", mount.path, "sh", "-c", "echo $$; exec sleep 60"],
         env=home.environment,
         stdout=subprocess.PIPE,
         text=True,
@@ -264,10 +264,10 @@ def test_two_leases(home: Home, account: ChangingAccount, mount: Mounted) -> Non
         assert one.emails() == second.emails()
         frozen = mount.status()["frozen"]
         assert (set(frozen), frozen["until"]) == ({"since", "until"}, None)
-        assert "for as long as a process keeps it frozen" in home.run("status", mount.path).stdout
+        assert "until a process releases it" in home.run("status", mount.path).stdout
         result = home.run("freeze", mount.path)
         assert result.exit_code == 9
-        assert "frozen already, for as long as a process keeps it frozen" in result.stderr
+        assert "frozen already, until a process releases it" in result.stderr
         first.close()
         assert mount.status()["frozen"] == frozen
         assert read_state(mount) == before
