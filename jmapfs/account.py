@@ -24,7 +24,7 @@ from typing import Final, Self
 from jmapfs.errors import AuthenticationError, BusyError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batch_limits import BatchLimits
+from jmapfs.jmap.batches import BatchLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials, Credentials
@@ -164,7 +164,7 @@ class AccountBlobSource:
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether content can be checked by its id."""
-        return self._client().session.blob_ids_are_sha1
+        return self._client().blob_ids_are_sha1
 
     @property
     def batch_limits(self) -> BatchLimits | None:
@@ -176,7 +176,7 @@ class AccountBlobSource:
     def concurrency(self) -> int:
         """How many requests may be under way at once."""
         client = self._keeper.client
-        return 1 if client is None else client.api.transport.concurrency
+        return 1 if client is None else client.concurrency
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -185,10 +185,14 @@ class AccountBlobSource:
         with self._watched():
             return await self._client().download_batch(blobs, deadline=deadline)
 
-    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
+    async def download_blob(
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float
+    ) -> bytes:
         """Return the content of a blob."""
         with self._watched():
-            return await self._client().download_blob(blob_id, deadline=deadline)
+            return await self._client().download_blob(
+                blob_id, size_hint=size_hint, deadline=deadline
+            )
 
     @contextlib.asynccontextmanager
     async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:

@@ -1,17 +1,125 @@
-"""A connection to the index that is closed at the end of a `with`."""
+"""What the index and the disk cache share of SQLite: connections, transactions and damage.
+
+    SQLite error code       meaning                                      is_damage
+    SQLITE_CORRUPT          a page or an index cannot be right           yes
+    SQLITE_NOTADB           the file is no database                      yes
+    ForeignFileError        a database of another program or version     yes
+    any other               locked, disk full, input/output error, ...   no
+
+A damaged file is never repaired: everything in it can be downloaded again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
 
 from jmapfs.errors import StorageError
 
+_DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_FILE_SUFFIXES: Final = ("-wal", "-shm", "")
 
-class IndexConnection:
-    """What reader and writer share; use one from one thread at a time."""
+
+class ForeignFileError(sqlite3.DatabaseError):
+    """The file is a database of another program, or of another version of this one."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether an error means that the file is damaged or is not a database of ours."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, ForeignFileError) or (
+        code is not None and code & 0xFF in _DAMAGE_CODES
+    )
+
+
+def connect(
+    path: Path,
+    *,
+    query: str = "mode=rw",
+    busy_seconds: float,
+    pragmas: Sequence[str],
+    cached_statements: int = 128,
+) -> sqlite3.Connection:
+    """Open an existing file in autocommit mode, for use by one thread at a time.
+
+    `query` is the part of the URI behind the `?` (https://sqlite.org/uri.html). `busy_seconds` is
+    how long a statement waits for the lock of another connection.
+
+    Raises:
+        sqlite3.Error: the file cannot be opened, or a pragma fails.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{query}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=busy_seconds,
+        cached_statements=cached_statements,
+    )
+    try:
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit everything that is written in the context, or nothing if it raises."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors (disk full, input/output) SQLite has already rolled back.
+        if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def sqlite_errors(action: str) -> Iterator[None]:
+    """Raise StorageError("cannot `action`: ...") for an error of SQLite."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"cannot {action}: {error}") from error
+
+
+def quarantine(path: Path) -> None:
+    """Rename a damaged database to `quarantined(path)`; an earlier one there is replaced.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for suffix in _FILE_SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{quarantined(path)}{suffix}")
+
+
+def quarantined(path: Path) -> Path:
+    """Return where `quarantine` puts a file."""
+    return path.with_name(f"{path.name}.set-aside")
+
+
+def delete_database(path: Path) -> None:
+    """Delete a database with its write-ahead log; files that do not exist are ignored.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    for suffix in _FILE_SUFFIXES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+class SqliteConnection:
+    """An object that owns a connection and closes it at the end of `with`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -23,14 +131,5 @@ class IndexConnection:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; an open transaction, or a pinned view, ends with it."""
+        """Close the connection; an open transaction is rolled back."""
         self._connection.close()
-
-
-@contextlib.contextmanager
-def index_errors() -> Iterator[None]:
-    """Let an error of SQLite in reading become a StorageError."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot read the index: {error}") from error

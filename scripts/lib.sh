@@ -1,4 +1,4 @@
-# Sourced by the other scripts: where the checkout is, its Python, and stages that are counted.
+# Sourced by the other scripts: the paths of the checkout and of its Python, and stages.
 # shellcheck shell=bash disable=SC2034
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -11,7 +11,7 @@ die() {
     exit 1
 }
 
-# stage NAME COMMAND… runs the command, and remembers the name if it fails.
+# stage NAME COMMAND… runs the command, and records the name if it fails.
 stage() {
     local name="$1"
     shift
@@ -19,7 +19,7 @@ stage() {
     "$@" || failed+=("$name")
 }
 
-# The end of a script with stages: fails, naming them, if any did.
+# Call at the end of a script with stages: names the failed stages and exits with 1.
 report() {
     if ((${#failed[@]})); then
         printf '\nFAILED: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2

@@ -1,14 +1,14 @@
-"""What all tests share: options, markers, the Cyrus server, and the check that nothing leaks.
+"""Options, markers and fixtures of all tests.
 
 - `--long` also runs the tests marked `long`.
-- `--fail-on-skip` fails those marked `mount` or `cyrus` that would be skipped for what the machine
-  lacks: in CI a green run means that they ran.
-- A test that uses one of the Cyrus fixtures is marked `cyrus` by that.
-- After each test there must be no FUSE mount, no process and no open file that was not there
-  before it. What is found is cleared away, so that the tests after it stand on firm ground.
+- `--fail-on-skip` fails tests marked `mount` or `cyrus` that are skipped because the machine lacks
+  a program: in CI, success means that they ran.
+- A test that uses a Cyrus fixture is marked `cyrus`.
+- A test fails if it leaves a FUSE mount, a process or an open file behind. These are removed, so
+  that they do not affect later tests.
 
-A session or module fixture that is asked for by name is there before the check begins. One that
-is fetched with `request.getfixturevalue` in a test is not: what it opens counts as the test's.
+The check starts after the session and module fixtures among the parameters of a test. A fixture
+from `request.getfixturevalue` starts later, so its open files count as leaks of the test.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["no_leaks"]
 
 _CYRUS_FIXTURES = {"cyrus", "cyrus_account", "fresh_account", "private_cyrus"}
 
-# An example that takes long says nothing of the code: the machine may have other things to do.
+# A slow example does not mean slow code: the machine may be busy.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
@@ -39,7 +39,7 @@ settings.load_profile("patient")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked long")
     parser.addoption(
-        "--fail-on-skip", action="store_true", help="a skipped mount or cyrus test has failed"
+        "--fail-on-skip", action="store_true", help="fail skipped mount and cyrus tests"
     )
 
 
@@ -61,27 +61,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
 
 
-# First, so that it sees the report after pytest itself has made an xfail of it.
+# First, to see the report after pytest has converted it to an xfail.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     del call
     report = yield
-    wanted = item.get_closest_marker("mount") or item.get_closest_marker("cyrus")
+    required = item.get_closest_marker("mount") or item.get_closest_marker("cyrus")
     strict = item.config.getoption("--fail-on-skip")
-    if report.skipped and strict and wanted and not hasattr(report, "wasxfail"):
+    if report.skipped and strict and required and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
-        report.longrepr = f"skipped where nothing may be: {reason}"
+        report.longrepr = f"skipped, but --fail-on-skip is set: {reason}"
     return report
 
 
 def _no_mounts() -> str | None:
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is not there, or not for this user"
+        return "/dev/fuse is missing or not accessible"
     if not shutil.which("fusermount3"):
-        return "fusermount3 is not there (scripts/setup installs it)"
+        return "fusermount3 is missing (scripts/setup installs it)"
     return None
 
 
@@ -90,26 +90,26 @@ def _no_mounts() -> str | None:
 
 @pytest.fixture(scope="session")
 def cyrus() -> Iterator[Cyrus]:
-    """The server that all tests share: leave it running, and keep to accounts of your own."""
+    """The server of all tests: do not stop it, and use your own accounts."""
     with running_cyrus() as server:
         yield server
 
 
 @pytest.fixture
 def private_cyrus() -> Iterator[Cyrus]:
-    """A server for one test, to be stopped, started and paused. It takes 0.1 s."""
+    """A server for one test, which may stop, start and pause it. It starts in 0.1 s."""
     with running_cyrus() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def fresh_account(cyrus: Cyrus) -> Callable[[], Account]:
-    """Make an empty account, also for a fixture of a wider scope than a test."""
+    """Create empty accounts, also in fixtures of a wider scope than a test."""
     numbers = itertools.count(1)
     return lambda: cyrus.add_user(f"user{next(numbers)}")
 
 
 @pytest.fixture
 def cyrus_account(fresh_account: Callable[[], Account]) -> Account:
-    """An empty account that no other test knows."""
+    """An empty account for one test."""
     return fresh_account()

@@ -1,11 +1,11 @@
-"""Mail to test with: real messages where the corpus is there, and made ones as nasty as any.
+"""Mail for tests: real messages, if the corpus is available, and generated hostile ones.
 
-The corpus is an mboxrd file, looked for in `../shared/corpus` beside the checkout, or where the
-environment variable JMAPFS_CORPUS says. Without it made messages take the place of the real ones,
-so that no test needs to skip. Everything is the same in every run.
+The corpus is an mboxrd file at the path in JMAPFS_CORPUS, by default in `../shared/corpus` next to
+the checkout. Without it, generated messages replace the real ones, so that no test is skipped. The
+messages are the same in every run.
 
-All of it has CRLF line ends and is taken by Cyrus, which refuses NUL, bare LF and a message that
-does not begin with a header.
+All have CRLF line ends. Cyrus accepts all of them: it refuses NUL, bare LF and a message that does
+not begin with a header.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
-_BESIDE = Path(__file__).parents[2] / "shared/corpus/easy-ham-2.mboxrd.xz"
+_DEFAULT_PATH = Path(__file__).parents[2] / "shared/corpus/easy-ham-2.mboxrd.xz"
 _BIG = 2**20
 
 _SEPARATOR = re.compile(rb"^From .*\n", re.MULTILINE)
@@ -32,14 +32,14 @@ _MESSAGE_ID = re.compile(rb"^Message-ID:.*?\r\n(?![ \t])", re.MULTILINE | re.DOT
 
 
 def corpus_path() -> Path | None:
-    """Return where the real mail is, if it is anywhere."""
-    path = Path(os.environ.get("JMAPFS_CORPUS") or _BESIDE)
+    """Return the path of the real mail, if it exists."""
+    path = Path(os.environ.get("JMAPFS_CORPUS") or _DEFAULT_PATH)
     return path if path.is_file() else None
 
 
 @functools.cache
 def real_mails() -> tuple[bytes, ...]:
-    """Return the real messages, none where the corpus is missing."""
+    """Return the real messages, none if the corpus is missing."""
     if (path := corpus_path()) is None:
         return ()
     mbox = lzma.decompress(path.read_bytes())
@@ -50,10 +50,10 @@ def real_mails() -> tuple[bytes, ...]:
 
 @functools.cache
 def plain_mails() -> tuple[bytes, ...]:
-    """Return messages in the place of the real ones: threads on a mailing list."""
+    """Return generated messages instead of real ones: threads on a mailing list."""
     chance = random.Random(20020821)
     words = ["the", "exmh", "razor", "folder", "spam", "patch", "kernel", "über", "naïve", "fails"]
-    made = []
+    mails = []
     for number in range(500):
         subject = " ".join(chance.choices(words, k=chance.randint(2, 9)))
         when = datetime(2002, 8, 21, tzinfo=UTC) + timedelta(minutes=17 * number)
@@ -67,15 +67,15 @@ def plain_mails() -> tuple[bytes, ...]:
             head += f"In-Reply-To: <{number - 1}@example.org>\r\n"
         lines = (" ".join(chance.choices(words, k=12)) for _ in range(chance.randint(1, 200)))
         body = "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"
-        made.append((head + body + "\r\n".join(lines) + "\r\n").encode())
-    return tuple(made)
+        mails.append((head + body + "\r\n".join(lines) + "\r\n").encode())
+    return tuple(mails)
 
 
 @functools.cache
-def nasty_mails() -> tuple[bytes, ...]:
-    """Return small messages, each of which breaks what some program takes for granted."""
+def hostile_mails() -> tuple[bytes, ...]:
+    """Return small hostile messages, each of which violates a common assumption."""
     text = b"Content-Type: text/plain; charset="
-    made = [
+    mails = [
         b"\r\n",
         b"\r\nno header, only a body\r\n",
         b"Subject: only a header\r\n",
@@ -109,7 +109,7 @@ def nasty_mails() -> tuple[bytes, ...]:
         b'Content-Type: multipart/mixed; boundary="x"\r\nSubject: unclosed\r\n\r\n--x\r\n\r\ny\r\n',
         _nested(30),
     ]
-    return tuple(made)
+    return tuple(mails)
 
 
 @functools.cache
@@ -126,20 +126,24 @@ def big_mails() -> tuple[bytes, ...]:
     )
 
 
-def mails(count: int, *, big: bool = False) -> Iterator[bytes]:
-    """Yield `count` different messages: the nasty ones, the big ones if wanted, the real ones.
+def all_mails() -> list[bytes]:
+    """Return the hostile and the real messages, each once."""
+    return list(dict.fromkeys(hostile_mails() + (real_mails() or plain_mails())))
 
-    Beyond the number there are, the small ones come again with another Message-ID and one more
-    field.
+
+def mails(count: int, *, big: bool = False) -> Iterator[bytes]:
+    """Yield `count` different messages: hostile ones, big ones if requested, real ones.
+
+    If there are fewer, the small ones are repeated with another Message-ID and another field.
     """
-    small = nasty_mails() + (real_mails() or plain_mails())
-    first = nasty_mails() + (big_mails() if big else ()) + small[len(nasty_mails()) :]
-    again = (varied(mail, n) for n in itertools.count(1) for mail in small)
-    return itertools.islice(itertools.chain(first, again), count)
+    small = hostile_mails() + (real_mails() or plain_mails())
+    first = hostile_mails() + (big_mails() if big else ()) + small[len(hostile_mails()) :]
+    repeated = (varied(mail, n) for n in itertools.count(1) for mail in small)
+    return itertools.islice(itertools.chain(first, repeated), count)
 
 
 def varied(mail: bytes, number: int) -> bytes:
-    """Return `mail` as another message, with other bytes and so another blob id."""
+    """Return a variant of `mail`, which has another blob id."""
     head, end, body = mail.partition(b"\r\n\r\n")
     head = _MESSAGE_ID.sub(b"", head + b"\r\n", count=1).removesuffix(b"\r\n")
     fields = b"X-Copy: %d\r\nMessage-ID: <copy-%d-%08x@example.org>\r\n"

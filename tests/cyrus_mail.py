@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests import corpus
-from tests.cyrus import Account
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message
 from tests.mounting import Home
 
 # Mailboxes on the server, and the directories that show them.
@@ -45,12 +43,6 @@ class StoredMail:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-def corpus_mails() -> list[bytes]:
-    """Return the whole corpus, each message once."""
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    return list(dict.fromkeys(mails))
 
 
 def store_mails(account: Account, mails: Sequence[bytes]) -> StoredMail:

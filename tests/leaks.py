@@ -1,8 +1,7 @@
-"""The check that a test leaves nothing behind: no mount, no process, no open file.
+"""Checks that a test leaves no mount, process or open file behind.
 
-Only what this run made counts: mounts below its temporary or its working directory, processes
-that carry its mark in their environment or descend from it. A developer's own mount is none of
-its business.
+Only those of this run count: mounts below its temporary or working directory, and processes that
+descend from it or have its mark in their environment.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ import pytest
 from tests import cyrus as cyrus_server
 from tests.cyrus import Cyrus
 
-# How long a process or connection that was told to end may take for it.
+# How long a process or connection may take to end.
 _GRACE = 3.0
 
-# Every process of a run carries this in its environment, also a daemon that cut all other ties.
+# Every process of a run has this in its environment, even a daemon.
 RUN_VARIABLE = "JMAPFS_TEST_RUN"
 RUN = f"{os.getpid()}-{random.randbytes(4).hex()}"
 
@@ -35,8 +34,8 @@ _HARMLESS_FILES = ("/dev/urandom", "/dev/random")
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a test may not leave behind, at one moment."""
+class Resources:
+    """The mounts, processes and open files at one moment."""
 
     below: tuple[Path, ...]
     mounts: frozenset[str]
@@ -45,21 +44,21 @@ class Held:
     servers: frozenset[Cyrus]
 
     @classmethod
-    def now(cls, *below: Path) -> Held:
+    def now(cls, *below: Path) -> Resources:
         servers = frozenset(cyrus_server.running)
         return cls(below, _mounts(below), frozenset(psutil.pids()), _files(), servers)
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was not there before."""
+    """The resources that a test has left behind."""
 
     mounts: frozenset[str]
     processes: tuple[psutil.Process, ...]
     files: Counter[str]
 
     @classmethod
-    def since(cls, before: Held) -> Leaks:
+    def since(cls, before: Resources) -> Leaks:
         mounts = _mounts(before.below) - before.mounts
         return cls(mounts, _processes_since(before), _files() - before.files)
 
@@ -70,10 +69,10 @@ class Leaks:
         processes = [f"process {one.pid}: {_command(one)}" for one in self.processes]
         mounts = [f"mount {one}" for one in sorted(self.mounts)]
         files = [f"open file {name}" for name in self.files.elements()]
-        return "\n".join(["the test leaves behind", *mounts, *processes, *files])
+        return "\n".join(["the test left behind", *mounts, *processes, *files])
 
     def clear(self) -> None:
-        """Remove mounts and processes; there is no safe way to close a file of someone else."""
+        """Remove mounts and processes; files cannot be closed safely from outside."""
         for mount in self.mounts:
             subprocess.run(["fusermount3", "-u", "-z", mount], check=False, capture_output=True)
         for process in self.processes:
@@ -84,12 +83,12 @@ class Leaks:
 
 @pytest.fixture(autouse=True)
 def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fail a test that leaves something behind, and clear it away."""
-    before = Held.now(tmp_path_factory.getbasetemp(), Path.cwd())
+    """Fail a test that leaves something behind, and remove it."""
+    before = Resources.now(tmp_path_factory.getbasetemp(), Path.cwd())
     yield
     leaks = Leaks.since(before)
     if leaks:
-        # Files that only garbage holds are closed now, each with a warning that fails the test.
+        # This closes files of garbage, each with a warning that fails the test.
         gc.collect()
         deadline = time.monotonic() + _GRACE
         while (leaks := Leaks.since(before)) and time.monotonic() < deadline:
@@ -105,7 +104,7 @@ def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         place, _, kind = line.partition(" - ")
         if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
-            # The kernel writes a space as \040, and so on.
+            # The kernel escapes spaces and other characters as octal numbers.
             escaped = place.split(" ")[4].encode("latin-1", "backslashreplace")
             mountpoint = Path(escaped.decode("unicode_escape"))
             if any(mountpoint.is_relative_to(directory) for directory in below):
@@ -120,11 +119,11 @@ def _files() -> Counter[str]:
             target = str(entry.readlink())
             if not target.startswith(_HARMLESS_FILES):
                 found[target] += 1
-    # The directory that is being read was open itself.
+    # Without the descriptor of the directory itself.
     return found - Counter([f"/proc/{os.getpid()}/fd"])
 
 
-def _processes_since(before: Held) -> tuple[psutil.Process, ...]:
+def _processes_since(before: Resources) -> tuple[psutil.Process, ...]:
     shared = {server.group for server in before.servers}
     found = []
     for pid in set(psutil.pids()) - before.pids:

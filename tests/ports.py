@@ -1,4 +1,4 @@
-"""Ports for servers that come back on the one they had."""
+"""Free ports for servers that restart on the same port."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import socket
 from contextlib import suppress
 
 TRIES = 5
-"""How often another port is taken where somebody else was quicker."""
+"""How many ports to try if other processes take them first."""
 
-# Below those that the kernel gives to outgoing connections: still free when a server comes back.
+# Below the ephemeral ports, so that outgoing connections do not take the port of a stopped server.
 _PORTS = range(12_000, 32_000)
 
 
 class PortTakenError(RuntimeError):
-    """Somebody else answers on a port that was free a moment ago."""
+    """Another process took a port that was free a moment ago."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports of 127.0.0.1 that nobody has now."""
+    """Return different free ports of 127.0.0.1."""
     found: list[int] = []
     while len(found) < count:
-        # Hypothesis seeds `random`, and two workers would choose alike.
+        # Hypothesis seeds `random`: two workers would choose the same ports.
         port = secrets.choice(_PORTS)
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))

@@ -1,9 +1,9 @@
-"""A TCP relay in this process that counts what a server sends, and cuts the line where told to.
+"""A TCP relay in this process that counts the bytes of a server and can break connections.
 
 with Relay(account.http_port) as relay:
-    relay.cut_after(100_000)
+    relay.break_after(100_000)
     ...
-    relay.mend()
+    relay.restore()
 """
 
 from __future__ import annotations
@@ -16,57 +16,57 @@ from functools import partial
 from typing import Self
 
 _HOST = "127.0.0.1"
-_PIECE = 65536
+_CHUNK = 65536
 
 
 class Relay:
-    """Leads from `port` to a port of this machine; `received` counts the server's bytes."""
+    """Forwards `port` to a port of this machine; `received` counts the bytes of the server."""
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._lock = threading.Lock()
         self._limit: int | None = None
-        self._open: set[socket.socket] = set()
+        self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.received = 0
 
     def __enter__(self) -> Self:
-        self._listening = socket.create_server((_HOST, 0))
-        self.port: int = self._listening.getsockname()[1]
+        self._listener = socket.create_server((_HOST, 0))
+        self.port: int = self._listener.getsockname()[1]
         self._run(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing alone does not wake who waits for a connection.
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._hang_up()
+        # Closing alone does not wake `accept`.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._shut_down()
         for thread in self._threads:
             thread.join(10)
 
-    def cut_after(self, count: int) -> None:
-        """Let the server say so many more bytes, then break all connections, old and new."""
+    def break_after(self, count: int) -> None:
+        """Break all connections, also new ones, after this many more bytes of the server."""
         with self._lock:
             self._limit = self.received + count
 
-    def mend(self) -> None:
-        """Let everything through again."""
+    def restore(self) -> None:
+        """Forward everything again."""
         with self._lock:
             self._limit = None
 
     @property
-    def is_cut(self) -> bool:
-        """Whether the line is cut."""
+    def is_broken(self) -> bool:
+        """Whether connections are broken."""
         with self._lock:
             return self._limit is not None and self.received >= self._limit
 
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self._listening.accept()
+                client, _ = self._listener.accept()
             except OSError:
                 return
-            if self.is_cut:
+            if self.is_broken:
                 client.close()
                 continue
             try:
@@ -77,23 +77,23 @@ class Relay:
             self._run(partial(self._connect, client, server))
 
     def _connect(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass on both directions of a connection; close it when both have ended."""
+        """Forward both directions of a connection; close it when both have ended."""
         with client, server:
-            self._open |= {client, server}
-            back = threading.Thread(target=self._pass_on, args=(server, client, True), daemon=True)
+            self._sockets |= {client, server}
+            back = threading.Thread(target=self._forward, args=(server, client, True), daemon=True)
             back.start()
-            self._pass_on(client, server, False)  # noqa: FBT003 - as above, for a thread
+            self._forward(client, server, False)  # noqa: FBT003 - as above, for a thread
             back.join()
-            self._open -= {client, server}
+            self._sockets -= {client, server}
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, counted: bool) -> None:  # noqa: FBT001
+    def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:  # noqa: FBT001
         with contextlib.suppress(OSError):
             target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while data := source.recv(_PIECE):
+            while data := source.recv(_CHUNK):
                 allowed = self._allowed(len(data)) if counted else len(data)
                 target.sendall(data[:allowed])
-                if allowed < len(data) or self.is_cut:
-                    self._hang_up()
+                if allowed < len(data) or self.is_broken:
+                    self._shut_down()
                     break
         for one in (source, target):
             with contextlib.suppress(OSError):
@@ -106,8 +106,8 @@ class Relay:
             self.received += count
             return count
 
-    def _hang_up(self) -> None:
-        for one in list(self._open):
+    def _shut_down(self) -> None:
+        for one in list(self._sockets):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 

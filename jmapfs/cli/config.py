@@ -1,4 +1,4 @@
-"""The configuration file: which accounts there are, and where their secrets come from.
+"""The configuration file, and the credentials of the accounts in it.
 
     # $XDG_CONFIG_HOME/jmapfs/config.toml, or the file that JMAPFS_CONFIG names
     [home]
@@ -11,13 +11,10 @@
     token_file = "~/.config/jmapfs/work.token"   # or token_command, token_env
     account = "Shared"                    # one of the accounts that the user can see
 
-Secrets themselves are not in it. What is not understood is an error, not passed over: a
-misspelt key would otherwise be found out on the day when the backup is needed.
-
-From an account of the configuration, or a URL, to credentials.
-
-A secret comes from a command, a file or the environment; it is never on a command line, in the
+A secret comes from a command, a file or the environment. It is never on a command line, in the
 configuration file, in a message or in a log.
+
+An unknown key is an error: a misspelt one would otherwise be noticed when a backup is needed.
 """
 
 from __future__ import annotations
@@ -38,138 +35,7 @@ from jmapfs.account import AccountSource
 from jmapfs.errors import ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
 
-_COMMAND_SECONDS: Final = 120  # somebody may have to type a passphrase
-
-
-def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
-    """Return the account that the user means: one of the configuration, or by its location.
-
-    `account` is what was asked for on the command line, and goes before the configuration.
-
-    Raises:
-        ConfigError: there is no such account, or its secret is not to be had.
-    """
-    table = config.accounts.get(argument)
-    if table is not None:
-        credentials = _configured(argument, table, config)
-        return AccountSource(argument, table.server, credentials, account or table.account)
-    if not any(mark in argument for mark in ".:@/") and argument != "localhost":
-        names = ", ".join(sorted(config.accounts)) or "none"
-        raise ConfigError(
-            f"{argument}: no such account in {config.path} (it has: {names}), and not a URL,"
-            " a host or a mail address"
-        )
-    from_environment = _from_environment(None)
-    if from_environment is None:
-        raise ConfigError(
-            f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
-            f" or put the account into {config.path}"
-        )
-    return AccountSource(argument, argument, from_environment, account)
-
-
-def _configured(name: str, table: AccountTable, config: Config) -> Credentials:
-    where = f"{config.path}: [{name}]"
-    given = [
-        (kind, source, value)
-        for kind in ("password", "token")
-        for source in ("command", "file", "env")
-        if (value := getattr(table, f"{kind}_{source}")) is not None
-    ]
-    if len(given) > 1:
-        keys = " and ".join(f"{kind}_{source}" for kind, source, _ in given)
-        raise ConfigError(f"{where}: {keys}: one of them is enough")
-    if not given:
-        credentials = _from_environment(table.user)
-        if credentials is None:
-            raise ConfigError(
-                f"{where} does not say where its secret comes from (password_command,"
-                " password_file, password_env, token_command …), and the environment has none"
-            )
-        return credentials
-    kind, source, value = given[0]
-    if kind == "password" and table.user is None:
-        raise ConfigError(f"{where}: a password needs a user as well")
-    read = {"command": _from_command, "file": _from_file, "env": _from_variable}[source]
-    secret = read(f"{where} {kind}_{source}", value)
-    if kind == "token":
-        return BearerCredentials(secret)
-    assert table.user is not None  # noqa: S101 - for the type checker: checked above
-    return BasicCredentials(table.user, secret)
-
-
-def _from_environment(user: str | None) -> Credentials | None:
-    token = os.environ.get("JMAPFS_TOKEN")
-    if token:
-        return BearerCredentials(_one_line("JMAPFS_TOKEN", token))
-    user = os.environ.get("JMAPFS_USERNAME") or user
-    password = os.environ.get("JMAPFS_PASSWORD")
-    if not user or not password:
-        return None
-    return BasicCredentials(
-        _one_line("JMAPFS_USERNAME", user), _one_line("JMAPFS_PASSWORD", password)
-    )
-
-
-def _from_command(where: str, command: str) -> str:
-    try:
-        words = shlex.split(command)
-        if not words:
-            raise ConfigError(f"{where}: the command is empty")
-        # The terminal stays the command's, for a passphrase; only its output is ours.
-        result = subprocess.run(
-            words, stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
-        )
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror}: {error.filename}") from error
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{where}: no answer within {_COMMAND_SECONDS} s") from None
-    if result.returncode != 0:
-        raise ConfigError(f"{where}: the command ended with exit code {result.returncode}")
-    return _one_line(where, _decoded(where, result.stdout))
-
-
-def _from_file(where: str, name: str) -> str:
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{where}: {name}: there is no such home directory") from None
-    try:
-        mode = path.stat().st_mode
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"{where}: others may read {path}; do: chmod 600 {path}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{where}: {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: not a file name: {error}") from error
-    return _one_line(where, _decoded(where, content))
-
-
-def _from_variable(where: str, name: str) -> str:
-    secret = os.environ.get(name)
-    if not secret:
-        raise ConfigError(f"{where}: the environment variable {name} is not set")
-    return _one_line(where, secret)
-
-
-def _decoded(where: str, content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
-
-
-def _one_line(where: str, text: str) -> str:
-    # `pass` and its kind keep notes below the first line.
-    secret = text.split("\n", 1)[0].rstrip("\r")
-    if not secret:
-        raise ConfigError(f"{where}: the secret is empty")
-    if not secret.isprintable():
-        raise ConfigError(f"{where}: the secret has control characters in it")
-    return secret
+_COMMAND_SECONDS: Final = 120  # the user may have to type a passphrase
 
 
 class AccountTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,30 +57,30 @@ _KEYS: Final = frozenset(AccountTable.__struct_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The accounts of a configuration file, by name; `path` is where it is, or would be."""
+    """The accounts of the configuration file by name; `path` need not exist."""
 
     path: Path
     accounts: dict[str, AccountTable]
 
 
 def config_path() -> Path:
-    """Return where the configuration file is: `JMAPFS_CONFIG`, or in the XDG directory."""
+    """Return the path of the configuration file: `JMAPFS_CONFIG`, or in the XDG directory."""
     explicit = os.environ.get("JMAPFS_CONFIG")
     return Path(explicit) if explicit else platformdirs.user_config_path("jmapfs") / "config.toml"
 
 
 def read_config() -> Config:
-    """Read the configuration file; without one there are no accounts.
+    """Read the configuration file; without one, there are no accounts.
 
     Raises:
-        ConfigError: it cannot be read or is not right; the message says where.
+        ConfigError: it cannot be read or is not valid; the message says where.
     """
     path = config_path()
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if os.environ.get("JMAPFS_CONFIG"):
-            raise ConfigError(f"{path}: JMAPFS_CONFIG names a file that is not there") from None
+            raise ConfigError(f"{path}: the file that JMAPFS_CONFIG names does not exist") from None
         return Config(path, {})
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
@@ -225,15 +91,148 @@ def read_config() -> Config:
 
 def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401 - TOML is anything
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {name!r} stands outside of an account's table, as in [home]")
+        raise ConfigError(f"{path}: {name!r} is outside a table: each account needs one, as [home]")
     unknown = sorted(table.keys() - _KEYS)
     if unknown:
-        hint = ", or name a command that prints it" if {"password", "token"} & set(unknown) else ""
+        hint = ""
+        if {"password", "token"} & set(unknown):
+            hint = "; a secret must not be in this file: use password_command or token_command"
         raise ConfigError(
             f"{path}: [{name}] has unknown keys: {', '.join(unknown)}"
-            f" (known are {', '.join(sorted(_KEYS))}{hint})"
+            f" (known keys: {', '.join(sorted(_KEYS))}){hint}"
         )
     try:
         return msgspec.convert(table, AccountTable)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: [{name}]: {error}") from error
+
+
+def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
+    """Return the account that the user names: one of the configuration, or by its location.
+
+    `account` comes from the command line and overrides the configuration.
+
+    Raises:
+        ConfigError: there is no such account, or its secret is not available.
+    """
+    table = config.accounts.get(argument)
+    if table is not None:
+        credentials = _configured_credentials(argument, table, config)
+        return AccountSource(argument, table.server, credentials, account or table.account)
+    if not any(mark in argument for mark in ".:@/") and argument != "localhost":
+        names = ", ".join(sorted(config.accounts)) or "none"
+        raise ConfigError(
+            f"{argument}: no such account in {config.path} (accounts there: {names}), and not a"
+            " URL, a host or a mail address"
+        )
+    from_environment = _credentials_from_environment(None)
+    if from_environment is None:
+        raise ConfigError(
+            f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
+            f" or add the account to {config.path}"
+        )
+    return AccountSource(argument, argument, from_environment, account)
+
+
+def _configured_credentials(name: str, table: AccountTable, config: Config) -> Credentials:
+    where = f"{config.path}: [{name}]"
+    given = [
+        (kind, source, value)
+        for kind in ("password", "token")
+        for source in ("command", "file", "env")
+        if (value := getattr(table, f"{kind}_{source}")) is not None
+    ]
+    if len(given) > 1:
+        keys = " and ".join(f"{kind}_{source}" for kind, source, _ in given)
+        raise ConfigError(f"{where} has {keys}: keep one of them")
+    if not given:
+        credentials = _credentials_from_environment(table.user)
+        if credentials is None:
+            raise ConfigError(
+                f"{where} names no secret, and the environment has none: add password_command,"
+                " password_file, password_env, token_command, token_file or token_env"
+            )
+        return credentials
+    kind, source, value = given[0]
+    if kind == "password" and table.user is None:
+        raise ConfigError(f"{where} has a password but no user: add user")
+    read = {"command": _from_command, "file": _from_file, "env": _from_variable}[source]
+    secret = read(f"{where} {kind}_{source}", value)
+    if kind == "token":
+        return BearerCredentials(secret)
+    assert table.user is not None  # noqa: S101 - for the type checker: checked above
+    return BasicCredentials(table.user, secret)
+
+
+def _credentials_from_environment(user: str | None) -> Credentials | None:
+    token = os.environ.get("JMAPFS_TOKEN")
+    if token:
+        return BearerCredentials(_first_line("JMAPFS_TOKEN", token))
+    user = os.environ.get("JMAPFS_USERNAME") or user
+    password = os.environ.get("JMAPFS_PASSWORD")
+    if not user or not password:
+        return None
+    return BasicCredentials(
+        _first_line("JMAPFS_USERNAME", user), _first_line("JMAPFS_PASSWORD", password)
+    )
+
+
+def _from_command(where: str, command: str) -> str:
+    try:
+        words = shlex.split(command)
+        if not words:
+            raise ConfigError(f"{where}: the command is empty")
+        # Only stdout is redirected: the command may ask for a passphrase on the terminal.
+        result = subprocess.run(
+            words, stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}: {error.filename}") from error
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{where}: no output within {_COMMAND_SECONDS} s") from None
+    if result.returncode != 0:
+        raise ConfigError(f"{where}: the command failed with exit code {result.returncode}")
+    return _first_line(where, _decoded(where, result.stdout))
+
+
+def _from_file(where: str, name: str) -> str:
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where}: {name}: there is no such home directory") from None
+    try:
+        mode = path.stat().st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigError(f"{where}: other users can access {path}; run: chmod 600 {path}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: not a file name: {error}") from error
+    return _first_line(where, _decoded(where, content))
+
+
+def _from_variable(where: str, name: str) -> str:
+    secret = os.environ.get(name)
+    if not secret:
+        raise ConfigError(f"{where}: the environment variable {name} is not set")
+    return _first_line(where, secret)
+
+
+def _decoded(where: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
+
+
+def _first_line(where: str, text: str) -> str:
+    # Files of `pass` and similar programs have notes below the first line.
+    secret = text.split("\n", 1)[0].rstrip("\r")
+    if not secret:
+        raise ConfigError(f"{where}: the secret is empty")
+    if not secret.isprintable():
+        raise ConfigError(f"{where}: the secret contains control characters")
+    return secret

@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import PrefetchDisplay, console
+from jmapfs.cli.output import MailProgress, console
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -114,8 +114,7 @@ def prefetch(paths: Sequence[Path]) -> str:
         StorageError: the cache is too small for all of them.
         JmapfsError: some cannot be downloaded; the exit code is that of the reason.
     """
-    display = PrefetchDisplay(console)
-    mounts = [_MountPrefetch(*found, display) for found in mails_below(paths).items()]
+    mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
     for mount in mounts:
         mount.find_missing()
     for mount in mounts:
@@ -149,13 +148,12 @@ class _MountPrefetch:
     In the end, `missing` is how many are not cached, and `reason` why.
     """
 
-    def __init__(self, mountpoint: Path, inodes: Iterable[int], display: PrefetchDisplay) -> None:
+    def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
         self.wanted = dict.fromkeys(inodes)
         self.fetched: set[int] = set()
         self.missing = 0
         self.reason: Failure | None = None
         self._mountpoint = mountpoint
-        self._display = display
         self._sizes: dict[int, int] = {}
 
     @property
@@ -183,22 +181,23 @@ class _MountPrefetch:
     def check(self) -> None:
         """Read what is cached: find damage, and mark it as used so that it is not evicted."""
         pending = deque(inode for inode in self.wanted if inode not in self._sizes)
-        with self._display.checking(len(pending)) as show:
+        with MailProgress(console, "checking the cache", len(pending)) as progress:
             while pending:
                 some = _next_step(pending)
                 answer = ask(self._mountpoint, MissingRequest(some, read=True))
                 self._drop(answer.gone)
                 self._sizes.update(answer.missing)
                 pending.extendleft(reversed(answer.unchecked))
-                show(len(some) - len(answer.unchecked))
+                progress.advance(len(some) - len(answer.unchecked))
 
     def fetch(self) -> None:
         """Download what is missing, and find out whether all of it is cached then."""
         if not self._sizes:
             return
-        with self._display.fetching(len(self._sizes), sum(self._sizes.values())) as show:
+        size = sum(self._sizes.values())
+        with MailProgress(console, "fetching mail", len(self._sizes), size) as progress:
             for some in self._fetch_all():
-                show(len(some), sum(self._sizes[inode] for inode in some))
+                progress.advance(len(some), sum(self._sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:

@@ -1,9 +1,9 @@
-"""Running what a command does such that Ctrl-C and its like end it in order.
+"""Runs the work of a command so that a signal cancels it in order.
 
-Without this, trio raises KeyboardInterrupt wherever the program happens to be, also between the
-making of a coroutine and its awaiting: what a library was about to do is then never done, and
-Python warns of it in the middle of what the user sees. A signal that is received as an event
-cancels the work instead, so that every `finally` on its way is run.
+By default, trio raises KeyboardInterrupt at any point of the program, also after a coroutine is
+created and before it is awaited. The work of a library is then left undone, and Python prints a
+warning in the middle of the output. Here a signal is received as an event and cancels the work
+instead, so that every `finally` runs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class InterruptedBySignal(click.Abort):
 
 
 def run_with_signals(work: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Run `work` in trio until it ends, or is cancelled by SIGINT, SIGTERM or SIGHUP.
+    """Run `work` in trio until it ends, or until SIGINT, SIGTERM or SIGHUP cancels it.
 
-    A second SIGINT ends the process at once: a thread may be waiting for a disk that does not
-    answer. A signal that is ignored (nohup, the background jobs of a script) stays so.
+    A second SIGINT ends the process at once, because a thread may be waiting for a disk that does
+    not answer. A signal that is ignored (nohup, background jobs of a script) stays ignored.
 
     Raises:
-        InterruptedBySignal: a signal came, even where the work was just done.
-        JmapfsError: what `work` raises; alone, not in an exception group.
+        InterruptedBySignal: a signal was received, even if the work was already finished.
+        JmapfsError: raised by `work`; not in an exception group.
     """
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handler = signal.getsignal(signal.SIGINT)
@@ -54,16 +54,16 @@ async def _run(
             await nursery.start(interruption.watch, nursery.cancel_scope, numbers)
         result = await work()
         nursery.cancel_scope.cancel()
-    if interruption.came:
+    if interruption.received:
         raise InterruptedBySignal
     return result
 
 
 class _Interruption:
-    """Cancels the work when a signal comes, and says whether one did."""
+    """Cancels the work when a signal is received, and records that it was."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.received = False
 
     async def watch(
         self,
@@ -71,11 +71,11 @@ class _Interruption:
         numbers: Sequence[signal.Signals],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with trio.open_signal_receiver(*numbers) as received:
+        with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
-            async for _ in received:
-                self.came = True
+            async for _ in signals:
+                self.received = True
                 break
-        if self.came and signal.SIGINT in numbers:
+        if self.received and signal.SIGINT in numbers:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         scope.cancel()

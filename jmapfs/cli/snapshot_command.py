@@ -1,11 +1,10 @@
-"""`jmapfs snapshot`: from the command line to a dated directory, and a line on what is in it.
+"""`jmapfs snapshot`: copies a mount or an account into a dated directory, and shows the progress.
 
-What `jmapfs snapshot` shows while it works: a bar on a terminal, now and then a line in cron.
+Progress is a bar on a terminal, and otherwise a line every 30 seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -16,13 +15,7 @@ from typing import Final, Self
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, account_source, read_config
@@ -45,90 +38,6 @@ from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
 _LINE_SECONDS: Final = 30.0
 
 
-class SnapshotDisplay:
-    """Shows how far a snapshot is; a context manager, so that the terminal is left tidy.
-
-    With `quiet`, nothing is shown. `path` is where the snapshot is, once it is there.
-    """
-
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self.path: Path | None = None
-        self._console = console
-        self._quiet = quiet
-        self._stack = contextlib.ExitStack()
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._stage = ""
-        self._began = self._line_at = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        self._stack.close()
-        if isinstance(error, InterruptedBySignal) and self.path is not None:
-            raise InterruptedBySignal(f"interrupted, when {self.path} was there already") from None
-
-    def listed(self, listed: int, total: int | None) -> None:
-        """Show how many emails are listed, of how many where that is known."""
-        self._show("listing", listed, total, "")
-
-    def copied(self, mails: int, total: int, size: int) -> None:
-        """Show how many mails are in the snapshot, of about how many, and the bytes fetched."""
-        self._show("copying", mails, total, format_size(size))
-
-    def syncing(self) -> None:
-        """Show that everything is there, and is being brought to the disk."""
-        self._show("writing to the disk", 0, None, "")
-
-    def published(self, path: Path) -> None:
-        """Keep in mind that the snapshot is there."""
-        self.path = path
-
-    def notice(self, text: str) -> None:
-        """Show a line that the user should know."""
-        if not self._quiet:
-            self._console.print(f"jmapfs: {text}", markup=False)
-
-    def _show(self, stage: str, mails: int, total: int | None, size: str) -> None:
-        if self._quiet:
-            return
-        if stage != self._stage:
-            self._stage = stage
-            self._began = self._line_at = time.monotonic()
-            if self._progress is not None:
-                self._progress.reset(self._task, total=total)
-        seconds = time.monotonic() - self._began
-        rate = f"{mails / seconds:,.0f} mails/s" if mails and seconds > 1 else ""
-        if self._console.is_terminal:
-            counted = f"{mails:,}/{total:,} mails" if total else f"{mails:,} mails" * bool(mails)
-            self._bar().update(
-                self._task,
-                description=stage,
-                completed=mails,
-                total=total,
-                text="  ".join(part for part in (counted, size, rate) if part),
-            )
-        elif mails and time.monotonic() - self._line_at >= _LINE_SECONDS:
-            self._line_at = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            parts = [f"{mails:,}{of} mails", size, rate]
-            self.notice(f"{stage}: {', '.join(part for part in parts if part)}")
-
-    def _bar(self) -> Progress:
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self._console, transient=True, expand=True)
-            self._stack.enter_context(self._progress)
-            self._task = self._progress.add_task("", total=None, text="")
-        return self._progress
-
-
 @click.command("snapshot")
 @click.argument("source")
 @destination_argument
@@ -138,14 +47,16 @@ class SnapshotDisplay:
     default=50,
     show_default=True,
     metavar="PERCENT",
-    help="Make no snapshot if more than that of the last one's mail is gone.",
+    help="Make no snapshot if more of the last snapshot's mail than this is gone.",
 )
 @click.option(
-    "--allow-stale", is_flag=True, help="Copy an older state where none of now can be had."
+    "--allow-stale",
+    is_flag=True,
+    help="Copy an older state if the current one is not available.",
 )
 @account_option
 @cache_directory_option
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but what went wrong.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def snapshot_command(
     source: str,
@@ -160,43 +71,62 @@ def snapshot_command(
 ) -> None:
     """Copy the current mail of SOURCE into a directory of DEST.
 
-    SOURCE is a mountpoint or a directory in a mount; or an account, as in `jmapfs mount`, which
-    then need not be mounted. What the last snapshot in DEST has is linked, not fetched. Exit code
-    0 means that everything is there; otherwise there is no new snapshot, and the next run goes on
-    with what has come.
+    SOURCE is a mountpoint or a directory in a mount. It can also be an account, as in `jmapfs
+    mount`, which need not be mounted. The name of the new directory is the current time. Mail that
+    is in the last snapshot is linked, not fetched.
+
+    Exit code 0 means that the snapshot is complete. Otherwise there is no new snapshot, and the
+    next run continues with the mail that was already fetched.
     """
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
-    place = Repository(destination)
+    repository = Repository(destination)
     with SnapshotDisplay(console, quiet=quiet) as display:
         if mount is not None:
             if selection is not None:
-                raise UsageError("--account is for accounts: name the directory in the mount")
+                raise UsageError(
+                    "--account cannot be used with a mount: give the directory of the account"
+                )
             path = _path_in(mount, source)
             opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
             summary = run_with_signals(
-                partial(create_snapshot, opener, place, max_gone=max_gone, report=display)
+                partial(create_snapshot, opener, repository, max_gone=max_gone, report=display)
             )
         else:
             account = _account(source, read_config(), selection)
             opening = partial(
                 account_opener, account, cache_dir.absolute(), display, allow_stale=allow_stale
             )
-            summary = run_with_signals(partial(_of_account, opening, place, max_gone, display))
+            summary = run_with_signals(
+                partial(_copy_account, opening, repository, max_gone, display)
+            )
     if as_json:
         click.echo(json_document(summary))
     elif not quiet:
-        click.echo(_line(summary))
+        click.echo(_summary(summary))
 
 
-async def _of_account(
+async def _copy_account(
     opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
-    place: Repository,
+    repository: Repository,
     max_gone: float,
     display: SnapshotDisplay,
 ) -> SnapshotSummary:
     async with opening() as opener:
-        return await create_snapshot(opener, place, max_gone=max_gone, report=display)
+        return await create_snapshot(opener, repository, max_gone=max_gone, report=display)
+
+
+def _require_apart(destination: Path, mount: Mount | None) -> None:
+    """Refuse a destination inside a mount, and one that contains the mount to be copied."""
+    if mount_of(destination) is not None:
+        raise UsageError(
+            f"{destination} is inside a mount of jmapfs, which is read-only: choose another"
+            " destination"
+        )
+    if mount is not None and mount.mountpoint.is_relative_to(destination):
+        raise UsageError(
+            f"{destination} contains the mount {mount.mountpoint}: choose another destination"
+        )
 
 
 def _path_in(mount: Mount, source: str) -> str:
@@ -210,15 +140,7 @@ def _account(source: str, config: Config, selection: str | None) -> AccountSourc
     return account_source(source, config, account=selection)
 
 
-def _require_apart(place: Path, mount: Mount | None) -> None:
-    """Refuse a destination in a mount, and one that the mount that is copied lies in."""
-    if mount_of(place) is not None:
-        raise UsageError(f"{place} lies in a mount of jmapfs, which is read-only: choose another")
-    if mount is not None and mount.mountpoint.is_relative_to(place):
-        raise UsageError(f"{mount.mountpoint} lies in {place}: choose another destination")
-
-
-def _line(summary: SnapshotSummary) -> str:
+def _summary(summary: SnapshotSummary) -> str:
     parts = [
         f"{summary.mails:,} mails ({format_size(summary.bytes)})",
         f"{summary.new:,} new",
@@ -228,3 +150,82 @@ def _line(summary: SnapshotSummary) -> str:
     if summary.taken_over:
         parts.append(f"{summary.taken_over:,} taken over from an interrupted run")
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
+
+
+class SnapshotDisplay:
+    """Shows the progress of a snapshot (`SnapshotReport`); a context manager.
+
+    With `quiet`, nothing is shown. `path` is the finished snapshot, or None.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self.path: Path | None = None
+        self._console = console
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+            disable=quiet or not console.is_interactive,
+        )
+        self._task = self._progress.add_task("", total=None, text="")
+        self._stage = ""
+        self._stage_began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._progress.stop()
+        if isinstance(error, InterruptedBySignal) and self.path is not None:
+            raise InterruptedBySignal(f"interrupted, but {self.path} is complete") from None
+
+    def listed(self, listed: int, total: int | None) -> None:
+        """Show how many emails are listed, and the total if it is known."""
+        self._show("listing", listed, total, "")
+
+    def copied(self, mails: int, total: int, size: int) -> None:
+        """Show the mails in the snapshot, their approximate total, and the bytes fetched."""
+        self._show("copying", mails, total, format_size(size))
+
+    def syncing(self) -> None:
+        """Show that the files are being synced to the disk."""
+        self._show("writing to the disk", 0, None, "")
+
+    def published(self, path: Path) -> None:
+        """Store the path of the finished snapshot."""
+        self.path = path
+
+    def notice(self, text: str) -> None:
+        """Show a line that the user should know."""
+        if not self._quiet:
+            self._console.print(f"jmapfs: {text}", markup=False)
+
+    def _show(self, stage: str, mails: int, total: int | None, size: str) -> None:
+        if self._quiet:
+            return
+        if stage != self._stage:
+            self._stage = stage
+            self._stage_began = self._last_line = time.monotonic()
+            self._progress.reset(self._task, total=total)
+        seconds = time.monotonic() - self._stage_began
+        rate = f"{mails / seconds:,.0f} mails/s" if mails and seconds > 1 else ""
+        if self._console.is_interactive:
+            counted = f"{mails:,}/{total:,} mails" if total else f"{mails:,} mails" * bool(mails)
+            self._progress.start()
+            self._progress.update(
+                self._task,
+                description=stage,
+                completed=mails,
+                total=total,
+                text="  ".join(part for part in (counted, size, rate) if part),
+            )
+        elif mails and time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            parts = [f"{mails:,}{of} mails", size, rate]
+            self.notice(f"{stage}: {', '.join(part for part in parts if part)}")

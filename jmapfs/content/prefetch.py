@@ -1,64 +1,71 @@
-"""Fetching what nobody reads yet: blobs into the disk cache, for when there is no server to ask.
+"""Fetching blobs into the disk cache that nobody reads yet, for a time without a server.
 
-A step at a time, and nothing is remembered between two: whoever wants many blobs asks for some of
-them, is told what became of these, and asks for the next. What a step has begun goes on when its
-time is over, and is found under way by the next one.
+It goes in steps, and nothing is remembered between two: the caller asks for some blobs, is told
+which are cached now, and asks for the next. A download that was started goes on after the time of
+its step, and the next step joins it.
 
-The blobs are those of one lane, so that who reads meanwhile is served as if nothing else went on.
+Each step has a download queue, so readers are served as if nothing else went on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.lru import cost_of, headroom
-from jmapfs.content.batch_download import DownloadQueue
+from jmapfs.content.download import take_batch
+from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.service import ContentService
-from jmapfs.content.single_flight import Download
+from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import AuthenticationError, JmapfsError, StorageError, UnreachableError
 
 BlobSizes = Mapping[str, int]
-"""Blobs by their ids, with their sizes in bytes as far as they are known."""
+"""Blob ids, and the sizes of the blobs in bytes as the index has them."""
 
 _T = TypeVar("_T")
 
 _THREADS: Final = 2
-# What one look at the disk cache reads: it is in memory at once.
-_GROUP_FILES: Final = 64
-_GROUP_BYTES: Final = 4 * 1024 * 1024
+# What is loaded from the disk cache at a time: it is in memory at once.
+_BATCH_FILES: Final = 64
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What is on the disk: not `absent`, nor `unchecked` for want of time."""
+class CheckResult:
+    """The blobs that are not cached, and those that were not checked for lack of time."""
 
     absent: list[str]
     unchecked: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """What is on the disk now: neither `left` for want of time, nor `failed` for a reason."""
+class FetchResult:
+    """The blobs that are not cached: `remaining` for lack of time, or `failed` with an error."""
 
-    left: list[str]
+    remaining: list[str]
     failed: dict[str, Exception]
 
 
+class _Sized(NamedTuple):
+    blob_id: str
+    size: int
+
+
 def is_temporary(error: Exception) -> bool:
-    """Tell whether it is not the blob that is at fault: another time it may well be had."""
+    """Tell whether the same blob may well be fetched at another time."""
     return isinstance(error, UnreachableError | AuthenticationError | StorageError)
 
 
 class Prefetcher:
-    """Brings blobs of one account to the disk; for tasks of the event loop."""
+    """Fetches blobs of one account into its disk cache; for tasks of the event loop."""
 
     def __init__(self, content: ContentService, disk: DiskCache) -> None:
         self._content = content
@@ -66,34 +73,34 @@ class Prefetcher:
         self._threads = trio.CapacityLimiter(_THREADS)
 
     @property
-    def room(self) -> int:
-        """How many bytes the cache keeps, as `charge` counts them, without one evicting another."""
+    def capacity(self) -> int:
+        """The total `cost` of blobs that the cache keeps without evicting any of them."""
         limit = self._disk.limit_bytes
         return limit - headroom(limit)
 
     @staticmethod
-    def charge(size: int) -> int:
-        """Return what a blob of `size` bytes takes of the cache."""
+    def cost(size: int) -> int:
+        """Return the bytes of the cache that a blob of `size` bytes uses."""
         return cost_of(size, large=size > SMALL_BYTES)
 
     async def missing(self, blob_ids: Collection[str]) -> list[str]:
-        """Return those of the blobs that are not on the disk, in this order."""
+        """Return the blobs that are not cached, in this order."""
         return await self._in_thread(partial(self._disk.missing, list(blob_ids)))
 
-    async def check(self, wanted: BlobSizes, seconds: float) -> Checked:
-        """Read blobs from the disk for `seconds`, and tell which are not there, or not whole.
+    async def check(self, wanted: BlobSizes, seconds: float) -> CheckResult:
+        """Read blobs from the disk for `seconds`; tell which are missing or damaged.
 
-        Those that are count as used: what is fetched next makes others leave the cache.
+        Those that are cached count as used, so that blobs which are fetched next evict others.
         """
         read = partial(self._read, wanted, time.monotonic() + seconds)
         sizes, unchecked = await self._in_thread(read)
-        await self._correct(wanted, sizes)
-        left = set(unchecked)
-        absent = [one for one in wanted if one not in sizes and one not in left]
-        return Checked(absent, unchecked)
+        await self._correct_sizes(wanted, sizes)
+        skipped = set(unchecked)
+        absent = [one for one in wanted if one not in sizes and one not in skipped]
+        return CheckResult(absent, unchecked)
 
-    async def fetch(self, wanted: BlobSizes, seconds: float) -> Fetched:
-        """Bring what is not on the disk, for `seconds`, and return when it has been written."""
+    async def fetch(self, wanted: BlobSizes, seconds: float) -> FetchResult:
+        """Fetch what is not cached, for `seconds`; return when it has been written."""
         absent = await self.missing(wanted)
         step = _Step(self._content, wanted)
         step.begin(absent)
@@ -103,45 +110,47 @@ class Prefetcher:
         finally:
             step.stop()
         failed = step.failed()
-        unsettled = step.unsettled() - failed.keys()
+        pending = step.pending() - failed.keys()
         missing = await self.missing(absent)
-        unkept = StorageError("the cache cannot keep a mail: is the disk full? See the log")
-        result = Fetched(
-            [one for one in missing if one in unsettled],
-            {one: failed.get(one, unkept) for one in missing if one not in unsettled},
+        refused = StorageError("the cache cannot keep a mail: is the disk full? See the log")
+        result = FetchResult(
+            [one for one in missing if one in pending],
+            {one: failed.get(one, refused) for one in missing if one not in pending},
         )
-        there = wanted.keys() - missing
-        sizes = {one: size for one, size in step.sizes.items() if one in there}
-        sizes |= await self._in_thread(partial(self._sizes, there - sizes.keys()))
-        await self._correct(wanted, sizes)
+        cached = wanted.keys() - missing
+        sizes = {one: size for one, size in step.sizes.items() if one in cached}
+        sizes |= await self._in_thread(partial(self._sizes, cached - sizes.keys()))
+        await self._correct_sizes(wanted, sizes)
         return result
 
-    def _read(self, wanted: BlobSizes, until: float) -> tuple[dict[str, int], list[str]]:
-        """Return the sizes of what is there, and what was not read in time; in a worker thread."""
+    def _read(self, wanted: BlobSizes, deadline: float) -> tuple[dict[str, int], list[str]]:
+        """Return the sizes of cached blobs, and the ids that were not checked; in a thread."""
         sizes: dict[str, int] = {}
-        unread: list[str] = []
-        for group in _groups(wanted):
-            if time.monotonic() >= until:
-                unread += group
+        unchecked: list[str] = []
+        pending = deque(map(_Sized._make, wanted.items()))
+        while batch := take_batch(pending, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES):
+            blob_ids = [blob.blob_id for blob in batch]
+            if time.monotonic() >= deadline:
+                unchecked += blob_ids
                 continue
-            small = self._disk.load_many(group)
+            small = self._disk.load_many(blob_ids)
             sizes.update((blob_id, len(data)) for blob_id, data in small.items())
-            others = [one for one in group if one not in small]
+            others = [one for one in blob_ids if one not in small]
             for blob_id in set(others).difference(self._disk.missing(others)):
-                # Opening compares the checksum, too.
+                # Opening a blob verifies its checksum as well.
                 blob = self._disk.open_large(blob_id)
                 if blob is not None:
                     with blob:
                         sizes[blob_id] = blob.size
-        return sizes, unread
+        return sizes, unchecked
 
     def _sizes(self, blob_ids: Iterable[str]) -> dict[str, int]:
-        """Return the sizes of what is there; in a worker thread."""
+        """Return the sizes of cached blobs; in a worker thread."""
         sizes = {blob_id: self._disk.size(blob_id) for blob_id in blob_ids}
         return {blob_id: size for blob_id, size in sizes.items() if size is not None}
 
-    async def _correct(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        """Have sizes corrected that were stated wrongly: a read that finds out is an error."""
+    async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
+        """Correct sizes that the server stated wrongly: a read that finds out is an error."""
         for blob_id, size in sizes.items():
             if size != wanted[blob_id]:
                 with contextlib.suppress(JmapfsError):
@@ -152,96 +161,87 @@ class Prefetcher:
 
 
 class _Step:
-    """Some blobs being fetched; `sizes` are those of what has just come, as far as is seen here."""
+    """Some blobs that are being fetched; `sizes` are those of the blobs that have come by now."""
 
     def __init__(self, content: ContentService, wanted: BlobSizes) -> None:
         self.sizes: dict[str, int] = {}
         self._content = content
         self._wanted = wanted
-        self._lane = DownloadQueue(self._make_room)
-        self._flights: dict[str, Download] = {}
-        self._near: list[tuple[str, bytes]] = []
-        self._unoffered: set[str] = set()
-        self._alone: dict[str, Exception] = {}
+        self._queue = DownloadQueue(self._wait_for_room)
+        self._downloads: dict[str, Download] = {}
+        self._in_memory: list[tuple[str, bytes]] = []
+        self._unwritten: set[str] = set()
+        self._extra_errors: dict[str, Exception] = {}
 
     def begin(self, absent: Sequence[str]) -> None:
-        """Order what is neither near nor on its way."""
-        ordered = []
+        """Queue what is neither in memory nor being downloaded."""
+        queued = []
         for blob_id in absent:
-            flight = self._content.expect(blob_id)
-            if flight is not None:
-                ordered.append((flight, self._wanted[blob_id]))
+            download = self._content.create_download(blob_id, self._wanted[blob_id])
+            if download is not None:
+                queued.append(download)
             else:
-                flight = self._content.flight(blob_id)
-            if flight is not None:
-                self._flights[blob_id] = flight
-            elif (data := self._content.near(blob_id)) is not None:
-                self._near.append((blob_id, data))
-                self._unoffered.add(blob_id)
-        self._content.order(self._lane, ordered)
+                download = self._content.get_download(blob_id)
+            if download is not None:
+                self._downloads[blob_id] = download
+            elif (data := self._content.cached(blob_id)) is not None:
+                self._in_memory.append((blob_id, data))
+                self._unwritten.add(blob_id)
+        self._content.downloads.add(self._queue, queued)
 
     async def run(self) -> None:
-        """Return when everything has come and is written, or has failed, or is in vain."""
-        await self._write_near()
-        for flight in self._flights.values():
-            await flight.ended()
-            if flight.error is not None and is_temporary(flight.error):
+        """Return when everything is written, or has failed, or nothing more can be fetched now."""
+        await self._write_cached()
+        for download in self._downloads.values():
+            await download.wait_until_ended()
+            if download.error is not None and is_temporary(download.error):
                 return
-        await self._lane.done()
-        await self._find_out()
-        await self._content.behind.written(self._flights)
+        await self._queue.wait_until_empty()
+        await self._find_error()
+        await self._content.write_behind.wait_until_written(self._downloads)
 
     def stop(self) -> None:
-        """Fetch nothing that is not on its way."""
-        self._lane.withdraw()
+        """Start no more downloads."""
+        self._queue.cancel()
 
-    def unsettled(self) -> set[str]:
-        """Return what may come yet, or is still to be written."""
-        underway = {one for one, flight in self._flights.items() if not flight.delivered}
-        behind = self._content.behind
-        waiting = {one for one in self._flights if behind.get(one) is not None}
-        return underway | waiting | self._unoffered
+    def pending(self) -> set[str]:
+        """Return the blobs that may still come, or have to be written."""
+        downloads = self._downloads.items()
+        running = {one for one, download in downloads if download.state is not DownloadState.DONE}
+        write_behind = self._content.write_behind
+        unwritten = {one for one in self._downloads if write_behind.get(one) is not None}
+        return running | unwritten | self._unwritten
 
     def failed(self) -> dict[str, Exception]:
-        """Return what has failed, and why."""
-        errors = {one: flight.error for one, flight in self._flights.items()}
-        return {one: error for one, error in errors.items() if error is not None} | self._alone
+        """Return the errors, by blob id."""
+        errors = {one: download.error for one, download in self._downloads.items()}
+        return {one: error for one, error in errors.items() if error is not None} | (
+            self._extra_errors
+        )
 
-    async def _write_near(self) -> None:
-        behind = self._content.behind
-        for blob_id, data in self._near:
-            await behind.room(len(data))
-            await behind.offer([(blob_id, data)])
-        await behind.written({one for one, _ in self._near})
-        self._unoffered.clear()
+    async def _write_cached(self) -> None:
+        write_behind = self._content.write_behind
+        for blob_id, data in self._in_memory:
+            await write_behind.wait_for_room(len(data))
+            await write_behind.add([(blob_id, data)])
+        await write_behind.wait_until_written({one for one, _ in self._in_memory})
+        self._unwritten.clear()
 
-    async def _find_out(self) -> None:
-        """Learn why nothing came, where a batch failed with everything behind it."""
-        flights = self._flights
-        lost = [one for one in flights if not flights[one].delivered and not flights[one].error]
-        if not lost or any(flight.delivered for flight in flights.values()):
+    async def _find_error(self) -> None:
+        """Read one blob to learn why nothing came, if a failed batch ended the queue."""
+        downloads = self._downloads.values()
+        lost = [one for one in downloads if one.state is DownloadState.CANCELLED]
+        if not lost or any(one.state is DownloadState.DONE for one in downloads):
             return
+        blob_id = lost[0].blob_id
         try:
-            await self._content.read(lost[0], self._wanted[lost[0]], 0, 1)
+            await self._content.read(blob_id, self._wanted[blob_id], 0, 1)
         except JmapfsError as error:
-            self._alone[lost[0]] = error
+            self._extra_errors[blob_id] = error
 
-    async def _make_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
-        """Keep what has come from being dropped, and nothing of it from the memory of readers."""
+    async def _wait_for_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
+        """Wait until what has come can be written; return all ids: memory is left to readers."""
         sizes = {blob_id: len(data) for blob_id, data in arrived}
         self.sizes |= sizes
-        await self._content.behind.room(sum(sizes.values()))
+        await self._content.write_behind.wait_for_room(sum(sizes.values()))
         return sizes.keys()
-
-
-def _groups(wanted: BlobSizes) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for blob_id, bytes_ in wanted.items():
-        if group and (len(group) == _GROUP_FILES or size + bytes_ > _GROUP_BYTES):
-            yield group
-            group, size = [], 0
-        group.append(blob_id)
-        size += bytes_
-    if group:
-        yield group

@@ -1,23 +1,12 @@
-"""Reading ahead across files: what a program will read next is there before it asks.
+"""Reading ahead across files: the next files of a directory are fetched before they are read.
 
-A reader is recognized by what it reads: a few files near each other in one directory. What it only
-opens never counts. From then on a `ReadaheadWindow` says how far ahead to fetch, from the disk
-cache or the server, and the content goes into the kernel's page cache, so that the reader sends
-no READ at all.
+A program that reads a directory is recognized by a few READs of files near each other; opening a
+file never counts. From then on a `ReadaheadWindow` says how far ahead to fetch, and a `ChunkLoader`
+fetches, from the disk cache or the server. The content goes into the kernel's page cache, so that
+most of the program's reads never get here.
 
-Everything runs in the event loop but SQL that grows, the disk, and the kernel. Nothing here fails a
-read: what cannot be had ahead is fetched when it is asked for.
-
-One program reading one directory, file after file: how far to read ahead of it.
-
-What is read ahead goes into the kernel's page cache, where it is read without a word to us. So
-that we hear of it, a few files in each chunk are marks: they are kept here instead, and a READ of
-one says how far the reader has come. When it enters the newest chunk the next one is due, twice as
-long. The kernel reads ahead within a file by the same scheme (mm/readahead.c).
-
-Pure bookkeeping: nothing is fetched here.
-
-Getting a chunk of files near: out of the disk cache or from the server, into the page cache.
+Everything runs in the event loop except SQL that returns many rows, the disk and the kernel. A
+failure here fails no read: what could not be read ahead is fetched when it is read.
 """
 
 from __future__ import annotations
@@ -25,142 +14,43 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.batch_download import DownloadQueue
+from jmapfs.content.download import take_batch
+from jmapfs.content.download_queue import DownloadQueue
+from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
 from jmapfs.content.service import ContentService
-from jmapfs.content.single_flight import Download
-from jmapfs.index.reader import IndexReader, NamedFile
+from jmapfs.content.single_flight import Download, DownloadState
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import NamedFile
 
-FIRST_CHUNK: Final = 8
-"""Files in the first chunk."""
+_log = logging.getLogger(__name__)
 
-LARGEST_CHUNK: Final = 512
-"""Files in a chunk, at most."""
+# What one access to the disk cache loads. More would delay a reader that waits for the first file.
+_RECALL_FILES: Final = 64
+_RECALL_BYTES: Final = 1024 * 1024
 
-_MARK_EVERY: Final = 64
-_SLOWER: Final = 4
-
-
-class ReadaheadWindow:
-    """The chunks that were ordered for one reader of a mailbox, behind the name `end`.
-
-    `chunk` is how many files the next one is to have. `unread_bytes` is how much of what was
-    ordered the reader has not come to yet, and `used_at` when it was last heard of.
-    """
-
-    def __init__(self, mailbox: int, end: str, chunk: int = FIRST_CHUNK) -> None:
-        self.mailbox = mailbox
-        self.end = end
-        self.chunk = chunk
-        self.used_at = 0.0
-        self.unread_bytes = 0
-        self._unread: deque[tuple[int, int]] = deque()
-        self._positions: dict[int, int] = {}
-        self._chunks: deque[list[int]] = deque()
-        self._next_position = 0
-        self._newest = 0
-        self._marks: dict[int, bool] = {}
-
-    def __contains__(self, inode: int) -> bool:
-        """Tell whether a file is in one of the last chunks."""
-        return inode in self._positions
-
-    @property
-    def inodes(self) -> list[int]:
-        """The files of the last chunks."""
-        return list(self._positions)
-
-    def extend(
-        self, files: Sequence[NamedFile], overtaken: Collection[str] = ()
-    ) -> tuple[set[int], list[int]]:
-        """Add a chunk; return the inodes of its marks, and those that are no longer watched.
-
-        `overtaken` are names that have been read already: they cannot be marks.
-        """
-        inodes = [file.inode for file in files]
-        self._newest = self._next_position
-        marks = set()
-        next_mark = self._newest
-        for position, file in enumerate(files, self._newest):
-            self._positions[file.inode] = position
-            self._unread.append((position, file.size))
-            self.unread_bytes += file.size
-            if position >= next_mark and file.name not in overtaken:
-                self._marks[position] = False
-                marks.add(file.inode)
-                next_mark = position + _MARK_EVERY
-        self._next_position += len(inodes)
-        self._chunks.append(inodes)
-        self.end = files[-1].name
-        dropped: list[int] = []
-        # The one before the newest is still being read.
-        while len(self._chunks) > 3:
-            dropped += self._chunks.popleft()
-        for inode in dropped:
-            self._positions.pop(inode, None)
-        return marks, dropped
-
-    def read(self, inode: int) -> bool:
-        """Note that a file of a chunk is being read; return whether the next chunk is due."""
-        position = self._positions[inode]
-        self._come_to(position)
-        if position in self._marks:
-            self._marks[position] = True
-        if position < self._newest:
-            return False
-        self._adapt(position)
-        # Once for each chunk.
-        self._newest = self._next_position
-        return True
-
-    def passed(self) -> None:
-        """Note that the reader has come out of the newest chunk: the next one is due."""
-        self._come_to(self._next_position)
-        self._adapt(self._next_position)
-        self._newest = self._next_position
-
-    def _come_to(self, position: int) -> None:
-        while self._unread and self._unread[0][0] <= position:
-            self.unread_bytes -= self._unread.popleft()[1]
-
-    def _adapt(self, position: int) -> None:
-        before = [read for mark, read in self._marks.items() if mark <= position]
-        self._marks = {mark: read for mark, read in self._marks.items() if mark > position}
-        used = sum(before)
-        if 2 * used > len(before):
-            self.chunk = min(2 * self.chunk, LARGEST_CHUNK)
-        elif before:
-            self.chunk = max(self.chunk // _SLOWER, FIRST_CHUNK)
-
-
-# What one look at the disk cache brings: much of it would make a reader wait who wants the first.
-_GROUP_FILES: Final = 64
-_GROUP_BYTES: Final = 1024 * 1024
-
-_MOST_SHOWN: Final = 32_768
-
-_Expected = tuple[NamedFile, Download]
+_MOST_PUBLISHED: Final = 32_768
 
 
 class KernelPageCache(Protocol):
-    """The kernel's memory of what files contain."""
+    """The kernel's cache of the content of files."""
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        """Hand contents (by inode) to the kernel; return the inodes it did not take.
+        """Hand contents (by inode) to the kernel; return the inodes that it did not take.
 
         For worker threads.
         """
         ...
 
 
-class ShownFiles:
-    """The inodes whose content the kernel has been shown, or has asked for, not long ago."""
+class PublishedFiles:
+    """The inodes whose content the kernel was given, or has asked for, recently."""
 
     def __init__(self) -> None:
         self._inodes: OrderedDict[int, None] = OrderedDict()
@@ -170,23 +60,23 @@ class ShownFiles:
         return inode in self._inodes
 
     def add(self, inodes: Iterable[int]) -> None:
-        """Note that the kernel has been given contents."""
+        """Record that the kernel was given contents."""
         self._inodes.update(dict.fromkeys(inodes))
-        while len(self._inodes) > _MOST_SHOWN:
+        while len(self._inodes) > _MOST_PUBLISHED:
             self._inodes.popitem(last=False)
 
-    def asked_for(self, inode: int) -> None:
-        """Note that the kernel asks for a content; if it had that, it has lost what it had."""
+    def record_read(self, inode: int) -> None:
+        """Record a READ. If the kernel had that content, its page cache has been emptied."""
         if inode in self._inodes:
             self._inodes.clear()
         self.add([inode])
 
 
 class ChunkLoader:
-    """Brings the files that one reader is going to read, in the order in which it asks for them.
+    """Loads the files that one reader will read next, in the order of the requests.
 
-    What the kernel takes is not kept in memory as well. `marks` are inodes whose content is kept
-    here instead of there; what is among `shown` is not brought again.
+    What the kernel takes is not kept in memory as well, except the content of `probes` (inodes).
+    Files among `published` are not loaded again.
     """
 
     def __init__(
@@ -194,89 +84,82 @@ class ChunkLoader:
         content: ContentService,
         disk: DiskCache,
         page_cache: KernelPageCache,
-        shown: ShownFiles,
+        published: PublishedFiles,
         threads: trio.CapacityLimiter,
     ) -> None:
-        self.marks: set[int] = set()
+        self.probes: set[int] = set()
         self._content = content
         self._disk = disk
         self._page_cache = page_cache
-        self._shown = shown
+        self._published = published
         self._threads = threads
-        self._lane = DownloadQueue(self._show)
-        self._awaited: dict[str, NamedFile] = {}
+        self._queue = DownloadQueue(self._publish)
+        self._files: dict[str, NamedFile] = {}
 
     def stop(self) -> None:
-        """Bring nothing that is not under way."""
-        self._lane.withdraw()
+        """Cancel what has not been started."""
+        self._queue.cancel()
 
-    async def bring(self, files: Sequence[NamedFile]) -> None:
-        """Bring files; return when what the disk cache has is here, and the rest is ordered."""
-        expected: list[_Expected] = []
-        near: list[tuple[int, bytes]] = []
+    async def load(self, files: Sequence[NamedFile]) -> None:
+        """Load files; return when what the disk cache has is loaded, and the rest is queued."""
+        downloads: deque[Download] = deque()
+        pages: list[tuple[int, bytes]] = []
         for file in files:
-            if file.inode in self._shown:
+            if file.inode in self._published:
                 continue
-            flight = self._content.expect(file.blob_id)
-            if flight is not None:
-                self._content.put_off(flight, file.size)
-                expected.append((file, flight))
-            elif (data := self._content.near(file.blob_id)) is not None:
-                near += self._for_kernel(file, data)
-        left = deque(expected)
+            download = self._content.create_download(file.blob_id, file.size)
+            if download is not None:
+                self._files[file.blob_id] = file
+                downloads.append(download)
+            elif (data := self._content.cached(file.blob_id)) is not None:
+                pages += self._pages(file, data)
         try:
-            await self._store(near)
-            if left:
-                await self._bring_expected(left)
+            await self._store(pages)
+            if downloads:
+                await self._load_uncached(downloads)
         finally:
-            for _, flight in left:
-                if flight.claim():
-                    flight.withdraw()
+            for download in downloads:
+                download.cancel_queued()
 
-    async def _bring_expected(self, expected: deque[_Expected]) -> None:
-        """Bring what is expected, and take it out from there as it is seen to."""
-        missing = partial(self._disk.missing, [file.blob_id for file, _ in expected])
+    async def _load_uncached(self, downloads: deque[Download]) -> None:
+        """Load what is not in memory; each download is removed once it is queued or started."""
+        missing = partial(self._disk.missing, [one.blob_id for one in downloads])
         absent = set(await trio.to_thread.run_sync(missing, limiter=self._threads))
-        ordered = [one for one in expected if one[0].blob_id in absent]
-        present = [one for one in expected if one[0].blob_id not in absent]
-        expected.clear()
-        self._order(ordered)
-        expected.extend(present)
-        while expected:
-            await self._recall(_next_group(expected))
+        # Not those that a reader has come to wait for: they are running.
+        queued = [one for one in downloads if one.state is DownloadState.QUEUED]
+        downloads.clear()
+        downloads.extend(one for one in queued if one.blob_id not in absent)
+        self._content.downloads.add(self._queue, (one for one in queued if one.blob_id in absent))
+        while downloads:
+            batch = take_batch(
+                downloads, max_blobs=_RECALL_FILES, max_bytes=_RECALL_BYTES, accept=Download.start
+            )
+            if batch:
+                await self._recall(batch)
 
-    def _order(self, expected: Sequence[_Expected]) -> None:
-        # Not those that somebody came to wait for meanwhile: they fly already.
-        ordered = [one for one in expected if one[1].claim()]
-        self._awaited.update((file.blob_id, file) for file, _ in ordered)
-        self._content.order(self._lane, [(flight, file.size) for file, flight in ordered])
-
-    async def _recall(self, group: Sequence[_Expected]) -> None:
-        """Deliver files from the disk cache; a large one is near enough there."""
-        small = [file.blob_id for file, _ in group if file.size <= SMALL_BYTES]
+    async def _recall(self, batch: Sequence[Download]) -> None:
+        """Load small files from the disk cache; a large one is read from there directly."""
+        small = [one.blob_id for one in batch if one.size <= SMALL_BYTES]
         try:
             load = partial(self._disk.load_many, small)
             found = await trio.to_thread.run_sync(load, limiter=self._threads)
-            self._awaited.update((file.blob_id, file) for file, _ in group)
-            arrived = [
-                (flight, found[file.blob_id]) for file, flight in group if file.blob_id in found
-            ]
-            await self._content.recall(arrived, self._show)
+            arrived = [(one, found[one.blob_id]) for one in batch if one.blob_id in found]
+            await self._content.publish(arrived, self._publish)
         finally:
-            for _, flight in group:
-                if not flight.landed:
-                    flight.withdraw()
+            for download in batch:
+                if not download.ended:
+                    download.cancel()
 
-    async def _show(self, contents: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Hand contents to the kernel; return the blob ids of those that it took."""
-        files = [(self._awaited.pop(blob_id, None), data) for blob_id, data in contents]
-        pages = [page for file, data in files if file for page in self._for_kernel(file, data)]
+    async def _publish(self, contents: Sequence[tuple[str, bytes]]) -> set[str]:
+        """Hand contents to the kernel; return the ids of the blobs that it took."""
+        files = [(self._files.pop(blob_id, None), data) for blob_id, data in contents]
+        pages = [page for file, data in files if file for page in self._pages(file, data)]
         taken = await self._store(pages)
         return {file.blob_id for file, _ in files if file and file.inode in taken}
 
-    def _for_kernel(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
-        # With another size the kernel would change the file's; who reads it finds that out.
-        if file.inode in self.marks or len(data) != file.size:
+    def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
+        # Content of another size would change the size that the kernel has; a READ corrects it.
+        if file.inode in self.probes or len(data) != file.size:
             return []
         return [(file.inode, data)]
 
@@ -284,62 +167,49 @@ class ChunkLoader:
         if not pages:
             return set()
         store = partial(self._page_cache.store, pages)
-        # The kernel may wait for an answer of ours: at the end of a mount there is none.
+        # The kernel may wait for an answer of this mount, which does not come while it ends.
         refused = await trio.to_thread.run_sync(
             store, limiter=self._threads, abandon_on_cancel=True
         )
         taken = {inode for inode, _ in pages} - refused
-        self._shown.add(taken)
+        self._published.add(taken)
         return taken
 
 
-def _next_group(expected: deque[_Expected]) -> list[_Expected]:
-    """Take the first files that make one look at the disk cache, and begin their flights."""
-    group: list[_Expected] = []
-    size = 0
-    while expected and len(group) < _GROUP_FILES:
-        file, flight = expected[0]
-        if group and size + file.size > _GROUP_BYTES:
-            break
-        expected.popleft()
-        if flight.claim():
-            group.append((file, flight))
-            size += file.size
-    return group
-
-
-_log = logging.getLogger(__name__)
-
-# Two files read among the eight before this one: that is a reader. Programs that read in parallel,
-# or in the order of inodes, do not take them strictly in turn.
+# Two files read among the eight before this one are a reader. Programs that read in parallel, or
+# in inode order, do not read strictly in name order.
 _NEAR: Final = 8
 _ENOUGH_NEAR: Final = 2
-# How far behind the last chunk a read may be, and still be that of the stream.
+# How far behind the last chunk a READ may be and still belong to that reader.
 _SLACK: Final = 64
 _RECENT_SECONDS: Final = 60.0
 _RECENT_NAMES: Final = 64
-# A reader that has come to the end of a directory and goes on with another does so at once.
+# A reader that has finished a directory continues in the next one within this time.
 _NEXT_DIRECTORY_SECONDS: Final = 5.0
 _ACTIVE_SECONDS: Final = 10.0
-_MOST_STREAMS: Final = 16
+_MOST_READERS: Final = 16
 
 
 class _Reader:
-    """A reader that is read ahead for: its stream, and what brings the files."""
+    """A program that is read ahead for.
 
-    def __init__(self, stream: ReadaheadWindow, supply: ChunkLoader) -> None:
-        self.stream = stream
-        self.supply = supply
+    `extending` while a chunk is being loaded, `starved` if the last chunk had no room, `finished`
+    at the end of the directory.
+    """
+
+    def __init__(self, window: ReadaheadWindow, loader: ChunkLoader) -> None:
+        self.window = window
+        self.loader = loader
         self.extending = False
-        self.exhausted = False
+        self.finished = False
         self.starved = False
 
 
 class Readahead:
-    """Reads ahead for the readers of one account's tree.
+    """Reads ahead for all programs that read one account's tree.
 
     `reader` is for the event loop, `chunk_reader` for worker threads. `limit_bytes` bounds what has
-    been fetched and not been read yet, for all readers together. Tasks run in `nursery`.
+    been requested and not read yet, for all programs together. Tasks run in `nursery`.
     """
 
     def __init__(
@@ -363,149 +233,152 @@ class Readahead:
         self._index_thread = trio.CapacityLimiter(1)
         self._threads = trio.CapacityLimiter(2)
         self._latest = 0
-        self._shown = ShownFiles()
-        self._pursuits: OrderedDict[_Reader, None] = OrderedDict()
+        self._published = PublishedFiles()
+        self._readers: OrderedDict[_Reader, None] = OrderedDict()
         self._watched: dict[int, _Reader] = {}
         self._recent: defaultdict[int, OrderedDict[str, float]] = defaultdict(OrderedDict)
 
-    def note(self, inode: int) -> None:
-        """Take note that a file is being read from its beginning: by a READ, not an OPEN."""
+    def record_read(self, inode: int) -> None:
+        """Record a READ of the beginning of a file; never raises an error."""
         if inode == self._latest:
             return
         self._latest = inode
         try:
-            self._take_note(inode)
+            self._record_read(inode)
         except sqlite3.Error as error:
             _log.info("nothing is read ahead: %s", error)
         except Exception:  # noqa: BLE001 - a bug here must not fail a read
             _log.exception("a bug in reading ahead")
 
-    def _take_note(self, inode: int) -> None:
-        self._shown.asked_for(inode)
-        pursuit = self._watched.get(inode)
-        if pursuit is None:
-            for mailbox, name in self._reader.places(inode):
-                self._look_around(mailbox, name)
+    def _record_read(self, inode: int) -> None:
+        self._published.record_read(inode)
+        reader = self._watched.get(inode)
+        if reader is None:
+            for mailbox, name in self._reader.names_of(inode):
+                self._find_reader(mailbox, name)
             return
-        self._use(pursuit)
-        if pursuit.stream.read(inode) or pursuit.starved:
-            self._extend(pursuit)
+        self._mark_used(reader)
+        if reader.window.record_read(inode) or reader.starved:
+            self._extend(reader)
 
-    def _use(self, pursuit: _Reader) -> None:
-        pursuit.stream.used_at = trio.current_time()
-        self._pursuits.move_to_end(pursuit)
+    def _mark_used(self, reader: _Reader) -> None:
+        reader.window.used_at = trio.current_time()
+        self._readers.move_to_end(reader)
 
-    def _look_around(self, mailbox: int, name: str) -> None:
+    def _find_reader(self, mailbox: int, name: str) -> None:
+        """Find out which reader has read a file outside all windows, or whether it is a new one."""
         now = trio.current_time()
         recent = self._recent[mailbox]
         recent[name] = now
         while len(recent) > _RECENT_NAMES:
             recent.popitem(last=False)
         before = self._reader.names_before(mailbox, name, _SLACK)
-        for pursuit in self._pursuits:
-            stream = pursuit.stream
-            # One that came to the end of its directory is none of mail that arrived behind it.
-            if stream.mailbox != mailbox or pursuit.exhausted:
+        for reader in self._readers:
+            window = reader.window
+            # One that has finished its directory does not read mail that arrives there later.
+            if window.mailbox != mailbox or reader.finished:
                 continue
-            if before and before[-1] <= stream.end < name:
-                self._use(pursuit)
-                if not pursuit.extending:
-                    stream.passed()
-                    self._extend(pursuit)
+            if before and before[-1] <= window.end < name:
+                self._mark_used(reader)
+                if not reader.extending:
+                    window.record_passed()
+                    self._extend(reader)
                 return
         since = now - _RECENT_SECONDS
         near = sum(recent.get(one, since) > since for one in before[:_NEAR])
         if near >= _ENOUGH_NEAR:
-            self._begin(ReadaheadWindow(mailbox, name))
-        elif not before and (chunk := self._chunk_of_finished(now)):
-            self._begin(ReadaheadWindow(mailbox, name, chunk))
+            self._add_reader(ReadaheadWindow(mailbox, name))
+        elif not before and (chunk := self._chunk_of_finished_reader(now)):
+            self._add_reader(ReadaheadWindow(mailbox, name, chunk))
 
-    def _chunk_of_finished(self, now: float) -> int:
-        """Return the chunk to begin with for who has just read another directory to its end."""
+    def _chunk_of_finished_reader(self, now: float) -> int:
+        """Return the first chunk for a reader that has just finished another directory, or 0."""
         finished = [
-            pursuit.stream.chunk
-            for pursuit in self._pursuits
-            if pursuit.exhausted and pursuit.stream.used_at > now - _NEXT_DIRECTORY_SECONDS
+            reader.window.chunk
+            for reader in self._readers
+            if reader.finished and reader.window.used_at > now - _NEXT_DIRECTORY_SECONDS
         ]
         return max(FIRST_CHUNK, max(finished) // 4) if finished else 0
 
-    def _begin(self, stream: ReadaheadWindow) -> None:
-        supply = ChunkLoader(
-            self._content, self._disk, self._page_cache, self._shown, self._threads
+    def _add_reader(self, window: ReadaheadWindow) -> None:
+        loader = ChunkLoader(
+            self._content, self._disk, self._page_cache, self._published, self._threads
         )
-        pursuit = _Reader(stream, supply)
-        self._pursuits[pursuit] = None
-        self._use(pursuit)
-        while len(self._pursuits) > _MOST_STREAMS:
-            oldest, _ = self._pursuits.popitem(last=False)
-            oldest.exhausted = True
-            oldest.supply.stop()
-            self._unwatch(oldest, oldest.stream.inodes)
-        self._extend(pursuit)
+        reader = _Reader(window, loader)
+        self._readers[reader] = None
+        self._mark_used(reader)
+        while len(self._readers) > _MOST_READERS:
+            oldest, _ = self._readers.popitem(last=False)
+            oldest.finished = True
+            oldest.loader.stop()
+            self._unwatch(oldest, oldest.window.inodes)
+        self._extend(reader)
 
-    def _unwatch(self, pursuit: _Reader, inodes: Sequence[int]) -> None:
+    def _unwatch(self, reader: _Reader, inodes: Sequence[int]) -> None:
         for inode in inodes:
-            if self._watched.get(inode) is pursuit:
+            if self._watched.get(inode) is reader:
                 del self._watched[inode]
 
-    def _extend(self, pursuit: _Reader) -> None:
-        if not pursuit.extending and not pursuit.exhausted:
-            pursuit.extending = True
-            self._nursery.start_soon(self._bring_chunk, pursuit)
+    def _extend(self, reader: _Reader) -> None:
+        if not reader.extending and not reader.finished:
+            reader.extending = True
+            self._nursery.start_soon(self._load_next_chunk, reader)
 
-    async def _bring_chunk(self, pursuit: _Reader) -> None:
+    async def _load_next_chunk(self, reader: _Reader) -> None:
         try:
-            await self._bring_next(pursuit)
+            files = await self._next_chunk(reader)
+            await reader.loader.load(files)
         except Exception:  # noqa: BLE001 - a bug here must not take the mount with it
             _log.exception("a bug in reading ahead")
 
-    async def _bring_next(self, pursuit: _Reader) -> None:
-        stream = pursuit.stream
+    async def _next_chunk(self, reader: _Reader) -> list[NamedFile]:
+        """Extend the window of a reader; return the files to be loaded."""
+        window = reader.window
         try:
             files = await trio.to_thread.run_sync(
                 self._chunk_reader.files_after,
-                stream.mailbox,
-                stream.end,
-                stream.chunk,
+                window.mailbox,
+                window.end,
+                window.chunk,
                 limiter=self._index_thread,
             )
         except sqlite3.Error as error:
             _log.info("nothing is read ahead: %s", error)
             files = []
         finally:
-            pursuit.extending = False
-        if pursuit.exhausted or not files:
-            pursuit.exhausted = True
-            return
+            reader.extending = False
+        if reader.finished or not files:
+            reader.finished = True
+            return []
         share, room = self._share(), self._room()
         chunk = _fitting(files, share, room)
-        pursuit.starved = not chunk
+        reader.starved = not chunk
         if not chunk:
-            return
-        marks, dropped = stream.extend(chunk, self._recent[stream.mailbox])
-        pursuit.supply.marks |= marks
-        pursuit.supply.marks.difference_update(dropped)
-        self._unwatch(pursuit, dropped)
-        self._watched.update((file.inode, pursuit) for file in chunk)
-        await pursuit.supply.bring([file for file in chunk if 0 < file.size <= share])
+            return []
+        probes, dropped = window.extend(chunk, self._recent[window.mailbox])
+        reader.loader.probes |= probes
+        reader.loader.probes.difference_update(dropped)
+        self._unwatch(reader, dropped)
+        self._watched.update((file.inode, reader) for file in chunk)
+        return [file for file in chunk if 0 < file.size <= share]
 
-    def _active(self) -> list[ReadaheadWindow]:
+    def _active_windows(self) -> list[ReadaheadWindow]:
         since = trio.current_time() - _ACTIVE_SECONDS
-        return [one.stream for one in self._pursuits if one.stream.used_at > since]
+        return [one.window for one in self._readers if one.window.used_at > since]
 
     def _share(self) -> int:
-        """Return how many bytes a chunk may have at most: there are two for each reader."""
-        return self._limit_bytes // (2 * max(1, len(self._active())))
+        """Return the most bytes that a chunk may have: each active reader has two chunks."""
+        return self._limit_bytes // (2 * max(1, len(self._active_windows())))
 
     def _room(self) -> int:
-        """Return how many bytes may be fetched before some have been read."""
-        return self._limit_bytes - sum(stream.unread_bytes for stream in self._active())
+        """Return how many bytes may be requested before more has been read."""
+        return self._limit_bytes - sum(window.unread_bytes for window in self._active_windows())
 
 
 def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[NamedFile]:
-    """Return the first files that have no more than `share` and `room` bytes together.
+    """Return the first files that have at most `share` and `room` bytes together.
 
-    One that is larger than any chunk is left to who reads it: it is a chunk, and is not fetched.
+    A file that is larger than any chunk is a chunk of its own, and is not loaded in advance.
     """
     if files[0].size > share:
         return files[:1]

@@ -1,133 +1,176 @@
-"""Single flight: one delivery of a blob, however many wait for it.
+"""One download of a blob, however many tasks wait for it.
 
-A Flight is a promise that somebody delivers a blob: the content service, for a read, or whoever
-reads ahead. Those who wait can leave at any time; that ends nothing but their waiting.
+Every task that needs a blob shares the same `Download`. A task may stop waiting at any time; the
+download goes on for the others. A download is in one of these states:
+
+      ┌── the batch lacked it ──┐
+      v        its turn         │    nobody waits
+    QUEUED ─────────────────> RUNNING ─────────────> PUBLISHING
+      │                       ^ │                        │
+      │ a reader waits        │ │ a reader waits         │ published,
+      v            a slot     │ v                        │ or a reader waits
+    REQUESTED ────────────────┘ DONE <───────────────────┘
+
+QUEUED: nobody waits for it. REQUESTED: a reader waits; the disk cache is searched (if it has the
+blob, the download is DONE), then the download waits for one of the few slots. RUNNING: the content
+is being fetched. PUBLISHING: the content is being handed to the kernel. A reader that comes then
+gets the content at once, since the kernel may be waiting for that reader's answer.
+
+Not drawn: any state leads to FAILED with an error. QUEUED leads to CANCELLED if its queue is
+cancelled, REQUESTED if the last reader leaves, RUNNING if the content cannot be had in advance.
+Whoever waits for a cancelled download starts a new one.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 import trio
 
 
-class Download:
-    """A blob on its way. Whoever began it ends it, by `deliver`, `fail` or `withdraw`.
+class DownloadState(enum.Enum):
+    """The states of a `Download`; see the module's docstring."""
 
-    `waiters` is how many wait right now. `ahead` says that it is delivered whether anybody waits
-    or not. `queue` is the scope in which the delivery waits for its turn: when the last waiter
-    leaves meanwhile, it is cancelled.
+    QUEUED = enum.auto()
+    REQUESTED = enum.auto()
+    RUNNING = enum.auto()
+    PUBLISHING = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+    CANCELLED = enum.auto()
+
+
+_ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.CANCELLED})
+
+
+class Download:
+    """The download of one blob of (presumably) `size` bytes.
+
+    `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled when the last
+    waiter leaves before the download has a slot. `error` is why it has failed.
     """
 
-    def __init__(self, flights: SingleFlight, blob_id: str) -> None:
+    def __init__(self, flights: SingleFlight, blob_id: str, size: int) -> None:
         self.blob_id = blob_id
+        self.size = size
+        self.state = DownloadState.QUEUED
         self.waiters = 0
-        self.ahead = False
-        self.queue: trio.CancelScope | None = None
+        self.abandoned = trio.CancelScope()
+        self.error: Exception | None = None
         self._flights = flights
-        self._forward: Callable[[], None] | None = None
-        self._landed = trio.Event()
-        self._delivered = False
+        self._finish_early: Callable[[], None] | None = None
+        self._end_event = trio.Event()
         self._data: bytes | None = None
-        self._error: Exception | None = None
 
     @property
-    def landed(self) -> bool:
-        """Whether it has ended."""
-        return self._landed.is_set()
-
-    @property
-    def delivered(self) -> bool:
-        """Whether it has brought the blob."""
-        return self._delivered
-
-    @property
-    def error(self) -> Exception | None:
-        """What it has failed with, if it has."""
-        return self._error
-
-    async def ended(self) -> None:
-        """Return when it has ended, one way or another; who only watches brings nothing forward."""
-        await self._landed.wait()
+    def ended(self) -> bool:
+        """Whether it is done, has failed or was cancelled."""
+        return self.state in _ENDED
 
     async def wait(self) -> bytes | None:
-        """Return the content; or None when it is to be looked for again.
+        """Return the content, or None if the caller must look for the blob again.
 
         Raises:
-            Exception: what the delivery failed with; the same for all who wait.
+            Exception: why the download failed; the same object for all waiters.
         """
         self.waiters += 1
-        forward, self._forward = self._forward, None
-        if forward is not None:
-            forward()
+        if self.state is DownloadState.QUEUED:
+            self._request()
+        elif self._finish_early is not None:
+            self._finish_early()
         try:
-            await self._landed.wait()
+            await self._end_event.wait()
         finally:
             self.waiters -= 1
-            if not self.waiters and self.queue is not None and not self.ahead:
-                self.queue.cancel()
-        if self._error is not None:
-            raise self._error
+            if not self.waiters and self.state is DownloadState.REQUESTED:
+                self.abandoned.cancel()
+        if self.error is not None:
+            raise self.error
         return self._data
 
-    def put_off(self, forward: Callable[[], None]) -> None:
-        """Let the flight wait for its turn; `forward` is called if somebody comes to wait for it.
+    async def wait_until_ended(self) -> None:
+        """Return when the download has ended, without starting it."""
+        await self._end_event.wait()
 
-        It begins with `claim`, unless `forward` was called, which sees to it that it flies at once.
-        """
+    def start(self) -> bool:
+        """Start a queued download; False if it has been started or cancelled meanwhile."""
+        if self.state is not DownloadState.QUEUED:
+            return False
+        self.state = DownloadState.RUNNING
+        return True
+
+    def requeue(self) -> None:
+        """Return a running download to a queue; if somebody waits for it, request it at once."""
+        self.state = DownloadState.QUEUED
         if self.waiters:
-            forward()
-        else:
-            self._forward = forward
+            self._request()
 
-    def claim(self) -> bool:
-        """Begin a flight that was put off; False where it was brought forward meanwhile."""
-        forward, self._forward = self._forward, None
-        return forward is not None
+    def begin_transfer(self) -> None:
+        """Note that the download has a slot: from now on it runs to its end."""
+        self.state = DownloadState.RUNNING
 
-    def deliver(self, data: bytes | None) -> None:
-        """Hand the content to all who wait; None where they find it open (a large blob)."""
-        # Who keeps the flight to see what becomes of it is not to keep the content.
+    def publish(self, finish: Callable[[], None]) -> None:
+        """Note that the content goes to the kernel; a waiter that comes meanwhile calls `finish`.
+
+        Whoever publishes calls `finish` otherwise, if the state is still PUBLISHING.
+        """
+        self.state = DownloadState.PUBLISHING
+        self._finish_early = finish
+
+    def finish(self, data: bytes | None) -> None:
+        """Give the content to all waiters; None if they find it open (a large blob)."""
+        # Drop the bytes if nobody is waiting: queues keep the object.
         self._data = data if self.waiters else None
-        self._delivered = True
-        self._land()
+        self._end(DownloadState.DONE)
 
     def fail(self, error: Exception) -> None:
-        """Hand an error to all who wait; who comes later tries again."""
-        self._error = error
-        self._land()
+        """Raise an error in all waiters; a later reader starts another download."""
+        self.error = error
+        self._end(DownloadState.FAILED)
 
-    def withdraw(self) -> None:
-        """Deliver nothing: who waits for it fetches it for himself."""
-        self._land()
+    def cancel(self) -> None:
+        """End without content: each waiter looks for the blob again."""
+        self._end(DownloadState.CANCELLED)
 
-    def _land(self) -> None:
-        self._flights.forget(self)
-        self._landed.set()
+    def cancel_queued(self) -> None:
+        """Cancel the download if it has not been started."""
+        if self.state is DownloadState.QUEUED:
+            self.cancel()
+
+    def _request(self) -> None:
+        self.state = DownloadState.REQUESTED
+        self._flights.start(self)
+
+    def _end(self, state: DownloadState) -> None:
+        self.state = state
+        self._finish_early = None
+        self._flights.remove(self)
+        self._end_event.set()
 
 
 class SingleFlight:
-    """The flights under way, by blob id."""
+    """The downloads that have not ended, by blob id; `start(download)` runs one in a task.
 
-    def __init__(self) -> None:
-        self._flights: dict[str, Download] = {}
+    There is no lock: it is used in the event loop alone, and no method waits.
+    """
 
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._flights)
+    def __init__(self, start: Callable[[Download], None]) -> None:
+        self.start = start
+        self._downloads: dict[str, Download] = {}
 
     def get(self, blob_id: str) -> Download | None:
-        """Return the flight of a blob, or None."""
-        return self._flights.get(blob_id)
+        """Return the download of a blob, or None."""
+        return self._downloads.get(blob_id)
 
-    def begin(self, blob_id: str) -> Download:
-        """Begin the flight of a blob that has none."""
-        if blob_id in self._flights:
-            raise RuntimeError("a flight of this blob is under way")
-        flight = self._flights[blob_id] = Download(self, blob_id)
-        return flight
+    def create(self, blob_id: str, size: int) -> Download:
+        """Return a new, queued download of a blob that has none."""
+        if blob_id in self._downloads:
+            raise RuntimeError("this blob is being downloaded already")
+        download = self._downloads[blob_id] = Download(self, blob_id, size)
+        return download
 
-    def forget(self, flight: Download) -> None:
-        """Take a flight out that has landed."""
-        if self._flights.get(flight.blob_id) is flight:
-            del self._flights[flight.blob_id]
+    def remove(self, download: Download) -> None:
+        """Remove a download that has ended."""
+        if self._downloads.get(download.blob_id) is download:
+            del self._downloads[download.blob_id]

@@ -187,7 +187,7 @@ class MountedAccount:
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
         if offset == 0:
-            self.readahead.note(self.inodes.to_account(record.inode))
+            self.readahead.record_read(self.inodes.to_account(record.inode))
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 import trio.lowlevel
 
-from jmapfs.content.prefetch import Checked, Prefetcher, is_temporary
+from jmapfs.content.prefetch import CheckResult, Prefetcher, is_temporary
 from jmapfs.control.messages import (
     AccountStatus,
     AnyRequest,
@@ -213,17 +213,17 @@ class _AccountPrefetcher:
         if read:
             checked = await self._prefetcher.check(wanted, _PREFETCH_SECONDS)
         else:
-            checked = Checked(await self._prefetcher.missing(wanted), [])
+            checked = CheckResult(await self._prefetcher.missing(wanted), [])
         absent, unchecked = set(checked.absent), set(checked.unchecked)
         reply.missing += [(one.inode, one.size) for one in records if one.blob_id in absent]
         reply.unchecked += [one.inode for one in records if one.blob_id in unchecked]
-        used = sum(self._prefetcher.charge(wanted[one]) for one in wanted.keys() - unchecked)
-        reply.caches.append(CacheUse(self._name, used, self._prefetcher.room))
+        used = sum(self._prefetcher.cost(wanted[one]) for one in wanted.keys() - unchecked)
+        reply.caches.append(CacheUse(self._name, used, self._prefetcher.capacity))
 
     async def fetch(self, records: Sequence[FileRecord], reply: PrefetchedMails) -> None:
         wanted = {record.blob_id: record.size for record in records}
         fetched = await self._prefetcher.fetch(wanted, _PREFETCH_SECONDS)
-        left = set(fetched.left)
+        left = set(fetched.remaining)
         reply.left += [one.inode for one in records if one.blob_id in left]
         for record in records:
             error = fetched.failed.get(record.blob_id)
@@ -273,8 +273,10 @@ def _account_status(account: MountedAccount) -> AccountStatus:
             bytes=cache.bytes,
             limit=cache.limit,
             blobs=cache.blobs,
-            hits=counters.memory_hits + counters.disk_hits,
+            hits=counters.hits,
         ),
-        ahead=ReadaheadStatus(downloaded=counters.ahead, recalled=counters.recalled),
+        ahead=ReadaheadStatus(
+            downloaded=counters.ahead_downloaded, recalled=counters.ahead_recalled
+        ),
         http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
     )

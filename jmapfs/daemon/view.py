@@ -21,7 +21,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import to_account
 from jmapfs.names import sibling_names
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.export import EmailExport
 from jmapfs.tree.layout import Directory
@@ -154,7 +154,7 @@ class FrozenRecords:
         if self._closed:
             raise BusyError("the freeze has ended")
         try:
-            with trio.fail_after(_DESCRIPTION_SECONDS), index_errors():
+            with trio.fail_after(_DESCRIPTION_SECONDS), sqlite_errors("read the index"):
                 return await trio.to_thread.run_sync(read, limiter=self._limiter)
         except trio.TooSlowError:
             raise BusyError(

@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 import pyfuse3
 import trio
 
-from jmapfs.index.journal import JournalPart
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.layout import Layout, lay_out
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class CacheInvalidator:
         self._stopped = True
 
     async def _invalidate(self, reader: IndexReader) -> None:
-        with index_errors():
+        with sqlite_errors("read the index"):
             stale, state = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
         # Without changes too: only `.jmapfs.json` says that the server is unreachable.
         self._start_generation()
@@ -112,7 +112,7 @@ class CacheInvalidator:
     def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, _KnownState]:
         known = self._known
         with reader.pinned():
-            part = reader.journal(known.position)
+            part = reader.journal_after(known.position)
             version = reader.layout_version()
             layout = known.layout
             if version != known.layout_version:

@@ -1,7 +1,8 @@
-"""The index file: opening it, and handing out connections to it.
+"""The index file of an account: creating it, opening it, waiting for a consistent state in it.
 
-WAL mode: readers see a consistent state for as long as their transaction lasts and never wait for
-the writer. `synchronous=FULL`: what a commit reported is on the disk.
+In WAL mode a reader sees the state from the beginning of its transaction, and neither waits for
+the writer nor holds it up. With `synchronous=FULL` a committed transaction survives a power
+failure.
 """
 
 from __future__ import annotations
@@ -16,24 +17,125 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import BusyError, StorageError
-from jmapfs.index.metadata import read_listing_progress, read_state
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
+from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
 
 _log = logging.getLogger(__name__)
 
-_BUSY_TIMEOUT_MS = 10_000
+_BUSY_SECONDS: Final = 10.0
 
-# An SQL error is a table that is not there.
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
-
+_PRAGMAS: Final = (
+    "synchronous = FULL",
+    # One page cache serves all statements of a connection; 8 MiB hold the inner pages of the trees
+    # of half a million emails.
+    "cache_size = -8192",
+)
 
 _CONSISTENT_SECONDS: Final = 120.0
 _CONSISTENT_INTERVAL: Final = 0.25
 
 _T = TypeVar("_T")
+
+
+class IndexDatabase:
+    """The index of one account in `directory/index.sqlite`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "index.sqlite"
+
+    def prepare(self, *, in_use: bool = False) -> None:
+        """Create the index if there is none that can be used; the caller holds the account's lock.
+
+        An index that is damaged, foreign or of another version is deleted: the server has
+        everything that was in it. With `in_use` it is not deleted, since other processes would
+        go on reading the deleted file without noticing.
+
+        Raises:
+            StorageError: the index can be neither read nor created.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.path.exists() and not self._is_usable():
+                if in_use:
+                    raise StorageError(f"the index {self.path} is damaged: mount again")
+                _log.warning(
+                    "the index %s is damaged or of another version: creating a new one", self.path
+                )
+                delete_database(self.path)
+            if not self.path.exists():
+                delete_database(self.path)
+                self._create()
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"cannot use the index {self.path}: {error}") from error
+
+    def state(self) -> AccountState:
+        """Return the state that the index holds; the initial one if there is no index yet.
+
+        Raises:
+            StorageError: the index cannot be read.
+        """
+        if not self.path.exists():
+            return AccountState()
+        with sqlite_errors(f"read the index {self.path}"), self.reader() as reader:
+            return reader.state()
+
+    def reader(self) -> IndexReader:
+        """Open a reader on a connection of its own; the caller closes it."""
+        with sqlite_errors(f"open the index {self.path}"):
+            return IndexReader(self._connect("mode=ro"))
+
+    def writer(self) -> IndexWriter:
+        """Open a writer; the caller closes it.
+
+        Only the process that holds the account's lock synchronizes the index. Any process may
+        correct a wrong size: SQLite runs one writing transaction at a time.
+        """
+        with sqlite_errors(f"open the index {self.path}"):
+            return IndexWriter(self._connect("mode=rw"))
+
+    def _create(self) -> None:
+        # Under another name first, so that an interruption leaves no incomplete index.
+        partial = self.path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)
+        with contextlib.closing(sqlite3.connect(partial)) as connection:
+            connection.executescript(
+                f"PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {VERSION};"
+                f"BEGIN; {TABLES} COMMIT;"
+            )
+        partial.rename(self.path)
+        with contextlib.closing(self._connect("mode=rw")) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    def _is_usable(self) -> bool:
+        """Tell whether this is an undamaged index of this version; raises if that is unknown."""
+        try:
+            with contextlib.closing(self._connect("mode=rw")) as connection:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                application = connection.execute("PRAGMA application_id").fetchone()[0]
+                writer = IndexWriter(connection)
+                writer.state()
+                writer.listing_progress()
+        except sqlite3.DatabaseError as error:
+            # SQLITE_ERROR: a table is missing.
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            if is_damage(error) or code & 0xFF == sqlite3.SQLITE_ERROR:
+                return False
+            raise
+        return bool(version == VERSION and application == APPLICATION_ID)
+
+    def _connect(self, query: str) -> sqlite3.Connection:
+        return connect(
+            self.path,
+            query=query,
+            busy_seconds=_BUSY_SECONDS,
+            pragmas=_PRAGMAS,
+            cached_statements=256,
+        )
 
 
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
@@ -55,116 +157,3 @@ async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> 
             )
         await trio.sleep(_CONSISTENT_INTERVAL)
     return pinned
-
-
-class IndexDatabase:
-    """The index of one account in `directory/index.sqlite`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "index.sqlite"
-
-    def prepare(self, *, in_use: bool = False) -> None:
-        """Make sure that a usable index is there; the caller holds the account's lock.
-
-        An index of another version, or one that is damaged or not ours, is deleted: everything in
-        it can be had from the server again. Not if it is `in_use`: its readers would go on with
-        what was deleted, and never know.
-
-        Raises:
-            StorageError: it can be neither read nor made.
-        """
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.path.exists() and not self._usable():
-                if in_use:
-                    raise StorageError(f"the index {self.path} is damaged: mount again")
-                _log.warning("the index %s is of another version or damaged: made anew", self.path)
-                self._delete()
-            if not self.path.exists():
-                self._delete()
-                self._create()
-        except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"cannot use the index {self.path}: {error}") from error
-
-    def state(self) -> AccountState:
-        """Return the state that the index holds; an empty one where there is none yet.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
-        if not self.path.exists():
-            return AccountState()
-        try:
-            with self.reader() as reader:
-                return reader.state()
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot read the index {self.path}: {error}") from error
-
-    def reader(self) -> IndexReader:
-        """Return a reader on a connection of its own; close it."""
-        return IndexReader(self._connect(read_only=True))
-
-    def writer(self) -> IndexWriter:
-        """Return a writer; close it.
-
-        Only the holder of the account's lock follows the server with one. Who has found out that
-        a size is wrong may correct it: SQLite lets one transaction write at a time.
-        """
-        return IndexWriter(self._connect())
-
-    def _create(self) -> None:
-        # Under another name first: a half-made index must not be taken for one.
-        partial = self.path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        partial.touch(mode=0o600)
-        with contextlib.closing(sqlite3.connect(partial)) as connection:
-            connection.executescript(
-                f"PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {VERSION};"
-                f"BEGIN; {TABLES} COMMIT;"
-            )
-        partial.rename(self.path)
-        with contextlib.closing(self._connect()) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-
-    def _usable(self) -> bool:
-        try:
-            with contextlib.closing(self._connect()) as connection:
-                version = connection.execute("PRAGMA user_version").fetchone()[0]
-                application = connection.execute("PRAGMA application_id").fetchone()[0]
-                read_state(connection)
-                read_listing_progress(connection)
-        except sqlite3.DatabaseError as error:
-            # Locked, full or unreadable is not damaged.
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-            if code & 0xFF in _DAMAGE:
-                return False
-            raise
-        return bool(version == VERSION and application == APPLICATION_ID)
-
-    def _delete(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-
-    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
-        mode = "ro" if read_only else "rw"
-        try:
-            connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=_BUSY_TIMEOUT_MS / 1000,
-                cached_statements=256,
-            )
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open the index {self.path}: {error}") from error
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            # One page cache serves all statements of a connection; 8 MiB hold the inner pages of
-            # the trees of half a million emails.
-            connection.execute("PRAGMA cache_size = -8192")
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection

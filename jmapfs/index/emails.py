@@ -1,10 +1,9 @@
-"""Emails in the index: the files they are, and the names these have in the mailboxes.
+"""Writing emails into the index: their files, inodes and names, and the journal of changes.
 
-Which inode a file gets, where two would get the same.
-
-The number comes from time of receipt and blob (see `names.inode`). Two blobs of one second meet
-about once in 2^24 pairs: the later one is given its next choice. A listing settles such meetings
-in the order of the blob ids, so that every listing of the same account ends alike.
+An inode is computed from the time of receipt and the blob id (`inodes.email_inode`). Two blobs
+of the same second collide about once in 2^24 pairs; the later one then gets the next of its
+candidates. After a first listing, colliding files are assigned again in the order of their blob
+ids, so that every listing of the same account gives the same inodes.
 """
 
 from __future__ import annotations
@@ -13,16 +12,244 @@ import sqlite3
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from jmapfs.index import journal, mailboxes
-from jmapfs.index.rows import EmailRecord
 from jmapfs.inodes import email_inode, inode_range
-from jmapfs.names import numbered_name
+from jmapfs.jmap.types import Email
+from jmapfs.names import email_stem, numbered_name
+
+# A mailbox's digest becomes the nanoseconds of its directory's mtime.
+_DIGEST_MODULUS: Final = 1_000_000_000
+
+_JOURNAL_ROWS: Final = 100_000  # a month of an ordinary account
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
 
 
-def allocate(connection: sqlite3.Connection, blob_id: str, received_at: int, size: int) -> int:
-    """Insert a file and return its inode: the first of its choices that is free."""
+class EmailBatch:
+    """Changes to several emails within one transaction; `finish` has to be called at its end."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._corrections: dict[str, int] = dict(
+            connection.execute("SELECT blob_id, size FROM correction")
+        )
+        self._mailbox_numbers: dict[str, int] = {}
+        self._journal: list[tuple[int, str, int]] = []
+        self._digests: defaultdict[int, int] = defaultdict(int)
+
+    def put(self, email: Email) -> None:
+        """Insert an email, or update its mailboxes and keywords."""
+        received_at = _received_at(email)
+        known = self._connection.execute(
+            "SELECT number, inode, stem FROM email WHERE id = ?", (email.id,)
+        ).fetchone()
+        if known is None:
+            self._insert(email, received_at)
+            return
+        number, inode, stem = known
+        if inode != self._file_inode(email.blob_id, received_at):
+            # RFC 8621 §4.1: blobId and receivedAt are immutable, so this is another email.
+            self._remove(number, inode, stem)
+            self._insert(email, received_at)
+            return
+        self._connection.execute("UPDATE email SET seen = 1 WHERE number = ?", (number,))
+        self._update_names(email, number, inode, stem)
+        self._update_keywords(email, number)
+
+    def remove(self, email_id: str) -> None:
+        """Remove an email; an unknown id is ignored."""
+        known = self._connection.execute(
+            "SELECT number, inode, stem FROM email WHERE id = ?", (email_id,)
+        ).fetchone()
+        if known is not None:
+            self._remove(*known)
+
+    def finish(self) -> None:
+        """Write the digests of the mailboxes and the journal."""
+        self._connection.executemany(
+            "UPDATE mailbox SET digest = ((digest + ?) % ? + ?) % ? WHERE number = ?",
+            [
+                (delta, _DIGEST_MODULUS, _DIGEST_MODULUS, _DIGEST_MODULUS, mailbox)
+                for mailbox, delta in self._digests.items()
+            ],
+        )
+        write_journal(self._connection, self._journal)
+
+    def _insert(self, email: Email, received_at: int) -> None:
+        inode = self._file_inode(email.blob_id, received_at)
+        if inode is None:
+            size = self._corrections.get(email.blob_id, email.size)
+            inode = _insert_file(self._connection, email.blob_id, received_at, size)
+        sender = email.from_[0] if email.from_ else None
+        stem = email_stem(
+            received_at=received_at,
+            sender_name=sender.name if sender else None,
+            sender=sender.email if sender else None,
+            subject=email.subject,
+            blob=email.blob_id,
+        )
+        number = self._connection.execute(
+            "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
+            (email.id, inode, email.thread_id or "", stem),
+        ).lastrowid
+        assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
+        for mailbox_id in sorted(email.mailbox_ids):
+            self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
+        self._connection.executemany(
+            "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
+            [(number, keyword) for keyword in sorted(email.keywords)],
+        )
+
+    def _remove(self, number: int, inode: int, stem: str) -> None:
+        names = self._connection.execute(
+            "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
+        ).fetchall()
+        for mailbox, name in names:
+            self._remove_name(mailbox, stem, name, inode)
+        self._connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
+        self._connection.execute("DELETE FROM email WHERE number = ?", (number,))
+        self._connection.execute(
+            "DELETE FROM file WHERE inode = :inode"
+            " AND NOT EXISTS (SELECT 1 FROM email WHERE inode = :inode)",
+            {"inode": inode},
+        )
+
+    def _update_names(self, email: Email, number: int, inode: int, stem: str) -> None:
+        names = dict(
+            self._connection.execute(
+                "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
+            )
+        )
+        current = {self._mailbox_number(mailbox_id) for mailbox_id in sorted(email.mailbox_ids)}
+        for mailbox in names.keys() - current:
+            self._remove_name(mailbox, stem, names[mailbox], inode)
+        for mailbox in current - names.keys():
+            self._add_name(mailbox, stem, number, inode)
+
+    def _update_keywords(self, email: Email, number: int) -> None:
+        known = {
+            keyword
+            for (keyword,) in self._connection.execute(
+                "SELECT keyword FROM keyword WHERE email = ?", (number,)
+            )
+        }
+        current = email.keywords
+        self._connection.executemany(
+            "DELETE FROM keyword WHERE email = ? AND keyword = ?",
+            [(number, keyword) for keyword in known - current],
+        )
+        self._connection.executemany(
+            "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
+            [(number, keyword) for keyword in current - known],
+        )
+
+    def _file_inode(self, blob_id: str, received_at: int) -> int | None:
+        row = self._connection.execute(
+            "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?", (blob_id, received_at)
+        ).fetchone()
+        return int(row[0]) if row else None
+
+    def _mailbox_number(self, mailbox_id: str) -> int:
+        """Return the number of a mailbox; an unknown id gets a row that is not `known`."""
+        if mailbox_id in self._mailbox_numbers:
+            return self._mailbox_numbers[mailbox_id]
+        row = self._connection.execute(
+            "SELECT number FROM mailbox WHERE id = ?", (mailbox_id,)
+        ).fetchone()
+        if row is None:
+            number = self._connection.execute(
+                "INSERT INTO mailbox (id, name, known) VALUES (?, '', 0)", (mailbox_id,)
+            ).lastrowid
+            assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
+            increment_layout_version(self._connection)
+        else:
+            number = int(row[0])
+        self._mailbox_numbers[mailbox_id] = number
+        return number
+
+    def _add_name(self, mailbox: int, stem: str, email: int, inode: int) -> None:
+        number = 1
+        while True:
+            name = numbered_name(stem, number)
+            inserted = self._connection.execute(
+                "INSERT INTO membership (mailbox, name, email, inode) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (mailbox, name) DO NOTHING",
+                (mailbox, name, email, inode),
+            )
+            if inserted.rowcount:
+                self._digests[mailbox] += zlib.crc32(name.encode())
+                self._journal.append((mailbox, name, inode))
+                return
+            number += 1
+
+    def _remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
+        """Remove a name; the last of several copies gets it, so that the numbers have no gap."""
+        self._connection.execute(
+            "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
+        )
+        number = 1
+        while numbered_name(stem, number) != name:
+            number += 1
+        last = name
+        while self._name_exists(mailbox, candidate := numbered_name(stem, number + 1)):
+            last = candidate
+            number += 1
+        if last != name:
+            self._connection.execute(
+                "UPDATE membership SET name = ? WHERE mailbox = ? AND name = ?",
+                (name, mailbox, last),
+            )
+        self._digests[mailbox] -= zlib.crc32(last.encode())
+        self._journal += [(mailbox, changed, inode) for changed in {name, last}]
+
+    def _name_exists(self, mailbox: int, name: str) -> bool:
+        found = self._connection.execute(
+            "SELECT 1 FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
+        ).fetchone()
+        return found is not None
+
+
+def reassign_colliding_inodes(connection: sqlite3.Connection) -> None:
+    """Assign the inodes of each second with collisions again, in the order of the blob ids."""
+    ranges = {
+        inode_range(received_at)
+        for (received_at,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
+    }
+    for inodes in ranges:
+        _reassign_inodes(connection, inodes)
+
+
+def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
+    bounds = (inodes[0], inodes[-1])
+    files = connection.execute(
+        "SELECT inode, blob_id, received_at, size FROM file WHERE inode BETWEEN ? AND ?"
+        " ORDER BY blob_id, received_at",
+        bounds,
+    ).fetchall()
+    connection.execute("DELETE FROM file WHERE inode BETWEEN ? AND ?", bounds)
+    moved = []
+    for old, blob_id, received_at, size in files:
+        new = _insert_file(connection, blob_id, received_at, size)
+        if new != old:
+            moved.append((old, new))
+    for table in ("email", "membership"):
+        # By way of negative numbers: the new number of one file may be the old one of another.
+        statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
+        connection.executemany(statement, [(-new, old) for old, new in moved])
+        connection.executemany(statement, [(new, -new) for _, new in moved])
+    # The rows of `file` are new, and the triggers that count links have not run for them.
+    connection.execute(
+        "UPDATE file SET links = (SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
+        " WHERE inode BETWEEN ? AND ?",
+        bounds,
+    )
+
+
+def _insert_file(connection: sqlite3.Connection, blob_id: str, received_at: int, size: int) -> int:
+    """Insert a file and return its inode: the first of its candidates that is free."""
     attempt = 0
     while True:
         inode = email_inode(blob_id, received_at, attempt=attempt)
@@ -36,226 +263,30 @@ def allocate(connection: sqlite3.Connection, blob_id: str, received_at: int, siz
         attempt += 1
 
 
-def settle(connection: sqlite3.Connection) -> None:
-    """Give the files of every second in which inodes met their numbers in order of the blob ids."""
-    slots = {
-        inode_range(received_at)
-        for (received_at,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
-    }
-    for slot in slots:
-        _settle_slot(connection, slot)
+def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, str, int]]) -> None:
+    """Add journal entries of mailbox number, name and inode.
 
-
-def _settle_slot(connection: sqlite3.Connection, slot: range) -> None:
-    files = connection.execute(
-        "SELECT inode, blob_id, received_at, size FROM file WHERE inode BETWEEN ? AND ?"
-        " ORDER BY blob_id, received_at",
-        (slot[0], slot[-1]),
-    ).fetchall()
-    connection.execute("DELETE FROM file WHERE inode BETWEEN ? AND ?", (slot[0], slot[-1]))
-    moved = []
-    for inode, blob_id, received_at, size in files:
-        settled = allocate(connection, blob_id, received_at, size)
-        if settled != inode:
-            moved.append((settled, inode))
-    for table in ("email", "membership"):
-        # By way of negative numbers: one file's new number may be another's old one.
-        statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
-        connection.executemany(statement, [(-settled, inode) for settled, inode in moved])
-        connection.executemany(statement, [(settled, -settled) for settled, _ in moved])
-    # The rows of `file` are new, and no name came or went by which links would be counted.
+    Nothing is written before the first listing is complete: no kernel has seen the tree yet.
+    """
+    connection.executemany(
+        "INSERT INTO journal (mailbox, name, inode) SELECT ?, ?, ? WHERE EXISTS"
+        " (SELECT 1 FROM meta WHERE name = 'complete' AND value = 'true')",
+        entries,
+    )
     connection.execute(
-        "UPDATE file SET links = (SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
-        " WHERE inode BETWEEN ? AND ?",
-        (slot[0], slot[-1]),
+        "DELETE FROM journal WHERE sequence <= (SELECT max(sequence) FROM journal) - ?",
+        (_JOURNAL_ROWS,),
     )
 
 
-# A mailbox's digest becomes the nanoseconds of its directory's mtime.
-_DIGEST_MODULUS: Final = 1_000_000_000
-
-
-class _Batch:
-    """One call's work: what is looked up once, and digests to be written at its end."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        self.corrections: dict[str, int] = dict(
-            connection.execute("SELECT blob_id, size FROM correction")
-        )
-        self._mailbox_numbers: dict[str, int] = {}
-        self._journal: list[tuple[int, str, int]] = []
-        self._digests: defaultdict[int, int] = defaultdict(int)
-
-    def mailbox_number(self, mailbox_id: str) -> int:
-        number = self._mailbox_numbers.get(mailbox_id)
-        if number is None:
-            number = mailboxes.number(self.connection, mailbox_id)
-            self._mailbox_numbers[mailbox_id] = number
-        return number
-
-    def add_name(self, mailbox: int, stem: str, email: int, inode: int) -> None:
-        number = 1
-        while True:
-            name = numbered_name(stem, number)
-            inserted = self.connection.execute(
-                "INSERT INTO membership (mailbox, name, email, inode) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (mailbox, name) DO NOTHING",
-                (mailbox, name, email, inode),
-            )
-            if inserted.rowcount:
-                self._digests[mailbox] += zlib.crc32(name.encode())
-                self._journal.append((mailbox, name, inode))
-                return
-            number += 1
-
-    def remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
-        """Remove a name; the last of several copies takes its place, so that no gap is left."""
-        self.connection.execute(
-            "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
-        )
-        number = 1
-        while numbered_name(stem, number) != name:
-            number += 1
-        last = name
-        while self._has(mailbox, candidate := numbered_name(stem, number + 1)):
-            last = candidate
-            number += 1
-        if last != name:
-            self.connection.execute(
-                "UPDATE membership SET name = ? WHERE mailbox = ? AND name = ?",
-                (name, mailbox, last),
-            )
-        self._digests[mailbox] -= zlib.crc32(last.encode())
-        self._journal += [(mailbox, gone, inode) for gone in {name, last}]
-
-    def finish(self) -> None:
-        self.connection.executemany(
-            "UPDATE mailbox SET digest = ((digest + ?) % ? + ?) % ? WHERE number = ?",
-            [
-                (delta, _DIGEST_MODULUS, _DIGEST_MODULUS, _DIGEST_MODULUS, mailbox)
-                for mailbox, delta in self._digests.items()
-            ],
-        )
-        journal.write(self.connection, self._journal)
-
-    def _has(self, mailbox: int, name: str) -> bool:
-        found = self.connection.execute(
-            "SELECT 1 FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
-        ).fetchone()
-        return found is not None
-
-
-def put(connection: sqlite3.Connection, records: Iterable[EmailRecord]) -> None:
-    """Add emails, or bring those that are known to what the records say."""
-    batch = _Batch(connection)
-    for record in records:
-        known = connection.execute(
-            "SELECT number, inode, stem FROM email WHERE id = ?", (record.id,)
-        ).fetchone()
-        if known is None:
-            _insert(batch, record)
-            continue
-        number, inode, stem = known
-        if inode != _known_inode(batch, record):
-            # RFC 8621 §4.1 has blobId and receivedAt immutable: this is another email.
-            _remove(batch, number, inode)
-            _insert(batch, record)
-            continue
-        connection.execute("UPDATE email SET seen = 1 WHERE number = ?", (number,))
-        _update_names(batch, record, number, inode, stem)
-        _update_keywords(connection, record, number)
-    batch.finish()
-
-
-def remove(connection: sqlite3.Connection, email_ids: Iterable[str]) -> None:
-    """Remove emails; ids that are not known are passed over."""
-    batch = _Batch(connection)
-    for email_id in email_ids:
-        known = connection.execute(
-            "SELECT number, inode FROM email WHERE id = ?", (email_id,)
-        ).fetchone()
-        if known is not None:
-            _remove(batch, *known)
-    batch.finish()
-
-
-def correct_size(connection: sqlite3.Connection, blob_id: str, size: int) -> list[int]:
-    """Store the true size of a blob; return the inodes of its files."""
+def increment_layout_version(connection: sqlite3.Connection) -> None:
+    """Record that the directories have changed; see `IndexReader.layout_version`."""
     connection.execute(
-        "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
-    )
-    connection.execute("UPDATE file SET size = ? WHERE blob_id = ?", (size, blob_id))
-    corrected = [
-        row[0] for row in connection.execute("SELECT inode FROM file WHERE blob_id = ?", (blob_id,))
-    ]
-    journal.write(connection, [(0, "", inode) for inode in corrected])
-    return corrected
-
-
-def _insert(batch: _Batch, record: EmailRecord) -> None:
-    connection = batch.connection
-    inode = _known_inode(batch, record)
-    if inode is None:
-        size = batch.corrections.get(record.blob_id, record.size)
-        inode = allocate(connection, record.blob_id, record.received_at, size)
-    number = connection.execute(
-        "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
-        (record.id, inode, record.thread_id, record.stem),
-    ).lastrowid
-    assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-    for mailbox_id in record.mailbox_ids:
-        batch.add_name(batch.mailbox_number(mailbox_id), record.stem, number, inode)
-    connection.executemany(
-        "INSERT OR IGNORE INTO keyword (email, keyword) VALUES (?, ?)",
-        [(number, keyword) for keyword in record.keywords],
+        "INSERT INTO meta (name, value) VALUES ('layout_version', '1')"
+        " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
     )
 
 
-def _known_inode(batch: _Batch, record: EmailRecord) -> int | None:
-    row = batch.connection.execute(
-        "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?",
-        (record.blob_id, record.received_at),
-    ).fetchone()
-    return int(row[0]) if row else None
-
-
-def _update_names(batch: _Batch, record: EmailRecord, number: int, inode: int, stem: str) -> None:
-    names = dict(
-        batch.connection.execute("SELECT mailbox, name FROM membership WHERE email = ?", (number,))
-    )
-    wanted = {batch.mailbox_number(mailbox_id) for mailbox_id in record.mailbox_ids}
-    for mailbox in names.keys() - wanted:
-        batch.remove_name(mailbox, stem, names[mailbox], inode)
-    for mailbox in wanted - names.keys():
-        batch.add_name(mailbox, stem, number, inode)
-
-
-def _update_keywords(connection: sqlite3.Connection, record: EmailRecord, number: int) -> None:
-    known = {
-        row[0]
-        for row in connection.execute("SELECT keyword FROM keyword WHERE email = ?", (number,))
-    }
-    wanted = set(record.keywords)
-    connection.executemany(
-        "DELETE FROM keyword WHERE email = ? AND keyword = ?",
-        [(number, keyword) for keyword in known - wanted],
-    )
-    connection.executemany(
-        "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
-        [(number, keyword) for keyword in wanted - known],
-    )
-
-
-def _remove(batch: _Batch, number: int, inode: int) -> None:
-    connection = batch.connection
-    stem = connection.execute("SELECT stem FROM email WHERE number = ?", (number,)).fetchone()[0]
-    names = connection.execute(
-        "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
-    ).fetchall()
-    for mailbox, name in names:
-        batch.remove_name(mailbox, stem, name, inode)
-    connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
-    connection.execute("DELETE FROM email WHERE number = ?", (number,))
-    if connection.execute("SELECT 1 FROM email WHERE inode = ?", (inode,)).fetchone() is None:
-        connection.execute("DELETE FROM file WHERE inode = ?", (inode,))
+def _received_at(email: Email) -> int:
+    # Whole seconds: servers and backup tools would not all preserve a fraction.
+    return (email.received_at - _EPOCH) // _SECOND

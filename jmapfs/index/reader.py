@@ -1,12 +1,10 @@
-"""Reading the index. Nothing here writes.
+"""Reading the index.
 
-Outside `pinned`, each question is answered from the newest commit. Within it, all of them are
-answered from one commit, however long it takes and whatever is written meanwhile.
+Outside `pinned`, each method answers from the newest commit. Within it, all of them answer from
+one commit, however long it takes and whatever is written meanwhile.
 
-What stands around a file in its directories: what reading ahead asks of the index.
-
-Names begin with the time of receipt, so the order of names is the order in which directories are
-listed and, but for ties within a second, that of inodes.
+File names begin with the time of receipt. So the order of names is the order in which directories
+are listed and, except for emails of the same second, the order of inodes.
 """
 
 from __future__ import annotations
@@ -15,148 +13,48 @@ import contextlib
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
-from jmapfs.index import journal
-from jmapfs.index.journal import JournalPart
-from jmapfs.index.metadata import read_listing_progress, read_state
+import msgspec
+
+from jmapfs.errors import UNDECODABLE
 from jmapfs.index.rows import (
     AccountState,
+    AddedBlob,
     Counts,
     DirectoryRows,
     EmailRow,
     EmailSlice,
     FileRecord,
-    ListingProgress,
+    JournalEntry,
+    JournalPart,
     MailboxRow,
+    NamedFile,
 )
 from jmapfs.inodes import inode_range
-from jmapfs.sqlite import IndexConnection
+from jmapfs.sqlite import SqliteConnection
+
+# Names in the table are an interface: index files of earlier versions have them.
+_STATE_COLUMNS: Final = {"consistent": "settled"}
+
+STATE_FIELDS: Final = {
+    _STATE_COLUMNS.get(field.name, field.name): field.name for field in fields(AccountState)
+}
+"""The fields of AccountState by their names in the table `meta`."""
+
+_LISTING_ROWS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class NamedFile:
-    """A file in a directory: `name` there, `size` in bytes."""
+class IndexReader(SqliteConnection):
+    """A connection that reads the index; use it from one thread at a time.
 
-    name: str
-    inode: int
-    blob_id: str
-    size: int
-
-
-def places(connection: sqlite3.Connection, inode: int) -> list[tuple[int, str]]:
-    """Return the mailboxes that hold a file, each with its name there."""
-    return connection.execute(
-        "SELECT mailbox, name FROM membership WHERE inode = ?", (inode,)
-    ).fetchall()
-
-
-def names_before(connection: sqlite3.Connection, mailbox: int, name: str, count: int) -> list[str]:
-    """Return the `count` names that come right before a name in a mailbox, the nearest first."""
-    rows = connection.execute(
-        "SELECT name FROM membership WHERE mailbox = ? AND name < ? ORDER BY name DESC LIMIT ?",
-        (mailbox, name, count),
-    )
-    return [before for (before,) in rows]
-
-
-def files_after(
-    connection: sqlite3.Connection, mailbox: int, name: str, count: int
-) -> list[NamedFile]:
-    """Return the `count` files that come right after a name in a mailbox, in order."""
-    rows = connection.execute(
-        "SELECT name, file.inode, blob_id, size FROM membership JOIN file USING (inode)"
-        " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
-        (mailbox, name, count),
-    )
-    return [NamedFile(*row) for row in rows]
-
-
-_EMAILS: Final = """
-SELECT email.number, email.id, thread_id, blob_id, received_at, size
-FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?
-ORDER BY received_at, blob_id, email.id
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class AddedBlob:
-    """The blob of an email, whose `number` says when the email came into the index."""
-
-    number: int
-    blob_id: str
-    size: int
-    received_at: int
-
-
-def blobs_added_after(connection: sqlite3.Connection, number: int, count: int) -> list[AddedBlob]:
-    """Return the blobs of emails in the order in which these came into the index."""
-    rows = connection.execute(
-        "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
-        " WHERE number > ? ORDER BY number LIMIT ?",
-        (number, count),
-    )
-    return [AddedBlob(*row) for row in rows]
-
-
-def _emails_after(
-    connection: sqlite3.Connection,
-    inode: int,
-    count: int,
-    directories: Mapping[int, tuple[str, str]],
-) -> EmailSlice:
-    bounds = connection.execute(
-        "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",
-        (inode, count - 1),
-    ).fetchone()
-    last = inode_range(bounds[1]).stop - 1 if bounds else None
-    first, end = inode + 1, (1 << 63) - 1 if last is None else last
-    files: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
-    for email, mailbox, name in connection.execute(
-        "SELECT email, mailbox, name FROM membership WHERE inode BETWEEN ? AND ?", (first, end)
-    ):
-        directory = directories.get(mailbox)
-        if directory is not None:
-            mailbox_id, path = directory
-            files[email].append((mailbox_id, f"{path}/{name}"))
-    keywords: defaultdict[int, list[str]] = defaultdict(list)
-    for email, keyword in connection.execute(
-        "SELECT email, keyword FROM email JOIN keyword ON keyword.email = email.number"
-        " WHERE inode BETWEEN ? AND ?",
-        (first, end),
-    ):
-        keywords[email].append(keyword)
-    rows = [
-        EmailRow(
-            email_id,
-            blob_id,
-            thread_id,
-            received_at,
-            size,
-            tuple(sorted(keywords[number])),
-            tuple(sorted(files[number], key=lambda file: file[1].encode())),
-        )
-        for number, email_id, thread_id, blob_id, received_at, size in connection.execute(
-            _EMAILS, (first, end)
-        )
-        if number in files
-    ]
-    return EmailSlice(rows, last)
-
-
-_CHUNK: Final = 1000
-
-
-class IndexReader(IndexConnection):
-    """Questions to the index, on one connection of its own; use it from one thread at a time.
-
-    Every method may raise sqlite3.Error where the file is damaged or the disk fails.
+    Every method may raise sqlite3.Error: the file is damaged or the disk fails.
     """
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """Hold one state of the index: a read transaction; within another, the other's state."""
+        """Pin the current state for the context; a reader that is pinned already stays so."""
         if self._connection.in_transaction:
             yield
             return
@@ -167,34 +65,39 @@ class IndexReader(IndexConnection):
             self.unpin()
 
     def pin(self) -> None:
-        """Hold one state of the index until the reader is closed, or unpinned."""
+        """Pin the current state until `unpin` or `close`: begin a read transaction."""
         self._connection.execute("BEGIN")
-        # A transaction of SQLite begins with its first read, not with BEGIN.
+        # SQLite's read transaction starts with the first read, not with BEGIN.
         self._connection.execute("SELECT count(*) FROM meta").fetchone()
 
     def unpin(self) -> None:
-        """Hold no state any more."""
+        """End the read transaction, if there is one."""
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
     def version(self) -> int:
-        """Return a number that changes with every commit; it compares within this reader only.
+        """Return a number that changes with every commit; compare it within this reader only.
 
         See SQLite's `PRAGMA data_version`.
         """
-        row = self._connection.execute("PRAGMA data_version").fetchone()
-        return int(row[0])
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def state(self) -> AccountState:
-        """Return which state of which account this is."""
-        return read_state(self._connection)
-
-    def listing_progress(self) -> ListingProgress | None:
-        """Return how far an unfinished listing has come, or None."""
-        return read_listing_progress(self._connection)
+        """Return the account and the state of it that the index holds."""
+        # As bytes: for invalid UTF-8, sqlite3 raises an error without a code.
+        rows = self._connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
+        values = {
+            STATE_FIELDS[name]: decode_json(value, Any)
+            for name, value in rows
+            if name in STATE_FIELDS
+        }
+        try:
+            return msgspec.convert(values, AccountState)
+        except msgspec.ValidationError as error:
+            raise _damage(error) from error
 
     def layout_version(self) -> int:
-        """Return a number that changes when mailboxes come, go, or change place or name."""
+        """Return a number that changes when mailboxes are added, removed, moved or renamed."""
         row = self._connection.execute(
             "SELECT value FROM meta WHERE name = 'layout_version'"
         ).fetchone()
@@ -227,18 +130,18 @@ class IndexReader(IndexConnection):
     def listing(self, mailbox: int) -> DirectoryRows:
         """Return the files of a mailbox in name order."""
         listing = DirectoryRows()
-        # One statement is one state, whatever is committed while it runs.
+        # One statement reads one state, whatever is committed while it runs.
         cursor = self._connection.execute(
             "SELECT name, file.inode, size, received_at, links"
             " FROM membership JOIN file USING (inode) WHERE mailbox = ? ORDER BY name",
             (mailbox,),
         )
-        while rows := cursor.fetchmany(_CHUNK):
+        while rows := cursor.fetchmany(_LISTING_ROWS):
             listing.extend(rows)
         return listing
 
     def named_file(self, mailbox: int, name: str) -> FileRecord | None:
-        """Return the file of that name in a mailbox, or None."""
+        """Return the file with that name in a mailbox, or None."""
         row = self._connection.execute(
             "SELECT file.inode, blob_id, size, received_at, links"
             " FROM membership JOIN file USING (inode) WHERE mailbox = ? AND name = ?",
@@ -253,17 +156,28 @@ class IndexReader(IndexConnection):
         ).fetchone()
         return FileRecord(inode, *row) if row else None
 
-    def places(self, inode: int) -> list[tuple[int, str]]:
-        """Return the mailboxes that hold a file, each with its name there."""
-        return places(self._connection, inode)
+    def names_of(self, inode: int) -> list[tuple[int, str]]:
+        """Return the names of a file, each with the number of the mailbox it is in."""
+        return self._connection.execute(
+            "SELECT mailbox, name FROM membership WHERE inode = ?", (inode,)
+        ).fetchall()
 
     def names_before(self, mailbox: int, name: str, count: int) -> list[str]:
         """Return the `count` names right before a name in a mailbox, the nearest first."""
-        return names_before(self._connection, mailbox, name, count)
+        rows = self._connection.execute(
+            "SELECT name FROM membership WHERE mailbox = ? AND name < ? ORDER BY name DESC LIMIT ?",
+            (mailbox, name, count),
+        )
+        return [before for (before,) in rows]
 
     def files_after(self, mailbox: int, name: str, count: int) -> list[NamedFile]:
         """Return the `count` files right after a name in a mailbox, in order."""
-        return files_after(self._connection, mailbox, name, count)
+        rows = self._connection.execute(
+            "SELECT name, file.inode, blob_id, size FROM membership JOIN file USING (inode)"
+            " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
+            (mailbox, name, count),
+        )
+        return [NamedFile(*row) for row in rows]
 
     def emails_after(
         self, inode: int, count: int, directories: Mapping[int, tuple[str, str]]
@@ -277,19 +191,75 @@ class IndexReader(IndexConnection):
         `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
         none of them are left out.
         """
-        return _emails_after(self._connection, inode, count, directories)
+        bounds = self._connection.execute(
+            "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",
+            (inode, count - 1),
+        ).fetchone()
+        last = inode_range(bounds[1]).stop - 1 if bounds else None
+        first, end = inode + 1, (1 << 63) - 1 if last is None else last
+        files: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
+        for email, mailbox, name in self._connection.execute(
+            "SELECT email, mailbox, name FROM membership WHERE inode BETWEEN ? AND ?", (first, end)
+        ):
+            if (directory := directories.get(mailbox)) is not None:
+                mailbox_id, path = directory
+                files[email].append((mailbox_id, f"{path}/{name}"))
+        keywords: defaultdict[int, list[str]] = defaultdict(list)
+        for email, keyword in self._connection.execute(
+            "SELECT email, keyword FROM email JOIN keyword ON keyword.email = email.number"
+            " WHERE inode BETWEEN ? AND ?",
+            (first, end),
+        ):
+            keywords[email].append(keyword)
+        emails = self._connection.execute(
+            "SELECT email.number, email.id, blob_id, thread_id, received_at, size"
+            " FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?"
+            " ORDER BY received_at, blob_id, email.id",
+            (first, end),
+        )
+        rows = [
+            EmailRow(
+                email_id,
+                blob_id,
+                thread_id,
+                received_at,
+                size,
+                tuple(sorted(keywords[number])),
+                tuple(sorted(files[number], key=lambda file: file[1].encode())),
+            )
+            for number, email_id, blob_id, thread_id, received_at, size in emails
+            if number in files
+        ]
+        return EmailSlice(rows, last)
 
     def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
-        """Return the blobs of `count` emails that came into the index after the one of a number."""
-        return blobs_added_after(self._connection, number, count)
+        """Return the blobs of the `count` emails that were added after the one with `number`."""
+        rows = self._connection.execute(
+            "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
+            " WHERE number > ? ORDER BY number LIMIT ?",
+            (number, count),
+        )
+        return [AddedBlob(*row) for row in rows]
 
-    def journal(self, after: int) -> JournalPart:
-        """Return what changed in the tree since a position in the journal."""
-        return journal.read(self._connection, after)
+    def journal_after(self, position: int) -> JournalPart:
+        """Return what has changed in the tree since a position in the journal."""
+        rows = self._connection.execute(
+            "SELECT sequence, mailbox, name, inode FROM journal WHERE sequence > ?"
+            " ORDER BY sequence",
+            (position,),
+        ).fetchall()
+        if not rows:
+            newest = self.journal_position()
+            return JournalPart((), newest, whole=newest == position)
+        entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode in rows)
+        return JournalPart(entries, rows[-1][0], whole=rows[0][0] == position + 1)
 
     def journal_position(self) -> int:
-        """Return the position in the journal that belongs to what is read now."""
-        return journal.position(self._connection)
+        """Return the position after the newest journal entry."""
+        row = self._connection.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = 'journal'"
+        ).fetchone()
+        return int(row[0]) if row else 0
 
     def counts(self) -> Counts:
         """Return the totals of the account."""
@@ -303,7 +273,21 @@ class IndexReader(IndexConnection):
         ).fetchone()
         return Counts(emails=emails, mailboxes=mailboxes, newest=newest or 0)
 
-    def size(self) -> int:
-        """Return how many bytes all files have; this reads the whole table of files."""
+    def total_size(self) -> int:
+        """Return the sum of the sizes of all files; this reads the whole table."""
         row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()
         return int(row[0])
+
+
+def decode_json(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
+    """Decode a value of the table `meta`; undecodable bytes count as damage, as for SQLite."""
+    try:
+        return msgspec.json.decode(value, type=type_)
+    except UNDECODABLE as error:
+        raise _damage(error) from error
+
+
+def _damage(error: Exception) -> sqlite3.DatabaseError:
+    damage = sqlite3.DatabaseError(f"damaged: {error}")
+    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return damage

@@ -1,4 +1,4 @@
-"""What goes into the index and what comes out of it, as plain values."""
+"""The values that the index returns. Sizes are in bytes, times in seconds since 1970 (UTC)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,48 @@ import msgspec
 
 
 @dataclass(frozen=True, slots=True)
-class MailboxRecord:
-    """A mailbox as the server describes it (RFC 8621 §2), as far as the tree needs it."""
+class AccountState:
+    """The account that an index belongs to, and the state of it that the index holds.
 
-    id: str
-    name: str
-    parent_id: str | None = None
-    role: str | None = None
-    sort_order: int = 0
+    server: the API URL; an index belongs to one account of one server.
+    email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
+    complete: all emails have been listed once.
+    consistent: false while the index is between two states of the account, because a listing or
+        a chain of changes has been stored in part.
+    synced_at: when the server was asked for the changes that led to this state.
+    """
+
+    server: str = ""
+    account_id: str = ""
+    account_name: str = ""
+    username: str = ""
+    email_state: str = ""
+    mailbox_state: str = ""
+    complete: bool = False
+    consistent: bool = True
+    synced_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListingProgress:
+    """How far a listing of all emails has come; an interrupted listing resumes from here.
+
+    email_state: the state before the first page.
+    anchor: the id of the last email of the last page that is stored, None before the first page.
+    listed: the number of emails in the stored pages.
+    """
+
+    email_state: str
+    anchor: str | None = None
+    listed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MailboxRow:
-    """A mailbox in the index, with what its directory's times are made of.
+    """A mailbox.
 
-    `number` is the index's own, and outlives a change of the mailbox id. `digest` changes with
-    every name that comes into or leaves the mailbox. `known` is false while emails refer to a
+    `number` is the index's own and stays the same when the mailbox id changes. `digest` changes
+    whenever a name in the mailbox is added or removed. `known` is false if emails refer to a
     mailbox that the server has not described.
     """
 
@@ -39,26 +65,8 @@ class MailboxRow:
     digest: int
 
 
-@dataclass(frozen=True, slots=True)
-class EmailRecord:
-    """An email as the index keeps it.
-
-    `received_at` is in seconds since 1970 (UTC), `size` in bytes, `stem` its file name without
-    the ending.
-    """
-
-    id: str
-    blob_id: str
-    thread_id: str
-    received_at: int
-    size: int
-    stem: str
-    mailbox_ids: tuple[str, ...]
-    keywords: tuple[str, ...] = ()
-
-
 class EmailRow(msgspec.Struct, frozen=True, array_like=True):
-    """An email and its files; `size` in bytes, `received_at` in seconds since 1970 (UTC).
+    """An email and its files.
 
     `files` has, for each mailbox that the email is in, the mailbox id and the path of the file
     from the root of the tree.
@@ -83,9 +91,10 @@ class EmailSlice:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """One file of the tree: one blob received at one time, under one or several names.
+    """A file: one blob received at one time; `links` is the number of its names.
 
-    `size` in bytes, `received_at` in seconds since 1970 (UTC); `links` counts its names.
+    It is smaller than an EmailRow because every `lookup`, `getattr` and `open` of the kernel
+    makes one.
     """
 
     inode: int
@@ -95,9 +104,29 @@ class FileRecord:
     links: int
 
 
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A file under its name in one mailbox."""
+
+    name: str
+    inode: int
+    blob_id: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddedBlob:
+    """The blob of an email; `number` grows in the order in which emails were added."""
+
+    number: int
+    blob_id: str
+    size: int
+    received_at: int
+
+
 @dataclass(slots=True)
 class DirectoryRows:
-    """The files of one mailbox in name order, by columns: a row costs its name and 28 bytes."""
+    """The files of one mailbox in name order, by columns: a row takes its name and 28 bytes."""
 
     names: list[bytes] = field(default_factory=list)
     inodes: array[int] = field(default_factory=lambda: array("Q"))
@@ -119,38 +148,28 @@ class DirectoryRows:
 
 
 @dataclass(frozen=True, slots=True)
-class AccountState:
-    """Which state of which account the index holds.
+class JournalEntry:
+    """A name in a mailbox (its number) was added or removed, which changes the links of `inode`.
 
-    `server` is the API URL and `account_id` the account the index belongs to. The states are
-    RFC 8620 §1.6.3 state strings, empty before the first listing. `complete` is true once a
-    listing has come to its end. `consistent` is false while the index is between two states of
-    the account: some of a chain of changes, or of a listing, is in it and the rest is not.
-    `synced_at` is when the server was asked for what led to this state, in seconds since 1970.
+    With an empty name: the size of `inode` was corrected.
     """
 
-    server: str = ""
-    account_id: str = ""
-    account_name: str = ""
-    username: str = ""
-    email_state: str = ""
-    mailbox_state: str = ""
-    complete: bool = False
-    consistent: bool = True
-    synced_at: float = 0.0
+    mailbox: int
+    name: str
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
-class ListingProgress:
-    """How far a listing of all emails has come, so that it can go on after an interruption.
+class JournalPart:
+    """The journal entries after a position, and the position after the last of them.
 
-    `email_state` is the state from before its first page, `anchor` the id of the last email of
-    the last durable page (None: no page yet), `listed` how many emails are in these pages.
+    `whole` is false if entries in between have been deleted, or if the requested position is
+    ahead of the index.
     """
 
-    email_state: str
-    anchor: str | None = None
-    listed: int = 0
+    entries: tuple[JournalEntry, ...]
+    position: int
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,138 +1,237 @@
-"""Writing the index: transactions, and what may be done within one.
+"""Writing the index, in transactions that always include the state they lead to.
 
-Everything that belongs together goes into one `transaction`, the state it leads to included: a
-reader, or the next start after a crash, sees all of it or nothing.
+A reader, or the next start after a crash, therefore sees all of a change or nothing of it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
 
-from jmapfs.index import emails, mailboxes
-from jmapfs.index.metadata import (
-    read_listing_progress,
-    read_state,
-    write_listing_progress,
-    write_state,
+import msgspec
+
+from jmapfs.index.emails import (
+    EmailBatch,
+    increment_layout_version,
+    reassign_colliding_inodes,
+    write_journal,
 )
-from jmapfs.index.rows import AccountState, EmailRecord, ListingProgress, MailboxRecord
-from jmapfs.sqlite import IndexConnection
+from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
+from jmapfs.index.rows import AccountState, ListingProgress
+from jmapfs.jmap.types import Email, Mailbox
+from jmapfs.sqlite import transaction
+
+_PROGRESS: Final = "listing"
+
+_PUT_MAILBOX: Final = """
+INSERT INTO mailbox (id, name, parent_id, role, sort_order, known) VALUES (?, ?, ?, ?, ?, 1)
+ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, parent_id = excluded.parent_id, role = excluded.role,
+    sort_order = excluded.sort_order, known = 1
+WHERE name IS NOT excluded.name OR parent_id IS NOT excluded.parent_id
+    OR role IS NOT excluded.role OR sort_order IS NOT excluded.sort_order OR NOT known
+"""
 
 
-class IndexWriter(IndexConnection):
-    """The one writer of an index; use it from one thread at a time, within the account's lock.
+class IndexWriter(IndexReader):
+    """A connection that writes the index, and reads it; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error, which leaves the transaction undone.
+    Every method may raise sqlite3.Error; the transaction is then rolled back.
     """
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make all that is written within one durable step, or nothing of it."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            # After some errors (a full disk) SQLite has undone it by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    def state(self) -> AccountState:
-        """Return the state that the index holds."""
-        return read_state(self._connection)
+    def transaction(self) -> AbstractContextManager[None]:
+        """Commit everything that is written in the context, or nothing if it raises."""
+        return transaction(self._connection)
 
     def set_state(self, state: AccountState) -> None:
-        """Store the state that what was written leads to."""
-        write_state(self._connection, state)
+        """Store the state that the changes of this transaction lead to."""
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
+            [
+                (name, msgspec.json.encode(getattr(state, field)).decode())
+                for name, field in sorted(STATE_FIELDS.items())
+            ],
+        )
 
     def listing_progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""
-        return read_listing_progress(self._connection)
+        row = self._connection.execute(
+            "SELECT CAST(value AS BLOB) FROM meta WHERE name = ?", (_PROGRESS,)
+        ).fetchone()
+        return decode_json(row[0], ListingProgress) if row else None
 
     def begin_listing(self, progress: ListingProgress) -> None:
-        """Begin to list all emails: from here on it is noted which ones were named."""
+        """Begin to list all emails: `unlisted_emails` counts from here."""
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
-        write_listing_progress(self._connection, progress)
+        self.set_listing_progress(progress)
 
     def set_listing_progress(self, progress: ListingProgress) -> None:
-        """Note how far the listing has come."""
-        write_listing_progress(self._connection, progress)
+        """Store how far the listing has come."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
+            (_PROGRESS, msgspec.json.encode(progress).decode()),
+        )
 
     def end_listing(self) -> None:
         """End the listing."""
-        write_listing_progress(self._connection, None)
+        self._connection.execute("DELETE FROM meta WHERE name = ?", (_PROGRESS,))
 
     def unlisted_emails(self) -> list[str]:
-        """Return the ids of the emails that were not put since `begin_listing`."""
+        """Return the ids of the emails that have not been put since `begin_listing`."""
         return [row[0] for row in self._connection.execute("SELECT id FROM email WHERE NOT seen")]
 
-    def put_emails(self, records: Iterable[EmailRecord]) -> None:
-        """Add emails, or bring those that are known to what the records say.
-
-        One that was noted as gone is there again.
-        """
-        records = list(records)
-        emails.put(self._connection, records)
+    def put_emails(self, emails: Iterable[Email]) -> None:
+        """Insert emails, or update those that are known; cancels their pending removal."""
+        emails = list(emails)
+        batch = EmailBatch(self._connection)
+        for email in emails:
+            batch.put(email)
+        batch.finish()
         self._connection.executemany(
-            "DELETE FROM departure WHERE email_id = ?", [(record.id,) for record in records]
+            "DELETE FROM departure WHERE email_id = ?", [(email.id,) for email in emails]
         )
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:
-        """Remove emails; ids that are not known are passed over."""
-        emails.remove(self._connection, email_ids)
+        """Remove emails; unknown ids are ignored."""
+        batch = EmailBatch(self._connection)
+        for email_id in email_ids:
+            batch.remove(email_id)
+        batch.finish()
 
     def add_pending_removals(self, email_ids: Iterable[str]) -> None:
-        """Note emails that `apply_pending_removals` will remove, also after a restart."""
+        """Store the ids of emails that `apply_pending_removals` will remove, also after a crash."""
         self._connection.executemany(
             "INSERT OR IGNORE INTO departure (email_id) VALUES (?)",
             [(email_id,) for email_id in email_ids],
         )
 
     def has_pending_removals(self) -> bool:
-        """Say whether emails are noted for removal: a chain of changes was not finished."""
+        """Tell whether removals are pending: a chain of changes has not been finished."""
         return self._connection.execute("SELECT 1 FROM departure LIMIT 1").fetchone() is not None
 
     def apply_pending_removals(self) -> None:
-        """Remove the emails that were noted."""
+        """Remove the emails whose removal is pending."""
         rows = self._connection.execute("SELECT email_id FROM departure").fetchall()
-        emails.remove(self._connection, [row[0] for row in rows])
+        self.remove_emails(email_id for (email_id,) in rows)
         self._connection.execute("DELETE FROM departure")
 
-    def replace_mailboxes(self, records: Sequence[MailboxRecord]) -> list[str]:
-        """Bring the mailboxes to a complete list of them; return the ids it no longer has.
+    def replace_mailboxes(self, mailboxes: Sequence[Mailbox]) -> list[str]:
+        """Store the complete list of mailboxes; return the known ids that are not in it.
 
-        These are still there, for `retire_mailboxes`, once their emails are known to be elsewhere.
+        Their rows stay until `retire_mailboxes`: their emails may be elsewhere by then. Where
+        only the id of a mailbox has changed (a server migration), its row gets the new id, so
+        that its emails are never missing from the tree.
         """
-        return mailboxes.replace(self._connection, records)
+        known = [row for row in self.mailboxes() if row.known]
+        removed = {row.id for row in known}.difference(mailbox.id for mailbox in mailboxes)
+        added = {mailbox.id for mailbox in mailboxes}.difference(row.id for row in known)
+        new_ids = {path: id_ for id_, path in _unique_paths(mailboxes).items() if id_ in added}
+        paths = _unique_paths(known)
+        gone = []
+        for mailbox_id in sorted(removed):
+            path = paths.get(mailbox_id)
+            new_id = new_ids.get(path) if path else None
+            if new_id is None or not self._change_mailbox_id(mailbox_id, new_id):
+                gone.append(mailbox_id)
+        changed = 0
+        for mailbox in mailboxes:
+            changed += self._connection.execute(
+                _PUT_MAILBOX,
+                (
+                    mailbox.id,
+                    mailbox.name or "",
+                    mailbox.parent_id,
+                    mailbox.role or None,
+                    mailbox.sort_order or 0,
+                ),
+            ).rowcount
+        if changed:
+            increment_layout_version(self._connection)
+        return gone
 
-    def put_mailboxes(self, records: Iterable[MailboxRecord]) -> None:
-        """Add mailboxes, or bring those that are known to what the records say."""
-        mailboxes.put(self._connection, records)
+    def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
+        """Change the id of a mailbox; False if emails that came first have made a row for it."""
+        changed = self._connection.execute(
+            "UPDATE OR IGNORE mailbox SET id = ? WHERE id = ?", (new_id, old_id)
+        ).rowcount
+        if changed:
+            increment_layout_version(self._connection)
+        return bool(changed)
 
     def retire_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
-        """Remove mailboxes that are empty; one that is not stays, as one that nobody describes."""
-        mailboxes.retire(self._connection, mailbox_ids)
+        """Mark mailboxes as no longer known to the server, and remove all such that are empty.
+
+        One that has emails stays: the server may have left it out by mistake.
+        """
+        self._connection.executemany(
+            "UPDATE mailbox SET known = 0 WHERE id = ?",
+            [(mailbox_id,) for mailbox_id in mailbox_ids],
+        )
+        removed = self._connection.execute(
+            "DELETE FROM mailbox WHERE NOT known AND NOT EXISTS"
+            " (SELECT 1 FROM membership WHERE membership.mailbox = mailbox.number)"
+        )
+        if removed.rowcount:
+            increment_layout_version(self._connection)
 
     def orphaned_emails(self) -> list[str]:
-        """Return the ids of the emails that are in mailboxes which the server does not describe."""
-        return mailboxes.orphaned_emails(self._connection)
+        """Return the ids of the emails in mailboxes that the server has not described."""
+        return [
+            row[0]
+            for row in self._connection.execute(
+                "SELECT DISTINCT email.id FROM mailbox"
+                " JOIN membership ON membership.mailbox = mailbox.number"
+                " JOIN email ON email.number = membership.email WHERE NOT known"
+            )
+        ]
 
     def correct_size(self, blob_id: str, size: int) -> list[int]:
         """Store the true size of a blob, in bytes; return the inodes of its files.
 
-        It outlives what the server says of the size in later listings.
+        Later listings do not overwrite it.
         """
-        return emails.correct_size(self._connection, blob_id, size)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
+        )
+        self._connection.execute("UPDATE file SET size = ? WHERE blob_id = ?", (size, blob_id))
+        rows = self._connection.execute("SELECT inode FROM file WHERE blob_id = ?", (blob_id,))
+        inodes = [inode for (inode,) in rows]
+        write_journal(self._connection, [(0, "", inode) for inode in inodes])
+        return inodes
 
-    def settle_inodes(self) -> None:
-        """Resolve collisions of inodes as if all emails had come at once.
+    def reassign_colliding_inodes(self) -> None:
+        """Resolve collisions of inodes as if all emails had been added at once.
 
-        For the end of a first listing: pages come in an order that the server chooses.
+        Call it at the end of a first listing: the server chooses the order of the pages.
         """
-        emails.settle(self._connection)
+        reassign_colliding_inodes(self._connection)
 
-    def checkpoint(self) -> None:
-        """Move what was committed from the log to the index file, and empty the log."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+class _Placed(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def parent_id(self) -> str | None: ...
+
+
+def _unique_paths(mailboxes: Iterable[_Placed]) -> dict[str, tuple[str, ...]]:
+    """Return the path of names of each mailbox by its id, if no other mailbox has that path."""
+    by_id = {mailbox.id: mailbox for mailbox in mailboxes}
+    paths = {mailbox_id: _path(mailbox_id, by_id) for mailbox_id in by_id}
+    occurrences = Counter(paths.values())
+    return {mailbox_id: path for mailbox_id, path in paths.items() if occurrences[path] == 1}
+
+
+def _path(mailbox_id: str, by_id: Mapping[str, _Placed]) -> tuple[str, ...]:
+    names: list[str] = []
+    visited: set[str] = set()
+    current: str | None = mailbox_id
+    while current is not None and current in by_id and current not in visited:
+        visited.add(current)
+        names.append(by_id[current].name or "")
+        current = by_id[current].parent_id
+    return tuple(reversed(names))

@@ -1,14 +1,13 @@
-"""Building the tree of a snapshot: for each mail its files, and its line in the manifest.
+"""Builds the tree of a snapshot: for each mail its files, and its line in the manifest.
 
-Mails come in parts, in order. A part is first looked through for what is not at hand: neither
-placed before, nor in the last snapshot, nor left by an interrupted run. When that has come, the
-part is placed: what is new is moved to its first name, and everything else is one more name of
-what there is.
+The mails come in parts, in order. For each part, `plan` finds the contents that must be
+downloaded: those that are neither in this snapshot already, nor in the base snapshot, nor left by
+an interrupted run. When they are staged, `place` moves each new content to its first name in the
+tree, and links all other names to an existing file.
 
-Which content a manifest has, by blob id: that of the last snapshot, and of the one being made.
-
-Memory has two numbers for each blob: of its id a hash, and where its line begins. The line itself
-is read when it is asked for, and says whether it is the blob that was meant.
+`BlobIndex` finds the manifest line of a blob, in the base snapshot and in the new one. It stores
+two integers per blob: the hash of its id, and the position of its line. A lookup reads the line,
+which tells whether it is the blob that was meant.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Final, NamedTuple, Self
 
 from jmapfs.errors import IncompleteError, StorageError
 from jmapfs.index.rows import EmailRow
-from jmapfs.snapshot.links import LinkStrategy, has_content
+from jmapfs.snapshot.files import Linker, has_content
 from jmapfs.snapshot.manifest import (
     MAIL,
     MANIFEST,
@@ -30,7 +29,7 @@ from jmapfs.snapshot.manifest import (
     SavedMail,
     SavedPlace,
     decode_line,
-    read_lines,
+    read_manifest,
     utc_date,
 )
 from jmapfs.snapshot.repository import Snapshot
@@ -41,11 +40,11 @@ from jmapfs.tree.export import ExportedMailbox
 _LINE_BYTES: Final = 4096
 
 
-class BlobLines:
-    """The lines of a manifest by the blob ids in them, one line each; within `with`."""
+class BlobIndex:
+    """The lines of a manifest by blob id; the first line of a blob counts."""
 
     def __init__(self, manifest: Path) -> None:
-        self._lines: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
         self._descriptor = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
@@ -55,28 +54,28 @@ class BlobLines:
         os.close(self._descriptor)
 
     def __len__(self) -> int:
-        return len(self._lines)
-
-    def add(self, blob_id: str, position: int) -> None:
-        """Note that the line of a blob begins there; the first one counts."""
-        self._lines.setdefault(hash(blob_id), position)
-
-    def find(self, blob_id: str) -> SavedMail | None:
-        """Return the mail in whose line a blob is."""
-        position = self._lines.get(hash(blob_id))
-        if position is None:
-            return None
-        mail = decode_line(self._line(position))
-        return mail if mail.blob_id == blob_id else None
+        return len(self._positions)
 
     def __contains__(self, blob_id: str) -> bool:
-        return hash(blob_id) in self._lines
+        return hash(blob_id) in self._positions
 
-    def missing_from(self, other: BlobLines) -> int:
-        """Return how many blobs are here and not there."""
-        return sum(1 for blob in self._lines if blob not in other._lines)
+    def add(self, blob_id: str, position: int) -> None:
+        """Add the line of a blob, which begins at a position."""
+        self._positions.setdefault(hash(blob_id), position)
 
-    def _line(self, position: int) -> bytes:
+    def find(self, blob_id: str) -> SavedMail | None:
+        """Return the mail in the line of a blob."""
+        position = self._positions.get(hash(blob_id))
+        if position is None:
+            return None
+        mail = decode_line(self._read_line(position))
+        return mail if mail.blob_id == blob_id else None
+
+    def count_missing_from(self, other: BlobIndex) -> int:
+        """Return how many of these blobs are not in `other`."""
+        return sum(1 for blob in self._positions if blob not in other._positions)
+
+    def _read_line(self, position: int) -> bytes:
         line = b""
         while b"\n" not in line:
             piece = os.pread(self._descriptor, max(_LINE_BYTES, len(line)), position + len(line))
@@ -86,48 +85,48 @@ class BlobLines:
         return line.partition(b"\n")[0]
 
 
-class BaseSnapshot(BlobLines):
-    """The contents of a snapshot that can be shared with the next one.
+class BaseSnapshot(BlobIndex):
+    """The snapshot whose files the new one shares: the newest one with an intact manifest.
 
-    With `doubted`, a file is read before it is said to be there: something was wrong with some.
+    With `verify_content`, a file is read and verified before it is shared. Otherwise its size
+    must be right.
     """
 
-    def __init__(self, snapshot: Snapshot, *, doubted: bool) -> None:
+    def __init__(self, snapshot: Snapshot, *, verify_content: bool) -> None:
         super().__init__(snapshot.path / MANIFEST)
         self.date = snapshot.date
         self.taken = snapshot.taken
+        self.verify_content = verify_content
         self._directory = os.fspath(snapshot.path)
-        self._doubted = doubted
-        for position, mail in read_lines(snapshot.path):
-            self.add(mail.blob_id, position)
+        try:
+            for position, mail in read_manifest(snapshot.path):
+                self.add(mail.blob_id, position)
+        except BaseException:
+            self.__exit__()
+            raise
 
-    def doubt(self) -> None:
-        """Read each file from here on, before it is said to be there."""
-        self._doubted = True
-
-    def content(self, blob_id: str) -> tuple[str, SavedMail] | None:
-        """Return a file that has the blob's content, and what is on record of it."""
+    def file(self, blob_id: str) -> SharedFile | None:
+        """Return a file with the content of a blob."""
         mail = self.find(blob_id)
-        if mail is None:
-            return None
-        for place in mail.mailboxes:
-            path = f"{self._directory}/{place.file}"
-            if self._has(path, mail):
-                return path, mail
+        if mail is not None:
+            for place in mail.mailboxes:
+                file = SharedFile(f"{self._directory}/{place.file}", mail.size, mail.sha256)
+                if self._can_share(file):
+                    return file
         return None
 
-    def _has(self, path: str, mail: SavedMail) -> bool:
-        if self._doubted:
-            return has_content(path, mail.size, mail.sha256)
+    def _can_share(self, file: SharedFile) -> bool:
+        if self.verify_content:
+            return has_content(file.path, file.size, file.sha256)
         try:
-            status = os.lstat(path)
+            status = os.lstat(file.path)
         except OSError:
             return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == mail.size
+        return stat.S_ISREG(status.st_mode) and status.st_size == file.size
 
 
-class _File(NamedTuple):
-    """A file that has a content: a path, its size in bytes, the SHA-256 in hexadecimal."""
+class SharedFile(NamedTuple):
+    """A file that has a content: its path, `size` in bytes, SHA-256 in hexadecimal."""
 
     path: str
     size: int
@@ -136,16 +135,16 @@ class _File(NamedTuple):
 
 @dataclass(slots=True)
 class BuildPlan:
-    """A part of the mails, and what of it is `wanted`; `shared` is in the last snapshot."""
+    """A part of the mails: the `requests` to download, and the files to share from the base."""
 
     mails: Sequence[EmailRow]
-    wanted: list[BlobRequest] = field(default_factory=list)
-    shared: dict[str, _File] = field(default_factory=dict)
+    requests: list[BlobRequest] = field(default_factory=list)
+    shared: dict[str, SharedFile] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a snapshot comes to: `files` counts names, `bytes` and `new` each blob once."""
+    """The totals of a snapshot: `files` counts names, `bytes` and `new` each blob once."""
 
     mails: int = 0
     files: int = 0
@@ -156,119 +155,125 @@ class Tally:
 
 
 class TreeBuilder:
-    """Builds the tree of one partial; synchronous, for one worker thread at a time.
+    """Builds the tree in a staging directory, used by one worker thread at a time.
 
-    Raises OSError where the destination fails, in everything.
+    `blobs` are those of the mails that were placed. All methods raise OSError if the destination
+    fails.
     """
 
     def __init__(
-        self,
-        partial: Staging,
-        manifest: ManifestWriter,
-        sharing: LinkStrategy,
-        previous: BaseSnapshot | None,
+        self, staging: Staging, manifest: ManifestWriter, linker: Linker, base: BaseSnapshot | None
     ) -> None:
         self.tally = Tally()
-        self.placed = BlobLines(partial.tree / MANIFEST)
-        self._partial = partial
+        self.blobs = BlobIndex(staging.tree / MANIFEST)
+        self._staging = staging
         self._manifest = manifest
-        self._sharing = sharing
-        self._previous = previous
+        self._linker = linker
+        self._base = base
         self._mailboxes: dict[str, ExportedMailbox] = {}
-        self._ordered: set[str] = set()
-        self._tree = os.fspath(partial.tree)
+        self._requested: set[str] = set()
+        self._tree = os.fspath(staging.tree)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.blobs.__exit__()
 
     def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return what is not at hand, before there is a state to be built; it is ordered now."""
-        found = []
-        for wanted in candidates:
-            blob_id = wanted.blob_id
-            if blob_id not in self._ordered and not self._at_hand(blob_id):
-                self._ordered.add(blob_id)
-                found.append(wanted)
-        return found
+        """Return the candidates that must be downloaded, before the state to copy is known."""
+        missing = []
+        for request in candidates:
+            blob_id = request.blob_id
+            if not (
+                blob_id in self._requested
+                or blob_id in self._staging
+                or self._base_file(blob_id) is not None
+                or self._recover(blob_id)
+            ):
+                self._requested.add(blob_id)
+                missing.append(request)
+        return missing
 
     def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
-        """Begin the tree of a state; what was ordered before has come, or will not come."""
-        self._ordered.clear()
+        """Begin the tree of a state; all early downloads have ended."""
+        self._requested.clear()
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
-        self._partial.make_directories([mailbox.path for mailbox in mailboxes])
+        self._staging.make_directories([mailbox.path for mailbox in mailboxes])
 
     def plan(self, mails: Sequence[EmailRow]) -> BuildPlan:
-        """Find out what of some mails is not at hand."""
+        """Find out what must be downloaded for some mails."""
         plan = BuildPlan(mails)
-        contents = self._partial.contents
         for mail in mails:
             blob_id = mail.blob_id
             if (
-                blob_id in self._ordered
+                blob_id in self._requested
                 or blob_id in plan.shared
-                or blob_id in self.placed
-                or contents.find(blob_id) is not None
+                or blob_id in self.blobs
+                or blob_id in self._staging
             ):
                 continue
-            shared = self._previous.content(blob_id) if self._previous is not None else None
+            shared = self._base_file(blob_id)
             if shared is not None:
-                path, saved = shared
-                plan.shared[blob_id] = _File(path, saved.size, saved.sha256)
-            elif not self._take_over(blob_id):
-                self._ordered.add(blob_id)
-                plan.wanted.append(
+                plan.shared[blob_id] = shared
+            elif not self._recover(blob_id):
+                self._requested.add(blob_id)
+                plan.requests.append(
                     BlobRequest(blob_id, mail.size, mail.received_at, mail.files[0][1])
                 )
         return plan
 
     def place(self, plan: BuildPlan) -> None:
-        """Give the mails of a plan their files and lines; what was wanted has come."""
-        files = self._moved(plan.mails) | plan.shared
+        """Write the files and lines of a plan's mails; all requested contents are staged.
+
+        Raises:
+            IncompleteError: a requested content is missing.
+            StorageError: a file of the base snapshot changed meanwhile.
+        """
+        files = self._move_staged(plan.mails) | plan.shared
         for mail in plan.mails:
-            file = files.get(mail.blob_id) or self._earlier(mail.blob_id)
+            file = files.get(mail.blob_id) or self._placed_file(mail.blob_id)
             saved = self._saved(mail, file)
             for place in saved.mailboxes:
-                self._name(file, place)
-            self._account_for(saved, file, new=mail.blob_id not in plan.shared)
+                path = f"{self._tree}/{place.file}"
+                if path != file.path and not self._linker.link(file.path, path, file.sha256):
+                    raise StorageError(f"{file.path} changed while it was copied: run verify")
+            self._add(saved, is_shared=mail.blob_id in plan.shared)
         self._manifest.flush()
-        self._ordered.difference_update(mail.blob_id for mail in plan.mails)
+        self._requested.difference_update(mail.blob_id for mail in plan.mails)
 
-    def _at_hand(self, blob_id: str) -> bool:
-        return (
-            self._partial.contents.find(blob_id) is not None
-            or (self._previous is not None and self._previous.content(blob_id) is not None)
-            or self._take_over(blob_id)
-        )
+    def _base_file(self, blob_id: str) -> SharedFile | None:
+        return self._base.file(blob_id) if self._base is not None else None
 
-    def _take_over(self, blob_id: str) -> bool:
-        taken = self._partial.contents.check(blob_id)
-        self.tally.taken_over += taken
-        return taken
+    def _recover(self, blob_id: str) -> bool:
+        recovered = self._staging.recover(blob_id)
+        self.tally.taken_over += recovered
+        return recovered
 
-    def _moved(self, mails: Sequence[EmailRow]) -> dict[str, _File]:
-        """Move what has come to its first name; return these files by blob id."""
-        contents = self._partial.contents
-        moves = []
-        files = {}
+    def _move_staged(self, mails: Sequence[EmailRow]) -> dict[str, SharedFile]:
+        """Move staged contents to their first names; return these files by blob id."""
+        names: dict[str, str] = {}
         for mail in mails:
-            content = contents.take(mail.blob_id)
-            if content is None:
-                continue
-            file = f"{MAIL}/{mail.files[0][1]}"
-            moves.append((mail.blob_id, content, self._partial.tree_file(file)))
-            files[mail.blob_id] = _File(f"{self._tree}/{file}", content.size, content.digest.hex())
-        contents.move(moves)
-        return files
+            names.setdefault(mail.blob_id, f"{MAIL}/{mail.files[0][1]}")
+        moved = self._staging.move_to_tree(names)
+        return {
+            blob_id: SharedFile(
+                f"{self._tree}/{names[blob_id]}", content.size, content.digest.hex()
+            )
+            for blob_id, content in moved.items()
+        }
 
-    def _earlier(self, blob_id: str) -> _File:
-        saved = self.placed.find(blob_id)
+    def _placed_file(self, blob_id: str) -> SharedFile:
+        saved = self.blobs.find(blob_id)
         if saved is None:
-            raise IncompleteError(f"blob {blob_id} did not come")
-        return _File(f"{self._tree}/{saved.mailboxes[0].file}", saved.size, saved.sha256)
+            raise IncompleteError(f"blob {blob_id} was not downloaded")
+        return SharedFile(f"{self._tree}/{saved.mailboxes[0].file}", saved.size, saved.sha256)
 
-    def _name(self, file: _File, place: SavedPlace) -> None:
-        path = f"{self._tree}/{place.file}"
-        if path != file.path and not self._sharing.share(file.path, path, file.sha256):
-            raise StorageError(f"{file.path} has changed while it was copied: run verify")
-
-    def _saved(self, mail: EmailRow, file: _File) -> SavedMail:
+    def _saved(self, mail: EmailRow, file: SharedFile) -> SavedMail:
+        places = []
+        for mailbox_id, path in mail.files:
+            mailbox = self._mailboxes[mailbox_id]
+            places.append(SavedPlace(mailbox_id, mailbox.path, mailbox.role, f"{MAIL}/{path}"))
         return SavedMail(
             mail.id,
             mail.blob_id,
@@ -277,22 +282,18 @@ class TreeBuilder:
             file.size,
             file.sha256,
             mail.keywords,
-            tuple(self._place(mailbox_id, path) for mailbox_id, path in mail.files),
+            tuple(places),
         )
 
-    def _place(self, mailbox_id: str, path: str) -> SavedPlace:
-        mailbox = self._mailboxes[mailbox_id]
-        return SavedPlace(mailbox_id, mailbox.path, mailbox.role, f"{MAIL}/{path}")
-
-    def _account_for(self, saved: SavedMail, file: _File, *, new: bool) -> None:
+    def _add(self, saved: SavedMail, *, is_shared: bool) -> None:
         position = self._manifest.add(saved)
         self.tally.mails += 1
         self.tally.files += len(saved.mailboxes)
-        if saved.blob_id in self.placed:
+        if saved.blob_id in self.blobs:
             return
-        self.placed.add(saved.blob_id, position)
-        self.tally.bytes += file.size
-        if self._previous is None or saved.blob_id not in self._previous:
+        self.blobs.add(saved.blob_id, position)
+        self.tally.bytes += saved.size
+        if self._base is None or saved.blob_id not in self._base:
             self.tally.new += 1
-        if new:
-            self.tally.new_bytes += file.size
+        if not is_shared:
+            self.tally.new_bytes += saved.size

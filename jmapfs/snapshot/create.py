@@ -1,15 +1,12 @@
-"""Taking a snapshot: from a state of the account to a directory with a date, or to none.
+"""Creates a snapshot: copies one state of a source into a dated directory.
 
-A state is begun with; where mail of it vanishes before it was fetched, the next state is, with
-everything that has come. Then the tree is finished, brought to the disk, and renamed, once.
+    plan a part ── batches of requests ──> download tasks ──┐
+         └── the part ────────────────────────────────────> place it, when all has arrived
 
-Copying one state of a source into a tree: planning, fetching and placing at the same time.
-
-    plan a part ── batches of what is wanted ──> tasks that bring them ──┐
-         └── the part ─────────────────────────────────────────> place it, when all has come
-
-A few parts are under way at a time, so memory does not grow with the account, and the network
-does not wait for the disk.
+A few parts are processed at a time, so memory does not grow with the account, and the network
+does not wait for the disk. If mail of the state disappears before it is downloaded, the next
+attempt copies the next state, and keeps everything downloaded so far. At the end the tree is
+synced, and then renamed to its date.
 """
 
 from __future__ import annotations
@@ -19,10 +16,11 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Self, TypeVar
 
 import msgspec
 import trio
@@ -38,11 +36,9 @@ from jmapfs.errors import (
 )
 from jmapfs.locking import ProcessLock
 from jmapfs.snapshot.builder import BaseSnapshot, BuildPlan, TreeBuilder
-from jmapfs.snapshot.files import FileSystem
-from jmapfs.snapshot.links import LinkStrategy
+from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
-from jmapfs.snapshot.remove import remove_partial
-from jmapfs.snapshot.repository import Repository, point_latest
+from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import (
     BlobRequest,
     BlobTotals,
@@ -52,239 +48,132 @@ from jmapfs.snapshot.source import (
     Source,
     SourceOpener,
 )
-from jmapfs.snapshot.staging import (
-    InterruptedRuns,
-    StagedContents,
-    Staging,
-    begin_staging,
-)
+from jmapfs.snapshot.staging import InterruptedRuns, Staging
 from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.export import FIRST
 
-_PARTS_UNDER_WAY: Final = 3
-# Where so much cannot be had, it is not the mails that are at fault.
-_MOST_LOST: Final = 1000
+_ATTEMPTS: Final = 5
+_PARTS: Final = 3
+# With more failures than this the mails are not the cause.
+_MAX_FAILED: Final = 1000
 
 _T = TypeVar("_T")
 
 
-class _Part:
-    """A plan that waits for what it wants."""
-
-    def __init__(self, plan: BuildPlan) -> None:
-        self.plan = plan
-        self.complete = trio.Event()
-        self._left = len(plan.wanted)
-        self.settled(0)
-
-    def settled(self, count: int) -> None:
-        """Note that so much has come, or will not come."""
-        self._left -= count
-        if not self._left:
-            self.complete.set()
-
-
-class CopyJob:
-    """Copies a source, once; `lost` is what could not be had, by blob id, and why."""
-
-    def __init__(
-        self, source: Source, builder: TreeBuilder, contents: StagedContents, report: SnapshotReport
-    ) -> None:
-        self.lost: dict[str, JmapfsError] = {}
-        self._source = source
-        self._builder = builder
-        self._contents = contents
-        self._report = report
-        self._copied = 0
-        # Planning and placing share what they know.
-        self._building = trio.CapacityLimiter(1)
-
-    async def run(self) -> None:
-        """Copy everything that can be had; the tree is whole if nothing is lost.
-
-        Raises:
-            StorageError: the destination cannot be written.
-            IncompleteError: so much cannot be had that the rest was not tried.
-            JmapfsError: what the source raises.
-        """
-        with lone_errors():
-            async with trio.open_nursery() as nursery:
-                batches = trio.open_memory_channel[tuple[_Part, Sequence[BlobRequest]]](0)
-                parts = trio.open_memory_channel[_Part](_PARTS_UNDER_WAY)
-                nursery.start_soon(self._plan, parts[0], batches[0])
-                async with batches[1]:
-                    for _ in range(self._source.concurrency):
-                        nursery.start_soon(self._bring, batches[1].clone())
-                nursery.start_soon(self._place, parts[1])
-
-    async def _plan(
-        self,
-        parts: trio.MemorySendChannel[_Part],
-        batches: trio.MemorySendChannel[tuple[_Part, Sequence[BlobRequest]]],
-    ) -> None:
-        async with parts, batches:
-            position: int | None = FIRST
-            while position is not None:
-                mails = await self._source.emails_after(position)
-                plan = await self._build(partial(self._builder.plan, mails.emails))
-                part = _Part(plan)
-                await parts.send(part)
-                for batch in self._source.batches(plan.wanted):
-                    await batches.send((part, batch))
-                position = mails.position
-
-    async def _bring(
-        self, batches: trio.MemoryReceiveChannel[tuple[_Part, Sequence[BlobRequest]]]
-    ) -> None:
-        async with batches:
-            async for part, batch in batches:
-                failed = await self._source.download(batch, self._contents)
-                self.lost.update(failed)
-                if len(self.lost) > _MOST_LOST:
-                    error = next(iter(self.lost.values()))
-                    raise IncompleteError(f"{len(self.lost):,} mails cannot be had: {error}")
-                part.settled(len(batch))
-                self._tell()
-
-    async def _place(self, parts: trio.MemoryReceiveChannel[_Part]) -> None:
-        async with parts:
-            async for part in parts:
-                await part.complete.wait()
-                if not self.lost:
-                    await self._build(partial(self._builder.place, part.plan))
-                self._tell()
-
-    def _tell(self) -> None:
-        # While a part is placed, some of it is counted in neither.
-        self._copied = max(self._copied, self._builder.tally.mails + len(self._contents))
-        self._report.copied(self._copied, self._source.mail_count, self._contents.received.bytes)
-
-    async def _build(self, work: Callable[[], _T]) -> _T:
-        with storage_errors("the snapshot"):
-            return await trio.to_thread.run_sync(work, limiter=self._building)
-
-
-_ATTEMPTS: Final = 5
-
-
-class _LostError(Exception):
-    """Mail that could not be had, by blob id: the next state may not have it any more.
-
-    `received` is what was brought all the same.
-    """
-
-    def __init__(self, errors: Mapping[str, JmapfsError], received: BlobTotals) -> None:
-        super().__init__(f"{len(errors)} blobs")
-        self.errors = errors
-        self.received = received
-
-
 async def create_snapshot(
-    opener: SourceOpener, destination: Repository, *, max_gone: float, report: SnapshotReport
+    opener: SourceOpener, repository: Repository, *, max_gone: float, report: SnapshotReport
 ) -> SnapshotSummary:
-    """Take a snapshot; return when it is on the disk, under its date.
+    """Create a snapshot; return when it is on the disk, under its date.
 
-    `max_gone` is how much of the last snapshot's mail may be gone, in percent.
+    `max_gone` is the percentage of the previous snapshot's mail that may be gone.
 
     Raises:
-        UsageError: the destination cannot be one.
-        BusyError: another process is at work in it.
-        ConfigError: it is that of another account.
+        UsageError: the repository cannot be created there.
+        BusyError: another process is using it.
+        ConfigError: it belongs to another account.
         TooMuchGoneError: more than `max_gone` is gone.
-        IncompleteError: some mail cannot be had.
-        StorageError: it cannot be written.
-        JmapfsError: what the source raises.
+        IncompleteError: some mail cannot be downloaded.
+        StorageError: the repository cannot be written.
+        JmapfsError: the errors of the source.
     """
     began = time.monotonic()
-    destination.make()
-    with ProcessLock(destination.lock_path, f"the snapshots in {destination.path}"):
-        lost: AbstractSet[str] = frozenset()
-        received = BlobTotals(0, 0)
-        for attempt in itertools.count(1):
+    repository.create()
+    with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}"):
+        failed: AbstractSet[str] = frozenset()
+        downloaded = BlobTotals(0, 0)
+        for number in itertools.count(1):
             try:
-                with storage_errors(destination.path), contextlib.ExitStack() as stack:
-                    taking = _SnapshotRun(destination, report, stack)
-                    async with opener.open(taking) as source:
-                        summary = await taking.take(source, max_gone)
-            except _LostError as error:
-                if attempt == _ATTEMPTS or error.errors.keys() <= lost:
-                    raise _incomplete(error.errors) from None
-                lost, received = error.errors.keys(), received + error.received
+                with storage_errors(repository.path), _Attempt(repository, report) as attempt:
+                    async with opener.open(attempt) as source:
+                        summary = await attempt.copy(source, max_gone)
+            except _FailedDownloadsError as error:
+                if number == _ATTEMPTS or error.errors.keys() <= failed:
+                    raise error.as_incomplete() from None
+                failed, downloaded = error.errors.keys(), downloaded + error.downloaded
             else:
                 return msgspec.structs.replace(
                     summary,
-                    # What an earlier attempt fetched was taken over by the one that succeeded.
-                    fetched=summary.fetched + received.blobs,
-                    fetched_bytes=summary.fetched_bytes + received.bytes,
-                    taken_over=max(0, summary.taken_over - received.blobs),
-                    attempts=attempt,
+                    # The last attempt has taken over what the earlier ones downloaded.
+                    fetched=summary.fetched + downloaded.blobs,
+                    fetched_bytes=summary.fetched_bytes + downloaded.bytes,
+                    taken_over=max(0, summary.taken_over - downloaded.blobs),
+                    attempts=number,
                     seconds=round(time.monotonic() - began, 3),
                 )
         raise AssertionError
 
 
-class _Begun(NamedTuple):
-    """What there is once it is known whose mail is copied."""
+class _FailedDownloadsError(Exception):
+    """Some blobs cannot be downloaded; the next state may not have them any more.
 
-    partial: Staging
-    file_system: FileSystem
-    previous: BaseSnapshot | None
-    sharing: LinkStrategy
-    manifest: ManifestWriter
-    builder: TreeBuilder
+    `errors` has the reason by blob id; `downloaded` counts what arrived all the same.
+    """
+
+    def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
+        super().__init__(f"{len(errors)} blobs")
+        self.errors = errors
+        self.downloaded = downloaded
+
+    def as_incomplete(self) -> IncompleteError:
+        """Return the error for the user."""
+        first = next(iter(self.errors.values()))
+        if len(self.errors) == 1:
+            return IncompleteError(f"no snapshot was made: a mail cannot be downloaded: {first}")
+        return IncompleteError(
+            f"no snapshot was made: {len(self.errors):,} mails cannot be downloaded,"
+            f" the first because: {first}"
+        )
 
 
-class _SnapshotRun:
-    """One attempt, at one state of the account; `stack` is for what it opens."""
+class _Attempt:
+    """An attempt to copy one state: the `EarlySink` of its source, and the owner of its target.
 
-    def __init__(
-        self, destination: Repository, report: SnapshotReport, stack: contextlib.ExitStack
-    ) -> None:
-        self._destination = destination
+    The target is opened as soon as the account is known: for early downloads, or for the copy.
+    """
+
+    def __init__(self, repository: Repository, report: SnapshotReport) -> None:
+        self._repository = repository
         self._report = report
-        self._stack = stack
-        self._begun: _Begun | None = None
+        self._target: _Target | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._target is not None:
+            self._target.close()
 
     async def prepare(self, origin: Origin) -> Sink:
-        """Begin, once it is known whose mail it is; see `EarlySink`."""
-        begun = await self._begin(origin)
-        return begun.partial.contents
+        """See `EarlySink.prepare`."""
+        return (await trio.to_thread.run_sync(self._open_target, origin)).staging
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return what is not at hand; see `EarlySink`."""
-        assert self._begun is not None  # noqa: S101 - `prepare` comes first
-        return await trio.to_thread.run_sync(self._begun.builder.missing, candidates)
+        """See `EarlySink.missing`."""
+        assert self._target is not None  # noqa: S101 - `prepare` comes first
+        return await trio.to_thread.run_sync(self._target.builder.missing, candidates)
 
-    async def take(self, source: Source, max_gone: float) -> SnapshotSummary:
-        """Take the snapshot.
+    async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
+        """Copy the source, and publish the snapshot.
 
         Raises:
-            _LostError: some of the state's mail cannot be had.
+            _FailedDownloadsError: some blobs of the state cannot be downloaded.
         """
-        begun = await self._begin(source.origin)
-        builder, contents = begun.builder, begun.partial.contents
-        date = self._destination.next_date(datetime.now(UTC))
-        # What is found from here on is found when this one has been taken: then it is doubted.
-        await trio.to_thread.run_sync(self._doubt, begun.previous)
-        await trio.to_thread.run_sync(builder.begin, source.mailboxes)
-        copying = CopyJob(source, builder, contents, self._report)
-        await copying.run()
-        if copying.lost:
-            raise _LostError(copying.lost, contents.received)
+        target, date = await trio.to_thread.run_sync(self._begin, source)
+        staging, tally = target.staging, target.builder.tally
+        failed = await _Copy(source, target, self._report).run()
+        if failed:
+            raise _FailedDownloadsError(failed, staging.downloaded)
         if not await source.still_frozen():
-            raise StorageError("the mount was thawed meanwhile: no state was held to the end")
-        gone = 0 if begun.previous is None else begun.previous.missing_from(builder.placed)
-        _require_kept(begun.previous, gone, max_gone)
+            raise StorageError("the mount was thawed during the copy, so no one state was copied")
+        description = await trio.to_thread.run_sync(target.finish, source, date, max_gone)
         self._report.syncing()
-        description = _described(date, source, begun, gone)
-        await trio.to_thread.run_sync(begun.manifest.finish, description)
-        # It may take as long as the disk does; Ctrl-C need not.
-        await trio.to_thread.run_sync(begun.file_system.sync, abandon_on_cancel=True)
-        # In one, so that nothing comes between: when it has its date, it is not to be a failure.
-        path, obstacle = await trio.to_thread.run_sync(self._publish, begun.partial, date)
+        # Ctrl-C need not wait for a slow disk.
+        await trio.to_thread.run_sync(target.file_system.sync, abandon_on_cancel=True)
+        # One uninterrupted job: once the snapshot has its date, the run must not fail.
+        path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
-        if obstacle is not None:
-            self._report.notice(f"the snapshot is there, but not all is tidied up: {obstacle}")
+        if error is not None:
+            self._report.notice(f"the snapshot is complete, but cleaning up failed: {error}")
         return SnapshotSummary(
             path=str(path),
             date=date,
@@ -294,117 +183,226 @@ class _SnapshotRun:
             bytes=description.bytes,
             previous=description.previous,
             new=description.new,
-            gone=gone,
-            fetched=contents.received.blobs - source.cached.blobs,
-            fetched_bytes=contents.received.bytes - source.cached.bytes,
+            gone=description.gone,
+            fetched=staging.downloaded.blobs - source.cached.blobs,
+            fetched_bytes=staging.downloaded.bytes - source.cached.bytes,
             cached=source.cached.blobs,
-            taken_over=builder.tally.taken_over,
+            taken_over=tally.taken_over,
             links=description.links,
             attempts=1,
             seconds=0.0,
         )
 
-    async def _begin(self, origin: Origin) -> _Begun:
-        if self._begun is None:
-            self._begun = await trio.to_thread.run_sync(self._opened, origin)
-        return self._begun
+    def _begin(self, source: Source) -> tuple[_Target, str]:
+        """Begin the tree of the source's state; return the target, and the date of the snapshot."""
+        target = self._open_target(source.origin)
+        date = self._repository.next_date(datetime.now(UTC))
+        # Read verify's findings now: damage found later counts against this snapshot.
+        record = VerificationRecord(self._repository.path)
+        base = target.base
+        if base is not None and record.may_be_damaged(base.date, base.taken):
+            base.verify_content = True
+        target.builder.begin(source.mailboxes)
+        return target, date
 
-    def _opened(self, origin: Origin) -> _Begun:
-        enter = self._stack.enter_context
-        leftovers = InterruptedRuns(self._destination)
-        self._destination.require_origin(origin, leftovers.origins())
-        begun_at = self._destination.next_date(datetime.now(UTC))
-        made = enter(begin_staging(self._destination, begun_at, origin))
-        file_system = enter(FileSystem(made.path))
-        if leftovers.partials:
-            # Only what is on the disk can be read from there; see `has_content`.
-            file_system.sync()
-            leftovers.take_over(made.contents)
-        sharing = self._sharing(made)
-        previous = self._previous(sharing)
-        if previous is not None:
-            enter(previous)
-        manifest = enter(ManifestWriter(made.tree))
-        builder = TreeBuilder(made, manifest, sharing, previous)
-        enter(builder.placed)
-        return _Begun(made, file_system, previous, sharing, manifest, builder)
-
-    def _previous(self, sharing: LinkStrategy) -> BaseSnapshot | None:
-        """Return the newest snapshot whose manifest is as it was written."""
-        for snapshot in reversed(self._destination.snapshots()):
-            if is_intact(snapshot.path):
-                # What is copied is read anyway.
-                return BaseSnapshot(snapshot, doubted=sharing.links == "copy")
-            self._notice(f"{snapshot.path} is damaged, and is not built upon: run verify")
-        return None
-
-    def _doubt(self, previous: BaseSnapshot | None) -> None:
-        """Doubt the last snapshot where verify has found damage that it may have a part in."""
-        if previous is not None:
-            verified = VerificationRecord.read(self._destination)
-            if verified.doubts(previous.date, previous.taken):
-                previous.doubt()
+    def _open_target(self, origin: Origin) -> _Target:
+        if self._target is None:
+            self._target = _Target(self._repository, origin, self._notice)
+        return self._target
 
     def _notice(self, text: str) -> None:
         trio.from_thread.run_sync(self._report.notice, text)
 
-    def _sharing(self, made: Staging) -> LinkStrategy:
-        sharing = LinkStrategy(made.path)
-        if sharing.links != "hard":
-            how = {"reflink": "share blocks instead", "copy": "are copied"}[sharing.links]
-            self._notice(
-                f"{self._destination.path} has no hard links: files that stay the same {how}"
-            )
-        return sharing
 
-    def _publish(self, made: Staging, date: str) -> tuple[Path, StorageError | None]:
-        """Give the snapshot its date; return where it is, and what the next run is to tidy up."""
-        path = made.publish(date)
+class _Target:
+    """The snapshot that is being made, with everything that it is made from; see `close`.
+
+    Its methods are for worker threads.
+
+    Raises:
+        ConfigError: the repository belongs to another account.
+        StorageError, OSError: the repository cannot be written.
+    """
+
+    def __init__(
+        self, repository: Repository, origin: Origin, notice: Callable[[str], None]
+    ) -> None:
+        self._repository = repository
+        self._notice = notice
+        interrupted = InterruptedRuns(repository)
+        repository.require_account(origin, interrupted.origins())
+        with contextlib.ExitStack() as stack:
+            date = repository.next_date(datetime.now(UTC))
+            self.staging = stack.enter_context(Staging(repository, date, origin))
+            self.file_system = stack.enter_context(FileSystem(self.staging.path))
+            if interrupted.paths:
+                # Only what is on the disk can be read from the disk; see `has_content`.
+                self.file_system.sync()
+                interrupted.move_to(self.staging)
+            self._linker = Linker(self.staging.path)
+            if self._linker.links != "hard":
+                how = {"reflink": "share blocks instead", "copy": "are copied"}[self._linker.links]
+                notice(f"{repository.path} has no hard links: unchanged files {how}")
+            self.base = self._open_base()
+            if self.base is not None:
+                stack.enter_context(self.base)
+            self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
+            self.builder = stack.enter_context(
+                TreeBuilder(self.staging, self._manifest, self._linker, self.base)
+            )
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._stack.close()
+
+    def finish(self, source: Source, date: str, max_gone: float) -> Description:
+        """Write the metadata of the finished tree.
+
+        Raises:
+            TooMuchGoneError: more than `max_gone` percent of the base snapshot's mail is gone.
+        """
+        base, tally = self.base, self.builder.tally
+        gone = 0 if base is None else base.count_missing_from(self.builder.blobs)
+        if base is not None and 100 * gone > max_gone * len(base):
+            raise TooMuchGoneError(
+                f"{gone:,} of the {len(base):,} mails of {base.date} are gone"
+                f" ({100 * gone / len(base):.0f} %), so no snapshot was made; --max-gone 100 makes"
+                " one all the same"
+            )
+        description = Description(
+            format=FORMAT,
+            jmapfs=__version__,
+            date=date,
+            origin=source.origin,
+            email_state=source.email_state,
+            mails=tally.mails,
+            files=tally.files,
+            bytes=tally.bytes,
+            previous=None if base is None else base.date,
+            new=tally.new,
+            gone=gone,
+            added_bytes=tally.new_bytes + self._linker.copied_bytes,
+            links=self._linker.links,
+            mailboxes=tuple(source.mailboxes),
+        )
+        self._manifest.finish(description)
+        return description
+
+    def publish(self, date: str) -> tuple[Path, StorageError | None]:
+        """Publish the snapshot; return its path, and the error if cleaning up failed."""
+        path = self.staging.publish(date)
         try:
             with storage_errors(path):
-                point_latest(self._destination, date)
-                remove_partial(made.path)
+                self._repository.set_latest(date)
+                self._repository.remove_partial(self.staging.path)
         except StorageError as error:
             return path, error
         return path, None
 
-
-def _require_kept(previous: BaseSnapshot | None, gone: int, max_gone: float) -> None:
-    if previous is None or not len(previous):
-        return
-    share = 100 * gone / len(previous)
-    if share > max_gone:
-        raise TooMuchGoneError(
-            f"{gone:,} of the {len(previous):,} mails of {previous.date} are gone"
-            f" ({share:.0f} %): no snapshot without them is made unless you ask for it"
-            " with --max-gone 100"
-        )
+    def _open_base(self) -> BaseSnapshot | None:
+        for snapshot in reversed(self._repository.snapshots()):
+            if is_intact(snapshot.path):
+                # A copy reads the file anyway.
+                return BaseSnapshot(snapshot, verify_content=self._linker.links == "copy")
+            self._notice(f"{snapshot.path} is damaged and will not be built upon: run verify")
+        return None
 
 
-def _described(date: str, source: Source, begun: _Begun, gone: int) -> Description:
-    tally = begun.builder.tally
-    return Description(
-        format=FORMAT,
-        jmapfs=__version__,
-        date=date,
-        origin=source.origin,
-        email_state=source.email_state,
-        mails=tally.mails,
-        files=tally.files,
-        bytes=tally.bytes,
-        previous=begun.previous.date if begun.previous is not None else None,
-        new=tally.new,
-        gone=gone,
-        added_bytes=tally.new_bytes + begun.sharing.copied_bytes,
-        links=begun.sharing.links,
-        mailboxes=tuple(source.mailboxes),
-    )
+@dataclass(slots=True)
+class _Part:
+    """A plan, and the number of its requests that are neither downloaded nor failed."""
+
+    plan: BuildPlan
+    pending: int
+    complete: trio.Event = field(default_factory=trio.Event)
+
+    def finish(self, count: int) -> None:
+        """Note that some requests are downloaded, or have failed."""
+        self.pending -= count
+        if not self.pending:
+            self.complete.set()
 
 
-def _incomplete(errors: Mapping[str, JmapfsError]) -> JmapfsError:
-    first = next(iter(errors.values()))
-    if len(errors) == 1:
-        return IncompleteError(f"a mail cannot be had, so there is no snapshot: {first}")
-    return IncompleteError(
-        f"{len(errors):,} mails cannot be had, so there is no snapshot: {first}; and so on"
-    )
+class _Copy:
+    """Copies a source into a target, once."""
+
+    def __init__(self, source: Source, target: _Target, report: SnapshotReport) -> None:
+        self._source = source
+        self._builder = target.builder
+        self._staging = target.staging
+        self._report = report
+        self._failed: dict[str, JmapfsError] = {}
+        self._copied = 0
+        # Planning and placing share the builder.
+        self._building = trio.CapacityLimiter(1)
+
+    async def run(self) -> Mapping[str, JmapfsError]:
+        """Copy everything that can be downloaded; return the errors of the rest by blob id.
+
+        The tree is complete if there are none.
+
+        Raises:
+            StorageError: the repository cannot be written.
+            IncompleteError: so many downloads failed that the rest was not tried.
+            JmapfsError: the errors of the source.
+        """
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                batches = trio.open_memory_channel[tuple[_Part, Sequence[BlobRequest]]](0)
+                parts = trio.open_memory_channel[_Part](_PARTS)
+                nursery.start_soon(self._plan, parts[0], batches[0])
+                async with batches[1]:
+                    for _ in range(self._source.concurrency):
+                        nursery.start_soon(self._download, batches[1].clone())
+                nursery.start_soon(self._place, parts[1])
+        return self._failed
+
+    async def _plan(
+        self,
+        parts: trio.MemorySendChannel[_Part],
+        batches: trio.MemorySendChannel[tuple[_Part, Sequence[BlobRequest]]],
+    ) -> None:
+        async with parts, batches:
+            position: int | None = FIRST
+            while position is not None:
+                emails = await self._source.emails_after(position)
+                plan = await self._build(partial(self._builder.plan, emails.emails))
+                part = _Part(plan, len(plan.requests))
+                part.finish(0)
+                await parts.send(part)
+                for batch in self._source.batches(plan.requests):
+                    await batches.send((part, batch))
+                position = emails.position
+
+    async def _download(
+        self, batches: trio.MemoryReceiveChannel[tuple[_Part, Sequence[BlobRequest]]]
+    ) -> None:
+        async with batches:
+            async for part, batch in batches:
+                self._failed.update(await self._source.download(batch, self._staging))
+                if len(self._failed) > _MAX_FAILED:
+                    error = next(iter(self._failed.values()))
+                    raise IncompleteError(
+                        f"{len(self._failed):,} mails cannot be downloaded: {error}"
+                    )
+                part.finish(len(batch))
+                self._report_copied()
+
+    async def _place(self, parts: trio.MemoryReceiveChannel[_Part]) -> None:
+        async with parts:
+            async for part in parts:
+                await part.complete.wait()
+                if not self._failed:
+                    await self._build(partial(self._builder.place, part.plan))
+                self._report_copied()
+
+    def _report_copied(self) -> None:
+        # While a part is being placed, some of it counts neither as placed nor as staged.
+        self._copied = max(self._copied, self._builder.tally.mails + len(self._staging))
+        size = self._staging.downloaded.bytes
+        self._report.copied(self._copied, self._source.mail_count, size)
+
+    async def _build(self, work: Callable[[], _T]) -> _T:
+        with storage_errors("the snapshot"):
+            return await trio.to_thread.run_sync(work, limiter=self._building)

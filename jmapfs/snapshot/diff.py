@@ -1,8 +1,8 @@
-"""What became of the mail between two snapshots: both manifests are read in step, line by line.
+"""Compares the mail of two snapshots: both manifests are read in step, line by line.
 
-A mail is its blob and the time of receipt; ids of emails may be others in every snapshot. Emails
-that have both in common are told apart as far as they can be: those that look the same in both
-snapshots are the same, the others are matched by what they have in common.
+Mails are matched by blob and time of receipt; the ids of emails may differ in every snapshot.
+Several emails with the same blob and time are matched by what else they have in common: first
+those that are the same in both snapshots, then those that are ever less similar.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jmapfs.snapshot.repository import Snapshot
 
 
 class _Change(msgspec.Struct, frozen=True, tag_field="change"):
-    """A change to the email `id`, of the later snapshot if it is in that."""
+    """A change to the email `id`: its id in the later snapshot, or else in the earlier one."""
 
     id: str
     blob_id: str
@@ -30,26 +30,26 @@ class _Change(msgspec.Struct, frozen=True, tag_field="change"):
 
 
 class MailAdded(_Change, frozen=True, tag="added"):
-    """A mail that is in the later snapshot only; `files` are relative to the snapshot."""
+    """A mail that only the later snapshot has; `files` are relative to the snapshot."""
 
     files: tuple[str, ...]
 
 
 class MailRemoved(_Change, frozen=True, tag="gone"):
-    """A mail that is in the earlier snapshot only."""
+    """A mail that only the earlier snapshot has."""
 
     files: tuple[str, ...]
 
 
 class MailMoved(_Change, frozen=True, tag="moved"):
-    """A mail that is in other mailboxes, under other names."""
+    """A mail that is in other mailboxes, and has other files."""
 
     old: tuple[str, ...]
     new: tuple[str, ...]
 
 
 class KeywordsChanged(_Change, frozen=True, tag="flagged"):
-    """A mail that has other keywords: some were set, some cleared."""
+    """A mail with other keywords: those that were set, and those that were cleared."""
 
     files: tuple[str, ...]
     set: tuple[str, ...]
@@ -60,7 +60,7 @@ Change: TypeAlias = MailAdded | MailRemoved | MailMoved | KeywordsChanged
 
 
 class RenamedMailbox(msgspec.Struct, frozen=True):
-    """A mailbox with another path, for a new name of its own or of one above it."""
+    """A mailbox with another path: it was renamed, or one of its parents was."""
 
     id: str
     old: str
@@ -72,20 +72,22 @@ def changes_between(old: Snapshot, new: Snapshot) -> Iterator[Change]:
 
     Raises, from the iteration:
         MissingFilesError: there is no manifest.
-        AlteredFilesError: a manifest is none, or not in order.
+        AlteredFilesError: a manifest is not valid, or not in order.
         StorageError: it cannot be read.
     """
-    both = heapq.merge(_in_order(old, later=False), _in_order(new, later=True), key=_KEY)
-    for _, mails in groupby(both, key=_KEY):
+    merged = heapq.merge(
+        _sorted_mails(old, is_later=False), _sorted_mails(new, is_later=True), key=_KEY
+    )
+    for _, group in groupby(merged, key=_KEY):
         earlier: list[SavedMail] = []
         later: list[SavedMail] = []
-        for one in mails:
-            (later if one.later else earlier).append(one.mail)
+        for one in group:
+            (later if one.is_later else earlier).append(one.mail)
         yield from _changes(earlier, later)
 
 
 def renamed_mailboxes(old: Description, new: Description) -> list[RenamedMailbox]:
-    """Return the mailboxes that are in both snapshots with different paths, by the new ones."""
+    """Return the mailboxes that have different paths in the snapshots, by their new paths."""
     paths = {mailbox.id: mailbox.path for mailbox in old.mailboxes}
     return [
         RenamedMailbox(mailbox.id, paths[mailbox.id], mailbox.path)
@@ -99,31 +101,31 @@ _YEAR: Final = re.compile("[0-9]{4,9}")
 _Key: TypeAlias = tuple[int, str, str]
 
 
-class _Placed(NamedTuple):
-    """A mail at its place in the order; `later` is which of the snapshots it is of."""
+class _SortedMail(NamedTuple):
+    """A mail with its sort key; `is_later` tells which snapshot it is from."""
 
     key: _Key
     mail: SavedMail
-    later: bool
+    is_later: bool
 
 
-_KEY: Final[Callable[[_Placed], _Key]] = attrgetter("key")
+_KEY: Final[Callable[[_SortedMail], _Key]] = attrgetter("key")
 
 
-def _in_order(snapshot: Snapshot, *, later: bool) -> Iterator[_Placed]:
+def _sorted_mails(snapshot: Snapshot, *, is_later: bool) -> Iterator[_SortedMail]:
     last: _Key | None = None
-    for mail in read_manifest(snapshot.path):
+    for _, mail in read_manifest(snapshot.path):
         key = _key(snapshot, mail)
         if last is not None and key < last:
             raise AlteredFilesError(
                 f"{snapshot.path / MANIFEST}: not in order at the email {mail.id!a}: run verify"
             )
         last = key
-        yield _Placed(key, mail, later)
+        yield _SortedMail(key, mail, is_later)
 
 
 def _key(snapshot: Snapshot, mail: SavedMail) -> _Key:
-    # Years of more digits do not sort as text, all that follows does.
+    # Years of more than four digits do not sort as text; everything after the year does.
     year, _, rest = mail.received_at.partition("-")
     if not _YEAR.fullmatch(year):
         raise AlteredFilesError(
@@ -133,55 +135,57 @@ def _key(snapshot: Snapshot, mail: SavedMail) -> _Key:
 
 
 def _changes(old: Sequence[SavedMail], new: Sequence[SavedMail]) -> Iterator[Change]:
-    """Yield what became of mails that have the blob and the time in common."""
+    """Yield the changes of mails with the same blob and time."""
     if len(old) == len(new) == 1:
         yield from _differences(old[0], new[0])
         return
-    gone, added = list(old), list(new)
-    for alike in _ALIKE:
-        if not gone or not added:
+    removed, added = list(old), list(new)
+    for criterion in _CRITERIA:
+        if not removed or not added:
             break
-        pairs, gone, added = _matched(gone, added, alike)
+        pairs, removed, added = _match(removed, added, criterion)
         for before, after in pairs:
             yield from _differences(before, after)
-    for mail in gone:
+    for mail in removed:
         yield MailRemoved(mail.id, mail.blob_id, mail.received_at, _files(mail))
     for mail in added:
         yield MailAdded(mail.id, mail.blob_id, mail.received_at, _files(mail))
 
 
-def _matched(
-    old: Iterable[SavedMail], new: Iterable[SavedMail], alike: Callable[[SavedMail], Hashable]
+def _match(
+    old: Iterable[SavedMail], new: Iterable[SavedMail], criterion: Callable[[SavedMail], Hashable]
 ) -> tuple[list[tuple[SavedMail, SavedMail]], list[SavedMail], list[SavedMail]]:
-    """Pair mails that are alike, each with one; return the pairs, and those without one."""
-    waiting: dict[Hashable, list[SavedMail]] = {}
+    """Pair mails with equal criteria; return the pairs, and the old and new mails left over."""
+    unmatched: dict[Hashable, list[SavedMail]] = {}
     for mail in old:
-        waiting.setdefault(alike(mail), []).append(mail)
-    for same in waiting.values():
-        same.reverse()
+        unmatched.setdefault(criterion(mail), []).append(mail)
+    for equal in unmatched.values():
+        equal.reverse()
     pairs = []
-    alone = []
+    new_left = []
     for mail in new:
-        same = waiting.get(alike(mail), [])
-        if same:
-            pairs.append((same.pop(), mail))
+        equal = unmatched.get(criterion(mail), [])
+        if equal:
+            pairs.append((equal.pop(), mail))
         else:
-            alone.append(mail)
-    return pairs, [mail for same in waiting.values() for mail in reversed(same)], alone
+            new_left.append(mail)
+    old_left = [mail for equal in unmatched.values() for mail in reversed(equal)]
+    return pairs, old_left, new_left
 
 
 def _differences(old: SavedMail, new: SavedMail) -> Iterator[Change]:
-    # A renamed mailbox moves no mail, nor does one with a new id in the place of the old one.
+    # Renaming a mailbox moves no mail, nor does replacing it by one with a new id.
     if _mailboxes(old) != _mailboxes(new) and set(_files(old)) != set(_files(new)):
         yield MailMoved(new.id, new.blob_id, new.received_at, _files(old), _files(new))
-    if set(old.keywords) != set(new.keywords):
+    before, after = set(old.keywords), set(new.keywords)
+    if before != after:
         yield KeywordsChanged(
             new.id,
             new.blob_id,
             new.received_at,
             _files(new),
-            tuple(sorted(set(new.keywords) - set(old.keywords))),
-            tuple(sorted(set(old.keywords) - set(new.keywords))),
+            tuple(sorted(after - before)),
+            tuple(sorted(before - after)),
         )
 
 
@@ -193,8 +197,8 @@ def _mailboxes(mail: SavedMail) -> frozenset[str]:
     return frozenset(place.id for place in mail.mailboxes)
 
 
-# By what mails of the same content are matched, the best first. The first two leave no change.
-_ALIKE: Final[Sequence[Callable[[SavedMail], Hashable]]] = (
+# What mails of the same content are matched by, best first. The first two leave no change.
+_CRITERIA: Final[Sequence[Callable[[SavedMail], Hashable]]] = (
     lambda mail: (_mailboxes(mail), frozenset(mail.keywords)),
     lambda mail: (frozenset(_files(mail)), frozenset(mail.keywords)),
     lambda mail: mail.id,

@@ -1,8 +1,8 @@
-"""What should be in a snapshot, by the three files that tell of it; and whether these agree.
+"""The files that a snapshot should have, by its three metadata files; and whether these agree.
 
 SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
-else that is in SHA256SUMS. So where they disagree it can be told which of them has changed: a
-manifest that has is not believed any more, and the files are known by SHA256SUMS alone.
+else that SHA256SUMS has. So if they disagree, it can be told which of them was altered. An altered
+manifest is not used: then SHA256SUMS alone says which files there should be.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError
-from jmapfs.snapshot.findings import Finding, Kind
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
     DESCRIPTION,
     MAIL,
     MANIFEST,
-    SUMMED,
+    METADATA_FILES,
+    SUMMED_FILES,
     Description,
     SavedMail,
     checksum_line,
     decode_line,
-    ending_of,
     is_mail_file,
     read_description,
+    read_last_lines,
 )
-from jmapfs.snapshot.verify_read import HashSet, fault_of, opened, read_digest
+from jmapfs.snapshot.verify_read import Finding, open_file, read_digest, read_error
+from jmapfs.snapshot.verify_record import Kind
 
 _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-# No line is as long; a file that was overwritten may have no line breaks at all.
-_LONGEST_LINE: Final = 16 << 20
-# Enough for as many mailboxes as there are accounts with; it is read at once.
-_LONGEST_DESCRIPTION: Final = 64 << 20
-# Checksums of different contents agree in some 4 of their 64 digits, by chance.
-_ALIKE_DIGITS: Final = 32
+# Longer than any line; a file that was overwritten may have no line breaks at all.
+_MAX_LINE: Final = 16 << 20
+# Enough for any number of mailboxes; it is read at once.
+_MAX_DESCRIPTION: Final = 64 << 20
+# Checksums of different contents have some 4 of their 64 digits in common, by chance.
+_SIMILAR_DIGITS: Final = 32
 
 
 class ExpectedMail(NamedTuple):
-    """Files of one content; `size` in bytes where it is known, `again` if the blob was listed."""
+    """Files of one content; `size` in bytes if it is known, `again` if the blob came before."""
 
     files: tuple[str, ...]
     size: int | None
@@ -51,40 +52,37 @@ class ExpectedMail(NamedTuple):
 
 
 class ExpectedContents:
-    """What a snapshot says is in it; findings about these three files go into `findings`.
+    """The expected contents of a snapshot; iterate over them once, in worker threads.
 
-    `description` is None where it cannot be believed. `mails`, `files`, `paths` and `directories`
-    are complete when the mails have been iterated over: `directories` has those of all mailboxes
-    if `knows_directories`, and `is_whole` tells whether all that should be there is in `paths`.
+    Findings about the metadata files are added to `findings`. `description` is None if it is
+    damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
+    `directories` then has those of all mailboxes if `knows_directories`; `is_complete` tells
+    whether all expected files are known.
 
-    Everything here is for worker threads.
+    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`.
+
+    Raises:
+        StorageError: a later jmapfs made the snapshot.
     """
 
     def __init__(self, directory: Path, findings: list[Finding]) -> None:
-        self.description: Description | None = None
         self.mails = 0
         self.files = 0
-        self.paths = HashSet()
         self.directories = {MAIL}
-        self.is_whole = True
+        self.is_complete = True
         self._directory = directory
         self._findings = findings
-        self._named: set[str] = set()
+        self._found: set[str] = set()
         self._unreadable: set[str] = set()
         self._bytes = 0
-        self._blobs = HashSet()
-
-    def open(self) -> None:
-        """Read the description, and find out what of the rest can be believed.
-
-        Raises:
-            StorageError: the snapshot is of a later jmapfs.
-        """
-        sums = self._sums()
-        self._manifest_is_sure = sums[MANIFEST] is not None
-        self._believes_manifest = self._is_right(MANIFEST, sums[MANIFEST])
-        if self._is_right(DESCRIPTION, sums[DESCRIPTION]):
-            self._describe()
+        self._paths: set[int] = set()
+        self._blobs: set[int] = set()
+        sums = self._read_sums()
+        self._manifest_has_sum = sums[MANIFEST] is not None
+        self._uses_manifest = self._is_right(MANIFEST, sums[MANIFEST])
+        self.description = (
+            self._read_description() if self._is_right(DESCRIPTION, sums[DESCRIPTION]) else None
+        )
         if self.description is not None:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
@@ -94,73 +92,81 @@ class ExpectedContents:
         """Whether the directories of empty mailboxes are known."""
         return self.description is not None
 
+    def is_expected(self, path: str) -> bool:
+        """Return whether a file belongs to the snapshot."""
+        return path in METADATA_FILES or hash(path) in self._paths
+
     def __iter__(self) -> Iterator[ExpectedMail]:
-        return self._by_manifest() if self._believes_manifest else self._by_checksums()
+        return self._by_manifest() if self._uses_manifest else self._by_checksums()
 
     def _by_manifest(self) -> Iterator[ExpectedMail]:
-        comparison = _Comparison(self._lines(CHECKSUMS))
+        sums = self._lines(CHECKSUMS)
+        sums_agree = True
         for number, line in enumerate(self._lines(MANIFEST), 1):
             mail = _decoded(line)
             if mail is None:
-                self._distrust(MANIFEST, f"line {number} is not of a manifest")
+                self._find_incomplete(MANIFEST, f"line {number} is not valid")
                 continue
             files = tuple(place.file for place in mail.mailboxes)
             if not (_DIGEST.fullmatch(mail.sha256) and all(map(is_mail_file, files))):
-                self._distrust(MANIFEST, f"line {number} names what is in no snapshot")
+                self._find_incomplete(MANIFEST, f"line {number} names files that no snapshot has")
                 continue
-            comparison.add(mail)
-            is_new = self._blobs.add(mail.blob_id)
-            if is_new:
+            for file in files:
+                sums_agree = next(sums, None) == checksum_line(mail.sha256, file) and sums_agree
+            blob = hash(mail.blob_id)
+            again = blob in self._blobs
+            if not again:
+                self._blobs.add(blob)
                 self._bytes += mail.size
-            yield self._listed(files, mail.size, mail.sha256, again=not is_new)
-        self.is_whole = self.is_whole and MANIFEST not in self._unreadable
-        if self.is_whole:
-            if not comparison.is_right():
-                self._find(CHECKSUMS, "altered", "is not what the manifest says")
+            yield self._expect(files, mail.size, mail.sha256, again=again)
+        self.is_complete = self.is_complete and MANIFEST not in self._unreadable
+        if self.is_complete:
+            if not sums_agree or sum(1 for _ in sums) != len(SUMMED_FILES):
+                self._find(CHECKSUMS, "altered", "disagrees with the manifest")
             self._compare_counts()
 
     def _by_checksums(self) -> Iterator[ExpectedMail]:
-        ending = []
+        last = []
         for number, line in enumerate(self._lines(CHECKSUMS), 1):
             match = _LINE.fullmatch(line)
             path = os.fsdecode(match[2]) if match else ""
-            if match and path in SUMMED:
-                ending.append(path)
+            if match and path in SUMMED_FILES:
+                last.append(path)
             elif match and is_mail_file(path):
-                yield self._listed((path,), None, match[1].decode(), again=False)
+                yield self._expect((path,), None, match[1].decode(), again=False)
             else:
-                self._distrust(CHECKSUMS, f"line {number} is not of a list of checksums")
-        self.is_whole = self.is_whole and ending == list(SUMMED)
+                self._find_incomplete(CHECKSUMS, f"line {number} is not valid")
+        self.is_complete = self.is_complete and last == list(SUMMED_FILES)
 
-    def _listed(
+    def _expect(
         self, files: tuple[str, ...], size: int | None, sha256: str, *, again: bool
     ) -> ExpectedMail:
         self.mails += 1
         self.files += len(files)
         for file in files:
-            self.paths.add(file)
+            self._paths.add(hash(file))
             self._add_directory(file.rpartition("/")[0])
         return ExpectedMail(files, size, bytes.fromhex(sha256), again)
 
-    def _sums(self) -> dict[str, str | None]:
-        """Return the checksums of the two other files, by the last lines of SHA256SUMS."""
-        sums: dict[str, str | None] = dict.fromkeys(SUMMED)
+    def _read_sums(self) -> dict[str, str | None]:
+        """Return the checksums of the other two files, from the last lines of SHA256SUMS."""
+        sums: dict[str, str | None] = dict.fromkeys(SUMMED_FILES)
         try:
-            with opened(self._directory / CHECKSUMS) as file:
-                lines = ending_of(file)
+            with open_file(self._directory / CHECKSUMS) as file:
+                lines = read_last_lines(file)
         except OSError as error:
             self._find_unreadable(CHECKSUMS, error)
             return sums
-        for path, line in zip(SUMMED, lines, strict=False):
+        for path, line in zip(SUMMED_FILES, lines, strict=False):
             match = _LINE.fullmatch(line)
             if match and match[2] == path.encode():
                 sums[path] = match[1].decode()
         if None in sums.values():
-            self._find(CHECKSUMS, "altered", "does not end as it should")
+            self._find(CHECKSUMS, "altered", "does not end with the two checksums that it should")
         return sums
 
     def _is_right(self, path: str, expected: str | None) -> bool:
-        """Tell whether a file can be believed: it is what its checksum says, or that is lost."""
+        """Return whether a file can be used: it matches its checksum, or that is damaged."""
         try:
             digest = read_digest(os.fspath(self._directory / path))[0].hex()
         except OSError as error:
@@ -168,79 +174,63 @@ class ExpectedContents:
             return False
         if expected is None or digest == expected:
             return True
-        if sum(one == other for one, other in zip(digest, expected, strict=True)) > _ALIKE_DIGITS:
+        common = sum(one == other for one, other in zip(digest, expected, strict=True))
+        if common > _SIMILAR_DIGITS:
             self._find(CHECKSUMS, "altered", f"has a damaged checksum of {path}")
             return True
-        self._find(path, "altered", "is not what its checksum in SHA256SUMS says")
+        self._find(path, "altered", "does not match its checksum in SHA256SUMS")
         return False
 
-    def _describe(self) -> None:
+    def _read_description(self) -> Description | None:
         try:
-            if (self._directory / DESCRIPTION).stat().st_size <= _LONGEST_DESCRIPTION:
+            if (self._directory / DESCRIPTION).stat().st_size <= _MAX_DESCRIPTION:
                 description = read_description(self._directory)
                 if all(is_mail_file(f"{MAIL}/{one.path}") for one in description.mailboxes):
-                    self.description = description
-                    return
+                    return description
         except (OSError, AlteredFilesError, MissingFilesError):
             pass
         self._find(DESCRIPTION, "altered", "is not the description of a snapshot")
+        return None
 
     def _compare_counts(self) -> None:
-        said = self.description
-        if said is None or (self.mails, self.files, self._bytes) == (
-            said.mails,
-            said.files,
-            said.bytes,
+        stated = self.description
+        if stated is None or (self.mails, self.files, self._bytes) == (
+            stated.mails,
+            stated.files,
+            stated.bytes,
         ):
             return
         path, other = (MANIFEST, DESCRIPTION)
-        if self._manifest_is_sure:
+        if self._manifest_has_sum:
             path, other = other, path
-        self._find(path, "altered", f"has not the mails, files and bytes that {other} has")
+        self._find(path, "altered", f"disagrees with {other} on the mails, files and bytes")
 
     def _lines(self, path: str) -> Iterator[bytes]:
         try:
-            with opened(self._directory / path) as file:
-                while line := file.readline(_LONGEST_LINE):
+            with open_file(self._directory / path) as file:
+                while line := file.readline(_MAX_LINE):
                     yield line
         except OSError as error:
             self._find_unreadable(path, error)
 
-    def _distrust(self, path: str, detail: str) -> None:
-        self.is_whole = False
+    def _find_incomplete(self, path: str, detail: str) -> None:
+        self.is_complete = False
         self._find(path, "altered", detail)
 
     def _find_unreadable(self, path: str, error: OSError) -> None:
         self._unreadable.add(path)
-        self._find(path, *fault_of(error))
+        self._find(path, *read_error(error))
 
     def _find(self, path: str, kind: Kind, detail: str) -> None:
-        if path not in self._named:
-            self._named.add(path)
+        """Add the first finding about a file."""
+        if path not in self._found:
+            self._found.add(path)
             self._findings.append(Finding(path, kind, detail))
 
     def _add_directory(self, path: str) -> None:
         while path not in self.directories:
             self.directories.add(path)
             path = path.rpartition("/")[0]
-
-
-class _Comparison:
-    """SHA256SUMS, line by line beside the manifest."""
-
-    def __init__(self, lines: Iterator[bytes]) -> None:
-        self._lines = lines
-        self._agrees = True
-
-    def add(self, mail: SavedMail) -> None:
-        """Compare the lines of the next mail."""
-        for place in mail.mailboxes:
-            line = next(self._lines, None)
-            self._agrees = self._agrees and line == checksum_line(mail.sha256, place.file)
-
-    def is_right(self) -> bool:
-        """Tell whether all is there, and no more than the two last lines besides."""
-        return self._agrees and sum(1 for _ in self._lines) == len(SUMMED)
 
 
 def _decoded(line: bytes) -> SavedMail | None:

@@ -1,44 +1,76 @@
-"""Having everything of a file system on its disk: one call for a hundred thousand files.
+"""File operations that `os` and `shutil` lack: exclusive creation, links, syncing and deletion.
 
-syncfs(2) waits for all that was written to the file system, ours and others', and since Linux 5.8
-reports what could not be written since its descriptor was opened. An fsync of each file would wait
-as often as there are files.
+Files of the same content share it, as far as the file system allows: by hard links; where there
+are none (exFAT, SMB) by shared blocks (FICLONE, ioctl_ficlone(2)); otherwise by copies, whose
+checksums are verified while they are written.
 
-Writing files by descriptor: new ones only, and every byte of what is to be in them.
+A snapshot is synced with syncfs(2): it waits for everything written to the file system, by us and
+by others, and since Linux 5.8 it reports writes that have failed since its descriptor was opened.
+An fsync of each file would wait once per file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
+import hashlib
 import os
+import stat
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, Literal, Self
+
+Links = Literal["hard", "reflink", "copy"]
+"""How files of the same content share it: several names of one file, shared blocks, or not."""
+
+_FICLONE: Final = 0x40049409
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
+_PIECE_BYTES: Final = 1 << 20
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def created(path: Path | str, mode: int = 0o400, *, append: bool = False) -> int:
-    """Make a file that is not there yet, and return a descriptor to write to; raises OSError."""
+def create_file(path: Path | str, mode: int = 0o400, *, append: bool = False) -> int:
+    """Create a file that does not exist yet; return a descriptor to write to. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return os.open(path, flags | (os.O_APPEND if append else 0), mode)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, in several calls where one does not take it; raises OSError."""
+    """Write all of `data`, with several calls if necessary; raises OSError."""
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, memoryview(data)[written:])
 
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+def has_content(path: str, size: int, sha256: str) -> bool:
+    """Return whether a file exists and has this content, which is read from the disk.
+
+    After a write error the kernel may hold pages that never reached the disk and count as clean.
+    They are dropped first. This proves nothing about pages that are still to be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if os.fstat(descriptor).st_size != size:
+                return False
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 class FileSystem:
-    """The file system of a directory, watched from the beginning of `with` for failed writes."""
+    """The file system of a directory; failed writes are watched for from construction on."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._descriptor = os.open(directory, _OPEN_DIRECTORY)
 
     def __enter__(self) -> Self:
-        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +80,7 @@ class FileSystem:
         """Return when everything is on the disk.
 
         Raises:
-            OSError: something is not, and may never be.
+            OSError: something is not on the disk, and may never be.
         """
         if _libc.syncfs(self._descriptor) != 0:
             number = ctypes.get_errno()
@@ -56,9 +88,165 @@ class FileSystem:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in a directory on the disk (fsync(2)); raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Sync the names in a directory (fsync(2)); raises OSError."""
+    descriptor = os.open(directory, _OPEN_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Linker:
+    """Gives files further names, by the best means of the file system: `links`.
+
+    `copied_bytes` counts the bytes that had to be written for it.
+
+    Raises:
+        OSError: nothing can be written in `directory`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.copied_bytes = 0
+        self.links = _supported_links(directory)
+
+    def link(self, source: str, target: str, sha256: str) -> bool:
+        """Give the file `source` the name `target` as well; False if its content has changed.
+
+        Raises:
+            OSError: the name cannot be created.
+        """
+        if self.links == "hard":
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError as error:
+                # A file can have only so many names: further ones link to a copy.
+                if error.errno != errno.EMLINK:
+                    raise
+            else:
+                return True
+        with Path(source).open("rb") as original, _create_unbuffered(target) as copy:
+            is_right = (self.links == "reflink" and _clone(original.fileno(), copy.fileno())) or (
+                self._copy(original.fileno(), copy.fileno(), sha256)
+            )
+            status = os.fstat(original.fileno())
+            os.utime(copy.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        if not is_right:
+            Path(target).unlink()
+        return is_right
+
+    def _copy(self, original: int, copy: int, sha256: str) -> bool:
+        digest = hashlib.sha256()
+        while piece := os.read(original, _PIECE_BYTES):
+            digest.update(piece)
+            self.copied_bytes += len(piece)
+            write_all(copy, piece)
+        return digest.hexdigest() == sha256
+
+
+def _supported_links(directory: Path) -> Links:
+    """Try it with a file of one byte: an empty file can be cloned on every file system."""
+    one, other = directory / "links-one", directory / "links-other"
+    one.write_bytes(b"1")
+    try:
+        try:
+            os.link(one, other, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            return "hard"
+        with one.open("rb") as original, _create_unbuffered(os.fspath(other)) as copy:
+            return "reflink" if _clone(original.fileno(), copy.fileno()) else "copy"
+    finally:
+        for path in (one, other):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _clone(original: int, copy: int) -> bool:
+    try:
+        fcntl.ioctl(copy, _FICLONE, original)
+    except OSError:
+        return False
+    return True
+
+
+def _create_unbuffered(path: str) -> BinaryIO:
+    return os.fdopen(create_file(path), "wb", buffering=0)
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory on the way down: its inode, its name, and the directories left in it."""
+
+    inode: tuple[int, int]
+    name: str = ""
+    directories: list[str] = field(default_factory=list)
+
+
+def delete_tree(path: Path) -> int:
+    """Delete a directory with everything in it; return the bytes that no other name shares.
+
+    Everything is deleted by name relative to an open directory. No symbolic link is followed and
+    no other file system is entered, so nothing outside of `path` is deleted. Only one directory is
+    open at a time: mailboxes may nest deeper than the limit of open files.
+
+    Raises:
+        OSError: something cannot be deleted, is on another file system, or is being moved.
+    """
+    flags = _OPEN_DIRECTORY | os.O_NOFOLLOW
+    freed = 0
+    current = os.open(path, flags)
+    try:
+        levels = [_Level(_inode(current))]
+        freed += _delete_files(current, levels[-1])
+        while True:
+            if levels[-1].directories:
+                name = levels[-1].directories.pop()
+                current = _replace(current, os.open(name, flags, dir_fd=current))
+                levels.append(_Level(_inode(current), name))
+                if levels[-1].inode[0] != levels[0].inode[0]:
+                    raise OSError(errno.EXDEV, f"{name} in it is another file system")
+                freed += _delete_files(current, levels[-1])
+            elif len(levels) > 1:
+                current = _replace(current, os.open("..", flags, dir_fd=current))
+                name = levels.pop().name
+                if _inode(current) != levels[-1].inode:
+                    raise OSError(errno.ESTALE, f"{name} in it was moved meanwhile")
+                os.rmdir(name, dir_fd=current)
+            else:
+                break
+    finally:
+        os.close(current)
+    path.rmdir()
+    return freed
+
+
+def _delete_files(directory: int, level: _Level) -> int:
+    """Delete the files in a directory, and note its directories; return the bytes set free."""
+    freed = 0
+    if not os.fstat(directory).st_mode & stat.S_IWUSR:
+        # The user has write-protected it; without write permission nothing in it can be deleted.
+        os.fchmod(directory, stat.S_IRWXU)
+    files: list[str] = []
+    # List to the end first: some file systems skip names when others are removed meanwhile.
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            names = level.directories if entry.is_dir(follow_symlinks=False) else files
+            names.append(entry.name)
+    for name in files:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        os.unlink(name, dir_fd=directory)
+        if status.st_nlink == 1:
+            freed += status.st_size
+    return freed
+
+
+def _inode(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _replace(descriptor: int, other: int) -> int:
+    os.close(descriptor)
+    return other

@@ -25,7 +25,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
-from jmapfs.snapshot.bringing import BlobFetcher, EarlyFetcher, opened_cache
+from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -35,7 +35,7 @@ from jmapfs.snapshot.source import (
     SnapshotReport,
     SourceOpener,
 )
-from jmapfs.sqlite import index_errors
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.follower import StateWaiter
 from jmapfs.sync.synchronizer import Synchronizer, check_account
 from jmapfs.tree.export import EmailExport, ExportedMailbox
@@ -116,7 +116,7 @@ async def account_opener(
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
-        opened_cache(directory / "blobs") as cache,
+        open_cache(directory / "blobs") as cache,
     ):
         yield _AccountOpener(
             client,
@@ -150,7 +150,7 @@ class _AccountOpener:
         await self._bring_up_to_date(ahead)
         with self._database.reader() as reader:
             await self._settled(reader)
-            with index_errors():
+            with sqlite_errors("read the index"):
                 source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
             yield source
 
@@ -222,7 +222,7 @@ class _AccountOpener:
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
-                listing.proceed()
+                listing.note_listed()
 
             with lone_errors():
                 async with trio.open_nursery() as nursery:
@@ -230,7 +230,7 @@ class _AccountOpener:
                     try:
                         await synchronizer.bring_up_to_date(listed)
                     finally:
-                        listing.end()
+                        listing.stop()
 
     def _origin(self) -> Origin:
         session, account = self._client.session, self._client.account
@@ -239,7 +239,7 @@ class _AccountOpener:
 
 def _pinned_state(reader: IndexReader) -> AccountState:
     """Pin the state that the index has now, instead of one that was pinned before."""
-    with index_errors():
+    with sqlite_errors("read the index"):
         reader.unpin()
         reader.pin()
         return reader.state()
@@ -274,7 +274,7 @@ class _AccountSource:
 
     async def emails_after(self, position: int) -> EmailSlice:
         """Return some mails from a position on, in order."""
-        with index_errors():
+        with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(
                 self._in_order.after, position, _PART, limiter=self._reading
             )

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
+from jmapfs.content.download import split_into_batches
 from jmapfs.control.messages import (
     DescribeRequest,
     MailsRequest,
@@ -43,7 +44,6 @@ from jmapfs.snapshot.source import (
     EarlySink,
     Sink,
     SnapshotReport,
-    split_into_batches,
 )
 from jmapfs.tree.status_file import time_text
 

@@ -1,14 +1,15 @@
-"""Writing and reading the manifest of a snapshot, and the checksums of everything in it.
+"""The three metadata files of a snapshot: what they contain, and reading and writing them.
 
-`SHA256SUMS` says nothing that the manifest does not say: it is there for `sha256sum -c`. But for
-its last two lines, the checksums of the manifest and of `snapshot.json`: what they are is known
-when they have been written, so no one byte of a snapshot can change without a checksum that tells.
+    manifest.jsonl   one line for each mail, in order
+    snapshot.json    the description of the snapshot
+    SHA256SUMS       the checksums of everything, for `sha256sum -c`
 
-What a snapshot says of itself: a line of `manifest.jsonl` for each mail, and `snapshot.json`.
+The members of the JSON are those of JMAP (RFC 8621 §2 and §4), so that a restore finds what
+`Email/import` needs. README.md describes them. A change of their meaning is a new `FORMAT`.
 
-Their members are those of JMAP (RFC 8621 §2 and §4), so that whoever puts the mail back one day
-finds what `Email/import` asks for. README.md describes them; a change of what they mean is a new
-`FORMAT`.
+`SHA256SUMS` contains nothing that the manifest does not contain, except for its last two lines:
+the checksums of the manifest and of `snapshot.json`. With these no byte of a snapshot can change
+without a checksum that shows it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Self
 
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
-from jmapfs.snapshot.files import created
+from jmapfs.snapshot.files import Links, create_file
 from jmapfs.tree.export import ExportedMailbox
 
 FORMAT: Final = 1
@@ -34,21 +35,24 @@ MANIFEST: Final = "manifest.jsonl"
 CHECKSUMS: Final = "SHA256SUMS"
 DESCRIPTION: Final = "snapshot.json"
 METADATA_FILES: Final = (MANIFEST, DESCRIPTION, CHECKSUMS)
-"""What a snapshot has besides mail."""
+"""The files of a snapshot besides the mail."""
+SUMMED_FILES: Final = (MANIFEST, DESCRIPTION)
+"""The files that the last lines of SHA256SUMS are about, in this order."""
 
-# The kernel takes none that is longer (PATH_MAX).
-_LONGEST_PATH: Final = 4096
-_NO_NAMES: Final = frozenset({"", ".", ".."})
+# PATH_MAX of the kernel.
+_MAX_PATH: Final = 4096
+_INVALID_NAMES: Final = frozenset({"", ".", ".."})
+_BUFFER_BYTES: Final = 1 << 20
+# More than the last two lines of SHA256SUMS take.
+_TAIL_BYTES: Final = 1024
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-Links = Literal["hard", "reflink", "copy"]
-"""How files of the same content share it: one file with several names, blocks, or nothing."""
+_DATE_FORMAT: Final = "%Y-%m-%dT%H%M%SZ"
 
 
 class SavedPlace(msgspec.Struct, frozen=True, rename="camel"):
     """A mailbox that a mail is in, and the mail's file there.
 
-    `path` is that of the mailbox in the tree, `file` is relative to the snapshot.
+    `path` is the path of the mailbox in the tree, `file` is relative to the snapshot.
     """
 
     id: str
@@ -71,7 +75,7 @@ class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Origin(msgspec.Struct, frozen=True, rename="camel"):
-    """Where the mail of a snapshot is from; `directory` is empty for the whole account."""
+    """The account that the mail comes from; `directory` is empty for the whole account."""
 
     server: str
     account_id: str
@@ -81,11 +85,11 @@ class Origin(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Description(msgspec.Struct, frozen=True, rename="camel"):
-    """One snapshot.
+    """The description of a snapshot.
 
-    `date` is its name; `email_state` the state of the account that it is (RFC 8620 §1.6.3).
-    `files` counts names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes` are
-    in comparison to the snapshot `previous`.
+    `date` is its name, `email_state` the state of the account (RFC 8620 §1.6.3). `files` counts
+    names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes` compare with the
+    snapshot `previous`.
     """
 
     format: int
@@ -104,54 +108,67 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     mailboxes: tuple[ExportedMailbox, ...]
 
 
-def utc_date(seconds: int) -> str:
-    """Return seconds since 1970 as a UTCDate (RFC 8620 §1.4)."""
-    # Not fromtimestamp: it knows no years before 1970 everywhere.
-    return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")[:-6] + "Z"
-
-
-def is_mail_file(path: str) -> bool:
-    """Tell whether a path is one that a file of mail has: in the snapshot, whatever it says."""
-    if len(path) > _LONGEST_PATH or "\0" in path:
-        return False
-    first, *others = path.split("/")
-    return first == MAIL and bool(others) and not _NO_NAMES & set(others)
-
-
-SUMMED: Final = (MANIFEST, DESCRIPTION)
-
-_BUFFER_BYTES: Final = 1 << 20
-# More than the last two lines of the checksums.
-_LAST_BYTES: Final = 1024
-
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(SavedMail)
 
 
-class ManifestWriter:
-    """Writes the three files into the directory of a snapshot, within `with`.
+def utc_date(seconds: int) -> str:
+    """Return seconds since 1970 as a UTCDate (RFC 8620 §1.4)."""
+    # Not fromtimestamp: it does not support years before 1970 on every platform.
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")[:-6] + "Z"
 
-    Raises OSError where that cannot be done.
-    """
+
+def format_date(taken: datetime) -> str:
+    """Return the name of a snapshot that was taken at a time in UTC."""
+    return taken.strftime(_DATE_FORMAT)
+
+
+def parse_date(name: str) -> datetime | None:
+    """Return when a snapshot of this name was taken, in UTC; None if it is no such name."""
+    try:
+        taken = datetime.strptime(name, _DATE_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    # strptime accepts more, such as single digits.
+    return taken if format_date(taken) == name else None
+
+
+def is_mail_file(path: str) -> bool:
+    """Return whether a path, relative to the snapshot, can be that of a mail."""
+    if len(path) > _MAX_PATH or "\0" in path:
+        return False
+    first, *others = path.split("/")
+    return first == MAIL and bool(others) and not _INVALID_NAMES & set(others)
+
+
+def checksum_line(sha256: str, file: str) -> bytes:
+    """Return a line of SHA256SUMS; no name in a tree has a character that needs an escape."""
+    return f"{sha256}  {file}\n".encode()
+
+
+class ManifestWriter:
+    """Writes the three files into the directory of a snapshot; all methods raise OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._manifest = _created(directory / MANIFEST)
-        self._checksums = _created(directory / CHECKSUMS)
         self._digest = hashlib.sha256()
         self._position = 0
+        with contextlib.ExitStack() as stack:
+            self._manifest = stack.enter_context(_create(directory / MANIFEST))
+            self._checksums = stack.enter_context(_create(directory / CHECKSUMS))
+            self._files = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # `finish` has flushed and synced; the buffers of a failed run need not fit on the disk.
         for file in (self._manifest, self._checksums):
-            # What counts was written by `finish`; the rest of a failed one need not fit the disk.
             with contextlib.suppress(OSError):
                 file.close()
 
     def add(self, mail: SavedMail) -> int:
-        """Write the lines of a mail; return where that in the manifest begins."""
+        """Write the lines of a mail; return the position of its line in the manifest."""
         line = _encoder.encode(mail) + b"\n"
         position, self._position = self._position, self._position + len(line)
         self._digest.update(line)
@@ -162,77 +179,84 @@ class ManifestWriter:
         return position
 
     def flush(self) -> None:
-        """Let the manifest be read as far as it is written."""
+        """Make all lines of the manifest readable."""
         self._manifest.flush()
 
     def finish(self, description: Description) -> None:
-        """Write the description and the last checksums, and have all of it on the disk."""
+        """Write the description and the last checksums, and sync all three files."""
         content = msgspec.json.format(_encoder.encode(description), indent=2) + b"\n"
-        with _created(self._directory / DESCRIPTION) as file:
+        with _create(self._directory / DESCRIPTION) as file:
             file.write(content)
-            _synced(file)
+            _sync(file)
         self._checksums.write(checksum_line(self._digest.hexdigest(), MANIFEST))
         self._checksums.write(checksum_line(hashlib.sha256(content).hexdigest(), DESCRIPTION))
-        _synced(self._manifest)
-        _synced(self._checksums)
+        _sync(self._manifest)
+        _sync(self._checksums)
 
 
 def is_intact(directory: Path) -> bool:
-    """Tell whether a snapshot's manifest and description are what their checksums say."""
+    """Return whether the manifest and the description of a snapshot match their checksums."""
     try:
         with (directory / CHECKSUMS).open("rb") as checksums:
-            last = ending_of(checksums)
-        return last == [checksum_line(_digest(directory / file), file) for file in SUMMED]
+            lines = read_last_lines(checksums)
+        return lines == [checksum_line(_sha256(directory / file), file) for file in SUMMED_FILES]
     except OSError:
         return False
 
 
-def ending_of(checksums: BinaryIO) -> list[bytes]:
-    """Return the last lines of SHA256SUMS, those of the files `SUMMED`; raises OSError."""
-    checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _LAST_BYTES))
-    return checksums.read(_LAST_BYTES).splitlines(keepends=True)[-len(SUMMED) :]
-
-
-def checksum_line(sha256: str, file: str) -> bytes:
-    """Return a line of SHA256SUMS; no name in a tree has a character that it would escape."""
-    return f"{sha256}  {file}\n".encode()
+def read_last_lines(checksums: BinaryIO) -> list[bytes]:
+    """Return the last lines of SHA256SUMS, which are about `SUMMED_FILES`; raises OSError."""
+    checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _TAIL_BYTES))
+    return checksums.read(_TAIL_BYTES).splitlines(keepends=True)[-len(SUMMED_FILES) :]
 
 
 def read_description(directory: Path) -> Description:
-    """Return what a snapshot says of itself.
+    """Return the description of a snapshot.
 
     Raises:
-        MissingFilesError: it says nothing.
-        AlteredFilesError: it says something that no snapshot of ours says.
-        StorageError: it is of a later jmapfs, or cannot be read.
+        MissingFilesError: there is none.
+        AlteredFilesError: it is not a valid description.
+        StorageError: a later jmapfs made it, or it cannot be read.
     """
     path = directory / DESCRIPTION
-    content = _content(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingFilesError(f"{path}: missing, so this is no snapshot of jmapfs") from None
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
     try:
         description = msgspec.json.decode(content, type=Description)
     except UNDECODABLE as error:
-        _refuse_later(path, content)
+        _refuse_later_format(path, content)
         raise AlteredFilesError(f"{path}: not the description of a snapshot: {error}") from error
     if description.format != FORMAT:
-        _refuse_later(path, content)
+        _refuse_later_format(path, content)
         raise AlteredFilesError(f"{path}: there is no format {description.format}")
     return description
 
 
-def read_manifest(directory: Path) -> Iterator[SavedMail]:
-    """Yield the mails of a snapshot, in order.
+class _AnyDescription(msgspec.Struct):
+    format: int
+
+
+def _refuse_later_format(path: Path, content: bytes) -> None:
+    try:
+        number = msgspec.json.decode(content, type=_AnyDescription).format
+    except UNDECODABLE:
+        return
+    if number > FORMAT:
+        raise StorageError(f"{path}: made by a later jmapfs (format {number}): use that version")
+
+
+def read_manifest(directory: Path) -> Iterator[tuple[int, SavedMail]]:
+    """Yield the mails of a snapshot, in order, each with the position of its line.
 
     Raises, from the iteration:
         MissingFilesError: there is no manifest.
-        AlteredFilesError: a line is not one of a manifest.
+        AlteredFilesError: a line is not a valid line of a manifest.
         StorageError: it cannot be read.
     """
-    for _, mail in read_lines(directory):
-        yield mail
-
-
-def read_lines(directory: Path) -> Iterator[tuple[int, SavedMail]]:
-    """Yield the mails of a snapshot, each with where its line begins; see `read_manifest`."""
     path = directory / MANIFEST
     position = number = 0
     try:
@@ -243,47 +267,25 @@ def read_lines(directory: Path) -> Iterator[tuple[int, SavedMail]]:
     except FileNotFoundError:
         raise MissingFilesError(f"{path}: the manifest is missing") from None
     except UNDECODABLE as error:
-        raise AlteredFilesError(f"{path}: line {number} is not of a manifest: {error}") from error
+        raise AlteredFilesError(f"{path}: line {number} is not valid: {error}") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def decode_line(line: bytes) -> SavedMail:
-    """Return the mail that a line of a manifest is; raises what is in `UNDECODABLE`."""
+    """Decode a line of a manifest; raises the errors in `UNDECODABLE`."""
     return _decoder.decode(line)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise MissingFilesError(f"{path}: missing, so this is no snapshot of jmapfs") from None
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
-
-
-class _AnyDescription(msgspec.Struct):
-    format: int
-
-
-def _refuse_later(path: Path, content: bytes) -> None:
-    try:
-        number = msgspec.json.decode(content, type=_AnyDescription).format
-    except UNDECODABLE:
-        return
-    if number > FORMAT:
-        raise StorageError(f"{path}: made by a later jmapfs (format {number}): use that")
-
-
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _created(path: Path) -> BinaryIO:
-    return os.fdopen(created(path), "wb", buffering=_BUFFER_BYTES)
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(create_file(path), "wb", buffering=_BUFFER_BYTES)
 
 
-def _synced(file: BinaryIO) -> None:
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -1,15 +1,12 @@
-"""Removing old snapshots by rules, and never the last good one.
+"""Removes old snapshots by a retention policy, but never the newest good one.
 
-Only what jmapfs made is ever removed: a directory with the name of a snapshot that describes
-itself as that, and is of the same account as the others. What rules keep is in `policy`, how a
-snapshot goes in `removal`.
+Only what jmapfs made is removed: a directory with the name of a snapshot, whose description has
+the same date, and that belongs to the same account as the newest one.
 
-Which snapshots are kept: rules that count snapshots, hours, days, weeks, months and years.
-
-They mean what they mean in restic. A period counts if it has a snapshot, and its newest one is
-kept; periods without any are not counted. Where there are fewer periods than a rule asks for, it
-also keeps the oldest snapshot of all, so that history grows until there is as much of it. What one
-rule keeps no other removes. Periods are those of UTC, as the names of snapshots are.
+The rules count snapshots, hours, days, weeks, months and years, as in restic. A period counts if
+it has a snapshot, and its newest one is kept. If there are fewer periods than a rule asks for, the
+rule also keeps the oldest snapshot, so that history grows until there are enough. A snapshot that
+one rule keeps is not removed by others. Periods are in UTC, as the names of snapshots are.
 """
 
 from __future__ import annotations
@@ -24,16 +21,17 @@ import msgspec
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
 from jmapfs.locking import ProcessLock
 from jmapfs.snapshot.manifest import is_intact
-from jmapfs.snapshot.remove import half_removed, remove_partial, remove_snapshot
-from jmapfs.snapshot.repository import Repository, Snapshot, identity, latest_date, point_latest
+from jmapfs.snapshot.repository import Repository, Snapshot, account_key
 from jmapfs.snapshot.verify_record import VerificationRecord
 
 UNLIMITED: Final = -1
+LAST_GOOD: Final = "last good one"
+"""The reason that keeps the newest good snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How many of each to keep: one or more, `UNLIMITED`, or None where there is no such rule."""
+    """How many to keep of each: one or more, `UNLIMITED`, or None for no such rule."""
 
     last: int | None = None
     hourly: int | None = None
@@ -44,11 +42,11 @@ class RetentionPolicy:
 
     @property
     def has_rules(self) -> bool:
-        """Tell whether there is any rule: a policy without one keeps nothing."""
+        """Whether there is any rule; a policy without rules keeps nothing."""
         return any(getattr(self, field.name) is not None for field in fields(self))
 
 
-# What two snapshots of one period have in common; it is never greater in the older one.
+# What identifies the period of a snapshot; it never grows towards older snapshots.
 _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
     "last": lambda taken: taken.utctimetuple()[:6],
     "hourly": lambda taken: taken.utctimetuple()[:4],
@@ -59,10 +57,10 @@ _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
 }
 
 
-def kept(dates: Iterable[datetime], policy: RetentionPolicy) -> dict[datetime, list[str]]:
-    """Return the dates that are kept, the oldest first, each with the rules that keep it.
+def dates_to_keep(dates: Iterable[datetime], policy: RetentionPolicy) -> dict[datetime, list[str]]:
+    """Return the dates that a policy keeps, the oldest first, each with the rules that keep it.
 
-    All are times in UTC, and no two the same.
+    The dates are in UTC, and all different.
     """
     newest_first = sorted(dates, reverse=True)
     reasons: dict[datetime, list[str]] = {}
@@ -91,13 +89,10 @@ def _newest_of_each(
     return chosen
 
 
-LAST_GOOD = "last good one"
-
-
 class Verdict(msgspec.Struct, frozen=True):
-    """What becomes of a snapshot: it is kept for the `reasons`, or removed if there is none.
+    """The decision about a snapshot: `reasons` to keep it; it is removed if there are none.
 
-    `damaged` if `jmapfs verify` has found it so.
+    `damaged` is set if `jmapfs verify` has found damage.
     """
 
     date: str
@@ -107,55 +102,55 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class LeftAlone(msgspec.Struct, frozen=True):
-    """A directory with the name of a snapshot that is not for us to remove, and why not."""
+    """A directory with the name of a snapshot that jmapfs must not remove, and why."""
 
     date: str
     reason: str
 
 
 class PrunePlan(msgspec.Struct, frozen=True):
-    """What becomes of all snapshots in a destination, the oldest first."""
+    """The decisions about all snapshots in a repository, the oldest first."""
 
     snapshots: tuple[Verdict, ...] = ()
     left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def removed(self) -> list[Verdict]:
-        """Those that are to go."""
+        """The snapshots to remove."""
         return [verdict for verdict in self.snapshots if not verdict.kept]
 
 
-class Pruned(NamedTuple):
-    """What a run did; `freed_bytes` is the size of the files that were in no other snapshot."""
+class PruneResult(NamedTuple):
+    """The result of a run; `freed_bytes` is the size of the files that no other snapshot has."""
 
     plan: PrunePlan
     freed_bytes: int
 
 
-def plan_pruning(destination: Repository, policy: RetentionPolicy) -> PrunePlan:
-    """Find out what is to be kept, and touch nothing.
+def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
+    """Decide which snapshots to keep, without changing anything.
 
     Raises:
-        UsageError: there is no such directory, or the policy has no rule.
+        UsageError: the directory does not exist, or the policy has no rule.
         AlteredFilesError: no snapshot is known to be good, so none may be removed.
         StorageError: the directory cannot be read.
     """
-    _require_sense(destination, policy)
-    snapshots = destination.snapshots()
+    _check_arguments(repository, policy)
+    snapshots = repository.snapshots()
     if not snapshots:
         return PrunePlan()
-    ours, left_alone = _ours(snapshots)
-    verified = VerificationRecord.read(destination)
-    damaged = {one.date for one in ours if verified.is_damaged(one.date)}
+    ours, left_alone = _partition(snapshots)
+    record = VerificationRecord(repository.path)
+    damaged = {one.date for one in ours if record.is_damaged(one.date)}
     last_good = _last_good(ours, damaged)
     if last_good is None:
         raise AlteredFilesError(
-            f"{destination.path}: no snapshot in it is known to be good, so none is removed;"
+            f"{repository.path}: no snapshot in it is known to be good, so none is removed;"
             " take a new one first"
         )
-    # A damaged one counts, but takes the place of no good one: that is kept as well.
-    reasons = kept((one.taken for one in ours if one.date not in damaged), policy)
-    for taken, rules in kept((one.taken for one in ours), policy).items():
+    # A damaged snapshot counts, but not instead of a good one, which is kept as well.
+    reasons = dates_to_keep((one.taken for one in ours if one.date not in damaged), policy)
+    for taken, rules in dates_to_keep((one.taken for one in ours), policy).items():
         known = reasons.setdefault(taken, [])
         known += [rule for rule in rules if rule not in known]
     reasons.setdefault(last_good.taken, []).append(LAST_GOOD)
@@ -174,41 +169,39 @@ def plan_pruning(destination: Repository, policy: RetentionPolicy) -> PrunePlan:
 
 
 def prune(
-    destination: Repository, policy: RetentionPolicy, removing: Callable[[str], None]
-) -> Pruned:
-    """Remove what the policy does not keep; `removing` is told each date before it goes.
+    repository: Repository, policy: RetentionPolicy, report: Callable[[str], None]
+) -> PruneResult:
+    """Remove what the policy does not keep; `report` is called with each date before that.
 
-    What a run left that was killed goes first.
+    Snapshots that a killed run has left half removed are removed first.
 
     Raises:
-        BusyError: another process is at work in the destination.
+        BusyError: another process is using the repository.
         StorageError: something cannot be removed.
         JmapfsError: as `plan_pruning`.
     """
-    _require_sense(destination, policy)
-    if not destination.snapshots() and not half_removed(destination):
-        # Nothing of ours is here, so nothing is written here either.
-        return Pruned(PrunePlan(), 0)
-    what = f"the snapshots in {destination.path}"
-    with ProcessLock(destination.lock_path, what, parents=True):
-        freed = sum(remove_partial(path) for path in half_removed(destination))
-        plan = plan_pruning(destination, policy)
-        _keep_latest(destination, plan)
+    _check_arguments(repository, policy)
+    if not repository.snapshots() and not repository.half_removed():
+        # Nothing here is ours, so write nothing here, not even a lock.
+        return PruneResult(PrunePlan(), 0)
+    with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}", parents=True):
+        freed = sum(repository.remove_partial(path) for path in repository.half_removed())
+        plan = plan_pruning(repository, policy)
+        _update_latest(repository, plan)
         for verdict in plan.removed:
-            removing(verdict.date)
-            freed += remove_snapshot(Snapshot(destination.path / verdict.date))
-    return Pruned(plan, freed)
+            report(verdict.date)
+            freed += repository.remove_snapshot(verdict.date)
+    return PruneResult(plan, freed)
 
 
-def _require_sense(destination: Repository, policy: RetentionPolicy) -> None:
+def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
     if not policy.has_rules:
         raise UsageError("say what to keep, such as --keep-daily 14: all else is removed")
-    if not destination.path.is_dir():
-        raise UsageError(f"{destination.path}: there is no such directory")
+    repository.require_directory()
 
 
-def _ours(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
-    """Tell what jmapfs made, of the account that the newest is of, from what may be anything."""
+def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
+    """Separate the snapshots of the newest one's account from what must be left alone."""
     ours: list[Snapshot] = []
     left_alone: list[LeftAlone] = []
     account = None
@@ -222,28 +215,28 @@ def _ours(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone
             reason = f"it was made as {description.date}, and renamed or copied"
             left_alone.append(LeftAlone(one.date, reason))
             continue
-        account = account or identity(description.origin)
-        if identity(description.origin) == account:
+        account = account or account_key(description.origin)
+        if account_key(description.origin) == account:
             ours.append(one)
         else:
-            left_alone.append(LeftAlone(one.date, "it is of another account than the newest"))
+            left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
     return ours[::-1], left_alone[::-1]
 
 
 def _last_good(snapshots: Sequence[Snapshot], damaged: set[str]) -> Snapshot | None:
-    """Return the newest one that is whole, as far as can be told without reading mail."""
+    """Return the newest snapshot that is good, as far as can be told without reading mail."""
     candidates = (one for one in reversed(snapshots) if one.date not in damaged)
     return next((one for one in candidates if is_intact(one.path)), None)
 
 
-def _keep_latest(destination: Repository, plan: PrunePlan) -> None:
-    """Let `latest` lead to a snapshot that stays, if it leads to one that goes or has gone."""
-    date = latest_date(destination)
-    stays = [verdict.date for verdict in plan.snapshots if verdict.kept]
-    goes = {verdict.date for verdict in plan.removed}
-    if date is None or not stays:
+def _update_latest(repository: Repository, plan: PrunePlan) -> None:
+    """Point `latest` to a snapshot that stays, if its snapshot is to be removed, or is gone."""
+    date = repository.latest_date()
+    kept = [verdict.date for verdict in plan.snapshots if verdict.kept]
+    removed = {verdict.date for verdict in plan.removed}
+    if date is None or not kept:
         return
-    if date not in goes and (destination.path / date).exists():
+    if date not in removed and (repository.path / date).exists():
         return
-    with storage_errors(destination.path):
-        point_latest(destination, stays[-1])
+    with storage_errors(repository.path):
+        repository.set_latest(kept[-1])

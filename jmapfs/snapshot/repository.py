@@ -1,14 +1,12 @@
-"""`latest`: a symbolic link to the newest snapshot, for people and scripts.
-
-The directory that snapshots are in, and which of what is in it is ours.
+"""The directory that snapshots are in, and the list of the snapshots.
 
     DEST/2026-11-22T010203Z/     a snapshot
-    DEST/.partial-…              one being made, or unmade; the only thing that is ever deleted
-    DEST/latest                  a symbolic link to the last one
-    DEST/.jmapfs/                the lock, and what `jmapfs verify` found
+    DEST/.partial-…              a snapshot being made or removed; nothing else is ever deleted
+    DEST/latest                  a symbolic link to the newest snapshot, for people and scripts
+    DEST/.jmapfs/                the lock, and the results of `jmapfs verify`
 
-Whatever else is there is left alone. Names of snapshots are times in UTC, and they are in the
-order in which the snapshots were made.
+All other files are left alone. The names of snapshots are times in UTC, and sort in the order in
+which the snapshots were made.
 """
 
 from __future__ import annotations
@@ -17,83 +15,112 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import httpx
+import msgspec
 
-from jmapfs.errors import ConfigError, JmapfsError, StorageError, UsageError
+from jmapfs.errors import (
+    AlteredFilesError,
+    ConfigError,
+    JmapfsError,
+    MissingFilesError,
+    StorageError,
+    UsageError,
+)
 from jmapfs.jmap.origins import origin_of
-from jmapfs.snapshot.files import sync_directory
-from jmapfs.snapshot.manifest import METADATA_FILES, Description, Origin, read_description
+from jmapfs.snapshot.files import delete_tree, sync_directory
+from jmapfs.snapshot.manifest import (
+    CHECKSUMS,
+    MANIFEST,
+    METADATA_FILES,
+    Description,
+    Origin,
+    format_date,
+    parse_date,
+    read_description,
+)
+from jmapfs.snapshot.verify_record import (
+    STATE_DIRECTORY,
+    Verification,
+    VerificationRecord,
+)
 
-PARTIAL: Final = ".partial-"
 LATEST: Final = "latest"
 
-_STATE: Final = ".jmapfs"
+_PARTIAL: Final = ".partial-"
+_PRUNED: Final = "-pruned"
+_PARTIAL_NAME: Final = re.compile(rf"{re.escape(_PARTIAL)}(.*Z)(-\d+|{_PRUNED})?", re.ASCII)
 _MODE: Final = 0o700
-_DATE_FORMAT: Final = "%Y-%m-%dT%H%M%SZ"
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
-_PARTIAL_NAME: Final = re.compile(rf"{re.escape(PARTIAL)}({_DATE.pattern})(-\d+|-pruned)?")
+# The errors of file systems without symbolic links.
+_NO_SYMLINKS: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A directory that has the name and the looks of a snapshot of ours."""
+    """A directory with the name and at least one metadata file of a snapshot.
+
+    `taken` is when it was made, in UTC.
+    """
 
     path: Path
+    taken: datetime
 
     @property
     def date(self) -> str:
-        """Its name."""
+        """The name of the directory."""
         return self.path.name
 
-    @property
-    def taken(self) -> datetime:
-        """When it was taken, in UTC."""
-        return datetime.strptime(self.date, _DATE_FORMAT).replace(tzinfo=UTC)
-
     def description(self) -> Description:
-        """Return what it says of itself; raises as `read_description`."""
+        """Return its description; raises as `read_description`."""
         return read_description(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A directory of snapshots; it need not be there yet."""
+    """A directory of snapshots; it need not exist yet."""
 
     path: Path
 
     @property
     def state_directory(self) -> Path:
-        """Where things are kept that belong to no snapshot."""
-        return self.path / _STATE
+        """The directory for files that belong to no snapshot."""
+        return self.path / STATE_DIRECTORY
 
     @property
     def lock_path(self) -> Path:
-        """The lock of whoever makes or removes snapshots."""
+        """The lock for processes that make or remove snapshots."""
         return self.state_directory / "lock"
 
-    def make(self) -> None:
-        """Make the directory if it is not there, but none above it.
+    def create(self) -> None:
+        """Create the directory if it does not exist, but not its parents.
 
         Raises:
-            UsageError: there is no directory above it, or it is something else.
-            StorageError: it cannot be made.
+            UsageError: its parent does not exist, or something else has its name.
+            StorageError: it cannot be created.
         """
         try:
             self.path.mkdir(mode=_MODE, exist_ok=True)
             self.state_directory.mkdir(mode=_MODE, exist_ok=True)
         except FileNotFoundError:
-            raise UsageError(f"{self.path.parent}: there is no such directory") from None
+            raise UsageError(f"{self.path.parent}: no such directory") from None
         except FileExistsError:
             raise UsageError(f"{self.path}: not a directory") from None
         except NotADirectoryError:
             raise UsageError(f"{self.path.parent}: not a directory") from None
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
+
+    def require_directory(self) -> None:
+        """Raise UsageError unless the directory exists."""
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path}: no such directory")
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, the oldest first.
@@ -102,144 +129,266 @@ class Repository:
             StorageError: the directory cannot be read.
         """
         return [
-            Snapshot(Path(entry.path))
-            for entry in self._entries()
-            if is_date(entry.name)
-            and entry.is_dir(follow_symlinks=False)
-            and looks_like_one(Path(entry.path))
+            Snapshot(Path(entry.path), taken)
+            for entry in self._directories()
+            if (taken := parse_date(entry.name)) is not None and looks_like_snapshot(Path(entry))
         ]
 
     def snapshot(self, date: str) -> Snapshot:
-        """Return the snapshot of a date, or of `latest`.
+        """Return the snapshot with this date, or that of `latest`.
 
         Raises:
-            UsageError: there is none.
+            UsageError: it does not exist.
         """
         name = date
         with contextlib.suppress(OSError):
             if date == LATEST:
                 name = os.readlink(self.path / LATEST)  # noqa: PTH115 - its text, not a path
         path = self.path / name
-        if not (is_date(name) and looks_like_one(path)):
+        taken = parse_date(name)
+        if taken is None or not looks_like_snapshot(path):
             raise UsageError(f"{self.path}: there is no snapshot {date}")
-        return Snapshot(path)
-
-    def partials(self) -> list[Path]:
-        """Return what was begun and not ended, by earlier runs as well; see `snapshots`."""
-        return [
-            Path(entry.path)
-            for entry in self._entries()
-            if (match := _PARTIAL_NAME.fullmatch(entry.name)) is not None
-            and is_date(match[1])
-            and entry.is_dir(follow_symlinks=False)
-        ]
+        return Snapshot(path, taken)
 
     def next_date(self, now: datetime) -> str:
-        """Return a name for a snapshot that is taken now: later than all that there are."""
+        """Return the name of a snapshot taken now: later than all that exist."""
         taken = [snapshot.taken for snapshot in self.snapshots()]
-        return max([now, *(when + timedelta(seconds=1) for when in taken)]).strftime(_DATE_FORMAT)
+        return format_date(max([now, *(when + timedelta(seconds=1) for when in taken)]))
 
-    def require_origin(self, origin: Origin, partials: list[Origin]) -> None:
-        """Check that what is here is of the same account, and the same part of it.
+    def unfinished(self) -> list[Path]:
+        """Return the directories of interrupted runs, those of `jmapfs prune` included.
 
         Raises:
-            ConfigError: it is of another.
+            StorageError: the directory cannot be read.
         """
-        known = partials + [found for found in [self._origin()] if found is not None]
-        for one in known:
-            if identity(one) != identity(origin):
+        return [
+            Path(entry.path)
+            for entry in self._directories()
+            if (match := _PARTIAL_NAME.fullmatch(entry.name)) and parse_date(match[1]) is not None
+        ]
+
+    def half_removed(self) -> list[Path]:
+        """Return the snapshots that have lost their date and are not deleted yet."""
+        return [path for path in self.unfinished() if path.name.endswith(_PRUNED)]
+
+    def new_partial(self, date: str) -> Path:
+        """Return the path of a new directory for a snapshot that is begun at this date."""
+        path = self.path / f"{_PARTIAL}{date}"
+        # An earlier run may have begun in the same second, or with its clock ahead.
+        number = 1
+        while path.exists():
+            number += 1
+            path = self.path / f"{_PARTIAL}{date}-{number}"
+        return path
+
+    def remove_snapshot(self, date: str) -> int:
+        """Rename a snapshot in one step, so that no half of it has a date, then delete it.
+
+        Returns and raises as `remove_partial`.
+        """
+        path = self.path / f"{_PARTIAL}{date}{_PRUNED}"
+        try:
+            (self.path / date).rename(path)
+            sync_directory(self.path)
+        except OSError as error:
+            raise StorageError(f"{self.path / date} cannot be removed: {error.strerror}") from error
+        return self.remove_partial(path)
+
+    def remove_partial(self, path: Path) -> int:
+        """Delete one of the `unfinished` directories, if it still exists.
+
+        Return the size of the files that had no other name. Files that are shared with snapshots
+        stay there.
+
+        Raises:
+            StorageError: it cannot be deleted.
+            ValueError: it is not an unfinished directory, and is left alone.
+        """
+        if not os.path.lexists(path):
+            return 0
+        if path not in self.unfinished():
+            raise ValueError(f"{path} is not for jmapfs to delete")
+        try:
+            return delete_tree(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
+
+    def latest_date(self) -> str | None:
+        """Return the date that `latest` points to, whether or not that snapshot exists."""
+        try:
+            name = str(Path(self.path / LATEST).readlink())
+        except OSError:
+            return None
+        return name if parse_date(name) is not None else None
+
+    def set_latest(self, date: str) -> None:
+        """Point `latest` to the snapshot of a date; the caller holds the lock.
+
+        It does nothing where the file system has no symbolic links, and where `latest` is not a
+        symbolic link: then it belongs to the user.
+
+        Raises:
+            OSError: the link cannot be written.
+        """
+        link = self.path / LATEST
+        if os.path.lexists(link) and not link.is_symlink():
+            return
+        # Nothing in this directory belongs to the user, so a leftover can be removed.
+        new = self.state_directory / LATEST
+        new.unlink(missing_ok=True)
+        try:
+            new.symlink_to(date)
+        except OSError as error:
+            if error.errno in _NO_SYMLINKS:
+                return
+            raise
+        new.rename(link)
+        sync_directory(self.path)
+
+    def require_account(self, origin: Origin, others: Iterable[Origin]) -> None:
+        """Check that the repository, and all `others`, belong to the account `origin`.
+
+        Raises:
+            ConfigError: one of them belongs to another account, or another part of it.
+        """
+        for other in (*others, *self._newest_origin()):
+            if account_key(other) != account_key(origin):
                 raise ConfigError(
-                    f"{self.path} has snapshots of {_named(one)}, not of {_named(origin)}:"
+                    f"{self.path} has snapshots of {_text(other)}, not of {_text(origin)}:"
                     " choose another directory"
                 )
 
-    def _origin(self) -> Origin | None:
-        """Return where the mail here is from, by the newest snapshot that says so."""
+    def _newest_origin(self) -> list[Origin]:
+        """Return the origin of the newest snapshot that has a readable description, if any."""
         for snapshot in reversed(self.snapshots()):
-            try:
-                return snapshot.description().origin
-            except JmapfsError:
-                continue
-        return None
+            with contextlib.suppress(JmapfsError):
+                return [snapshot.description().origin]
+        return []
 
-    def _entries(self) -> list[os.DirEntry[str]]:
+    def _directories(self) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.path) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
+                directories = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
+        return sorted(directories, key=lambda entry: entry.name)
 
 
-def is_date(name: str) -> bool:
-    """Tell whether a name is one that a snapshot has."""
-    if _DATE.fullmatch(name) is None:
-        return False
-    try:
-        datetime.strptime(name, _DATE_FORMAT)  # noqa: DTZ007 - whether it is one, not which
-    except ValueError:
-        return False
-    return True
-
-
-def looks_like_one(directory: Path) -> bool:
-    """Tell whether a directory is a snapshot, whatever its name."""
-    # Each is enough: one that has lost the others is still ours, and damaged.
+def looks_like_snapshot(directory: Path) -> bool:
+    """Return whether a directory is a snapshot, whatever its name."""
+    # One file is enough: a snapshot that has lost the others is damaged, but still ours.
     return any(os.path.lexists(directory / name) for name in METADATA_FILES)
 
 
-def identity(origin: Origin) -> tuple[str, str, str]:
-    """Return what tells whose mail it is: the server may move its API, and rename the account."""
+def repository_of(directory: Path) -> Repository | None:
+    """Return the repository that a snapshot is in; None for a copy somewhere else.
+
+    Raises:
+        StorageError: the directory around it cannot be read.
+    """
+    if parse_date(directory.name) is None:
+        return None
+    repository = Repository(directory.parent)
+    if repository.state_directory.is_dir():
+        return repository
+    return repository if any(one.path != directory for one in repository.snapshots()) else None
+
+
+def account_key(origin: Origin) -> tuple[str, str, str]:
+    """Return what identifies an account: servers may move their API and rename accounts."""
     server = origin.server
-    # What a snapshot says of itself can be anything at all.
+    # A damaged description may contain anything.
     with contextlib.suppress(httpx.InvalidURL, ValueError):
         server = origin_of(server)
     return server, origin.account_id, origin.directory
 
 
-def _named(origin: Origin) -> str:
+def _text(origin: Origin) -> str:
     part = f"{origin.directory} of " if origin.directory else ""
     return f"{part}account {origin.account_name or origin.account_id} at {origin.server}"
 
 
-# What file systems answer that have no symbolic links.
-_NO_LINKS: Final = frozenset(
-    {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-)
+State = Literal["complete", "damaged", "unreadable"]
+"""The recorded state. `unreadable`: we cannot read it, or a later jmapfs made it."""
 
 
-def point_latest(destination: Repository, date: str) -> bool:
-    """Let `latest` lead to the snapshot of a date; False where there can be no such link.
+class SnapshotStatus(msgspec.Struct, frozen=True):
+    """A snapshot in the list; values that its description does not give are None.
 
-    Where something that is no symbolic link has the name, it is the user's, and stays. The
-    destination is made, and the caller has its lock.
+    `files` counts names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes`
+    compare with the snapshot `previous`, which may have been pruned since. `verified` is the last
+    result of `jmapfs verify`.
+    """
+
+    date: str
+    state: State
+    mails: int | None = None
+    files: int | None = None
+    bytes: int | None = None
+    previous: str | None = None
+    new: int | None = None
+    gone: int | None = None
+    added_bytes: int | None = None
+    verified: Verification | None = None
+
+
+class RepositoryOverview(msgspec.Struct, frozen=True):
+    """All snapshots of a repository, the oldest first.
+
+    One of the `unfinished` runs may still be running, the others were interrupted. `half_removed`
+    counts the snapshots that an interrupted prune has left.
+    """
+
+    snapshots: tuple[SnapshotStatus, ...]
+    unfinished: int
+    half_removed: int
+
+
+def list_snapshots(repository: Repository) -> RepositoryOverview:
+    """List the snapshots with their recorded states, without reading their manifests.
 
     Raises:
-        OSError: the link cannot be written.
+        UsageError: the directory does not exist.
+        StorageError: it cannot be read.
     """
-    link = destination.path / LATEST
-    if os.path.lexists(link) and not link.is_symlink():
-        return False
-    # Where nothing is the user's, so what a run that was killed has left can go.
-    following = destination.state_directory / LATEST
-    with contextlib.suppress(FileNotFoundError):
-        following.unlink()
-    try:
-        following.symlink_to(date)
-    except OSError as error:
-        if error.errno in _NO_LINKS:
-            return False
-        raise
-    following.rename(link)
-    sync_directory(destination.path)
-    return True
+    repository.require_directory()
+    record = VerificationRecord(repository.path)
+    lines = tuple(_status(one, record.find(one.date)) for one in repository.snapshots())
+    half_removed = len(repository.half_removed())
+    return RepositoryOverview(lines, len(repository.unfinished()) - half_removed, half_removed)
 
 
-def latest_date(destination: Repository) -> str | None:
-    """Return the date that `latest` leads to, whether or not it is there; None if to no date."""
+def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotStatus:
+    state, description = _recorded_state(snapshot)
+    if verification is not None and verification.found_damage:
+        state = "damaged"
+    if description is None:
+        return SnapshotStatus(snapshot.date, state, verified=verification)
+    return SnapshotStatus(
+        date=snapshot.date,
+        state=state,
+        mails=description.mails,
+        files=description.files,
+        bytes=description.bytes,
+        previous=description.previous,
+        new=description.new,
+        gone=description.gone,
+        added_bytes=description.added_bytes,
+        verified=verification,
+    )
+
+
+def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
     try:
-        name = str(Path(destination.path / LATEST).readlink())
-    except OSError:
-        return None
-    return name if is_date(name) else None
+        description = snapshot.description()
+    except (MissingFilesError, AlteredFilesError):
+        return "damaged", None
+    except StorageError:
+        return "unreadable", None
+    files = [snapshot.path / file for file in (MANIFEST, CHECKSUMS)]
+    if not all(file.is_file() for file in files):
+        return "damaged", description
+    is_readable = all(os.access(file, os.R_OK) for file in files)
+    return "complete" if is_readable else "unreadable", description

@@ -7,7 +7,7 @@ and it downloads the contents that the engine requests. There are two implementa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,7 +16,8 @@ import msgspec
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
-from jmapfs.snapshot.manifest import Links, Origin
+from jmapfs.snapshot.files import Links
+from jmapfs.snapshot.manifest import Origin
 from jmapfs.tree.export import ExportedMailbox
 
 
@@ -98,28 +99,6 @@ class BlobTotals(NamedTuple):
         return BlobTotals(self.blobs + other.blobs, self.bytes + other.bytes)
 
 
-def split_into_batches(
-    requests: Iterable[BlobRequest], *, max_blobs: int, max_bytes: int, alone_above: int
-) -> Iterator[Sequence[BlobRequest]]:
-    """Divide requests, in order, into batches of at most `max_blobs` blobs and `max_bytes` bytes.
-
-    A blob larger than `alone_above` bytes becomes a batch of its own.
-    """
-    batch: list[BlobRequest] = []
-    size = 0
-    for request in requests:
-        if request.size > alone_above:
-            yield [request]
-            continue
-        if batch and (len(batch) == max_blobs or size + request.size > max_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(request)
-        size += request.size
-    if batch:
-        yield batch
-
-
 class Sink(Protocol):
     """Stores downloaded contents."""
 
@@ -166,7 +145,7 @@ class Source(Protocol):
         ...
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """Return the next mails after a position, in order."""
+        """Return the next emails after a position, in order."""
         ...
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:

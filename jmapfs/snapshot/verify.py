@@ -1,10 +1,10 @@
-"""Verifying a snapshot: everything in it is read again, and compared with what it was.
+"""Verifies a snapshot: reads everything in it, and compares it with its checksums.
 
-    look at files ──> readings, some at a time ──> worker threads
-    then look through the directories for what is not of the snapshot
+    check names and sizes ── files to read, in parts ──> worker threads
+    then search the directories for files that do not belong to the snapshot
 
-What the files should be is read along the way (`listing`), and what was read for one snapshot
-need not be read again for another one that shares it (`reading`).
+`expected` says which files there should be. `verify_read` reads them, once for all snapshots that
+share them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,131 +21,207 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from jmapfs.errors import StorageError, UsageError, lone_errors
+from jmapfs.errors import (
+    AlteredFilesError,
+    ExtraFilesError,
+    JmapfsError,
+    MissingFilesError,
+    StorageError,
+    UsageError,
+    lone_errors,
+)
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
-from jmapfs.snapshot.findings import Finding, VerifyResult
-from jmapfs.snapshot.manifest import MAIL, METADATA_FILES, Description
-from jmapfs.snapshot.repository import Repository, looks_like_one
-from jmapfs.snapshot.verify_read import Claim, FileReads, Inodes, fault_of, wrong_kind
+from jmapfs.snapshot.manifest import MAIL, Description
+from jmapfs.snapshot.repository import Repository, looks_like_snapshot
+from jmapfs.snapshot.verify_read import (
+    Comparison,
+    Finding,
+    InodeCache,
+    PendingRead,
+    describe_type,
+    read_error,
+)
+from jmapfs.snapshot.verify_record import Kind, Outcome
 
-# A part is what a thread does at a time: long enough to be worth it, short enough to be seen.
+KINDS: Final[tuple[Kind, ...]] = ("altered", "missing", "extra")
+"""All kinds of findings. The first one that was found is the outcome."""
+
+_ERRORS: Final[Mapping[Kind, type[JmapfsError]]] = {
+    "altered": AlteredFilesError,
+    "missing": MissingFilesError,
+    "extra": ExtraFilesError,
+}
+# A part is the work of a thread: long enough to be worth it, short enough to show progress.
 _PART_MAILS: Final = 256
 _PART_BYTES: Final = 8 << 20
-# More of them would be in each other's way: on a disk that turns, and for Python's lock.
+# More threads would compete for a rotating disk, and for Python's lock.
 _THREADS: Final = 4
 
 _T = TypeVar("_T")
 
 
-class VerifyProgress(Protocol):
-    """Takes how far it is, in the event loop."""
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The result of verifying a snapshot.
 
-    def began(self, description: Description | None) -> None:
-        """Begin; the description is that of the snapshot, if it can be believed."""
+    `mails` and `files` are the expected numbers; `files` counts names. `bytes_read` is the size of
+    the mail that was read for it; files that were read for an earlier snapshot do not count.
+    `remarks` are facts that do no harm.
+    """
+
+    path: Path
+    quick: bool
+    mails: int
+    files: int
+    bytes_read: int
+    findings: Sequence[Finding]
+    remarks: Sequence[str]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The result in one word."""
+        counts = self.counts()
+        return next((kind for kind in KINDS if counts[kind]), "good")
+
+    def counts(self) -> Counter[Kind]:
+        """Return the number of findings of each kind."""
+        return Counter(finding.kind for finding in self.findings)
+
+
+def format_counts(results: Sequence[VerifyResult]) -> str:
+    """Return the number of findings of each kind as text."""
+    total = _total(results)
+    return ", ".join(f"{total[kind]:,} {kind}" for kind in KINDS)
+
+
+def error_for(results: Sequence[VerifyResult]) -> JmapfsError | None:
+    """Return the error of the worst kind, with a summary of all findings; None if all are good."""
+    wrong = [result for result in results if result.findings]
+    total = _total(wrong)
+    worst = next((kind for kind in KINDS if total[kind]), None)
+    if worst is None:
+        return None
+    name = wrong[0].path.name if len(wrong) == 1 else f"{len(wrong):,} snapshots"
+    files = sum(result.files for result in wrong)
+    return _ERRORS[worst](f"{name}: {format_counts(wrong)} of {files:,} files")
+
+
+def _total(results: Sequence[VerifyResult]) -> Counter[Kind]:
+    return sum((result.counts() for result in results), Counter[Kind]())
+
+
+class VerifyProgress(Protocol):
+    """Receives the progress of a verification, in the event loop."""
+
+    def started(self, description: Description | None) -> None:
+        """Begin; the description is None if it is damaged."""
         ...
 
     def checked(self, mails: int, size: int) -> None:
-        """So many more mails are checked, with so many more bytes, each blob once."""
+        """Add mails that were checked, and their bytes, each blob once."""
         ...
 
 
 def snapshots_at(place: Path) -> list[Path]:
-    """Return the snapshot that a directory is, or those that are in it, the oldest first.
+    """Return the snapshot at a path, or the snapshots of the repository there, the oldest first.
 
     Raises:
-        UsageError: it is neither a snapshot nor a directory of some.
+        UsageError: it is neither a snapshot nor a repository that has some.
         StorageError: it cannot be read.
     """
     directory = Path(os.path.realpath(place))
     try:
         if not directory.is_dir():
-            what = "not a directory" if directory.exists() else "there is no such directory"
+            what = "not a directory" if directory.exists() else "no such directory"
             raise UsageError(f"{place}: {what}")
-        if looks_like_one(directory):
+        if looks_like_snapshot(directory):
             return [directory]
     except OSError as error:
         raise StorageError(f"{place}: {error.strerror}") from error
-    found = [snapshot.path for snapshot in Repository(directory).snapshots()]
-    if not found:
+    paths = [snapshot.path for snapshot in Repository(directory).snapshots()]
+    if not paths:
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
-    return found
+    return paths
 
 
 async def verify(
-    directory: Path, *, quick: bool, inodes: Inodes, progress: VerifyProgress
+    directory: Path, *, quick: bool, inodes: InodeCache, progress: VerifyProgress
 ) -> VerifyResult:
-    """Verify a snapshot; with `quick` all but the content of mail.
+    """Verify a snapshot; with `quick`, everything but the content of the mail.
 
-    `inodes` is what is known of files, and is added to.
+    `inodes` has what is known of files, and is added to.
 
     Raises:
-        StorageError: the snapshot is removed meanwhile, or is of a later jmapfs.
+        StorageError: the snapshot was removed meanwhile, or a later jmapfs made it.
     """
-    inodes.begin()
-    verifying = _Verifying(directory, quick=quick, inodes=inodes)
-    await verifying.run(progress)
-    return verifying.result()
+    inodes.forget_pending()
+    verifier = await _in_thread(partial(_Verifier, directory, quick=quick, inodes=inodes))
+    await verifier.run(progress)
+    return verifier.result()
 
 
 @dataclass(slots=True)
 class _Part:
-    """What was looked at: `mails` with `size` bytes; `readings` is what is to be read for it."""
+    """Mails that were checked by name and size: their number and bytes, and what is to read."""
 
     mails: int = 0
     size: int = 0
-    readings: list[FileReads] = field(default_factory=list)
+    reads: list[PendingRead] = field(default_factory=list)
 
 
-class _Verifying:
-    def __init__(self, directory: Path, *, quick: bool, inodes: Inodes) -> None:
+class _Verifier:
+    """Verifies one snapshot, once; it is constructed in a worker thread."""
+
+    def __init__(self, directory: Path, *, quick: bool, inodes: InodeCache) -> None:
         self._directory = directory
         self._root = os.fspath(directory)
         self._quick = quick
         self._inodes = inodes
         self._read_before = inodes.bytes_read
         self._findings: list[Finding] = []
-        self._listing = ExpectedContents(directory, self._findings)
-        self._mails: Iterator[ExpectedMail] = iter(())
         self._separate = 0
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._inode = self._current_inode()
+        self._expected = ExpectedContents(directory, self._findings)
+        self._require_not_removed()
+        self._mails: Iterator[ExpectedMail] = iter(self._expected)
 
     async def run(self, progress: VerifyProgress) -> None:
-        """Do everything there is to do."""
+        """Verify everything."""
+        progress.started(self._expected.description)
         with lone_errors():
-            await _in_thread(self._open)
-            progress.began(self._listing.description)
             async with trio.open_nursery() as nursery:
                 send, receive = trio.open_memory_channel[_Part](_THREADS)
-                nursery.start_soon(self._look, send)
+                nursery.start_soon(self._check, send)
                 async with receive:
                     for _ in range(_THREADS):
                         nursery.start_soon(self._read, receive.clone(), progress)
-            await _in_thread(self._look_through)
+        await _in_thread(self._search_directories)
 
     def result(self) -> VerifyResult:
-        """Return what was found."""
-        listing, remarks = self._listing, []
+        """Return the result."""
+        expected, remarks = self._expected, []
         if self._separate:
             have = "mail has" if self._separate == 1 else "mails have"
             remarks.append(
-                f"{self._separate:,} {have} several files that were one:"
-                " it was copied without hard links"
+                f"{self._separate:,} {have} several files that were hard links:"
+                " the snapshot was copied without them"
             )
-        if not listing.is_whole:
-            remarks.append("what is extra in it cannot be told: its lists are damaged")
+        if not expected.is_complete:
+            remarks.append("extra files cannot be found: the lists of its files are damaged")
         return VerifyResult(
             self._directory,
             quick=self._quick,
-            mails=listing.mails,
-            files=listing.files,
+            mails=expected.mails,
+            files=expected.files,
             bytes_read=self._inodes.bytes_read - self._read_before,
             findings=sorted(self._findings),
             remarks=remarks,
         )
 
-    async def _look(self, parts: trio.MemorySendChannel[_Part]) -> None:
+    async def _check(self, parts: trio.MemorySendChannel[_Part]) -> None:
         async with parts:
-            while (part := await _in_thread(self._next_part)).mails:
+            while (part := await _in_thread(self._check_part)).mails:
                 await parts.send(part)
 
     async def _read(
@@ -152,67 +229,61 @@ class _Verifying:
     ) -> None:
         async with parts:
             async for part in parts:
-                if part.readings:
-                    await _in_thread(partial(self._inodes.read, part.readings), self._threads)
+                if part.reads:
+                    await _in_thread(partial(self._inodes.read, part.reads), self._threads)
                 progress.checked(part.mails, part.size)
 
-    def _open(self) -> None:
-        self._identity = self._identified()
-        self._listing.open()
-        self._require_there()
-        self._mails = iter(self._listing)
-
-    def _next_part(self) -> _Part:
+    def _check_part(self) -> _Part:
         part = _Part()
         found = len(self._findings)
         for mail in itertools.islice(self._mails, _PART_MAILS):
-            self._check(mail, part)
+            self._check_mail(mail, part)
             trio.from_thread.check_cancelled()
             if part.size >= _PART_BYTES:
                 break
         if len(self._findings) > found:
-            self._require_there()
+            self._require_not_removed()
         return part
 
-    def _check(self, mail: ExpectedMail, part: _Part) -> None:
+    def _check_mail(self, mail: ExpectedMail, part: _Part) -> None:
         part.mails += 1
         inodes: set[tuple[int, int]] = set()
         for file in mail.files:
             path = f"{self._root}/{file}"
-            status = self._status(path, file, mail.size)
+            status = self._file_status(path, file, mail.size)
             if status is None:
                 continue
             if not (inodes or mail.again):
                 part.size += status.st_size
             inodes.add((status.st_dev, status.st_ino))
             if not self._quick:
-                claim = Claim(file, mail.digest, self._findings)
-                reading = self._inodes.claim(status, path, claim)
-                if reading is not None:
-                    part.readings.append(reading)
-        description = self._listing.description
+                comparison = Comparison(file, mail.digest, self._findings)
+                pending = self._inodes.compare(status, path, comparison)
+                if pending is not None:
+                    part.reads.append(pending)
+        description = self._expected.description
         if len(inodes) > 1 and description is not None and description.links == "hard":
             self._separate += 1
 
-    def _status(self, path: str, file: str, size: int | None) -> os.stat_result | None:
-        """Return the status of a regular file that has its size; else it is a finding."""
+    def _file_status(self, path: str, file: str, size: int | None) -> os.stat_result | None:
+        """Return the status of a regular file of the right size; otherwise add a finding."""
         try:
             status = os.lstat(path)
         except OSError as error:
-            self._findings.append(Finding(file, *fault_of(error)))
+            self._findings.append(Finding(file, *read_error(error)))
             return None
         if not stat.S_ISREG(status.st_mode):
-            what = f"is {wrong_kind(status.st_mode)}, not a file"
+            detail = f"is {describe_type(status.st_mode)}, not a file"
         elif size not in {None, status.st_size}:
-            what = f"has {status.st_size:,} bytes, not {size:,}"
+            detail = f"has {status.st_size:,} bytes, not {size:,}"
         else:
             return status
-        self._findings.append(Finding(file, "altered", what))
+        self._findings.append(Finding(file, "altered", detail))
         return None
 
-    def _look_through(self) -> None:
-        """Find what is not of the snapshot, and directories that are gone."""
-        missing = set(self._listing.directories)
+    def _search_directories(self) -> None:
+        """Find the files that do not belong to the snapshot, and missing directories."""
+        missing = set(self._expected.directories)
         pending = [""]
         while pending:
             directory = pending.pop()
@@ -224,32 +295,31 @@ class _Verifying:
                         missing.discard(path)
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(path)
-                        self._judge(path, entry)
+                        self._check_entry(path, entry)
             except OSError as error:
-                self._findings.append(Finding(directory or ".", *fault_of(error)))
+                self._findings.append(Finding(directory or ".", *read_error(error)))
                 missing = {path for path in missing if not path.startswith(f"{directory}/")}
-        self._findings += [Finding(path, "missing", "is not there") for path in missing]
+        self._findings += [Finding(path, "missing", "does not exist") for path in missing]
         if self._findings:
-            self._require_there()
+            self._require_not_removed()
 
-    def _judge(self, path: str, entry: os.DirEntry[str]) -> None:
-        """Note what is extra; of files that are listed, their kind was looked at before."""
-        listing = self._listing
+    def _check_entry(self, path: str, entry: os.DirEntry[str]) -> None:
+        """Add a finding for an extra entry; the types of expected files were checked before."""
+        expected = self._expected
         is_directory = entry.is_dir(follow_symlinks=False)
-        if path in METADATA_FILES or path in listing.paths:
+        if expected.is_expected(path):
             return
-        if path in listing.directories:
+        if path in expected.directories:
             if not is_directory:
-                kind = wrong_kind(entry.stat(follow_symlinks=False).st_mode)
-                what = f"is {kind}, not a directory"
-                self._findings.append(Finding(path, "altered", what))
+                detail = f"is {_type_of(entry)}, not a directory"
+                self._findings.append(Finding(path, "altered", detail))
         elif not path.startswith(f"{MAIL}/") or (
-            listing.knows_directories if is_directory else listing.is_whole
+            expected.knows_directories if is_directory else expected.is_complete
         ):
-            kind = _kind(entry)
-            self._findings.append(Finding(path, "extra", f"is {kind} that is not of the snapshot"))
+            detail = f"is {_type_of(entry)} that does not belong to the snapshot"
+            self._findings.append(Finding(path, "extra", detail))
 
-    def _identified(self) -> tuple[int, int]:
+    def _current_inode(self) -> tuple[int, int]:
         try:
             status = self._directory.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -258,13 +328,14 @@ class _Verifying:
             raise StorageError(f"{self._directory}: {error.strerror}") from error
         return status.st_dev, status.st_ino
 
-    def _require_there(self) -> None:
-        """Raise if all that is missing is so since somebody has removed the snapshot."""
-        if self._identified() != self._identity:
+    def _require_not_removed(self) -> None:
+        """Raise StorageError if files are missing because the whole snapshot was removed."""
+        if self._current_inode() != self._inode:
             raise StorageError(f"{self._directory} was removed meanwhile")
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def _type_of(entry: os.DirEntry[str]) -> str:
+    # Without stat(2): an entry may be gone by now.
     if entry.is_file(follow_symlinks=False):
         return "a file"
     if entry.is_dir(follow_symlinks=False):
@@ -273,5 +344,5 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 async def _in_thread(work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
-    # A disk that does not answer is not to keep the user from ending it.
+    # A disk that does not answer must not keep the user from ending it.
     return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)

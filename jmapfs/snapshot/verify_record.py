@@ -1,6 +1,6 @@
-"""What was found when snapshots were verified: DEST/.jmapfs/verified.json.
+"""What `jmapfs verify` found in each snapshot: DEST/.jmapfs/verified.json.
 
-It is a memory, not a proof. Without it nothing is taken for good, and nothing for damaged.
+The record is a memory, not a proof: without it, no snapshot counts as verified or as damaged.
 """
 
 from __future__ import annotations
@@ -14,26 +14,35 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, StorageError
-from jmapfs.snapshot.files import created, sync_directory
-from jmapfs.snapshot.findings import Outcome
-from jmapfs.snapshot.repository import Repository, is_date
+from jmapfs.snapshot.files import create_file, sync_directory
+from jmapfs.snapshot.manifest import parse_date
+
+Kind = Literal["altered", "missing", "extra"]
+Outcome = Literal["good", "altered", "missing", "extra"]
+"""The worst kind of finding in a snapshot, or "good"."""
+
+STATE_DIRECTORY: Final = ".jmapfs"
+"""The directory of a repository for files that belong to no snapshot."""
 
 _NAME: Final = "verified.json"
-_NEW: Final = "verified.json.new"
-# Some 100 bytes are for one snapshot.
-_MOST_BYTES: Final = 64 << 20
+_NEW_NAME: Final = "verified.json.new"
+# A snapshot takes about 100 bytes.
+_MAX_BYTES: Final = 64 << 20
 _LOCK_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.05
 _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 
 
 class Verification(msgspec.Struct, frozen=True):
-    """What was found `when` (UTC) a snapshot was verified last; `quick`: no content was read."""
+    """What the last verification of a snapshot found; `quick` means that no content was read.
+
+    `when` is in UTC.
+    """
 
     when: Annotated[datetime, msgspec.Meta(tz=True)]
     outcome: Outcome
@@ -41,7 +50,7 @@ class Verification(msgspec.Struct, frozen=True):
 
     @property
     def found_damage(self) -> bool:
-        """Whether mail, or what tells of it, is not as it was; what is extra harms none."""
+        """Whether files were altered or missing; extra files do no damage."""
         return self.outcome in _DAMAGE
 
 
@@ -50,30 +59,28 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 class VerificationRecord:
-    """The verifications that are on record for a destination, by the dates of snapshots."""
+    """The verifications of the snapshots in the directory `repository`, by date.
 
-    def __init__(self, verifications: dict[str, Verification]) -> None:
-        self._verifications = verifications
+    A record that cannot be read counts as empty.
+    """
 
-    @classmethod
-    def read(cls, destination: Repository) -> VerificationRecord:
-        """Return what is on record; what cannot be read, or is something else, is nothing."""
-        return cls(_read(destination.state_directory))
+    def __init__(self, repository: Path) -> None:
+        self._verifications = _read(repository / STATE_DIRECTORY)
 
     def find(self, date: str) -> Verification | None:
-        """Return what was found last in a snapshot, or None if it was never verified."""
+        """Return the last verification of a snapshot, or None if it was never verified."""
         return self._verifications.get(date)
 
     def is_damaged(self, date: str) -> bool:
-        """Tell whether damage was found in a snapshot."""
+        """Return whether damage was found in a snapshot."""
         verification = self.find(date)
         return verification is not None and verification.found_damage
 
-    def doubts(self, date: str, taken: datetime) -> bool:
-        """Tell whether a snapshot may have files in which damage was found since it was taken.
+    def may_be_damaged(self, date: str, taken: datetime) -> bool:
+        """Return whether damage that was found since a snapshot was taken may affect its files.
 
-        Files are shared, so that may have been in any other. Only that its own were read since
-        then, and were right, is a reason not to doubt it.
+        Files are shared between snapshots, so damage in any of them counts. Only a verification
+        that has read the snapshot's own files later, and found them right, rules it out.
         """
         if self.is_damaged(date):
             return True
@@ -82,71 +89,56 @@ class VerificationRecord:
         return any(one.found_damage and one.when >= since for one in self._verifications.values())
 
 
-def destination_of(directory: Path) -> Repository | None:
-    """Return the destination that a snapshot is in; None for a copy somewhere else.
+def save_verification(repository: Path, date: str, verification: Verification) -> None:
+    """Record a verification on the disk, and drop the records of snapshots that are gone.
+
+    A quick verification does not replace one that has read content and found damage: it cannot
+    tell whether the damage is repaired.
 
     Raises:
-        StorageError: the directory around it cannot be read.
+        StorageError: the record cannot be written.
     """
-    destination = Repository(directory.parent)
-    if not is_date(directory.name):
-        return None
-    if destination.state_directory.is_dir():
-        return destination
-    others = [one for one in destination.snapshots() if one.path != directory]
-    return destination if others else None
-
-
-def record(destination: Repository, date: str, verification: Verification) -> None:
-    """Put what was found in a snapshot on record, and on the disk; forget snapshots that are gone.
-
-    Where content was read and damage found, what a look without reading finds changes nothing:
-    it cannot tell that the damage is undone.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    directory = destination.state_directory
+    directory = repository / STATE_DIRECTORY
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        with _alone(directory):
+        with _locked(directory):
             kept = _read(directory)
             before = kept.get(date)
             if before is None or not (
                 verification.quick and not before.quick and before.found_damage
             ):
                 kept[date] = verification
-            there = {one: kept[one] for one in sorted(kept) if (destination.path / one).is_dir()}
-            _write(directory, msgspec.json.encode(_Document(there)))
+            existing = {one: kept[one] for one in sorted(kept) if (repository / one).is_dir()}
+            _write(directory, msgspec.json.encode(_Document(existing)))
     except OSError as error:
         raise StorageError(
-            f"{directory}: what was found cannot be put on record: {error.strerror}"
+            f"{directory}: the result cannot be recorded: {error.strerror}"
         ) from error
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep others from writing between our reading and our writing."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing the record between our read and our write."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(descriptor)
+        _wait_for_lock(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    """Wait for the lock, which others have for a moment; raises TimeoutError."""
+def _wait_for_lock(descriptor: int) -> None:
+    """Wait for the lock, which others hold only briefly; raises TimeoutError."""
     until = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= until:
-                raise TimeoutError(errno.ETIMEDOUT, "another process is at work on it") from None
+                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from None
             time.sleep(_PAUSE_SECONDS)
         except OSError:
-            # Not every file system has locks (NFS wants files for it): then the last one counts.
+            # Some file systems cannot lock a directory (NFS); the last writer wins there.
             return
         else:
             return
@@ -157,7 +149,7 @@ def _read(directory: Path) -> dict[str, Verification]:
         document = msgspec.json.decode(_content(directory / _NAME), type=_Document)
     except (OSError, *UNDECODABLE):
         return {}
-    return {date: one for date, one in document.snapshots.items() if is_date(date)}
+    return {date: one for date, one in document.snapshots.items() if parse_date(date) is not None}
 
 
 def _content(path: Path) -> bytes:
@@ -165,13 +157,13 @@ def _content(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return b""
-        return file.read(_MOST_BYTES)
+        return file.read(_MAX_BYTES)
 
 
 def _write(directory: Path, content: bytes) -> None:
-    new = directory / _NEW
+    new = directory / _NEW_NAME
     new.unlink(missing_ok=True)
-    with os.fdopen(created(new, 0o600), "wb") as file:
+    with os.fdopen(create_file(new, 0o600), "wb") as file:
         file.write(msgspec.json.format(content, indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())

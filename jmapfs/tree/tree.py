@@ -289,7 +289,7 @@ class Tree:
 
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files; this reads the whole index of files."""
-        return self._reader.size(), self._reader.counts().emails
+        return self._reader.total_size(), self._reader.counts().emails
 
     def _directory_attributes(self, directory: Directory) -> Attributes:
         newest, digest = 0, 0

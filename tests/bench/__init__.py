@@ -1,14 +1,14 @@
-"""How fast, and how large: measurements on real mounts, beside their peers (`scripts/bench`).
+"""Benchmarks on real mounts, in comparison with other programs (`scripts/bench`).
 
-A measurement is a module here with a `measure` that returns figures; `__main__` names them all.
-Nothing is asserted: a figure says whether its target was met. What is compared takes turns in one
-run, so that the ratio says more than the figures, which vary with the machine by a factor of two.
+Each measurement is a module with a function `measure` that returns figures; `__main__` lists them.
+A figure reports whether it met its target; nothing is asserted. Programs that are compared run in
+alternation, so that their ratio is more reliable than their figures, which vary with the machine
+by a factor of two.
 
-- `stage` has what they share: a Cyrus that is filled once (`stored`), homes on a real disk
-  (`surroundings`, `disk`), and the peak memory of every daemon.
-- The peers are `mbsync`, `one_by_one` and a tree on the local disk; behind `proxy` a server is far
-  away.
-- `figures` come out as `tables` and as a `plot`, and a run that counts goes into the `history`.
+- `fixtures` has what measurements share: a Cyrus with mail (`source_account`), and the peak memory
+  of all daemons. `harness` and `disk` provide homes on a real disk and timed commands.
+- The peers are `mbsync`, `one_by_one` and a tree on the local disk; `proxy` adds latency.
+- `tables` and `plot` print `figures`, and `history` records complete runs.
 
-Every wait has a deadline, and however a run ends, it leaves no mount, process or file behind.
+Every wait has a deadline. A run leaves no mount, process or file behind, however it ends.
 """

@@ -1,6 +1,6 @@
-"""The benchmark as a command: `scripts/bench`. It prints a Markdown table.
+"""Run the benchmarks (`scripts/bench`) and print a Markdown table.
 
-A measurement that fails is told, and the others go on; the exit code is then 1.
+If a measurement fails, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from tests.bench import (
 )
 from tests.bench.disk import on_disk
 from tests.bench.figures import Figure, Machine
-from tests.bench.stage import Stage
+from tests.bench.fixtures import Fixtures
 from tests.bench.tables import as_json, markdown
 
-_Measure = Callable[[Stage, argparse.Namespace], list[Figure]]
+_Measure = Callable[[Fixtures, argparse.Namespace], list[Figure]]
 
 _MEASUREMENTS: Mapping[str, _Measure] = {
     "first-listing": lambda _, options: first_listing.measure(options.mails, options.runs),
     "large-account": lambda _, options: large_account.measure(options.large, options.runs),
-    "cold-copy": lambda stage, _: cold_copy.measure(stage),
-    "cold-grep": lambda stage, _: cold_grep.measure(stage),
-    "foreground": lambda stage, _: foreground.measure(stage),
-    "cached-grep": lambda stage, _: cached_grep.measure(stage),
-    "warm": lambda stage, _: warm.measure(stage),
-    "second-backup": lambda stage, _: second_backup.measure(stage),
-    "snapshots": lambda stage, options: snapshots.measure(stage, options.large),
+    "cold-copy": lambda fixtures, _: cold_copy.measure(fixtures),
+    "cold-grep": lambda fixtures, _: cold_grep.measure(fixtures),
+    "foreground": lambda fixtures, _: foreground.measure(fixtures),
+    "cached-grep": lambda fixtures, _: cached_grep.measure(fixtures),
+    "warm": lambda fixtures, _: warm.measure(fixtures),
+    "second-backup": lambda fixtures, _: second_backup.measure(fixtures),
+    "snapshots": lambda fixtures, options: snapshots.measure(fixtures, options.large),
     "cache-shapes": lambda _, options: cache_shapes.measure(options.cached, options.runs),
 }
 
@@ -56,7 +56,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     options = _options()
-    # Every end is to unmount and to remove.
+    # Unmount and clean up after a signal, too.
     for number in _SIGNALS:
         signal.signal(number, _end)
     names = options.only or list(_MEASUREMENTS)
@@ -78,33 +78,33 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     for name, default, text in (
-        ("--mails", 10_000, "how many the account on Cyrus has"),
-        ("--cached", 20_000, "how many the account has whose mail is cached"),
-        ("--large", 100_000, "how many the large account has, of which only names are read"),
+        ("--mails", 10_000, "number of mails on Cyrus"),
+        ("--cached", 20_000, "number of mails that are cached"),
+        ("--large", 100_000, "number of mails in the large account, which are listed only"),
     ):
         parser.add_argument(name, type=int, default=default, metavar="N", help=text)
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each is run")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each measurement")
     parser.add_argument(
-        "--only", action="append", choices=_MEASUREMENTS, help="leave out the others"
+        "--only", action="append", choices=_MEASUREMENTS, help="run this measurement only"
     )
     parser.add_argument(
         "--cyrus-on-disk",
         action="store_true",
-        help="keep the server's mail on a disk, as servers do, and not in memory",
+        help="keep the mail of the server on a disk, not in memory",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rates there, as SVG")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the rates to this SVG file")
     parser.add_argument(
         "--record",
         type=Path,
         nargs="?",
         const=_HERE,
         metavar="DIRECTORY",
-        help="add the run to history.jsonl and draw figures.svg, by default in tests/bench",
+        help="add the run to history.jsonl and plot figures.svg, by default in tests/bench",
     )
     options = parser.parse_args()
     if options.record and (options.only or options.cyrus_on_disk):
-        parser.error("--record is for a run of everything, as the runs before it were")
+        parser.error("--record needs a run of everything, to be comparable with earlier runs")
     return options
 
 
@@ -113,7 +113,7 @@ def _measured(names: list[str], options: argparse.Namespace) -> tuple[list[Figur
     figures: list[Figure] = []
     failed: list[str] = []
     with contextlib.ExitStack() as stack:
-        stage = Stage(
+        fixtures = Fixtures(
             stack,
             mails=options.mails,
             cached_mails=options.cached,
@@ -124,17 +124,17 @@ def _measured(names: list[str], options: argparse.Namespace) -> tuple[list[Figur
             print(f"Measuring {name} …", file=sys.stderr, flush=True)
             start = time.monotonic()
             try:
-                figures += _MEASUREMENTS[name](stage, options)
-            except Exception:  # noqa: BLE001 - the others are to go on
+                figures += _MEASUREMENTS[name](fixtures, options)
+            except Exception:  # noqa: BLE001 - run the other measurements
                 _log.exception("%s failed", name)
                 failed.append(name)
             print(f"… {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        figures += stage.peak_memory()
+        figures += fixtures.peak_memory()
     return figures, failed
 
 
 def _draw(figures: list[Figure], path: Path) -> None:
-    # A second to import, for those who want it only.
+    # The import takes a second.
     from tests.bench import plot
 
     plot.draw(figures, path)
@@ -142,7 +142,7 @@ def _draw(figures: list[Figure], path: Path) -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     del frame
-    # A second one is not to end the cleaning up.
+    # A second signal must not interrupt the cleanup.
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

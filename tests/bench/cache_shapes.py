@@ -1,7 +1,7 @@
-"""The shapes that the disk cache could have, beside the one it has: how fast, and how large.
+"""Compares the disk cache with other storage layouts: speed and overhead on the disk.
 
-Each keeps books in SQLite, right at any moment, and reads with a checksum, as the disk cache has
-to. They take turns with one another, so that a busy machine is as busy for all of them.
+Each layout has an index in SQLite that is always consistent, and verifies checksums, like the disk
+cache. They run in alternation, so that load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from jmapfs.cache.disk_cache import DiskCache
 from tests.bench.disk import drop_caches
 from tests.bench.figures import Figure, Machine
-from tests.bench.surroundings import bench_directory, turns
+from tests.bench.harness import bench_directory, rounds
 from tests.bench.tables import markdown
 from tests.corpus import mails
 
@@ -54,22 +54,22 @@ class Mail:
     content: bytes
 
 
-class Shape(ABC):
-    """A cache in `directory`, new or as it was closed."""
+class Layout(ABC):
+    """A cache in a directory, a new or an existing one."""
 
     @abstractmethod
     def insert(self, batch: Sequence[Mail]) -> None: ...
 
     @abstractmethod
     def read(self, batch: Sequence[Mail]) -> int:
-        """Read the mails, compare their checksums, and return how many were right."""
+        """Read the mails, verify their checksums, and return how many were correct."""
 
     @abstractmethod
     def close(self) -> None: ...
 
 
-class _Ours(Shape):
-    """The disk cache as it is."""
+class _Ours(Layout):
+    """The disk cache itself."""
 
     def __init__(self, directory: Path) -> None:
         self._cache = DiskCache(directory, 2**40, reserve_bytes=0)
@@ -85,7 +85,7 @@ class _Ours(Shape):
 
 
 class _OneByOne(_Ours):
-    """The disk cache, asked for each mail by itself."""
+    """The disk cache, with one call for each mail."""
 
     def read(self, batch: Sequence[Mail]) -> int:
         return sum(self._cache.load(mail.blob_id) is not None for mail in batch)
@@ -103,8 +103,8 @@ def _crc32(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "big")
 
 
-class _OneFile(Shape):
-    """Books and contents in one SQLite file."""
+class _OneFile(Layout):
+    """Index and content in one SQLite file."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _OneFile(Shape):
     ) -> None:
         self._checksum, self._compress, self._decompress = checksum, compress, decompress
         self._count = 0
-        path = directory / "books.sqlite"
+        path = directory / "index.sqlite"
         new = not path.exists()
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.execute(f"PRAGMA page_size = {page}")
@@ -159,7 +159,7 @@ class _OneFile(Shape):
 
 
 class _FileEach(_OneFile):
-    """The books in one SQLite file, and a file a mail, the checksum first, in 256 directories."""
+    """The index in SQLite, and a file for each mail, checksum first, in 256 directories."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -174,12 +174,12 @@ class _FileEach(_OneFile):
         self._enter(batch, [])
 
     def read(self, batch: Sequence[Mail]) -> int:
-        right = 0
+        correct = 0
         for mail in batch:
             with self._path(mail).open("rb", buffering=0) as file:
                 data = file.read()
-            right += _sha256(data[16:]) == data[:16]
-        return right
+            correct += _sha256(data[16:]) == data[:16]
+        return correct
 
     def _path(self, mail: Mail) -> Path:
         name = mail.key.hex()
@@ -188,9 +188,9 @@ class _FileEach(_OneFile):
 
 @dataclass(frozen=True)
 class _Candidate:
-    """How a shape is made, and with how many mails at once it is used."""
+    """A layout, and the number of mails in each call."""
 
-    make: Callable[[Path], Shape]
+    make: Callable[[Path], Layout]
     inserted: int = 100
     read: int = 128
 
@@ -217,34 +217,34 @@ _CANDIDATES: Mapping[str, _Candidate] = {
 
 
 def measure(count: int, runs: int) -> list[Figure]:
-    """Keep `count` mails in each shape, and read them: in the order kept, and in another one.
+    """Write `count` mails in each layout; read them in the same order and in another one.
 
-    Microseconds are per mail, with what it takes to open and close. CPU includes the kernel's.
+    Microseconds are per mail, opening and closing included. CPU time includes the kernel.
     """
-    kept = [_mail(content) for content in mails(count)]
-    taken: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    stored = [_mail(content) for content in mails(count)]
+    results: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     with bench_directory() as directory:
-        for _ in turns(runs, _BUDGET_SECONDS):
+        for _ in rounds(runs, _BUDGET_SECONDS):
             for name, candidate in _CANDIDATES.items():
-                for what, value in _measured(candidate, directory / "shape", kept).items():
-                    taken[name, what].append(value)
+                for what, value in _measured(candidate, directory / "layout", stored).items():
+                    results[name, what].append(value)
     return [
         Figure(f"{name}: {what}", "B" if what == "beside the content" else "µs", tuple(values))
-        for (name, what), values in taken.items()
+        for (name, what), values in results.items()
     ]
 
 
-def _measured(candidate: _Candidate, directory: Path, kept: Sequence[Mail]) -> dict[str, float]:
+def _measured(candidate: _Candidate, directory: Path, stored: Sequence[Mail]) -> dict[str, float]:
     inserting, reading = partial(_inserted, candidate), partial(_read, candidate)
-    content = sum(len(mail.content) for mail in kept)
-    shuffled = random.Random(1).sample(kept, len(kept))
+    content = sum(len(mail.content) for mail in stored)
+    shuffled = random.Random(1).sample(stored, len(stored))
     directory.mkdir()
     try:
-        _, insert = _each(directory, kept, inserting)
+        _, insert = _each(directory, stored, inserting)
         used = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-        _, warm = _each(directory, kept, reading)
+        _, warm = _each(directory, stored, reading)
         drop_caches(directory)
-        cold_seconds, cold = _each(directory, kept, reading)
+        cold_seconds, cold = _each(directory, stored, reading)
         drop_caches(directory)
         other_seconds, _ = _each(directory, shuffled, reading)
     finally:
@@ -255,33 +255,33 @@ def _measured(candidate: _Candidate, directory: Path, kept: Sequence[Mail]) -> d
         "read, page cache dropped": cold_seconds,
         "read, page cache dropped, CPU": cold,
         "read in another order, page cache dropped": other_seconds,
-        "beside the content": (used - content) / len(kept),
+        "beside the content": (used - content) / len(stored),
     }
 
 
 def _each(
-    directory: Path, kept: Sequence[Mail], use: Callable[[Path, Sequence[Mail]], None]
+    directory: Path, stored: Sequence[Mail], use: Callable[[Path, Sequence[Mail]], None]
 ) -> tuple[float, float]:
-    """Return how long it takes to use the mails: microseconds for each, and those of CPU."""
+    """Return the duration per mail and the CPU time per mail, in microseconds."""
     seconds, cpu = time.perf_counter(), time.process_time()
-    use(directory, kept)
-    scale = 1e6 / len(kept)
+    use(directory, stored)
+    scale = 1e6 / len(stored)
     return (time.perf_counter() - seconds) * scale, (time.process_time() - cpu) * scale
 
 
-def _inserted(candidate: _Candidate, directory: Path, kept: Sequence[Mail]) -> None:
-    with contextlib.closing(candidate.make(directory)) as shape:
-        for start in range(0, len(kept), candidate.inserted):
-            shape.insert(kept[start : start + candidate.inserted])
+def _inserted(candidate: _Candidate, directory: Path, stored: Sequence[Mail]) -> None:
+    with contextlib.closing(candidate.make(directory)) as layout:
+        for start in range(0, len(stored), candidate.inserted):
+            layout.insert(stored[start : start + candidate.inserted])
 
 
-def _read(candidate: _Candidate, directory: Path, kept: Sequence[Mail]) -> None:
-    right = 0
-    with contextlib.closing(candidate.make(directory)) as shape:
-        for start in range(0, len(kept), candidate.read):
-            right += shape.read(kept[start : start + candidate.read])
-    if right != len(kept):
-        raise RuntimeError(f"{right} of {len(kept)} mails came back")
+def _read(candidate: _Candidate, directory: Path, stored: Sequence[Mail]) -> None:
+    correct = 0
+    with contextlib.closing(candidate.make(directory)) as layout:
+        for start in range(0, len(stored), candidate.read):
+            correct += layout.read(stored[start : start + candidate.read])
+    if correct != len(stored):
+        raise RuntimeError(f"{correct} of {len(stored)} mails were read correctly")
 
 
 def _mail(content: bytes) -> Mail:
@@ -291,8 +291,8 @@ def _mail(content: bytes) -> Mail:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.cache_shapes", description=__doc__)
-    parser.add_argument("--mails", type=int, default=20_000, metavar="N", help="how many are kept")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="how often each is run")
+    parser.add_argument("--mails", type=int, default=20_000, metavar="N", help="number of mails")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each layout")
     options = parser.parse_args()
     print(markdown(Machine.this(), measure(options.mails, options.runs)))
 

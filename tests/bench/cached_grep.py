@@ -1,25 +1,25 @@
-"""`grep -r` over mail in the disk cache, page cache dropped, beside the same tree on the disk.
+"""`grep -r` over mail in the disk cache, compared with the same tree on the local disk.
 
-Each run is on a fresh mount: the daemon has nothing in memory, the kernel neither. What is read
-is then on the disk for both, here in the cache's few files, there in a file a mail.
+Each run has a new mount and an empty page cache, so that both read from the disk: jmapfs the few
+files of its cache, grep on the local disk one file for each mail.
 """
 
 from __future__ import annotations
 
 from tests.bench.disk import drop_caches
 from tests.bench.figures import Figure, at_most
-from tests.bench.stage import Stage
-from tests.bench.surroundings import mailboxes, timed_grep, turns
+from tests.bench.fixtures import Fixtures
+from tests.bench.harness import mailboxes, rounds, timed_grep
 
 _BUDGET_SECONDS = 60
 _TARGET = at_most(1.5)
 
 
-def measure(stage: Stage) -> list[Figure]:
-    cached = stage.cached
+def measure(fixtures: Fixtures) -> list[Figure]:
+    cached = fixtures.cached
     ours, theirs = [], []
-    for _ in turns(stage.runs, _BUDGET_SECONDS):
-        with stage.mounted(cached.home, cached.account) as (mount, _):
+    for _ in rounds(fixtures.runs, _BUDGET_SECONDS):
+        with fixtures.mounted(cached.home, cached.account) as (mount, _):
             before = mount.counts()
             drop_caches(cached.home.cache)
             ours.append(timed_grep(*mailboxes(mount.path)))

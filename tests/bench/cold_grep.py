@@ -1,8 +1,7 @@
-"""A cold `grep -r` over one mailbox of 1,000 mails, by round trip, beside the one-by-one loop.
+"""A cold `grep -r` over a mailbox of 1,000 mails by latency, compared with the one-by-one loop.
 
-Nothing is cached anywhere. The loop downloads the same mails once at each distance: its time is
-the number of round trips, and varies little. HTTP requests are those of the daemon from the
-beginning of the grep to its end.
+Nothing is cached. The loop downloads the same mails once at each latency: its duration depends on
+the number of round trips and varies little. HTTP requests are those of the daemon during the grep.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from dataclasses import dataclass
 
 from tests.bench import one_by_one
 from tests.bench.figures import Bar, Figure, at_least, at_most
-from tests.bench.stage import SEARCHED, Stage
-from tests.bench.surroundings import bench_directory, timed_grep, turns
+from tests.bench.fixtures import SEARCHED, Fixtures
+from tests.bench.harness import bench_directory, rounds, timed_grep
 from tests.cyrus import Account
 
-_DISTANCES = (0, 0.02, 0.05, 0.1)
+_ROUND_TRIPS = (0, 0.02, 0.05, 0.1)
 _BUDGET_SECONDS = 60
 _TRIAL = 20
 
-_DISTANCE_THAT_COUNTS = 0.05
+_TARGET_ROUND_TRIP = 0.05
 _FASTER = at_least(25)
 _REQUESTS = at_most(40)
 
@@ -30,18 +29,20 @@ class _Grep:
     requests: int
 
 
-def measure(stage: Stage) -> list[Figure]:
-    return [figure for distance in _DISTANCES for figure in _at(stage, distance)]
+def measure(fixtures: Fixtures) -> list[Figure]:
+    return [figure for round_trip in _ROUND_TRIPS for figure in _measure_at(fixtures, round_trip)]
 
 
-def _at(stage: Stage, distance: float) -> list[Figure]:
-    where = f"{distance * 1000:.0f} ms" if distance else "loopback"
-    with stage.stored.from_afar(distance) as account:
+def _measure_at(fixtures: Fixtures, round_trip: float) -> list[Figure]:
+    where = f"{round_trip * 1000:.0f} ms" if round_trip else "loopback"
+    with fixtures.source.with_latency(round_trip) as account:
         blobs = one_by_one.blob_ids(account, SEARCHED)
-        trial = one_by_one.attempt(account, one_by_one.spread(blobs, _TRIAL))
+        trial = one_by_one.try_connections(account, one_by_one.sample(blobs, _TRIAL))
         with bench_directory() as directory:
             loop = one_by_one.download(account, blobs, directory, trial.fastest)
-        greps = [_grep(stage, account, len(blobs)) for _ in turns(stage.runs, _BUDGET_SECONDS)]
+        greps = [
+            _grep(fixtures, account, len(blobs)) for _ in rounds(fixtures.runs, _BUDGET_SECONDS)
+        ]
     panel = f"cold grep -r over {len(blobs):,} mails"
     name = f"{panel}, {where}"
     theirs = Figure(
@@ -56,25 +57,25 @@ def _at(stage: Stage, distance: float) -> list[Figure]:
         tuple(len(blobs) / grep.seconds for grep in greps),
         bar=Bar(panel, where, "jmapfs"),
     )
-    counts = distance == _DISTANCE_THAT_COUNTS
+    has_target = round_trip == _TARGET_ROUND_TRIP
     return [
         theirs,
         ours,
-        ours.against(theirs, f"{name}: jmapfs against the loop", _FASTER if counts else None),
+        ours.against(theirs, f"{name}: jmapfs against the loop", _FASTER if has_target else None),
         Figure(
             f"{name}: HTTP requests of jmapfs",
             "",
             tuple(grep.requests for grep in greps),
-            _REQUESTS if counts else None,
+            _REQUESTS if has_target else None,
         ),
     ]
 
 
-def _grep(stage: Stage, account: Account, mails: int) -> _Grep:
-    with stage.mounted_anew(account) as (mount, _):
+def _grep(fixtures: Fixtures, account: Account, mails: int) -> _Grep:
+    with fixtures.mounted_without_cache(account) as (mount, _):
         before = mount.counts()
         seconds = timed_grep(mount.path / SEARCHED)
         done = mount.counts() - before
     if done.blobs < mails:
-        raise RuntimeError(f"grep has read {done.blobs} mails of {mails}")
+        raise RuntimeError(f"grep read {done.blobs} mails of {mails}")
     return _Grep(seconds, done.http["requests"])

@@ -1,6 +1,7 @@
-"""A real disk, where the page cache means something: which directory is on one, and how to drop it.
+"""Finds a directory on a real disk, and drops the caches of the kernel.
 
-In memory (tmpfs, which many systems have as /tmp) nothing is ever read from a disk.
+Measurements of reads need a real disk: on tmpfs, which many systems use for /tmp, files are always
+in memory.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _EVERYTHING = "3"
 
 
 def on_disk() -> Path:
-    """Return the directory for temporary files, or the first place beside it that is on a disk.
+    """Return the directory for temporary files, or another one that is on a disk.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: no such directory is writable.
     """
     checkout = Path(__file__).parents[2]
     places = [Path(tempfile.gettempdir()), Path("/var/tmp"), checkout]
@@ -30,12 +31,12 @@ def on_disk() -> Path:
 
 
 def drop_caches(*trees: Path) -> None:
-    """Make the next reader of the files in these trees go to the disk for them.
+    """Make the next reads of the files in these trees come from the disk.
 
-    As root everything goes, also entries and inodes, and of every file system. Others can only
-    give up the content, file by file.
+    Root drops all caches of all file systems, entries and inodes included. Other users can drop
+    the content of each file only.
     """
-    # What is not written yet cannot be dropped.
+    # Dirty pages cannot be dropped.
     os.sync()
     try:
         _DROP.write_text(_EVERYTHING)

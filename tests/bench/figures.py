@@ -1,4 +1,4 @@
-"""What was measured, what was hoped for, and against whom; on which machine."""
+"""Measured values, their targets, the peers and the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Bar:
-    """Where a figure stands in the plot: in a panel, among what belongs together, of whom."""
+    """The position of a figure in the plot: its panel, group and series."""
 
     panel: str
     group: str
@@ -31,9 +31,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement, of one run or more: the median is what counts.
+    """A measurement of one or more runs; its value is the median.
 
-    A ratio names its `sides`, what was divided by what, and each with every run.
+    A ratio has two `sides`, the figures that were divided, with all their runs.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Figure:
         return self.target.met_by(self.value) if self.target else None
 
     def against(self, peer: Figure, name: str, target: Target | None = None) -> Figure:
-        """Return the ratio of this to the figure of a peer, taken in the same unit.
+        """Return the ratio of this figure to the figure of a peer in the same unit.
 
-        Runs that took turns are compared in pairs: what the machine was busy with in one of them
-        it was in the other. Where the numbers of runs differ, the values are compared.
+        Runs in alternation are compared in pairs, because load on the machine affects both runs
+        of a pair. If the numbers of runs differ, the medians are compared.
         """
         pairs = [(self.value, peer.value)]
         if len(self.runs) == len(peer.runs):
@@ -66,7 +66,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it was measured on."""
+    """The machine that measured."""
 
     cpu: str
     cores: int

@@ -1,7 +1,7 @@
-"""The first listing of an account on a real Cyrus, on loopback: emails a second.
+"""The first listing of an account on Cyrus on loopback, in emails per second.
 
-Once as the synchronizer does it within this process, from an empty index until that is up to date,
-and once as the user waits for it: `jmapfs mount` with an empty cache until `ls` answers.
+Measured twice: the synchronizer alone, in this process, from an empty index until it is up to date;
+and `jmapfs mount` with an empty cache until `ls` returns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jmapfs.jmap.client import connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.sync.synchronizer import Synchronizer
 from tests.bench.figures import Figure, Target
-from tests.bench.surroundings import bench_home, timed_mount, unmount
+from tests.bench.harness import bench_home, timed_mount, unmount
 from tests.cyrus import Account, Message, running_cyrus
 
 _DEADLINE_SECONDS = 300
@@ -34,11 +34,11 @@ def measure(mails: int, runs: int) -> list[Figure]:
     with running_cyrus() as cyrus:
         account = cyrus.add_user("bench")
         _fill(account, mails)
-        inside = tuple(mails / trio.run(_synchronize, account, mails) for _ in range(runs))
-        whole = tuple(mails / _mount_anew(account) for _ in range(runs))
+        synchronizer = tuple(mails / trio.run(_synchronize, account, mails) for _ in range(runs))
+        whole = tuple(mails / _mount_without_cache(account) for _ in range(runs))
     what = f"first listing of {mails:,} mails on Cyrus"
     return [
-        Figure(f"{what}: the synchronizer", "emails/s", inside, _TARGET),
+        Figure(f"{what}: the synchronizer", "emails/s", synchronizer, _TARGET),
         Figure(f"{what}: all of `jmapfs mount`", "emails/s", whole),
     ]
 
@@ -76,21 +76,21 @@ async def _synchronize(account: Account, mails: int) -> float:
             credentials = BasicCredentials(account.name, account.password)
             async with connect(account.url, credentials) as client:
                 start = time.perf_counter()
-                await Synchronizer(client, database, writer).bring_up_to_date(_say_nothing)
+                await Synchronizer(client, database, writer).bring_up_to_date(_ignore_progress)
                 seconds = time.perf_counter() - start
         with database.reader() as reader:
             listed = reader.counts().emails
         if listed != mails:
-            raise RuntimeError(f"{listed} emails are listed of {mails}")
+            raise RuntimeError(f"{listed} of {mails} emails are listed")
         return seconds
 
 
-def _mount_anew(account: Account) -> float:
+def _mount_without_cache(account: Account) -> float:
     with bench_home(account.name, account.password) as home:
         mount, seconds = timed_mount(home, account.url, _DEADLINE_SECONDS)
         unmount(mount)
         return seconds
 
 
-def _say_nothing(listed: int, total: int | None) -> None:
+def _ignore_progress(listed: int, total: int | None) -> None:
     del listed, total

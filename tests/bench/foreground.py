@@ -1,8 +1,7 @@
-"""One `cat` in the foreground while a bulk reader keeps the daemon busy, in round trips.
+"""A `cat` in the foreground while a bulk reader keeps the daemon busy, in round trips.
 
-`grep -r` reads a large mailbox, of which nothing is cached. Meanwhile single mails of other
-mailboxes are read, one of each, so that none of them was read ahead. Only those count that were
-read before the bulk was.
+`grep -r` reads a large mailbox of which nothing is cached. Meanwhile `cat` reads one mail of each
+other mailbox, so that readahead has none of them. Only reads that end before the bulk count.
 """
 
 from __future__ import annotations
@@ -13,35 +12,37 @@ import time
 from collections.abc import Iterator
 
 from tests.bench.figures import Figure, at_most
-from tests.bench.stage import Stage
-from tests.bench.stored import store
-from tests.bench.surroundings import grep, timed, turns
+from tests.bench.fixtures import Fixtures
+from tests.bench.harness import grep, rounds, timed
+from tests.bench.source_account import create_source_account
 from tests.cyrus import Account
 from tests.mounting import Mounted
 
-_DISTANCE = 0.05
+_ROUND_TRIP = 0.05
 _BULK = "Bulk"
 _OTHERS = tuple(f"Other{number}" for number in range(1, 11))
 _BUDGET_SECONDS = 60
 _DEADLINE_SECONDS = 60
 _TARGET = at_most(3)
 
-#: With fewer the bulk would be read before the first cat is.
+#: With fewer mails, the bulk would end before the first cat.
 _LEAST_BULK = 2_000
-#: From then on there is something to be in the way of.
+#: The cats start after this many downloads of the bulk.
 _UNDER_WAY = 20
 
 
-def measure(stage: Stage) -> list[Figure]:
-    bulk = max(_LEAST_BULK, stage.mails * 2 // 5)
-    stored = store(stage.cyrus, "foreground", {_BULK: bulk, **dict.fromkeys(_OTHERS, 1)})
+def measure(fixtures: Fixtures) -> list[Figure]:
+    bulk = max(_LEAST_BULK, fixtures.mails * 2 // 5)
+    source = create_source_account(
+        fixtures.cyrus, "foreground", {_BULK: bulk, **dict.fromkeys(_OTHERS, 1)}
+    )
     cats: list[float] = []
-    with stored.from_afar(_DISTANCE) as account:
-        for _ in turns(stage.runs, _BUDGET_SECONDS):
-            cats += _cats(stage, account)
+    with source.with_latency(_ROUND_TRIP) as account:
+        for _ in rounds(fixtures.runs, _BUDGET_SECONDS):
+            cats += _cats(fixtures, account)
     if not cats:
-        raise RuntimeError("the bulk was read before the first mail in the foreground")
-    trips = tuple(seconds / _DISTANCE for seconds in cats)
+        raise RuntimeError("the bulk ended before the first mail in the foreground")
+    trips = tuple(seconds / _ROUND_TRIP for seconds in cats)
     what = f"a cat during a bulk of {bulk:,} mails, 50 ms"
     return [
         Figure(what, "round trips", trips, _TARGET),
@@ -49,10 +50,10 @@ def measure(stage: Stage) -> list[Figure]:
     ]
 
 
-def _cats(stage: Stage, account: Account) -> list[float]:
-    """Return how many seconds each cat took that ended before the bulk did."""
+def _cats(fixtures: Fixtures, account: Account) -> list[float]:
+    """Return the duration in seconds of each cat that ended before the bulk."""
     counted = []
-    with stage.mounted_anew(account) as (mount, _):
+    with fixtures.mounted_without_cache(account) as (mount, _):
         mails = [next((mount.path / name).iterdir()) for name in _OTHERS]
         with _reading(mount) as bulk:
             for mail in mails:
@@ -65,7 +66,7 @@ def _cats(stage: Stage, account: Account) -> list[float]:
 
 @contextlib.contextmanager
 def _reading(mount: Mounted) -> Iterator[subprocess.Popen[bytes]]:
-    """Have the bulk being read, well under way, and no longer than the block lasts."""
+    """Read the bulk during the block, which begins when the read is under way."""
     with subprocess.Popen(
         grep(mount.path / _BULK),
         stdin=subprocess.DEVNULL,

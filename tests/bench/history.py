@@ -1,4 +1,4 @@
-"""The history of the benchmark: a line of JSON for each run that was recorded, the oldest first."""
+"""The history of the benchmark: a line of JSON for each recorded run, oldest first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GIT_SECONDS = 30
 def append(
     path: Path, machine: Machine, options: Mapping[str, int], figures: Sequence[Figure]
 ) -> None:
-    """Add a run: when, of which commit, on what machine, how large, and the value of each figure.
+    """Add a run: date, commit, machine, sizes, and the value of each figure.
 
-    With changes that are not committed, the commit ends in `+`.
+    The commit ends in `+` if there are uncommitted changes.
     """
     line = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,7 +44,7 @@ def _commit() -> str:
     try:
         return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        # A tree that was unpacked, not cloned.
+        # Not a Git repository, for example an unpacked archive.
         return "unknown"
 
 

@@ -1,6 +1,6 @@
-"""A large account that is indexed already: how soon it is mounted and listed, in how much memory.
+"""The time and memory to mount and list a large account that is already indexed.
 
-The mails are tiny and on the small server of the tests: only the index and the kernel count here.
+Its mails are tiny and on the test server: this measures the index and the kernel only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.bench.figures import Figure, Target
-from tests.bench.surroundings import bench_home, memory, timed, timed_mount, unmount
+from tests.bench.harness import bench_home, memory, timed, timed_mount, unmount
 from tests.mounting import Home
 from tests.server import server_process
 
@@ -26,7 +26,7 @@ class _Run:
 
 
 def measure(mails: int, runs: int) -> list[Figure]:
-    """Index an account of `mails` emails once, then mount and list it some times."""
+    """Index an account of `mails` emails once, then mount and list it `runs` times."""
     with (
         server_process(f"large:{mails}") as server,
         bench_home("alice@example.org", "secret") as home,

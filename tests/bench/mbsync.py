@@ -1,6 +1,6 @@
-"""A peer: mbsync, as many have their mail copied over IMAP into a Maildir.
+"""A peer: mbsync, which copies mail over IMAP into a Maildir.
 
-`FSync no` where no other peer makes sure that each mail is on the disk.
+The default is `FSync no`, because the other peers do not sync each mail either.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.surroundings import timed
+from tests.bench.harness import timed
 from tests.cyrus import Account
 
-# mbsync adds a field to each mail, by which it knows it again after an interruption.
+# mbsync adds a field to each mail to recognize it after an interruption.
 _MARK = re.compile(rb"^X-TUID: .{12}\n", re.MULTILINE)
 
-# Empty lines end sections, and what is global comes first.
+# Empty lines end sections; global options come first.
 _CONFIGURATION = """\
 FSync {fsync}
 
@@ -46,9 +46,9 @@ Create Near
 
 
 def copy(account: Account, directory: Path, *, synced: bool = False) -> float:
-    """Copy the whole account into Maildirs below `directory`; return how many seconds it took.
+    """Copy the whole account into Maildirs below `directory`; return the duration in seconds.
 
-    With `synced`, each mail is on the disk before the next.
+    With `synced`, each mail is synced before the next one.
     """
     for name in ("mail", "state"):
         (directory / name).mkdir(parents=True)
@@ -61,7 +61,7 @@ def copy(account: Account, directory: Path, *, synced: bool = False) -> float:
 
 
 def mails(directory: Path) -> Iterator[bytes]:
-    """Yield what was copied, as it was but for its CRs, which mbsync takes out."""
+    """Yield the copied mails; mbsync removes their CRs."""
     for status in ("cur", "new"):
         for path in directory.rglob(f"{status}/*"):
             yield _MARK.sub(b"", path.read_bytes(), count=1)

@@ -1,12 +1,12 @@
-"""A peer: a plain JMAP download loop, one request a mail, as backup scripts do it.
+"""A peer: a loop of JMAP downloads, one request after the other, like simple backup scripts.
 
-The list of blob ids comes first and does not count; then there is one GET after the other by the
-download URL (RFC 8620 §6.2), each mail into a file.
+The list of blob ids is not part of the measured time. Then there is a GET of the download URL
+(RFC 8620 §6.2) for each mail, which is written to a file.
 
-The loop is as fast as its connection. Over one kept-alive HTTP/1.1 connection on loopback Cyrus
-seems ten times slower than it is: it sends an answer in two pieces, and its Nagle algorithm holds
-the second one back until the client's delayed ACK of the first. So all kinds of connection are
-tried, and the fastest is the peer.
+The speed of the loop depends on its connection. Over a persistent HTTP/1.1 connection on loopback,
+Cyrus appears ten times slower: it sends a response in two segments, and its Nagle algorithm delays
+the second one until the client's delayed ACK of the first. Therefore all kinds of connection are
+tried, and the fastest one is the peer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import quote
 import httpx
 
 from tests.bench.figures import Figure
-from tests.bench.surroundings import bench_directory
+from tests.bench.harness import bench_directory
 from tests.cyrus import Account
 from tests.cyrus.account import TIMEOUT
 
@@ -35,7 +35,7 @@ _Get = Callable[[str], bytes]
 
 
 class Connection(enum.Enum):
-    """How the loop talks to the server."""
+    """The kind of connection of the loop."""
 
     KEPT_ALIVE = "HTTP/1.1, kept alive"
     NEW = "HTTP/1.1, a new connection each"
@@ -44,7 +44,7 @@ class Connection(enum.Enum):
 
 @dataclass(frozen=True)
 class Trial:
-    """What each kind of connection did with the same few mails, in mails a second."""
+    """The rate of each kind of connection for the same mails, in mails per second."""
 
     rates: Mapping[Connection, float]
 
@@ -60,7 +60,7 @@ class Trial:
 
 
 def blob_ids(account: Account, mailbox: str | None = None) -> list[str]:
-    """Return the blob ids of all mails, or those of one mailbox, in the order of receipt."""
+    """Return the blob ids of all mails or of one mailbox, in the order of receipt."""
     mailbox_id = account.mailbox_ids()[mailbox] if mailbox else None
     ids = account.email_ids(mailbox_id)
     found: list[str] = []
@@ -70,12 +70,12 @@ def blob_ids(account: Account, mailbox: str | None = None) -> list[str]:
     return found
 
 
-def spread(blobs: Sequence[str], count: int) -> Sequence[str]:
-    """Return at most `count` of them, from all over the account."""
+def sample(blobs: Sequence[str], count: int) -> Sequence[str]:
+    """Return at most `count` blobs, spread over the whole account."""
     return blobs[:: max(1, -(-len(blobs) // count))]
 
 
-def attempt(account: Account, blobs: Sequence[str]) -> Trial:
+def try_connections(account: Account, blobs: Sequence[str]) -> Trial:
     """Download these mails over each kind of connection."""
     rates = {}
     for kind in Connection:
@@ -85,7 +85,7 @@ def attempt(account: Account, blobs: Sequence[str]) -> Trial:
 
 
 def download(account: Account, blobs: Sequence[str], directory: Path, kind: Connection) -> float:
-    """Write each mail into a file of its own; return how many seconds it took."""
+    """Write each mail to its own file; return the duration in seconds."""
     directory.mkdir(exist_ok=True)
     start = time.perf_counter()
     with _CLIENTS[kind](account) as get:
@@ -102,31 +102,31 @@ def _path(account: Account, blob_id: str) -> str:
 def _kept_alive(account: Account) -> Iterator[_Get]:
     connection = http.client.HTTPConnection("127.0.0.1", account.http_port, TIMEOUT)
     with contextlib.closing(connection):
-        yield lambda path: _answer(connection, path, {"Authorization": _secret(account)})
+        yield lambda path: _get(connection, path, {"Authorization": _authorization(account)})
 
 
 @contextlib.contextmanager
 def _new(account: Account) -> Iterator[_Get]:
-    fields = {"Authorization": _secret(account), "Connection": "close"}
+    fields = {"Authorization": _authorization(account), "Connection": "close"}
 
     def get(path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", account.http_port, TIMEOUT)
         with contextlib.closing(connection):
-            return _answer(connection, path, fields)
+            return _get(connection, path, fields)
 
     yield get
 
 
 @contextlib.contextmanager
 def _http2(account: Account) -> Iterator[_Get]:
-    # With prior knowledge (RFC 9113 §3.3), which Cyrus takes.
+    # With prior knowledge (RFC 9113 §3.3), which Cyrus accepts.
     with httpx.Client(
         http1=False,
         http2=True,
         base_url=f"http://127.0.0.1:{account.http_port}",
         auth=(account.name, account.password),
         timeout=TIMEOUT,
-        # There is no TLS here, and loading the certificates takes longer than many mails.
+        # There is no TLS, and loading the certificates takes longer than many mails.
         verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         trust_env=False,
     ) as client:
@@ -136,7 +136,7 @@ def _http2(account: Account) -> Iterator[_Get]:
 _CLIENTS = {Connection.KEPT_ALIVE: _kept_alive, Connection.NEW: _new, Connection.HTTP2: _http2}
 
 
-def _answer(connection: http.client.HTTPConnection, path: str, fields: Mapping[str, str]) -> bytes:
+def _get(connection: http.client.HTTPConnection, path: str, fields: Mapping[str, str]) -> bytes:
     connection.request("GET", path, headers=dict(fields))
     with connection.getresponse() as response:
         content = response.read()
@@ -145,6 +145,6 @@ def _answer(connection: http.client.HTTPConnection, path: str, fields: Mapping[s
     return content
 
 
-def _secret(account: Account) -> str:
-    both = f"{account.name}:{account.password}".encode()
-    return f"Basic {base64.b64encode(both).decode()}"
+def _authorization(account: Account) -> str:
+    credentials = f"{account.name}:{account.password}".encode()
+    return f"Basic {base64.b64encode(credentials).decode()}"

@@ -1,6 +1,6 @@
-"""The rates side by side, as an SVG: a panel for each workload, a bar for each of who took part.
+"""Plots the rates as SVG: a panel for each workload, a bar for each program.
 
-The same figures give the same file, byte for byte, so that it can be kept in the repository.
+The same figures give the same file, byte for byte, so that it can be committed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COLOURS = {
     "local disk": "#4b5563",
 }
 _STYLE: Any = {
-    # Text stays text: small, and the same whatever fonts there are.
+    # Text stays text: smaller, and independent of the installed fonts.
     "svg.fonttype": "none",
     "svg.hashsalt": "jmapfs",
     "font.size": 9,
@@ -35,7 +35,7 @@ _SPACE = 0.8
 
 
 def draw(figures: Sequence[Figure], path: Path) -> bool:
-    """Draw the figures that have a bar; return whether there are any."""
+    """Plot the figures that have a bar; return whether there are any."""
     bars = [figure for figure in figures if figure.bar]
     panels = list(dict.fromkeys(figure.bar.panel for figure in bars if figure.bar))
     if not panels:

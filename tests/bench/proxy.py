@@ -1,20 +1,19 @@
-"""A TCP proxy that makes a server look far away: every byte is half a round trip under way.
+"""A TCP proxy that adds latency: each byte takes half a round trip.
 
 with delayed(account.imap_port, account.http_port, seconds=0.05) as (imap_port, http_port):
     ...
 
-Nothing but time is taken away: there is no limit on bandwidth and no loss, the order stays, and
-bytes that come together leave together. A new connection costs one round trip, as the handshake
-does: what the client sends first waits for that, and the server is connected to when it would
-have learnt of the client, so that a server that speaks first is heard after two round trips.
+There is no bandwidth limit and no loss, and the order is preserved. A new connection costs one
+round trip for the handshake: the first bytes of the client wait for it. The proxy connects to the
+server when the handshake would have reached it, so the greeting of a server arrives after two
+round trips.
 
-Both ends are acknowledged at once (TCP_QUICKACK, TCP_NODELAY): what a Nagle algorithm at one end
-waits for is then a matter of microseconds, where a real line would make it wait for a round trip.
-That flatters whoever sends a request or an answer in pieces, and so no peer is put at a
-disadvantage by loopback's delayed ACKs of 40 ms.
+Both ends are acknowledged at once (TCP_QUICKACK, TCP_NODELAY), so a Nagle algorithm waits
+microseconds instead of a round trip. This favors programs that send a request or a response in
+several segments, but no peer suffers from delayed ACKs of 40 ms on loopback.
 
-It is a process of its own, so that it shares no interpreter with what is measured. It ends when
-its standard input does, at the latest with whoever started it.
+The proxy is a separate process, so that it does not share an interpreter with the measured
+program. It ends with its standard input, at the latest with its parent process.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _HOST = "127.0.0.1"
 
 @contextlib.contextmanager
 def delayed(*ports: int, seconds: float) -> Iterator[tuple[int, ...]]:
-    """Run a proxy with this round-trip time; give the ports that lead to `ports`, in order.
+    """Run a proxy with this round-trip time; yield its ports for `ports`, in order.
 
     Raises:
-        RuntimeError: it does not start.
+        RuntimeError: the proxy does not start.
     """
     with subprocess.Popen(
         [sys.executable, "-m", "tests.bench.proxy", str(seconds), *map(str, ports)],
@@ -54,7 +53,7 @@ def delayed(*ports: int, seconds: float) -> Iterator[tuple[int, ...]]:
         try:
             yield _ports_of(process)
         finally:
-            # Closes its standard input, and so ends it.
+            # This closes its standard input, which ends it.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_END_SECONDS)
             process.kill()
@@ -70,11 +69,8 @@ def _ports_of(process: subprocess.Popen[bytes]) -> tuple[int, ...]:
     return tuple(map(int, line.split()))
 
 
-class _Line:
-    """One direction of a connection: what is sent arrives in order, each after its time.
-
-    One that is not open yet keeps what it is given.
-    """
+class _Link:
+    """One direction of a connection: delivers in order, after a delay, once it is open."""
 
     def __init__(self, seconds: float, *, is_open: bool) -> None:
         self._seconds = seconds
@@ -84,19 +80,19 @@ class _Line:
         self._is_open = is_open
 
     def open(self) -> None:
-        """Let through what waits, and from now on everything."""
+        """Start to deliver."""
         self._is_open = True
         self._arrive()
 
     def send(self, deliver: Callable[[], None], *, no_sooner_than: float = 0) -> None:
-        """Call `deliver` when the time on the way is over, counted from `no_sooner_than`."""
+        """Call `deliver` after the delay, which starts at `no_sooner_than` or now."""
         due = max(self._loop.time(), no_sooner_than) + self._seconds
         self._waiting.append((due, deliver))
         if self._is_open and self._timer is None:
             self._timer = self._loop.call_at(due, self._arrive)
 
-    def cut(self) -> None:
-        """Lose what is under way."""
+    def discard(self) -> None:
+        """Discard what has not arrived."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -111,33 +107,33 @@ class _Line:
             self._timer = self._loop.call_at(self._waiting[0][0], self._arrive)
 
 
-class _End(asyncio.Protocol):
-    """One end of a connection: what it says goes down a line to the other end."""
+class _Peer(asyncio.Protocol):
+    """One end of a connection; it sends through a link to the other end."""
 
-    def __init__(self, line: _Line, *, no_sooner_than: float = 0) -> None:
-        self.line = line
-        self.other: _End | None = None
+    def __init__(self, link: _Link, *, no_sooner_than: float = 0) -> None:
+        self.link = link
+        self.other: _Peer | None = None
         self.transport: asyncio.Transport | None = None
         self._no_sooner_than = no_sooner_than
-        self._said_all = self._heard_all = False
+        self._sent_eof = self._received_eof = False
 
-    def hear(self, data: bytes) -> None:
-        """Hand on what the other end said."""
+    def write(self, data: bytes) -> None:
+        """Write what the other end sent."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
 
-    def hear_end(self) -> None:
-        """Hand on that the other end says no more; the connection is over when both do not."""
-        self._heard_all = True
+    def write_eof(self) -> None:
+        """Write the end of the other direction; close the connection when both have ended."""
+        self._received_eof = True
         if self.transport is not None:
-            # It may have been reset a moment ago, of which asyncio is about to tell.
+            # The connection may have been reset; asyncio will report it.
             with contextlib.suppress(OSError):
                 self.transport.write_eof()
-            if self._said_all:
+            if self._sent_eof:
                 self.transport.close()
 
     def close(self) -> None:
-        """Close it behind what is still to be heard."""
+        """Close the connection after pending writes."""
         if self.transport is not None:
             self.transport.close()
 
@@ -146,26 +142,26 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
-        # The kernel forgets it after some segments.
+        # The kernel resets this option after some segments.
         connection: socket.socket = self.transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        self._tell(lambda other: other.hear(data))
+        self._send(lambda other: other.write(data))
 
     def eof_received(self) -> bool:
-        self._said_all = True
-        self._tell(lambda other: other.hear_end())
-        # True keeps it open for what is still to be heard.
-        return not self._heard_all
+        self._sent_eof = True
+        self._send(lambda other: other.write_eof())
+        # True keeps the connection open for the other direction.
+        return not self._received_eof
 
     def connection_lost(self, error: Exception | None) -> None:
         del error
         self.transport = None
-        self._tell(lambda other: other.close())
+        self._send(lambda other: other.close())
         if self.other is not None:
-            self.other.line.cut()
+            self.other.link.discard()
 
     def pause_writing(self) -> None:
-        # Who reads slowly is not to fill our memory.
+        # A slow reader must not fill our memory.
         if self.other is not None and self.other.transport is not None:
             self.other.transport.pause_reading()
 
@@ -173,21 +169,21 @@ class _End(asyncio.Protocol):
         if self.other is not None and self.other.transport is not None:
             self.other.transport.resume_reading()
 
-    def _tell(self, what: Callable[[_End], None]) -> None:
+    def _send(self, action: Callable[[_Peer], None]) -> None:
         def deliver() -> None:
             if self.other is not None:
-                what(self.other)
+                action(self.other)
 
-        self.line.send(deliver, no_sooner_than=self._no_sooner_than)
+        self.link.send(deliver, no_sooner_than=self._no_sooner_than)
 
 
-class _Client(_End):
-    """The end at the client, which makes the other one."""
+class _Client(_Peer):
+    """The end of the client, which creates the end of the server."""
 
     def __init__(self, port: int, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         accepted = loop.time()
-        super().__init__(_Line(seconds / 2, is_open=False), no_sooner_than=accepted + seconds)
+        super().__init__(_Link(seconds / 2, is_open=False), no_sooner_than=accepted + seconds)
         self._port = port
         self._seconds = seconds
         self._connecting: asyncio.Task[None] | None = None
@@ -212,10 +208,10 @@ class _Client(_End):
             if self.transport is not None:
                 self.transport.abort()
         else:
-            self.line.open()
+            self.link.open()
 
-    def _server(self) -> _End:
-        server = _End(_Line(self._seconds / 2, is_open=True))
+    def _server(self) -> _Peer:
+        server = _Peer(_Link(self._seconds / 2, is_open=True))
         server.other = self
         return server
 
@@ -233,9 +229,9 @@ async def _serve(seconds: float, ports: list[int]) -> None:
 
 
 def main() -> None:
-    # Ctrl-C in a terminal reaches all of a benchmark; this ends when what uses it has ended.
+    # Ctrl-C in a terminal signals all processes; the proxy must outlive the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not epoll, whose timeouts are whole milliseconds: ten of them would be a fifth of 50.
+    # The timeouts of epoll are whole milliseconds, which is too coarse.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(_serve(float(sys.argv[1]), [int(port) for port in sys.argv[2:]]))

@@ -1,26 +1,26 @@
-"""A second backup of an account in which nothing has changed: what is read, by rsync and by Borg.
+"""A second backup of an unchanged account: what rsync and Borg read.
 
-Each run is on a fresh mount at the same mountpoint, so that the kernel answers nothing by itself.
+Each run has a new mount at the same mountpoint, so that the kernel has nothing cached.
 """
 
 from __future__ import annotations
 
 from tests.bench.figures import Figure, at_most
-from tests.bench.stage import Stage
-from tests.bench.surroundings import bench_directory, run, timed
+from tests.bench.fixtures import Fixtures
+from tests.bench.harness import bench_directory, run, timed
 
 _NOTHING = at_most(0)
 _ONE_MAIL = at_most(1)
 
 
-def measure(stage: Stage) -> list[Figure]:
-    return [*_rsync(stage), *_borg(stage)]
+def measure(fixtures: Fixtures) -> list[Figure]:
+    return [*_rsync(fixtures), *_borg(fixtures)]
 
 
-def _rsync(stage: Stage) -> list[Figure]:
-    """Repeat the copy that made the local tree."""
-    cached = stage.cached
-    with stage.mounted(cached.home, cached.account) as (mount, _):
+def _rsync(fixtures: Fixtures) -> list[Figure]:
+    """Repeat the copy to the local tree."""
+    cached = fixtures.cached
+    with fixtures.mounted(cached.home, cached.account) as (mount, _):
         before = mount.counts()
         seconds = timed("rsync", "-a", f"{mount.path}/", cached.tree)
         done = mount.counts() - before
@@ -32,20 +32,20 @@ def _rsync(stage: Stage) -> list[Figure]:
     ]
 
 
-def _borg(stage: Stage) -> list[Figure]:
-    cached = stage.cached
+def _borg(fixtures: Fixtures) -> list[Figure]:
+    cached = fixtures.cached
     with bench_directory() as directory:
         variables = {
             "BORG_BASE_DIR": str(directory / "borg"),
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         }
         repository = directory / "repository"
-        # Each file that it does not take as unchanged is told.
+        # Lists each file that Borg does not consider unchanged.
         create = ("borg", "create", "--noflags", "--list", "--filter", "AMCE")
         run("borg", "init", "-e", "none", repository, variables=variables)
-        with stage.mounted(cached.home, cached.account) as (mount, _):
+        with fixtures.mounted(cached.home, cached.account) as (mount, _):
             run(*create, f"{repository}::first", mount.path, variables=variables)
-        with stage.mounted(cached.home, cached.account) as (mount, _):
+        with fixtures.mounted(cached.home, cached.account) as (mount, _):
             before = mount.counts()
             second = run(*create, f"{repository}::second", mount.path, variables=variables)
             done = mount.counts() - before

@@ -1,4 +1,4 @@
-"""Figures in writing: as a Markdown table for people, as JSON for a later comparison."""
+"""Figures as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from tests.bench.figures import Figure, Machine
 
-#: More of them are not listed each.
+#: More runs are summarized.
 _MOST_RUNS = 5
 
 
 def markdown(machine: Machine, figures: Sequence[Figure]) -> str:
-    """Return a table of all figures below a line about the machine."""
+    """Return a line about the machine and a table of all figures."""
     lines = [
         f"{machine.cpu}, {machine.cores} cores, {machine.kernel}, Python {machine.python}",
         "",
@@ -27,7 +27,7 @@ def markdown(machine: Machine, figures: Sequence[Figure]) -> str:
 
 
 def as_json(machine: Machine, figures: Sequence[Figure]) -> str:
-    """Return everything, every run included."""
+    """Return all figures with all their runs."""
     return json.dumps(
         {"machine": vars(machine), "figures": [_fields(figure) for figure in figures]},
         indent=2,

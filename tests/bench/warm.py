@@ -1,7 +1,7 @@
-"""What programs do with a tree again and again, everything in the kernel's caches, beside local.
+"""Commands on a tree that is in the caches of the kernel, compared with the local disk.
 
-On one mount, after each command was run once. The runs take milliseconds and take turns: the
-median of their ratios counts.
+Each command runs once before the measurement on the same mount. The runs take milliseconds, in
+alternation; the result is the median of their ratios.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.figures import Figure, Target, at_most
-from tests.bench.stage import CachedMail, Stage
-from tests.bench.surroundings import mailboxes, timed, timed_grep, turns
+from tests.bench.fixtures import CachedMail, Fixtures
+from tests.bench.harness import mailboxes, rounds, timed, timed_grep
 
 _BUDGET_SECONDS = 30
 _LEAST_RUNS = 7
@@ -21,18 +21,18 @@ _NO_READS = at_most(0)
 _Timed = Callable[[Path], float]
 
 
-def measure(stage: Stage) -> list[Figure]:
-    """Take `runs` runs of each command, but not less than seven where there are more than one."""
-    cached = stage.cached
-    runs = max(stage.runs, _LEAST_RUNS) if stage.runs > 1 else 1
+def measure(fixtures: Fixtures) -> list[Figure]:
+    """Run each command `runs` times; if that is more than once, at least seven times."""
+    cached = fixtures.cached
+    runs = max(fixtures.runs, _LEAST_RUNS) if fixtures.runs > 1 else 1
     figures = []
-    with stage.mounted(cached.home, cached.account) as (mount, _):
+    with fixtures.mounted(cached.home, cached.account) as (mount, _):
         for name, run, target in _commands(cached):
             run(mount.path)
             run(cached.tree)
             ours, theirs = [], []
             before = mount.counts()
-            for _ in turns(runs, _BUDGET_SECONDS):
+            for _ in rounds(runs, _BUDGET_SECONDS):
                 ours.append(run(mount.path))
                 theirs.append(run(cached.tree))
             reads = (mount.counts() - before).reads
@@ -63,5 +63,5 @@ def _grep(tree: Path) -> float:
 
 
 def _find_large(tree: Path) -> float:
-    # Where the name alone would not do: each file is looked at.
+    # The size requires a stat of each file.
     return timed("find", tree, "-size", "+8k")

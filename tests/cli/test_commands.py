@@ -1,4 +1,4 @@
-"""The command itself: its help, its mistakes, and mounts of accounts in a configuration file."""
+"""The command line: help, usage errors, and accounts from a configuration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = "s3cret-0f-alice"
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """A user's surroundings, without credentials in the environment."""
+    """A home directory, without credentials in the environment."""
     return Home(tmp_path / "home")
 
 
@@ -35,7 +35,7 @@ def test_help_and_version(home: Home) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for word in ("ACCOUNT", "MOUNTPOINT", "--cache-size", "--cache-dir", "10G", "JMAPFS_TOKEN"):
         assert word in result.stdout
-    # There is no option for a secret: command lines are for everybody to see.
+    # There is no option for a secret: other users can see command lines.
     assert "--password" not in result.stdout
     assert "--token" not in result.stdout
     result = home.run("--version")
@@ -53,7 +53,7 @@ def test_help_and_version(home: Home) -> None:
         ["mount", "--nonsense", "example.org", "/mnt"],
     ],
 )
-def test_mistakes_on_the_command_line(home: Home, arguments: list[str]) -> None:
+def test_invalid_command_lines(home: Home, arguments: list[str]) -> None:
     result = home.run(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -61,7 +61,7 @@ def test_mistakes_on_the_command_line(home: Home, arguments: list[str]) -> None:
     assert result.stderr
 
 
-def test_a_mistake_in_the_configuration_is_one_line(home: Home) -> None:
+def test_a_configuration_error_is_one_line(home: Home) -> None:
     configure(home, f'[home]\nserver = "example.org"\npassword = "{SECRET}"\n')
     result = home.run("mount", "home", home.directory / "run")
     assert result.exit_code == 3
@@ -72,7 +72,7 @@ def test_a_mistake_in_the_configuration_is_one_line(home: Home) -> None:
 
 @pytest.mark.mount
 @pytest.mark.parametrize("kind", ["password_command", "token_file"])
-def test_a_mount_of_a_configured_account(home: Home, kind: str) -> None:
+def test_mount_a_configured_account(home: Home, kind: str) -> None:
     with server_process(
         "sample", username="alice@example.org", password=SECRET, token=SECRET
     ) as server:
@@ -104,8 +104,8 @@ def test_a_mount_of_a_configured_account(home: Home, kind: str) -> None:
 
 
 @pytest.mark.mount
-def test_which_of_the_accounts(home: Home) -> None:
-    """The command line goes before the file, the file before the primary account."""
+def test_the_account_option_overrides_the_configuration(home: Home) -> None:
+    """The option overrides the file, and the file overrides the primary account."""
     home.username, home.password = "alice@example.org", "secret"
     with server_process("empty") as server:
         for name in ("one", "two"):

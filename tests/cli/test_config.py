@@ -1,4 +1,4 @@
-"""The configuration and the secrets: found, refused with one clear line, and never told."""
+"""The configuration and the secrets: each error is one line, and no message shows a secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = '[home]\nserver = "jmap.example.org"\n'
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("JMAPFS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -41,11 +41,11 @@ def source(name: str = "home", *, account: str | None = None) -> AccountSource:
     return account_source(name, read_config(), account=account)
 
 
-def refused(*words: str, name: str = "home") -> str:
-    """Check that there is one line, with these words and without the secret; return it."""
+def config_error(*words: str, name: str = "home") -> str:
+    """Check that the error is one line with these words and without the secret; return it."""
     with pytest.raises(ConfigError) as caught:
         source(name)
-    # Nor is it in what the error was raised from, which a traceback would show.
+    # A traceback would also show the causes of the error.
     error: BaseException | None = caught.value
     while error is not None:
         assert SECRET not in repr(error)
@@ -64,22 +64,22 @@ def refused(*words: str, name: str = "home") -> str:
 def test_without_a_file_there_are_no_accounts(path: Path) -> None:
     assert config_path() == path
     assert read_config().accounts == {}
-    assert str(path) in refused("no such account", "none")
+    assert str(path) in config_error("no such account", "none")
 
 
-def test_the_file_that_the_environment_names(
+def test_jmapfs_config_names_the_file(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_text("not read")
     other = tmp_path / "other.toml"
     monkeypatch.setenv("JMAPFS_CONFIG", str(other))
     assert config_path() == other
-    refused(str(other), "JMAPFS_CONFIG", "not there")
+    config_error(str(other), "JMAPFS_CONFIG", "does not exist")
     other.write_text(HEAD)
     assert list(read_config().accounts) == ["home"]
 
 
-def test_an_empty_name_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_jmapfs_config_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JMAPFS_CONFIG", "")
     assert read_config().accounts == {}
 
@@ -87,25 +87,25 @@ def test_an_empty_name_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "content", [b"[home", b"= 1", b"[home]\nserver = 'a'\nserver = 'b'", b"\xff\xfe", b"a\x00b"]
 )
-def test_what_is_not_toml(path: Path, content: bytes) -> None:
+def test_invalid_toml_is_an_error(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    refused(str(path), "not TOML")
+    config_error(str(path), "not TOML")
 
 
-def test_a_file_that_cannot_be_read(path: Path) -> None:
+def test_an_unreadable_file_is_an_error(path: Path) -> None:
     path.mkdir()
-    refused(str(path), "directory")
+    config_error(str(path), "directory")
 
 
 def test_unknown_keys_are_named(path: Path) -> None:
     path.write_text(HEAD + 'usr = "alice"\npasword_file = "x"\n')
-    refused(str(path), "[home]", "pasword_file, usr", "password_file", "user")
+    config_error(str(path), "[home]", "pasword_file, usr", "password_file", "user")
 
 
 @pytest.mark.parametrize("key", ["password", "token"])
-def test_a_secret_in_the_file_is_refused_and_not_told(path: Path, key: str) -> None:
+def test_a_secret_in_the_file_is_refused_and_not_shown(path: Path, key: str) -> None:
     path.write_text(f'{HEAD}{key} = "{SECRET}"\n')
-    refused("[home]", key, "command")
+    config_error("[home]", key, "command")
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_a_secret_in_the_file_is_refused_and_not_told(path: Path, key: str) -> N
         ("[[home]]\nserver = 'a'\n", ("'home'", "outside")),
     ],
 )
-def test_wrong_types(path: Path, content: str, words: tuple[str, ...]) -> None:
+def test_wrong_types_are_errors(path: Path, content: str, words: tuple[str, ...]) -> None:
     path.write_text(content)
-    refused(str(path), *words)
+    config_error(str(path), *words)
 
 
 def test_a_mistake_in_one_account_is_an_error_for_all(path: Path) -> None:
     path.write_text(HEAD + "[work]\nserver = 'w'\nnope = 1\n")
-    refused("[work]", "nope")
+    config_error("[work]", "nope")
 
 
 # --- Secrets
@@ -135,7 +135,7 @@ def test_a_mistake_in_one_account_is_an_error_for_all(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["password", "token"])
 @pytest.mark.parametrize("way", ["command", "file", "env"])
-def test_every_form_of_a_secret(
+def test_every_source_of_a_secret(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
 ) -> None:
     file = secret_file(tmp_path / "secret file", f"{SECRET}\r\nnotes: other\n".encode())
@@ -151,19 +151,19 @@ def test_every_form_of_a_secret(
     assert SECRET not in repr(read_config())
 
 
-def test_a_file_below_the_home_directory(path: Path, tmp_path: Path) -> None:
+def test_a_tilde_in_a_file_name_is_expanded(path: Path, tmp_path: Path) -> None:
     secret_file(tmp_path / "token")
     path.write_text(HEAD + 'token_file = "~/token"\n')
     assert source().credentials == BearerCredentials(SECRET)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o622])
-def test_a_file_that_others_may_read_or_write_is_refused(
+def test_a_secret_file_that_others_can_access_is_refused(
     path: Path, tmp_path: Path, mode: int
 ) -> None:
     file = secret_file(tmp_path / "token", mode=mode)
     path.write_text(f'{HEAD}token_file = "{file}"\n')
-    refused("[home]", "token_file", f"chmod 600 {file}")
+    config_error("[home]", "token_file", f"chmod 600 {file}")
     file.chmod(0o400)
     assert source().credentials == BearerCredentials(SECRET)
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
@@ -202,27 +202,27 @@ def test_a_file_that_others_may_read_or_write_is_refused(
         ("", ("secret", "token_command")),
     ],
 )
-def test_secrets_that_are_not_to_be_had(
+def test_unavailable_secrets_are_errors(
     path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("MY_SECRET", SECRET)
     monkeypatch.setenv("EMPTY", "")
     path.write_text(f"{HEAD}{line}\n")
-    refused(*words)
+    config_error(*words)
 
 
-def test_a_secret_that_cannot_be_sent_is_not_told(
+def test_an_invalid_secret_is_not_shown(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for secret in (f"{SECRET} and more", f"{SECRET}é", f"\x1b{SECRET}"):
         file = secret_file(tmp_path / "token", secret.encode())
         path.write_text(f'{HEAD}token_file = "{file}"\n')
-        refused()
+        config_error()
         monkeypatch.setenv("JMAPFS_TOKEN", secret)
-        refused(name="jmap.example.org")
+        config_error(name="jmap.example.org")
 
 
-def test_the_environment_is_used_where_the_file_names_no_secret(
+def test_the_environment_is_used_if_the_file_names_no_secret(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_text(HEAD + 'user = "alice"\n')
@@ -232,7 +232,7 @@ def test_the_environment_is_used_where_the_file_names_no_secret(
     assert source().credentials == BearerCredentials(SECRET)
 
 
-def test_the_file_goes_before_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_overrides_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET", SECRET)
     monkeypatch.setenv("JMAPFS_TOKEN", "another")
     path.write_text(HEAD + 'user = "alice"\npassword_env = "MY_SECRET"\n')
@@ -245,23 +245,25 @@ def test_the_file_goes_before_the_environment(path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "location", ["https://example.org/jmap", "example.org", "alice@example.org", "localhost"]
 )
-def test_locations(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
-    refused("JMAPFS_TOKEN", location, name=location)
+def test_an_account_can_be_given_by_its_location(
+    monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    config_error("JMAPFS_TOKEN", location, name=location)
     monkeypatch.setenv("JMAPFS_USERNAME", "alice")
-    refused("JMAPFS_PASSWORD", name=location)
+    config_error("JMAPFS_PASSWORD", name=location)
     monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
     found = source(location, account="Shared")
     assert (found.label, found.location, found.account) == (location, location, "Shared")
     assert found.credentials == BasicCredentials("alice", SECRET)
 
 
-def test_a_password_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_that_is_not_text_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "JMAPFS_USERNAME", "alice")
     monkeypatch.setitem(os.environ, "JMAPFS_PASSWORD", f"{SECRET}\udcff")
-    refused(name="example.org")
+    config_error(name="example.org")
 
 
-def test_an_account_of_the_file_goes_before_a_host_of_that_name(
+def test_an_account_name_precedes_a_host_of_the_same_name(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
@@ -270,12 +272,12 @@ def test_an_account_of_the_file_goes_before_a_host_of_that_name(
     assert source("example.com").location == "example.com"
 
 
-def test_names_of_accounts_are_told(path: Path) -> None:
+def test_an_unknown_account_lists_the_known_ones(path: Path) -> None:
     path.write_text(HEAD + "[work]\nserver = 'w'\n")
-    refused("hoem", "home, work", name="hoem")
+    config_error("hoem", "home, work", name="hoem")
 
 
-def test_the_command_line_goes_before_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
     path.write_text(HEAD + 'account = "Shared"\n')
     assert source().account == "Shared"

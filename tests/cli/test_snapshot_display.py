@@ -1,4 +1,4 @@
-"""What `jmapfs snapshot` shows: a bar on a terminal, lines elsewhere, or nothing."""
+"""The progress of `jmapfs snapshot`: a bar on a terminal, lines otherwise, or nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jmapfs.cli.snapshot_command import SnapshotDisplay
 
 
 def shown(*, terminal: bool, quiet: bool = False) -> str:
-    """Return what is shown of a snapshot of 2,000 mails, with a notice."""
+    """Return the output for a snapshot of 2,000 mails, with a notice."""
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=100, highlight=False)
     with SnapshotDisplay(console, quiet=quiet) as display:
@@ -31,7 +31,7 @@ def test_a_bar_on_a_terminal() -> None:
     assert "jmapfs: something to know" in output
 
 
-def test_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(terminal=False) == "jmapfs: something to know\n"
     monkeypatch.setattr("jmapfs.cli.snapshot_command._LINE_SECONDS", 0)
     lines = shown(terminal=False).splitlines()

@@ -20,8 +20,9 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.reader import IndexReader, NamedFile
-from jmapfs.index.rows import EmailRecord, MailboxRecord
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import NamedFile
+from tests import indexed
 from tests.content.server import MIB, Corrections, FakeSource, Limits
 
 
@@ -69,7 +70,7 @@ class Directories:
                 await trio.lowlevel.checkpoint()
                 return self.pages.pages[file.inode]
             self.reads[file.inode] += 1
-            self.ahead.note(file.inode)
+            self.ahead.record_read(file.inode)
             data = bytes(await self.content.read(file.blob_id, file.size, 0, file.size))
             self.pages.pages[file.inode] = data
             return data
@@ -101,7 +102,7 @@ class Directories:
     def _is_working(self) -> bool:
         """Whether a download or a thread is at work, however long it takes."""
         ahead, content = self.ahead, self.content
-        limiters = (ahead._index_thread, ahead._threads, content._threads._limiter)
+        limiters = (ahead._index_thread, ahead._threads, content._threads.limiter)
         return self.source.running > 0 or any(one.borrowed_tokens for one in limiters)
 
 
@@ -126,21 +127,19 @@ async def directories(
     database = IndexDatabase(directory / "index")
     database.prepare()
     records = [
-        EmailRecord(
-            id=f"{mailbox}{number}",
-            blob_id=f"{mailbox}-{number}",
-            thread_id="t",
-            received_at=1_000_000 + number,
+        indexed.email(
+            f"{mailbox}{number}",
+            mailbox,
+            blob=f"{mailbox}-{number}",
+            at=1_000_000 + number,
             size=size,
-            stem=f"{number:06}-{mailbox}",
-            mailbox_ids=(mailbox,),
         )
         for mailbox, sizes in mailboxes.items()
         for number, size in enumerate(sizes)
     ]
     source.blobs = {one.blob_id: content_of(one.blob_id, one.size) for one in records}
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes([MailboxRecord(name, name) for name in mailboxes])
+        writer.replace_mailboxes([indexed.mailbox(name, name) for name in mailboxes])
         writer.put_emails(records)
     disk = DiskCache(directory / "cache", disk_limit, reserve_bytes=0)
     pages = FakePages()

@@ -70,7 +70,11 @@ class FakeSource:
             if blob_id in self.blobs and blob_id not in self.unbatched
         }
 
-    async def download_blob(self, blob_id: str, *, deadline: float) -> bytes:
+    async def download_blob(
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float
+    ) -> bytes:
+        # With a hint, a blob of quite another size would be an error and its size not corrected.
+        assert size_hint is None
         async with self.stream_blob(blob_id, deadline=deadline) as chunks:
             return b"".join([chunk async for chunk in chunks])
 
@@ -114,6 +118,13 @@ class Corrections:
             raise self.error
 
 
+async def needs_no_network(content: ContentService, blob_id: str) -> bool:
+    """Tell whether a blob would be read from a cache."""
+    if content.is_cached(blob_id):
+        return True
+    return not await trio.to_thread.run_sync(content._disk.missing, [blob_id])
+
+
 @asynccontextmanager
 async def serving(
     source: FakeSource,
@@ -122,7 +133,7 @@ async def serving(
     disk_limit: int = 64 * MIB,
     memory_limit: int = 8 * MIB,
     corrections: Corrections | None = None,
-    downloads: int = 8,
+    parallel_downloads: int = 8,
     read_timeout: float = 30.0,
     download_timeout: float = 60.0,
 ) -> AsyncIterator[ContentService]:
@@ -133,7 +144,7 @@ async def serving(
             disk,
             MemoryCache(memory_limit),
             on_size_mismatch=corrections or Corrections(),
-            downloads=downloads,
+            parallel_downloads=parallel_downloads,
             read_timeout=read_timeout,
             download_timeout=download_timeout,
         ) as content:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from jmapfs.content.batch_download import DownloadQueue
+from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.service import ContentService
 from jmapfs.errors import (
     BlobMismatchError,
@@ -20,36 +20,37 @@ from jmapfs.errors import (
     ServerError,
     UnreachableError,
 )
-from tests.content.server import MIB, FakeSource, Limits, serving
+from tests.content.server import MIB, FakeSource, Limits, needs_no_network, serving
 
 
 class Order:
-    """A lane, and what came by it."""
+    """A queue, and the blobs that it has published."""
 
     def __init__(self, content: ContentService, source: FakeSource) -> None:
         self.content = content
         self.source = source
-        self.came: list[str] = []
+        self.published: list[str] = []
         self.first = trio.Event()
-        self.lane = DownloadQueue(self._show)
+        self.queue = DownloadQueue(self._publish)
 
     def add(self, *blob_ids: str, size: int = 100) -> None:
-        ordered = []
+        downloads = []
         for blob_id in blob_ids:
-            flight = self.content.expect(blob_id)
-            assert flight is not None
-            ordered.append((flight, len(self.source.blobs.get(blob_id, bytes(size)))))
-        self.content.order(self.lane, ordered)
+            blob_size = len(self.source.blobs.get(blob_id, bytes(size)))
+            download = self.content.create_download(blob_id, blob_size)
+            assert download is not None
+            downloads.append(download)
+        self.content.downloads.add(self.queue, downloads)
 
-    async def done(self) -> None:
+    async def wait(self) -> None:
         with trio.fail_after(10):
-            await self.lane.done()
+            await self.queue.wait_until_empty()
 
-    async def _show(self, arrived: Sequence[tuple[str, bytes]]) -> set[str]:
+    async def _publish(self, arrived: Sequence[tuple[str, bytes]]) -> set[str]:
         await trio.lowlevel.checkpoint()
         for blob_id, data in arrived:
             assert data == self.source.blobs[blob_id]
-            self.came.append(blob_id)
+            self.published.append(blob_id)
         self.first.set()
         return set()
 
@@ -67,8 +68,8 @@ async def order(
 async def test_batches_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(40, 1000), count=200) as ordered:
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert sorted(ordered.came) == sorted(ordered.source.blobs)
+        await ordered.wait()
+        assert sorted(ordered.published) == sorted(ordered.source.blobs)
         for batch in ordered.source.batches:
             assert len(batch) <= 40
             assert sum(len(ordered.source.blobs[blob_id]) for blob_id in batch) <= 1000
@@ -78,8 +79,8 @@ async def test_batches_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
 async def test_one_by_one_where_there_are_no_batches(tmp_path: Path) -> None:
     async with order(tmp_path, None, delay=0.01) as ordered:
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert sorted(ordered.came) == sorted(ordered.source.blobs)
+        await ordered.wait()
+        assert sorted(ordered.published) == sorted(ordered.source.blobs)
         assert ordered.source.batches == []
         # Two requests are left to those who wait for a single blob.
         assert ordered.source.most_running == ordered.source.concurrency - 2
@@ -90,8 +91,8 @@ async def test_a_server_that_takes_few_requests(tmp_path: Path, concurrency: int
     async with order(tmp_path, Limits(10)) as ordered:
         ordered.source.concurrency = concurrency
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert len(ordered.came) == 100
+        await ordered.wait()
+        assert len(ordered.published) == 100
         assert ordered.source.most_running == 1
 
 
@@ -99,10 +100,9 @@ async def test_what_a_batch_does_not_bring_is_fetched_alone(tmp_path: Path) -> N
     async with order(tmp_path, Limits(50)) as ordered:
         ordered.source.unbatched = {"b7", "b33"}
         ordered.add(*ordered.source.blobs, "gone")
-        missing = ordered.content.expect("gone")
-        assert missing is None
-        await ordered.done()
-        assert sorted(ordered.came) == sorted(ordered.source.blobs)
+        assert ordered.content.create_download("gone", 100) is None
+        await ordered.wait()
+        assert sorted(ordered.published) == sorted(ordered.source.blobs)
         others = dict.fromkeys(ordered.source.blobs, 1) | {"b7": 2, "b33": 2, "gone": 2}
         assert ordered.source.asked == others
         with pytest.raises(BlobNotFoundError):
@@ -115,9 +115,9 @@ async def test_wrong_bytes_cost_only_their_blob(tmp_path: Path) -> None:
         ordered.source.blob_ids_are_sha1 = True
         ordered.source.blobs[liar] = b"not these"
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert sorted(ordered.came) == sorted(set(ordered.source.blobs) - {liar})
-        assert not ordered.content.is_near(liar)
+        await ordered.wait()
+        assert sorted(ordered.published) == sorted(set(ordered.source.blobs) - {liar})
+        assert not ordered.content.is_cached(liar)
         with pytest.raises(BlobMismatchError):
             await ordered.content.read(liar, 9, 0, 9)
 
@@ -127,17 +127,17 @@ async def test_a_batch_that_fails_is_fetched_one_by_one(tmp_path: Path, error: J
     async with order(tmp_path, Limits(50)) as ordered:
         ordered.source.batch_error = error
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert sorted(ordered.came) == sorted(ordered.source.blobs)
+        await ordered.wait()
+        assert sorted(ordered.published) == sorted(ordered.source.blobs)
 
 
-async def test_what_is_fetched_one_by_one_after_that_can_be_withdrawn(tmp_path: Path) -> None:
+async def test_the_queue_can_be_cancelled_after_a_batch_has_failed(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(50), delay=0.02) as ordered:
         ordered.source.batch_error = ServerError("no")
         ordered.add(*ordered.source.blobs)
         await ordered.first.wait()
-        ordered.lane.withdraw()
-        await ordered.done()
+        ordered.queue.cancel()
+        await ordered.wait()
         # No more than was under way.
         assert ordered.source.asked.total() <= 3 * ordered.source.concurrency
 
@@ -146,8 +146,8 @@ async def test_without_a_network_the_rest_is_not_tried(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(10), delay=0.01) as ordered:
         ordered.source.error = ordered.source.batch_error = UnreachableError("no network")
         ordered.add(*ordered.source.blobs)
-        await ordered.done()
-        assert ordered.came == []
+        await ordered.wait()
+        assert ordered.published == []
         assert len(ordered.source.batches) < 10
         ordered.source.error = ordered.source.batch_error = None
         # Nobody is left waiting for what will not come.
@@ -164,9 +164,9 @@ async def test_who_waits_for_one_blob_goes_first(tmp_path: Path) -> None:
         with trio.fail_after(5):
             data = ordered.source.blobs["b900"]
             assert bytes(await ordered.content.read("b900", len(data), 0, 9999)) == data
-        # It left the lane: a hundred batches were not waited for.
+        # It left the queue: it did not wait for a hundred batches.
         assert len(ordered.source.batches) < 20
-        await ordered.done()
+        await ordered.wait()
         assert ordered.source.asked == dict.fromkeys(ordered.source.blobs, 1)
 
 
@@ -174,21 +174,21 @@ async def test_large_blobs_go_alone(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(50, MIB)) as ordered:
         ordered.source.blobs |= {"large": bytes(300_000), "huge": bytes(2 * MIB)}
         ordered.add("b1", "large", "b2", "huge", "b3", "b4")
-        await ordered.done()
+        await ordered.wait()
         assert ordered.source.batches == [["b3", "b4"]]
         assert ordered.source.asked == dict.fromkeys(["b1", "b2", "b3", "b4", "large", "huge"], 1)
-        assert await ordered.content.contains("huge")
+        assert await needs_no_network(ordered.content, "huge")
 
 
-async def test_lanes_take_turns(tmp_path: Path) -> None:
+async def test_queues_take_turns(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(32), count=400, delay=0.005) as ordered:
         other = Order(ordered.content, ordered.source)
         ordered.source.concurrency = 3
         ordered.add(*(f"b{number}" for number in range(320)))
         other.add(*(f"b{number}" for number in range(320, 400)))
-        await other.done()
-        assert len(ordered.came) < 200
-        await ordered.done()
+        await other.wait()
+        assert len(ordered.published) < 200
+        await ordered.wait()
 
 
 async def test_closing_ends_what_was_ordered(tmp_path: Path) -> None:
@@ -196,14 +196,14 @@ async def test_closing_ends_what_was_ordered(tmp_path: Path) -> None:
         async with order(tmp_path, Limits(10), delay=60) as ordered:
             ordered.add(*ordered.source.blobs)
             await trio.sleep(0.05)
-    assert ordered.came == []
+    assert ordered.published == []
 
 
-async def test_a_lane_that_is_withdrawn_leaves_its_blobs_to_readers(tmp_path: Path) -> None:
+async def test_readers_fetch_the_blobs_of_a_cancelled_queue(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(10), delay=0.01) as ordered:
         ordered.add(*ordered.source.blobs)
-        ordered.lane.withdraw()
-        await ordered.done()
+        ordered.queue.cancel()
+        await ordered.wait()
         assert len(ordered.source.batches) <= 6
         data = ordered.source.blobs["b99"]
         assert bytes(await ordered.content.read("b99", len(data), 0, 9999)) == data

@@ -11,7 +11,7 @@ import trio
 
 from jmapfs.content.service import ContentService
 from jmapfs.errors import BlobMismatchError
-from tests.content.server import MIB, Corrections, FakeSource, serving
+from tests.content.server import MIB, Corrections, FakeSource, needs_no_network, serving
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,6 @@ async def test_another_length(tmp_path: Path, actual: int, expected: int) -> Non
             await content.read("b", expected, 0, 10)
         assert corrections.seen == [("b", actual)]
         assert bytes(await content.read("b", actual, 0, actual)) == data
-        assert content.counters.mismatches == 1
     async with serving(FakeSource(), tmp_path, corrections=corrections) as content:
         with pytest.raises(BlobMismatchError):
             await content.read("b", expected, 0, 10)
@@ -93,8 +92,7 @@ async def test_the_sha1_in_the_id(tmp_path: Path, size: int) -> None:
         for _ in range(2):
             with pytest.raises(BlobMismatchError):
                 await content.read(wrong, size, 0, 10)
-        assert not await content.contains(wrong)
-        assert content.counters.mismatches == 2
+        assert not await needs_no_network(content, wrong)
     assert source.asked[wrong] == 2
     source.blob_ids_are_sha1 = False
     async with serving(source, tmp_path) as content:
@@ -107,4 +105,4 @@ async def test_a_stream_without_end_is_given_up(tmp_path: Path) -> None:
     async with serving(source, tmp_path, disk_limit=256 * MIB) as content:
         with pytest.raises(BlobMismatchError):
             await content.read("b", 2 * MIB, 0, 10)
-        assert not await content.contains("b")
+        assert not await needs_no_network(content, "b")

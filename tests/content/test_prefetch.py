@@ -17,7 +17,7 @@ import trio.testing
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
 from jmapfs.cache.memory import MemoryCache
-from jmapfs.content.prefetch import Fetched, Prefetcher, is_temporary
+from jmapfs.content.prefetch import FetchResult, Prefetcher, is_temporary
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import (
     AuthenticationError,
@@ -28,10 +28,11 @@ from jmapfs.errors import (
     StorageError,
     UnreachableError,
 )
+from tests.cache.stored import stored
 from tests.content.server import MIB, Corrections, FakeSource, Limits
 
 ENOUGH = 60.0
-DONE = Fetched([], {})
+DONE = FetchResult([], {})
 
 
 class Source(FakeSource):
@@ -66,7 +67,7 @@ class Account:
         """What the source has been asked for, or is being asked for."""
         return {one for batch in self.source.batches for one in batch} | self.source.asked.keys()
 
-    async def fetch(self, wanted: dict[str, int] | None = None) -> Fetched:
+    async def fetch(self, wanted: dict[str, int] | None = None) -> FetchResult:
         """Fetch in one step; everything there is, if nothing else is said."""
         with trio.fail_after(ENOUGH):
             return await self.prefetcher.fetch(self.sizes if wanted is None else wanted, ENOUGH)
@@ -74,7 +75,7 @@ class Account:
     def assert_kept(self, but: Sequence[str] = ()) -> None:
         for blob_id, data in self.source.blobs.items():
             if blob_id not in but:
-                assert self.disk.get(blob_id) == data, blob_id
+                assert stored(self.disk, blob_id) == data, blob_id
 
 
 @asynccontextmanager
@@ -145,9 +146,9 @@ async def test_large_ones_too(tmp_path: Path) -> None:
 async def test_what_is_in_memory_only_is_written(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         assert await mine.content.read("b7", 100, 0, 100) == b"7" * 100
-        await mine.content.behind.written(["b7"])
+        await mine.content.write_behind.wait_until_written(["b7"])
         mine.disk.discard("b7")
-        assert mine.content.is_near("b7")
+        assert mine.content.is_cached("b7")
         assert await mine.fetch() == DONE
         mine.assert_kept()
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
@@ -169,7 +170,7 @@ async def test_a_reader_does_not_wait_for_the_end(tmp_path: Path) -> None:
             nursery.start_soon(mine.fetch)
             await mine.source.asked_for_batch.wait()
             with trio.fail_after(5):
-                # The last of all in the lane, and one that is not in it.
+                # The last one in the queue, and one that is not in it.
                 assert await mine.content.read("b999", 300, 0, 300) == b"999" * 100
                 mine.source.blobs["other"] = b"other"
                 assert await mine.content.read("other", 5, 0, 5) == b"other"
@@ -184,7 +185,7 @@ async def test_a_bad_one_costs_no_other(tmp_path: Path, limits: Limits | None) -
         mine.source.blob_ids_are_sha1 = True
         mine.source.blobs[liar] = b"not these"
         result = await mine.fetch({"gone": 100} | mine.sizes)
-        assert result.left == []
+        assert result.remaining == []
         assert isinstance(result.failed.pop("gone"), BlobNotFoundError)
         assert isinstance(result.failed.pop(liar), BlobMismatchError)
         assert result.failed == {}
@@ -206,7 +207,7 @@ async def test_without_a_network_the_rest_is_not_tried(
     async with account(tmp_path, limits=limits, delay=0.01) as mine:
         mine.source.error = mine.source.batch_error = error
         result = await mine.fetch()
-        assert set(result.left) | result.failed.keys() == mine.sizes.keys()
+        assert set(result.remaining) | result.failed.keys() == mine.sizes.keys()
         assert set(result.failed.values()) == {error}
         assert is_temporary(error)
         assert mine.source.asked.total() + len(mine.source.batches) < 20
@@ -230,7 +231,7 @@ async def test_a_step_ends_in_time_and_the_next_one_goes_on(
             # No more has begun than may be under way at once.
             most = mine.source.concurrency * (limits.blobs if limits else 1)
             assert len(mine.begun - before) <= most
-            wanted, steps = {one: wanted[one] for one in result.left}, steps + 1
+            wanted, steps = {one: wanted[one] for one in result.remaining}, steps + 1
         assert steps > 3
         mine.assert_kept()
         # What was under way when a step ended was not fetched again by the next.
@@ -252,7 +253,7 @@ async def test_one_that_does_not_come_is_told(tmp_path: Path) -> None:
 
         mine.source.stream_blob = stalling  # type: ignore[method-assign]
         result = await mine.fetch()
-        assert result.left == []
+        assert result.remaining == []
         assert [type(error).__name__ for error in result.failed.values()] == ["DeadlineError"]
         mine.assert_kept(but=["b7"])
 
@@ -271,7 +272,6 @@ async def test_nothing_comes_that_the_disk_has_no_time_for(tmp_path: Path) -> No
         mine.source.blobs = {f"b{number}": bytes(MIB // 2) for number in range(80)}
         assert await mine.fetch() == DONE
         mine.assert_kept()
-        assert mine.content.counters.unkept == 0
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
 
 
@@ -289,7 +289,7 @@ async def test_what_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
         mine.source.blobs["large"] = bytes(2 * MIB)
         for _ in range(2):
             result = await mine.fetch()
-            assert result.left == []
+            assert result.remaining == []
             assert result.failed.keys() == mine.source.blobs.keys()
             assert {type(error) for error in result.failed.values()} == {StorageError}
 
@@ -320,7 +320,7 @@ async def test_what_was_checked_is_not_what_goes(tmp_path: Path) -> None:
         small.put_many(list(old.items()))
         small.put_many(list(other.items()))
         mine.source.blobs = old | new
-        assert sum(map(mine.prefetcher.charge, mine.sizes.values())) <= mine.prefetcher.room
+        assert sum(map(mine.prefetcher.cost, mine.sizes.values())) <= mine.prefetcher.capacity
         checked = await mine.prefetcher.check(mine.sizes, ENOUGH)
         assert checked.absent == list(new)
         assert await mine.fetch(dict.fromkeys(new, 1000)) == DONE
@@ -363,9 +363,9 @@ async def test_the_end_of_the_service_does_not_wait(tmp_path: Path) -> None:
 async def test_what_it_takes_of_the_cache(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         prefetcher = mine.prefetcher
-        assert prefetcher.room == 64 * MIB - headroom(64 * MIB)
-        assert prefetcher.charge(SMALL_BYTES) == SMALL_BYTES + SMALL_OVERHEAD_BYTES
-        assert prefetcher.charge(2 * MIB) == 2 * MIB + LARGE_OVERHEAD_BYTES
+        assert prefetcher.capacity == 64 * MIB - headroom(64 * MIB)
+        assert prefetcher.cost(SMALL_BYTES) == SMALL_BYTES + SMALL_OVERHEAD_BYTES
+        assert prefetcher.cost(2 * MIB) == 2 * MIB + LARGE_OVERHEAD_BYTES
 
 
 async def test_the_event_loop_goes_on(tmp_path: Path) -> None:

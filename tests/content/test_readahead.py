@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from jmapfs.errors import UnreachableError
-from jmapfs.index.reader import NamedFile
+from jmapfs.index.rows import NamedFile
 from tests.content.directories import Directories, directories
 from tests.content.server import MIB, Limits
 
@@ -190,7 +190,7 @@ async def test_what_is_cached_is_read_ahead_from_the_disk(tmp_path: Path) -> Non
         await tree.read_all(tree.files["A"], patient=True)
         assert tree.fetched == 0
         assert tree.reads.total() < 40
-        assert tree.content.counters.recalled > 900
+        assert tree.content.counters.ahead_recalled > 900
 
 
 async def test_an_inode_that_the_kernel_does_not_know(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from jmapfs.content.readahead import FIRST_CHUNK, LARGEST_CHUNK, ReadaheadWindow
-from jmapfs.index.reader import NamedFile
+from jmapfs.content.readahead_window import (
+    FIRST_CHUNK,
+    LARGEST_CHUNK,
+    ReadaheadWindow,
+)
+from jmapfs.index.rows import NamedFile
 
 
 def files(first: int, count: int) -> list[NamedFile]:
@@ -14,27 +18,27 @@ def files(first: int, count: int) -> list[NamedFile]:
 
 
 class Directory:
-    """A directory that never ends, and a stream through it from its first file on."""
+    """A directory that never ends, and a window in it from its first file on."""
 
     def __init__(self) -> None:
-        self.stream = ReadaheadWindow(7, "000000")
+        self.window = ReadaheadWindow(7, "000000")
         self.ordered = 1
-        self.marks: set[int] = set()
+        self.probes: set[int] = set()
         self.chunks: list[int] = []
 
     def extend(self) -> None:
-        chunk = files(self.ordered, self.stream.chunk)
-        marks, _ = self.stream.extend(chunk)
-        self.marks |= marks
+        chunk = files(self.ordered, self.window.chunk)
+        probes, _ = self.window.extend(chunk)
+        self.probes |= probes
         self.ordered += len(chunk)
         self.chunks.append(len(chunk))
 
     def read(self, number: int) -> None:
-        """Read a file: where it is no mark, and was ordered, nothing is heard of that."""
+        """Read a file: where it was loaded and is no probe, the READ is not seen."""
         if number >= self.ordered:
-            self.stream.passed()
+            self.window.record_passed()
             self.extend()
-        elif 1000 + number in self.marks and self.stream.read(1000 + number):
+        elif 1000 + number in self.probes and self.window.record_read(1000 + number):
             self.extend()
 
 
@@ -65,29 +69,29 @@ def test_nothing_more_is_ordered_for_who_has_left() -> None:
 def test_only_one_chunk_is_ordered_at_a_time() -> None:
     directory = Directory()
     directory.extend()
-    assert directory.stream.read(1001)
-    assert not directory.stream.read(1001)
-    assert not directory.stream.read(1002)
+    assert directory.window.record_read(1001)
+    assert not directory.window.record_read(1001)
+    assert not directory.window.record_read(1002)
 
 
-def test_the_chunks_shrink_where_marks_are_passed_over() -> None:
+def test_the_chunks_shrink_where_probes_are_passed_over() -> None:
     directory = Directory()
     directory.extend()
     for number in range(1, 2000):
         directory.read(number)
-    assert directory.stream.chunk == LARGEST_CHUNK
-    # From here on only the last of each chunk, which is no mark.
+    assert directory.window.chunk == LARGEST_CHUNK
+    # From here on only the last of each chunk, which is no probe.
     for _ in range(4):
         directory.read(directory.ordered)
-        directory.marks.clear()
-    assert directory.stream.chunk < LARGEST_CHUNK
+        directory.probes.clear()
+    assert directory.window.chunk < LARGEST_CHUNK
     for _ in range(8):
         directory.read(directory.ordered)
-        directory.marks.clear()
-    assert directory.stream.chunk == FIRST_CHUNK
+        directory.probes.clear()
+    assert directory.window.chunk == FIRST_CHUNK
 
 
-def test_readers_in_parallel_use_the_same_stream() -> None:
+def test_readers_in_parallel_share_a_window() -> None:
     directory = Directory()
     directory.extend()
     # Eight readers, each a few files ahead of another.
@@ -102,5 +106,5 @@ def test_old_chunks_are_forgotten() -> None:
     directory.extend()
     for number in range(1, 20_000):
         directory.read(number)
-    assert len(directory.stream.inodes) <= 4 * LARGEST_CHUNK
-    assert 1001 not in directory.stream
+    assert len(directory.window.inodes) <= 4 * LARGEST_CHUNK
+    assert 1001 not in directory.window.inodes

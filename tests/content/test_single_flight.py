@@ -11,8 +11,9 @@ import trio
 import trio.testing
 
 from jmapfs.content.service import ContentService
+from jmapfs.content.single_flight import DownloadState
 from jmapfs.errors import DeadlineError, UnreachableError
-from tests.content.server import MIB, FakeSource, serving
+from tests.content.server import MIB, FakeSource, needs_no_network, serving
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -39,11 +40,9 @@ async def test_fifty_readers_in_pieces(tmp_path: Path, size: int) -> None:
             assert bytes(piece) == data[number * length :][:length]
             served += 1
 
-    async with serving(source, tmp_path) as content:
-        async with trio.open_nursery() as nursery:
-            for number in range(50):
-                nursery.start_soon(reader, content, number)
-        assert content.counters.waits == 49
+    async with serving(source, tmp_path) as content, trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(reader, content, number)
     assert served == 33
     assert source.asked["b"] == 1
 
@@ -53,8 +52,8 @@ async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
     async with serving(source, tmp_path) as content:
         with trio.move_on_after(0.05):
             await content.read("b", 4, 0, 4)
-        assert not await content.contains("b")
-        await until(lambda: content.is_near("b"))
+        assert not await needs_no_network(content, "b")
+        await until(lambda: content.is_cached("b"))
     assert source.asked["b"] == 1
 
 
@@ -107,7 +106,10 @@ async def test_an_error_goes_to_all_who_wait(tmp_path: Path) -> None:
 
 async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
     source = FakeSource({f"b{i}": b"mail" for i in range(30)}, delay=0.01)
-    async with serving(source, tmp_path, downloads=3) as content, trio.open_nursery() as nursery:
+    async with (
+        serving(source, tmp_path, parallel_downloads=3) as content,
+        trio.open_nursery() as nursery,
+    ):
         for blob_id in source.blobs:
             nursery.start_soon(content.read, blob_id, 4, 0, 4)
     assert source.most_running == 3
@@ -116,7 +118,7 @@ async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
 
 async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> None:
     source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=1)
-    async with serving(source, tmp_path, downloads=1) as content:
+    async with serving(source, tmp_path, parallel_downloads=1) as content:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(content.read, "slow", 4, 0, 4)
             await until(lambda: source.running == 1)
@@ -159,7 +161,7 @@ async def test_closing_when_cancelled_still_writes(tmp_path: Path) -> None:
         assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
 
 
-async def test_somebody_else_delivers(tmp_path: Path) -> None:
+async def test_a_reader_waits_for_content_that_is_being_loaded(tmp_path: Path) -> None:
     source = FakeSource({"d": b"mail"})
     results: list[bytes] = []
 
@@ -170,37 +172,57 @@ async def test_somebody_else_delivers(tmp_path: Path) -> None:
         raise AssertionError(contents)
 
     async with serving(source, tmp_path) as content:
-        flight = content.expect("b")
-        withdrawn = content.expect("d")
-        assert flight is not None
-        assert withdrawn is not None
-        assert content.expect("b") is None
+        loaded = content.create_download("b", 4)
+        cancelled = content.create_download("d", 4)
+        assert loaded is not None
+        assert cancelled is not None
+        assert loaded.start()
+        assert cancelled.start()
+        assert content.create_download("b", 4) is None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader, content, "b")
             nursery.start_soon(reader, content, "d")
             await trio.testing.wait_all_tasks_blocked()
-            assert flight.waiters == withdrawn.waiters == 1
-            await content.recall([(flight, b"Mail")], nobody)
-            withdrawn.withdraw()
-        assert content.is_near("b")
-        assert content.near("b") == b"Mail"
-        assert content.expect("b") is None
+            assert loaded.waiters == cancelled.waiters == 1
+            await content.publish([(loaded, b"Mail")], nobody)
+            cancelled.cancel()
+        assert loaded.state is DownloadState.DONE
+        assert content.is_cached("b")
+        assert content.cached("b") == b"Mail"
+        assert content.create_download("b", 4) is None
     assert sorted(results) == [b"Mail", b"mail"]
     assert source.asked == {"d": 1}
 
 
-async def test_what_is_put_off_is_brought_forward_by_who_waits_for_it(tmp_path: Path) -> None:
+async def test_a_reader_starts_a_queued_download(tmp_path: Path) -> None:
     source = FakeSource({"b": b"mail", "c": b"Mail"})
     async with serving(source, tmp_path) as content:
-        wanted = content.expect("b")
-        unwanted = content.expect("c")
+        wanted = content.create_download("b", 4)
+        unwanted = content.create_download("c", 4)
         assert wanted is not None
         assert unwanted is not None
-        content.put_off(wanted, 4)
-        content.put_off(unwanted, 4)
         with trio.fail_after(5):
             assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
-        assert not wanted.claim()
-        assert unwanted.claim()
-        unwanted.withdraw()
+        assert wanted.state is DownloadState.DONE
+        assert not wanted.start()
+        assert unwanted.start()
+        unwanted.cancel()
     assert source.asked == {"b": 1}
+
+
+async def test_a_reader_that_comes_during_publishing_is_answered_at_once(tmp_path: Path) -> None:
+    """The kernel does not return from publishing before this reader has its answer."""
+    async with serving(FakeSource(), tmp_path) as content:
+        download = content.create_download("b", 4)
+        assert download is not None
+        assert download.start()
+
+        async def publish(contents: Sequence[tuple[str, bytes]]) -> set[str]:
+            assert contents == [("b", b"mail")]
+            assert download.state is DownloadState.PUBLISHING
+            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+            return {"b"}
+
+        with trio.fail_after(5):
+            await content.publish([(download, b"mail")], publish)
+        assert download.state is DownloadState.DONE

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from jmapfs.cache.disk_cache import DiskCache
-from jmapfs.content.write_behind import ContentCounters, DiskThreads, WriteBehind
+from jmapfs.content.publisher import DiskThreads, WriteBehind
 from tests.content.server import MIB, FakeSource, serving
 
 
@@ -32,38 +32,36 @@ async def test_a_slow_disk_delays_nobody_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = StuckDisk(tmp_path)
-    counters = ContentCounters()
-    behind = WriteBehind(disk, DiskThreads(), counters)
+    behind = WriteBehind(disk, DiskThreads())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(behind.run)
         for i in range(16):
-            await behind.offer([(f"b{i}", bytes(MIB))])
+            await behind.add([(f"b{i}", bytes(MIB))])
         assert behind.get("b15") == bytes(MIB)
         with trio.fail_after(3):
-            await behind.offer([("dropped", bytes(MIB))])
-        assert counters.unkept == 1
+            await behind.add([("dropped", bytes(MIB))])
         assert behind.get("dropped") is None
         # This disk writes again, only nobody knows how soon.
-        monkeypatch.setattr("jmapfs.content.write_behind._PATIENCE_SECONDS", 30)
+        monkeypatch.setattr("jmapfs.content.publisher._WAIT_SECONDS", 30)
         async with trio.open_nursery() as waiting:
-            waiting.start_soon(behind.offer, [("waited", bytes(MIB))])
+            waiting.start_soon(behind.add, [("waited", bytes(MIB))])
             await trio.sleep(0.05)
             disk.let.set()
         await behind.flush()
-        assert len(behind) == 0
+        assert behind.get("waited") is None
         nursery.cancel_scope.cancel()
-    assert disk.get("waited") == bytes(MIB)
+    assert disk.missing(["waited", "dropped"]) == ["dropped"]
     assert disk.statistics().blobs == 17
     disk.close()
 
 
 async def test_many_go_into_one_transaction(tmp_path: Path) -> None:
     disk = StuckDisk(tmp_path)
-    behind = WriteBehind(disk, DiskThreads(), ContentCounters())
+    behind = WriteBehind(disk, DiskThreads())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(behind.run)
         for i in range(200):
-            await behind.offer([(f"b{i}", bytes(8000))])
+            await behind.add([(f"b{i}", bytes(8000))])
             await trio.lowlevel.checkpoint()
         disk.let.set()
         await behind.flush()

@@ -1,6 +1,7 @@
-"""A Cyrus to try things on by hand: `scripts/cyrus start`, `fill`, `status`, `stop`.
+"""Controls a Cyrus for manual use: `scripts/cyrus start`, `fill`, `status` and `stop`.
 
-It goes on after the command, with its mail in one directory, and listens on loopback only.
+The server keeps running after the command. It has its mail in one directory and listens on
+loopback only.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from tests import corpus
 from tests.cyrus.account import PASSWORD, Account
+from tests.cyrus.append import Message
 from tests.cyrus.config import load, missing
-from tests.cyrus.fill import Message
 from tests.cyrus.server import Cyrus, start_new
 
 _FLAGS = ((), (r"\Seen",), (r"\Seen", r"\Answered"), (r"\Flagged", "$Work"))
@@ -27,15 +28,15 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=_default_directory())
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        ("start", "start it, with the mail it had, and make the user"),
+        ("start", "start it with its mail, and create the user"),
         ("fill", "add mail to the user's account"),
-        ("status", "say whether it runs, and how to mount it"),
+        ("status", "show whether it runs, and how to mount it"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--user", default="alice")
         if name == "fill":
             command.add_argument("--mails", type=int, default=1000)
-    commands.add_parser("stop", help="end it").add_argument(
+    commands.add_parser("stop", help="stop it").add_argument(
         "--remove", action="store_true", help="remove its mail too"
     )
     arguments = parser.parse_args()
@@ -50,12 +51,12 @@ def main() -> None:
         if arguments.remove:
             shutil.rmtree(directory, ignore_errors=True)
     elif cyrus is None or cyrus.group is None:
-        sys.exit("It does not run: scripts/cyrus start")
+        sys.exit("Cyrus is not running. Start it with: scripts/cyrus start")
     elif arguments.command == "fill":
         account = cyrus.add_user(arguments.user, PASSWORD)
         _fill(account, arguments.mails)
     else:
-        _tell(cyrus.account(arguments.user, PASSWORD))
+        _print_usage(cyrus.account(arguments.user, PASSWORD))
 
 
 def _start(directory: Path, user: str) -> None:
@@ -67,13 +68,13 @@ def _start(directory: Path, user: str) -> None:
         cyrus = start_new(directory)
     else:
         cyrus.start()
-    _tell(cyrus.add_user(user, PASSWORD))
+    _print_usage(cyrus.add_user(user, PASSWORD))
 
 
 def _fill(account: Account, count: int) -> None:
-    there = account.mailbox_ids()
+    existing = account.mailbox_ids()
     for name in _MAILBOXES[1:]:
-        if name not in there:
+        if name not in existing:
             account.create_mailbox(name)
     messages = [
         Message(mail, _FLAGS[number % len(_FLAGS)])
@@ -81,10 +82,10 @@ def _fill(account: Account, count: int) -> None:
     ]
     for number, name in enumerate(_MAILBOXES):
         account.fill(name, messages[number :: len(_MAILBOXES)])
-    print(f"{count} mails more in {len(_MAILBOXES)} mailboxes of {account.name}")
+    print(f"Added {count} mails to {len(_MAILBOXES)} mailboxes of {account.name}.")
 
 
-def _tell(account: Account) -> None:
+def _print_usage(account: Account) -> None:
     print(
         f"export JMAPFS_USERNAME={shlex.quote(account.name)} "
         f"JMAPFS_PASSWORD={shlex.quote(account.password)}",
@@ -95,11 +96,11 @@ def _tell(account: Account) -> None:
 
 def _known(directory: Path) -> Cyrus | None:
     config = load(directory)
-    return Cyrus.found(config) if config else None
+    return Cyrus.existing(config) if config else None
 
 
 def _default_directory() -> Path:
-    # Root's own home is closed to the user that Cyrus runs as.
+    # The user of Cyrus cannot access the home directory of root.
     return Path("/var/lib" if os.geteuid() == 0 else Path.home() / ".cache") / "jmapfs-cyrus"
 
 

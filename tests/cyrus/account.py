@@ -1,10 +1,10 @@
-"""One account on Cyrus, and everything a test does to it behind the back of the mount.
+"""One account on Cyrus, and the operations of another mail client.
 
-Over IMAP: mail comes and goes, flags change, mailboxes are made, renamed and deleted. Over JMAP:
-what IMAP cannot say, such as one email in two mailboxes, or a mailbox called `..`.
+Most operations use IMAP. JMAP is for those that IMAP does not have, such as adding an email to
+another mailbox.
 
-Every operation has a connection of its own (a few milliseconds on loopback): none is left open,
-and the server can be stopped at any time.
+Every operation opens its own connection (a few milliseconds on loopback). None stays open, so the
+server can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 
-from tests.cyrus import fill as filling
 from tests.cyrus import utf7
+from tests.cyrus.append import Message, append_all
 
 PASSWORD = "correct horse"
 TIMEOUT = 30.0
@@ -35,12 +35,12 @@ Call = tuple[str, dict[str, Any]]
 
 
 class RefusedError(Exception):
-    """The server said no; the text is its own."""
+    """The server refused an operation; the text is its response."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """A user's mail. A message is named by its mailbox and UID on the IMAP side."""
+    """The account of a user. IMAP operations identify a message by mailbox and UID."""
 
     imap_port: int
     http_port: int
@@ -49,25 +49,25 @@ class Account:
 
     @property
     def url(self) -> str:
-        """The session URL, by discovery."""
+        """The URL for the discovery of the session."""
         return f"http://127.0.0.1:{self.http_port}/.well-known/jmap"
 
     # --- IMAP
 
     @contextmanager
     def imap(self) -> Iterator[imaplib.IMAP4]:
-        """Log in; the connection is closed at the end of the context."""
+        """Log in; the end of the block closes the connection."""
         connection = imaplib.IMAP4("127.0.0.1", self.imap_port, TIMEOUT)
         try:
-            # Else Nagle's algorithm waits for the server's delayed ACK, 40 ms a command.
+            # Without this, Nagle's algorithm waits for a delayed ACK: 40 ms for each command.
             connection.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _ok(connection.login(self.name, self.password))
             yield connection
-            # The server may have been stopped meanwhile, which is no error of the caller's.
+            # The caller may have stopped the server meanwhile.
             with suppress(imaplib.IMAP4.abort, OSError):
                 connection.logout()
         finally:
-            # After a logout it is closed already, and says so.
+            # Raises an error if the logout has closed the connection.
             with suppress(OSError):
                 connection.shutdown()
 
@@ -78,16 +78,16 @@ class Account:
         flags: Sequence[str] = (),
         received: datetime | None = None,
     ) -> int:
-        """Put a message (with CRLF line ends) into `mailbox`, and return its UID."""
-        return self.fill(mailbox, [filling.Message(message, tuple(flags), received)])[0]
+        """Append a message with CRLF line ends to `mailbox`; return its UID."""
+        return self.fill(mailbox, [Message(message, tuple(flags), received)])[0]
 
-    def fill(self, mailbox: str, messages: Iterable[filling.Message | bytes]) -> list[int]:
-        """Put many messages into `mailbox` as fast as the server takes them; return the UIDs."""
+    def fill(self, mailbox: str, messages: Iterable[Message | bytes]) -> list[int]:
+        """Append many messages to `mailbox` efficiently; return their UIDs."""
         with self.imap() as connection:
-            return filling.append_all(connection, mailbox, messages)
+            return append_all(connection, mailbox, messages)
 
     def create_mailbox(self, name: str) -> None:
-        """Make a mailbox, and its parents too; `/` stands between a parent and its child."""
+        """Create a mailbox and its parents; `/` separates the names."""
         self._command("create", utf7.quote(name))
 
     def rename_mailbox(self, old: str, new: str) -> None:
@@ -95,17 +95,17 @@ class Account:
         self._command("rename", utf7.quote(old), utf7.quote(new))
 
     def delete_mailbox(self, name: str) -> None:
-        """Delete a mailbox and the mail in it; its children stay."""
+        """Delete a mailbox and its mail; its children stay."""
         self._command("delete", utf7.quote(name))
 
     def expunge(self, mailbox: str, uids: Sequence[int]) -> None:
-        """Take messages out of `mailbox` for good."""
+        """Remove messages from `mailbox`."""
         with self._selected(mailbox) as connection:
             _ok(connection.uid("STORE", _uid_set(uids), "+FLAGS.SILENT", r"(\Deleted)"))
             _ok(connection.uid("EXPUNGE", _uid_set(uids)))
 
     def copy(self, mailbox: str, uids: Sequence[int], target: str) -> None:
-        """Copy messages: on Cyrus one email is then in both mailboxes."""
+        """Copy messages; on Cyrus, the email is then in both mailboxes."""
         with self._selected(mailbox) as connection:
             _ok(connection.uid("COPY", _uid_set(uids), utf7.quote(target)))
 
@@ -117,7 +117,7 @@ class Account:
     def store_flags(
         self, mailbox: str, uids: Sequence[int], flags: Sequence[str], *, how: str = "+FLAGS"
     ) -> None:
-        """Add flags; take them away with `how="-FLAGS"`, or set them with `how="FLAGS"`."""
+        """Add flags; `how="-FLAGS"` removes and `how="FLAGS"` replaces them."""
         with self._selected(mailbox) as connection:
             _ok(connection.uid("STORE", _uid_set(uids), how, f"({' '.join(flags)})"))
 
@@ -139,15 +139,18 @@ class Account:
             base_url=f"http://127.0.0.1:{self.http_port}",
             auth=(self.name, self.password),
             timeout=TIMEOUT,
-            # There is no TLS here, and loading the certificates takes longer than a call.
+            # There is no TLS, and loading the certificates takes longer than a call.
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=False,
         )
 
     def jmap(self, *calls: Call) -> list[dict[str, Any]]:
-        """Make calls such as `("Mailbox/get", {"ids": None})`; `accountId` is filled in.
+        """Make calls such as `("Mailbox/get", {"ids": None})`; `accountId` is added.
 
-        Returns the arguments of the responses, in order; an `error` response is raised.
+        Returns the arguments of the responses, in order.
+
+        Raises:
+            RefusedError: a response is an `error`.
         """
         body = {
             "using": USING,
@@ -166,21 +169,21 @@ class Account:
         return answers
 
     def set_mailboxes(self, **arguments: Any) -> dict[str, Any]:
-        """Call Mailbox/set; what the server does not do is raised."""
+        """Call Mailbox/set; raise RefusedError if the server refuses a part of it."""
         return self._set("Mailbox/set", arguments)
 
     def set_emails(self, **arguments: Any) -> dict[str, Any]:
-        """Call Email/set; what the server does not do is raised."""
+        """Call Email/set; raise RefusedError if the server refuses a part of it."""
         return self._set("Email/set", arguments)
 
-    def jmap_mailbox(self, name: str, parent_id: str | None = None) -> str:
-        """Make a mailbox with any name that the server lets pass, and return its id."""
+    def create_mailbox_by_jmap(self, name: str, parent_id: str | None = None) -> str:
+        """Create a mailbox over JMAP, which allows other names than IMAP; return its id."""
         created = self.set_mailboxes(create={"new": {"name": name, "parentId": parent_id}})
         mailbox_id: str = created["created"]["new"]["id"]
         return mailbox_id
 
     def mailbox_ids(self) -> dict[str, str]:
-        """Return the id of each mailbox by its path, names joined by `/`."""
+        """Return the id of each mailbox by its path, with `/` between the names."""
         mailboxes = {one["id"]: one for one in self.jmap(("Mailbox/get", {"ids": None}))[0]["list"]}
 
         def path(one: Mapping[str, Any]) -> str:
@@ -191,18 +194,18 @@ class Account:
         return {path(one): mailbox_id for mailbox_id, one in mailboxes.items()}
 
     def email_ids(self, mailbox_id: str | None = None) -> list[str]:
-        """Return the ids of all emails, or those of one mailbox, in the order of receipt."""
+        """Return the ids of all emails or of one mailbox, in the order of receipt."""
         condition = {"filter": {"inMailbox": mailbox_id}} if mailbox_id else {}
         order = [{"property": "receivedAt"}]
         ids: list[str] = self.jmap(("Email/query", {**condition, "sort": order}))[0]["ids"]
         return ids
 
     def add_to_mailbox(self, email_id: str, mailbox_id: str) -> None:
-        """Put an email into a further mailbox."""
+        """Add an email to another mailbox."""
         self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": True}})
 
     def remove_from_mailbox(self, email_id: str, mailbox_id: str) -> None:
-        """Take an email out of one of its mailboxes."""
+        """Remove an email from one of its mailboxes."""
         self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": None}})
 
     def download(self, blob_id: str) -> bytes:

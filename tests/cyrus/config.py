@@ -1,15 +1,15 @@
-"""What Cyrus is told: its two configuration files, and the folders they name.
+"""The configuration of a Cyrus: its two configuration files and their directories.
 
-Everything a server writes lies under one directory, so that several run side by side and nothing
-is left when it is removed. Its Unix sockets do too, hence the limit on the length of that path.
+A server writes only below one directory, so that several can run at the same time and the removal
+of the directory removes everything. This includes Unix sockets, which limit the length of its path.
 
-The `servername` is a random one and does two jobs: it is the realm of the passwords, and since
-it stands in the IMAP greeting and in the 401 of HTTP it tells this server from another one that
-happens to have got the same port.
+The `servername` is random. It is the realm of the passwords, and it identifies the server: the IMAP
+greeting and the 401 of HTTP contain it, so that a server of another process on the same port is
+detected.
 
-Two settings are not the defaults. With `conversations_db: skiplist` every APPEND takes longer than
-the one before it (85 a second where `twoskip` takes 690, measured). And with `munge8bit` Cyrus
-puts an X for every 8-bit character in a header.
+Two settings differ from the defaults. With `conversations_db: skiplist`, each APPEND takes longer
+than the previous one (85 per second, `twoskip` has 690, measured). With `munge8bit`, Cyrus replaces
+8-bit characters in headers by X.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PROGRAMS = Path("/usr/lib/cyrus/bin")
 MASTER = PROGRAMS / "master"
 SASLPASSWD = Path("/usr/sbin/saslpasswd2")
 
-# A socket's path has to fit in 108 bytes; the longest name of ours below is "/sockets/notify".
+# The path of a socket has at most 107 bytes; our longest suffix is "/sockets/notify".
 LONGEST_DIRECTORY = 80
 
-_KNOWN = "server.json"
+_CONFIG_FILE = "server.json"
 
 _IMAPD_CONF = """\
 configdirectory: {directory}/conf
@@ -73,7 +73,7 @@ SERVICES {{
 
 @dataclass(frozen=True)
 class Config:
-    """One server's place and name on this machine."""
+    """The directory, name and ports of a server."""
 
     directory: Path
     servername: str
@@ -82,59 +82,63 @@ class Config:
 
 
 def owner() -> str:
-    """Return the user that Cyrus runs as: Debian's `cyrus` for root, else whoever runs the tests.
+    """Return the user that Cyrus runs as: Debian's `cyrus` for root, otherwise this user.
 
-    Cyrus gives up root for its own user, and is content to be any other from the start.
+    Started by root, Cyrus switches to its own user; started by any other user, it does not.
     """
     return "cyrus" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
 
 
 def missing() -> str | None:
-    """Return why no Cyrus can run on this machine, or None if one can."""
+    """Return the reason why Cyrus cannot run on this machine; None if it can."""
     for program in (MASTER, PROGRAMS / "imapd", PROGRAMS / "httpd", SASLPASSWD):
         if not os.access(program, os.X_OK):
-            return f"{program} is not there (scripts/setup installs it)"
+            return f"{program} is missing (scripts/setup installs it)"
     try:
         pwd.getpwnam(owner())
     except KeyError:
-        return f"there is no user {owner()!r} on this machine"
+        return f"the user {owner()!r} does not exist"
     return None
 
 
-def give(path: Path) -> None:
-    """Make `path`, which root may have made, the property of Cyrus."""
+def change_owner(path: Path) -> None:
+    """Make Cyrus the owner of `path`, if this process is root."""
     if os.geteuid() == 0:
         shutil.chown(path, owner(), pwd.getpwnam(owner()).pw_gid)
 
 
-def lay_out(config: Config) -> None:
-    """Make the folders and files that the server needs before its first start."""
+def write_config(config: Config) -> None:
+    """Create the directories and files that the server needs before its first start.
+
+    Raises:
+        ValueError: the path of the directory is too long for Unix sockets.
+    """
     if len(os.fsencode(config.directory)) > LONGEST_DIRECTORY:
-        msg = f"{config.directory} is too long a path for Unix sockets in it"
+        msg = f"{config.directory} is too long for the paths of Unix sockets"
         raise ValueError(msg)
-    give(config.directory)
+    change_owner(config.directory)
     for name in ("conf", "mail", "proc", "lock", "sockets", "search"):
-        folder = config.directory / name
-        folder.mkdir(mode=0o700, exist_ok=True)
-        give(folder)
+        subdirectory = config.directory / name
+        subdirectory.mkdir(mode=0o700, exist_ok=True)
+        change_owner(subdirectory)
     values = {**vars(config), "owner": owner(), "programs": PROGRAMS}
     (config.directory / "imapd.conf").write_text(_IMAPD_CONF.format(**values))
     (config.directory / "cyrus.conf").write_text(_CYRUS_CONF.format(**values))
-    known = {**vars(config), "directory": str(config.directory)}
-    (config.directory / _KNOWN).write_text(json.dumps(known))
+    saved = {**vars(config), "directory": str(config.directory)}
+    (config.directory / _CONFIG_FILE).write_text(json.dumps(saved))
 
 
 def load(directory: Path) -> Config | None:
-    """Return the configuration of the server that was laid out in `directory`, if any was."""
+    """Return the configuration of the server in `directory`, if there is one."""
     try:
-        known = json.loads((directory / _KNOWN).read_text())
+        saved = json.loads((directory / _CONFIG_FILE).read_text())
     except FileNotFoundError:
         return None
-    return Config(**{**known, "directory": directory})
+    return Config(**{**saved, "directory": directory})
 
 
 def set_password(config: Config, name: str, password: str) -> None:
-    """Let `name` in with `password`; the running server sees it at once."""
+    """Set the password of a user; a running server accepts it at once."""
     database = config.directory / "sasldb2"
     subprocess.run(
         [SASLPASSWD, "-p", "-c", "-f", database, "-u", config.servername, name],
@@ -142,4 +146,4 @@ def set_password(config: Config, name: str, password: str) -> None:
         check=True,
         capture_output=True,
     )
-    give(database)
+    change_owner(database)

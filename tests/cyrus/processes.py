@@ -1,7 +1,7 @@
-"""The processes of one Cyrus: the master and the imapd and httpd that it forks.
+"""The processes of one Cyrus: the master, and the imapd and httpd that it forks.
 
-The master is started as the leader of a session, so that they all share a process group which
-nothing else is in: signals go to the group, and the group is empty when all of them are gone.
+The master starts as the leader of a session, so that they have their own process group: signals go
+to the group, and the server has ended when the group is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 
 
 def members(group: int) -> list[psutil.Process]:
-    """Return the processes of `group` that live; a zombie only waits for its parent."""
+    """Return the processes of `group` that have not ended; a zombie has."""
     found = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -25,32 +25,36 @@ def members(group: int) -> list[psutil.Process]:
 
 
 def command_line(pid: int) -> list[str]:
-    """Return the arguments of a process, none where there is no such process."""
+    """Return the arguments of a process; none if it does not exist."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).cmdline()
     return []
 
 
-def tell(group: int, number: signal.Signals) -> None:
-    """Send a signal to all of `group`."""
+def send_signal(group: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of `group`."""
     with suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
-def end(group: int, *, patience: float = 5.0) -> None:
-    """End all of `group`, politely for `patience` seconds and then for good."""
-    tell(group, signal.SIGTERM)
-    # One that was paused takes no notice of SIGTERM before it goes on.
-    tell(group, signal.SIGCONT)
-    if not _gone(group, patience):
-        tell(group, signal.SIGKILL)
-        if not _gone(group, patience):
-            msg = f"processes of Cyrus that cannot be ended: {members(group)}"
+def end(group: int, *, timeout: float = 5.0) -> None:
+    """Terminate all processes of `group`; kill them after `timeout` seconds.
+
+    Raises:
+        RuntimeError: processes have not ended.
+    """
+    send_signal(group, signal.SIGTERM)
+    # A paused process gets SIGTERM only after SIGCONT.
+    send_signal(group, signal.SIGCONT)
+    if not _have_ended(group, timeout):
+        send_signal(group, signal.SIGKILL)
+        if not _have_ended(group, timeout):
+            msg = f"processes of Cyrus do not end: {members(group)}"
             raise RuntimeError(msg)
 
 
-def _gone(group: int, patience: float) -> bool:
-    deadline = time.monotonic() + patience
+def _have_ended(group: int, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
     while members(group):
         if time.monotonic() > deadline:
             return False

@@ -1,14 +1,14 @@
-"""One private Cyrus: started, stopped and started again, paused, and gone without a trace.
+"""Runs a private Cyrus, which can be stopped, restarted and paused.
 
     with running_cyrus() as cyrus:
         account = cyrus.add_user("alice")
         account.append("INBOX", b"Subject: Hello\r\n\r\nHello\r\n")
 
-It listens on two loopback ports of its own, below the range from which the kernel takes those of
-outgoing connections, so that they are still free when the server comes back after a `stop`.
+It listens on two ports of loopback that are not ephemeral ports, so that they are still free after
+a `stop`.
 
-No environment is handed down to it: the leak check in tests/conftest.py knows the processes of a
-test by a variable in theirs, and a server outlives the test in which it forks.
+It does not inherit the environment: the leak check in tests/leaks.py identifies the processes of a
+test by a variable, but a server forks processes in one test that outlive it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from signal import SIGCONT, SIGSTOP
 
 from tests.cyrus import processes
 from tests.cyrus.account import PASSWORD, Account
-from tests.cyrus.config import MASTER, Config, lay_out, missing, set_password
+from tests.cyrus.config import MASTER, Config, missing, set_password, write_config
 from tests.ports import TRIES, PortTakenError, free_ports
 
 START_DEADLINE = 30.0
 
-#: The servers of this process that run now.
+#: The running servers of this process.
 running: set[Cyrus] = set()
 
 
 class Cyrus:
-    """A server in a directory of its own; `url` and the ports stay the same for its life."""
+    """A server in its own directory; `url` and the ports never change."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -46,12 +46,12 @@ class Cyrus:
         self._master: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def found(cls, config: Config) -> Cyrus:
-        """Return the server of `config`, which another process may have left running."""
+    def existing(cls, config: Config) -> Cyrus:
+        """Return the server of `config`, which another process may have started."""
         cyrus = cls(config)
         with suppress(FileNotFoundError, ValueError):
             pid = int((config.directory / "master.pid").read_text())
-            # By now the number may be somebody else's.
+            # Another process may have this PID now.
             if any(str(config.directory) in one for one in processes.command_line(pid)):
                 cyrus.group = pid
         return cyrus
@@ -66,11 +66,11 @@ class Cyrus:
 
     @property
     def url(self) -> str:
-        """The session URL, by discovery: Cyrus redirects it to `/jmap`, with status 301."""
+        """The URL for discovery; Cyrus redirects it to `/jmap` with status 301."""
         return f"http://127.0.0.1:{self.http_port}/.well-known/jmap"
 
     def start(self) -> None:
-        """Start it, with the mail it had, and wait until IMAP and HTTP answer."""
+        """Start the server with its mail, and wait until IMAP and HTTP respond."""
         if self.group is not None:
             return
         directory = self.config.directory
@@ -98,7 +98,7 @@ class Cyrus:
             raise
 
     def stop(self) -> None:
-        """End it; the mail stays. Its ports refuse connections from then on."""
+        """Stop the server; its mail stays. Its ports then refuse connections."""
         if self.group is None:
             return
         processes.end(self.group)
@@ -109,40 +109,40 @@ class Cyrus:
         running.discard(self)
 
     def pause(self) -> None:
-        """Freeze it: connections are accepted by the kernel, and nothing ever answers."""
+        """Suspend the server: the kernel accepts connections, but nothing responds."""
         if self.group is not None:
-            processes.tell(self.group, SIGSTOP)
+            processes.send_signal(self.group, SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Continue after `pause`."""
         if self.group is not None:
-            processes.tell(self.group, SIGCONT)
+            processes.send_signal(self.group, SIGCONT)
 
     def add_user(self, name: str, password: str = PASSWORD) -> Account:
-        """Make a user and, by a first login, the account with its empty INBOX."""
+        """Create a user and, with a first login, the account with its empty INBOX."""
         set_password(self.config, name, password)
         account = self.account(name, password)
         with account.imap():
             return account
 
     def account(self, name: str, password: str = PASSWORD) -> Account:
-        """Return access to an account, whether it exists or not."""
+        """Return access to an account, which need not exist."""
         return Account(self.imap_port, self.http_port, name, password)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_DEADLINE
-        for answer in (self._imap_greeting, self._http_realm):
-            while not (said := answer()):
+        for identify in (self._imap_greeting, self._http_realm):
+            while not (identity := identify()):
                 if self._master is not None and self._master.poll() is not None:
                     log = (self.config.directory / "master.log").read_text(errors="replace")
-                    msg = f"Cyrus ended at once: {log}"
+                    msg = f"Cyrus ended during its start: {log}"
                     raise RuntimeError(msg)
                 if time.monotonic() > deadline:
-                    msg = f"Cyrus does not answer within {START_DEADLINE:.0f} s"
+                    msg = f"Cyrus does not respond within {START_DEADLINE:.0f} s"
                     raise TimeoutError(msg)
                 time.sleep(0.01)
-            if self.config.servername not in said:
-                raise PortTakenError(said)
+            if self.config.servername not in identity:
+                raise PortTakenError(identity)
 
     def _imap_greeting(self) -> str:
         with (
@@ -167,15 +167,15 @@ class Cyrus:
 
 @contextmanager
 def running_cyrus(directory: Path | None = None) -> Iterator[Cyrus]:
-    """Run a server for as long as the context lasts, and leave nothing of it behind.
+    """Run a server during the block, and remove it completely.
 
-    Its files lie in a new folder in `directory`, by default in memory where there is room. All
-    the folders above it must be open to Cyrus, which pytest's `tmp_path` is not.
+    Its files are in a new subdirectory of `directory`, by default in memory if there is space. The
+    user of Cyrus must be able to access the parents, unlike those of pytest's `tmp_path`.
     """
     if reason := missing():
         raise RuntimeError(reason)
-    with tempfile.TemporaryDirectory(prefix="cyrus-", dir=directory or _roomy()) as place:
-        cyrus = start_new(Path(place))
+    with tempfile.TemporaryDirectory(prefix="cyrus-", dir=directory or _default_directory()) as new:
+        cyrus = start_new(Path(new))
         try:
             yield cyrus
         finally:
@@ -183,22 +183,26 @@ def running_cyrus(directory: Path | None = None) -> Iterator[Cyrus]:
 
 
 def start_new(directory: Path) -> Cyrus:
-    """Start a server with no mail in `directory`, on ports that nobody has."""
+    """Start a server without mail in `directory`, on free ports.
+
+    Raises:
+        PortTakenError: other processes took the ports every time.
+    """
     for _ in range(TRIES):
         imap_port, http_port = free_ports(2)
         name = f"cyrus-{secrets.token_hex(4)}.test"
         config = Config(directory, name, imap_port, http_port)
-        lay_out(config)
+        write_config(config)
         cyrus = Cyrus(config)
         with suppress(PortTakenError):
             cyrus.start()
             return cyrus
-    msg = f"{TRIES} times somebody else took the port"
+    msg = f"another process took the port {TRIES} times"
     raise PortTakenError(msg)
 
 
-def _roomy() -> Path:
-    """Return where files are quick to write: Cyrus syncs after every message."""
+def _default_directory() -> Path:
+    """Return a directory in memory if possible: Cyrus syncs after every message."""
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2 * 2**30:
         return memory

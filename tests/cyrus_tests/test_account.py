@@ -1,4 +1,4 @@
-"""What a test can do to an account, seen from the JMAP side as a client would."""
+"""The operations on an account, checked over JMAP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mailboxes_of(account: Account) -> list[set[str]]:
     return [{names[one] for one in email["mailboxIds"]} for email in emails(account)]
 
 
-def test_every_mail_comes_back_byte_for_byte(cyrus_account: Account) -> None:
+def test_mail_is_returned_byte_for_byte(cyrus_account: Account) -> None:
     sent = list(corpus.mails(120, big=True))
     cyrus_account.fill("INBOX", sent)
     found = emails(cyrus_account)
@@ -41,7 +41,7 @@ def test_every_mail_comes_back_byte_for_byte(cyrus_account: Account) -> None:
         assert cyrus_account.download(email["blobId"]) == mail
 
 
-def test_flags_and_times_of_receipt_are_kept(cyrus_account: Account) -> None:
+def test_flags_and_times_of_receipt_are_stored(cyrus_account: Account) -> None:
     received = datetime(2024, 2, 29, 23, 59, 58, tzinfo=UTC)
     cyrus_account.append("INBOX", MAIL, [r"\Seen", "$Work"], received)
     (email,) = emails(cyrus_account)
@@ -52,12 +52,12 @@ def test_flags_and_times_of_receipt_are_kept(cyrus_account: Account) -> None:
     assert emails(cyrus_account)[0]["keywords"] == {"$flagged": True, "$work": True}
 
 
-def test_it_fills_fast_enough(cyrus_account: Account) -> None:
+def test_many_messages_are_appended_fast_enough(cyrus_account: Account) -> None:
     mails = list(corpus.mails(600))
     begin = time.perf_counter()
     uids = cyrus_account.fill("INBOX", mails)
     assert uids == list(range(1, 601))
-    # It is 2,500 a second on two idle cores; other tests may be using them.
+    # Two idle cores reach 2,500 per second, but other tests may use them.
     assert len(mails) / (time.perf_counter() - begin) > 150
 
 
@@ -70,9 +70,9 @@ def test_messages_are_copied_moved_and_expunged(cyrus_account: Account) -> None:
     assert mailboxes_of(cyrus_account) == [{"Inbox", "Été & co"}, {"Été & co/2024"}]
 
 
-def test_an_email_is_put_into_a_second_mailbox_and_taken_out(cyrus_account: Account) -> None:
+def test_an_email_is_added_to_a_mailbox_and_removed(cyrus_account: Account) -> None:
     cyrus_account.append("INBOX", MAIL)
-    second = cyrus_account.jmap_mailbox("Second")
+    second = cyrus_account.create_mailbox_by_jmap("Second")
     (email_id,) = cyrus_account.email_ids()
     cyrus_account.add_to_mailbox(email_id, second)
     assert mailboxes_of(cyrus_account) == [{"Inbox", "Second"}]
@@ -92,48 +92,50 @@ def test_mailboxes_are_renamed_and_deleted(cyrus_account: Account) -> None:
     assert "Ä/C/B" not in cyrus_account.mailbox_ids()
 
 
-def shown(name: str) -> str:
+def short_ascii(name: str) -> str:
     return ascii(name[:12])
 
 
 HOSTILE = [".", "..", "-rf", "~root", "$(id)", "x" * 300, "\u202egnp.exe", " ", "a\x85b", "&", "*"]
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=shown)
-def test_hostile_mailbox_names_are_taken_over_imap(cyrus_account: Account, name: str) -> None:
+@pytest.mark.parametrize("name", HOSTILE, ids=short_ascii)
+def test_imap_accepts_hostile_mailbox_names(cyrus_account: Account, name: str) -> None:
     cyrus_account.create_mailbox(name)
     cyrus_account.append(name, MAIL)
     assert len(cyrus_account.email_ids(cyrus_account.mailbox_ids()[name])) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name != " "], ids=shown)
-def test_hostile_mailbox_names_are_taken_over_jmap(cyrus_account: Account, name: str) -> None:
-    assert cyrus_account.jmap_mailbox(name) == cyrus_account.mailbox_ids()[name]
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != " "], ids=short_ascii)
+def test_jmap_accepts_hostile_mailbox_names(cyrus_account: Account, name: str) -> None:
+    assert cyrus_account.create_mailbox_by_jmap(name) == cyrus_account.mailbox_ids()[name]
 
 
-@pytest.mark.parametrize("name", ["a\x01b", "a\nb", "a|b", "", "é" * 300, "x" * 1000], ids=shown)
-def test_names_that_cyrus_refuses(cyrus_account: Account, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["a\x01b", "a\nb", "a|b", "", "é" * 300, "x" * 1000], ids=short_ascii
+)
+def test_cyrus_refuses_invalid_mailbox_names(cyrus_account: Account, name: str) -> None:
     with pytest.raises(RefusedError):
         cyrus_account.create_mailbox(name)
     with pytest.raises(RefusedError):
-        cyrus_account.jmap_mailbox(name)
+        cyrus_account.create_mailbox_by_jmap(name)
 
 
-def test_siblings_equal_under_nfc_are_made_over_imap_only(cyrus_account: Account) -> None:
+def test_only_imap_creates_siblings_equal_under_nfc(cyrus_account: Account) -> None:
     cyrus_account.create_mailbox("\xe9")
     cyrus_account.create_mailbox("e\u0301")
     assert set(cyrus_account.mailbox_ids()) == {"Inbox", "\xe9", "e\u0301"}
     with pytest.raises(RefusedError):
-        cyrus_account.jmap_mailbox("e\u0301")
+        cyrus_account.create_mailbox_by_jmap("e\u0301")
 
 
-def test_a_refused_message_is_told(cyrus_account: Account) -> None:
+def test_a_refused_message_is_an_error(cyrus_account: Account) -> None:
     with pytest.raises(Exception, match="NUL"):
         cyrus_account.fill("INBOX", [Message(MAIL), b"Subject: \0\r\n\r\n"])
     assert cyrus_account.email_ids() == []
 
 
-def test_two_accounts_see_only_their_own_mail(fresh_account: Callable[[], Account]) -> None:
+def test_accounts_are_separate(fresh_account: Callable[[], Account]) -> None:
     one, other = fresh_account(), fresh_account()
     one.append("INBOX", MAIL)
     assert len(one.email_ids()) == 1

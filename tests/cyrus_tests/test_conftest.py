@@ -1,4 +1,4 @@
-"""The checks of tests/conftest.py and tests/leaks.py, tried on tests that break them."""
+"""The checks of tests/conftest.py and tests/leaks.py, with tests that violate them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [*command, *options, "test_it.py"],
         cwd=folder,
-        # The plugins that nobody needs there take seconds to load.
+        # Other plugins are not needed, and their import takes seconds.
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
@@ -49,29 +49,29 @@ def test_socket():
 def test_child():
     KEPT.append(subprocess.Popen(["sleep", "60"]))
 
-# Its parent is gone, its session is its own: only its environment tells where it came from.
+# Its parent has ended and it has its own session: only its environment identifies it.
 def test_daemon():
     subprocess.run(["sh", "-c", "setsid sleep 61 >/dev/null 2>&1 &"], check=True)
 
 def test_in_time():
-    # Those above wait for it in vain.
+    # The tests above reach their short deadline.
     tests.leaks._GRACE = 30
     subprocess.run(["true"], check=True)
     held = socket.socket()
     threading.Thread(target=lambda: (time.sleep(0.1), held.close())).start()
 
-def test_innocent():
+def test_without_leak():
     assert "sleep" not in subprocess.run(["pgrep", "-a", "-P", str(os.getpid())],
         capture_output=True, text=True).stdout
 """
 
 
-def test_each_leak_fails_the_test_that_made_it_and_no_other(tmp_path: Path) -> None:
+def test_each_leak_fails_its_own_test_only(tmp_path: Path) -> None:
     done = run(tmp_path, LEAKS)
     assert done.returncode == 1, done.stdout
     assert "6 passed, 4 errors" in done.stdout
-    blamed = re.findall(r"at teardown of (\w+) _+\nthe test leaves behind\n(.*)\n", done.stdout)
-    found = {test: re.sub(r"\d{3,}", "N", leak) for test, leak in blamed}
+    reports = re.findall(r"at teardown of (\w+) _+\nthe test left behind\n(.*)\n", done.stdout)
+    found = {test: re.sub(r"\d{3,}", "N", leak) for test, leak in reports}
     assert found == {
         "test_file": "open file /etc/passwd",
         "test_socket": "open file socket:[N]",
@@ -96,7 +96,7 @@ def test_after():
 
 
 @pytest.mark.mount
-def test_a_leaked_mount_is_found_and_unmounted(tmp_path: Path) -> None:
+def test_a_leaked_mount_is_detected_and_unmounted(tmp_path: Path) -> None:
     done = run(tmp_path, LEAKED_MOUNT)
     assert done.returncode == 1, done.stdout
     assert f"mount {tmp_path / 'a mount'}\n" in done.stdout
@@ -116,7 +116,7 @@ def test_in_the_test():
 @pytest.mark.xfail(reason="known")
 def test_xfail():
     assert False
-@pytest.mark.skip(reason="of no concern")
+@pytest.mark.skip(reason="neither mount nor cyrus")
 def test_other():
     pass
 @pytest.mark.long
@@ -125,15 +125,15 @@ def test_long():
 """
 
 
-def test_by_default_tests_are_skipped_and_long_ones_left_out(tmp_path: Path) -> None:
+def test_long_tests_are_deselected_and_others_may_be_skipped(tmp_path: Path) -> None:
     done = run(tmp_path, SKIPPED)
     assert done.returncode == 0, done.stdout
     assert "3 skipped, 1 deselected, 1 xfailed" in done.stdout
 
 
-def test_a_skip_is_a_failure_where_nothing_may_be_skipped(tmp_path: Path) -> None:
+def test_fail_on_skip_fails_skipped_mount_and_cyrus_tests(tmp_path: Path) -> None:
     done = run(tmp_path, SKIPPED, "--fail-on-skip", "--long")
     assert done.returncode == 1
-    assert re.search(r"skipped where nothing may be: .*because", done.stdout)
-    assert re.search(r"skipped where nothing may be: .*not now", done.stdout)
+    assert re.search(r"skipped, but --fail-on-skip is set: .*because", done.stdout)
+    assert re.search(r"skipped, but --fail-on-skip is set: .*not now", done.stdout)
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed, 1 error" in done.stdout

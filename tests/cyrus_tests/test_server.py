@@ -1,4 +1,4 @@
-"""The life of a server: side by side, stopped and started, paused, and gone without a trace."""
+"""Servers run concurrently, are stopped, restarted and paused, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cyrus import Account, Cyrus, RefusedError, processes, running, runnin
 MAIL = b"Subject: x\r\n\r\nx\r\n"
 
 
-def test_two_servers_side_by_side_know_nothing_of_each_other(cyrus: Cyrus) -> None:
+def test_two_servers_are_independent(cyrus: Cyrus) -> None:
     with running_cyrus() as other:
         assert {cyrus.imap_port, cyrus.http_port}.isdisjoint({other.imap_port, other.http_port})
         account = other.add_user("only-here")
@@ -23,7 +23,7 @@ def test_two_servers_side_by_side_know_nothing_of_each_other(cyrus: Cyrus) -> No
             cyrus.account("only-here").email_ids()
 
 
-def test_stop_and_start_keep_the_mail_and_the_ports(private_cyrus: Cyrus) -> None:
+def test_a_restart_keeps_the_mail_and_the_ports(private_cyrus: Cyrus) -> None:
     account = private_cyrus.add_user("alice")
     account.append("INBOX", MAIL)
     before = account.email_ids()
@@ -34,7 +34,7 @@ def test_stop_and_start_keep_the_mail_and_the_ports(private_cyrus: Cyrus) -> Non
     assert account.email_ids() == before
 
 
-def test_paused_it_accepts_connections_and_says_nothing(private_cyrus: Cyrus) -> None:
+def test_a_paused_server_accepts_connections_without_responding(private_cyrus: Cyrus) -> None:
     private_cyrus.pause()
     with socket.create_connection(("127.0.0.1", private_cyrus.imap_port), 5) as connection:
         connection.settimeout(0.2)
@@ -47,8 +47,8 @@ def test_paused_it_accepts_connections_and_says_nothing(private_cyrus: Cyrus) ->
 
 @pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.cyrus
-def test_nothing_is_left_of_it(*, paused: bool) -> None:
-    # A session that goes on has an imapd of its own.
+def test_a_stopped_server_leaves_nothing(*, paused: bool) -> None:
+    # An open session has its own imapd.
     with running_cyrus() as server, server.add_user("alice").imap():
         directory, group = server.config.directory, server.group
         assert group is not None
@@ -62,7 +62,7 @@ def test_nothing_is_left_of_it(*, paused: bool) -> None:
 
 
 @pytest.mark.cyrus
-def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
+def test_a_path_too_long_for_sockets_is_an_error(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 80)
     deep.mkdir()
     with pytest.raises(ValueError, match="too long"), running_cyrus(deep):
@@ -70,7 +70,7 @@ def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
     assert not list(deep.iterdir())
 
 
-def test_a_wrong_password_is_a_401(cyrus: Cyrus, cyrus_account: Account) -> None:
+def test_a_wrong_password_gets_401(cyrus: Cyrus, cyrus_account: Account) -> None:
     for name in (cyrus_account.name, "nobody"):
         with cyrus.account(name, "wrong").http() as client:
             response = client.get("/jmap/")
@@ -78,6 +78,6 @@ def test_a_wrong_password_is_a_401(cyrus: Cyrus, cyrus_account: Account) -> None
         assert f'Basic realm="{cyrus.config.servername}"' in response.headers["www-authenticate"]
 
 
-def test_a_refused_call_is_raised(cyrus_account: Account) -> None:
+def test_a_refused_call_is_an_error(cyrus_account: Account) -> None:
     with pytest.raises(RefusedError, match="invalidArguments"):
         cyrus_account.jmap(("Email/changes", {"sinceState": "no such state"}))

@@ -1,10 +1,8 @@
-"""Modified UTF-7, against examples of RFC 3501 and by going there and back."""
+"""Modified UTF-7, with the examples of RFC 3501."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.cyrus import utf7
 
@@ -20,14 +18,8 @@ from tests.cyrus import utf7
         ("\U0001f600", b"&2D3eAA-"),
     ],
 )
-def test_examples(name: str, encoded: bytes) -> None:
+def test_examples_of_the_rfc(name: str, encoded: bytes) -> None:
     assert utf7.encode(name) == encoded
-    assert utf7.decode(encoded) == name
-
-
-@given(st.text())
-def test_there_and_back(name: str) -> None:
-    assert utf7.decode(utf7.encode(name)) == name
 
 
 def test_quotes_and_backslashes_are_escaped() -> None:

@@ -1,4 +1,4 @@
-"""`scripts/bench`, with next to nothing to measure: that it works, and clears up."""
+"""`scripts/bench` with tiny accounts: it works and cleans up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from tests.bench import history, plot
 from tests.bench.figures import Bar, Figure, Machine, Target
 from tests.bench.tables import as_json, markdown
+from tests.waits import wait_until
 
 BENCH = Path(__file__).parents[2] / "scripts/bench"
 MACHINE = Machine("A CPU", 2, "Linux 6.1", "3.11.2")
@@ -33,7 +33,7 @@ def environment(temporary: Path) -> dict[str, str]:
 @pytest.mark.mount
 @pytest.mark.cyrus
 @pytest.mark.timeout(600)
-def test_it_measures_everything_and_leaves_nothing(tmp_path: Path) -> None:
+def test_all_measurements_run_and_leave_nothing(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     sizes = {"mails": 20, "cached": 60, "large": 30, "runs": 1}
     result = subprocess.run(
@@ -69,7 +69,7 @@ def test_it_measures_everything_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _check_structure(figures: dict[str, dict[str, Any]]) -> None:
-    """Find every workload, each with its peer, and the counts that do not depend on the machine."""
+    """Check that all workloads have their peers, and the counts independent of the machine."""
     ratios = {
         "cold copy of 20 mails, loopback: jmapfs, against mbsync": (2, True),
         "cold copy of 20 mails, loopback: jmapfs, against one-by-one loop": (2.5, True),
@@ -104,7 +104,7 @@ def _check_structure(figures: dict[str, dict[str, Any]]) -> None:
         assert 1 <= requests["value"] <= 2 + 2
 
     cats = figures["a cat during a bulk of 2,000 mails, 50 ms"]
-    # A cat of what nobody has asked for cannot come sooner.
+    # A cat of an uncached mail takes at least one round trip.
     assert min(cats["runs"]) >= 1
     assert 0 < figures["peak memory of a daemon in all of it"]["value"] < 250
 
@@ -113,7 +113,7 @@ def _check_structure(figures: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.cyrus
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_run_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     temporary = tmp_path / "temporary"
     with subprocess.Popen(
         [BENCH, "--only", "warm", "--cached", "1000"],
@@ -122,18 +122,17 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Sign
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as bench:
-        deadline = time.monotonic() + SECONDS
-        # By now there are Cyrus, a mount and a reader to go.
-        while not list(temporary.glob("*/mail/Archive")):
-            assert bench.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        # Then Cyrus, a mount and a reader are running.
+        wait_until(
+            lambda: any(temporary.glob("*/mail/Archive")) or bench.poll() is not None, SECONDS
+        )
+        assert bench.poll() is None
         bench.send_signal(number)
         assert bench.wait(SECONDS) == 128 + number
     assert list(temporary.iterdir()) == []
 
 
-def test_what_is_recorded_is_a_run_of_everything(tmp_path: Path) -> None:
+def test_only_a_complete_run_is_recorded(tmp_path: Path) -> None:
     result = subprocess.run(
         [BENCH, "--record", tmp_path, "--only", "warm"],
         env=environment(tmp_path / "temporary"),
@@ -155,8 +154,8 @@ def test_a_target_is_met_by_the_median() -> None:
     assert Figure("size", "MB", (1,)).met is None
 
 
-def test_runs_that_took_turns_are_compared_in_pairs() -> None:
-    # In the second run the machine was busy, for both.
+def test_alternating_runs_are_compared_in_pairs() -> None:
+    # The machine was busy during the second run of both.
     ours = Figure("ours", "s", (2, 20, 2.2))
     theirs = Figure("theirs", "s", (1, 10, 1))
     ratio = ours.against(theirs, "ours against theirs", Target(2))
@@ -165,12 +164,12 @@ def test_runs_that_took_turns_are_compared_in_pairs() -> None:
     assert ratio.sides == (ours, theirs)
 
 
-def test_a_peer_that_ran_once_is_compared_with_the_median() -> None:
+def test_a_single_run_of_a_peer_is_compared_with_the_median() -> None:
     ratio = Figure("", "s", (2, 9, 4)).against(Figure("", "s", (2,)), "")
     assert ratio.runs == (2,)
 
 
-def test_the_table_says_what_was_hoped_for() -> None:
+def test_the_table_shows_results_and_targets() -> None:
     figures = [
         Figure("listing", "emails/s", (4_000.4, 3_000, 5_000), Target(5_000, at_least=True)),
         Figure("`ls -lR`", "s", (1.234,), Target(4)),
@@ -193,7 +192,7 @@ def test_the_table_says_what_was_hoped_for() -> None:
     ]
 
 
-def test_json_has_every_run() -> None:
+def test_json_contains_every_run() -> None:
     ours, theirs = Figure("ours", "s", (3, 1, 2)), Figure("theirs", "s", (1, 1, 1))
     written = json.loads(as_json(MACHINE, [ours.against(theirs, "ratio", Target(1))]))
     assert written["machine"]["cpu"] == "A CPU"
@@ -213,7 +212,7 @@ def test_json_has_every_run() -> None:
     ]
 
 
-def test_the_history_grows_by_a_line_a_run(tmp_path: Path) -> None:
+def test_each_run_adds_a_line_to_the_history(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     for value in (1.23456, 2):
         history.append(path, MACHINE, {"mails": 10}, [Figure("time", "s", (value,), Target(2))])
@@ -235,7 +234,7 @@ BARS = [
 
 @pytest.fixture(scope="module")
 def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Have matplotlib's fonts loaded, whose files it keeps open for good."""
+    """Load the fonts of matplotlib, which keeps their files open."""
     plot.draw(BARS, tmp_path_factory.mktemp("fonts") / "first.svg")
 
 

@@ -1,4 +1,4 @@
-"""What `scripts/bench` measures with: the delaying proxy, the peers, the check of their copies."""
+"""The tools of `scripts/bench`: the proxy, the peers and the check of copies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import pytest
 from tests.bench import mbsync, one_by_one
 from tests.bench.one_by_one import Connection
 from tests.bench.proxy import delayed
-from tests.bench.stored import Stored, files, store
+from tests.bench.source_account import SourceAccount, create_source_account, mail_files
 from tests.cyrus import Cyrus
-from tests.mounting import wait_until
+from tests.waits import wait_until
 
 SECONDS = 10.0
 ROUND_TRIP = 0.06
@@ -31,7 +31,7 @@ ROUND_TRIP = 0.06
 
 
 class _Echo(socketserver.StreamRequestHandler):
-    """Says hello, sends back what it gets, and says goodbye when that ends."""
+    """Sends a greeting, echoes its input, and sends a goodbye at the end."""
 
     def handle(self) -> None:
         self.request.sendall(b"hello\n")
@@ -59,44 +59,44 @@ def connected(port: int) -> Iterator[socket.socket]:
         yield connection
 
 
-def exactly(connection: socket.socket, count: int) -> bytes:
+def receive(connection: socket.socket, count: int) -> bytes:
     received = bytearray()
     while len(received) < count and (data := connection.recv(2**16)):
         received += data
     return bytes(received)
 
 
-def test_every_answer_takes_a_round_trip_and_a_new_connection_one_more() -> None:
+def test_a_response_takes_a_round_trip_and_a_new_connection_two() -> None:
     with echo() as port, delayed(port, seconds=ROUND_TRIP) as (far,):
         start = time.monotonic()
         with connected(far) as connection:
-            assert exactly(connection, 6) == b"hello\n"
+            assert receive(connection, 6) == b"hello\n"
             assert time.monotonic() - start >= 2 * ROUND_TRIP
             for _ in range(3):
                 start = time.monotonic()
                 connection.sendall(b"x")
-                assert exactly(connection, 1) == b"x"
+                assert receive(connection, 1) == b"x"
                 assert time.monotonic() - start >= ROUND_TRIP
 
 
-def test_what_is_sent_first_waits_for_the_handshake() -> None:
+def test_the_first_bytes_wait_for_the_handshake() -> None:
     with echo() as port, delayed(port, seconds=ROUND_TRIP) as (far,):
         start = time.monotonic()
         with connected(far) as connection:
             connection.sendall(b"first")
-            assert exactly(connection, 11) == b"hello\nfirst"
+            assert receive(connection, 11) == b"hello\nfirst"
         assert time.monotonic() - start >= 2 * ROUND_TRIP
 
 
-def test_bytes_come_through_in_order_on_many_connections() -> None:
+def test_bytes_arrive_in_order_on_many_connections() -> None:
     chance = random.Random(7)
 
     def talk(content: bytes) -> bytes:
         with connected(far) as connection, ThreadPoolExecutor(1) as sender:
             sent = sender.submit(send_in_pieces, connection, content)
-            received = exactly(connection, len(content) + 14)
+            received = receive(connection, len(content) + 14)
             sent.result()
-            # The server's end comes through as an end.
+            # The proxy passes the end of the stream on.
             assert connection.recv(1) == b""
         return received
 
@@ -118,35 +118,34 @@ def send_in_pieces(connection: socket.socket, content: bytes) -> None:
     connection.shutdown(socket.SHUT_WR)
 
 
-def test_pieces_do_not_wait_for_each_other() -> None:
-    """Whatever is sent at once is under way at once: a line has no round trip for each piece."""
+def test_segments_do_not_wait_for_each_other() -> None:
     with echo() as port, delayed(port, seconds=ROUND_TRIP) as (far,), connected(far) as connection:
-        exactly(connection, 6)
+        receive(connection, 6)
         start = time.monotonic()
         for _ in range(200):
             connection.sendall(b"y" * 100)
-        assert exactly(connection, 20_000) == b"y" * 20_000
+        assert receive(connection, 20_000) == b"y" * 20_000
         assert time.monotonic() - start < 200 * ROUND_TRIP / 2
 
 
-def test_connections_that_have_ended_leave_nothing_in_the_proxy() -> None:
+def test_closed_connections_leave_no_open_file_in_the_proxy() -> None:
     with echo() as port, delayed(port, seconds=0.01) as (far,):
-        # Not the only child: a server of other tests may run.
+        # A server of other tests may be another child.
         children = psutil.Process().children()
         (proxy,) = [one for one in children if "tests.bench.proxy" in one.cmdline()]
         before = proxy.num_fds()
         for number in range(20):
             with connected(far) as connection:
-                exactly(connection, 6)
+                receive(connection, 6)
                 connection.sendall(b"x")
-                # One after the other, by the client or by the server.
+                # The client and the server take turns to close first.
                 if number % 2:
                     connection.shutdown(socket.SHUT_WR)
-                    assert exactly(connection, 100) == b"xgoodbye\n"
+                    assert receive(connection, 100) == b"xgoodbye\n"
         wait_until(lambda: proxy.num_fds() == before)
 
 
-def test_a_server_that_is_not_there_ends_the_connection() -> None:
+def test_the_connection_to_a_missing_server_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with delayed(port, seconds=0.01) as (far,), connected(far) as connection:
@@ -159,57 +158,57 @@ def test_several_ports_lead_to_several_servers() -> None:
         assert len(set(ports) - {one, other}) == 2
         for port in ports:
             with connected(port) as connection:
-                assert exactly(connection, 6) == b"hello\n"
+                assert receive(connection, 6) == b"hello\n"
 
 
 # --- The peers
 
 
 @pytest.fixture(scope="module")
-def stored(cyrus: Cyrus) -> Stored:
-    return store(cyrus, "bench-peers", {"INBOX": 40, "Work": 10, "Work/Été": 5})
+def source(cyrus: Cyrus) -> SourceAccount:
+    return create_source_account(cyrus, "bench-peers", {"INBOX": 40, "Work": 10, "Work/Été": 5})
 
 
-def test_every_peer_copies_all_mail(stored: Stored, tmp_path: Path) -> None:
-    with stored.from_afar(0.01) as account:
+def test_every_peer_copies_all_mail(source: SourceAccount, tmp_path: Path) -> None:
+    with source.with_latency(0.01) as account:
         mbsync.copy(account, tmp_path / "mbsync")
         blobs = one_by_one.blob_ids(account)
         assert len(blobs) == 55
         for kind in Connection:
             one_by_one.download(account, blobs, tmp_path / kind.name, kind)
-    stored.check(mbsync.mails(tmp_path / "mbsync"), "mbsync", without_cr=True)
+    source.check(mbsync.mails(tmp_path / "mbsync"), "mbsync", without_cr=True)
     for kind in Connection:
-        stored.check(files(tmp_path / kind.name), kind.value)
+        source.check(mail_files(tmp_path / kind.name), kind.value)
 
 
-def test_the_loop_takes_one_mailbox(stored: Stored) -> None:
-    assert len(one_by_one.blob_ids(stored.account, "Work")) == 10
+def test_the_loop_can_copy_one_mailbox(source: SourceAccount) -> None:
+    assert len(one_by_one.blob_ids(source.account, "Work")) == 10
 
 
-def test_each_kind_of_connection_is_tried(stored: Stored) -> None:
-    blobs = one_by_one.spread(one_by_one.blob_ids(stored.account), 7)
+def test_each_kind_of_connection_is_tried(source: SourceAccount) -> None:
+    blobs = one_by_one.sample(one_by_one.blob_ids(source.account), 7)
     assert 4 <= len(blobs) <= 7
-    trial = one_by_one.attempt(stored.account, blobs)
+    trial = one_by_one.try_connections(source.account, blobs)
     assert trial.rates.keys() == set(Connection)
     assert trial.rates[trial.fastest] == max(trial.rates.values())
 
 
-def test_a_copy_that_is_not_whole_is_found_out(stored: Stored) -> None:
-    mails = [stored.account.download(blob) for blob in one_by_one.blob_ids(stored.account)]
-    stored.check(mails, "all")
-    with pytest.raises(RuntimeError, match="1 are missing, 0 are not what was stored"):
-        stored.check(mails[1:], "one less")
-    with pytest.raises(RuntimeError, match="1 are missing, 1 are not what was stored"):
-        stored.check([mails[0][:-1], *mails[1:]], "one that is cut")
+def test_an_incomplete_copy_is_detected(source: SourceAccount) -> None:
+    mails = [source.account.download(blob) for blob in one_by_one.blob_ids(source.account)]
+    source.check(mails, "all")
+    with pytest.raises(RuntimeError, match="1 are missing, 0 are different"):
+        source.check(mails[1:], "one less")
+    with pytest.raises(RuntimeError, match="1 are missing, 1 are different"):
+        source.check([mails[0][:-1], *mails[1:]], "one that is cut")
     with pytest.raises(RuntimeError, match="56 mails of 55"):
-        stored.check([*mails, mails[0]], "one twice")
+        source.check([*mails, mails[0]], "one twice")
 
 
-def test_a_peer_that_is_refused_fails(stored: Stored, tmp_path: Path) -> None:
-    stranger = dataclasses.replace(stored.account, password="wrong")
+def test_a_peer_without_access_fails(source: SourceAccount, tmp_path: Path) -> None:
+    stranger = dataclasses.replace(source.account, password="wrong")
     with pytest.raises(RuntimeError, match="mbsync"):
         mbsync.copy(stranger, tmp_path / "mbsync")
-    blobs = one_by_one.blob_ids(stored.account, "Work")
+    blobs = one_by_one.blob_ids(source.account, "Work")
     for kind in (Connection.KEPT_ALIVE, Connection.NEW):
         with pytest.raises(RuntimeError, match="HTTP 401"):
             one_by_one.download(stranger, blobs, tmp_path / kind.name, kind)

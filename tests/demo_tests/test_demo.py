@@ -1,4 +1,4 @@
-"""`scripts/demo`: it shows what it says, and leaves nothing behind however it ends."""
+"""`scripts/demo` shows what it promises, and leaves nothing behind however it ends."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def demo(directory: Path, *arguments: str) -> str:
     return result.stdout.decode().replace("\r\n", "\n")
 
 
-def shown(output: str, line: str) -> list[str]:
-    """Return what the pattern of a whole line finds."""
+def matching_lines(output: str, line: str) -> list[str]:
+    """Return the matches of a pattern for whole lines."""
     return re.findall(f"^{line}$", output, re.MULTILINE)
 
 
-def left(directory: Path) -> list[str]:
+def remaining_files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_it_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_demo_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
     output = demo(tmp_path)
-    assert shown(output, r"\$ (\w+ ?\w*).*") == [
+    assert matching_lines(output, r"\$ (\w+ ?\w*).*") == [
         "jmapfs mount",
         "find mail",
         "ls ",
@@ -64,51 +64,53 @@ def test_it_shows_the_mail_and_leaves_nothing(tmp_path: Path) -> None:
         "jmapfs umount",
     ]
     assert "\nmail/Work/Clients/Été\n" in output
-    assert shown(output, r"-r-------- .*_Mei-Ng_Sunday-at-Jonas-s-new-flat_\w+\.eml")
-    assert shown(output, r"mail/.+\.eml:Subject: Re-reading Middlemarch")
+    assert matching_lines(output, r"-r-------- .*_Mei-Ng_Sunday-at-Jonas-s-new-flat_\w+\.eml")
+    assert matching_lines(output, r"mail/.+\.eml:Subject: Re-reading Middlemarch")
     assert "\nSubject: Sunday at Jonas's new flat\n" in output
-    first, second = shown(output, r"Number of regular files transferred: (\d+)")
+    first, second = matching_lines(output, r"Number of regular files transferred: (\d+)")
     assert int(first) > 400
     assert second == "0"
-    assert shown(output, r".*/snapshots/[0-9TZ-]+: \d+ mails .*, 0 gone, .*")
-    assert len(shown(output, r"[0-9TZ-]{18} .* complete .*")) == 2
-    assert shown(output, r" *online +yes *")
-    assert left(tmp_path) == []
+    assert matching_lines(output, r".*/snapshots/[0-9TZ-]+: \d+ mails .*, 0 gone, .*")
+    assert len(matching_lines(output, r"[0-9TZ-]{18} .* complete .*")) == 2
+    assert matching_lines(output, r" *online +yes *")
+    assert remaining_files(tmp_path) == []
 
 
-def test_two_are_kept_side_by_side_until_they_are_ended(tmp_path: Path) -> None:
+def test_two_demos_are_kept_until_they_are_ended(tmp_path: Path) -> None:
     ends = []
     for _ in range(2):
-        (end,) = shown(demo(tmp_path, "--keep"), r"To end it: \S+/scripts/demo (--end \S+)")
+        (end,) = matching_lines(
+            demo(tmp_path, "--keep"), r"To end it: \S+/scripts/demo (--end \S+)"
+        )
         ends.append(end.split())
-    assert len(left(tmp_path)) == 2
+    assert len(remaining_files(tmp_path)) == 2
     for directory in tmp_path.iterdir():
         assert directory.stat().st_mode & 0o777 == 0o700
         mails = list((directory / "mail/Inbox").glob("*.eml"))
         assert b"Subject:" in mails[0].read_bytes()
     demo(tmp_path, *ends[0])
-    assert len(left(tmp_path)) == 1
-    # The one that is left is ended by the command without a directory.
+    assert len(remaining_files(tmp_path)) == 1
+    # Without a directory, the command ends all demos.
     demo(tmp_path, "--end")
-    assert left(tmp_path) == []
+    assert remaining_files(tmp_path) == []
     demo(tmp_path, "--end")
 
 
-def test_nothing_else_is_taken_for_a_demo(tmp_path: Path) -> None:
+def test_end_refuses_other_directories(tmp_path: Path) -> None:
     precious = tmp_path / "jmapfs-demo-precious"
     precious.mkdir()
     result = subprocess.run(
         [DEMO, "--end", precious], env=environment(tmp_path), capture_output=True, check=False
     )
     assert result.returncode == 1
-    assert b"is not the directory of a demo that was kept" in result.stderr
+    assert b"is not the directory of a kept demo" in result.stderr
     assert precious.is_dir()
 
 
 @pytest.mark.parametrize("moment", ["A mail server", "$ jmapfs mount", "$ rsync"])
 def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: str) -> None:
     process = subprocess.Popen(
-        # Where SIGINT is ignored from the start, as in a shell's background, no trap can catch it.
+        # Bash cannot trap a signal that is ignored when it starts, as in the background of a shell.
         ["env", "--default-signal=INT", DEMO],
         env=environment(tmp_path),
         stdin=subprocess.DEVNULL,
@@ -124,11 +126,11 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, moment: str) -> None:
                 break
         process.stdout.read()
         assert process.wait(SECONDS) == 130
-    assert left(tmp_path) == []
+    assert remaining_files(tmp_path) == []
 
 
-def test_a_failure_is_shown_and_leaves_nothing(tmp_path: Path) -> None:
-    # No such program fails as a Python without what is needed would.
+def test_a_failure_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
+    # A missing program fails like a Python without the requirements.
     result = subprocess.run(
         [DEMO],
         env={**environment(tmp_path), "JMAPFS_PYTHON": "/nonexistent/python"},
@@ -138,4 +140,4 @@ def test_a_failure_is_shown_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert b"the mail server did not start" in result.stderr
-    assert left(tmp_path) == []
+    assert remaining_files(tmp_path) == []

@@ -109,7 +109,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
             assert code not in described
             described[code] = set(re.findall(r"`(\w+Error)`", line))
 
-    # An error without a code of its own never ends a command, or ends it with that of another.
+    # An error without its own code never ends a command, or ends it with another code.
     expected: dict[int, set[str]] = defaultdict(set, {0: set(), 1: set(), INTERRUPTED: set()})
     for error in subclasses(JmapfsError):
         if error.exit_code != JmapfsError.exit_code and error.__module__ == JmapfsError.__module__:

@@ -13,11 +13,14 @@ import pytest
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState, EmailRecord, FileRecord, MailboxRecord
+from jmapfs.index.rows import AccountState, FileRecord
 from jmapfs.index.writer import IndexWriter
 from jmapfs.inodes import ROOT_INODE
+from jmapfs.jmap.types import Email
 from jmapfs.tree.status_file import Reachability
 from jmapfs.tree.tree import Attributes, DirectoryListing, Ownership, Tree
+from tests import indexed
+from tests.indexed import file_name, mailbox
 
 CONTEXT = cast("pyfuse3.RequestContext", None)
 ROOT = pyfuse3.InodeT(ROOT_INODE)
@@ -122,7 +125,7 @@ class Kernel:
 
 
 class Setting:
-    """Operations over an index with a mailbox `Inbox` of COUNT mails, and `Inbox/Sub`.
+    """Operations over an index with a mailbox `Inbox` of COUNT mails, and `Inbox/0-Sub`.
 
     `reach` is what the tree says of the server's.
     """
@@ -156,26 +159,24 @@ class Setting:
 
 
 def name(number: int) -> bytes:
-    return f"m{number:04}.eml".encode()
+    return file_name(email(number)).encode()
 
 
-def email(number: int, *mailbox_ids: str) -> EmailRecord:
-    return EmailRecord(
-        id=f"M{number}",
-        blob_id=f"b{number}",
-        thread_id="t",
-        received_at=1_700_000_000 + number,
+def email(number: int, *mailbox_ids: str) -> Email:
+    return indexed.email(
+        f"M{number}",
+        *mailbox_ids,
+        blob=f"b{number}",
+        at=1_700_000_000 + number,
         size=1000 + number,
-        stem=f"m{number:04}",
-        mailbox_ids=mailbox_ids,
     )
 
 
 def fill(database: IndexDatabase) -> None:
     database.prepare()
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes(
-            [MailboxRecord("a", "Inbox"), MailboxRecord("b", "Sub", "a"), MailboxRecord("c", "")]
+        writer.replace_mailboxes(
+            [mailbox("a", "Inbox"), mailbox("b", "0-Sub", "a"), mailbox("c", "")]
         )
         writer.put_emails(
             email(number, "a", *(["b"] if number == 7 else [])) for number in range(COUNT)

@@ -15,11 +15,12 @@ import pytest
 
 from jmapfs.errors import BlobMismatchError
 from jmapfs.fuse.directory_cache import AttributeWriter, DirectoryCache
-from jmapfs.index.rows import DirectoryRows, MailboxRecord
+from jmapfs.index.rows import DirectoryRows
 from jmapfs.inodes import STATUS_FILE_INODE
 from jmapfs.tree.status_file import STATUS_FILE_NAME, Reachability
 from jmapfs.tree.tree import DirectoryListing, Ownership
 from tests.fuse.setting import CONTEXT, COUNT, ROOT, Kernel, NotedTree, Setting, email, name
+from tests.indexed import mailbox, put_mailboxes
 
 OFFLINE = Reachability(online=False, since=1_900_000_000.0, error="connection refused")
 
@@ -58,7 +59,7 @@ async def test_what_did_not_change_is_listed_once(
     setting.operations.start_generation()
     second = await kernel.list(inbox, room)
     assert setting.listing_tree.listed == [inbox]
-    assert names(second) == names(first) == sorted([b"Sub", *map(name, range(COUNT))])
+    assert names(second) == names(first) == sorted([b"0-Sub", *map(name, range(COUNT))])
     # The same attributes, made once.
     assert all(one is other for (_, one), (_, other) in zip(first, second, strict=True))
     for each, entry in second:
@@ -68,7 +69,7 @@ async def test_what_did_not_change_is_listed_once(
 
 async def test_a_kept_listing_is_read_from_any_position(setting: Setting, kernel: Kernel) -> None:
     handle = await kernel.open(await setting.inode(b"Inbox"))
-    everything = sorted([b"Sub", *map(name, range(COUNT))])
+    everything = sorted([b"0-Sub", *map(name, range(COUNT))])
     for position in (290, 3, COUNT, COUNT + 1, COUNT + 1000, 0):
         taken = await kernel.read(handle, position)
         assert [each for each, _, _ in taken] == everything[position:]
@@ -99,10 +100,10 @@ async def test_every_commit_is_listed(setting: Setting, kernel: Kernel) -> None:
         writer.put_emails([email(2, "a", "b")])
     entries = dict(await kernel.list(inbox))
     assert entries[name(2)].st_nlink == 2
-    assert entries[b"Sub"].st_mtime_ns != before[b"Sub"].st_mtime_ns
+    assert entries[b"0-Sub"].st_mtime_ns != before[b"0-Sub"].st_mtime_ns
 
     with setting.writing() as writer:
-        writer.put_mailboxes([MailboxRecord("d", "New", "a")])
+        put_mailboxes(writer, mailbox("d", "New", "a"))
     assert b"New" in dict(await kernel.list(inbox))
     assert setting.listing_tree.listed == [inbox] * 6
 
@@ -159,10 +160,10 @@ async def test_a_frozen_tree_stays_as_it_is(setting: Setting, kernel: Kernel) ->
         for number in range(3):
             with setting.writing() as writer:
                 writer.remove_emails([f"M{number}"])
-            assert names(await kernel.list(inbox))[:2] == [b"Sub", name(0)]
+            assert names(await kernel.list(inbox))[:2] == [b"0-Sub", name(0)]
         assert listing_tree.listed == [inbox]
         setting.operations.show(setting.tree, setting.listing_tree)
-        assert names(await kernel.list(inbox))[:2] == [b"Sub", name(3)]
+        assert names(await kernel.list(inbox))[:2] == [b"0-Sub", name(3)]
 
 
 @pytest.mark.usefixtures("alike")
@@ -228,7 +229,7 @@ async def test_what_is_too_long_is_listed_each_time(
     inbox = await setting.inode(b"Inbox")
     for _ in range(2):
         entries = await kernel.list(inbox, 64)
-        assert names(entries) == sorted([b"Sub", *map(name, range(COUNT))])
+        assert names(entries) == sorted([b"0-Sub", *map(name, range(COUNT))])
         assert all(entry.entry_timeout >= 3600 for _, entry in entries)
     assert setting.listing_tree.listed == [inbox] * 2
 

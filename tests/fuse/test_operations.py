@@ -37,7 +37,7 @@ async def test_a_directory_is_read_in_pieces_of_any_size(
     kernel = Kernel(setting.operations, monkeypatch)
     inbox = await setting.inode(b"Inbox")
     entries = await kernel.list(inbox, room)
-    assert [entry for entry, _ in entries] == sorted([b"Sub", *map(name, range(COUNT))])
+    assert [entry for entry, _ in entries] == sorted([b"0-Sub", *map(name, range(COUNT))])
     for entry_name, attributes in entries:
         looked_up = await setting.operations.lookup(inbox, entry_name, CONTEXT)
         assert attributes.__getstate__() == looked_up.__getstate__()
@@ -58,7 +58,7 @@ async def test_a_listing_stays_what_it_was_while_it_is_read(
         writer.remove_emails([f"M{number}" for number in range(COUNT)])
     assert len(await kernel.read(handle)) == COUNT + 1
     await setting.operations.releasedir(handle)
-    assert [entry for entry, _ in await kernel.list(inbox, 10)] == [b"Sub"]
+    assert [entry for entry, _ in await kernel.list(inbox, 10)] == [b"0-Sub"]
     assert setting.operations._directories == {}
 
 
@@ -71,7 +71,7 @@ async def test_attributes(setting: Setting) -> None:
     assert (entry.st_mtime_ns, entry.st_ctime_ns, entry.st_atime_ns) == (when, when, when)
     assert entry.entry_timeout >= 3600
     assert entry.attr_timeout >= 3600
-    assert entry.st_ino == await setting.inode(b"Inbox", b"Sub", name(7))
+    assert entry.st_ino == await setting.inode(b"Inbox", b"0-Sub", name(7))
 
     directory = await setting.operations.getattr(await setting.inode(b"Inbox"), CONTEXT)
     assert directory.st_mode == stat.S_IFDIR | 0o750
@@ -118,7 +118,7 @@ async def test_reading(setting: Setting) -> None:
 async def test_a_blob_is_held_from_the_first_read_to_the_last_release(setting: Setting) -> None:
     operations, held = setting.operations, setting.content.held
     inode = await setting.inode(b"Inbox", name(7))
-    same = await setting.inode(b"Inbox", b"Sub", name(7))
+    same = await setting.inode(b"Inbox", b"0-Sub", name(7))
     handles = [(await setting.open(each)).fh for each in (inode, same, inode)]
     unread = await setting.open(await setting.inode(b"Inbox", name(8)))
     assert not held

@@ -16,30 +16,17 @@ from hypothesis import strategies as st
 
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState, EmailRecord, ListingProgress, MailboxRecord
+from jmapfs.index.rows import AccountState, ListingProgress
 from jmapfs.index.writer import IndexWriter
 from jmapfs.inodes import inode_range
+from jmapfs.jmap.types import Email
+from jmapfs.names import key
+from tests.indexed import email, file_name, mailbox, put_mailboxes
 
 
-def email(
-    email_id: str,
-    *mailboxes: str,
-    blob: str | None = None,
-    at: int = 1000,
-    size: int = 10,
-    keywords: tuple[str, ...] = (),
-) -> EmailRecord:
-    blob = blob or f"blob-{email_id}"
-    return EmailRecord(
-        id=email_id,
-        blob_id=blob,
-        thread_id="t",
-        received_at=at,
-        size=size,
-        stem=f"{at}_{blob}",
-        mailbox_ids=mailboxes,
-        keywords=keywords,
-    )
+def name(blob: str, number: int = 1, *, at: int = 1000) -> str:
+    """Return the name of the file of an email with that blob."""
+    return file_name(email("", blob=blob, at=at), number)
 
 
 @pytest.fixture
@@ -53,7 +40,7 @@ def database(tmp_path: Path) -> IndexDatabase:
 def writer(database: IndexDatabase) -> Iterator[IndexWriter]:
     with database.writer() as writer:
         with writer.transaction():
-            writer.put_mailboxes([MailboxRecord("A", "Inbox"), MailboxRecord("B", "Work")])
+            writer.replace_mailboxes([mailbox("A", "Inbox"), mailbox("B", "Work")])
         yield writer
 
 
@@ -63,14 +50,14 @@ def reader(database: IndexDatabase) -> Iterator[IndexReader]:
         yield reader
 
 
-def put(writer: IndexWriter, *records: EmailRecord) -> None:
+def put(writer: IndexWriter, *emails: Email) -> None:
     with writer.transaction():
-        writer.put_emails(records)
+        writer.put_emails(emails)
 
 
 def names(reader: IndexReader, mailbox_id: str) -> list[str]:
     number = next(row.number for row in reader.mailboxes() if row.id == mailbox_id)
-    return [name.decode() for name in reader.listing(number).names]
+    return [found.decode() for found in reader.listing(number).names]
 
 
 def digest(reader: IndexReader, mailbox_id: str) -> int:
@@ -81,17 +68,17 @@ def test_an_email_is_one_file_in_all_its_mailboxes(
     writer: IndexWriter, reader: IndexReader
 ) -> None:
     put(writer, email("1", "A", "B", size=77))
-    file = reader.named_file(1, "1000_blob-1.eml")
+    file = reader.named_file(1, name("b1"))
     assert file is not None
-    assert (file.size, file.received_at, file.links, file.blob_id) == (77, 1000, 2, "blob-1")
-    assert reader.named_file(2, "1000_blob-1.eml") == reader.file(file.inode) == file
+    assert (file.size, file.received_at, file.links, file.blob_id) == (77, 1000, 2, "b1")
+    assert reader.named_file(2, name("b1")) == reader.file(file.inode) == file
 
 
 def test_two_emails_with_one_blob_have_two_names_and_one_inode(
     writer: IndexWriter, reader: IndexReader
 ) -> None:
     put(writer, email("1", "A", blob="x"), email("2", "A", blob="x"), email("3", "A", blob="x"))
-    assert names(reader, "A") == ["1000_x.eml", "1000_x_2.eml", "1000_x_3.eml"]
+    assert names(reader, "A") == [name("x"), name("x", 2), name("x", 3)]
     assert len(set(reader.listing(1).inodes)) == 1
     assert set(reader.listing(1).links) == {3}
 
@@ -104,7 +91,7 @@ def test_of_several_copies_the_last_name_goes(
     before = reader.listing(1).inodes[0]
     with writer.transaction():
         writer.remove_emails([gone])
-    assert names(reader, "A") == ["1000_x.eml", "1000_x_2.eml"]
+    assert names(reader, "A") == [name("x"), name("x", 2)]
     assert reader.listing(1).inodes[0] == before
 
 
@@ -122,10 +109,10 @@ def test_a_changed_email_id_changes_no_name_and_no_inode(
 def test_changed_mailbox_ids_keep_their_rows(writer: IndexWriter, reader: IndexReader) -> None:
     put(writer, email("1", "A"))
     with writer.transaction():
-        gone = writer.replace_mailboxes([MailboxRecord("A2", "Inbox"), MailboxRecord("B2", "Work")])
+        gone = writer.replace_mailboxes([mailbox("A2", "Inbox"), mailbox("B2", "Work")])
     assert gone == []
     assert [(row.number, row.id) for row in reader.mailboxes()] == [(1, "A2"), (2, "B2")]
-    assert names(reader, "A2") == ["1000_blob-1.eml"]
+    assert names(reader, "A2") == [name("b1")]
 
 
 def test_a_mailbox_that_is_gone_stays_until_it_is_removed(
@@ -133,7 +120,7 @@ def test_a_mailbox_that_is_gone_stays_until_it_is_removed(
 ) -> None:
     put(writer, email("1", "A"))
     with writer.transaction():
-        assert writer.replace_mailboxes([MailboxRecord("B", "Work")]) == ["A"]
+        assert writer.replace_mailboxes([mailbox("B", "Work")]) == ["A"]
     with writer.transaction():
         writer.retire_mailboxes(["A"])
     assert names(reader, "A")
@@ -154,7 +141,7 @@ def test_an_email_that_was_noted_as_gone_and_came_back_stays(
     assert writer.has_pending_removals()
     with writer.transaction():
         writer.apply_pending_removals()
-    assert names(reader, "A") == ["1000_blob-1.eml"]
+    assert names(reader, "A") == [name("b1")]
     assert not writer.has_pending_removals()
 
 
@@ -164,7 +151,7 @@ def test_moving_and_flagging(writer: IndexWriter, reader: IndexReader) -> None:
     put(writer, email("1", "A", keywords=("$seen",)))
     assert (digest(reader, "A"), digest(reader, "B")) == (of_a, of_b)
     put(writer, email("1", "B", keywords=("$seen",)))
-    assert (names(reader, "A"), names(reader, "B")) == ([], ["1000_blob-1.eml"])
+    assert (names(reader, "A"), names(reader, "B")) == ([], [name("b1")])
     assert reader.listing(2).inodes[0] == inode
     assert digest(reader, "A") != of_a
     assert digest(reader, "B") != of_b
@@ -177,18 +164,18 @@ def test_mail_in_a_mailbox_nobody_described_is_not_lost(
 ) -> None:
     put(writer, email("1", "Z"))
     assert writer.orphaned_emails() == ["1"]
-    assert names(reader, "Z") == ["1000_blob-1.eml"]
+    assert names(reader, "Z") == [name("b1")]
     with writer.transaction():
-        writer.put_mailboxes([MailboxRecord("Z", "Late")])
+        put_mailboxes(writer, mailbox("Z", "Late"))
     assert writer.orphaned_emails() == []
-    assert names(reader, "Z") == ["1000_blob-1.eml"]
+    assert names(reader, "Z") == [name("b1")]
 
 
 def test_a_corrected_size_outlives_a_listing(writer: IndexWriter, reader: IndexReader) -> None:
     put(writer, email("1", "A", size=10))
     inode = reader.listing(1).inodes[0]
     with writer.transaction():
-        assert writer.correct_size("blob-1", 12) == [inode]
+        assert writer.correct_size("b1", 12) == [inode]
     with writer.transaction():
         writer.remove_emails(["1"])
         writer.put_emails([email("1", "A", size=10)])
@@ -251,13 +238,13 @@ def test_colliding_inodes_settle_alike_in_any_order(
         with database.writer() as writer, database.reader() as reader:
             put(writer, *(email(blob, "A", blob=blob, at=5) for blob in order))
             with writer.transaction():
-                writer.settle_inodes()
+                writer.reassign_colliding_inodes()
             listing = reader.listing(1)
             assert len(set(listing.inodes)) == 20
-            for inode, name in zip(listing.inodes, listing.names, strict=True):
+            for inode, file_name_ in zip(listing.inodes, listing.names, strict=True):
                 file = reader.file(inode)
                 assert file is not None
-                assert file.blob_id in name.decode()
+                assert key(file.blob_id) in file_name_.decode()
                 assert file.links == 1
             results.append(listing)
     assert results[0] == results[1]
@@ -283,16 +270,15 @@ def test_the_index_is_private_and_of_our_own_kind(database: IndexDatabase) -> No
 def test_a_damaged_or_foreign_index_is_made_anew(database: IndexDatabase, damage: str) -> None:
     with database.writer() as writer:
         put(writer, email("1", "A"))
-        writer.checkpoint()
     match damage:
         case "garbage":
             database.path.write_bytes(b"not a database" * 1000)
         case "empty":
             database.path.write_bytes(b"")
         case "state" | "listing":
-            name = "complete" if damage == "state" else damage
+            value = "complete" if damage == "state" else damage
             with sqlite3.connect(database.path) as connection:
-                connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '7')", (name,))
+                connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '7')", (value,))
             connection.close()
         case "text":
             with sqlite3.connect(database.path) as connection:

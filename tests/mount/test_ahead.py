@@ -16,8 +16,7 @@ import pytest
 from jmapfs.daemon.accounts import AccountInodes, AccountPageCache
 from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
-from tests.cyrus import Account
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message
 from tests.mounting import Home, Mounted, command, wait_until
 from tests.server import NewEmail, ServerProcess
 
@@ -166,9 +165,7 @@ def test_sixteen_readers_and_hardly_any_cache(
 ) -> None:
     """Every byte of the whole corpus is right, whoever comes first, and wherever it is kept."""
     account = fresh_account()
-    mails = list(
-        dict.fromkeys([*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())])
-    )
+    mails = corpus.all_mails()
     account.create_mailbox("Half")
     for name, mine in (("INBOX", mails[::2]), ("Half", mails[1::2])):
         account.fill(

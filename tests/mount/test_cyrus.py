@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import corpus
-from tests.cyrus import Account, RefusedError
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message, RefusedError
 from tests.mounting import Home, Mounted, command, fixed
 
 pytestmark = pytest.mark.mount
@@ -44,8 +43,7 @@ def stored(fresh_account: Callable[[], Account]) -> Stored:
     for name in MAILBOXES:
         if name != "INBOX":
             account.create_mailbox(name)
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    mails = list(dict.fromkeys(mails))
+    mails = corpus.all_mails()
     for index, name in enumerate(MAILBOXES):
         mine = mails[index :: len(MAILBOXES)]
         account.fill(
@@ -211,7 +209,7 @@ def test_changes_between_two_mounts(fresh_account: Callable[[], Account], tmp_pa
     account.expunge("INBOX", [3])
     account.store_flags("INBOX", [4], [r"\Seen"])
     account.rename_mailbox("Work", "Play")
-    account.append("INBOX", corpus.varied(corpus.nasty_mails()[0], 7))
+    account.append("INBOX", corpus.varied(corpus.hostile_mails()[0], 7))
     with home.mounted(account.url) as mount:
         after = mount.files()
         assert mount.counts().http["requests"] <= 12
@@ -254,8 +252,8 @@ def test_hostile_mailbox_names(fresh_account: Callable[[], Account], tmp_path: P
     for number, name in enumerate(HOSTILE):
         # What Cyrus refuses, the small server's hostile account has.
         with contextlib.suppress(RefusedError):
-            mailbox_id = account.jmap_mailbox(name)
-            mail = corpus.varied(corpus.nasty_mails()[1], number)
+            mailbox_id = account.create_mailbox_by_jmap(name)
+            mail = corpus.varied(corpus.hostile_mails()[1], number)
             account.append("INBOX", mail)
             inbox = account.mailbox_ids()["Inbox"]
             (email_id,) = set(account.email_ids(inbox)) - set(stored)

@@ -242,7 +242,16 @@ def test_a_stopped_process_loses_its_lease_and_notices_it(
 def test_a_killed_freeze_command_lets_its_lease_expire(home: Home, mount: Mounted) -> None:
     # The command itself goes on: only `jmapfs freeze` is killed.
     with subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT, "freeze", mount.path, "sh", "-c", "echo $$; exec sleep 60"],
+        [
+            sys.executable,
+            "-c",
+            IMPATIENT,
+            "freeze",
+            mount.path,
+            "sh",
+            "-c",
+            "echo $$; exec sleep 60",
+        ],
         env=home.environment,
         stdout=subprocess.PIPE,
         text=True,

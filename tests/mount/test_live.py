@@ -308,7 +308,7 @@ def test_changes_over_jmap(account: Account, watcher: Watcher, tmp_path: Path) -
     change(lambda: account.set_emails(update={emails[4]: {"mailboxIds": {ids["Lists"]: True}}}))
     change(lambda: account.set_emails(update={emails[5]: {"keywords/$seen": True}}))
     change(lambda: account.set_emails(destroy=[emails[3], emails[6]]))
-    change(lambda: account.jmap_mailbox("New"), *TO_COME)
+    change(lambda: account.create_mailbox_by_jmap("New"), *TO_COME)
     change(lambda: account.set_mailboxes(update={ids["Work"]: {"name": "Play"}}), *TO_COME)
     change(
         lambda: account.set_mailboxes(

@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from tests import corpus
-from tests.cyrus import Account, Cyrus
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Cyrus, Message
 from tests.mount.test_failures import assert_refused
 from tests.mounting import Home, Mounted, fixed, wait_until
 from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process

@@ -18,8 +18,7 @@ import pytest
 from jmapfs.control.messages import PrefetchRequest
 from tests import corpus
 from tests.cache.small_disk import needs_root, tmpfs
-from tests.cyrus import Cyrus
-from tests.cyrus.fill import Message
+from tests.cyrus import Cyrus, Message
 from tests.mounting import Home, Mounted, Result, command, wait_until
 from tests.server import ControlClient, NewEmail, ServerProcess, server_process
 from tests.server.model import utc_date
@@ -425,7 +424,7 @@ def _read(descriptor: int) -> bytes:
 def test_cyrus_before_a_flight(private_cyrus: Cyrus, tmp_path: Path) -> None:
     account = private_cyrus.add_user("alice")
     account.create_mailbox("Work")
-    mails = list(dict.fromkeys([*corpus.mails(300), *corpus.nasty_mails()]))
+    mails = list(dict.fromkeys([*corpus.mails(300), *corpus.hostile_mails()]))
     for name, some in (("INBOX", mails[::2]), ("Work", mails[1::2])):
         account.fill(
             name,

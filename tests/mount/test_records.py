@@ -17,9 +17,12 @@ from jmapfs.control.messages import TreeDescription
 from jmapfs.daemon.view import FrozenRecords
 from jmapfs.errors import BusyError, StorageError, UsageError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState, EmailRecord, EmailRow, EmailSlice, MailboxRecord
+from jmapfs.index.rows import AccountState, EmailRow, EmailSlice
+from jmapfs.jmap.types import Email
 from jmapfs.tree.export import FIRST, EmailExport, ExportedMailbox
 from jmapfs.tree.tree import Tree
+from tests import indexed
+from tests.indexed import mailbox, put_mailboxes
 
 STATE = AccountState(
     server="https://example.org/api",
@@ -32,15 +35,13 @@ STATE = AccountState(
 )
 
 
-def email(number: int, *mailbox_ids: str) -> EmailRecord:
-    return EmailRecord(
-        id=f"E{number}",
-        blob_id=f"B{number}",
-        thread_id="T",
-        received_at=number * 10,
+def email(number: int, *mailbox_ids: str) -> Email:
+    return indexed.email(
+        f"E{number}",
+        *mailbox_ids,
+        blob=f"B{number}",
+        at=number * 10,
         size=100 + number,
-        stem=f"mail-{number}",
-        mailbox_ids=mailbox_ids,
         keywords=("$seen",),
     )
 
@@ -50,11 +51,11 @@ def filled(directory: Path) -> IndexDatabase:
     database = IndexDatabase(directory)
     database.prepare()
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes(
+        writer.replace_mailboxes(
             [
-                MailboxRecord("in", "Inbox", role="inbox"),
-                MailboxRecord("work", "Work"),
-                MailboxRecord("clients", "Clients", "work"),
+                mailbox("in", "Inbox", role="inbox"),
+                mailbox("work", "Work"),
+                mailbox("clients", "Clients", "work"),
             ]
         )
         writer.put_emails(
@@ -149,7 +150,7 @@ async def test_it_is_one_state(database: IndexDatabase, stack: ExitStack) -> Non
     before = await all_mails(here, "", 1000)
     with database.writer() as writer, writer.transaction():
         writer.put_emails([email(3, "in"), email(20, "in")])
-        writer.put_mailboxes([MailboxRecord("new", "New")])
+        put_mailboxes(writer, mailbox("new", "New"))
     assert await all_mails(here, "", 4) == before
     assert (await here.describe("")).mails == 15
     with pytest.raises(UsageError, match="New"):
@@ -168,7 +169,9 @@ async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: 
     some = await here.describe("Team/Work/Clients")
     assert (some.root, some.directory, some.mails) == ("Team", "Work/Clients", 5)
     # Paths of files begin at the account's own root.
-    assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (("in", "Inbox/mail-10.eml"),)
+    assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (
+        ("in", f"Inbox/{indexed.file_name(email(10))}"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from tests.cyrus import Account
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message
 from tests.mounting import Home
 from tests.snapshot.snapshots import Taken, tree_of
 

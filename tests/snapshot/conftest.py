@@ -15,8 +15,7 @@ from tests.snapshot.accounts import Stored, fill
 def stored(fresh_account: Callable[[], Account]) -> Stored:
     """All of the corpus."""
     account = fresh_account()
-    mails = [*corpus.nasty_mails(), *(corpus.real_mails() or corpus.plain_mails())]
-    return Stored(account, fill(account, list(dict.fromkeys(mails))))
+    return Stored(account, fill(account, corpus.all_mails()))
 
 
 @pytest.fixture

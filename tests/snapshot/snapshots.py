@@ -52,7 +52,7 @@ class Taken:
 
     @property
     def mails(self) -> list[SavedMail]:
-        return list(read_manifest(self.path))
+        return [mail for _, mail in read_manifest(self.path)]
 
     @property
     def manifest(self) -> bytes:

@@ -7,7 +7,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-from tests.cyrus.fill import Message
+from tests.cyrus import Message
 from tests.mounting import command
 from tests.relay import Relay
 from tests.snapshot.accounts import (

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import trio
 
-from jmapfs.snapshot.bringing import EarlyFetcher
+from jmapfs.snapshot.fetcher import EarlyFetcher
 
 
 class Slow:
@@ -32,5 +32,5 @@ async def test_an_end_while_the_index_is_asked() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bringing.run)
             await reader.asked.wait()
-            bringing.end()
+            bringing.stop()
             reader.answer.set()

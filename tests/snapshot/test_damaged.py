@@ -12,8 +12,7 @@ import pytest
 
 from jmapfs.cli.main import cli
 from jmapfs.errors import JmapfsError
-from jmapfs.snapshot.repository import Repository
-from jmapfs.snapshot.verify_record import Verification, record
+from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.snapshot.making import Letter, make_snapshot
 from tests.snapshot.snapshots import dates, require_whole
 from tests.snapshot.source import MadeUpAccount
@@ -43,7 +42,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     first = make_snapshot(tmp_path, DATES[0], LETTERS[:8])
     make_snapshot(tmp_path, DATES[1], LETTERS, previous=first)
     for date in DATES[:2]:
-        record(Repository(tmp_path), date, Verification(WHEN, "good", quick=False))
+        save_verification(tmp_path, date, Verification(WHEN, "good", quick=False))
     path: Path = tmp_path / request.param
     path.chmod(0o600)
     return path

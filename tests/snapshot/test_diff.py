@@ -34,7 +34,7 @@ from jmapfs.snapshot.manifest import (
     SavedPlace,
     read_description,
 )
-from jmapfs.snapshot.repository import LATEST, Snapshot
+from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import Letter, make_snapshot
 
@@ -42,7 +42,11 @@ OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"
 
 
 def compared(destination: Path) -> list[Change]:
-    return list(changes_between(Snapshot(destination / OLD), Snapshot(destination / NEW)))
+    return list(
+        changes_between(
+            Repository(destination).snapshot(OLD), Repository(destination).snapshot(NEW)
+        )
+    )
 
 
 def run(destination: Path, *arguments: str) -> Result:
@@ -416,7 +420,7 @@ def test_an_altered_manifest_is_told_of(tmp_path: Path) -> None:
     result = run(tmp_path, OLD, NEW)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "*  Inbox/0001.eml  +x"
-    assert f"{NEW} is damaged, and this may be wrong" in result.stderr
+    assert f"{NEW} is damaged, so this may be wrong" in result.stderr
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:
@@ -453,7 +457,9 @@ def test_manifests_are_read_as_far_as_is_needed(tmp_path: Path) -> None:
     manifest = make_snapshot(tmp_path, NEW, [Letter(number) for number in range(1, 100)]) / MANIFEST
     manifest.chmod(0o600)
     manifest.write_bytes(manifest.read_bytes() + b"no line\n")
-    changes = changes_between(Snapshot(tmp_path / OLD), Snapshot(tmp_path / NEW))
+    changes = changes_between(
+        Repository(tmp_path).snapshot(OLD), Repository(tmp_path).snapshot(NEW)
+    )
     assert next(changes).id == "M0"
     with pytest.raises(AlteredFilesError):
         list(changes)

@@ -24,12 +24,11 @@ import pytest
 from jmapfs.cli.main import cli
 from jmapfs.cli.signals import InterruptedBySignal
 from jmapfs.errors import UnreachableError
-from jmapfs.snapshot import staging as partial_directory
+from jmapfs.snapshot import staging
 from jmapfs.snapshot.files import sync_directory
-from jmapfs.snapshot.repository import is_date
+from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
-from tests.cyrus import Account
-from tests.cyrus.fill import Message
+from tests.cyrus import Account, Message
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
 from tests.server import server_process
@@ -76,7 +75,7 @@ class Watcher:
     def _look(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             for path in self._destination.iterdir():
-                if is_date(path.name) and path.name not in self.seen:
+                if parse_date(path.name) is not None and path.name not in self.seen:
                     require_whole(path)
                     self.seen.add(path.name)
 
@@ -187,14 +186,14 @@ def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Pa
         url = mail.account.url.replace(str(mail.account.http_port), str(relay.port))
         for _ in range(CUTS):
             before = relay.received
-            relay.cut_after(random_bytes.randrange(said))
+            relay.break_after(random_bytes.randrange(said))
             result = home.run("snapshot", "--quiet", url, dest)
-            if relay.is_cut:
+            if relay.is_broken:
                 assert result.exit_code == UnreachableError.exit_code, result.stderr
                 assert len(result.stderr.splitlines()) == 1
             else:
                 assert result.exit_code == 0, result.stderr
-            relay.mend()
+            relay.restore()
             taken = take(home, url, dest)
             # As much as the server says for as many mails.
             said = relay.received - before
@@ -229,7 +228,7 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
         if process.returncode == 0:
             continue
         assert process.returncode == 130
-        assert re.fullmatch("jmapfs: interrupted(, when .* was there already)?\n", errors), errors
+        assert re.fullmatch("jmapfs: interrupted(, but .* is complete)?\n", errors), errors
         interrupted += 1
     assert interrupted
     taken = take(home, mail.account.url, dest)
@@ -244,13 +243,13 @@ def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             os.kill(os.getpid(), signal.SIGINT)
         sync_directory(directory)
 
-    monkeypatch.setattr(partial_directory, "sync_directory", interrupted)
+    monkeypatch.setattr(staging, "sync_directory", interrupted)
     monkeypatch.setenv("JMAPFS_USERNAME", "alice@example.org")
     monkeypatch.setenv("JMAPFS_PASSWORD", "secret")
     arguments = ["snapshot", "--quiet", "--cache-dir", str(tmp_path / "cache")]
     with (
         server_process() as server,
-        pytest.raises(InterruptedBySignal, match="was there already") as caught,
+        pytest.raises(InterruptedBySignal, match="is complete") as caught,
     ):
         cli.main([*arguments, server.url, str(tmp_path / "dest")], standalone_mode=False)
     [date] = dates(tmp_path / "dest")

@@ -108,13 +108,13 @@ def test_where_it_may_not_be(few: Stored, home: Home, mount: Mounted, tmp_path: 
     for source in (few.account.url, mount.path):
         result = home.run("snapshot", source, mount.path / "dest")
         assert result.exit_code == UsageError.exit_code
-        assert "lies in a mount" in result.stderr
+        assert "is inside a mount" in result.stderr
     (tmp_path / "link").symlink_to(mount.path / "Work")
     result = home.run("snapshot", mount.path, tmp_path / "link" / "dest")
     assert result.exit_code == UsageError.exit_code
     result = home.run("snapshot", mount.path, tmp_path)
     assert result.exit_code == UsageError.exit_code
-    assert "lies in" in result.stderr
+    assert "contains the mount" in result.stderr
     result = home.run("snapshot", mount.path / "nothing", tmp_path / "dest")
     assert result.exit_code == UsageError.exit_code
     result = home.run("snapshot", tmp_path / "home", tmp_path / "dest")
@@ -209,7 +209,7 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
             assert mount.path.joinpath("Work").is_dir()
             for path in sorted((mount.path / "Work").rglob("*.eml")):
                 path.read_bytes()
-            relay.cut_after(0)
+            relay.break_after(0)
             wait_until(lambda: not mount.ask_status().online, 60)
             # What is here may be of last year: it is not passed off as the state of now.
             result = home.run("snapshot", mount.path / "Work", tmp_path / "dest")
@@ -223,7 +223,7 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
             assert "is behind: what follows is its state of 20" in result.stderr
             taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
             assert by_directory(taken)["Work"] == few.messages["Work"]
-            relay.mend()
+            relay.restore()
             wait_until(lambda: mount.ask_status().online, 90)
             require_whole(take(home, mount.path, tmp_path / "dest").path)
 

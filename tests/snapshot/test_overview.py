@@ -14,11 +14,9 @@ from click.testing import CliRunner, Result
 
 from jmapfs.cli.snapshots_command import snapshots_command
 from jmapfs.errors import UsageError
-from jmapfs.snapshot.findings import Outcome
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST
-from jmapfs.snapshot.overview import list_snapshots
-from jmapfs.snapshot.repository import Repository
-from jmapfs.snapshot.verify_record import Verification, record
+from jmapfs.snapshot.repository import Repository, list_snapshots
+from jmapfs.snapshot.verify_record import Outcome, Verification, save_verification
 from tests.snapshot.making import Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 4)]
@@ -35,7 +33,7 @@ def snapshots(tmp_path: Path) -> list[Path]:
 
 
 def verified(destination: Path, date: str, outcome: Outcome, *, quick: bool = False) -> None:
-    record(Repository(destination), date, Verification(WHEN, outcome, quick))
+    save_verification(destination, date, Verification(WHEN, outcome, quick))
 
 
 def states(destination: Path) -> list[str]:
@@ -61,8 +59,8 @@ def test_the_table(tmp_path: Path) -> None:
         "2026-11-01T120000Z  1,200  1,200     0    0 B  complete  never",
         "2026-11-02T120000Z      1      0     0    0 B  complete  2026-11-20 13:14: good (quick)",
         "2026-11-03T120000Z      1      0     0    0 B  damaged   2026-11-20 13:14: missing",
-        "2 not finished: the next run takes over what has come for it",
-        "1 half removed: the next prune completes that",
+        "2 unfinished: the next run uses the mail fetched so far",
+        "1 partly removed: the next prune removes the rest",
     ]
 
 

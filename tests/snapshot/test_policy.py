@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from jmapfs.snapshot.prune import UNLIMITED, RetentionPolicy, kept
+from jmapfs.snapshot.prune import UNLIMITED, RetentionPolicy, dates_to_keep
 
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
@@ -98,14 +98,16 @@ EXAMPLES: list[tuple[RetentionPolicy, dict[str, list[str]]]] = [
 
 @pytest.mark.parametrize(("policy", "expected"), EXAMPLES)
 def test_by_hand(policy: RetentionPolicy, expected: dict[str, list[str]]) -> None:
-    assert kept(map(at, HISTORY), policy) == {at(one): why for one, why in expected.items()}
+    assert dates_to_keep(map(at, HISTORY), policy) == {
+        at(one): why for one, why in expected.items()
+    }
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_same_period_of_another_year_is_another(rule: str) -> None:
     # Both are of midnight, of the tenth of January, and of week 2.
     history = [at("2022-01-10T000000Z"), at("2023-01-10T000000Z")]
-    assert list(kept(history, replace(RetentionPolicy(), **{rule: 2}))) == history
+    assert list(dates_to_keep(history, replace(RetentionPolicy(), **{rule: 2}))) == history
 
 
 @pytest.mark.parametrize(
@@ -123,18 +125,20 @@ def test_the_oldest_is_kept_until_there_is_enough(
     policy: RetentionPolicy, oldest: list[str] | None
 ) -> None:
     history = [at("2024-02-01T000000Z"), at("2024-02-01T120000Z"), at("2024-02-29T000000Z")]
-    result = kept(history, policy)
+    result = dates_to_keep(history, policy)
     assert result.get(history[0]) == oldest
     assert ("last" in result.get(history[1], [])) == (policy.last == 3)
 
 
 def test_of_nothing_nothing_is_kept() -> None:
-    assert kept([], RetentionPolicy(last=3, daily=UNLIMITED)) == {}
+    assert dates_to_keep([], RetentionPolicy(last=3, daily=UNLIMITED)) == {}
 
 
 def test_order_is_from_the_oldest() -> None:
     history = [at(one) for one in HISTORY]
-    assert list(kept(reversed(history), RetentionPolicy(last=UNLIMITED, yearly=1))) == history
+    assert (
+        list(dates_to_keep(reversed(history), RetentionPolicy(last=UNLIMITED, yearly=1))) == history
+    )
 
 
 def test_has_rules() -> None:
@@ -203,7 +207,7 @@ def test_against_a_model(history: list[datetime], policy: RetentionPolicy) -> No
         count = getattr(policy, rule)
         for taken in model(history, rule, count) if count is not None else ():
             expected.setdefault(taken, set()).add(rule)
-    result = kept(history, policy)
+    result = dates_to_keep(history, policy)
     assert {one: {reason.split()[0] for reason in why} for one, why in result.items()} == expected
 
 
@@ -213,13 +217,13 @@ def test_against_a_model(history: list[datetime], policy: RetentionPolicy) -> No
 @given(histories(), policies)
 def test_the_newest_is_always_kept(history: list[datetime], policy: RetentionPolicy) -> None:
     assume(policy.has_rules)
-    assert max(history) in kept(history, policy)
+    assert max(history) in dates_to_keep(history, policy)
 
 
 @given(histories(), policies)
 def test_pruning_twice_changes_nothing(history: list[datetime], policy: RetentionPolicy) -> None:
-    once = kept(history, policy)
-    assert kept(once, policy) == once
+    once = dates_to_keep(history, policy)
+    assert dates_to_keep(once, policy) == once
 
 
 @given(histories(), policies, st.sampled_from(RULES), st.integers(1, 5) | st.none())
@@ -229,13 +233,15 @@ def test_more_never_keeps_less(
     count = getattr(policy, rule)
     assume(count != UNLIMITED)
     changed = replace(policy, **{rule: UNLIMITED if more is None else (count or 0) + more})
-    assert kept(history, policy).keys() <= kept(history, changed).keys()
+    assert dates_to_keep(history, policy).keys() <= dates_to_keep(history, changed).keys()
 
 
 @given(histories(), policies)
 def test_rules_add_up(history: list[datetime], policy: RetentionPolicy) -> None:
     alone = [replace(RetentionPolicy(), **{rule: getattr(policy, rule)}) for rule in RULES]
-    assert set(kept(history, policy)) == set().union(*(kept(history, one) for one in alone))
+    assert set(dates_to_keep(history, policy)) == set().union(
+        *(dates_to_keep(history, one) for one in alone)
+    )
 
 
 @given(histories(), policies, st.integers(0, 30))
@@ -243,6 +249,6 @@ def test_what_is_taken_out_beside_the_rules_changes_nothing(
     history: list[datetime], policy: RetentionPolicy, number: int
 ) -> None:
     """A prune that was killed has removed only some of it, and the next one goes on."""
-    result = kept(history, policy)
+    result = dates_to_keep(history, policy)
     superfluous = sorted(set(history) - set(result))[:number]
-    assert kept([one for one in history if one not in superfluous], policy) == result
+    assert dates_to_keep([one for one in history if one not in superfluous], policy) == result

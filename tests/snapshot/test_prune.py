@@ -22,11 +22,10 @@ from click.testing import CliRunner, Result
 from jmapfs.cli.snapshots_command import prune_command
 from jmapfs.errors import AlteredFilesError, BusyError, JmapfsError, StorageError, UsageError
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST, Origin
-from jmapfs.snapshot.prune import LAST_GOOD, Pruned, RetentionPolicy, prune
-from jmapfs.snapshot.remove import half_removed, remove_partial
-from jmapfs.snapshot.repository import LATEST, Repository, latest_date, point_latest
+from jmapfs.snapshot.prune import LAST_GOOD, PruneResult, RetentionPolicy, prune
+from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.snapshot.staging import InterruptedRuns
-from jmapfs.snapshot.verify_record import Verification, record
+from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 6)]
@@ -43,7 +42,7 @@ def history(destination: Path, *, mails: int = 4) -> list[Path]:
     return snapshots
 
 
-def pruned(destination: Path, policy: RetentionPolicy) -> Pruned:
+def pruned(destination: Path, policy: RetentionPolicy) -> PruneResult:
     return prune(Repository(destination), policy, lambda _date: None)
 
 
@@ -288,7 +287,7 @@ def test_a_damaged_one_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
 
 def found_damaged(destination: Path, date: str) -> None:
     verification = Verification(datetime.now(UTC), "altered", quick=False)
-    record(Repository(destination), date, verification)
+    save_verification(destination, date, verification)
 
 
 def test_where_none_is_good_none_goes(tmp_path: Path) -> None:
@@ -313,8 +312,9 @@ def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
 
 def test_latest_stays(tmp_path: Path) -> None:
     history(tmp_path)
-    Repository(tmp_path).make()
-    assert point_latest(Repository(tmp_path), NEWEST)
+    Repository(tmp_path).create()
+    Repository(tmp_path).set_latest(NEWEST)
+    assert Repository(tmp_path).latest_date() == NEWEST
     before = everything(tmp_path / LATEST)
     pruned(tmp_path, RetentionPolicy(last=1))
     assert everything(tmp_path / LATEST) == before
@@ -326,7 +326,7 @@ def test_latest_leads_to_one_that_is_there(tmp_path: Path, date: str) -> None:
     history(tmp_path)
     (tmp_path / LATEST).symlink_to(date)
     pruned(tmp_path, RetentionPolicy(last=2))
-    assert latest_date(Repository(tmp_path)) == NEWEST
+    assert Repository(tmp_path).latest_date() == NEWEST
 
 
 def test_latest_of_snapshots_that_are_all_gone(tmp_path: Path) -> None:
@@ -348,20 +348,21 @@ def test_latest_that_leads_elsewhere_stays(tmp_path: Path, target: str) -> None:
 def test_latest_of_the_user_stays(tmp_path: Path) -> None:
     history(tmp_path)
     (tmp_path / LATEST).mkdir()
-    Repository(tmp_path).make()
-    assert not point_latest(Repository(tmp_path), NEWEST)
+    Repository(tmp_path).create()
+    Repository(tmp_path).set_latest(NEWEST)
+    assert Repository(tmp_path).latest_date() is None
     pruned(tmp_path, RetentionPolicy(last=1))
     assert list((tmp_path / LATEST).iterdir()) == []
 
 
 def test_latest_is_replaced_in_one_step(tmp_path: Path) -> None:
     destination = Repository(tmp_path)
-    destination.make()
-    assert point_latest(destination, DATES[0])
+    destination.create()
+    destination.set_latest(DATES[0])
     # What a run leaves that was killed before it had renamed the link.
     (destination.state_directory / LATEST).symlink_to(DATES[1])
-    assert point_latest(destination, DATES[2])
-    assert latest_date(destination) == DATES[2]
+    destination.set_latest(DATES[2])
+    assert destination.latest_date() == DATES[2]
     assert list(destination.state_directory.iterdir()) == []
 
 
@@ -372,10 +373,10 @@ def test_where_there_are_no_links_there_is_no_latest(
         raise PermissionError(1, "Operation not permitted")
 
     destination = Repository(tmp_path)
-    destination.make()
+    destination.create()
     monkeypatch.setattr(os, "symlink", refuse)
-    assert not point_latest(destination, NEWEST)
-    assert latest_date(destination) is None
+    destination.set_latest(NEWEST)
+    assert destination.latest_date() is None
 
 
 # --- Removing
@@ -385,9 +386,9 @@ def test_only_partials_are_deleted(tmp_path: Path) -> None:
     for name in (NEWEST, ".partial-foo", f"x.partial-{NEWEST}", LATEST):
         (tmp_path / name).mkdir()
         with pytest.raises(ValueError, match="not for jmapfs"):
-            remove_partial(tmp_path / name)
+            Repository(tmp_path).remove_partial(tmp_path / name)
         assert (tmp_path / name).is_dir()
-    assert remove_partial(tmp_path / f".partial-{NEWEST}") == 0
+    assert Repository(tmp_path).remove_partial(tmp_path / f".partial-{NEWEST}") == 0
 
 
 def test_read_only_directories(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_read_only_directories(tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True)
     assert dates_in(tmp_path) == [NEWEST]
-    assert half_removed(Repository(tmp_path)) == []
+    assert Repository(tmp_path).half_removed() == []
 
 
 def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        remove_partial(partial)
+        Repository(tmp_path).remove_partial(partial)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -471,24 +472,24 @@ def test_what_cannot_be_removed_has_lost_its_date(
         with pytest.raises(StorageError, match="Input/output error"):
             pruned(tmp_path, RetentionPolicy(last=3))
     assert dates_in(tmp_path) == DATES[1:]
-    assert [path.name for path in half_removed(Repository(tmp_path))] == [
+    assert [path.name for path in Repository(tmp_path).half_removed()] == [
         f".partial-{DATES[0]}-pruned"
     ]
     pruned(tmp_path, RetentionPolicy(last=3))
     assert dates_in(tmp_path) == DATES[2:]
-    assert half_removed(Repository(tmp_path)) == []
+    assert Repository(tmp_path).half_removed() == []
 
 
 MOUNTED = """
 import sys
 from pathlib import Path
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.remove import remove_partial
+from jmapfs.snapshot.repository import Repository
 partial = Path(sys.argv[1])
 letter = partial / "mail/disk/letter"
 letter.write_text("text")
 try:
-    remove_partial(partial)
+    Repository(partial.parent).remove_partial(partial)
 except StorageError as error:
     print(error, "-", letter.read_text())
 """
@@ -524,7 +525,7 @@ def test_a_directory_that_is_moved_meanwhile_takes_nothing_with_it(
 
     monkeypatch.setattr(os, "unlink", moving)
     with pytest.raises(StorageError, match="moved meanwhile"):
-        remove_partial(partial)
+        Repository(tmp_path).remove_partial(partial)
     assert (outside / "Inbox").is_dir()
 
 
@@ -560,8 +561,8 @@ def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[b
 def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
     """Killed again and again, until one run comes to its end."""
     snapshots = history(tmp_path, mails=100)
-    Repository(tmp_path).make()
-    point_latest(Repository(tmp_path), NEWEST)
+    Repository(tmp_path).create()
+    Repository(tmp_path).set_latest(NEWEST)
     kept = everything(snapshots[3]) | everything(snapshots[4])
     chance = random.Random(7)
     killed = interrupted = 0
@@ -573,7 +574,7 @@ def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
         for date in dates_in(tmp_path):
             assert_good(tmp_path / date)
         killed += exit_code != 0
-        interrupted += bool(half_removed(Repository(tmp_path)))
+        interrupted += bool(Repository(tmp_path).half_removed())
     assert killed > 2
     assert interrupted > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:], LATEST]
@@ -584,13 +585,13 @@ def test_the_snapshot_command_finds_what_was_interrupted(tmp_path: Path) -> None
     snapshots = history(tmp_path)
     path = tmp_path / f".partial-{DATES[0]}-pruned"
     snapshots[0].rename(path)
-    assert InterruptedRuns(Repository(tmp_path)).partials == [path]
+    assert InterruptedRuns(Repository(tmp_path)).paths == [path]
 
 
 def test_two_at_once(tmp_path: Path) -> None:
     history(tmp_path, mails=100)
     with slow_prune(tmp_path, 0.1) as process:
-        while not half_removed(Repository(tmp_path)):
+        while not Repository(tmp_path).half_removed():
             time.sleep(0.001)
         command = [sys.executable, "-m", "jmapfs", "prune", str(tmp_path), "--keep-last", "1"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -24,13 +24,12 @@ from jmapfs.errors import (
     UsageError,
 )
 from jmapfs.locking import ProcessLock
-from jmapfs.snapshot import create
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.files import FileSystem
 from jmapfs.snapshot.manifest import Origin, read_description
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
-from jmapfs.snapshot.verify_record import Verification, record
+from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.mounting import command
 from tests.snapshot.making import Letter, make_snapshot
@@ -69,7 +68,7 @@ def take(
         )
     )
     require_whole(Path(summary.path))
-    assert not Repository(dest).partials()
+    assert not Repository(dest).unfinished()
     assert (dest / "latest").resolve() == Path(summary.path)
     return summary
 
@@ -163,7 +162,7 @@ def test_mail_that_keeps_vanishing(dest: Path) -> None:
         account.letters = [*letters(40), Letter(100 + attempt)]
 
     account.opened = vanish
-    assert "a mail cannot be had" in str(refused(account, dest, IncompleteError))
+    assert "a mail cannot be downloaded" in str(refused(account, dest, IncompleteError))
     assert account.attempts == 5
     assert len(account.brought) == 40
 
@@ -171,7 +170,7 @@ def test_mail_that_keeps_vanishing(dest: Path) -> None:
 def test_mail_that_cannot_be_had_at_all(dest: Path) -> None:
     account = MadeUpAccount(letters(40), lost={7, 23})
     error = refused(account, dest, IncompleteError)
-    assert "2 mails cannot be had" in str(error)
+    assert "2 mails cannot be downloaded" in str(error)
     assert account.attempts == 2
     account.lost.clear()
     summary = take(account, dest)
@@ -181,9 +180,9 @@ def test_mail_that_cannot_be_had_at_all(dest: Path) -> None:
 def test_where_very_much_cannot_be_had_the_rest_is_not_tried(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jmapfs.snapshot.create._MOST_LOST", 20)
+    monkeypatch.setattr("jmapfs.snapshot.create._MAX_FAILED", 20)
     account = MadeUpAccount(letters(400), lost=set(range(100, 500)))
-    assert "cannot be had" in str(refused(account, dest, IncompleteError))
+    assert "cannot be downloaded" in str(refused(account, dest, IncompleteError))
     assert len(account.brought) < 120
 
 
@@ -377,7 +376,7 @@ def test_what_verify_found_is_fetched_anew(dest: Path, found_in: str) -> None:
     # Two of one second are dated a second apart.
     when = Repository(dest).snapshots()[-1].taken
     verification = Verification(when, "altered", quick=False)
-    record(Repository(dest), date if found_in == "the last" else first.name, verification)
+    save_verification(dest, date if found_in == "the last" else first.name, verification)
     summary = take(account, dest)
     assert account.brought == ["B3"]
     require_whole(Path(summary.path))
@@ -398,7 +397,7 @@ def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.Monke
         asked += 1
         if asked == 2:
             taken = self.snapshots()[-1].taken
-            record(self, first.name, Verification(taken, "altered", quick=False))
+            save_verification(self.path, first.name, Verification(taken, "altered", quick=False))
         return next_date(self, now)
 
     monkeypatch.setattr(Repository, "next_date", found_meanwhile)
@@ -419,7 +418,7 @@ def test_what_a_killed_prune_left_goes(dest: Path) -> None:
 def test_what_an_interrupted_run_left_is_checked(dest: Path, damage: str) -> None:
     account = MadeUpAccount(letters(40), lost={40})
     refused(account, dest, IncompleteError)
-    [partial_] = Repository(dest).partials()
+    [partial_] = Repository(dest).unfinished()
     files = sorted((partial_ / "content").iterdir()) + sorted(
         (partial_ / "snapshot" / "mail" / "Inbox").iterdir()
     )
@@ -479,7 +478,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     before = everything_in(first)
     account = MadeUpAccount(letters(40), lost={40})
     refused(account, dest, IncompleteError)
-    [partial_] = Repository(dest).partials()
+    [partial_] = Repository(dest).unfinished()
     journal = partial_ / "journal.jsonl"
     head, *lines = journal.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines):
@@ -499,7 +498,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     assert (summary.taken_over, summary.fetched) == (0, 35)
     require_whole(Path(summary.path))
     assert everything_in(first) == before
-    assert not Repository(dest).partials()
+    assert not Repository(dest).unfinished()
 
 
 def test_several_interrupted_runs_are_taken_over(dest: Path) -> None:
@@ -518,7 +517,7 @@ def test_a_file_that_was_moved_within_a_partial_is_found(dest: Path) -> None:
     account = MadeUpAccount(letters(40))
     account.held = False
     refused(account, dest, StorageError)
-    [left] = Repository(dest).partials()
+    [left] = Repository(dest).unfinished()
     assert not list((left / "content").iterdir())
     account.held = True
     account.brought.clear()
@@ -624,14 +623,14 @@ def test_what_cannot_be_tidied_up(
 
     account = MadeUpAccount(letters(20))
     with monkeypatch.context() as patched:
-        patched.setattr(create, "point_latest", fail)
+        patched.setattr(Repository, "set_latest", fail)
         summary = trio.run(
             partial(create_snapshot, account, Repository(dest), max_gone=50, report=listener)
         )
     require_whole(Path(summary.path))
     assert listener.path == Path(summary.path)
     [notice] = listener.notices
-    assert "not all is tidied up" in notice
+    assert "cleaning up failed" in notice
     assert not (dest / "latest").exists()
     take(account, dest)
 

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from jmapfs.errors import StorageError
-from jmapfs.snapshot.findings import Outcome
-from jmapfs.snapshot.repository import Repository
-from jmapfs.snapshot.verify_record import Verification, VerificationRecord, destination_of, record
+from jmapfs.snapshot.repository import Repository, repository_of
+from jmapfs.snapshot.verify_record import (
+    Outcome,
+    Verification,
+    VerificationRecord,
+    save_verification,
+)
 from tests.snapshot.making import Letter, make_snapshot
 
 DATES = ["2026-11-20T000000Z", "2026-11-21T000000Z"]
@@ -38,7 +42,7 @@ def file_of(destination: Repository) -> Path:
 
 
 def test_nothing_is_on_record_at_first(destination: Repository) -> None:
-    verified = VerificationRecord.read(destination)
+    verified = VerificationRecord(destination.path)
     assert verified.find(DATES[0]) is None
     assert not verified.is_damaged(DATES[0])
 
@@ -53,9 +57,9 @@ def test_what_is_recorded_is_there(
     damaged: bool,  # noqa: FBT001
 ) -> None:
     verification = Verification(WHEN, outcome, quick=False)
-    record(destination, DATES[0], verification)
-    record(destination, DATES[1], Verification(WHEN, "good", quick=True))
-    verified = VerificationRecord.read(destination)
+    save_verification(destination.path, DATES[0], verification)
+    save_verification(destination.path, DATES[1], Verification(WHEN, "good", quick=True))
+    verified = VerificationRecord(destination.path)
     assert verified.find(DATES[0]) == verification
     assert verified.find(DATES[1]) == Verification(WHEN, "good", quick=True)
     assert verified.is_damaged(DATES[0]) == damaged
@@ -91,8 +95,8 @@ def test_what_is_doubted(
         if found is not None:
             seconds, outcome, quick = found
             when = taken + timedelta(seconds=seconds)
-            record(destination, date, Verification(when, outcome, quick))
-    assert VerificationRecord.read(destination).doubts(DATES[1], taken) == doubted
+            save_verification(destination.path, date, Verification(when, outcome, quick))
+    assert VerificationRecord(destination.path).may_be_damaged(DATES[1], taken) == doubted
 
 
 @pytest.mark.parametrize(
@@ -116,17 +120,17 @@ def test_a_quick_look_does_not_undo_damage(
         for hour, (outcome, quick) in enumerate((first, then))
     ]
     for verification in both:
-        record(destination, DATES[0], verification)
-    assert VerificationRecord.read(destination).find(DATES[0]) == both[left]
+        save_verification(destination.path, DATES[0], verification)
+    assert VerificationRecord(destination.path).find(DATES[0]) == both[left]
 
 
 def test_what_is_gone_is_forgotten(destination: Repository) -> None:
     for date in DATES:
-        record(destination, date, Verification(WHEN, "good", quick=False))
+        save_verification(destination.path, date, Verification(WHEN, "good", quick=False))
     (destination.path / DATES[0]).rename(destination.path / "kept elsewhere")
-    record(destination, DATES[1], Verification(WHEN, "extra", quick=False))
+    save_verification(destination.path, DATES[1], Verification(WHEN, "extra", quick=False))
     assert DATES[0] not in file_of(destination).read_text()
-    assert VerificationRecord.read(destination).find(DATES[1]) is not None
+    assert VerificationRecord(destination.path).find(DATES[1]) is not None
 
 
 @pytest.mark.parametrize(
@@ -144,33 +148,33 @@ def test_what_is_gone_is_forgotten(destination: Repository) -> None:
 def test_a_strange_file_is_none(destination: Repository, content: bytes) -> None:
     destination.state_directory.mkdir()
     file_of(destination).write_bytes(content)
-    verified = VerificationRecord.read(destination)
+    verified = VerificationRecord(destination.path)
     assert verified.find(DATES[0]) is None
     assert verified.find("../..") is None
-    record(destination, DATES[0], Verification(WHEN, "missing", quick=False))
-    assert VerificationRecord.read(destination).is_damaged(DATES[0])
+    save_verification(destination.path, DATES[0], Verification(WHEN, "missing", quick=False))
+    assert VerificationRecord(destination.path).is_damaged(DATES[0])
 
 
 def test_no_file_at_all_is_none(destination: Repository) -> None:
     """A FIFO would keep a reader waiting, and a link lead elsewhere."""
     destination.state_directory.mkdir()
     os.mkfifo(file_of(destination))
-    assert VerificationRecord.read(destination).find(DATES[0]) is None
-    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    assert VerificationRecord(destination.path).find(DATES[0]) is None
+    save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
     elsewhere = destination.path / "elsewhere.json"
     file_of(destination).rename(elsewhere)
     file_of(destination).symlink_to(elsewhere)
     before = elsewhere.read_bytes()
-    assert VerificationRecord.read(destination).find(DATES[0]) is None
-    record(destination, DATES[0], Verification(WHEN, "altered", quick=False))
-    assert VerificationRecord.read(destination).is_damaged(DATES[0])
+    assert VerificationRecord(destination.path).find(DATES[0]) is None
+    save_verification(destination.path, DATES[0], Verification(WHEN, "altered", quick=False))
+    assert VerificationRecord(destination.path).is_damaged(DATES[0])
     assert elsewhere.read_bytes() == before
 
 
 def test_what_a_crash_left_is_in_nobodys_way(destination: Repository) -> None:
     destination.state_directory.mkdir()
     (destination.state_directory / "verified.json.new").write_bytes(b"half")
-    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
     assert [path.name for path in destination.state_directory.iterdir()] == ["verified.json"]
 
 
@@ -191,24 +195,24 @@ def test_it_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", rename)
-    record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
     assert steps == ["sync verified.json.new", "rename to verified.json", "sync .jmapfs"]
 
 
 def test_what_cannot_be_written(destination: Repository) -> None:
     destination.state_directory.touch()
-    with pytest.raises(StorageError, match="cannot be put on record"):
-        record(destination, DATES[0], Verification(WHEN, "good", quick=False))
+    with pytest.raises(StorageError, match="cannot be recorded"):
+        save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
 
 
 def test_which_snapshots_are_in_a_destination(destination: Repository, tmp_path: Path) -> None:
-    assert destination_of(tmp_path / DATES[0]) == destination
+    assert repository_of(tmp_path / DATES[0]) == destination
     alone = make_snapshot(tmp_path / "alone", DATES[0], [Letter(1)])
-    assert destination_of(alone) is None
+    assert repository_of(alone) is None
     (alone.parent / ".jmapfs").mkdir()
-    assert destination_of(alone) == Repository(alone.parent)
+    assert repository_of(alone) == Repository(alone.parent)
     copy = (tmp_path / DATES[0]).rename(tmp_path / "copy")
-    assert destination_of(copy) is None
+    assert repository_of(copy) is None
 
 
 def test_whoever_holds_the_lock_is_not_waited_for_without_end(
@@ -217,13 +221,13 @@ def test_whoever_holds_the_lock_is_not_waited_for_without_end(
     """A process that was stopped at it, say."""
     monkeypatch.setattr("jmapfs.snapshot.verify_record._LOCK_SECONDS", 0.2)
     verification = Verification(WHEN, "good", quick=False)
-    record(destination, DATES[0], verification)
+    save_verification(destination.path, DATES[0], verification)
     descriptor = os.open(destination.state_directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(StorageError, match="another process is at work"):
-            record(destination, DATES[1], verification)
+        with pytest.raises(StorageError, match="another process has locked it"):
+            save_verification(destination.path, DATES[1], verification)
     finally:
         os.close(descriptor)
-    record(destination, DATES[1], verification)
-    assert VerificationRecord.read(destination).find(DATES[1]) == verification
+    save_verification(destination.path, DATES[1], verification)
+    assert VerificationRecord(destination.path).find(DATES[1]) == verification

@@ -23,7 +23,7 @@ from jmapfs.errors import StorageError, UsageError
 from jmapfs.snapshot import expected, verify, verify_read
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace, checksum_line
 from jmapfs.snapshot.verify import snapshots_at
-from jmapfs.snapshot.verify_read import Inodes
+from jmapfs.snapshot.verify_read import InodeCache
 from tests.snapshot.making import Letter, make_snapshot
 from tests.snapshot.verifying import (
     DATE,
@@ -331,17 +331,17 @@ def test_a_manifest_that_cannot_be_read_to_its_end(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is known then of what it would have named."""
-    opened = verify_read.opened
+    open_file = verify_read.open_file
 
     def fail(path: Path) -> BinaryIO:
         if path.name == "manifest.jsonl":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return opened(path)
+        return open_file(path)
 
-    monkeypatch.setattr(expected, "opened", fail)
+    monkeypatch.setattr(expected, "open_file", fail)
     result = verified(snapshot)
     assert [finding[:2] for finding in result.findings] == [("manifest.jsonl", "altered")]
-    assert result.remarks == ["what is extra in it cannot be told: its lists are damaged"]
+    assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]
 
 
 def test_a_large_file_is_not_in_memory(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_without_any_list_nothing_is_called_extra(snapshot: Path) -> None:
     (snapshot / "SHA256SUMS").unlink()
     result = verified(snapshot)
     assert [one.path for one in result.findings] == ["SHA256SUMS", "manifest.jsonl"]
-    assert result.remarks == ["what is extra in it cannot be told: its lists are damaged"]
+    assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]
 
 
 def test_without_all_three_it_is_no_snapshot(snapshot: Path) -> None:
@@ -488,7 +488,7 @@ def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert snapshots_at(tmp_path) == [one, two, three]
 
     read = readings(monkeypatch)
-    inodes = Inodes()
+    inodes = InodeCache()
     results = [verified(directory, inodes=inodes) for directory in (one, two, three)]
     files = [directory / file for directory in (one, two, three) for file in mails_of(directory)]
     sizes = {file.stat().st_ino: file.stat().st_size for file in files}
@@ -498,7 +498,7 @@ def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [result.outcome for result in results] == ["good"] * 3
 
     flip(two / "mail/Inbox/0003.eml")
-    inodes = Inodes()
+    inodes = InodeCache()
     results = [verified(directory, inodes=inodes) for directory in (one, two, three)]
     named = [[finding.path for finding in result.findings] for result in results]
     assert named == [["mail/Inbox/0003.eml"]] * 3
@@ -516,15 +516,15 @@ def test_what_one_that_was_removed_meanwhile_leaves(
     for file in mails_of(two)[:damaged]:
         flip(two / file)
     monkeypatch.setattr(verify, "_PART_MAILS", 1)
-    read = Inodes.read
+    read = InodeCache.read
 
-    def read_late(self: Inodes, parts: Any) -> None:
+    def read_late(self: InodeCache, parts: Any) -> None:
         if one.exists():
             one.rename(f"{one}-pruned")
         read(self, parts)
 
-    monkeypatch.setattr(Inodes, "read", read_late)
-    inodes = Inodes()
+    monkeypatch.setattr(InodeCache, "read", read_late)
+    inodes = InodeCache()
     with pytest.raises(StorageError, match="was removed meanwhile"):
         verified(one, inodes=inodes)
     named = {finding.path for finding in verified(two, inodes=inodes).findings}
@@ -602,14 +602,14 @@ def test_latest(snapshot: Path) -> None:
     assert snapshots_at(latest) == [snapshot]
     latest.unlink()
     latest.symlink_to("gone")
-    with pytest.raises(UsageError, match="there is no such directory"):
+    with pytest.raises(UsageError, match="no such directory"):
         snapshots_at(latest)
 
 
 def test_what_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a snapshot nor"):
         snapshots_at(tmp_path)
-    with pytest.raises(UsageError, match="there is no such directory"):
+    with pytest.raises(UsageError, match="no such directory"):
         snapshots_at(tmp_path / DATE)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="not a directory"):

@@ -22,7 +22,6 @@ from jmapfs.cli import verify_command as cli_verifying
 from jmapfs.cli.verify_command import verify_command
 from jmapfs.errors import JmapfsError, StorageError
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace
-from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.verify_record import VerificationRecord
 from tests.snapshot.making import Letter, make_snapshot
 from tests.snapshot.verifying import DATE, LETTERS, flip, new_snapshot, write_snapshot
@@ -62,7 +61,7 @@ def destination(tmp_path: Path) -> Path:
 
 
 def on_record(destination: Path, date: str) -> str | None:
-    verification = VerificationRecord.read(Repository(destination)).find(date)
+    verification = VerificationRecord(destination).find(date)
     return verification.outcome if verification else None
 
 
@@ -72,7 +71,7 @@ def on_record(destination: Path, date: str) -> str | None:
 def test_a_good_one(destination: Path) -> None:
     outcome = Outcome(destination / DATE)
     size = sum(len(letter.bytes) for letter in LETTERS)
-    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: all as it was"]
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: no differences"]
     assert (outcome.exit_code, outcome.remarks) == (0, [])
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", None)
 
@@ -80,7 +79,7 @@ def test_a_good_one(destination: Path) -> None:
 def test_all_of_a_destination(destination: Path) -> None:
     outcome = Outcome(destination)
     size = sum(len(letter.bytes) for letter in LETTERS)
-    assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: all as it was"]
+    assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: no differences"]
     assert outcome.exit_code == 0
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", "good")
 
@@ -95,8 +94,8 @@ def test_each_finding_is_a_line(destination: Path) -> None:
         f"altered  {DATE}/mail/Inbox/0002.eml: has other content",
         f"altered  {DATE}/mail/Work/0002.eml: has other content",
         f"altered  {DATE}/mail/Work/Clients/0002.eml: has other content",
-        f"missing  {DATE}/mail/Work/Clients/0003.eml: is not there",
-        f"extra    {DATE}/note: is a file that is not of the snapshot",
+        f"missing  {DATE}/mail/Work/Clients/0003.eml: does not exist",
+        f"extra    {DATE}/note: is a file that does not belong to the snapshot",
     ]
     assert summary.endswith(": 3 altered, 1 missing, 1 extra")
     assert outcome.error == f"{DATE}: 3 altered, 1 missing, 1 extra of 5 files"
@@ -124,7 +123,7 @@ def test_hostile_names(destination: Path) -> None:
     (destination / DATE / os.fsdecode(b"\xff")).touch()
     (destination / DATE / "Grüße ✉").touch()
     outcome = Outcome("--quiet", destination)
-    named = sorted(line.removesuffix(": is a file that is not of the snapshot")
+    named = sorted(line.removesuffix(": is a file that does not belong to the snapshot")
                    for line in outcome.lines)  # fmt: skip
     assert named == [
         f"extra    {DATE}/Grüße ✉",
@@ -141,7 +140,7 @@ def test_quiet(destination: Path) -> None:
     assert (outcome.exit_code, outcome.output, outcome.remarks) == (0, "", [])
     (destination / DATE / "mail/Inbox/0001.eml").unlink()
     outcome = Outcome("--quiet", destination)
-    assert outcome.lines == [f"missing  {DATE}/mail/Inbox/0001.eml: is not there"]
+    assert outcome.lines == [f"missing  {DATE}/mail/Inbox/0001.eml: does not exist"]
     assert (outcome.exit_code, outcome.remarks) == (12, [])
 
 
@@ -178,9 +177,9 @@ def test_copies_made_without_links(destination: Path) -> None:
     subprocess.run(["cp", "-r", destination / DATE, copy], check=True)
     outcome = Outcome("--quick", copy)
     assert outcome.exit_code == 0
-    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, no content read: all as it was"]
+    assert outcome.lines == [f"{DATE}: 3 mails in 5 files, no content read: no differences"]
     (remark,) = outcome.remarks
-    assert remark.startswith(f"jmapfs: {DATE}: 1 mail has several files that were one")
+    assert remark.startswith(f"jmapfs: {DATE}: 1 mail has several files that were hard links")
     assert sorted(path.name for path in copy.parent.iterdir()) == [DATE]
 
 
@@ -189,7 +188,7 @@ def test_what_was_found_need_not_be_written(destination: Path) -> None:
     outcome = Outcome(destination)
     assert outcome.exit_code == 0
     (remark,) = outcome.remarks
-    assert "cannot be put on record: File exists" in remark
+    assert "the result cannot be recorded: File exists" in remark
     (document,) = Outcome("--json", destination / DATE).snapshots
     assert len(document["remarks"]) == 1
 
@@ -219,14 +218,14 @@ def test_quick_does_not_undo_what_was_found(destination: Path) -> None:
 
 def test_one_that_is_pruned_meanwhile(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (destination / ".jmapfs").mkdir()
-    began = cli_verifying._Display.began
+    began = cli_verifying._Display.started
 
     def remove_first(self: Any, description: Any) -> None:
         began(self, description)
         if (destination / EARLIER).is_dir():
             shutil.rmtree(destination / EARLIER)
 
-    monkeypatch.setattr(cli_verifying._Display, "began", remove_first)
+    monkeypatch.setattr(cli_verifying._Display, "started", remove_first)
     outcome = Outcome("--json", destination)
     assert outcome.exit_code == StorageError.exit_code
     assert outcome.error == f"{destination / EARLIER} was removed meanwhile"
@@ -277,9 +276,7 @@ def test_the_real_command_without_fuse(destination: Path) -> None:
     assert result.stderr == f"jmapfs: {DATE}: 3 altered, 0 missing, 0 extra of 5 files\n"
     result = jmapfs(destination / "2001-01-01T000000Z")
     assert result.returncode == 2
-    assert (
-        result.stderr == f"jmapfs: {destination}/2001-01-01T000000Z: there is no such directory\n"
-    )
+    assert result.stderr == f"jmapfs: {destination}/2001-01-01T000000Z: no such directory\n"
 
 
 def test_an_interruption_ends_it_soon(tmp_path: Path) -> None:

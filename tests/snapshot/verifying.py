@@ -10,10 +10,9 @@ from pathlib import Path
 
 import trio
 
-from jmapfs.snapshot.findings import VerifyResult
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedMail
-from jmapfs.snapshot.verify import verify
-from jmapfs.snapshot.verify_read import Inodes
+from jmapfs.snapshot.verify import VerifyResult, verify
+from jmapfs.snapshot.verify_read import InodeCache
 from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.making import ORIGIN, Letter, make_snapshot
 
@@ -33,7 +32,7 @@ class Progress:
     mails: int = 0
     size: int = 0
 
-    def began(self, description: Description | None) -> None:
+    def started(self, description: Description | None) -> None:
         del description
         self.when_it_begins()
 
@@ -46,7 +45,7 @@ def verified(
     directory: Path,
     *,
     quick: bool = False,
-    inodes: Inodes | None = None,
+    inodes: InodeCache | None = None,
     progress: Progress | None = None,
 ) -> VerifyResult:
     return trio.run(
@@ -54,7 +53,7 @@ def verified(
             verify,
             directory,
             quick=quick,
-            inodes=inodes or Inodes(),
+            inodes=inodes or InodeCache(),
             progress=progress or Progress(),
         )
     )

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState, EmailRecord, MailboxRecord, MailboxRow
-from jmapfs.index.writer import IndexWriter
+from jmapfs.index.rows import AccountState, MailboxRow
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
+from jmapfs.jmap.types import Email
 from jmapfs.tree.layout import Directory, lay_out
 from jmapfs.tree.status_file import STATUS_FILE_NAME
 from jmapfs.tree.tree import Attributes, Kind, Ownership, Tree
+from tests.indexed import email, file_name, mailbox, put_mailboxes
 
 
 def row(number: int, mailbox_id: str, name: str, parent_id: str | None = None) -> MailboxRow:
@@ -78,15 +79,15 @@ def database(tmp_path: Path) -> IndexDatabase:
     database = IndexDatabase(tmp_path)
     database.prepare()
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes(
+        writer.replace_mailboxes(
             [
-                MailboxRecord("in", "Inbox"),
-                MailboxRecord("sub", "15 Sub", "in"),
-                MailboxRecord("early", "0 Early", "in"),
-                MailboxRecord("late", "Zz", "in"),
+                mailbox("in", "Inbox"),
+                mailbox("sub", "20170714-024005", "in"),
+                mailbox("early", "0 Early", "in"),
+                mailbox("late", "Zz", "in"),
             ]
         )
-        put(writer, *(f"e{number}" for number in range(10)))
+        writer.put_emails(numbered_email(number) for number in range(10))
         writer.set_state(
             AccountState(
                 server="https://example.org/",
@@ -100,19 +101,9 @@ def database(tmp_path: Path) -> IndexDatabase:
     return database
 
 
-def put(writer: IndexWriter, *ids: str) -> None:
-    writer.put_emails(
-        EmailRecord(
-            id=email_id,
-            blob_id=f"b{email_id}",
-            thread_id="",
-            received_at=1_500_000_000 + index,
-            size=100 * index,
-            stem=f"15000000{index:02}_{email_id}",
-            mailbox_ids=("in",),
-        )
-        for index, email_id in enumerate(ids)
-    )
+def numbered_email(number: int) -> Email:
+    """Return an email received on 14 July 2017, `number` seconds after 02:40 UTC."""
+    return email(f"e{number}", "in", at=1_500_000_000 + number, size=100 * number)
 
 
 @pytest.fixture
@@ -134,10 +125,11 @@ def walk(tree: Tree, inode: int = ROOT_INODE, path: str = "") -> dict[str, Attri
 
 def test_lookup_listing_and_attributes_agree(tree: Tree) -> None:
     found = walk(tree)
+    third = f"/Inbox/{file_name(numbered_email(3))}"
     assert len(found) == 4 + 10 + 1
     assert found["/Inbox"].links == 5
-    assert found["/Inbox/1500000003_e3.eml"].size == 300
-    assert found["/Inbox/1500000003_e3.eml"].time_ns == 1_500_000_003 * 10**9
+    assert found[third].size == 300
+    assert found[third].time_ns == 1_500_000_003 * 10**9
 
 
 def test_entries_come_in_byte_order_from_any_position(tree: Tree) -> None:
@@ -173,7 +165,7 @@ def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -
     assert about.size == len(described.content)
     assert about.time_ns == 1_700_000_001 * 10**9
     with database.writer() as writer, writer.transaction():
-        writer.put_emails([EmailRecord("future", "f", "", 4_000_000_000, 1, "20961002_f", ("in",))])
+        writer.put_emails([email("future", "in", at=4_000_000_000)])
     fresh = Tree(database.reader())
     newest = max(item.time_ns for path, item in walk(fresh).items() if path.endswith(".eml"))
     assert fresh.attributes(STATUS_FILE_INODE).time_ns > newest
@@ -187,16 +179,14 @@ def test_a_directory_time_moves_with_its_members_only(tree: Tree, database: Inde
     root, inbox = times()
     with database.writer() as writer:
         with writer.transaction():
-            writer.put_emails(
-                [EmailRecord("old", "old", "", 1_400_000_000, 1, "1400000000_old", ("in",))]
-            )
+            writer.put_emails([email("old", "in", at=1_400_000_000)])
         assert times()[0] == root
         assert times()[1] != inbox
         with writer.transaction():
             writer.remove_emails(["old"])
         assert times() == (root, inbox)
         with writer.transaction():
-            writer.put_mailboxes([MailboxRecord("new", "New")])
+            put_mailboxes(writer, mailbox("new", "New"))
         assert times()[0] != root
         assert times()[1] == inbox
 
@@ -205,7 +195,7 @@ def test_the_layout_follows_renames(tree: Tree, database: IndexDatabase) -> None
     before = tree.lookup(ROOT_INODE, b"Inbox")
     assert tree.layout().at(["Inbox", "Zz"])
     with database.writer() as writer, writer.transaction():
-        writer.put_mailboxes([MailboxRecord("in", "Eingang")])
+        put_mailboxes(writer, mailbox("in", "Eingang"))
     assert tree.layout().at(["Eingang", "Zz"])
     with pytest.raises(EntryNotFoundError):
         tree.lookup(ROOT_INODE, b"Inbox")

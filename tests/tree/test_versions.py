@@ -11,11 +11,11 @@ import pytest
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import EmailRecord, MailboxRecord
 from jmapfs.inodes import ROOT_INODE, to_mount
 from jmapfs.tree.combined import CombinedTree
 from jmapfs.tree.status_file import Reachability
 from jmapfs.tree.tree import Tree
+from tests.indexed import email, mailbox
 
 
 class Account:
@@ -25,7 +25,7 @@ class Account:
         self.database = IndexDatabase(directory)
         self.database.prepare()
         with self.database.writer() as writer, writer.transaction():
-            writer.put_mailboxes([MailboxRecord("in", "Inbox")])
+            writer.replace_mailboxes([mailbox("in", "Inbox")])
         self.reach = Reachability(online=True)
         self.reader: IndexReader = stack.enter_context(self.database.reader())
         self.tree = Tree(self.reader, lambda: self.reach)
@@ -33,9 +33,7 @@ class Account:
 
     def add(self, number: int) -> None:
         with self.database.writer() as writer, writer.transaction():
-            writer.put_emails(
-                [EmailRecord(f"e{number}", f"b{number}", "", 0, 1, f"s{number}", ("in",))]
-            )
+            writer.put_emails([email(f"{number}", "in", at=0)])
 
 
 @pytest.fixture

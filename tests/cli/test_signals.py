@@ -1,4 +1,4 @@
-"""A signal cancels what a command does, instead of breaking off wherever it happens to be."""
+"""A signal cancels the work of a command in order, and Ctrl-C ends imports silently."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def ignoring(number: signal.Signals) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_an_event(number: signal.Signals) -> None:
+def test_a_signal_cancels_the_work(number: signal.Signals) -> None:
     order: list[str] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     async def work() -> None:
         try:
             signal.raise_signal(number)
-            order.append("what was begun is done")
+            order.append("statement finished")
             with trio.fail_after(10):
                 await trio.sleep_forever()
         finally:
-            order.append("left in order")
+            order.append("cleaned up")
 
     with pytest.raises(InterruptedBySignal):
         run_with_signals(work)
-    assert order == ["what was begun is done", "left in order"]
+    assert order == ["statement finished", "cleaned up"]
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
@@ -78,7 +78,7 @@ def test_a_signal_at_the_last_moment_is_not_lost() -> None:
         run_with_signals(work)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_ignored_signals_stay_ignored() -> None:
     async def work(number: signal.Signals) -> str:
         signal.raise_signal(number)
         await trio.sleep(0.01)
@@ -93,7 +93,7 @@ def test_what_is_ignored_stays_ignored() -> None:
         assert run_with_signals(partial(work, signal.SIGHUP)) == "done"
 
 
-def test_an_error_is_alone() -> None:
+def test_an_error_is_not_in_a_group() -> None:
     async def work() -> None:
         await trio.lowlevel.checkpoint()
         raise StorageError("the disk is full")
@@ -102,22 +102,23 @@ def test_an_error_is_alone() -> None:
         run_with_signals(work)
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
         deadline = time.monotonic() + 30
-        # The first can be answered only a moment later; what comes before that is one with it.
+        # Signals that arrive before the first one is handled count as the first one.
         while process.poll() is None and time.monotonic() < deadline:
             process.send_signal(signal.SIGINT)
             time.sleep(0.05)
         assert process.wait(timeout=1) == -signal.SIGINT
 
 
-def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
-    (tmp_path / "click.py").write_text(SLOW_IMPORT)
+@pytest.mark.parametrize(("module", "argument"), [("click", "--version"), ("rich", "status")])
+def test_ctrl_c_during_imports_ends_silently(tmp_path: Path, module: str, argument: str) -> None:
+    (tmp_path / f"{module}.py").write_text(SLOW_IMPORT)
     with subprocess.Popen(
-        [sys.executable, "-m", "jmapfs", "--version"],
+        [sys.executable, "-m", "jmapfs", argument],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -129,8 +130,8 @@ def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGINT
 
 
-def test_ctrl_c_before_a_freeze_is_there() -> None:
-    """Once it is, it is the command's; until then it ends the waiting."""
+def test_ctrl_c_before_a_freeze_begins() -> None:
+    """Before the freeze, Ctrl-C ends the wait; afterwards it is for the command."""
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), _SignalForwarding():
         signal.raise_signal(signal.SIGINT)

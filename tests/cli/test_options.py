@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""The text form of sizes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from jmapfs.cli.options import SizeParameter, format_size
         ("12B", 12),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_size_parameter(text: str, size: int) -> None:
     assert SizeParameter().convert(text, None, None) == size
 
 
 @pytest.mark.parametrize(
     "text", ["", "M", "-1", "1.G", ".5G", "1e9", "10X", "10 G B", "0x10", "1,5G", "inf", "nan"]
 )
-def test_what_is_not_a_size(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(click.BadParameter, match="500M"):
         SizeParameter().convert(text, None, None)
 
 
-def test_numbers_stay() -> None:
+def test_numbers_are_not_converted() -> None:
     assert SizeParameter().convert(7, None, None) == 7
 
 
@@ -49,5 +49,5 @@ def test_numbers_stay() -> None:
         (3 << 50, "3072.0 TiB"),
     ],
 )
-def test_readable(size: int, text: str) -> None:
+def test_format_size(size: int, text: str) -> None:
     assert format_size(size) == text

@@ -1,6 +1,6 @@
-"""What measurements share: a home that leaves nothing behind, a stopwatch, a process's memory.
+"""Homes that leave nothing behind, timed commands, and the memory of processes.
 
-Homes, and with them the caches of daemons, are on a real disk.
+Homes, and so the caches of daemons, are on a real disk.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import psutil
 
 from tests.bench.disk import on_disk
 from tests.mounting import Home, Mounted
+from tests.waits import has_ended
 
 _VARIABLE = "JMAPFS_BENCH"
 _GRACE_SECONDS = 10
@@ -30,16 +31,16 @@ _NOWHERE = "no mail says this: 2b1f9c07"
 
 @contextlib.contextmanager
 def bench_directory() -> Iterator[Path]:
-    """Have an empty directory on a real disk for the time of the block."""
+    """Provide an empty directory on a real disk during the block."""
     with tempfile.TemporaryDirectory(prefix="jmapfs-bench-", dir=on_disk()) as directory:
         yield Path(directory)
 
 
 @contextlib.contextmanager
 def bench_home(username: str, password: str) -> Iterator[Home]:
-    """Have a home for the time of the block; then whatever is mounted in it or runs from it goes.
+    """Provide a home during the block; then end its processes and unmount its mount.
 
-    A `jmapfs mount` that is killed at its deadline, say, leaves a daemon that has not mounted yet.
+    For example, a `jmapfs mount` that is killed at its deadline leaves a daemon without a mount.
     """
     with bench_directory() as path:
         directory = str(path)
@@ -51,14 +52,14 @@ def bench_home(username: str, password: str) -> Iterator[Home]:
 
 
 def clear(home: Home) -> None:
-    """End whatever runs from a home, and unmount what is mounted in it, dead or alive."""
-    # A daemon that is told to end unmounts; one that does not any more is killed.
+    """End the processes of a home, and unmount its mount."""
+    # A daemon unmounts on SIGTERM; one that hangs is killed.
     _end_processes(str(home.directory))
     _fusermount("-u", "-z", home.directory / "mail")
 
 
-def turns(runs: int, seconds: float) -> Iterator[int]:
-    """Yield the numbers of so many runs, but begin no further one when `seconds` are over."""
+def rounds(runs: int, seconds: float) -> Iterator[int]:
+    """Yield the numbers of `runs` runs, but start none after `seconds`."""
     start = time.monotonic()
     for number in range(runs):
         if number and time.monotonic() - start > seconds:
@@ -67,10 +68,10 @@ def turns(runs: int, seconds: float) -> Iterator[int]:
 
 
 def timed_mount(home: Home, account: str, seconds: float = _MOUNT_SECONDS) -> tuple[Mounted, float]:
-    """Mount; return the mount and how long it took until the command came back and `ls` did.
+    """Mount; return the mount and the time until the command and then `ls` returned.
 
     Raises:
-        RuntimeError: it does not mount.
+        RuntimeError: the mount fails.
         subprocess.TimeoutExpired: it takes longer than `seconds`.
     """
     path = home.directory / "mail"
@@ -85,7 +86,7 @@ def timed_mount(home: Home, account: str, seconds: float = _MOUNT_SECONDS) -> tu
 
 @dataclass(frozen=True)
 class Run:
-    """What is left of a command: how many seconds it took, and what it said beside its output."""
+    """The duration of a command in seconds, and its stderr."""
 
     seconds: float
     stderr: str
@@ -94,11 +95,11 @@ class Run:
 def run(
     *command: str | Path, codes: Container[int] = (0,), variables: Mapping[str, str] | None = None
 ) -> Run:
-    """Run a command whose output nobody reads.
+    """Run a command and discard its output.
 
     Raises:
-        RuntimeError: it fails, by ending with none of `codes`.
-        subprocess.TimeoutExpired: it takes many minutes.
+        RuntimeError: its exit code is not one of `codes`.
+        subprocess.TimeoutExpired: it takes longer than 15 minutes.
     """
     words = [str(word) for word in command]
     start = time.perf_counter()
@@ -119,43 +120,43 @@ def run(
 
 
 def timed(*command: str | Path, codes: Container[int] = (0,)) -> float:
-    """Run a command as `run` does; return how many seconds it took."""
+    """Run a command like `run`; return its duration in seconds."""
     return run(*command, codes=codes).seconds
 
 
 def grep(*places: Path) -> tuple[str, ...]:
-    """Return a `grep -r` that reads every mail there to its end: it looks for what none has.
+    """Return a `grep -r` that reads every mail to its end, because it finds nothing.
 
-    Where grep finds something and its output goes to /dev/null, it leaves at the first match.
+    With output to /dev/null, grep would stop at the first match.
     """
     return ("grep", "-r", _NOWHERE, *map(str, places))
 
 
 def timed_grep(*places: Path) -> float:
-    """Read every mail there with grep; return how many seconds it took."""
+    """Read every mail with grep; return its duration in seconds."""
     return timed(*grep(*places), codes=(1,))
 
 
 def mailboxes(tree: Path) -> list[Path]:
-    """Return the directories at the top of a tree, which hold all its mail.
+    """Return the top directories of a tree, which contain all mail.
 
-    `.jmapfs.json` beside them is no mail, and what it says is in no cache.
+    They do not include `.jmapfs.json`, whose content is never cached.
     """
     return sorted(path for path in tree.iterdir() if path.is_dir())
 
 
 def unmount(mount: Mounted) -> None:
-    """Unmount, and return when the daemon has ended, without a Python that starts for it.
+    """Unmount without starting a Python, and wait until the daemon has ended.
 
     Raises:
-        RuntimeError: it cannot be unmounted, or the daemon does not end.
+        RuntimeError: the unmount fails, or the daemon does not end.
     """
-    daemon = psutil.Process(mount.ask_status().pid)
+    daemon = mount.ask_status().pid
     result = _fusermount("-u", mount.path)
     if result.returncode:
         raise RuntimeError(f"fusermount3: {result.stderr.decode(errors='replace')}")
     deadline = time.monotonic() + _GRACE_SECONDS
-    while _lives(daemon):
+    while not has_ended(daemon):
         if time.monotonic() > deadline:
             raise RuntimeError(f"the daemon does not end: {mount.home.log()}")
         time.sleep(0.01)
@@ -166,13 +167,6 @@ def memory(pid: int) -> tuple[float, float]:
     text = Path(f"/proc/{pid}/status").read_text()
     sizes = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", text, re.MULTILINE))
     return int(sizes["VmHWM"]) * 1024 / 1e6, int(sizes["VmRSS"]) * 1024 / 1e6
-
-
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        # One that has ended may stay as a zombie until init takes notice.
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _fusermount(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:

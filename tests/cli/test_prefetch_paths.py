@@ -1,4 +1,4 @@
-"""Which mails are below a path: a directory that cannot be listed is an error, not an empty one."""
+"""The mails below a path. A directory that cannot be listed is an error, not an empty one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jmapfs.errors import JmapfsError, NotMountedError, StorageError, UsageError
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that passes for a mount, below one that does not and above another."""
+    """A directory that looks like a mount of jmapfs, with a foreign mount inside."""
     tree = tmp_path / "mnt"
     for name in ("a.eml", "Box/b.eml", "Box/Below/c.eml", "Box/.jmapfs.json", "Box/other"):
         path = tree / name
@@ -52,13 +52,13 @@ def test_mails_are_found_once(tree: Path) -> None:
     assert below(tree / "Box" / "again.eml") == {tree: inodes(tree, "a.eml")}
 
 
-def test_what_is_not_in_a_mount_of_ours(tree: Path) -> None:
+def test_paths_outside_a_mount_are_errors(tree: Path) -> None:
     for path in (tree.parent, tree / "Foreign", Path("/")):
         with pytest.raises(NotMountedError, match=str(path)):
             below(tree, path)
 
 
-def test_what_is_no_mail(tree: Path) -> None:
+def test_paths_that_are_not_mail_are_errors(tree: Path) -> None:
     for name in ("Box/other", "Box/.jmapfs.json", "nothing", "nothing.eml"):
         with pytest.raises(UsageError, match=name):
             below(tree / name)
@@ -73,7 +73,7 @@ def test_what_is_no_mail(tree: Path) -> None:
         (errno.ENOTCONN, NotMountedError),
     ],
 )
-def test_a_directory_that_cannot_be_listed(
+def test_a_directory_that_cannot_be_listed_is_an_error(
     tree: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[JmapfsError]
 ) -> None:
     scandir = os.scandir

@@ -1,7 +1,6 @@
-"""Mail on Cyrus to measure with: what was stored where, and whether a copy has all of it.
+"""An account on Cyrus that jmapfs and its peers copy, and the check of the copies.
 
-All peers take this mail. Of the corpus it leaves out the messages without an end of the header,
-which mbsync skips with a warning.
+Its mail is the corpus without the messages whose header has no end: mbsync skips them.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ _END_OF_HEADER = b"\r\n\r\n"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An account, and the SHA-1s of the messages in it, as they are and without CRs."""
+class SourceAccount:
+    """An account, and the SHA-1s of its messages, unchanged and without CRs."""
 
     account: Account
     digests: frozenset[bytes]
@@ -32,8 +31,8 @@ class Stored:
         return len(self.digests)
 
     @contextlib.contextmanager
-    def from_afar(self, seconds: float) -> Iterator[Account]:
-        """Give access to the account at this round-trip time; at 0 it is the direct one."""
+    def with_latency(self, seconds: float) -> Iterator[Account]:
+        """Provide access to the account with this round-trip time; 0 is the direct access."""
         if not seconds:
             yield self.account
             return
@@ -41,45 +40,45 @@ class Stored:
         with delayed(*ports, seconds=seconds) as (imap_port, http_port):
             yield dataclasses.replace(self.account, imap_port=imap_port, http_port=http_port)
 
-    def check(self, copy: Iterable[bytes], whose: str, *, without_cr: bool = False) -> None:
-        """Compare the contents of a copy with all that was stored.
+    def check(self, copy: Iterable[bytes], program: str, *, without_cr: bool = False) -> None:
+        """Compare the mails of a copy with those of the account.
 
         Raises:
-            RuntimeError: something is missing, or is not what was stored.
+            RuntimeError: mails are missing, added or different.
         """
-        stored = self.digests_without_cr if without_cr else self.digests
+        expected = self.digests_without_cr if without_cr else self.digests
         found = list(map(_digest, copy))
-        missing, wrong = stored.difference(found), set(found) - stored
+        missing, wrong = expected.difference(found), set(found) - expected
         if missing or wrong or len(found) != len(self):
             raise RuntimeError(
-                f"the copy of {whose} has {len(found)} mails of {len(self)}: "
-                f"{len(missing)} are missing, {len(wrong)} are not what was stored"
+                f"the copy by {program} has {len(found)} mails of {len(self)}: "
+                f"{len(missing)} are missing, {len(wrong)} are different"
             )
 
 
-def store(cyrus: Cyrus, name: str, shares: Mapping[str, int]) -> Stored:
-    """Make an account with so many different mails in each mailbox."""
+def create_source_account(cyrus: Cyrus, name: str, shares: Mapping[str, int]) -> SourceAccount:
+    """Create an account with these numbers of different mails by mailbox."""
     account = cyrus.add_user(name)
     mails = _mails(sum(shares.values()))
     digests, digests_without_cr = set(), set()
     for mailbox, count in shares.items():
-        mine = [next(mails) for _ in range(count)]
-        digests |= set(map(_digest, mine))
-        digests_without_cr |= {_digest(mail.replace(b"\r", b"")) for mail in mine}
+        share = [next(mails) for _ in range(count)]
+        digests |= set(map(_digest, share))
+        digests_without_cr |= {_digest(mail.replace(b"\r", b"")) for mail in share}
         if mailbox != "INBOX":
             account.create_mailbox(mailbox)
-        account.fill(mailbox, mine)
-    return Stored(account, frozenset(digests), frozenset(digests_without_cr))
+        account.fill(mailbox, share)
+    return SourceAccount(account, frozenset(digests), frozenset(digests_without_cr))
 
 
-def files(tree: Path) -> Iterator[bytes]:
-    """Yield the content of each mail in a tree, or in a copy of one."""
+def mail_files(tree: Path) -> Iterator[bytes]:
+    """Yield the content of each mail in a tree or a copy of it."""
     for path in tree.rglob("*.eml"):
         yield path.read_bytes()
 
 
 def _mails(count: int) -> Iterator[bytes]:
-    # Less than one in a hundred is left out.
+    # Fewer than one in a hundred has no end of the header.
     for mail in corpus.mails(count + count // 10 + 10):
         if _END_OF_HEADER in mail or mail.startswith(b"\r\n"):
             yield mail

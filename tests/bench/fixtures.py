@@ -1,6 +1,6 @@
-"""What the measurements of one run share: a Cyrus, and accounts on it that are filled once.
+"""What the measurements of a run share: a Cyrus and accounts on it.
 
-All is made when the first measurement asks for it, and is gone at the end of the run.
+They are created at their first use and removed at the end of the run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.bench.figures import Figure, at_most
-from tests.bench.stored import Stored, files, store
-from tests.bench.surroundings import (
+from tests.bench.harness import (
     bench_directory,
     bench_home,
     clear,
@@ -24,10 +23,11 @@ from tests.bench.surroundings import (
     timed_mount,
     unmount,
 )
+from tests.bench.source_account import SourceAccount, create_source_account, mail_files
 from tests.cyrus import Account, Cyrus, running_cyrus
 from tests.mounting import Home, Mounted
 
-#: The mailbox of at most 1,000 mails, and its directory.
+#: A mailbox of at most 1,000 mails, and its directory.
 SEARCHED = "Lists"
 
 _LARGEST = "Archive"
@@ -37,9 +37,9 @@ _PEAK = at_most(250)
 
 @dataclass(frozen=True)
 class CachedMail:
-    """An account all of whose mail is in the disk cache of a home, and its tree on a real disk.
+    """An account whose mail is all in the disk cache of a home, and copies of it on a real disk.
 
-    The tree is a copy by `rsync -a`, and there is a second one, for what compares two.
+    The tree is a copy by `rsync -a`; the second one is for programs that compare two trees.
     """
 
     account: Account
@@ -49,8 +49,8 @@ class CachedMail:
     mails: int
 
 
-class Stage:
-    """What there is to measure with, and what was seen of the daemons meanwhile."""
+class Fixtures:
+    """The accounts to measure with, and the peak memory of the daemons."""
 
     def __init__(
         self,
@@ -70,52 +70,52 @@ class Stage:
 
     @functools.cached_property
     def cyrus(self) -> Cyrus:
-        """A server of our own, its files in memory where there is room, if not said otherwise."""
+        """A private server; its files are in memory by default, if there is space."""
         return self._stack.enter_context(running_cyrus(self._cyrus_directory))
 
     @functools.cached_property
-    def stored(self) -> Stored:
-        """The account that is read while nothing of it is cached."""
-        return store(self.cyrus, "cold", _shares(self.mails))
+    def source(self) -> SourceAccount:
+        """The account for measurements without a cache."""
+        return create_source_account(self.cyrus, "cold", _shares(self.mails))
 
     @functools.cached_property
-    def _to_cache(self) -> Stored:
-        return store(self.cyrus, "cached", _shares(self._cached_mails))
+    def _source_of_cached(self) -> SourceAccount:
+        return create_source_account(self.cyrus, "cached", _shares(self._cached_mails))
 
     @functools.cached_property
     def cached(self) -> CachedMail:
-        """The account that is read from the disk cache, and from the kernel's."""
-        stored = self._to_cache
-        home = self._stack.enter_context(self.home(stored.account))
+        """The account that is read from the caches of jmapfs and of the kernel."""
+        source = self._source_of_cached
+        home = self._stack.enter_context(self.home(source.account))
         directory = self.directory()
         tree, second = directory / "tree", directory / "second"
-        with self.mounted(home, stored.account) as (mount, _):
+        with self.mounted(home, source.account) as (mount, _):
             timed("rsync", "-a", f"{mount.path}/", tree)
-        stored.check(files(tree), "the mail to be cached")
-        with self.mounted(home, stored.account) as (mount, _):
-            if (blobs := mount.ask_status().accounts[0].cache.blobs) != len(stored):
-                raise RuntimeError(f"{blobs} mails are cached of {len(stored)}")
+        source.check(mail_files(tree), "jmapfs")
+        with self.mounted(home, source.account) as (mount, _):
+            if (blobs := mount.ask_status().accounts[0].cache.blobs) != len(source):
+                raise RuntimeError(f"{blobs} of {len(source)} mails are cached")
         timed("rsync", "-a", f"{tree}/", second)
-        return CachedMail(stored.account, home, tree, second, len(stored))
+        return CachedMail(source.account, home, tree, second, len(source))
 
     def directory(self) -> Path:
-        """Return a new directory on a real disk, which goes with all others at the end of the run.
+        """Return a new directory on a real disk; it is removed at the end of the run.
 
-        No sooner: for half a minute after many files were deleted, ext4 passes over their inodes
-        one by one whenever it makes a new one (`recently_deleted` in fs/ext4/ialloc.c), and who
-        copies then takes several times as long.
+        Not earlier: for half a minute after the deletion of many files, ext4 skips their inodes
+        one by one at each creation (`recently_deleted` in fs/ext4/ialloc.c), and copies take
+        several times as long.
         """
         return self._stack.enter_context(bench_directory())
 
     @contextlib.contextmanager
     def home(self, account: Account) -> Iterator[Home]:
-        """Have a home with nothing in its caches."""
+        """Provide a home with empty caches."""
         with bench_home(account.name, account.password) as home:
             yield home
 
     @contextlib.contextmanager
     def mounted(self, home: Home, account: Account) -> Iterator[tuple[Mounted, float]]:
-        """Have the account mounted; give the mount and how many seconds it took."""
+        """Mount the account; yield the mount and its duration in seconds."""
         try:
             mount, seconds = timed_mount(home, account.url)
             yield mount, seconds
@@ -124,25 +124,25 @@ class Stage:
             self._peaks.append(sum(memory(process.pid)[0] for process in family))
             unmount(mount)
         except BaseException:
-            # Others are to mount there when this measurement has failed.
+            # After a failure, other measurements mount there.
             clear(home)
             raise
 
     @contextlib.contextmanager
-    def mounted_anew(self, account: Account) -> Iterator[tuple[Mounted, float]]:
-        """Have the account mounted in a home of its own, with nothing cached anywhere."""
+    def mounted_without_cache(self, account: Account) -> Iterator[tuple[Mounted, float]]:
+        """Mount the account in a new home, with empty caches."""
         with self.home(account) as home, self.mounted(home, account) as mounted:
             yield mounted
 
     def peak_memory(self) -> list[Figure]:
-        """Return what the largest of all daemons so far had in memory at its peak."""
+        """Return the largest peak memory of all daemons so far."""
         if not self._peaks:
             return []
         return [Figure("peak memory of a daemon in all of it", "MB", (max(self._peaks),), _PEAK)]
 
 
 def _shares(mails: int) -> dict[str, int]:
-    """Spread mails over mailboxes: one of a tenth but at most 1,000, one of two fifths."""
+    """Return the number of mails by mailbox: one has a tenth, at most 1,000, one two fifths."""
     shares = {SEARCHED: max(1, min(1_000, mails // 10)), _LARGEST: mails * 2 // 5}
     rest = mails - sum(shares.values())
     for number, name in enumerate(_OTHERS):

@@ -1,0 +1,343 @@
+"""Where content goes when it has come: to waiting readers, the kernel, memory and the disk cache.
+
+`ContentPublisher` runs downloads (see `single_flight`). Small blobs are written to the disk cache
+in the background, by `WriteBehind`; large ones are streamed into a file of the cache, and are never
+whole in memory unless the disk is full, and then one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
+from jmapfs.content.download import Downloader, extra_time
+from jmapfs.content.single_flight import Download, DownloadState
+from jmapfs.errors import (
+    BlobMismatchError,
+    DeadlineError,
+    JmapfsError,
+    StorageError,
+    UnreachableError,
+)
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Arrived = tuple[Download, bytes]
+"""A download that is running, and the content of its blob."""
+
+PublishToKernel = Callable[[list[tuple[str, bytes]]], Awaitable[Collection[str]]]
+"""Hands contents (by blob id) to the kernel; returns the ids that need not be kept in memory."""
+
+_DISK_THREADS: Final = 8
+_LARGEST_IN_MEMORY_BYTES: Final = 32 * 1024 * 1024
+
+
+class DiskThreads:
+    """Runs functions in worker threads; disk work has a limit of its own and waits for no other."""
+
+    def __init__(self) -> None:
+        self.limiter = trio.CapacityLimiter(_DISK_THREADS)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; a cancellation waits until it has."""
+        return await trio.to_thread.run_sync(work, limiter=self.limiter)
+
+    async def run_abandonable(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; a cancellation abandons the thread and its result."""
+        return await trio.to_thread.run_sync(work, limiter=self.limiter, abandon_on_cancel=True)
+
+
+@dataclass(slots=True)
+class ContentCounters:
+    """What `jmapfs status` shows, counted from 0.
+
+    `hits` are reads that needed no download. `ahead_downloaded` and `ahead_recalled` are blobs that
+    were read ahead, from the server and from the disk cache.
+    """
+
+    hits: int = 0
+    ahead_downloaded: int = 0
+    ahead_recalled: int = 0
+
+
+_LIMIT_BYTES: Final = 16 * 1024 * 1024
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_WAIT_SECONDS: Final = 1.0
+_TOUCHES_SECONDS: Final = 60.0
+
+
+class WriteBehind:
+    """Writes small blobs to the disk cache in the background, in the task `run`.
+
+    What waits here is bounded in bytes and can be read; what does not fit is not written, which
+    costs a download later. While one transaction is written the next one gathers blobs.
+    """
+
+    def __init__(self, disk: DiskCache, threads: DiskThreads) -> None:
+        self._disk = disk
+        self._threads = threads
+        self._pending: dict[str, bytes] = {}
+        self._bytes = 0
+        self._changed = trio.Event()
+
+    def get(self, blob_id: str) -> bytes | None:
+        """Return a blob that has not been written yet, or None."""
+        return self._pending.get(blob_id)
+
+    async def add(self, blobs: Sequence[tuple[str, bytes]]) -> None:
+        """Have blobs written; those for which there is no room within a second are dropped."""
+        if not self._disk.limit_bytes:
+            return
+        with trio.move_on_after(_WAIT_SECONDS):
+            await self.wait_for_room(sum(len(data) for _, data in blobs))
+        for blob_id, data in blobs:
+            if blob_id in self._pending:
+                continue
+            if self._bytes + len(data) > _LIMIT_BYTES and self._pending:
+                continue
+            self._pending[blob_id] = data
+            self._bytes += len(data)
+        self._notify()
+
+    async def wait_for_room(self, size: int) -> None:
+        """Return when there is room for so many bytes, or when everything is written."""
+        while self._bytes + size > _LIMIT_BYTES and self._pending:
+            await self._changed.wait()
+
+    async def wait_until_written(self, blob_ids: Collection[str]) -> None:
+        """Return when none of these is pending: the disk cache has kept or refused them."""
+        while not self._pending.keys().isdisjoint(blob_ids):
+            await self._changed.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled, and every minute without work the uses of cached blobs."""
+        while True:
+            with trio.move_on_after(_TOUCHES_SECONDS):
+                while not self._pending:
+                    await self._changed.wait()
+            if self._pending:
+                await self._write_batch()
+            else:
+                await self._threads.run_abandonable(self._disk.write_touches)
+
+    async def flush(self) -> None:
+        """Return when everything is written; `run` must be running."""
+        while self._pending:
+            await self._changed.wait()
+
+    async def _write_batch(self) -> None:
+        batch: list[tuple[str, bytes]] = []
+        size = 0
+        for blob_id, data in self._pending.items():
+            if batch and size + len(data) > _BATCH_BYTES:
+                break
+            batch.append((blob_id, data))
+            size += len(data)
+        await self._threads.run_abandonable(partial(self._disk.put_many, batch))
+        for blob_id, _ in batch:
+            del self._pending[blob_id]
+        self._bytes -= size
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class _DiskFullError(Exception):
+    """There is no file to write to, or it cannot grow."""
+
+
+class ContentPublisher:
+    """Runs the downloads of one account, and publishes what they bring.
+
+    `parallel` is the number of single downloads at a time, `timeout` the seconds for a small one.
+    """
+
+    def __init__(
+        self,
+        downloader: Downloader,
+        disk: DiskCache,
+        memory: MemoryCache,
+        open_blobs: OpenBlobs,
+        threads: DiskThreads,
+        *,
+        parallel: int,
+        timeout: float,
+    ) -> None:
+        self.counters = ContentCounters()
+        self.timeout = timeout
+        self.write_behind = WriteBehind(disk, threads)
+        self._downloader = downloader
+        self._disk = disk
+        self._memory = memory
+        self._open_blobs = open_blobs
+        self._threads = threads
+        self._slots = trio.CapacityLimiter(parallel)
+        self._large_in_memory = trio.CapacityLimiter(1)
+
+    async def run(self, download: Download, *, known_absent: bool = False) -> bytes | None:
+        """Run a download from the disk cache or the server to its end; never raises an error.
+
+        With `known_absent` the disk cache is not searched. Returns the content of a small blob.
+        """
+        timeout = self.timeout + extra_time(download.size)
+        try:
+            with trio.move_on_after(timeout) as scope:
+                deadline = trio.current_time() + timeout
+                found = await self._obtain(download, deadline, known_absent=known_absent)
+                return found if isinstance(found, bytes) else None
+            if scope.cancelled_caught and not download.ended:
+                download.fail(DeadlineError(f"a mail did not come within {timeout:.0f} s"))
+        except Exception as error:  # noqa: BLE001 - it is raised again, in those who wait
+            _log_failure(error)
+            if not download.ended:
+                download.fail(error)
+        finally:
+            if not download.ended:
+                download.fail(UnreachableError("the content of mails is no longer served"))
+        return None
+
+    async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
+        """Finish downloads whose content one request has brought, and have it written."""
+        self.counters.ahead_downloaded += len(arrived)
+        await self.publish(arrived, publish)
+        await self.write_behind.add([(download.blob_id, data) for download, data in arrived])
+
+    async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
+        """Finish downloads whose content has come, those first that a reader waits for.
+
+        The others are published to the kernel before they are done, so that a reader that comes a
+        moment later finds the content there. A reader that comes meanwhile is answered at once:
+        the kernel holds a lock on the page that this reader waits for, and publishing needs it.
+        """
+        unread: list[Arrived] = []
+        for download, data in arrived:
+            if download.waiters:
+                self._finish(download, data)
+            else:
+                download.publish(partial(self._finish, download, data))
+                unread.append((download, data))
+        taken: Collection[str] = ()
+        try:
+            if unread:
+                taken = await publish([(download.blob_id, data) for download, data in unread])
+        finally:
+            for download, data in unread:
+                if download.state is DownloadState.PUBLISHING:
+                    self._finish(download, data, keep=download.blob_id not in taken)
+
+    async def _obtain(
+        self, download: Download, deadline: float, *, known_absent: bool
+    ) -> bytes | OpenBlob | None:
+        found: bytes | OpenBlob | None = None
+        if not known_absent:
+            found = await self._threads.run_abandonable(partial(self._disk.load, download.blob_id))
+        if found is not None:
+            self.counters.hits += 1
+            self._finish(download, found)
+            return found
+        with download.abandoned:
+            await self._slots.acquire_on_behalf_of(download)
+        if download.abandoned.cancelled_caught:
+            download.cancel()
+            return None
+        download.begin_transfer()
+        try:
+            if download.size <= SMALL_BYTES:
+                found = await self._downloader.download_small(
+                    download.blob_id, deadline=_seconds_until(deadline)
+                )
+            else:
+                found = await self._download_large(download, deadline)
+        finally:
+            self._slots.release_on_behalf_of(download)
+        self._finish(download, found)
+        if isinstance(found, bytes):
+            await self.write_behind.add([(download.blob_id, found)])
+        return found
+
+    def _finish(self, download: Download, found: bytes | OpenBlob, *, keep: bool = True) -> None:
+        if not isinstance(found, bytes):
+            self._open_blobs.add(download.blob_id, found)
+            download.finish(None)
+            return
+        kept = keep and self._memory.put(download.blob_id, found)
+        if not kept and self._open_blobs.is_held(download.blob_id):
+            # Otherwise each piece that is read of it would be another disk access or download.
+            self._open_blobs.add(download.blob_id, MemoryBlob(found))
+        download.finish(found)
+
+    async def _download_large(self, download: Download, deadline: float) -> OpenBlob:
+        try:
+            return await self._download_to_file(download, deadline)
+        except _DiskFullError:
+            _log.warning("no space on the disk for a blob of %d bytes", download.size)
+        return await self._download_to_memory(download, deadline)
+
+    async def _download_to_file(self, download: Download, deadline: float) -> OpenBlob:
+        begin = partial(self._disk.begin_large, download.blob_id, download.size)
+        writer = await self._threads.run(begin)
+        if writer is None:
+            raise _DiskFullError
+        try:
+            async with self._downloader.stream(
+                download.blob_id, download.size, deadline=_seconds_until(deadline)
+            ) as chunks:
+                async for chunk in chunks:
+                    try:
+                        await self._threads.run(partial(writer.write, chunk))
+                    except OSError as error:
+                        raise _DiskFullError from error
+            await self._threads.run(writer.commit)
+            return writer.detach()
+        finally:
+            # Even when cancelled: the file must not be left behind.
+            with trio.CancelScope(shield=True):
+                await self._threads.run(writer.abort)
+
+    async def _download_to_memory(self, download: Download, deadline: float) -> OpenBlob:
+        if download.size > _LARGEST_IN_MEMORY_BYTES:
+            raise StorageError("there is no space on the disk for a large mail")
+        owner = object()
+        await self._large_in_memory.acquire_on_behalf_of(owner)
+        try:
+            content = await self._collect(download, deadline)
+        except BaseException:
+            self._large_in_memory.release_on_behalf_of(owner)
+            raise
+        token = trio.lowlevel.current_trio_token()
+        # It is closed in a worker thread, like any other.
+        release = partial(self._large_in_memory.release_on_behalf_of, owner)
+        return MemoryBlob(content, partial(token.run_sync_soon, release))
+
+    async def _collect(self, download: Download, deadline: float) -> bytearray:
+        content = bytearray()
+        async with self._downloader.stream(
+            download.blob_id, download.size, deadline=_seconds_until(deadline)
+        ) as chunks:
+            async for chunk in chunks:
+                content += chunk
+                if len(content) > _LARGEST_IN_MEMORY_BYTES:
+                    raise StorageError("there is no space on the disk for a large mail")
+        return content
+
+
+def _log_failure(error: Exception) -> None:
+    if isinstance(error, BlobMismatchError):
+        _log.warning("a mail is not served: %s", error)
+    elif not isinstance(error, JmapfsError):
+        _log.error("a mail could not be fetched", exc_info=error)
+
+
+def _seconds_until(deadline: float) -> float:
+    return max(0.0, deadline - trio.current_time())

@@ -1,0 +1,115 @@
+"""How far to read ahead of one program that reads a directory file after file.
+
+Content that is read ahead goes into the kernel's page cache, and a read that is answered from there
+is not seen here. So a few files of each chunk are probes: their content is kept in memory instead,
+and the READ of a probe tells how far the program has come. When it enters the newest chunk the next
+one is due, and is twice as long. The kernel reads ahead within a file by the same scheme
+(mm/readahead.c).
+
+Nothing is fetched here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from jmapfs.index.rows import NamedFile
+
+FIRST_CHUNK: Final = 8
+"""The number of files in the first chunk."""
+
+LARGEST_CHUNK: Final = 512
+"""The largest number of files in a chunk."""
+
+_PROBE_EVERY: Final = 64
+_SHRINK_FACTOR: Final = 4
+# The chunk before the newest one is still being read.
+_KEPT_CHUNKS: Final = 3
+
+
+class ReadaheadWindow:
+    """The last chunks that were requested for one reader of a mailbox; they end with name `end`.
+
+    `chunk` is the number of files that the next chunk should have, `unread_bytes` the size of what
+    was requested and not read yet, `used_at` the time of the reader's last READ.
+    """
+
+    def __init__(self, mailbox: int, end: str, chunk: int = FIRST_CHUNK) -> None:
+        self.mailbox = mailbox
+        self.end = end
+        self.chunk = chunk
+        self.used_at = 0.0
+        self.unread_bytes = 0
+        self._unread: deque[tuple[int, int]] = deque()
+        self._positions: dict[int, int] = {}
+        self._chunks: deque[list[int]] = deque()
+        self._next_position = 0
+        self._newest_chunk = 0
+        self._probes: dict[int, bool] = {}
+
+    @property
+    def inodes(self) -> list[int]:
+        """The files of the last chunks."""
+        return list(self._positions)
+
+    def extend(
+        self, files: Sequence[NamedFile], read_names: Collection[str] = ()
+    ) -> tuple[set[int], list[int]]:
+        """Add a chunk; return the inodes of its probes, and those that left the window.
+
+        `read_names` are names that have been read already: they cannot be probes.
+        """
+        inodes = [file.inode for file in files]
+        self._newest_chunk = self._next_position
+        probes = set()
+        next_probe = self._newest_chunk
+        for position, file in enumerate(files, self._newest_chunk):
+            self._positions[file.inode] = position
+            self._unread.append((position, file.size))
+            self.unread_bytes += file.size
+            if position >= next_probe and file.name not in read_names:
+                self._probes[position] = False
+                probes.add(file.inode)
+                next_probe = position + _PROBE_EVERY
+        self._next_position += len(inodes)
+        self._chunks.append(inodes)
+        self.end = files[-1].name
+        dropped: list[int] = []
+        while len(self._chunks) > _KEPT_CHUNKS:
+            dropped += self._chunks.popleft()
+        for inode in dropped:
+            self._positions.pop(inode, None)
+        return probes, dropped
+
+    def record_read(self, inode: int) -> bool:
+        """Record that a file of the window is read; return whether the next chunk is due."""
+        position = self._positions[inode]
+        self._advance_to(position)
+        if position in self._probes:
+            self._probes[position] = True
+        if position < self._newest_chunk:
+            return False
+        self._adapt_chunk(position)
+        # Due once for each chunk.
+        self._newest_chunk = self._next_position
+        return True
+
+    def record_passed(self) -> None:
+        """Record that the reader is behind the newest chunk: the next one is due."""
+        self._advance_to(self._next_position)
+        self._adapt_chunk(self._next_position)
+        self._newest_chunk = self._next_position
+
+    def _advance_to(self, position: int) -> None:
+        while self._unread and self._unread[0][0] <= position:
+            self.unread_bytes -= self._unread.popleft()[1]
+
+    def _adapt_chunk(self, position: int) -> None:
+        passed = [read for probe, read in self._probes.items() if probe <= position]
+        self._probes = {probe: read for probe, read in self._probes.items() if probe > position}
+        if 2 * sum(passed) > len(passed):
+            self.chunk = min(2 * self.chunk, LARGEST_CHUNK)
+        elif passed:
+            self.chunk = max(self.chunk // _SHRINK_FACTOR, FIRST_CHUNK)

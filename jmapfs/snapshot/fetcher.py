@@ -1,0 +1,178 @@
+"""The download of contents for a snapshot: from the cache of the account's mounts, or the server.
+
+Nothing is put into the cache: a snapshot of everything would evict what people read.
+
+While an account is listed for the first time, its contents are downloaded already (`EarlyFetcher`).
+A listing waits for the server, then for SQLite; in between there is time for both. Contents are
+stored under their blob ids, and get their places once the state to copy is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.content.download import LEAST_RATE, BlobSource, Downloader
+from jmapfs.errors import JmapfsError, ServerError
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AddedBlob
+from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
+from jmapfs.sqlite import sqlite_errors
+
+# Each request gets this time, and a single blob also the time that it needs at `LEAST_RATE`.
+_DEADLINE_SECONDS: Final = 120.0
+# The cache evicts when something is put into it, and nothing is.
+_NO_LIMIT: Final = 1 << 62
+_THREADS: Final = 8
+
+
+class BlobFetcher:
+    """Downloads the contents of an account's blobs; `cached` are those found in the disk cache."""
+
+    def __init__(self, source: BlobSource, cache: DiskCache | None) -> None:
+        self.cached = BlobTotals(0, 0)
+        self._source = source
+        self._cache = cache
+        self._downloader = Downloader(source, trio.CapacityLimiter(_THREADS))
+
+    @property
+    def concurrency(self) -> int:
+        """The number of requests that may be under way at a time."""
+        return self._source.concurrency
+
+    def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
+        """Divide requests into batches; see `Source.batches`."""
+        return self._downloader.divide(requests)
+
+    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+        """Download contents; see `Source.download`."""
+        batch = await self._write_cached(batch, sink)
+        if len(batch) > 1 and self._source.batch_limits is not None:
+            arrived = await self._downloader.download_batch(batch, deadline=_DEADLINE_SECONDS)
+            await sink.write(arrived)
+            written = {request.blob_id for request, _ in arrived}
+            batch = [request for request in batch if request.blob_id not in written]
+        failed: dict[str, JmapfsError] = {}
+        for request in batch:
+            try:
+                await self._download_alone(request, sink)
+            except ServerError as error:
+                failed[request.blob_id] = error
+        return failed
+
+    async def _write_cached(
+        self, batch: Sequence[BlobRequest], sink: Sink
+    ) -> Sequence[BlobRequest]:
+        """Write what the disk cache has; return the rest."""
+        if self._cache is None:
+            return batch
+        load = partial(self._cache.load_many, [request.blob_id for request in batch])
+        found = await trio.to_thread.run_sync(load)
+        if not found:
+            return batch
+        await sink.write([(one, found[one.blob_id]) for one in batch if one.blob_id in found])
+        self.cached += BlobTotals(len(found), sum(map(len, found.values())))
+        return [one for one in batch if one.blob_id not in found]
+
+    async def _download_alone(self, request: BlobRequest, sink: Sink) -> None:
+        blob_id, size = request.blob_id, request.size
+        deadline = _DEADLINE_SECONDS + size / LEAST_RATE
+        if size <= SMALL_BYTES:
+            data = await self._downloader.download_small(blob_id, size_hint=size, deadline=deadline)
+            await sink.write([(request, data)])
+            return
+        async with self._downloader.stream(blob_id, size, deadline=deadline) as chunks:
+            await sink.write_stream(request, chunks)
+
+
+@contextlib.asynccontextmanager
+async def open_cache(directory: Path) -> AsyncIterator[DiskCache | None]:
+    """Open the disk cache of an account's mounts, if there is one."""
+    if not await trio.to_thread.run_sync(directory.is_dir):
+        yield None
+        return
+    create = partial(DiskCache, directory, _NO_LIMIT, reserve_bytes=0)
+    cache = await trio.to_thread.run_sync(create)
+    try:
+        yield cache
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(cache.close)
+
+
+_LISTED_AT_ONCE: Final = 1000
+# One request is left to the listing.
+_LEFT_TO_LISTING: Final = 1
+
+
+class EarlyFetcher:
+    """Downloads the contents of the blobs in an index that is being filled, until `stop`."""
+
+    def __init__(
+        self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, sink: Sink
+    ) -> None:
+        self._reader = reader
+        self._fetcher = fetcher
+        self._early = early
+        self._sink = sink
+        self._more_listed = trio.Event()
+        self._stopped = False
+
+    def note_listed(self) -> None:
+        """Note that more is listed."""
+        self._more_listed.set()
+
+    def stop(self) -> None:
+        """Start no more downloads; `run` returns when those under way have ended."""
+        self._stopped = True
+        self._more_listed.set()
+
+    async def run(self) -> None:
+        """Download contents.
+
+        Raises:
+            StorageError: they cannot be stored.
+            JmapfsError: the server is out of reach.
+        """
+        send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
+        async with trio.open_nursery() as nursery:
+            async with receive:
+                for _ in range(max(1, self._fetcher.concurrency - _LEFT_TO_LISTING)):
+                    nursery.start_soon(self._download, receive.clone())
+            async with send:
+                await self._send_batches(send)
+
+    async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
+        position = 0
+        while not self._stopped:
+            # Before the index is read: `note_listed` may be called meanwhile.
+            self._more_listed = trio.Event()
+            added = await self._blobs_added_after(position)
+            if not added:
+                if not self._stopped:
+                    await self._more_listed.wait()
+                continue
+            position = added[-1].number
+            candidates = [BlobRequest(one.blob_id, one.size, one.received_at, "") for one in added]
+            batches = self._fetcher.batches(await self._early.missing(candidates))
+            for batch in itertools.takewhile(lambda _: not self._stopped, batches):
+                await send.send(batch)
+
+    async def _download(self, receive: trio.MemoryReceiveChannel[Sequence[BlobRequest]]) -> None:
+        async with receive:
+            async for batch in receive:
+                # Errors are ignored: a blob of the state to copy is downloaded again.
+                await self._fetcher.download(batch, self._sink)
+
+    async def _blobs_added_after(self, position: int) -> list[AddedBlob]:
+        with sqlite_errors("read the index"):
+            return await trio.to_thread.run_sync(
+                self._reader.blobs_added_after, position, _LISTED_AT_ONCE
+            )
