@@ -193,10 +193,10 @@ def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
 
 
 FATAL_BUG = """
-from jmapfs.daemon.commands import Commands
-async def broken(self, request):
+from jmapfs.daemon.freeze import Freezer
+async def broken(self, lease_id):
     raise BaseException("on purpose")
-Commands.answer = broken
+Freezer.thaw = broken
 from jmapfs.cli.main import main
 main()
 """
