@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.types import Address, Email, Mailbox
+from jmapfs.jmap.types import Address, Email, Keywords, Mailbox, MailboxIds
 from jmapfs.names import email_stem, numbered_name
 
 
@@ -24,8 +24,8 @@ def email(
         id=email_id,
         blob_id=blob or f"b{email_id}",
         thread_id="t",
-        mailbox_ids=frozenset(mailbox_ids),
-        keywords=frozenset(keywords),
+        mailbox_ids=MailboxIds(mailbox_ids),
+        keywords=Keywords(keywords),
         size=size,
         received_at=datetime.fromtimestamp(at, UTC),
         subject=subject,

@@ -93,7 +93,7 @@ class EmailBatch:
         )
         number = self._connection.execute(
             "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
-            (email.id, inode, email.thread_id, stem),
+            (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
         for mailbox_id in sorted(email.mailbox_ids):
@@ -136,7 +136,7 @@ class EmailBatch:
                 "SELECT keyword FROM keyword WHERE email = ?", (number,)
             )
         }
-        current = set(email.keywords)
+        current = email.keywords
         self._connection.executemany(
             "DELETE FROM keyword WHERE email = ? AND keyword = ?",
             [(number, keyword) for keyword in known - current],

@@ -139,7 +139,13 @@ class IndexWriter(IndexReader):
         for mailbox in mailboxes:
             changed += self._connection.execute(
                 _PUT_MAILBOX,
-                (mailbox.id, mailbox.name, mailbox.parent_id, mailbox.role, mailbox.sort_order),
+                (
+                    mailbox.id,
+                    mailbox.name or "",
+                    mailbox.parent_id,
+                    mailbox.role or None,
+                    mailbox.sort_order or 0,
+                ),
             ).rowcount
         if changed:
             increment_layout_version(self._connection)
@@ -207,7 +213,7 @@ class _Placed(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def name(self) -> str: ...
+    def name(self) -> str | None: ...
     @property
     def parent_id(self) -> str | None: ...
 
@@ -226,6 +232,6 @@ def _path(mailbox_id: str, by_id: Mapping[str, _Placed]) -> tuple[str, ...]:
     current: str | None = mailbox_id
     while current is not None and current in by_id and current not in visited:
         visited.add(current)
-        names.append(by_id[current].name)
+        names.append(by_id[current].name or "")
         current = by_id[current].parent_id
     return tuple(reversed(names))

@@ -1,38 +1,51 @@
-"""Requests to the API of a session, and the session itself, which is fetched again when it changes.
+"""JMAP method calls (RFC 8620 §3.2 to §3.7), and the API of one account.
 
-An Api is shared by all accounts of a user: it has one transport, and with it one budget.
-
-Method calls and their responses, as they stand in a request (RFC 8620 §3.2 to §3.6).
+An Api also keeps the session up to date: every response carries the state of the session, and when
+that changes, the session is fetched again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from jmapfs.errors import DeadlineError, MethodError, ProtocolError, RequestError
-from jmapfs.jmap.batch_limits import BatchBounds
-from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import printable
-from jmapfs.jmap.origins import host_of
+from jmapfs.errors import (
+    ConfigError,
+    DeadlineError,
+    JmapfsError,
+    MethodError,
+    ProtocolError,
+    RequestError,
+)
+from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http_errors import LIMIT, printable
+from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, Request
-from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
-from jmapfs.jmap.types import decode
+from jmapfs.jmap.session import SESSION_HEADERS, Session, SessionAccount, parse_session
+from jmapfs.jmap.types import R, decode
 
 T = TypeVar("T")
 
-_LONGEST_WORDS = 300
+DEFAULT_DEADLINE = 30.0
+"""Seconds for a request with all its retries, if the caller does not say."""
+
+_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+# A request that meets a dead connection must leave time for a second one.
+_SHARE_OF_FIRST_ATTEMPT = 0.6
+# Larger pages are not faster, and each response is held in memory.
+_MAX_OBJECTS = 4096
+_MAX_DESCRIPTION = 300
 
 
 @dataclass(frozen=True, slots=True)
 class MethodCall:
-    """A call of `name`; `call_id` is its own within a request.
+    """A call of the method `name`; `call_id` is unique within a request.
 
-    `using` are the capabilities it needs beside core and mail.
+    `using` are the capabilities it needs besides core and mail.
     """
 
     name: str
@@ -41,14 +54,14 @@ class MethodCall:
     using: frozenset[str] = field(default=frozenset())
 
     @property
-    def refers(self) -> bool:
-        """Whether it refers back to a result of the same request (RFC 8620 §3.7)."""
+    def has_reference(self) -> bool:
+        """Whether it uses a result of another call of the same request (RFC 8620 §3.7)."""
         return any(argument.startswith("#") for argument in self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class MethodResponse:
-    """The response to a call: its arguments, not decoded yet, or the error it met."""
+    """The response to a call: its arguments, not decoded yet, or its error."""
 
     name: str
     call_id: str
@@ -60,11 +73,11 @@ class MethodResponse:
         if self.error is not None:
             raise self.error
         if self.arguments is None:
-            raise ProtocolError(f"the server's answer to {self.name} is empty")
-        return decode(self.arguments, type_, f"the server's answer to {self.name}")
+            raise ProtocolError(f"the server's response to {self.name} is empty")
+        return decode(self.arguments, type_, f"the server's response to {self.name}")
 
 
-class ResponseDocument(msgspec.Struct, rename="camel"):
+class _ResponseDocument(msgspec.Struct, rename="camel"):
     """The Response object (RFC 8620 §3.4)."""
 
     method_responses: list[tuple[str, msgspec.Raw, str]]
@@ -76,101 +89,54 @@ class _ErrorArguments(msgspec.Struct):
     description: str | None = None
 
 
-def encode_request(using: Sequence[str], calls: Iterable[MethodCall], *, largest: int) -> bytes:
-    """Return the Request object as JSON (RFC 8620 §3.3).
-
-    Raises the RequestError the server would answer if it is larger than `largest` bytes.
-    """
-    body = msgspec.json.encode(
-        {
-            "using": using,
-            "methodCalls": [(call.name, dict(call.arguments), call.call_id) for call in calls],
-        }
-    )
-    if len(body) > largest:
-        raise RequestError(
-            f"a request of {len(body):,} bytes is more than the server takes ({largest:,})",
-            status=413,
-            kind="urn:ietf:params:jmap:error:limit",
-            limit="maxSizeRequest",
-        )
-    return body
-
-
-def match_responses(
-    calls: Sequence[MethodCall], document: ResponseDocument
-) -> list[MethodResponse]:
-    """Return the response to each call, in the order of the calls.
-
-    Raises ProtocolError for a response that answers none of them, a second response to one, and a
-    call without any.
-    """
-    waiting = {call.call_id: call for call in calls}
-    if len(waiting) != len(calls):
-        raise ValueError("two calls of one request have the same id")
-    answered: dict[str, MethodResponse] = {}
-    for name, arguments, call_id in document.method_responses:
-        shown = printable(name, 80)
-        call = waiting.get(call_id)
-        if call is None:
-            raise ProtocolError(f"the server answers a call that was not made ({shown})")
-        if call_id in answered:
-            raise ProtocolError(f"the server answers {call.name} twice ({shown})")
-        if name == "error":
-            answered[call_id] = MethodResponse(
-                call.name, call_id, None, _method_error(call, arguments)
-            )
-        elif name == call.name:
-            answered[call_id] = MethodResponse(name, call_id, arguments)
-        else:
-            raise ProtocolError(f"the server answers {call.name} with {shown}")
-    for call in calls:
-        if call.call_id not in answered:
-            raise ProtocolError(f"the server does not answer {call.name}")
-    return [answered[call.call_id] for call in calls]
-
-
-def _method_error(call: MethodCall, arguments: msgspec.Raw) -> MethodError:
-    given = decode(arguments, _ErrorArguments, f"the error the server answers {call.name} with")
-    kind = printable(given.kind, 80) or "an error without a type"
-    return MethodError(call.name, kind, printable(given.description or "", _LONGEST_WORDS))
-
-
-DEFAULT_DEADLINE = 30.0
-"""Seconds for a request, all its retries included, where the caller does not say."""
-
-_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-# A request that meets a dead connection must leave time for a second one.
-_SHARE_OF_FIRST_ATTEMPT = 0.6
-# Larger pages win nothing, and hold the answer in memory as a whole.
-_MOST_OBJECTS = 4096
+def is_too_large(error: JmapfsError) -> bool:
+    """Tell whether a request was rejected for its size, so that half of it may be accepted."""
+    if isinstance(error, MethodError):
+        return error.kind == "requestTooLarge"
+    if isinstance(error, RequestError):
+        return error.status == 413 or error.limit in {"maxSizeRequest", "maxObjectsInGet"}
+    return False
 
 
 class Api:
-    """Sends method calls. Safe for many tasks at once.
+    """Makes method calls for one account. Safe for many tasks at once.
 
-    `vet` is called with a session that was fetched again, before it is used; what it raises, the
-    request raises that would have used it.
+    `session` is the session as it was last fetched.
     """
 
-    def __init__(self, transport: Transport, session: Session) -> None:
+    def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         self.transport = transport
         self.session = session
-        self.vet: Callable[[Session], None] = _as_it_is
-        self.batches = BatchBounds()
+        self.account_id = account_id
         self._refreshing = trio.Lock()
         self._seen_state = session.state
         self._stale = False
-        self._learned_objects = _MOST_OBJECTS
+        self._learned_objects = _MAX_OBJECTS
+
+    @property
+    def account(self) -> SessionAccount:
+        """The account in the session."""
+        return self.session.accounts[self.account_id]
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent and received so far."""
+        return self.transport.traffic
+
+    @property
+    def concurrency(self) -> int:
+        """The number of requests that may be in flight at once, now."""
+        return self.transport.concurrency
+
+    @property
+    def blob_ids_are_sha1(self) -> bool:
+        """Whether blob ids of `G` and 40 hex digits contain the SHA-1 of the blob (Cyrus)."""
+        return self.session.blob_ids_are_sha1
 
     @property
     def max_objects_in_get(self) -> int:
-        """How many ids to ask for at once: what the session says, or less if that was refused."""
+        """How many ids to request at once: the limit of the session, or a lower one learned."""
         return min(self.session.limits.max_objects_in_get, self._learned_objects)
-
-    def learn_max_objects(self, accepted: int) -> None:
-        """Remember that no more than `accepted` ids are taken, whatever the session says."""
-        self._learned_objects = max(1, min(self._learned_objects, accepted))
 
     async def request(
         self,
@@ -178,33 +144,55 @@ class Api:
         *,
         deadline: float = DEFAULT_DEADLINE,
         raise_errors: bool = True,
-        largest_answer: int | None = None,
+        largest_response: int | None = None,
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
-        One HTTP request, or several in turn if the server takes fewer calls in one; a call that
-        refers to another must be in the same, so more than `max_calls_in_request` calls may not
-        refer. `deadline` is in seconds, for all of it. A method-level error is raised as
-        MethodError, the first one in order; without `raise_errors` it is in the response.
-        `largest_answer` bounds the answer to each HTTP request, in bytes.
+        One HTTP request, or several in turn if the server accepts fewer calls in one. Calls that
+        refer to each other must be in one request, so there may be at most `max_calls_in_request`.
+        `deadline` is in seconds, for everything. A method-level error is raised as MethodError, the
+        first one in order; without `raise_errors` it is in the response. `largest_response` bounds
+        the response to each HTTP request, in bytes.
 
-        Raises also what Transport.fetch raises, RequestError for a request that is refused as a
-        whole, and ProtocolError for an answer that does not fit the calls.
+        Raises:
+            RequestError: the request as a whole was rejected.
+            ProtocolError: the response does not match the calls.
+            JmapfsError: what Transport.fetch raises.
         """
         until = trio.current_time() + deadline
-        patience = max(STALL_TIMEOUT, deadline * _SHARE_OF_FIRST_ATTEMPT)
+        first_byte_timeout = max(STALL_TIMEOUT, deadline * _SHARE_OF_FIRST_ATTEMPT)
         responses: list[MethodResponse] = []
-        for batch in self._batches(calls):
-            for response in await self._post(
-                batch, until=until, patience=patience, largest=largest_answer
-            ):
+        for batch in self._split(calls):
+            session = await self.current_session(until=until)
+            request = Request(
+                method="POST",
+                url=session.api_url,
+                headers=_JSON,
+                content=_encode(session, batch),
+                first_byte_timeout=first_byte_timeout,
+            )
+            http_response = await self.transport.fetch(
+                request, until=until, largest=largest_response
+            )
+            document = self.transport.decode(
+                http_response,
+                _ResponseDocument,
+                f"the server's response to {', '.join(call.name for call in batch)}",
+            )
+            self._note_state(document.session_state)
+            for response in self._match(batch, document):
                 if response.error is not None and raise_errors:
                     raise response.error
                 responses.append(response)
         return responses
 
     async def current_session(self, *, until: float) -> Session:
-        """Return the session, fetched again if a response told that it changed."""
+        """Return the session, fetched again if a response said that it changed.
+
+        Raises:
+            ConfigError: the session has another server or lacks the account.
+            JmapfsError: the session could not be fetched.
+        """
         if self._stale:
             with trio.move_on_at(until) as scope:
                 async with self._refreshing:
@@ -215,54 +203,120 @@ class Api:
                 raise DeadlineError("the session was not fetched again in time")
         return self.session
 
+    def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
+        return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
+
+    def _decode(self, response: MethodResponse, type_: type[R]) -> R:
+        decoded = response.decode(type_)
+        if decoded.account_id is not None and decoded.account_id != self.account_id:
+            raise ProtocolError(f"the server answers {response.name} for another account")
+        return decoded
+
+    async def _request_one(
+        self, name: str, arguments: Mapping[str, object], type_: type[R], *, deadline: float
+    ) -> R:
+        [response] = await self.request([self._call(name, arguments)], deadline=deadline)
+        return self._decode(response, type_)
+
+    async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
+        """Request `size` objects at once, or fewer while the server rejects that as too many."""
+        size = max(1, min(size, self.max_objects_in_get))
+        while True:
+            try:
+                return await request(size)
+            except (MethodError, RequestError) as error:
+                if size == 1 or not is_too_large(error):
+                    raise
+            size //= 2
+            self._learned_objects = max(1, min(self._learned_objects, size))
+
     async def _refresh(self, until: float) -> None:
-        outgoing = Request(method="GET", url=self.session.url, headers=SESSION_HEADERS)
-        session = parse_session(await self.transport.fetch(outgoing, until=until), self.transport)
-        self.vet(session)
-        self.transport.trust(session.origins)
-        self.transport.allow(session.limits.max_concurrent_requests)
+        request = Request(method="GET", url=self.session.url, headers=SESSION_HEADERS)
+        session = parse_session(await self.transport.fetch(request, until=until), self.transport)
+        # What another account or server says would be stored in the index of this one.
+        if origin_of(session.api_url) != origin_of(self.session.api_url):
+            raise ConfigError(
+                f"the server's API moved from {self.session.api_url} to {session.api_url}; start"
+                " again to accept that, or correct the location of the account"
+            )
+        if self.account_id not in session.accounts:
+            raise ConfigError(f"the server's session no longer has the account {self.account_id}")
+        self.transport.set_limits(session.origins, session.limits.max_concurrent_requests)
         self.session = session
         self._stale = False
 
-    def _batches(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
-        most = self.session.limits.max_calls_in_request
-        if len(calls) > most and any(call.refers for call in calls):
+    def _split(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
+        largest = self.session.limits.max_calls_in_request
+        if len(calls) > largest and any(call.has_reference for call in calls):
             raise ValueError("calls that refer to each other do not fit into one request")
-        for start in range(0, len(calls), most):
-            yield calls[start : start + most]
-
-    async def _post(
-        self, calls: Sequence[MethodCall], *, until: float, patience: float, largest: int | None
-    ) -> list[MethodResponse]:
-        session = await self.current_session(until=until)
-        needed = {name for call in calls for name in call.using}
-        content = encode_request(
-            session.using(needed), calls, largest=session.limits.max_size_request
-        )
-        outgoing = Request(
-            method="POST", url=session.api_url, headers=_JSON, content=content, patience=patience
-        )
-        answer = await self.transport.fetch(outgoing, until=until, largest=largest)
-        what = f"the answer of {host_of(session.api_url)} to {', '.join(c.name for c in calls)}"
-        document = self.transport.decode(answer, ResponseDocument, what)
-        self._note_state(document.session_state)
-        return [self._redacted(response) for response in match_responses(calls, document)]
+        for start in range(0, len(calls), largest):
+            yield calls[start : start + largest]
 
     def _note_state(self, state: str | None) -> None:
-        # Servers behind one name may never agree on the state: each one seen is asked about once.
+        # Servers behind one name may never agree on the state. Each state causes one fetch.
         if state and state not in {self.session.state, self._seen_state}:
             self._seen_state = state
             self._stale = True
 
-    def _redacted(self, response: MethodResponse) -> MethodResponse:
-        error = response.error
-        if error is None:
-            return response
-        kind, description = map(self.transport.redact, (error.kind, error.description))
-        return MethodResponse(
-            response.name, response.call_id, None, MethodError(error.method, kind, description)
+    def _match(
+        self, calls: Sequence[MethodCall], document: _ResponseDocument
+    ) -> Iterable[MethodResponse]:
+        """Return the response to each call, in the order of the calls.
+
+        Raises ProtocolError for a response to no call, a second response to a call, and a call
+        without a response.
+        """
+        pending = {call.call_id: call for call in calls}
+        if len(pending) != len(calls):
+            raise ValueError("two calls of one request have the same id")
+        responses: dict[str, MethodResponse] = {}
+        for name, arguments, call_id in document.method_responses:
+            call = pending.get(call_id)
+            if call is None:
+                raise ProtocolError(f"the server answers no call of ours: {printable(name, 80)}")
+            if call_id in responses:
+                raise ProtocolError(f"the server answers {call.name} twice")
+            if name == "error":
+                error = self._method_error(call, arguments)
+                responses[call_id] = MethodResponse(call.name, call_id, None, error)
+            elif name == call.name:
+                responses[call_id] = MethodResponse(name, call_id, arguments)
+            else:
+                raise ProtocolError(f"the server answers {call.name} with {printable(name, 80)}")
+        for call in calls:
+            if call.call_id not in responses:
+                raise ProtocolError(f"the server does not answer {call.name}")
+        return [responses[call.call_id] for call in calls]
+
+    def _method_error(self, call: MethodCall, arguments: msgspec.Raw) -> MethodError:
+        sent = decode(
+            arguments, _ErrorArguments, f"the error that the server sends for {call.name}"
+        )
+        kind = printable(sent.kind, 80) or "an error without a type"
+        description = printable(sent.description or "", _MAX_DESCRIPTION)
+        return MethodError(
+            call.name, self.transport.redact(kind), self.transport.redact(description)
         )
 
 
-def _as_it_is(_session: Session) -> None:
-    """Take any session."""
+def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
+    """Return the Request object as JSON (RFC 8620 §3.3).
+
+    Raises the RequestError that the server would answer, if it is larger than the server accepts.
+    """
+    content = msgspec.json.encode(
+        {
+            "using": session.using({name for call in calls for name in call.using}),
+            "methodCalls": [(call.name, dict(call.arguments), call.call_id) for call in calls],
+        }
+    )
+    largest = session.limits.max_size_request
+    if len(content) > largest:
+        raise RequestError(
+            f"a request of {len(content):,} bytes is more than {host_of(session.api_url)} accepts"
+            f" ({largest:,})",
+            status=413,
+            kind=LIMIT,
+            limit="maxSizeRequest",
+        )
+    return content

@@ -1,7 +1,8 @@
-"""Downloading blobs by the session's download URL (RFC 8620 §6.2): whole, or as a stream.
+"""Downloads of blobs by the session's download URL (RFC 8620 §6.2): whole, or as a stream.
 
-A blob is immutable, so a download that breaks off is begun again, and what was handed on already
-is passed over, once it has proved to be the same. Nothing that breaks off ends like a whole blob.
+A blob is immutable. So a download that breaks off is started again, and what was returned already
+is skipped after a check that it is the same. A download that breaks off never ends like a whole
+blob.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import trio
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
 from jmapfs.jmap.http_errors import printable
-from jmapfs.jmap.methods import AccountMethods
 from jmapfs.jmap.response import Request, ResponseReader
 from jmapfs.jmap.retry import RetryPolicy, TransientError
 
 # Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
-# How far a blob may be from the size that was promised, before it is given up for memory's sake.
+# How much larger than expected a blob may be before it is given up, to bound memory.
 _MARGIN = 64 * 2**20
 _LARGEST_BLOB = 1 << 30
 
@@ -34,7 +34,7 @@ def expand(template: str, values: Mapping[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         text = values.get(match[1], "")
-        # A segment of dots alone would be taken for a path to another place.
+        # A path segment of dots alone would lead to another place.
         return text.replace(".", "%2E") if text.strip(".") == "" else quote(text, safe="")
 
     return _VARIABLE.sub(value, template)
@@ -49,8 +49,8 @@ class BlobStream:
         self._until = until
         self._retries = RetryPolicy(until)
         self._attempt = AsyncExitStack()
-        self._incoming: ResponseReader | None = None
-        self._handed_on = 0
+        self._reader: ResponseReader | None = None
+        self._returned = 0
         self._digest = hashlib.blake2b()
         self._ended = False
 
@@ -58,41 +58,43 @@ class BlobStream:
         return self
 
     async def __anext__(self) -> bytes:
-        """Return the next bytes, never none.
+        """Return the next bytes, at least one.
 
-        Raises BlobNotFoundError, BlobMismatchError when a second attempt brings other content
-        than the first, and what Transport.fetch raises.
+        Raises:
+            BlobNotFoundError: the server does not have the blob.
+            BlobMismatchError: a second attempt got other content than the first.
+            JmapfsError: what Transport.fetch raises.
         """
         while not self._ended:
             try:
-                if self._incoming is None:
-                    self._incoming = await self._open()
-                    await self._pass_over(self._incoming)
-                chunk = await self._receive(self._incoming)
+                if self._reader is None:
+                    self._reader = await self._open()
+                    await self._skip_returned(self._reader)
+                chunk = await self._receive(self._reader)
             except TransientError as failure:
                 await self.aclose()
-                await self._retries.after(failure)
+                await self._retries.wait_after(failure)
                 continue
             if not chunk:
                 self._ended = True
-                self._api.transport.traffic.blobs += 1
+                self._api.traffic.blobs += 1
                 await self.aclose()
                 break
-            self._hand_on(chunk)
+            self._returned += len(chunk)
+            self._digest.update(chunk)
             return chunk
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End the download where it is."""
-        self._incoming = None
+        """End the current attempt."""
+        self._reader = None
         await self._attempt.aclose()
 
     async def _open(self) -> ResponseReader:
         session = await self._api.current_session(until=self._until)
-        outgoing = Request(
-            method="GET", url=expand(session.download_url, self._values), headers=_HEADERS
-        )
-        exchange = self._api.transport.exchange(outgoing, until=self._until)
+        url = expand(session.download_url, self._values)
+        request = Request(method="GET", url=url, headers=_HEADERS)
+        exchange = self._api.transport.exchange(request, until=self._until)
         try:
             return await self._attempt.enter_async_context(exchange)
         except RequestError as error:
@@ -100,38 +102,34 @@ class BlobStream:
                 raise BlobNotFoundError(f"the server does not have the {self._name()}") from error
             raise
 
-    async def _receive(self, incoming: ResponseReader) -> bytes:
-        chunk = await incoming.next_chunk()
-        self._api.transport.traffic.bytes += len(chunk)
+    async def _receive(self, reader: ResponseReader) -> bytes:
+        chunk = await reader.next_chunk()
+        self._api.traffic.bytes += len(chunk)
         return chunk
 
-    async def _pass_over(self, incoming: ResponseReader) -> None:
-        """Read again what an earlier attempt handed on, and check that it is the same."""
-        left, digest = self._handed_on, hashlib.blake2b()
+    async def _skip_returned(self, reader: ResponseReader) -> None:
+        """Read again what an earlier attempt returned, and check that it is the same."""
+        left, digest = self._returned, hashlib.blake2b()
         while left:
-            chunk = await self._receive(incoming)
+            chunk = await self._receive(reader)
             if not chunk:
                 raise BlobMismatchError(f"the {self._name()} is shorter than it was a moment ago")
             digest.update(chunk[:left])
             surplus = chunk[left:]
             left = max(0, left - len(chunk))
             if surplus:
-                incoming.put_back(surplus)
-                # It is counted when it is taken again.
-                self._api.transport.traffic.bytes -= len(surplus)
+                reader.put_back(surplus)
+                # It is counted when it is read again.
+                self._api.traffic.bytes -= len(surplus)
         if digest.digest() != self._digest.digest():
             raise BlobMismatchError(f"the {self._name()} is not what it was a moment ago")
-
-    def _hand_on(self, chunk: bytes) -> None:
-        self._handed_on += len(chunk)
-        self._digest.update(chunk)
 
     def _name(self) -> str:
         return f"blob {printable(self._values['blobId'], 80)}"
 
 
-class BlobMethods(AccountMethods):
-    """Downloads. They count in the budget of the transport for as long as they last."""
+class BlobMethods(Api):
+    """Downloads. Each counts in the budget of the transport for as long as it lasts."""
 
     async def download_blob(
         self,
@@ -142,13 +140,11 @@ class BlobMethods(AccountMethods):
         name: str = "blob",
         media_type: str = "application/octet-stream",
     ) -> bytes:
-        """Return the content of a blob, as the server sent it to its announced end.
+        """Return the content of a blob, to the end that the server announced.
 
-        `size_hint` is the size it should have in bytes; content of another length is returned as
-        it is, for the caller to judge, unless it is larger by more than 64 MiB. `deadline` is in
-        seconds, for everything.
-
-        Raises BlobNotFoundError, BlobMismatchError, and what Transport.fetch raises.
+        `size_hint` is the expected size in bytes. Content of another length is returned as it is,
+        unless it is larger by more than 64 MiB: the caller has to check it. `deadline` is in
+        seconds, for everything. Raises as BlobStream.
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
@@ -159,7 +155,7 @@ class BlobMethods(AccountMethods):
                 content += chunk
                 if len(content) > largest:
                     raise BlobMismatchError(
-                        f"the blob {printable(blob_id, 80)} is far larger than it should be: "
+                        f"the blob {printable(blob_id, 80)} is far larger than expected: "
                         f"more than {largest:,} bytes"
                     )
         return bytes(content)
@@ -173,10 +169,10 @@ class BlobMethods(AccountMethods):
         name: str = "blob",
         media_type: str = "application/octet-stream",
     ) -> AsyncIterator[BlobStream]:
-        """Open a blob for reading chunk by chunk; nothing is asked before the first is wanted.
+        """Open a blob for reading chunk by chunk; the first read sends the request.
 
-        `deadline` is in seconds from now to the last chunk. The content is whole when, and only
-        when, the iteration ends by itself. Raises as `download_blob`, from the iteration.
+        `deadline` is in seconds from now to the last chunk. The content is whole if, and only if,
+        the iteration ends by itself. The iteration raises as BlobStream.
         """
         values = {
             "accountId": self.account_id,
@@ -184,7 +180,7 @@ class BlobMethods(AccountMethods):
             "name": name,
             "type": media_type,
         }
-        stream = BlobStream(self.api, values, trio.current_time() + deadline)
+        stream = BlobStream(self, values, trio.current_time() + deadline)
         try:
             yield stream
         finally:

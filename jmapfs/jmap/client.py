@@ -1,63 +1,394 @@
-"""The client: from a location and credentials to the mail of one account."""
+"""The client of one account: mailboxes, emails and what changed (RFC 8621), besides its blobs.
+
+`connect` finds the session from a location and credentials. Every email id that was requested is
+accounted for: it is returned, or it is reported as not found, or an error is raised.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import httpx
 import trio
 
 from jmapfs import __version__
-from jmapfs.errors import ProtocolError
-from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
+from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.batches import BatchMethods
 from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import Resolver, discover, look_up
-from jmapfs.jmap.http import CONCURRENCY, Traffic, open_transport
-from jmapfs.jmap.methods import ChangeMethods, EmailMethods, MailboxMethods
-from jmapfs.jmap.push import PushMethods, PushSettings
-from jmapfs.jmap.session import Session, SessionAccount
+from jmapfs.jmap.http import CONCURRENCY, Transport
+from jmapfs.jmap.http_errors import printable
+from jmapfs.jmap.push import PushMethods
+from jmapfs.jmap.types import (
+    EMAIL_PROPERTIES,
+    ChangesResponse,
+    Email,
+    EmailGetResponse,
+    Mailbox,
+    MailboxGetResponse,
+    QueryResponse,
+)
+
+_BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
+# How often the ids of the mailboxes are listed again because the mailboxes changed meanwhile.
+_MAX_LISTINGS = 4
 
 
-class Client(EmailMethods, MailboxMethods, ChangeMethods, BlobMethods, BatchMethods, PushMethods):
-    """The mail of one account, read only. Safe for many tasks at once."""
+@dataclass(frozen=True, slots=True)
+class EmailPage:
+    """A page of the listing: `ids` in the order of receipt, and the emails in the same order.
 
-    @property
-    def session(self) -> Session:
-        """The session as it was last fetched."""
-        return self.api.session
+    `not_found` are those of `ids` that were destroyed meanwhile. `state` is the Email state of the
+    get. `total` is set on the first page only, if the server counts. An empty page is the end.
+    """
 
-    @property
-    def account(self) -> SessionAccount:
-        """The account in the session; raises ProtocolError when the session has it no longer."""
-        account = self.session.accounts.get(self.account_id)
-        if account is None:
-            raise ProtocolError("the server's session no longer has the account")
-        return account
+    ids: tuple[str, ...]
+    emails: tuple[Email, ...]
+    not_found: tuple[str, ...]
+    query_state: str
+    state: str
+    total: int | None
 
-    @property
-    def traffic(self) -> Traffic:
-        """What was sent and received so far, by all clients of the session."""
-        return self.api.transport.traffic
 
-    @property
-    def concurrency(self) -> int:
-        """The number of requests that may be under way at once."""
-        return self.api.transport.concurrency
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Ids that were created, updated or destroyed since a state (RFC 8620 §5.2).
+
+    `new_state` is the state to continue from. With `has_more` there are more changes after it; if
+    it equals the state that was asked about, there is no progress and everything must be listed
+    again. Servers may name an id in several of the three. `updated_properties` are the only ones
+    that changed in the updated mailboxes (RFC 8621 §2.2); None if any may have changed.
+    """
+
+    new_state: str
+    has_more: bool
+    created: tuple[str, ...]
+    updated: tuple[str, ...]
+    destroyed: tuple[str, ...]
+    updated_properties: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmailChanges:
+    """The emails that were created or updated since a state, and the ids of those that are gone.
+
+    `new_state` and `has_more` as in Changes.
+    """
+
+    new_state: str
+    has_more: bool
+    emails: tuple[Email, ...]
+    gone: tuple[str, ...]
+
+
+class _Found:
+    """What Email/get returned so far: emails by id, and the ids that it did not find."""
+
+    def __init__(self) -> None:
+        self.emails: dict[str, Email] = {}
+        self.not_found: set[str] = set()
+
+    def add(self, requested: Iterable[str], response: EmailGetResponse) -> None:
+        """Add the emails that were requested; others are ignored."""
+        wanted = set(requested)
+        self.emails.update((email.id, email) for email in response.items if email.id in wanted)
+        self.not_found.update(
+            id_ for id_ in response.not_found or () if id_ in wanted and id_ not in self.emails
+        )
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Return those of `ids` that were neither returned nor reported as not found."""
+        return [id_ for id_ in ids if id_ not in self.emails and id_ not in self.not_found]
+
+    def in_order(self, ids: Iterable[str]) -> tuple[Email, ...]:
+        """Return the emails among `ids`, in this order."""
+        return tuple(self.emails[id_] for id_ in ids if id_ in self.emails)
+
+
+class Client(BlobMethods, BatchMethods, PushMethods):
+    """The mail of one account, read only. Safe for many tasks at once.
+
+    All methods raise what Api.request raises. `deadline` is in seconds, for each request.
+    """
 
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether blob ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
         return self.session.blob_ids_are_sha1
 
-    def for_account(self, selection: str | None = None) -> Client:
-        """Return a client for another account of the session, with the same transport and budget.
+    async def mailboxes(self, *, deadline: float = DEFAULT_DEADLINE) -> tuple[list[Mailbox], str]:
+        """Return every mailbox of the account and their Mailbox state.
 
-        Raises as Session.mail_account. It is of use for as long as this one is.
+        In parts where the server rejects all of them as too much. The state is then the one from
+        before the first part. Raises ProtocolError when the server leaves mailboxes out.
         """
-        return Client(self.api, self.session.mail_account(selection).id, self.push_settings)
+        try:
+            response = await self._get_mailboxes(None, deadline)
+        except (MethodError, RequestError) as error:
+            if not is_too_large(error):
+                raise
+            return await self._mailboxes_in_parts(deadline)
+        unique = {mailbox.id: mailbox for mailbox in response.items}
+        return list(unique.values()), response.state
+
+    async def email_state(self, *, deadline: float = DEFAULT_DEADLINE) -> str:
+        """Return the current Email state, without any email."""
+        return (await self._get_emails([], deadline)).state
+
+    async def query_page(
+        self, anchor: str | None, limit: int, *, deadline: float = DEFAULT_DEADLINE
+    ) -> EmailPage:
+        """Return the first page, or the one after the email `anchor`: at most `limit` emails.
+
+        Usually one HTTP request. The page is smaller where the server rejects `limit` as too large,
+        and some servers return fewer emails by themselves.
+
+        Raises:
+            MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
+            ProtocolError: a queried email is neither returned nor reported as not found.
+        """
+
+        async def page(size: int) -> EmailPage:
+            return await self._page(anchor, size, deadline)
+
+        return await self._with_fewer(limit, page)
+
+    async def emails(
+        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
+    ) -> tuple[list[Email], list[str]]:
+        """Return the emails with these ids, in this order, and the ids that are not found.
+
+        As many requests in turn as the server's limits need. Raises ProtocolError for an id that
+        is neither returned nor reported as not found, twice.
+        """
+        wanted = list(dict.fromkeys(ids))
+        found = _Found()
+        missing = wanted
+        # What a response leaves out is requested once more: the server may have cut it short.
+        for _ in range(2):
+            pending, missing = missing, []
+            while pending:
+                requested = await self._add_emails(pending, deadline, found)
+                missing += found.missing(requested)
+                pending = pending[len(requested) :]
+        if missing:
+            raise ProtocolError(
+                f"the server answers Email/get without {len(missing)} of {len(wanted)} emails "
+                f"that were requested, the first being {printable(missing[0], 80)}"
+            )
+        return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
+
+    async def changes(
+        self, mailbox_state: str, email_state: str, *, deadline: float = DEFAULT_DEADLINE
+    ) -> tuple[Changes, EmailChanges]:
+        """Return the changes of mailboxes and of emails, in one HTTP request if possible.
+
+        The server reports the mailboxes first. Raises as `mailbox_changes` and `email_changes`.
+        """
+        mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
+        mailboxes, *emails = await self.request(
+            [mailbox_call, *self._email_changes_calls(email_state, beside=1)],
+            deadline=deadline,
+            raise_errors=False,
+        )
+        changes = self._decode_changes(mailboxes)
+        return changes, await self._decode_email_changes(emails, deadline)
+
+    async def mailbox_changes(
+        self, since_state: str, *, deadline: float = DEFAULT_DEADLINE
+    ) -> Changes:
+        """Return the changes of mailboxes since a state.
+
+        Raises MethodError, of kind `cannotCalculateChanges` (or, for an unknown state,
+        `invalidArguments` or `serverFail`) where everything has to be listed again.
+        """
+        call = self._call("Mailbox/changes", {"sinceState": since_state})
+        [response] = await self.request([call], deadline=deadline)
+        return self._decode_changes(response)
+
+    async def email_changes(
+        self, since_state: str, *, deadline: float = DEFAULT_DEADLINE
+    ) -> EmailChanges:
+        """Return the changes of emails since a state, with the emails. Raises as the above."""
+        responses = await self.request(
+            self._email_changes_calls(since_state), deadline=deadline, raise_errors=False
+        )
+        return await self._decode_email_changes(responses, deadline)
+
+    def _decode_changes(self, response: MethodResponse) -> Changes:
+        decoded = self._decode(response, ChangesResponse)
+        properties = decoded.updated_properties
+        return Changes(
+            new_state=decoded.new_state,
+            has_more=decoded.has_more_changes or False,
+            created=tuple(decoded.created or ()),
+            updated=tuple(decoded.updated or ()),
+            destroyed=tuple(decoded.destroyed or ()),
+            updated_properties=None if properties is None else frozenset(properties),
+        )
+
+    def _email_changes_calls(self, since_state: str, *, beside: int = 0) -> Sequence[MethodCall]:
+        """Return the calls for the changes of emails, in a request with `beside` other calls.
+
+        If the server accepts enough calls, Email/get refers to the ids in the same request.
+        """
+        changes = self._call("Email/changes", {"sinceState": since_state}, "emails")
+        if self.session.limits.max_calls_in_request < beside + 3:
+            return [changes]
+        return [
+            changes,
+            self._get_referenced("created", "emails", "Email/changes"),
+            self._get_referenced("updated", "emails", "Email/changes"),
+        ]
+
+    async def _decode_email_changes(
+        self, responses: Sequence[MethodResponse], deadline: float
+    ) -> EmailChanges:
+        """Decode the responses to `_email_changes_calls`, and get the emails that they lack."""
+        changes = self._decode_changes(responses[0])
+        ids = list(dict.fromkeys((*changes.created, *changes.updated)))
+        found = _Found()
+        for response in responses[1:]:
+            # More emails than the server returns at once are an error here: they are got in parts.
+            if response.error is None:
+                found.add(ids, self._decode(response, EmailGetResponse))
+        await self._add_missing(ids, deadline, found)
+        # Servers may name an id in several lists: an email that was found is not gone.
+        gone = found.not_found.union(changes.destroyed).difference(found.emails)
+        return EmailChanges(
+            new_state=changes.new_state,
+            has_more=changes.has_more,
+            emails=found.in_order(ids),
+            gone=tuple(sorted(gone)),
+        )
+
+    async def _page(self, anchor: str | None, limit: int, deadline: float) -> EmailPage:
+        query = self._call("Email/query", _query_arguments(anchor, limit), "query")
+        found = _Found()
+        if self.session.limits.max_calls_in_request < 2:
+            [queried] = await self.request([query], deadline=deadline)
+            listing = self._decode(queried, QueryResponse)
+            ids = list(dict.fromkeys(listing.ids))
+            # The state from before the emails: changes in between will be reported again.
+            state = await self.email_state(deadline=deadline)
+        else:
+            get = self._get_referenced("ids", "query", "Email/query")
+            queried, got = await self.request([query, get], deadline=deadline)
+            listing = self._decode(queried, QueryResponse)
+            response = self._decode(got, EmailGetResponse)
+            ids = list(dict.fromkeys(listing.ids))
+            state = response.state
+            found.add(ids, response)
+        if anchor is not None and anchor in ids:
+            raise ProtocolError("the server answers Email/query with the anchor itself")
+        await self._add_missing(ids, deadline, found)
+        return EmailPage(
+            ids=tuple(ids),
+            emails=found.in_order(ids),
+            not_found=tuple(id_ for id_ in ids if id_ in found.not_found),
+            query_state=listing.query_state or "",
+            state=state,
+            total=listing.total if anchor is None else None,
+        )
+
+    async def _add_missing(self, ids: Sequence[str], deadline: float, found: _Found) -> None:
+        emails, not_found = await self.emails(found.missing(ids), deadline=deadline)
+        found.emails.update((email.id, email) for email in emails)
+        found.not_found.update(not_found)
+
+    async def _add_emails(
+        self, pending: Sequence[str], deadline: float, found: _Found
+    ) -> Sequence[str]:
+        """Get the first of `pending`, as many as the server accepts; return their ids."""
+
+        async def get(size: int) -> tuple[Sequence[str], EmailGetResponse]:
+            chunk = pending[:size]
+            return chunk, await self._get_emails(chunk, deadline)
+
+        requested, response = await self._with_fewer(len(pending), get)
+        found.add(requested, response)
+        return requested
+
+    async def _get_emails(self, ids: Sequence[str], deadline: float) -> EmailGetResponse:
+        arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
+        return await self._request_one("Email/get", arguments, EmailGetResponse, deadline=deadline)
+
+    def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
+        """Return an Email/get of the ids at `path` in the result of another call (§3.7)."""
+        reference = {"resultOf": call_id, "name": method, "path": f"/{path}"}
+        return self._call(
+            "Email/get", {"#ids": reference, "properties": EMAIL_PROPERTIES}, f"get {path}"
+        )
+
+    async def _mailboxes_in_parts(self, deadline: float) -> tuple[list[Mailbox], str]:
+        before = await self._get_mailboxes([], deadline)
+        ids = await self._mailbox_ids(deadline)
+        found: dict[str, Mailbox] = {}
+        while ids:
+            requested, response = await self._mailbox_part(ids, deadline)
+            found.update((mailbox.id, mailbox) for mailbox in response.items)
+            gone = set(response.not_found or ())
+            missing = [id_ for id_ in requested if id_ not in found and id_ not in gone]
+            if missing:
+                raise ProtocolError(
+                    f"the server answers Mailbox/get without {len(missing)} of {len(requested)} "
+                    f"mailboxes, the first being {printable(missing[0], 80)}"
+                )
+            ids = ids[len(requested) :]
+        return list(found.values()), before.state
+
+    async def _mailbox_part(
+        self, ids: Sequence[str], deadline: float
+    ) -> tuple[Sequence[str], MailboxGetResponse]:
+        async def get(size: int) -> tuple[Sequence[str], MailboxGetResponse]:
+            chunk = ids[:size]
+            return chunk, await self._get_mailboxes(chunk, deadline)
+
+        return await self._with_fewer(len(ids), get)
+
+    async def _mailbox_ids(self, deadline: float) -> Sequence[str]:
+        """Return the ids of all mailboxes, all pages of them in one state of the query."""
+        for _ in range(_MAX_LISTINGS):
+            ids: dict[str, None] = {}
+            states: set[str | None] = set()
+            while True:
+                arguments = {"position": len(ids), "limit": self.max_objects_in_get}
+                page = await self._request_one(
+                    "Mailbox/query", arguments, QueryResponse, deadline=deadline
+                )
+                states.add(page.query_state)
+                fresh = [id_ for id_ in page.ids if id_ not in ids]
+                ids.update(dict.fromkeys(fresh))
+                if not page.ids:
+                    break
+                if not fresh:
+                    # The same ids again: positions have moved, or this server ignores them.
+                    states.add("")
+                    break
+            # A mailbox that moved from one page to the next would be missed.
+            if len(states) == 1:
+                return list(ids)
+        raise ProtocolError("the server's list of mailboxes changes each time it is read")
+
+    async def _get_mailboxes(
+        self, ids: Sequence[str] | None, deadline: float
+    ) -> MailboxGetResponse:
+        arguments = {"ids": ids}
+        return await self._request_one(
+            "Mailbox/get", arguments, MailboxGetResponse, deadline=deadline
+        )
+
+
+def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:
+    arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
+    if anchor is None:
+        # Counting costs a server as much as the listing: once is enough.
+        return {**arguments, "position": 0, "calculateTotal": True}
+    return {**arguments, "anchor": anchor, "anchorOffset": 1}
 
 
 @asynccontextmanager
@@ -66,7 +397,7 @@ async def connect(
     credentials: Credentials,
     *,
     account: str | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    network: httpx.AsyncBaseTransport | None = None,
     resolver: Resolver = look_up,
     deadline: float = DEFAULT_DEADLINE,
     concurrency: int = CONCURRENCY,
@@ -74,16 +405,18 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """Find the session that `location` leads to, and open the mail of an account in it.
 
-    `location` is a session URL, a host or a mail address; `account` the id or name of an account,
-    if not the primary one; `deadline` the seconds for finding it; `concurrency` the requests in
-    flight at most. `transport` and `resolver` stand in for the network in tests.
+    `location` is a session URL, a host or a mail address. `account` is the id or name of an
+    account, if not the primary one. `deadline` is in seconds, for finding the session.
+    `concurrency` bounds the requests in flight. `network` and `resolver` replace the network in
+    tests.
 
-    Raises ConfigError, AuthenticationError, UnreachableError or ServerError.
+    Raises:
+        ConfigError, AuthenticationError, UnreachableError, ServerError: there is no such session
+            or account.
     """
-    async with open_transport(
-        credentials, user_agent=user_agent, transport=transport, concurrency=concurrency
-    ) as way:
+    async with Transport(
+        credentials, user_agent=user_agent, network=network, concurrency=concurrency
+    ) as transport:
         until = trio.current_time() + deadline
-        session = await discover(location, way, until=until, resolver=resolver)
-        push_settings = PushSettings(credentials, user_agent, transport)
-        yield Client(Api(way, session), session.mail_account(account).id, push_settings)
+        session = await discover(location, transport, until=until, resolver=resolver)
+        yield Client(transport, session, session.mail_account(account).id)

@@ -1,7 +1,7 @@
-"""What an account is opened with: a user name and a password, or a token.
+"""Credentials: a user name and a password, or a token.
 
-The secret is in `authorization` and nowhere else: not in the repr, not in an error text. A server
-may send it back in what it answers, so whatever is shown of an answer goes through `redact`.
+The secret appears in `authorization` only: not in the repr, not in an error text. A server may
+repeat it in a response, so every text of a server that is shown goes through `redact`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from jmapfs.errors import ConfigError
 
-# A shorter secret is no secret, and blanking out every "a" of a text would only hide its meaning.
+# Removing a shorter secret, such as every "a", would only make the text unreadable.
 _SHORTEST_REDACTED = 4
 
 
@@ -20,8 +20,8 @@ _SHORTEST_REDACTED = 4
 class BasicCredentials:
     """A user name and a password (RFC 7617).
 
-    Raises ConfigError when they cannot be sent: empty, a colon in the user name, control
-    characters.
+    Raises ConfigError when they cannot be sent: one is empty, the user name contains a colon, or
+    there are control characters.
     """
 
     username: str
@@ -31,11 +31,11 @@ class BasicCredentials:
         if not self.username:
             raise ConfigError("the user name is empty")
         if ":" in self.username:
-            raise ConfigError("a user name for Basic authentication cannot hold a colon")
+            raise ConfigError("a user name for Basic authentication cannot contain a colon")
         if not self.password:
             raise ConfigError("the password is empty")
         if _has_control_characters(self.username + self.password):
-            raise ConfigError("the user name or the password holds control characters")
+            raise ConfigError("the user name or the password contain control characters")
 
     @property
     def authorization(self) -> str:
@@ -47,8 +47,8 @@ class BasicCredentials:
         return base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
 
     def redact(self, text: str) -> str:
-        """Return `text` without the secret, in clear or as it is sent."""
-        return _blank(text, self._encoded, self.password)
+        """Return `text` without the secret, in plain or encoded form."""
+        return _remove(text, self._encoded, self.password)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class BearerCredentials:
         if not self.token:
             raise ConfigError("the token is empty")
         if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
-            raise ConfigError("the token holds spaces, control or non-ASCII characters")
+            raise ConfigError("the token contains spaces, control or non-ASCII characters")
 
     @property
     def authorization(self) -> str:
@@ -73,7 +73,7 @@ class BearerCredentials:
 
     def redact(self, text: str) -> str:
         """Return `text` without the secret."""
-        return _blank(text, self.token)
+        return _remove(text, self.token)
 
 
 Credentials: TypeAlias = BasicCredentials | BearerCredentials
@@ -83,7 +83,7 @@ def _has_control_characters(text: str) -> bool:
     return any(ord(character) < 0x20 or ord(character) == 0x7F for character in text)
 
 
-def _blank(text: str, *secrets: str) -> str:
+def _remove(text: str, *secrets: str) -> str:
     for secret in secrets:
         if len(secret) >= _SHORTEST_REDACTED:
             text = text.replace(secret, "…")

@@ -1,34 +1,28 @@
-"""The way to the server: every HTTP request of an account goes through one Transport.
+"""Every HTTP request of an account goes through one Transport.
 
-It keeps what all requests share: the credentials and the origins they may go to, the budget of
-requests in flight (API calls and downloads together, as some servers count them), the cool-down
-of a busy server, and the counters.
+A Transport holds what all requests share: the credentials and the origins that may receive them,
+the budget of requests in flight (API calls and downloads together, as some servers count them), the
+cooldown of a busy server, and the counters.
 
-The HTTP connections, and how to be rid of them when they cannot be relied on.
-
-After a suspend, or a change of network, a connection is dead without anybody saying so, and over
-HTTP/2 every request would go on waiting on that one connection until TCP gives up after minutes.
-And an exchange over HTTP/2 that is cancelled may leave the connection in disorder: a frame half
-written, a window that is never opened again, a stream counted twice. So whoever waited in vain, or
-left early, renews the pool: later requests open new connections, while requests already in flight
-end on the old ones, which are closed with the last of them.
+After a suspend or a change of network, kept connections are dead without a sign of it. So after a
+request that failed or stalled, the idle connections are closed, and the next request opens a new
+one.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import ssl
+import math
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Self, TypeVar
 
 import httpx
 import trio
 
 from jmapfs.errors import DeadlineError, JmapfsError, ProtocolError, UnreachableError
+from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.http_errors import HTTP_FAILURES, http_error, network_error
 from jmapfs.jmap.origins import host_of, secure_origin
@@ -36,121 +30,21 @@ from jmapfs.jmap.response import STALL_TIMEOUT, Request, Response, ResponseReade
 from jmapfs.jmap.retry import Cooldown, RetryPolicy, TransientError
 from jmapfs.jmap.types import decode
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds for a connection to come about, TLS included; also for a write to be accepted."""
-
-LOCATION = "jmapfs-location"
-"""The header in which a pool hands on where a redirect leads."""
-
-_CLOSE_TIMEOUT = 2.0
-
-# At DEBUG, hpack logs each header block as it is sent, the Authorization header in it.
-logging.getLogger("hpack").setLevel(logging.INFO)
-
-
-class Connections:
-    """A pool of connections that can be renewed; HTTP/2 where a server speaks TLS.
-
-    `transport` replaces the network, for tests; it is then used as it is and never renewed.
-    `keep_unencrypted` says whether a connection to this machine serves more than one request.
-    """
-
-    def __init__(
-        self,
-        user_agent: str,
-        transport: httpx.AsyncBaseTransport | None = None,
-        *,
-        keep_unencrypted: bool = False,
-    ) -> None:
-        self._user_agent = user_agent
-        self._transport = transport
-        self._kept_unencrypted = None if keep_unencrypted else 0
-        self._tls = _trust() if transport is None else None
-        self._current = self._open()
-        self._leases: dict[httpx.AsyncClient, int] = {}
-        self._closed = False
-
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[httpx.AsyncClient]:
-        """Lend the current pool for one exchange; raises UnreachableError after `aclose`."""
-        if self._closed:
-            raise UnreachableError("the connection to the server was given up")
-        client = self._current
-        self._leases[client] = self._leases.get(client, 0) + 1
-        try:
-            yield client
-        finally:
-            self._leases[client] -= 1
-            if not self._leases[client]:
-                del self._leases[client]
-                if client is not self._current:
-                    await _close(client)
-
-    def renew(self, client: httpx.AsyncClient) -> None:
-        """Let no later request use the connections of `client`, which is under lease."""
-        if client is self._current and self._transport is None and not self._closed:
-            self._current = self._open()
-
-    async def aclose(self) -> None:
-        """Close all connections, those in use too."""
-        self._closed = True
-        for client in {self._current, *self._leases}:
-            await _close(client)
-
-    def _open(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=60.0)
-        mounts: dict[str, httpx.AsyncBaseTransport | None] = {}
-        if self._transport is None:
-            # http:// is for this machine only: a proxy from the environment would get it all.
-            # And a connection for each request: over a kept one, Nagle's algorithm and delayed
-            # ACKs make Cyrus take 23 ms for a download that takes 3 ms over a new one.
-            mounts["http://"] = httpx.AsyncHTTPTransport(
-                limits=httpx.Limits(
-                    max_connections=None, max_keepalive_connections=self._kept_unencrypted
-                ),
-                verify=self._tls or True,
-            )
-        return httpx.AsyncClient(
-            http2=True,
-            verify=self._tls or True,
-            headers={"User-Agent": self._user_agent},
-            timeout=CONNECT_TIMEOUT,
-            limits=limits,
-            follow_redirects=False,
-            event_hooks={"response": [_hide_location]},
-            transport=self._transport,
-            mounts=mounts,
-        )
-
-
-def _trust() -> ssl.SSLContext:
-    context = httpx.create_ssl_context()
-    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys():
-        # Those who run their own server have their own authority in the system's store.
-        context.load_default_certs()
-    return context
-
-
-async def _hide_location(response: httpx.Response) -> None:
-    # httpx makes a request of each Location, to be sent or not, and fails where it cannot.
-    if "location" in response.headers:
-        response.headers[LOCATION] = response.headers.pop("location")
-
-
-async def _close(client: httpx.AsyncClient) -> None:
-    # Closing says goodbye over TLS, which must neither be cut short nor take for ever.
-    with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-        await client.aclose()
-
-
 T = TypeVar("T")
 
 CONCURRENCY = 8
-"""Requests in flight at most, whatever the server allows."""
+"""The largest number of requests in flight, whatever the server allows."""
 
-_CONCURRENCY_AT_FIRST = 2
-_LARGEST_ANSWER = 256 * 2**20
-_LARGEST_REFUSAL = 64 * 2**10
+CONNECT_TIMEOUT = 10.0
+"""Seconds for opening a connection, TLS included; also for a write to be accepted."""
+
+_INITIAL_CONCURRENCY = 2
+_LARGEST_RESPONSE = 256 * 2**20
+_LARGEST_ERROR = 64 * 2**10
+_CLOSE_TIMEOUT = 2.0
+_AUTHORITY = re.compile(r"[^:/?#]*://[^/?#]*")
+# Waiting for a response is timed here and in ResponseReader.
+_TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
 
 
 @dataclass(slots=True)
@@ -163,181 +57,221 @@ class Traffic:
 
 
 class Transport:
-    """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks."""
+    """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks.
+
+    An asynchronous context manager, which closes all connections at its end. `network` replaces
+    the network in tests. `traffic` counts what was sent and received.
+    """
 
     def __init__(
         self,
         credentials: Credentials,
-        connections: Connections,
         *,
+        user_agent: str,
+        network: httpx.AsyncBaseTransport | None = None,
         concurrency: int = CONCURRENCY,
-        largest_answer: int = _LARGEST_ANSWER,
+        largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
         self.traffic = Traffic()
         self._credentials = credentials
-        self._connections = connections
+        self._authorization = credentials.authorization
+        self._user_agent = user_agent
+        self._network = ConnectionPool() if network is None else network
+        self._closed = False
         self._concurrency = max(1, concurrency)
-        self._largest_answer = largest_answer
-        self._budget = trio.CapacityLimiter(min(_CONCURRENCY_AT_FIRST, self._concurrency))
-        self.cooldown = Cooldown()
+        self._largest_response = largest_response
+        self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
+        self._cooldown = Cooldown()
         self._trusted: frozenset[str] = frozenset()
+        self._trusted_hosts: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections, including those in use; later requests fail."""
+        self._closed = True
+        # Closing sends a TLS alert, which must neither be cut short nor wait without a limit.
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await self._network.aclose()
 
     @property
     def concurrency(self) -> int:
-        """How many requests may be in flight at once, now."""
+        """The number of requests that may be in flight at once, now."""
         return int(self._budget.total_tokens)
 
-    def allow(self, concurrent_requests: int) -> None:
-        """Set the budget to what the server allows, as far as the local cap goes."""
+    def set_limits(self, origins: Iterable[str], concurrent_requests: int) -> None:
+        """Apply a session: the origins it names, and how many requests it allows at once."""
+        self.trust(origins)
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
 
     def trust(self, origins: Iterable[str]) -> None:
-        """Let the credentials go to these origins, and to no other."""
+        """Allow the credentials to go to these origins, and to no others."""
         self._trusted = frozenset(origins)
+        self._trusted_hosts.clear()
 
     def redact(self, text: str) -> str:
         """Return `text`, which a server sent, without the secret."""
         return self._credentials.redact(text)
 
-    def decode(self, answer: Response, type_: type[T], what: str) -> T:
-        """Decode the body of an answer; raises ProtocolError, which does not quote the secret."""
-        content_type = answer.headers.get("content-type", "no content type")
+    def decode(self, response: Response, type_: type[T], what: str) -> T:
+        """Decode the body of a response; raises ProtocolError, which does not quote the secret."""
+        content_type = response.headers.get("content-type", "no content type")
         try:
-            return decode(answer.content, type_, what, content_type=content_type)
+            return decode(response.content, type_, what, content_type=content_type)
         except ProtocolError as error:
             raise ProtocolError(self.redact(str(error))) from None
 
     async def fetch(
-        self, outgoing: Request, *, until: float, largest: int | None = None
+        self, request: Request, *, until: float, largest: int | None = None
     ) -> Response:
-        """Send a request, retry it where that may help, and return the whole answer.
+        """Send a request, retry it where that may help, and return the whole response.
 
-        `until` is a moment of trio's clock; `largest` is how many bytes the answer may have, if
-        fewer than any may have. Raises UnreachableError, DeadlineError,
-        AuthenticationError, RequestError or ProtocolError.
+        `until` is a moment of trio's clock; `largest` bounds the response in bytes, below the
+        bound that all responses have.
+
+        Raises:
+            UnreachableError, DeadlineError: there was no usable response in time.
+            AuthenticationError: the server does not accept the credentials.
+            RequestError: the server answered with an error.
+            ProtocolError: the response is too large, or redirects, or the URL is not allowed.
         """
         retries = RetryPolicy(until)
-        limit = self._largest_answer if largest is None else min(largest, self._largest_answer)
+        limit = self._largest_response
+        if largest is not None:
+            limit = min(largest, limit)
         while True:
             try:
-                async with self.exchange(outgoing, until=until) as incoming:
-                    content = await incoming.read(limit)
-                    return Response(incoming.status, incoming.headers, outgoing.url, content)
+                async with self.exchange(request, until=until) as reader:
+                    content = await reader.read(limit)
+                    return Response(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
-                await retries.after(failure)
+                await retries.wait_after(failure)
 
     @asynccontextmanager
-    async def exchange(self, outgoing: Request, *, until: float) -> AsyncIterator[ResponseReader]:
-        """Make one attempt: yields the answer as it comes in, its status being as expected.
+    async def exchange(self, request: Request, *, until: float) -> AsyncIterator[ResponseReader]:
+        """Make one attempt; yields the reader of a response whose status is expected.
 
-        It counts in the budget until the block is left. Raises TransientError beside what `fetch`
-        raises.
+        The request counts in the budget until the block ends. Raises TransientError in addition to
+        what `fetch` raises.
         """
-        host = self._check(outgoing)
-        async with self._slot(until, host), self._connections.lease() as client:
-            started = trio.current_time()
-            response = await self._send(client, outgoing, until, host)
-            incoming = ResponseReader(
-                response, host=host, until=until, spoilt=lambda: self._connections.renew(client)
-            )
-            try:
-                if incoming.status not in outgoing.expected:
-                    raise await self._refusal(incoming, host, started)
-                self.cooldown.relax()
-                yield incoming
-            finally:
-                await incoming.aclose()
+        host = self._check(request)
+        # One task may read several streams at a time, so the task cannot be the borrower.
+        borrower = object()
+        with trio.move_on_at(until) as scope:
+            while True:
+                await self._cooldown.wait(until)
+                await self._budget.acquire_on_behalf_of(borrower)
+                if not self._cooldown.active:
+                    break
+                self._budget.release_on_behalf_of(borrower)
+        if scope.cancelled_caught:
+            raise DeadlineError(f"a request to {host} could not start in time: others were waiting")
+        try:
+            async with self._attempt(request, until, host) as reader:
+                yield reader
+        finally:
+            self._budget.release_on_behalf_of(borrower)
 
-    def _check(self, outgoing: Request) -> str:
-        origin = secure_origin(outgoing.url, naming="a URL of the server", error=ProtocolError)
-        host = host_of(outgoing.url)
-        if outgoing.authenticated and origin not in self._trusted:
+    @asynccontextmanager
+    async def subscribe(
+        self, request: Request, *, until: float, silence: float
+    ) -> AsyncIterator[ResponseReader]:
+        """Open a response without an end, which may be silent for `silence` seconds at a time.
+
+        It takes no part in the budget, but waits for the end of the cooldown. `until` is for the
+        head of the response. Raises as `exchange`.
+        """
+        host = self._check(request)
+        try:
+            await self._cooldown.wait(until)
+        except JmapfsError as reason:
+            raise TransientError(reason) from None
+        async with self._attempt(request, until, host) as reader:
+            reader.until = math.inf
+            reader.stall_timeout = silence
+            yield reader
+
+    async def error(self, reader: ResponseReader) -> JmapfsError | TransientError:
+        """Return the error to raise for a response with an unexpected status."""
+        reader.until = min(reader.until, trio.current_time() + STALL_TIMEOUT)
+        body = await reader.read_start(_LARGEST_ERROR)
+        return http_error(
+            reader.status, reader.headers, body, host=reader.host, credentials=self._credentials
+        )
+
+    def _check(self, request: Request) -> str:
+        """Return the host, for error texts, of a URL that the request may be sent to."""
+        # The answer depends only on the start of the URL, so a session needs one check for each.
+        match = _AUTHORITY.match(request.url)
+        start = match[0] if match else request.url
+        if host := self._trusted_hosts.get(start):
+            return host
+        origin = secure_origin(request.url, naming="a URL of the server", error=ProtocolError)
+        host = host_of(request.url)
+        if origin in self._trusted:
+            self._trusted_hosts[start] = host
+        elif request.authenticated:
             raise ProtocolError(f"credentials are not sent to {host}: the session does not name it")
         return host
 
     @asynccontextmanager
-    async def _slot(self, until: float, host: str) -> AsyncIterator[None]:
-        # One task may read several streams at a time, so it is not the task that borrows.
-        borrower = object()
-        with trio.move_on_at(until) as scope:
-            while True:
-                await self.cooldown.wait(until)
-                await self._budget.acquire_on_behalf_of(borrower)
-                if not self.cooldown.active:
-                    break
-                self._budget.release_on_behalf_of(borrower)
-        if scope.cancelled_caught:
-            raise DeadlineError(f"no request to {host} came to its turn in time")
+    async def _attempt(
+        self, request: Request, until: float, host: str
+    ) -> AsyncIterator[ResponseReader]:
+        if self._closed:
+            raise UnreachableError("the connection to the server was closed")
+        started = trio.current_time()
+        reader = ResponseReader(await self._send(request, until, host), host=host, until=until)
         try:
-            yield
+            if reader.status not in request.expected:
+                error = await self.error(reader)
+                if isinstance(error, TransientError) and error.throttled:
+                    self._cooldown.extend(error, started=started)
+                raise error
+            self._cooldown.reset()
+            yield reader
         finally:
-            self._budget.release_on_behalf_of(borrower)
+            await reader.aclose()
+            if reader.failed:
+                await self._close_idle()
 
-    async def _send(
-        self, client: httpx.AsyncClient, outgoing: Request, until: float, host: str
-    ) -> httpx.Response:
-        headers = {"Accept-Encoding": _coding(outgoing.url), **outgoing.headers}
-        if outgoing.authenticated:
-            headers["Authorization"] = self._credentials.authorization
-        patience = min(outgoing.patience, max(until - trio.current_time(), 0.0))
-        # Ours runs out first: httpx's would end every other request of an HTTP/2 connection too.
-        backstop = httpx.Timeout(CONNECT_TIMEOUT, read=max(patience, STALL_TIMEOUT) + 5.0)
+    async def _send(self, request: Request, until: float, host: str) -> httpx.Response:
+        timeout = min(request.first_byte_timeout, max(until - trio.current_time(), 0.0))
+        headers = {
+            "User-Agent": self._user_agent,
+            # http:// is this machine: compression takes longer there than it saves.
+            "Accept-Encoding": "identity" if request.url[:5].lower() == "http:" else "gzip",
+            **request.headers,
+        }
+        if request.authenticated:
+            headers["Authorization"] = self._authorization
         self.traffic.requests += 1
         response: httpx.Response | None = None
-        with trio.move_on_after(patience):
+        with trio.move_on_after(timeout):
             try:
-                request = client.build_request(
-                    outgoing.method,
-                    outgoing.url,
-                    headers=headers,
-                    content=outgoing.content,
-                    timeout=backstop,
+                response = await self._network.handle_async_request(
+                    httpx.Request(
+                        request.method,
+                        request.url,
+                        headers=headers,
+                        content=request.content,
+                        extensions={"timeout": _TIMEOUTS},
+                    )
                 )
-                response = await client.send(request, stream=True)
             except HTTP_FAILURES as error:
-                if not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-                    self._connections.renew(client)
+                await self._close_idle()
                 raise network_error(error, host) from error
-            except trio.Cancelled:
-                self._connections.renew(client)
-                raise
         if response is not None:
             return response
-        if trio.current_time() >= until:
-            raise DeadlineError(f"{host} did not answer in time ({patience:.0f} s)")
-        raise TransientError(DeadlineError(f"{host} did not answer within {patience:.0f} s"))
+        await self._close_idle()
+        late = DeadlineError(f"{host} did not answer within {timeout:.0f} s")
+        raise late if trio.current_time() >= until else TransientError(late)
 
-    async def _refusal(
-        self, incoming: ResponseReader, host: str, started: float
-    ) -> JmapfsError | TransientError:
-        body = await incoming.beginning(_LARGEST_REFUSAL)
-        error = http_error(
-            incoming.status, incoming.headers, body, host=host, credentials=self._credentials
-        )
-        if isinstance(error, TransientError) and error.throttled:
-            self.cooldown.throttle(error, started=started)
-        return error
-
-
-def _coding(url: str) -> str:
-    # http:// is this machine: to compress takes longer there than to send what it saves.
-    return "identity" if urlsplit(url).scheme == "http" else "gzip"
-
-
-@asynccontextmanager
-async def open_transport(
-    credentials: Credentials,
-    *,
-    user_agent: str,
-    transport: httpx.AsyncBaseTransport | None = None,
-    concurrency: int = CONCURRENCY,
-) -> AsyncIterator[Transport]:
-    """Open a Transport and close its connections at the end of the block.
-
-    `transport` stands in for the network in tests.
-    """
-    connections = Connections(user_agent, transport)
-    try:
-        yield Transport(credentials, connections, concurrency=concurrency)
-    finally:
-        await connections.aclose()
+    async def _close_idle(self) -> None:
+        if isinstance(self._network, ConnectionPool):
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._network.close_idle()

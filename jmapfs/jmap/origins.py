@@ -1,7 +1,7 @@
-"""Which URLs may be spoken to, and which origin a URL belongs to.
+"""Which URLs may be used, and which origin a URL belongs to.
 
-Credentials go to origins (scheme, host and port), so every URL that a user or a server names is
-first reduced to its origin here, by the same parser that sends the request later.
+Credentials go to origins (scheme, host and port). So every URL that a user or a server names is
+reduced to its origin here, by the same parser that sends the request later.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
-    """Return the origin of `url`, as `https://host:port`, if it is fit to receive credentials.
+    """Return the origin of `url`, as `https://host:port`, if it may receive credentials.
 
-    `naming` says in error texts what the URL is; the URL itself is never shown, for it may hold
-    a secret. Raises `error` when it is no http(s) URL, holds a user name or password, or is
-    `http://` to anything but this machine.
+    `naming` says in error texts what the URL is. The URL itself is never shown, because it may
+    contain a secret. Raises `error` when it is not an http(s) URL, contains a user name or
+    password, or is `http://` to another machine.
     """
     parsed = _parse(url, naming, error)
     if parsed.userinfo:
         raise error(
-            f"{naming} holds a user name or a password; leave it out of the URL, "
+            f"{naming} contains a user name or a password; leave it out of the URL, "
             "secrets belong in the configuration"
         )
     if parsed.scheme not in _DEFAULT_PORTS:
@@ -35,7 +35,7 @@ def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
     if not parsed.host:
         raise error(f"{naming} names no host")
     if parsed.port is not None and not 0 < parsed.port < 65_536:
-        raise error(f"{naming} has a port that cannot be")
+        raise error(f"{naming} has an impossible port")
     if parsed.scheme == "http" and not is_loopback(parsed.host):
         raise error(
             f"{naming} is http:// to {printable(parsed.host, 80)}, which would send the "
@@ -46,7 +46,7 @@ def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL that was checked before, the port always given."""
+    """Return scheme, host and port of a URL that was checked before, the port always included."""
     parsed = httpx.URL(url)
     port = parsed.port or _DEFAULT_PORTS.get(parsed.scheme, 0)
     host = parsed.raw_host.decode("ascii")
@@ -54,7 +54,7 @@ def origin_of(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Return the host of a URL, with the port where it is not the usual one, for error texts."""
+    """Return the host of a URL, with the port if it is not the default one, for error texts."""
     parsed = httpx.URL(url)
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     return host if parsed.port is None else f"{host}:{parsed.port}"
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_downgrade(source: str, target: str) -> bool:
-    """Tell whether going from `source` to `target` leaves HTTPS on another machine for http."""
+    """Tell whether `source` is https:// on another machine and `target` is http://."""
     old, new = httpx.URL(source), httpx.URL(target)
     return old.scheme == "https" and new.scheme == "http" and not is_loopback(old.host)
 
@@ -79,7 +79,7 @@ def is_downgrade(source: str, target: str) -> bool:
 def _parse(url: str, naming: str, error: type[JmapfsError]) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-        # Both are computed late, and fail late on a host that is no host.
+        # httpx computes both when they are read, and fails then if the host is not valid.
         _ = parsed.host, parsed.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
         raise error(f"{naming} is not a usable URL") from None

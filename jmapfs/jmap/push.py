@@ -1,15 +1,9 @@
-"""Push (RFC 8620 §7): an event stream over which the server says that something changed.
+"""Push (RFC 8620 §7.3): an event stream over which the server says that something changed.
 
-Push is a hint, never the truth: what cannot be understood is passed over, and whoever listens has
-to ask what changed, also once after each connecting.
+Push is only a hint: events that cannot be understood are ignored, and the listener has to ask what
+changed, also once after connecting.
 
-The text/event-stream format (WHATWG HTML §9.2): bytes as they come, events as they are whole.
-
-Opening the event source of a session (RFC 8620 §7.3), and reading it for hours.
-
-A stream shares neither the budget of requests in flight nor their connections. It has one of its
-own, over HTTP/1.1, because a stream of HTTP/2 that is abandoned is never reset by httpcore and
-stays open on the server.
+A stream lasts for hours. So it takes no part in the budget of requests in flight.
 """
 
 from __future__ import annotations
@@ -17,47 +11,72 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import httpx
 import msgspec
 import trio
 from httpx_sse import EventSource, ServerSentEvent
 
-from jmapfs.errors import (
-    DeadlineError,
-    JmapfsError,
-    ProtocolError,
-    RequestError,
-    ServerError,
-    UnreachableError,
-)
+from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableError
 from jmapfs.jmap.api import Api
 from jmapfs.jmap.blobs import expand
-from jmapfs.jmap.credentials import Credentials
-from jmapfs.jmap.http import CONNECT_TIMEOUT, Connections, Transport
-from jmapfs.jmap.http_errors import HTTP_FAILURES, http_error, network_error, printable
-from jmapfs.jmap.methods import AccountMethods
+from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
+from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.origins import host_of, secure_origin
-from jmapfs.jmap.response import STALL_TIMEOUT, ResponseReader
+from jmapfs.jmap.response import Request, ResponseReader
 from jmapfs.jmap.retry import TransientError
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import decode
 
-MEDIA_TYPE = "text/event-stream"
+logger = logging.getLogger(__name__)
 
 LARGEST_EVENT = 1 << 20
 """Bytes. A StateChange names every account that changed, and a user may share thousands."""
 
-_HEADERS = {"Content-Type": f"{MEDIA_TYPE}; charset=utf-8"}
+_TYPES: Final = ("Email", "Mailbox")
+_MEDIA_TYPE: Final = "text/event-stream"
+_EVENT_HEADERS: Final = {"Content-Type": f"{_MEDIA_TYPE}; charset=utf-8"}
+_REQUEST_HEADERS: Final = {
+    "Accept": _MEDIA_TYPE,
+    "Accept-Encoding": "identity",
+    "Cache-Control": "no-store",
+}
+# Seconds. No server pings so rarely: a larger number is in milliseconds, as Stalwart sends it.
+_LONGEST_INTERVAL: Final = 1000.0
+
+
+class PushUnavailableError(ServerError):
+    """The server does not support push, or not in a usable way; do not ask again this session.
+
+    It is not in the tree of `jmapfs.errors`, because it never ends a command: polling remains.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The stream is open: changes from now on are reported, earlier ones are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """Something of these types changed in the account: Email, Mailbox or both."""
+
+    types: frozenset[str]
+
+
+PushEvent: TypeAlias = Connected | StateChange
 
 
 class EventDecoder:
-    """Decodes a stream piece by piece, holding no more than one event that is not whole yet."""
+    """Decodes text/event-stream (WHATWG HTML §9.2) piece by piece.
+
+    It holds no more than one incomplete event.
+    """
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -66,242 +85,31 @@ class EventDecoder:
     def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
         """Yield the events that `data` completes; iterate to the end before the next call.
 
-        Raises ProtocolError when one is larger than LARGEST_EVENT, be it a line without an end.
+        Raises ProtocolError when one is larger than LARGEST_EVENT.
         """
-        # An event ends at its first empty line. Where the last of these is shows in what is new.
+        # An event ends with an empty line. The last of these, if any, is in the new data.
         start = max(0, len(self._pending) - 1)
-        self._pending += self._with_plain_lines(data)
+        self._pending += self._with_lf(data)
         if (end := self._pending.rfind(b"\n\n", start)) >= 0:
-            whole = bytes(self._pending[: end + 2])
+            complete = bytes(self._pending[: end + 2])
             del self._pending[: end + 2]
-            yield from _events(whole)
+            # httpx-sse reads responses only, and its asynchronous iterator leaves the generators
+            # of httpx below it to the garbage collector when it is left early. So the complete
+            # events become a small response, which is read without waiting.
+            yield from EventSource(
+                httpx.Response(200, headers=_EVENT_HEADERS, content=complete)
+            ).iter_sse()
         if len(self._pending) > LARGEST_EVENT:
             raise ProtocolError(f"the server sends an event of more than {LARGEST_EVENT:,} bytes")
 
-    def _with_plain_lines(self, data: bytes) -> bytes:
-        """Return `data` with each line ending in LF, where CRLF and CR are as good."""
+    def _with_lf(self, data: bytes) -> bytes:
+        """Return `data` with LF for each line end, which may also be CRLF or CR."""
         if self._after_cr:
             data = data.removeprefix(b"\n")
             self._after_cr = False
         if data:
             self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-
-
-def _events(whole: bytes) -> Iterator[ServerSentEvent]:
-    # httpx-sse reads from a response only, and its way for asynchronous ones (`aiter_sse`) leaves
-    # the generators of httpx below it to the garbage collector when it is left early. So what is
-    # whole becomes a small response of its own, which is read without waiting.
-    return EventSource(httpx.Response(200, headers=_HEADERS, content=whole)).iter_sse()
-
-
-_EVENT_SOURCE_HEADERS = {
-    "Accept": MEDIA_TYPE,
-    "Accept-Encoding": "identity",
-    "Cache-Control": "no-store",
-}
-_LARGEST_REFUSAL = 64 * 2**10
-
-
-@dataclass(frozen=True, slots=True)
-class PushSettings:
-    """What the streams of a session are opened with; `transport` replaces the network in tests."""
-
-    credentials: Credentials
-    user_agent: str
-    transport: httpx.AsyncBaseTransport | None = None
-
-
-class EventSourceBody(ResponseReader):
-    """An answer without an end, which may be silent for as long as two pings are apart."""
-
-    def __init__(self, response: httpx.Response, *, host: str, ping: float) -> None:
-        super().__init__(response, host=host, until=math.inf, spoilt=_nothing_to_renew)
-        self.ping = ping
-
-    async def _read(self) -> bytes:
-        with trio.move_on_after(2 * self.ping):
-            try:
-                return await anext(self._chunks)
-            except StopAsyncIteration:
-                self._ended = True
-                return b""
-            except HTTP_FAILURES as error:
-                self._ended = True
-                raise network_error(error, self._host) from error
-        self._ended = True
-        raise _silence(self._host, 2 * self.ping)
-
-
-class _OwnConnection(Connections):
-    """The connection of one stream, over HTTP/1.1; nothing else ever uses it."""
-
-    def _open(self) -> httpx.AsyncClient:
-        mounts: dict[str, httpx.AsyncBaseTransport | None] = {}
-        if self._transport is None:
-            # http:// is for this machine only: a proxy from the environment would get it all.
-            mounts["http://"] = httpx.AsyncHTTPTransport(verify=self._tls or True)
-        return httpx.AsyncClient(
-            http2=False,
-            verify=self._tls or True,
-            headers={"User-Agent": self._user_agent},
-            # Silence is timed where it is waited for, in `_send` and `_read`.
-            timeout=httpx.Timeout(CONNECT_TIMEOUT, read=None),
-            follow_redirects=False,
-            event_hooks={"response": [_forget_location]},
-            transport=self._transport,
-            mounts=mounts,
-        )
-
-
-def event_source(session: Session, types: Sequence[str], ping: int) -> str:
-    """Return where to listen; raises ProtocolError when that is nowhere credentials may go.
-
-    `ping` is in seconds.
-    """
-    template = session.event_source_url
-    if template is None:
-        raise ProtocolError("the session names no event source")
-    values = {"types": ",".join(types), "closeafter": "no", "ping": str(ping)}
-    # Fastmail's template has been seen without its variables.
-    missing = [f"{name}={{{name}}}" for name in values if f"{{{name}}}" not in template]
-    if missing:
-        template += ("&" if "?" in template else "?") + "&".join(missing)
-    url = expand(template, values)
-    origin = secure_origin(url, naming="eventSourceUrl in the session", error=ProtocolError)
-    if origin not in session.origins:
-        raise ProtocolError(f"credentials are not sent to {host_of(url)}, which is not the server")
-    return url
-
-
-@asynccontextmanager
-async def open_event_source(
-    url: str, settings: PushSettings, transport: Transport, *, ping: int
-) -> AsyncIterator[EventSourceBody]:
-    """Open the stream, and end it with the block; `transport` is whose cool-down is observed.
-
-    Raises TransientError, AuthenticationError, or a ServerError when there is no stream to be had.
-    """
-    connection = _OwnConnection(settings.user_agent, settings.transport)
-    try:
-        async with connection.lease() as client:
-            body = await _listen(client, url, settings.credentials, transport, ping)
-            try:
-                yield body
-            finally:
-                await body.aclose()
-    finally:
-        await connection.aclose()
-
-
-async def _listen(
-    client: httpx.AsyncClient,
-    url: str,
-    credentials: Credentials,
-    transport: Transport,
-    ping: int,
-) -> EventSourceBody:
-    until = trio.current_time() + max(2.0 * ping, CONNECT_TIMEOUT)
-    # A stream takes no part in the transport's budget, but in the pause of a busy server it does.
-    cooldown = transport.cooldown
-    try:
-        await cooldown.wait(until)
-    except JmapfsError as reason:
-        raise TransientError(reason) from None
-    started = trio.current_time()
-    transport.traffic.requests += 1
-    host = host_of(url)
-    headers = {**_EVENT_SOURCE_HEADERS, "Authorization": credentials.authorization}
-    response = await _send(client, url, headers, host=host, until=until)
-    if response.status_code == HTTPStatus.OK and _media_type(response) == MEDIA_TYPE:
-        cooldown.relax()
-        return EventSourceBody(response, host=host, ping=ping)
-    incoming = ResponseReader(
-        response, host=host, until=trio.current_time() + STALL_TIMEOUT, spoilt=_nothing_to_renew
-    )
-    try:
-        error = await _refusal(incoming, host, credentials)
-    finally:
-        await incoming.aclose()
-    if isinstance(error, TransientError) and error.throttled:
-        cooldown.throttle(error, started=started)
-    raise error
-
-
-async def _send(
-    client: httpx.AsyncClient, url: str, headers: dict[str, str], *, host: str, until: float
-) -> httpx.Response:
-    began = trio.current_time()
-    with trio.move_on_at(until):
-        try:
-            request = client.build_request("GET", url, headers=headers)
-            return await client.send(request, stream=True)
-        except HTTP_FAILURES as error:
-            raise network_error(error, host) from error
-    raise _silence(host, trio.current_time() - began)
-
-
-async def _refusal(
-    incoming: ResponseReader, host: str, credentials: Credentials
-) -> JmapfsError | TransientError:
-    if incoming.status == HTTPStatus.OK:
-        seen = printable(incoming.headers.get("content-type", ""), 80) or "something unnamed"
-        return ProtocolError(f"{host} answers with {seen}, which is no event stream")
-    body = await incoming.beginning(_LARGEST_REFUSAL)
-    error = http_error(incoming.status, incoming.headers, body, host=host, credentials=credentials)
-    # The same credentials are good for everything else.
-    if incoming.status == HTTPStatus.FORBIDDEN:
-        return RequestError(str(error), status=incoming.status)
-    return error
-
-
-def _media_type(response: httpx.Response) -> str:
-    value: str = response.headers.get("content-type", "")
-    return value.partition(";")[0].strip().lower()
-
-
-def _silence(host: str, seconds: float) -> TransientError:
-    return TransientError(DeadlineError(f"{host} was silent for {seconds:.0f} s"))
-
-
-def _nothing_to_renew() -> None:
-    """Do nothing: the connection goes with the stream."""
-
-
-async def _forget_location(response: httpx.Response) -> None:
-    # httpx makes a request of each Location, to be sent or not, and fails where it cannot.
-    response.headers.pop("location", None)
-
-
-logger = logging.getLogger(__name__)
-
-TYPES = ("Email", "Mailbox")
-"""The types whose changes are asked for."""
-
-# Seconds. No server pings so rarely: a larger number is in milliseconds, as Stalwart gives it.
-_LONGEST_INTERVAL = 1000.0
-
-
-class PushUnavailableError(ServerError):
-    """The server does not push, or not in a way that can be used; this session need not ask again.
-
-    It is not in the tree of `jmapfs.errors`, for it never ends a command: there is polling.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The stream is open: what changes from now on is told, what changed before is not."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateChange:
-    """Something of these types changed in the account; some of TYPES, at least one."""
-
-    types: frozenset[str]
-
-
-PushEvent: TypeAlias = Connected | StateChange
 
 
 class _StateChangeDocument(msgspec.Struct):
@@ -317,11 +125,11 @@ class _PingDocument(msgspec.Struct):
 class PushStream:
     """The events of one connection; an asynchronous iterator for one task, which ends by raising.
 
-    A wait that is cancelled ends the stream too.
+    A cancelled wait ends the stream too.
     """
 
-    def __init__(self, body: EventSourceBody, account_id: str, transport: Transport) -> None:
-        self._body = body
+    def __init__(self, reader: ResponseReader, account_id: str, transport: Transport) -> None:
+        self._reader = reader
         self._account_id = account_id
         self._redact = transport.redact
         self._decoder = EventDecoder()
@@ -333,24 +141,24 @@ class PushStream:
     async def __anext__(self) -> PushEvent:
         """Return the next event; raises UnreachableError or PushUnavailableError."""
         while not self._events:
-            with _in_terms_of_push():
-                chunk = await self._body.next_chunk()
+            with _push_errors():
+                chunk = await self._reader.next_chunk()
                 if not chunk:
                     raise TransientError(UnreachableError("the server ended the event stream"))
                 for event in self._decoder.feed(chunk):
-                    self._take(event)
+                    self._handle(event)
         return self._events.popleft()
 
-    def _take(self, event: ServerSentEvent) -> None:
+    def _handle(self, event: ServerSentEvent) -> None:
         try:
             if event.event == "state":
-                self._take_change(event.data.encode())
+                self._handle_change(event.data.encode())
             elif event.event == "ping":
-                self._take_ping(event.data.encode())
+                self._handle_ping(event.data.encode())
         except ProtocolError as error:
-            logger.debug("passed over: %s", self._redact(str(error)))
+            logger.debug("event ignored: %s", self._redact(str(error)))
 
-    def _take_change(self, data: bytes) -> None:
+    def _handle_change(self, data: bytes) -> None:
         document = decode(data, _StateChangeDocument, "an event of the server")
         if document.kind != "StateChange":
             kind = printable(document.kind, 80)
@@ -358,49 +166,89 @@ class PushStream:
         states = document.changed.get(self._account_id, {})
         if not isinstance(states, dict):
             raise ProtocolError("an event of the server names no types")
-        if types := frozenset(states).intersection(TYPES):
+        if types := frozenset(states).intersection(_TYPES):
             self._events.append(StateChange(types))
 
-    def _take_ping(self, data: bytes) -> None:
+    def _handle_ping(self, data: bytes) -> None:
         interval = decode(data, _PingDocument, "a ping of the server").interval
         if interval > _LONGEST_INTERVAL:
             interval = min(interval / 1000, _LONGEST_INTERVAL)
-        self._body.ping = max(self._body.ping, interval)
+        self._reader.stall_timeout = max(self._reader.stall_timeout, 2 * interval)
 
 
-class PushMethods(AccountMethods):
+class PushMethods(Api):
     """The event stream of an account."""
-
-    def __init__(self, api: Api, account_id: str, push_settings: PushSettings) -> None:
-        super().__init__(api, account_id)
-        self.push_settings = push_settings
 
     @asynccontextmanager
     async def push(self, *, ping: float = 60.0) -> AsyncIterator[PushStream]:
         """Open an event stream: its first event is Connected, all others are StateChanges.
 
-        `ping` is how often the server is asked for a sign of life, in seconds, rounded up to whole
-        ones; below 30 it may not comply. After two such intervals of silence, or two of its own if
-        they are longer, the stream counts as broken.
+        `ping` is the requested interval of pings in seconds, rounded up to whole ones; the server
+        may not follow a value below 30. After silence for two such intervals, or two of the
+        server's own if they are longer, the stream counts as broken.
 
-        Opening and iterating raise PushUnavailableError, which is final for this session, and
-        UnreachableError, after which to connect again, with back-off; opening raises also
-        AuthenticationError. A busy server is given the pause that all requests share: opening
-        waits for its end, or raises UnreachableError at once if that is too far away.
+        Raises, when it is opened and iterated:
+            PushUnavailableError: there is no push in this session.
+            UnreachableError: connect again, with back-off. If the server is busy, opening waits for
+                the end of the shared cooldown, or raises this at once if that is too far away.
+            AuthenticationError: the server does not accept the credentials (only when opened).
         """
         seconds = max(1, math.ceil(ping))
         async with AsyncExitStack() as stack:
-            with _in_terms_of_push():
-                url = event_source(self.api.session, TYPES, seconds)
-                body = await stack.enter_async_context(
-                    open_event_source(url, self.push_settings, self.api.transport, ping=seconds)
+            # Not around the body of the block: its errors are not those of push.
+            with _push_errors():
+                request = Request(
+                    method="GET",
+                    url=_event_source(self.session, seconds),
+                    headers=_REQUEST_HEADERS,
+                    # 403 is about push: the same credentials may do everything else.
+                    expected=frozenset({HTTPStatus.OK, HTTPStatus.FORBIDDEN}),
+                    first_byte_timeout=math.inf,
                 )
-            yield PushStream(body, self.account_id, self.api.transport)
+                reader = await stack.enter_async_context(
+                    self.transport.subscribe(
+                        request,
+                        until=trio.current_time() + max(2.0 * seconds, CONNECT_TIMEOUT),
+                        silence=2.0 * seconds,
+                    )
+                )
+                await _check_response(reader, self.transport)
+            yield PushStream(reader, self.account_id, self.transport)
+
+
+def _event_source(session: Session, ping: int) -> str:
+    """Return the URL of the event stream; `ping` is in seconds.
+
+    Raises ProtocolError when there is none, or when credentials may not be sent to it.
+    """
+    template = session.event_source_url
+    if template is None:
+        raise ProtocolError("the session names no event source")
+    values = {"types": ",".join(_TYPES), "closeafter": "no", "ping": str(ping)}
+    # Fastmail's template has been seen without its variables.
+    missing = [f"{name}={{{name}}}" for name in values if f"{{{name}}}" not in template]
+    if missing:
+        template += ("&" if "?" in template else "?") + "&".join(missing)
+    url = expand(template, values)
+    origin = secure_origin(url, naming="eventSourceUrl in the session", error=ProtocolError)
+    if origin not in session.origins:
+        raise ProtocolError(f"credentials are not sent to {host_of(url)}: it is not in the session")
+    return url
+
+
+async def _check_response(reader: ResponseReader, transport: Transport) -> None:
+    """Raise if the response is not an event stream."""
+    if reader.status != HTTPStatus.OK:
+        raise RequestError(str(await transport.error(reader)), status=reader.status)
+    media_type = reader.headers.get("content-type", "")
+    if media_type.partition(";")[0].strip().lower() != _MEDIA_TYPE:
+        shown = printable(media_type, 80) or "no media type"
+        raise ProtocolError(f"{reader.host} answers with {shown}, which is no event stream")
 
 
 @contextmanager
-def _in_terms_of_push() -> Iterator[None]:
-    """Turn what is raised below into the few errors that matter to whoever listens."""
+def _push_errors() -> Iterator[None]:
+    """Turn errors into the few that matter to the listener."""
     try:
         yield
     except TransientError as failure:

@@ -1,7 +1,8 @@
-"""When to try again: the cool-down that all requests share, and the patience of one request.
+"""When to try again: the cooldown that all requests share, and the retries of one request.
 
-A server that is busy (429, 503, the `limit` problem) is busy for everybody, so the pause it asks
-for holds back every request, new ones too. Other failures hold back only the request they met.
+A server that is busy (429, 503, the `limit` problem) is busy for every request, so the pause that
+it asks for delays all of them, including new ones. Other failures delay only the request that met
+them.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from jmapfs.errors import JmapfsError
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 60.0
-"""Seconds; a server that asks for more is asked again after this."""
+"""Seconds; a server that asks for a longer pause is asked again after this time."""
 
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
-# Busy servers are waited for until the deadline; what is plainly broken stays so for longer than
-# anybody wants to wait for an error.
+# A busy server is waited for until the deadline. A broken one usually stays broken for longer than
+# a user wants to wait for the error.
 _ATTEMPTS = 4
 
 
 class TransientError(Exception):
     """A failure that may pass. `error` is what to raise if it does not.
 
-    `throttled` says that the server is busy rather than broken; `retry_after` is what it asked
-    for, in seconds. This never leaves `jmap/`.
+    `throttled` says that the server is busy rather than broken; `retry_after` is the pause that it
+    asked for, in seconds. This exception never leaves `jmap/`.
     """
 
     def __init__(
@@ -64,18 +65,18 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> float | No
 
 
 def back_off(failures: int) -> float:
-    """Return how many seconds to wait after so many failures in a row (1, 2, …), with jitter."""
+    """Return the seconds to wait after so many failures in a row (1, 2, …), with jitter."""
     longest = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_BACK_OFF)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects no secret
 
 
 class Cooldown:
-    """The pause a busy server is given, shared by all requests."""
+    """The pause that a busy server gets, shared by all requests."""
 
     def __init__(self) -> None:
         self._until = float("-inf")
         self._failures = 0
-        self._raised_at = float("-inf")
+        self._extended_at = float("-inf")
         self._reason: JmapfsError | None = None
 
     @property
@@ -90,35 +91,35 @@ class Cooldown:
                 raise self._reason.with_traceback(None)
             await trio.sleep_until(self._until)
 
-    def throttle(self, failure: TransientError, *, started: float) -> None:
-        """Begin or prolong the pause; `started` is when the refused request was sent."""
-        # Ten requests in flight are refused together: that is one failure, not ten.
-        if started >= self._raised_at:
+    def extend(self, failure: TransientError, *, started: float) -> None:
+        """Start or extend the pause; `started` is when the rejected request was sent."""
+        # Ten requests in flight are rejected together: that is one failure, not ten.
+        if started >= self._extended_at:
             self._failures += 1
-            self._raised_at = trio.current_time()
+            self._extended_at = trio.current_time()
         pause = back_off(self._failures)
         if failure.retry_after is not None:
-            # "Retry-After: 0" for ever must not become a busy loop.
+            # A server that always answers "Retry-After: 0" must not cause a busy loop.
             pause = max(failure.retry_after, min(pause, 1.0))
         self._until = max(self._until, trio.current_time() + pause)
         self._reason = failure.error
 
-    def relax(self) -> None:
-        """Note that the server answered as it should: the next pause begins small again."""
+    def reset(self) -> None:
+        """Record a success: the next pause starts short again."""
         self._failures = 0
 
 
 class RetryPolicy:
-    """The patience of one request: until a moment, and a few attempts for what is broken."""
+    """The retries of one request: until a moment, and a few attempts for a broken server."""
 
     def __init__(self, until: float) -> None:
         self.until = until
         self._failures = 0
 
-    async def after(self, failure: TransientError) -> None:
-        """Wait until another attempt makes sense; raise `failure.error` when none does.
+    async def wait_after(self, failure: TransientError) -> None:
+        """Wait before the next attempt; raise `failure.error` if no further attempt is useful.
 
-        Nothing is waited for here after a throttled request: the shared cool-down does that.
+        After a throttled request this does not wait: the shared cooldown does.
         """
         if failure.throttled:
             return

@@ -1,6 +1,6 @@
-"""The session: where things are, which accounts there are, what is allowed (RFC 8620 §2).
+"""The session: URLs, accounts, capabilities and limits (RFC 8620 §2).
 
-Frozen: a session that changed is another session. URLs in it are absolute already.
+A Session is immutable: a changed session is a new object. Its URLs are absolute.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of one user. `url` is where it came from, after all redirects."""
+    """A session of one user. `url` is where it was fetched, after all redirects.
+
+    `blob_ids_are_sha1` is true of Cyrus and of Fastmail, which runs it.
+    """
 
     url: str
     username: str
@@ -59,37 +62,43 @@ class Session:
     capabilities: Mapping[str, object]
     limits: Limits
     origins: frozenset[str]
-
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether a blob id of `G` and 40 hex digits holds the SHA-1 of the blob.
-
-        True of Cyrus, and of Fastmail, which runs it; told by their own capabilities.
-        """
-        return any(_is_cyrus(name) for name in self.capabilities)
+    blob_ids_are_sha1: bool
 
     def using(self, needed: Iterable[str] = ()) -> list[str]:
-        """Return `using` of a request: core, mail, and what of `needed` the server advertises."""
+        """Return `using` of a request: core, mail, and those of `needed` that the server has."""
         extra = {name for name in needed if name in self.capabilities}
         return [CORE, MAIL, *sorted(extra - {CORE, MAIL})]
 
-    def mail_account(self, selection: str | None = None) -> SessionAccount:
-        """Return the account whose mail is meant: by id or by name, or else the primary one.
+    def mail_accounts(self) -> list[SessionAccount]:
+        """Return the accounts with mail, the primary one first, then by name."""
+        primary = self.primary_accounts.get(MAIL)
+        found = [
+            account
+            for account in self.accounts.values()
+            if account.id == primary
+            or MAIL in account.capabilities
+            # Servers may send null; then the capabilities of the session count.
+            or (not account.capabilities and MAIL in self.capabilities)
+        ]
+        return sorted(found, key=lambda one: (one.id != primary, one.name, one.id))
 
-        Raises ProtocolError when the server has no mail for this user, ConfigError when the
-        selection fits no account or several; its text lists what there is.
+    def mail_account(self, selection: str | None = None) -> SessionAccount:
+        """Return the selected account, by id or by name, or the primary one for mail.
+
+        Raises ProtocolError when the server has no mail for this user, and ConfigError when the
+        selection matches no account or several; its text lists the accounts.
         """
-        if MAIL not in self.capabilities and not self._with_mail():
+        if MAIL not in self.capabilities and not self.mail_accounts():
             raise ProtocolError(
-                f"{host_of(self.url)} speaks JMAP, but not for mail: no account of this user "
+                f"{host_of(self.url)} supports JMAP, but not for mail: no account of this user "
                 f"has the capability {MAIL}"
             )
         if selection is not None:
-            return self._selected(selection)
+            return self._select(selection)
         primary = self.primary_accounts.get(MAIL)
         if primary is None:
             raise ConfigError(
-                "the server names no primary account for mail; choose one: " + self._listing()
+                "the server names no primary account for mail; choose one: " + self._list_accounts()
             )
         if primary not in self.accounts:
             raise ProtocolError(
@@ -98,7 +107,7 @@ class Session:
             )
         return self.accounts[primary]
 
-    def _selected(self, selection: str) -> SessionAccount:
+    def _select(self, selection: str) -> SessionAccount:
         if selection in self.accounts:
             return self.accounts[selection]
         for same in (str, str.casefold):
@@ -108,18 +117,13 @@ class Session:
             if named:
                 raise ConfigError(
                     f"several accounts are named {printable(selection, 80)}; "
-                    f"choose one by its id: {self._listing()}"
+                    f"choose one by its id: {self._list_accounts()}"
                 )
         raise ConfigError(
-            f"there is no account {printable(selection, 80)}; there are: {self._listing()}"
+            f"there is no account {printable(selection, 80)}; there are: {self._list_accounts()}"
         )
 
-    def _with_mail(self) -> bool:
-        return MAIL in self.primary_accounts or any(
-            MAIL in account.capabilities for account in self.accounts.values()
-        )
-
-    def _listing(self) -> str:
+    def _list_accounts(self) -> str:
         shown = [
             f"{printable(account.id, 80)} ({printable(account.name, 80)})"
             for account in self.accounts.values()
@@ -153,14 +157,14 @@ class _CoreCapability(msgspec.Struct, rename="camel"):
     max_size_request: int | None = None
 
 
-def parse_session(answer: Response, transport: Transport) -> Session:
-    """Read a session out of the answer to a request for it; its URL is the base of relative ones.
+def parse_session(response: Response, transport: Transport) -> Session:
+    """Read a session from the response to a request for it; its URL is the base of relative ones.
 
-    Raises ProtocolError when it is none, or names URLs that credentials must not go to.
+    Raises ProtocolError when it is not a session, or names URLs that must not get credentials.
     """
-    base = answer.url
+    base = response.url
     what = f"the session of {host_of(base)}"
-    document = transport.decode(answer, _Document, what)
+    document = transport.decode(response, _Document, what)
     urls = {
         "apiUrl": _absolute(base, document.api_url, f"apiUrl in {what}"),
         "downloadUrl": _absolute(base, document.download_url, f"downloadUrl in {what}"),
@@ -197,6 +201,7 @@ def parse_session(answer: Response, transport: Transport) -> Session:
         capabilities=capabilities,
         limits=_limits(capabilities.get(CORE), what),
         origins=frozenset(origins),
+        blob_ids_are_sha1=any(_is_cyrus(name) for name in capabilities),
     )
 
 
@@ -208,36 +213,25 @@ def _absolute(base: str, url: str, naming: str) -> str:
         authority = urlsplit(resolved).netloc
     except ValueError:
         raise ProtocolError(f"{naming} is not a usable URL") from None
-    # A host that varies with the account could not be told from one that was never named.
+    # Credentials go to the origins that the session names, so their hosts must be constant.
     if "{" in authority:
         raise ProtocolError(f"{naming} has a variable in its host, which is not supported")
     secure_origin(resolved, naming=naming, error=ProtocolError)
     if is_downgrade(base, resolved):
-        raise ProtocolError(f"{naming} leads from https:// to http://, which is not followed")
+        raise ProtocolError(f"{naming} leads from https:// to http://, which is not allowed")
     return resolved
 
 
 def _limits(core: object, what: str) -> Limits:
-    given = decode(
+    document = decode(
         msgspec.json.encode(core if core is not None else {}),
         _CoreCapability,
         f"the capability {CORE} in {what}",
     )
-    default = Limits()
-    return Limits(
-        max_objects_in_get=_at_least_one(given.max_objects_in_get, default.max_objects_in_get),
-        max_calls_in_request=_at_least_one(
-            given.max_calls_in_request, default.max_calls_in_request
-        ),
-        max_concurrent_requests=_at_least_one(
-            given.max_concurrent_requests, default.max_concurrent_requests
-        ),
-        max_size_request=_at_least_one(given.max_size_request, default.max_size_request),
-    )
-
-
-def _at_least_one(value: int | None, default: int) -> int:
-    return default if value is None else max(1, value)
+    sent = {
+        name: value for name, value in msgspec.structs.asdict(document).items() if value is not None
+    }
+    return Limits(**{name: max(1, value) for name, value in sent.items()})
 
 
 def _is_cyrus(capability: str) -> bool:

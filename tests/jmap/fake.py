@@ -144,7 +144,7 @@ class FakeServer(httpx.AsyncBaseTransport):
         path = request.url.path
         if path in {"/.well-known/jmap", "/jmap/session"}:
             return httpx.Response(200, json=self.session)
-        if path == "/jmap/":
+        if path in {"/jmap/", "/v2/"}:
             return httpx.Response(200, json=self.respond(json.loads(request.content)))
         if path.startswith("/jmap/download/"):
             content = self.blobs.get(path.split("/")[4])
@@ -162,6 +162,11 @@ class FakeServer(httpx.AsyncBaseTransport):
             except RefusedError as refusal:
                 responses.append(("error", refusal.answer, call_id))
         return {"methodResponses": responses, "sessionState": self.session["state"]}
+
+    def change(self, method: str, **answer: Any) -> None:
+        """Answer the /changes `method` with this."""
+        changes: Arguments = {"created": [], "updated": [], "destroyed": [], **answer}
+        self.methods[method] = lambda _: dict(changes)
 
     def email_get(self, arguments: Arguments) -> Arguments:
         ids = arguments["ids"]
@@ -248,7 +253,7 @@ def resolver(records: Mapping[str, list[ServiceTarget]]) -> Callable[[str], Any]
 @asynccontextmanager
 async def opened(server: FakeServer, **options: Any) -> AsyncIterator[Client]:
     """A client of `server`; the requests of discovery are forgotten."""
-    async with connect(SESSION_URL, CREDENTIALS, transport=server, **options) as client:
+    async with connect(SESSION_URL, CREDENTIALS, network=server, **options) as client:
         server.requests.clear()
         server.most_in_flight = 0
         yield client

@@ -20,7 +20,7 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap.batch_limits import BLOB, CYRUS_BLOB, MOST_BLOBS, MOST_BYTES, BatchLimits
+from jmapfs.jmap.batches import BLOB, CYRUS_BLOB, MAX_BLOBS, MAX_BYTES, BatchLimits
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.jmap.http import Traffic
@@ -43,7 +43,7 @@ from tests.server import Account, MailServer, MethodFault, running_server
 # ruff: noqa: ARG001 - a clock is set by being asked for
 
 
-MOST = BatchLimits(MOST_BLOBS, MOST_BYTES)
+MOST = BatchLimits(MAX_BLOBS, MAX_BYTES)
 
 
 def session_with(*capabilities: str, **limits: Any) -> dict[str, Any]:
@@ -283,16 +283,16 @@ async def test_a_blob_that_is_not_found_costs_only_itself() -> None:
     ("limits", "blobs"),
     [
         ({"maxObjectsInGet": 7}, 7),
-        ({"maxObjectsInGet": 100_000}, MOST_BLOBS),
+        ({"maxObjectsInGet": 100_000}, MAX_BLOBS),
         ({"maxSizeRequest": 4000}, 11),
         ({"maxSizeRequest": 1000}, None),
         ({"maxObjectsInGet": 1}, None),
     ],
 )
 async def test_limits_of_the_session(limits: dict[str, int], blobs: int | None) -> None:
-    server = serving(MOST_BLOBS + 10, **limits)
+    server = serving(MAX_BLOBS + 10, **limits)
     async with opened(server) as client:
-        assert client.batch_limits == (None if blobs is None else BatchLimits(blobs, MOST_BYTES))
+        assert client.batch_limits == (None if blobs is None else BatchLimits(blobs, MAX_BYTES))
         found = await batch(client, all_of(server))
     assert found == ({} if blobs is None else server.blobs)
     asked = sizes_asked(server)
@@ -312,7 +312,7 @@ async def test_a_request_is_no_larger_than_the_server_takes() -> None:
 async def test_no_answer_carries_more_than_the_limit() -> None:
     server = serving()
     server.blobs = {f"B{n}": b"x" * 300_000 for n in range(7)}
-    server.blobs["large"] = b"x" * (MOST_BYTES + 1)
+    server.blobs["large"] = b"x" * (MAX_BYTES + 1)
     async with opened(server) as client:
         found = await batch(client, reversed(all_of(server)))
     # What is larger than a batch is left to a download of its own.
@@ -338,13 +338,13 @@ async def test_too_many_blobs_are_asked_for_again_in_halves() -> None:
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [40, 20, 10, 10, 10, 10]
-        assert client.batch_limits == BatchLimits(10, MOST_BYTES)
+        assert client.batch_limits == BatchLimits(10, MAX_BYTES)
         assert client.traffic.blobs == 40
         # What was learned is kept, and is of no concern to emails.
         server.requests.clear()
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [10, 10, 10, 10]
-        assert client.api.max_objects_in_get == 500
+        assert client.max_objects_in_get == 500
 
 
 async def test_of_blobs_that_are_too_large_fewer_bytes_are_asked_for() -> None:
@@ -356,7 +356,7 @@ async def test_of_blobs_that_are_too_large_fewer_bytes_are_asked_for() -> None:
         assert found == {n: c for n, c in server.blobs.items() if n != "large"}
         limits = client.batch_limits
         assert limits is not None
-        assert limits.blobs == MOST_BLOBS
+        assert limits.blobs == MAX_BLOBS
         assert 125_000 <= limits.bytes <= 250_000
         server.requests.clear()
         assert await batch(client, all_of(server)) == found
@@ -377,7 +377,7 @@ async def test_a_request_that_is_too_large_is_made_in_halves(refused: httpx.Resp
         server.before = lambda request: refused if len(request.content) > 350 else None
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [40, 20, 20]
-        assert client.batch_limits == BatchLimits(20, MOST_BYTES)
+        assert client.batch_limits == BatchLimits(20, MAX_BYTES)
 
 
 @pytest.mark.parametrize("refused", [RefusedError("requestTooLarge"), httpx.Response(413)])
@@ -416,8 +416,6 @@ async def test_a_server_without_is_not_asked_again(refused: RefusedError | httpx
         assert await batch(client, all_of(server)) == {}
         assert len(server.requests) == 1
         assert await client.download_blob("B1") == server.blobs["B1"]
-        # Another account may have what this one has not.
-        assert client.for_account("A2").batch_limits == MOST
 
 
 async def test_a_session_that_loses_the_capability() -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.errors import ConfigError, MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import MethodCall
 from jmapfs.jmap.client import Client
 from tests.jmap.fake import CORE, MAIL, FakeServer, opened, session_document, with_limits
@@ -32,7 +32,7 @@ def get(call_id: str = "0", **arguments: Any) -> MethodCall:
 async def test_what_is_posted() -> None:
     server = FakeServer()
     async with opened(server) as client:
-        await client.api.request([get("a"), get("b")])
+        await client.request([get("a"), get("b")])
     [request] = server.requests
     assert str(request.url) == "https://mail.example.org/jmap/"
     assert request.headers["content-type"] == "application/json"
@@ -51,7 +51,7 @@ async def test_capabilities_a_call_needs() -> None:
     document["capabilities"]["urn:x"] = {}
     server = FakeServer(session=document)
     async with opened(server) as client:
-        await client.api.request(
+        await client.request(
             [
                 MethodCall(
                     "Email/get", {"accountId": "A1", "ids": []}, "0", frozenset({"urn:x", "urn:y"})
@@ -65,7 +65,7 @@ async def test_responses_are_in_the_order_of_the_calls() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["Email/get", {"n": 2}, "b"], ["Email/get", {"n": 1}, "a"]])
-        responses = await client.api.request([get("a"), get("b")])
+        responses = await client.request([get("a"), get("b")])
     assert [r.call_id for r in responses] == ["a", "b"]
 
 
@@ -74,7 +74,7 @@ async def test_method_error() -> None:
     async with opened(server) as client:
         answering(server, [["error", {"type": "serverFail", "description": "disk\nfull"}, "0"]])
         with pytest.raises(MethodError) as caught:
-            await client.api.request([get()])
+            await client.request([get()])
     assert caught.value.kind == "serverFail"
     assert caught.value.method == "Email/get"
     assert str(caught.value) == "the server answered Email/get with serverFail: disk full"
@@ -84,7 +84,7 @@ async def test_method_error_on_request_per_call() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["error", {"type": "serverFail"}, "a"], ["Email/get", {}, "b"]])
-        first, second = await client.api.request([get("a"), get("b")], raise_errors=False)
+        first, second = await client.request([get("a"), get("b")], raise_errors=False)
     assert first.error is not None
     assert first.error.kind == "serverFail"
     assert second.error is None
@@ -97,7 +97,7 @@ async def test_method_error_does_not_show_the_secret() -> None:
     async with opened(server) as client:
         answering(server, [["error", {"type": "x", "description": "pw correct-horse"}, "0"]])
         with pytest.raises(MethodError) as caught:
-            await client.api.request([get()])
+            await client.request([get()])
     assert "horse" not in str(caught.value) + caught.value.description
 
 
@@ -125,7 +125,7 @@ async def test_responses_that_do_not_fit(responses: Any) -> None:
     async with opened(server) as client:
         answering(server, responses)
         with pytest.raises(ProtocolError):
-            await client.api.request([get()])
+            await client.request([get()])
 
 
 async def test_error_without_a_type() -> None:
@@ -133,13 +133,13 @@ async def test_error_without_a_type() -> None:
     async with opened(server) as client:
         answering(server, [["error", {}, "0"]])
         with pytest.raises(MethodError, match="without a type"):
-            await client.api.request([get()])
+            await client.request([get()])
 
 
 async def test_more_calls_than_the_server_takes() -> None:
     server = FakeServer(session=with_limits(maxCallsInRequest=2))
     async with opened(server) as client:
-        responses = await client.api.request([get(str(n)) for n in range(5)])
+        responses = await client.request([get(str(n)) for n in range(5)])
     assert [r.call_id for r in responses] == ["0", "1", "2", "3", "4"]
     counts = [len(json.loads(r.content)["methodCalls"]) for r in server.requests]
     assert counts == [2, 2, 1]
@@ -149,17 +149,17 @@ async def test_bugs_of_the_caller_are_no_server_errors() -> None:
     server = FakeServer(session=with_limits(maxCallsInRequest=2))
     async with opened(server) as client:
         with pytest.raises(ValueError, match="same id"):
-            await client.api.request([get("a"), get("a")])
+            await client.request([get("a"), get("a")])
         calls = [get("a"), get("b"), MethodCall("Email/get", {"#ids": {}}, "c")]
         with pytest.raises(ValueError, match="refer to each other"):
-            await client.api.request(calls)
+            await client.request(calls)
 
 
 async def test_request_larger_than_the_server_takes_is_not_sent() -> None:
     server = FakeServer(session=with_limits(maxSizeRequest=1000))
     async with opened(server) as client:
         with pytest.raises(RequestError) as caught:
-            await client.api.request([get(ids=["x" * 2000])])
+            await client.request([get(ids=["x" * 2000])])
     assert caught.value.limit == "maxSizeRequest"
     assert not server.requests
 
@@ -167,7 +167,7 @@ async def test_request_larger_than_the_server_takes_is_not_sent() -> None:
 # --- The session changes
 
 
-async def renewed(client: Client, server: FakeServer) -> None:
+async def renew(client: Client, server: FakeServer) -> None:
     server.session["state"] = "s2"
     await client.email_state()
     await client.email_state()
@@ -176,17 +176,17 @@ async def renewed(client: Client, server: FakeServer) -> None:
 async def test_session_is_fetched_again_when_its_state_changes() -> None:
     server = FakeServer()
     async with opened(server) as client:
-        server.session["apiUrl"] = "https://api.example.org/jmap/"
+        server.session["apiUrl"] = "https://mail.example.org/v2/"
         server.session["capabilities"][CORE]["maxConcurrentRequests"] = 2
-        await renewed(client, server)
+        await renew(client, server)
         assert client.session.state == "s2"
-        assert client.api.transport.concurrency == 2
+        assert client.concurrency == 2
         await client.email_state()
     assert [str(request.url) for request in server.requests] == [
         "https://mail.example.org/jmap/",
         "https://mail.example.org/jmap/session",
-        "https://api.example.org/jmap/",
-        "https://api.example.org/jmap/",
+        "https://mail.example.org/v2/",
+        "https://mail.example.org/v2/",
     ]
 
 
@@ -227,23 +227,33 @@ async def test_renewal_that_fails_is_tried_again() -> None:
         assert client.session.state == "s2"
 
 
-async def test_another_account_shares_everything() -> None:
+async def test_calls_are_for_the_selected_account() -> None:
     server = FakeServer()
-    async with opened(server) as client:
-        other = client.for_account("shared")
-        assert (client.account.id, other.account.id) == ("A1", "A2")
-        await other.email_state()
-        assert other.traffic is client.traffic
+    async with opened(server, account="shared") as client:
+        assert client.account.id == "A2"
+        await client.email_state()
     assert server.calls[0][1]["accountId"] == "A2"
 
 
-async def test_account_that_went_away() -> None:
+async def test_session_without_the_account_is_refused() -> None:
     server = FakeServer()
     async with opened(server) as client:
         del server.session["accounts"]["A1"]
-        await renewed(client, server)
-        with pytest.raises(ProtocolError, match="no longer"):
-            _ = client.account
+        with pytest.raises(ConfigError, match="no longer has the account A1"):
+            await renew(client, server)
+        assert client.account.id == "A1"
+
+
+@pytest.mark.parametrize("url", ["https://api.example.org/jmap/", "https://mail.example.org:444/"])
+async def test_session_with_another_server_is_refused(url: str) -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        server.session["apiUrl"] = url
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="moved from"):
+                await renew(client, server)
+    assert {request.url.host for request in server.requests} == {"mail.example.org"}
+    assert {request.url.port for request in server.requests} == {None}
 
 
 async def test_answer_for_another_account() -> None:

@@ -104,7 +104,7 @@ def run_against(
         server.before = lambda request: (
             httpx.Response(200, content=body) if wanted(request) else None
         )
-        async with connect(SESSION_URL, CREDENTIALS, transport=server) as client:
+        async with connect(SESSION_URL, CREDENTIALS, network=server) as client:
             await use(client)
 
     text = ""
@@ -121,7 +121,9 @@ def is_api(request: httpx.Request) -> bool:
 
 
 def answer_to(calls: list[list[Any]]) -> dict[str, Any]:
-    return FakeServer(3).respond({"methodCalls": calls})
+    server = FakeServer(3)
+    server.change("Email/changes", oldState="1", newState="2", created=["M1"])
+    return server.respond({"methodCalls": calls})
 
 
 LISTING = answer_to(
@@ -131,15 +133,13 @@ LISTING = answer_to(
     ]
 )
 MAILBOXES = answer_to([["Mailbox/get", {"accountId": "A1", "ids": None}, "0"]])
-CHANGES = {
-    "methodResponses": [
-        [
-            "Email/changes",
-            {"oldState": "1", "newState": "2", "hasMoreChanges": False, "created": ["M1"]},
-            "0",
-        ]
+CHANGES = answer_to(
+    [
+        ["Email/changes", {"accountId": "A1", "sinceState": "1"}, "emails"],
+        ["Email/get", {"accountId": "A1", "ids": ["M1"]}, "get created"],
+        ["Email/get", {"accountId": "A1", "ids": []}, "get updated"],
     ]
-}
+)
 
 
 @given(changed(session_document()))
@@ -200,7 +200,7 @@ def test_any_answer_at_all(status: int, headers: dict[str, str], body: bytes) ->
             return response
 
     async def main() -> None:
-        async with connect(SESSION_URL, CREDENTIALS, transport=AnyServer()):
+        async with connect(SESSION_URL, CREDENTIALS, network=AnyServer()):
             pass
 
     with pytest.raises(JmapfsError) as caught:

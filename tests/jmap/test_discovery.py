@@ -31,7 +31,7 @@ NO_RECORDS = resolver({})
 async def found(
     location: str, server: httpx.AsyncBaseTransport, records: Resolver = NO_RECORDS
 ) -> Client:
-    async with connect(location, CREDENTIALS, transport=server, resolver=records) as client:
+    async with connect(location, CREDENTIALS, network=server, resolver=records) as client:
         return client
 
 
@@ -227,7 +227,7 @@ async def test_five_redirects_and_no_more() -> None:
         ("ftp://mail.example.org/", "https://"),
         ("https://[::1/", "not a usable URL"),
         ("javascript:alert(1)", "https://"),
-        ("", "where to"),
+        ("", "no target"),
     ],
 )
 async def test_redirects_that_are_refused(target: str, words: str) -> None:
@@ -299,7 +299,7 @@ async def test_secret_that_is_sent_back_is_not_shown() -> None:
 
         server.before = before
         with pytest.raises(JmapfsError) as caught:
-            async with connect("example.org", credentials, transport=server):
+            async with connect("example.org", credentials, network=server):
                 pass
         assert "deadbeef" not in str(caught.value)
         assert "…" in str(caught.value)

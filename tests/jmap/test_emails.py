@@ -10,7 +10,7 @@ import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.client import Client
-from jmapfs.jmap.types import Address, Email
+from jmapfs.jmap.types import Address, Email, Keywords, MailboxIds
 from tests.jmap.fake import (
     LIMIT,
     Arguments,
@@ -72,8 +72,8 @@ async def test_email() -> None:
         id="M1",
         blob_id="B1",
         thread_id="T1",
-        mailbox_ids=frozenset({"inbox"}),
-        keywords=frozenset({"$seen"}),
+        mailbox_ids=MailboxIds({"inbox"}),
+        keywords=Keywords({"$seen"}),
         size=101,
         received_at=datetime(2024, 3, 1, 0, 1, tzinfo=UTC),
         subject="Mail 1",
@@ -338,5 +338,5 @@ async def test_emails_are_split_before_they_are_too_large_to_send() -> None:
 async def test_request_that_cannot_be_split_further() -> None:
     server = FakeServer(1, session=with_limits(maxSizeRequest=10))
     async with opened(server) as client:
-        with pytest.raises(RequestError, match="more than the server takes"):
+        with pytest.raises(RequestError, match=r"more than mail\.example\.org accepts"):
             await client.emails(["M0"])

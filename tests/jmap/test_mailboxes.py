@@ -1,4 +1,4 @@
-"""Mailboxes: their decoding, the whole list, and the list in parts; and /changes."""
+"""Mailboxes: their decoding, the whole list, and the list in parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
-from jmapfs.jmap.methods import Changes, MailboxChanges
-from jmapfs.jmap.types import Mailbox, MailboxRights
+from jmapfs.jmap.types import Mailbox
 from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
 
 
@@ -56,14 +55,9 @@ async def test_mailboxes() -> None:
             parent_id="b0",
             role="archive",
             sort_order=3,
-            total_emails=7,
-            unread_emails=2,
-            is_subscribed=True,
-            my_rights=MailboxRights(may_read_items=False, may_delete=True),
         ),
-        Mailbox(id="b2", name=""),
+        Mailbox(id="b2"),
     ]
-    assert mailboxes[1].my_rights.may_read_items
     assert server.calls == [("Mailbox/get", {"accountId": "A1", "ids": None})]
 
 
@@ -143,76 +137,3 @@ async def test_left_out_of_a_part() -> None:
     async with opened(server) as client:
         with pytest.raises(ProtocolError, match="without 1 of 4 mailboxes, the first being b1"):
             await client.mailboxes()
-
-
-# --- Changes
-
-
-def changing(server: FakeServer, **answer: Any) -> None:
-    for name in ("Email/changes", "Mailbox/changes"):
-        server.methods[name] = lambda _: dict(answer)
-
-
-async def test_email_changes() -> None:
-    server = FakeServer()
-    changing(
-        server,
-        oldState="e1",
-        newState="e2",
-        hasMoreChanges=True,
-        created=["M1"],
-        updated=["M2", "M1"],
-        destroyed=["M1"],
-    )
-    async with opened(server) as client:
-        changes = await client.email_changes("e1", 50)
-    assert changes == Changes(
-        old_state="e1",
-        new_state="e2",
-        has_more=True,
-        created=("M1",),
-        updated=("M2", "M1"),
-        destroyed=("M1",),
-    )
-    assert server.calls == [
-        ("Email/changes", {"accountId": "A1", "sinceState": "e1", "maxChanges": 50})
-    ]
-
-
-@pytest.mark.parametrize(("given", "sent"), [(None, None), (0, 1), (-3, 1), (7, 7)])
-async def test_max_changes_is_never_zero(given: int | None, sent: int | None) -> None:
-    server = FakeServer()
-    changing(server, newState="e2")
-    async with opened(server) as client:
-        await client.email_changes("e1", given)
-        await client.mailbox_changes("e1", given)
-    assert [arguments.get("maxChanges") for _, arguments in server.calls] == [sent, sent]
-
-
-@pytest.mark.parametrize(
-    ("sent", "expected"),
-    [(None, None), ([], frozenset()), (["totalEmails"], frozenset({"totalEmails"}))],
-)
-async def test_mailbox_changes(sent: Any, expected: Any) -> None:
-    server = FakeServer()
-    changing(server, newState="m2", updated=["b1"], updatedProperties=sent)
-    async with opened(server) as client:
-        changes = await client.mailbox_changes("m1")
-    assert changes == MailboxChanges(
-        old_state="m1",
-        new_state="m2",
-        has_more=False,
-        created=(),
-        updated=("b1",),
-        destroyed=(),
-        updated_properties=expected,
-    )
-
-
-@pytest.mark.parametrize("state", [None, "", 5])
-async def test_changes_without_a_new_state(state: Any) -> None:
-    server = FakeServer()
-    changing(server, newState=state)
-    async with opened(server) as client:
-        with pytest.raises(ProtocolError):
-            await client.email_changes("e1")

@@ -119,7 +119,7 @@ async def test_template_without_variables(template: str, url: str) -> None:
 
 async def test_of_the_account_that_was_chosen() -> None:
     server = serving(change(Email="1"), change("A2", Mailbox="1"))
-    async with opened(server) as client, client.for_account("A2").push() as stream:
+    async with opened(server, account="A2") as client, client.push() as stream:
         assert await anext(stream) == Connected()
         assert await anext(stream) == StateChange(frozenset({"Mailbox"}))
 
@@ -127,11 +127,11 @@ async def test_of_the_account_that_was_chosen() -> None:
 async def test_credentials_go_to_the_session_alone() -> None:
     server = serving(CHANGE)
     async with opened(server) as client:
-        client.api.session = replace(client.session, origins=frozenset())
+        client.session = replace(client.session, origins=frozenset())
         with pytest.raises(PushUnavailableError, match="credentials are not sent"):
             async with client.push():
                 pass
-        client.api.session = replace(client.session, event_source_url="http://example.org/")
+        client.session = replace(client.session, event_source_url="http://example.org/")
         with pytest.raises(PushUnavailableError, match="in the clear"):
             async with client.push():
                 pass
@@ -319,7 +319,6 @@ async def test_limit_of_requests_is_a_pause_too(autojump_clock: MockClock) -> No
     [
         (httpx.ReadError("reset"), "reset"),
         (httpx.RemoteProtocolError("incomplete chunked read"), "incomplete"),
-        (ValueError("upset"), "upset"),
     ],
 )
 async def test_broken_off(broken: Exception, words: str) -> None:
@@ -352,7 +351,7 @@ async def test_never_answered(autojump_clock: MockClock) -> None:
         server.delay = 1e9
         for ping, patience in ((1, 10), (60, 120)):
             started = trio.current_time()
-            with pytest.raises(DeadlineError, match=f"silent for {patience} s"):
+            with pytest.raises(DeadlineError, match=f"within {patience} s"):
                 async with client.push(ping=ping):
                     pass
             assert trio.current_time() - started == pytest.approx(patience)

@@ -79,9 +79,8 @@ async def test_changes_of_another_account() -> None:
 
 async def test_two_streams() -> None:
     async with serving() as (server, client):
-        async with listening(client) as one, listening(client.for_account("A2")) as two:
-            for account in server.accounts.values():
-                account.rename_mailbox("Pinbox", "In")
+        async with listening(client) as one, listening(client) as two:
+            server.primary.rename_mailbox("Pinbox", "In")
             assert (await soon(one), await soon(two)) == (MAILBOX, MAILBOX)
             await quiet(server, 2)
         assert server.counts.push_streams == 2

@@ -11,7 +11,7 @@ import trio
 from jmapfs.errors import ConfigError, ProtocolError
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.discovery import discover
-from jmapfs.jmap.http import open_transport
+from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Limits, Session, SessionAccount
 from tests.jmap.fake import CORE, CREDENTIALS, MAIL, FakeServer, session_document, with_limits
 
@@ -19,7 +19,7 @@ from tests.jmap.fake import CORE, CREDENTIALS, MAIL, FakeServer, session_documen
 async def session_of(url: str = "https://mail.example.org/jmap/session", **changes: Any) -> Session:
     server = FakeServer(session=session_document(**changes))
     server.before = lambda _: httpx.Response(200, json=server.session)
-    async with open_transport(CREDENTIALS, user_agent="test", transport=server) as transport:
+    async with Transport(CREDENTIALS, user_agent="test", network=server) as transport:
         return await discover(url, transport, until=trio.current_time() + 30)
 
 
@@ -135,7 +135,7 @@ async def test_not_for_mail() -> None:
     session = await session_of(
         capabilities={CORE: {}, "urn:ietf:params:jmap:contacts": {}}, primaryAccounts={}
     )
-    with pytest.raises(ProtocolError, match="speaks JMAP, but not for mail"):
+    with pytest.raises(ProtocolError, match="supports JMAP, but not for mail"):
         session.mail_account()
 
 
@@ -149,7 +149,7 @@ async def test_what_may_be_missing_or_null(missing: str) -> None:
         server = FakeServer(session=document)
         account = None if missing not in {"accounts", "primaryAccounts"} else "A1"
         try:
-            async with connect("mail.example.org", CREDENTIALS, account=account, transport=server):
+            async with connect("mail.example.org", CREDENTIALS, account=account, network=server):
                 pass
         except ConfigError:
             assert missing == "accounts"

@@ -22,7 +22,7 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap.http import Connections, Traffic, Transport, open_transport
+from jmapfs.jmap.http import Traffic, Transport
 from jmapfs.jmap.response import Request, Response
 from jmapfs.jmap.retry import LONGEST_PAUSE, back_off, retry_after
 from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
@@ -55,11 +55,11 @@ class Script(httpx.AsyncBaseTransport):
 
 @asynccontextmanager
 async def way_to(server: httpx.AsyncBaseTransport, largest: int = 1000) -> AsyncIterator[Transport]:
-    connections = Connections("test", server)
-    transport = Transport(CREDENTIALS, connections, largest_answer=largest)
-    transport.trust({"https://mail.example.org:443"})
-    yield transport
-    await connections.aclose()
+    async with Transport(
+        CREDENTIALS, user_agent="test", network=server, largest_response=largest
+    ) as transport:
+        transport.trust({"https://mail.example.org:443"})
+        yield transport
 
 
 async def fetch(
@@ -302,7 +302,7 @@ async def test_many_refused_together_are_one_failure(autojump_clock: MockClock) 
     server = FakeServer()
     server.delay = 1.0
     async with way_to(server) as transport, trio.open_nursery() as nursery:
-        transport.allow(8)
+        transport.set_limits({"https://mail.example.org:443"}, 8)
         busy = trio.current_time() + 0.9
 
         def before(_: httpx.Request) -> httpx.Response:
@@ -455,7 +455,7 @@ async def test_never_more_in_flight_than_allowed(autojump_clock: MockClock) -> N
 async def test_local_cap(autojump_clock: MockClock) -> None:
     server = FakeServer(session=with_limits(maxConcurrentRequests=1000))
     async with opened(server) as client, trio.open_nursery() as nursery:
-        assert client.api.transport.concurrency == 8
+        assert client.concurrency == 8
         server.delay = 1.0
         for _ in range(20):
             nursery.start_soon(client.email_state)
@@ -463,7 +463,7 @@ async def test_local_cap(autojump_clock: MockClock) -> None:
 
 
 async def test_two_before_the_session_is_known(autojump_clock: MockClock) -> None:
-    async with open_transport(CREDENTIALS, user_agent="x", transport=FakeServer()) as transport:
+    async with Transport(CREDENTIALS, user_agent="x", network=FakeServer()) as transport:
         assert transport.concurrency == 2
 
 
@@ -473,7 +473,7 @@ async def test_waiting_for_a_turn_has_a_deadline(autojump_clock: MockClock) -> N
         server.delay = 20.0
         nursery.start_soon(client.email_state)
         await trio.sleep(1)
-        with pytest.raises(DeadlineError, match="turn"):
+        with pytest.raises(DeadlineError, match="could not start"):
             await client.email_state(deadline=5)
         nursery.cancel_scope.cancel()
 

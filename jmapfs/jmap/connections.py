@@ -1,0 +1,247 @@
+"""Kept HTTP/1.1 connections, whose data is acknowledged at once.
+
+Cyrus writes the head and the body of a response separately and leaves Nagle's algorithm on, so its
+kernel holds back the end of the body until the client acknowledges the head. On a kept connection
+the client's kernel delays that acknowledgement by up to 40 ms. TCP_QUICKACK (tcp(7)) ends the
+delay. The kernel clears the option by itself, so it is set before every read.
+
+httpx has no argument for a network backend, but httpcore, on which it is built, has one. So
+`ConnectionPool` is a transport of httpx over a connection pool of httpcore.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import urllib.request
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import httpcore
+import httpx
+import trio
+
+_KEEPALIVE_SECONDS = 60.0
+
+_HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
+    httpcore.ConnectTimeout: httpx.ConnectTimeout,
+    httpcore.ReadTimeout: httpx.ReadTimeout,
+    httpcore.WriteTimeout: httpx.WriteTimeout,
+    httpcore.PoolTimeout: httpx.PoolTimeout,
+    httpcore.ConnectError: httpx.ConnectError,
+    httpcore.ReadError: httpx.ReadError,
+    httpcore.WriteError: httpx.WriteError,
+    httpcore.ProxyError: httpx.ProxyError,
+    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
+    httpcore.LocalProtocolError: httpx.LocalProtocolError,
+    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
+}
+
+
+class ConnectionPool(httpx.AsyncBaseTransport):
+    """Kept connections to any number of servers.
+
+    The number of connections is not limited here: the caller limits its requests. https:// goes
+    through the proxy that the environment names. http:// is for this machine and never does.
+    """
+
+    def __init__(self) -> None:
+        tls = _tls_context()
+        self._direct = httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            max_connections=None,
+            # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones
+            # too early.
+            max_keepalive_connections=None,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+            network_backend=_QuickAckBackend(),
+        )
+        self._proxy = _environment_proxy(tls)
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; the caller reads the body of the response.
+
+        A kept connection can end while the request is on its way. Then the request, which only
+        reads, is sent again on a new connection.
+
+        Raises:
+            httpx.TransportError: the request or its response failed.
+        """
+        while True:
+            connecting = _ConnectTrace()
+            with _httpx_errors():
+                try:
+                    response = await self._send(request, connecting)
+                except (httpcore.RemoteProtocolError, httpcore.ReadError):
+                    if connecting.started or self._closed:
+                        raise
+                    await self.close_idle()
+                    continue
+            return httpx.Response(
+                status_code=response.status,
+                headers=response.headers,
+                stream=_Body(response),
+                extensions=response.extensions,
+            )
+
+    async def close_idle(self) -> None:
+        """Close the connections that are not in use: after a network change they may be dead.
+
+        A request that was just given one of them gets a new connection from the pool.
+        """
+        for pool in self._pools():
+            for connection in pool.connections:
+                if connection.is_idle():
+                    await connection.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections, including those in use."""
+        self._closed = True
+        for pool in self._pools():
+            await pool.aclose()
+
+    async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
+        url = request.url
+        direct = (
+            self._proxy is None or url.scheme == "http" or urllib.request.proxy_bypass(url.host)
+        )
+        pool = self._direct if direct or self._proxy is None else self._proxy
+        return await pool.handle_async_request(
+            httpcore.Request(
+                method=request.method,
+                url=httpcore.URL(
+                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+                ),
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions={**request.extensions, "trace": connecting.note},
+            )
+        )
+
+    def _pools(self) -> list[httpcore.AsyncConnectionPool]:
+        return [self._direct] if self._proxy is None else [self._direct, self._proxy]
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = httpx.create_ssl_context()
+    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys():
+        # A private certificate authority is usually in the system's store.
+        context.load_default_certs()
+    return context
+
+
+def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | None:
+    proxies = urllib.request.getproxies()
+    address = proxies.get("https") or proxies.get("all")
+    if not address:
+        return None
+    proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    return httpcore.AsyncHTTPProxy(
+        proxy_url=httpcore.URL(
+            scheme=proxy.url.raw_scheme,
+            host=proxy.url.raw_host,
+            port=proxy.url.port,
+            target=proxy.url.raw_path,
+        ),
+        proxy_auth=proxy.raw_auth,
+        ssl_context=tls,
+        proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
+        max_connections=None,
+        max_keepalive_connections=None,
+        keepalive_expiry=_KEEPALIVE_SECONDS,
+        network_backend=_QuickAckBackend(),
+    )
+
+
+class _ConnectTrace:
+    """Whether a request opened a connection, from the trace of httpcore."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    async def note(self, event: str, _details: object) -> None:
+        self.started = self.started or event == "connection.connect_tcp.started"
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _httpx_errors():
+            async for chunk in cast("AsyncIterable[bytes]", self._response.stream):
+                yield chunk
+
+    async def aclose(self) -> None:
+        with _httpx_errors():
+            await self._response.aclose()
+
+
+@contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """Raise the error of httpx that corresponds to an error of httpcore."""
+    try:
+        yield
+    except tuple(_HTTPX_ERRORS) as error:
+        raise _HTTPX_ERRORS[type(error)](str(error)) from error
+
+
+class _QuickAckBackend(httpcore.AsyncNetworkBackend):
+    def __init__(self) -> None:
+        self._trio = httpcore.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the interface of httpcore
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        stream = await self._trio.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _QuickAckStream(stream, stream.get_extra_info("socket"))
+
+
+class _QuickAckStream(httpcore.AsyncNetworkStream):
+    """`stream` is a TCP connection or TLS over one; `tcp` is its socket."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, tcp: trio.socket.SocketType) -> None:
+        self._stream = stream
+        self._tcp = tcp
+
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> bytes:
+        try:
+            # This also sends an acknowledgement that is delayed at this moment.
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+        return await self._stream.read(max_bytes, timeout)
+
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        tls = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _QuickAckStream(tls, self._tcp)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)

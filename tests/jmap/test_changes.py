@@ -1,0 +1,151 @@
+"""Mailbox/changes and Email/changes: one request for both, with the emails that changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jmapfs.errors import MethodError, ProtocolError
+from jmapfs.jmap.client import Changes
+from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
+
+
+def with_changes(**limits: Any) -> FakeServer:
+    """Return a server where two emails were created, one updated and one destroyed."""
+    server = FakeServer(6, session=with_limits(**limits))
+    server.change("Mailbox/changes", newState="m2", updated=["inbox"], updatedProperties=["name"])
+    server.change(
+        "Email/changes",
+        newState="e2",
+        hasMoreChanges=True,
+        created=["M1", "M2"],
+        updated=["M3", "M1", "gone"],
+        destroyed=["M9", "M2"],
+    )
+    return server
+
+
+MAILBOX_CHANGES = Changes("m2", False, (), ("inbox",), (), frozenset({"name"}))  # noqa: FBT003
+
+
+async def test_both_changes_and_the_emails_are_one_request() -> None:
+    server = with_changes()
+    async with opened(server) as client:
+        mailboxes, emails = await client.changes("m1", "e1")
+    assert mailboxes == MAILBOX_CHANGES
+    assert (emails.new_state, emails.has_more) == ("e2", True)
+    assert [email.id for email in emails.emails] == ["M1", "M2", "M3"]
+    assert emails.gone == ("M9", "gone")
+    assert len(server.requests) == 1
+    assert [name for name, _ in server.calls] == [
+        "Mailbox/changes",
+        "Email/changes",
+        "Email/get",
+        "Email/get",
+    ]
+    assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1"}
+    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1"}
+
+
+@pytest.mark.parametrize(("most", "requests"), [(4, 1), (3, 2), (2, 2), (1, 3)])
+async def test_requests_where_the_server_accepts_fewer_calls(most: int, requests: int) -> None:
+    server = with_changes(maxCallsInRequest=most)
+    async with opened(server) as client:
+        mailboxes, emails = await client.changes("m1", "e1")
+    assert mailboxes == MAILBOX_CHANGES
+    assert [email.id for email in emails.emails] == ["M1", "M2", "M3"]
+    assert emails.gone == ("M9", "gone")
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize(("most", "requests"), [(3, 1), (2, 2), (1, 2)])
+async def test_email_changes(most: int, requests: int) -> None:
+    server = with_changes(maxCallsInRequest=most)
+    async with opened(server) as client:
+        changes = await client.email_changes("e1")
+    assert [email.id for email in changes.emails] == ["M1", "M2", "M3"]
+    assert changes.gone == ("M9", "gone")
+    assert len(server.requests) == requests
+
+
+async def test_no_changes_are_one_request() -> None:
+    server = FakeServer()
+    server.change("Mailbox/changes", newState="m1")
+    server.change("Email/changes", newState="e1")
+    async with opened(server) as client:
+        _, emails = await client.changes("m1", "e1")
+    assert (emails.new_state, emails.has_more, emails.emails, emails.gone) == ("e1", False, (), ())
+    assert len(server.requests) == 1
+
+
+async def test_more_emails_than_the_server_returns_at_once() -> None:
+    server = FakeServer(6, session=with_limits(maxObjectsInGet=2))
+    server.change("Email/changes", newState="e2", created=list(server.emails), updated=["gone"])
+    plain = server.methods["Email/get"]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        if len(arguments["ids"]) > 2:
+            raise RefusedError("requestTooLarge")
+        return plain(arguments)
+
+    server.methods["Email/get"] = email_get
+    async with opened(server) as client:
+        changes = await client.email_changes("e1")
+    assert [email.id for email in changes.emails] == list(server.emails)
+    assert changes.gone == ("gone",)
+    assert len(server.requests) == 4
+
+
+async def test_emails_that_the_server_leaves_out_are_requested_again() -> None:
+    server = with_changes()
+    plain = server.methods["Email/get"]
+    server.methods["Email/get"] = lambda arguments: (
+        {"state": "e2", "list": []} if len(server.requests) == 1 else plain(arguments)
+    )
+    async with opened(server) as client:
+        changes = await client.email_changes("e1")
+    assert [email.id for email in changes.emails] == ["M1", "M2", "M3"]
+    assert server.calls[-1][1]["ids"] == ["M1", "M2", "M3", "gone"]
+
+
+@pytest.mark.parametrize("method", ["Mailbox/changes", "Email/changes"])
+async def test_changes_that_the_server_cannot_calculate(method: str) -> None:
+    server = with_changes()
+
+    def refuse(_: Arguments) -> Arguments:
+        raise RefusedError("cannotCalculateChanges")
+
+    server.methods[method] = refuse
+    async with opened(server) as client:
+        with pytest.raises(MethodError) as caught:
+            await client.changes("m1", "e1")
+    assert (caught.value.method, caught.value.kind) == (method, "cannotCalculateChanges")
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [(None, None), ([], frozenset()), (["totalEmails"], frozenset({"totalEmails"}))],
+)
+async def test_mailbox_changes(sent: Any, expected: Any) -> None:
+    server = FakeServer()
+    server.change("Mailbox/changes", newState="m2", updated=["b1"], updatedProperties=sent)
+    async with opened(server) as client:
+        changes = await client.mailbox_changes("m1")
+    assert changes == Changes(
+        new_state="m2",
+        has_more=False,
+        created=(),
+        updated=("b1",),
+        destroyed=(),
+        updated_properties=expected,
+    )
+
+
+@pytest.mark.parametrize("state", [None, "", 5])
+async def test_changes_without_a_new_state(state: Any) -> None:
+    server = FakeServer()
+    server.change("Email/changes", newState=state)
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError):
+            await client.email_changes("e1")
