@@ -15,14 +15,7 @@ from typing import Final
 import msgspec
 import trio
 
-from jmapfs.account import (
-    AccountBlobSource,
-    AccountSource,
-    TotalTraffic,
-    WriterLease,
-    account_directory,
-    mail_accounts,
-)
+from jmapfs.account import AccountSource, account_directory, mail_accounts
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
@@ -38,11 +31,11 @@ from jmapfs.errors import (
     lone_errors,
 )
 from jmapfs.fuse.page_cache import PageCacheWriter
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
-from jmapfs.sync.follower import AccountFollower
+from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
 from jmapfs.tree.status_file import Reachability
 
 _log = logging.getLogger(__name__)
@@ -237,8 +230,8 @@ async def open_account(
             yield client
 
     async with contextlib.AsyncExitStack() as stack:
-        lease = stack.enter_context(WriterLease(directory, database))
-        refusal = await trio.to_thread.run_sync(lease.try_now)
+        lease = stack.enter_context(WriterLease(database))
+        refusal = await trio.to_thread.run_sync(lease.try_acquire)
         if refusal is not None:
             _require_listed(database, refusal)
             report.notice(f"{refusal}; this mount reads along")
@@ -248,9 +241,9 @@ async def open_account(
         follower = AccountFollower(
             open_client,
             database,
-            lease.take,
+            lease,
             poll_interval=request.poll_interval,
-            changed=changes.notify,
+            after_round=changes.notify,
         )
         content = await stack.enter_async_context(
             open_content_service(
