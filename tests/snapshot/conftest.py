@@ -1,4 +1,4 @@
-"""The accounts that tests of snapshots share."""
+"""Accounts that the tests of snapshots share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.snapshot.accounts import Stored, fill
 
 @pytest.fixture(scope="module")
 def stored(fresh_account: Callable[[], Account]) -> Stored:
-    """All of the corpus."""
+    """An account with the whole corpus."""
     account = fresh_account()
     return Stored(account, fill(account, corpus.all_mails()))
 
 
 @pytest.fixture
 def few(cyrus_account: Account) -> Stored:
-    """An account of sixty mails, for a test that changes it."""
+    """An account with sixty mails, for tests that change it."""
     return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))

@@ -32,7 +32,7 @@ from tests.snapshot.accounts import (
     churning,
     sha256,
 )
-from tests.snapshot.snapshots import dates, require_whole, take, tree_of
+from tests.snapshot.commands import dates, require_whole, take, tree_of
 
 pytestmark = pytest.mark.mount
 
