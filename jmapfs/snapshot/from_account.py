@@ -14,11 +14,11 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.control.mounts import mounts, socket_directory, socket_name
 from jmapfs.control.socket_client import SYNC_SECONDS, ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
-from jmapfs.index.database import IndexDatabase, wait_until_consistent
+from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -34,8 +34,7 @@ from jmapfs.snapshot.source import (
     SourceOpener,
 )
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import StateWaiter
-from jmapfs.sync.synchronizer import Synchronizer, check_account
+from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 from jmapfs.tree.export import EmailExport
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
@@ -133,15 +132,15 @@ class _AccountOpener:
     async def _try_to_update(self, early: EarlySink) -> BusyError | None:
         """Bring the index up to date, unless another process has the lease; return who has it."""
         # Keep the lease no longer than this: a mount that is made meanwhile needs it.
-        with WriterLease(self._database.path.parent, self._database) as lease:
+        with WriterLease(self._database) as lease:
             busy, is_complete = await trio.to_thread.run_sync(self._acquire, lease)
-            writer = lease.take() if busy is None else None
+            writer = lease.writer() if busy is None else None
             if writer is not None:
                 await self._synchronize(writer, early, is_complete=is_complete)
         return busy
 
     def _acquire(self, lease: WriterLease) -> tuple[BusyError | None, bool]:
-        busy = lease.try_now()
+        busy = lease.try_acquire()
         check_account(self._database, self._client)
         return busy, self._database.state().complete
 

@@ -282,6 +282,37 @@ class Synchronizer:
             self._writer.set_state(replace(self._writer.state(), consistent=True))
 
 
+class StateWaiter:
+    """Tells when an index that another process writes has the server's state of now, or a later.
+
+    That process may be unable to follow the server although we can reach it: its password may be
+    old, or it was a snapshot that has just ended. So the server is asked for its states (RFC 8620
+    §5.1): the index has to have these, or to have been brought up to date since.
+    """
+
+    def __init__(self, client: Client, database: IndexDatabase) -> None:
+        self._client = client
+        self._database = database
+        # The machine's clock, as for `synced_at`, which another process sets.
+        self._began = time.time()
+
+    async def reached(self) -> bool:
+        """Tell whether the index has that state.
+
+        Raises:
+            StorageError: the index cannot be read.
+            JmapfsError: raised by the client.
+        """
+        state = await trio.to_thread.run_sync(self._database.state)
+        if not state.complete or state.synced_at >= self._began:
+            return state.complete
+        # A mailbox that is renamed changes only the state of the mailboxes.
+        _, mailbox_state = await self._client.mailboxes()
+        if state.mailbox_state != mailbox_state:
+            return False
+        return state.email_state == await self._client.email_state()
+
+
 def check_account(database: IndexDatabase, client: Client) -> None:
     """Check that the index is of the account of the client. A new index fits any account.
 

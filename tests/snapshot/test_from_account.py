@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.errors import BusyError
 from jmapfs.index import database
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.snapshot import from_account
 from jmapfs.snapshot.create import create_snapshot
@@ -41,7 +41,7 @@ class BusyAccount:
         return self.directory / "dest"
 
     def set_consistent(self, consistent: bool) -> None:  # noqa: FBT001 - as the field
-        writer = self.lease.take()
+        writer = self.lease.writer()
         assert writer is not None
         with writer.transaction():
             writer.set_state(replace(writer.state(), consistent=consistent))
@@ -73,8 +73,8 @@ async def busy(tmp_path: Path) -> AsyncIterator[BusyAccount]:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         await snapshot(source, tmp_path, RecordingReport())
         directory = account_directory(tmp_path / "cache", source)
-        with WriterLease(directory, IndexDatabase(directory)) as lease:
-            assert lease.try_now() is None
+        with WriterLease(IndexDatabase(directory)) as lease:
+            assert lease.try_acquire() is None
             yield BusyAccount(server.primary, source, tmp_path, lease, RecordingReport())
 
 
