@@ -1,4 +1,4 @@
-"""Many blobs in one request: only whole blobs are returned, and a bad one does not affect others."""
+"""Many blobs in one request: a blob that is not whole is left out, and others are not affected."""
 
 from __future__ import annotations
 

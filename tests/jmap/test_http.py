@@ -34,7 +34,7 @@ URL = "https://mail.example.org/x"
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Returns these responses in turn and repeats the last one; records the times of the requests."""
+    """Returns these responses in turn, then the last one again; records when it was asked."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
