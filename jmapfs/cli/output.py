@@ -5,7 +5,6 @@ Progress bars are shown only on a terminal.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import Final, Self
@@ -18,7 +17,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -73,25 +71,25 @@ class MountDisplay:
     """Shows the start of a mount: the `StartupReport` of a command on a terminal."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._stack = contextlib.ExitStack()
+        self._progress = Progress(
+            TextColumn("listing emails"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_interactive,
+        )
+        self._task = self._progress.add_task("", total=None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._progress.stop()
 
     def progress(self, listed: int, total: int | None) -> None:
         """Show how many emails are listed, and the total if it is known."""
-        if not console.is_terminal:
-            return
-        if self._progress is None:
-            columns = (TextColumn("listing emails"), BarColumn(), MofNCompleteColumn())
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._stack.enter_context(self._progress)
-            self._task = self._progress.add_task("", total=None)
+        self._progress.start()
         self._progress.update(self._task, completed=listed, total=total)
 
     def notice(self, text: str) -> None:
@@ -119,7 +117,7 @@ class MailProgress:
             console=console,
             transient=True,
             expand=True,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
         )
         total = mails if size is None else size
         self._task = self._progress.add_task(description, total=total, done=0, mails=mails)

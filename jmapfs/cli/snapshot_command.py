@@ -5,7 +5,6 @@ Progress is a bar on a terminal, and otherwise a line every 30 seconds.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Final, Self
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, account_source, read_config
@@ -163,9 +162,17 @@ class SnapshotDisplay:
         self.path: Path | None = None
         self._console = console
         self._quiet = quiet
-        self._stack = contextlib.ExitStack()
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+            disable=quiet or not console.is_interactive,
+        )
+        self._task = self._progress.add_task("", total=None, text="")
         self._stage = ""
         self._stage_began = self._last_line = time.monotonic()
 
@@ -173,7 +180,7 @@ class SnapshotDisplay:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        self._stack.close()
+        self._progress.stop()
         if isinstance(error, InterruptedBySignal) and self.path is not None:
             raise InterruptedBySignal(f"interrupted, but {self.path} is complete") from None
 
@@ -204,13 +211,13 @@ class SnapshotDisplay:
         if stage != self._stage:
             self._stage = stage
             self._stage_began = self._last_line = time.monotonic()
-            if self._progress is not None:
-                self._progress.reset(self._task, total=total)
+            self._progress.reset(self._task, total=total)
         seconds = time.monotonic() - self._stage_began
         rate = f"{mails / seconds:,.0f} mails/s" if mails and seconds > 1 else ""
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             counted = f"{mails:,}/{total:,} mails" if total else f"{mails:,} mails" * bool(mails)
-            self._bar().update(
+            self._progress.start()
+            self._progress.update(
                 self._task,
                 description=stage,
                 completed=mails,
@@ -222,16 +229,3 @@ class SnapshotDisplay:
             of = f" of {total:,}" if total else ""
             parts = [f"{mails:,}{of} mails", size, rate]
             self.notice(f"{stage}: {', '.join(part for part in parts if part)}")
-
-    def _bar(self) -> Progress:
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=self._console, transient=True, expand=True)
-            self._stack.enter_context(self._progress)
-            self._task = self._progress.add_task("", total=None, text="")
-        return self._progress

@@ -18,14 +18,7 @@ from typing import Final
 import msgspec
 import trio
 
-from jmapfs.account import (
-    AccountBlobSource,
-    AccountSource,
-    TotalTraffic,
-    WriterLease,
-    account_directory,
-    mail_accounts,
-)
+from jmapfs.account import AccountSource, account_directory, mail_accounts
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
@@ -41,12 +34,12 @@ from jmapfs.errors import (
 )
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.page_cache import PageCacheWriter
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
-from jmapfs.sync.follower import AccountFollower
+from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
 from jmapfs.tree.status_file import Reachability
 from jmapfs.tree.tree import Tree
 
@@ -205,8 +198,8 @@ async def open_account(
             yield client
 
     async with contextlib.AsyncExitStack() as stack:
-        lead = stack.enter_context(WriterLease(directory, database))
-        refusal = await trio.to_thread.run_sync(lead.try_now)
+        lead = stack.enter_context(WriterLease(database))
+        refusal = await trio.to_thread.run_sync(lead.try_acquire)
         if refusal is not None:
             _require_listed(database, refusal)
             report.notice(f"{refusal}; this mount reads along")
@@ -220,9 +213,9 @@ async def open_account(
         keeper = AccountFollower(
             open_client,
             database,
-            lead.take,
+            lead,
             poll_interval=request.poll_interval,
-            changed=changed,
+            after_round=changed,
         )
         corrections = _SizeCorrections(database, changed)
         content = await stack.enter_async_context(

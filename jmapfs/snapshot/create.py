@@ -369,10 +369,12 @@ class _Copy:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
                 part = _Part(plan, len(plan.requests))
-                part.finish(0)
                 await parts.send(part)
-                for batch in self._source.batches(plan.requests):
-                    await batches.send((part, batch))
+                if plan.requests:
+                    for batch in self._source.batches(plan.requests):
+                        await batches.send((part, batch))
+                else:
+                    part.complete.set()
                 position = emails.position
 
     async def _download(

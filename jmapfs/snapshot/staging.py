@@ -41,7 +41,6 @@ _TREE: Final = "snapshot"
 
 _MODE: Final = 0o700
 _JOURNAL_MODE: Final = 0o600
-_PIECE_BYTES: Final = 1 << 20
 _THREADS: Final = 4
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -161,15 +160,9 @@ class Staging:
         digest = hashlib.sha256()
         size = 0
         try:
-            piece = bytearray()
             async for chunk in chunks:
-                piece += chunk
-                if len(piece) >= _PIECE_BYTES:
-                    size += len(piece)
-                    await self._in_thread(partial(_append, descriptor, digest, bytes(piece)))
-                    piece.clear()
-            size += len(piece)
-            await self._in_thread(partial(_append, descriptor, digest, bytes(piece)))
+                size += len(chunk)
+                await self._in_thread(partial(_append, descriptor, digest, chunk))
             await self._in_thread(partial(_set_time, descriptor, request.received_at))
         finally:
             os.close(descriptor)
@@ -322,9 +315,9 @@ def _file(number: int) -> str:
     return f"{_CONTENT}/{number}"
 
 
-def _append(descriptor: int, digest: _Hash, piece: bytes) -> None:
-    digest.update(piece)
-    write_all(descriptor, piece)
+def _append(descriptor: int, digest: _Hash, chunk: bytes) -> None:
+    digest.update(chunk)
+    write_all(descriptor, chunk)
 
 
 def _set_time(descriptor: int, received_at: int) -> None:
