@@ -31,7 +31,7 @@ from tests.snapshot.accounts import (
     by_directory,
     churning,
 )
-from tests.snapshot.snapshots import dates, require_whole, take, tree_of
+from tests.snapshot.commands import dates, require_whole, take, tree_of
 
 pytestmark = pytest.mark.mount
 
