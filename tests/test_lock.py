@@ -42,7 +42,7 @@ def test_it_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
     with held_elsewhere(path) as holder:
         for shared in (False, True):
             with (
-                pytest.raises(BusyError, match=f"^process {holder} is at work on {WHAT}$"),
+                pytest.raises(BusyError, match=f"^process {holder} is using {WHAT}$"),
                 ProcessLock(path, WHAT, shared=shared),
             ):
                 pass
