@@ -8,7 +8,6 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,9 @@ import pytest
 from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
 from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
-from tests.cache.stored import store, stored
+from tests.cache.stored import small_cache, store, stored
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[DiskCache]:
-    opened = DiskCache(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
-    yield opened
-    opened.close()
-
-
-def small_cache(tmp_path: Path, blobs: int, size: int = 1000) -> DiskCache:
-    """Return a cache that holds exactly so many blobs of that size, and evicts one at a time."""
-    charge = size + SMALL_OVERHEAD_BYTES
-    return DiskCache(tmp_path / "c", blobs * charge + charge // 5, reserve_bytes=0)
 
 
 def held(cache: DiskCache, names: str) -> str:

@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,26 +14,13 @@ import pytest
 from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
 from jmapfs.cache.lru import SMALL_OVERHEAD_BYTES
 from tests.cache.small_disk import needs_root, tmpfs
-from tests.cache.stored import store
+from tests.cache.stored import small_cache, store
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[DiskCache]:
-    opened = DiskCache(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
-    yield opened
-    opened.close()
-
-
 def blobs(count: int, size: int = 3000) -> dict[str, bytes]:
     return {f"b{number}": os.urandom(size) for number in range(count)}
-
-
-def small_cache(tmp_path: Path, count: int, size: int = 1000) -> DiskCache:
-    """Return a cache that holds exactly so many blobs of that size, and evicts one at a time."""
-    charge = size + SMALL_OVERHEAD_BYTES
-    return DiskCache(tmp_path / "c", count * charge + charge // 5, reserve_bytes=0)
 
 
 def alter(path: Path, statement: str) -> None:

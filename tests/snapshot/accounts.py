@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 from tests.cyrus import Account, Message
-from tests.mounting import Home
+from tests.cyrus_mail import START
 from tests.snapshot.snapshots import Taken, tree_of
-
-MAILBOXES = ("INBOX", "Work", "Work/Clients", "Été/à la plage", "Lists/exmh")
-DIRECTORIES = {"INBOX": "Inbox", "Été/à la plage": "Été/à-la-plage"}
-START = datetime(2002, 8, 21, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An account, and the SHA-256s of what was stored in it, by directory."""
-
-    account: Account
-    messages: dict[str, Counter[str]]
-
-    def home(self, directory: Path) -> Home:
-        return Home(directory, self.account.name, self.account.password)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def fill(account: Account, mails: list[bytes]) -> dict[str, Counter[str]]:
-    """Spread mails over mailboxes; the first three of the inbox are in two others as well."""
-    messages: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in MAILBOXES[1:]:
-        account.create_mailbox(name)
-    for index, name in enumerate(MAILBOXES):
-        mine = mails[index :: len(MAILBOXES)]
-        account.fill(
-            name,
-            [
-                Message(mail, received=START + timedelta(minutes=7 * number + index))
-                for number, mail in enumerate(mine)
-            ],
-        )
-        messages[DIRECTORIES.get(name, name)].update(map(sha256, mine))
-    for name in ("Work", "Lists/exmh"):
-        account.copy("INBOX", [1, 2, 3], name)
-        messages[name].update(map(sha256, mails[0 : 3 * len(MAILBOXES) : len(MAILBOXES)]))
-    account.store_flags("INBOX", [1, 4], [r"\Flagged", "$Work"])
-    return messages
 
 
 def by_directory(taken: Taken) -> dict[str, Counter[str]]:

@@ -8,17 +8,16 @@ import pytest
 
 from tests import corpus
 from tests.cyrus import Account
-from tests.snapshot.accounts import Stored, fill
+from tests.cyrus_mail import StoredMail, store_mails
 
 
 @pytest.fixture(scope="module")
-def stored(fresh_account: Callable[[], Account]) -> Stored:
+def stored(fresh_account: Callable[[], Account]) -> StoredMail:
     """All of the corpus."""
-    account = fresh_account()
-    return Stored(account, fill(account, corpus.all_mails()))
+    return store_mails(fresh_account(), corpus.all_mails())
 
 
 @pytest.fixture
-def few(cyrus_account: Account) -> Stored:
+def few(cyrus_account: Account) -> StoredMail:
     """An account of sixty mails, for a test that changes it."""
-    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
+    return store_mails(cyrus_account, list(corpus.mails(60)))

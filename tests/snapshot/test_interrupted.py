@@ -29,10 +29,10 @@ from jmapfs.snapshot.files import sync_directory
 from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
 from tests.cyrus import Account, Message
+from tests.cyrus_mail import START, sha256
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
 from tests.server import server_process
-from tests.snapshot.accounts import START, sha256
 from tests.snapshot.snapshots import dates, everything_in, require_whole, take, tree_of
 
 KILLS = 50
