@@ -50,13 +50,6 @@ with socket_client.FreezeLease(Path(sys.argv[1]), join=True) as lease:
 print("released", flush=True)
 """
 
-IMPATIENT = """
-from jmapfs.control import socket_client
-socket_client.LEASE_SECONDS = 2.0
-from jmapfs.cli.main import main
-main()
-"""
-
 
 @pytest.fixture
 def server() -> Iterator[ServerProcess]:
