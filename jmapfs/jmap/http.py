@@ -20,7 +20,7 @@ import math
 import random
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -352,5 +352,5 @@ class Transport:
 
     async def _close_idle(self) -> None:
         if isinstance(self._network, ConnectionPool):
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._network.close_idle()
