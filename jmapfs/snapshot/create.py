@@ -50,7 +50,7 @@ from jmapfs.snapshot.source import (
 )
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
 from jmapfs.snapshot.verify_record import VerificationRecord
-from jmapfs.tree.export import FIRST
+from jmapfs.tree.layout import FIRST
 
 _ATTEMPTS: Final = 5
 _PARTS: Final = 3
@@ -247,9 +247,8 @@ class _Target:
             if self.base is not None:
                 stack.enter_context(self.base)
             self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
-            self.builder = stack.enter_context(
-                TreeBuilder(self.staging, self._manifest, self._linker, self.base)
-            )
+            self.builder = TreeBuilder(self.staging, self._manifest, self._linker, self.base)
+            stack.enter_context(self.builder.blobs)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import Annotated, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 import trio
@@ -68,11 +68,6 @@ class StagedContent(NamedTuple):
     size: int
     digest: bytes
     number: int
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
 
 
 class Staging:
@@ -159,10 +154,15 @@ class Staging:
         descriptor = await self._in_thread(partial(self._create, number))
         digest = hashlib.sha256()
         size = 0
+
+        def append(chunk: bytes) -> None:
+            digest.update(chunk)
+            write_all(descriptor, chunk)
+
         try:
             async for chunk in chunks:
                 size += len(chunk)
-                await self._in_thread(partial(_append, descriptor, digest, chunk))
+                await self._in_thread(partial(append, chunk))
             await self._in_thread(partial(_set_time, descriptor, request.received_at))
         finally:
             os.close(descriptor)
@@ -313,11 +313,6 @@ def _is_file(path: Path) -> bool:
 
 def _file(number: int) -> str:
     return f"{_CONTENT}/{number}"
-
-
-def _append(descriptor: int, digest: _Hash, chunk: bytes) -> None:
-    digest.update(chunk)
-    write_all(descriptor, chunk)
 
 
 def _set_time(descriptor: int, received_at: int) -> None:

@@ -1,4 +1,4 @@
-"""The accounts that tests of snapshots share."""
+"""Accounts that the tests of snapshots share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.cyrus_mail import StoredMail, store_mails
 
 @pytest.fixture(scope="module")
 def stored(fresh_account: Callable[[], Account]) -> StoredMail:
-    """All of the corpus."""
+    """An account with the whole corpus."""
     return store_mails(fresh_account(), corpus.all_mails())
 
 
 @pytest.fixture
 def few(cyrus_account: Account) -> StoredMail:
-    """An account of sixty mails, for a test that changes it."""
+    """An account with sixty mails, for tests that change it."""
     return store_mails(cyrus_account, list(corpus.mails(60)))

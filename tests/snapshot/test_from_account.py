@@ -22,7 +22,7 @@ from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
 from tests.server import Account, MailServer, running_server
-from tests.snapshot.snapshots import Listener, dates, require_whole
+from tests.snapshot.commands import RecordingReport, dates, require_whole
 from tests.sync.following import CREDENTIALS, message, small_account
 
 
@@ -34,7 +34,7 @@ class BusyAccount:
     source: AccountSource
     directory: Path
     lease: WriterLease
-    listener: Listener
+    listener: RecordingReport
 
     @property
     def dest(self) -> Path:
@@ -54,7 +54,7 @@ class BusyAccount:
 async def snapshot(
     source: AccountSource,
     directory: Path,
-    listener: Listener,
+    listener: RecordingReport,
     *,
     allow_stale: bool = False,
     dest: str = "dest",
@@ -71,11 +71,11 @@ async def busy(tmp_path: Path) -> AsyncIterator[BusyAccount]:
     server = MailServer([small_account()])
     async with running_server(server) as url:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
-        await snapshot(source, tmp_path, Listener())
+        await snapshot(source, tmp_path, RecordingReport())
         directory = account_directory(tmp_path / "cache", source)
         with WriterLease(IndexDatabase(directory)) as lease:
             assert lease.try_acquire() is None
-            yield BusyAccount(server.primary, source, tmp_path, lease, Listener())
+            yield BusyAccount(server.primary, source, tmp_path, lease, RecordingReport())
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ async def test_the_other_process_ends(busy: BusyAccount) -> None:
 async def test_several_of_a_new_account_at_once(tmp_path: Path) -> None:
     """Of several lines of a crontab, one lists the account, and the others wait for it."""
     server = MailServer([small_account(500)])
-    listeners = [Listener() for _ in range(3)]
+    listeners = [RecordingReport() for _ in range(3)]
     async with running_server(server) as url:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         async with trio.open_nursery() as nursery:
