@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ class StoredMail:
         """Return a user's environment with the credentials of the account."""
         return Home(directory, self.account.name, self.account.password)
 
+    @functools.cached_property
     def digests(self) -> dict[str, Counter[str]]:
-        """Return the SHA-256 of each message, by directory."""
+        """The SHA-256 of each message, by directory."""
         return {name: Counter(map(sha256, mails)) for name, mails in self.mails.items()}
 
 

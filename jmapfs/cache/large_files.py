@@ -1,7 +1,7 @@
 """Large blobs: each in a file of its own, written under a temporary name and then renamed.
 
-A temporary file is locked for as long as its writer lives, so that the next to open the cache can
-tell the leftovers of the dead from the work of another process.
+A temporary file is locked while its writer exists. So a process that opens the cache can tell the
+files of another process from those that a killed one has left, and deletes the latter.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
-from jmapfs.cache.keys import Checksum
-from jmapfs.cache.lru import FreeSpace
+from jmapfs.cache.lru import Checksum, FreeSpace
 from jmapfs.errors import StorageError
 
 _PARTIAL: Final = ".partial-"
-_PIECE_BYTES: Final = 1024 * 1024
+_CHUNK_BYTES: Final = 1024 * 1024
 _SPACE_CHECK_BYTES: Final = 16 * 1024 * 1024
 
 
 class LargeBlob:
-    """An open large blob. It stays readable when it is evicted, and is to be closed.
+    """An open large blob of `size` bytes; it can still be read after it was evicted.
 
-    `size` is its length in bytes. Safe to use from several threads, but for `close`.
+    Safe to use from several threads, except `close`.
     """
 
     def __init__(self, descriptor: int, size: int, on_close: Callable[[], None]) -> None:
         self.size = size
         self._descriptor = descriptor
-        # A thread that opened it and was abandoned leaves it to the garbage collector.
+        # If the thread that opened it was abandoned, the garbage collector closes it.
         self._close = weakref.finalize(self, _close, descriptor, on_close)
 
     def __enter__(self) -> Self:
@@ -47,23 +46,23 @@ class LargeBlob:
         """Return exactly `min(length, size - offset)` bytes, none of them beyond the end.
 
         Raises:
-            StorageError: the file cannot be read, or has become shorter, or is closed.
+            StorageError: the file cannot be read, is too short, or is closed.
         """
         wanted = max(0, min(length, self.size - offset))
-        pieces: list[bytes] = []
+        parts: list[bytes] = []
         try:
             while wanted:
                 if not self._close.alive:
                     raise StorageError("a cached blob was closed while it was read")
-                piece = os.pread(self._descriptor, wanted, offset)
-                if not piece:
+                part = os.pread(self._descriptor, wanted, offset)
+                if not part:
                     raise StorageError("a file of the cache has become shorter")
-                pieces.append(piece)
-                wanted -= len(piece)
-                offset += len(piece)
+                parts.append(part)
+                wanted -= len(part)
+                offset += len(part)
         except OSError as error:
             raise StorageError(f"cannot read a file of the cache: {error}") from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def checksum(self) -> bytes:
         """Return the checksum of the whole content, as it is now.
@@ -72,12 +71,12 @@ class LargeBlob:
             StorageError: as for `pread`.
         """
         checksum = Checksum()
-        for offset in range(0, self.size, _PIECE_BYTES):
-            checksum.update(self.pread(_PIECE_BYTES, offset))
+        for offset in range(0, self.size, _CHUNK_BYTES):
+            checksum.update(self.pread(_CHUNK_BYTES, offset))
         return checksum.digest()
 
     def close(self) -> None:
-        """Close it; once more does nothing."""
+        """Close it; closing twice does nothing."""
         self._close()
 
 
@@ -87,10 +86,13 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
 
 
 class LargeWriter:
-    """Writes a large blob as it comes; in a `with` block, at whose end it is gone if not committed.
+    """Writes a large blob chunk by chunk; without `commit` it is deleted at the end of `with`.
+
+    `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close`
+    is called when the file is closed.
 
     Raises:
-        OSError: there cannot be a temporary file in `directory`.
+        OSError: the temporary file cannot be created in `directory`.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class LargeWriter:
         self._file = LargeBlob(descriptor, 0, on_close)
         self._descriptor = descriptor
         try:
-            # Some file systems cannot lock; there, leftovers of the living may be taken away.
+            # On a file system without locks, another process may delete the file meanwhile.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if keep is None:
@@ -127,16 +129,16 @@ class LargeWriter:
         self.abort()
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Append a piece.
+        """Append a chunk.
 
         Raises:
-            OSError: it cannot be written; ENOSPC also when the reserve of free space is reached.
-                The writer can then only be aborted.
+            OSError: it cannot be written; ENOSPC also if the reserve of free space is reached. The
+                writer can then only be aborted.
         """
         self._unchecked += len(chunk)
         if self._unchecked >= _SPACE_CHECK_BYTES:
             self._unchecked = 0
-            # What is not kept is gone in a moment: it may use the last space there is.
+            # A file that is not stored is deleted soon: it may use the reserve.
             if self._keep is not None and self._space.shortage(0):
                 raise OSError(errno.ENOSPC, "the reserve of free space is reached")
         rest = memoryview(chunk)
@@ -146,39 +148,39 @@ class LargeWriter:
         self.size += len(chunk)
 
     def commit(self) -> bool:
-        """Keep what was written, durably, and return True; or False where that cannot be."""
+        """Store what was written, durably; return False if that is impossible."""
         kept = self._keep is not None and self._keep(self)
         self._unlink()
         return kept
 
     def abort(self) -> None:
-        """Throw away what was not committed, and close; once more does nothing."""
+        """Delete what was not committed, and close; aborting twice does nothing."""
         self._unlink()
         if not self._detached:
             self._file.close()
 
     def detach(self) -> LargeBlob:
-        """After `commit`, whatever it said: return what was written, open; the caller closes it."""
+        """Return the open blob after `commit`, whatever it returned; the caller closes it."""
         self._file.size = self.size
         self._detached = True
         return self._file
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk.
+        """Wait until the content is on the disk.
 
         Raises:
-            OSError: it is not.
+            OSError: it cannot be written.
         """
         os.fsync(self._descriptor)
 
     def rename(self, target: Path) -> None:
-        """Give the file its lasting name.
+        """Give the file its final name.
 
         Raises:
-            OSError: it has none then.
+            OSError: it cannot be renamed.
         """
         if self._path is None:
-            raise OSError(errno.ENOENT, "the file has no name any more")
+            raise OSError(errno.ENOENT, "the file has been deleted")
         self._path.rename(target)
         self._path = None
 
@@ -189,8 +191,8 @@ class LargeWriter:
             self._path = None
 
 
-def remove_leftovers(directory: Path) -> set[str]:
-    """Remove the temporary files of the dead, and return the names of all other files.
+def remove_partial_files(directory: Path) -> set[str]:
+    """Delete temporary files that no process writes; return the names of all other files.
 
     Raises:
         OSError: the directory cannot be read.

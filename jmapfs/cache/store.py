@@ -1,16 +1,14 @@
-"""The cache's directory on the disk: opened, watched for damage, opened again when it recovers.
+"""The directory of the disk cache: opened in any state, and reopened when it can be used again.
 
-    blobs.sqlite     the small blobs, and the books of all          large/   one file a large blob
-    lock             held while blobs.sqlite is being opened
+    blobs.sqlite     the small blobs, and the index of all      large/   a file for each large blob
+    lock             held while blobs.sqlite is opened or replaced
 
-Errors do not pass the cache: a cache that cannot be used is an empty one. Each kind of error is
-logged once.
-
-The SQLite file of the disk cache: opening it whatever state it is in, and its connections.
+No error leaves the cache: a cache that cannot be used is an empty one. Each kind of error is logged
+once. A file that is damaged, or belongs to another version, is set aside and a new one is created,
+since everything in it can be downloaded again. Several processes may have the files open.
 
 WAL, so that readers never wait; `synchronous=NORMAL`, because a crash of the machine may cost the
-last inserts but not the file. What is damaged, or is not ours, is set aside and a new file begun:
-everything in it can be fetched again. Several processes may have it open at once.
+last inserts, but not the file.
 """
 
 from __future__ import annotations
@@ -26,19 +24,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from jmapfs.cache.large_files import remove_leftovers
+from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
+from jmapfs.sqlite import (
+    ForeignFileError,
+    connect,
+    delete_database,
+    is_damage,
+    quarantine,
+    quarantined,
+    transaction,
+)
 
 _log = logging.getLogger(__name__)
 
 _BUSY_TIMEOUT_SECONDS: Final = 5.0
-_OPENING_TIMEOUT_SECONDS: Final = 30.0
+_LOCK_TIMEOUT_SECONDS: Final = 30.0
+_RETRY_SECONDS: Final = 30.0
 _STEP_PAGES: Final = 512
 
-# Pages stay at 4096 bytes. With 16384, keeping a mail costs a quarter less, but beside its content
-# it then takes up to 8 KB (if it has 9 KB), and 3 KB where sizes are mixed around 20 KB: less than
-# 1 KB with 4096 (measured).
-# Content has a table of its own, so that the LRU's updates do not rewrite it.
+_PRAGMAS: Final = (
+    "synchronous = NORMAL",
+    # Each connection has a page cache: a small one, because the kernel caches pages as well. The
+    # file is not mapped into memory: an error of the disk would be a signal and end the mount.
+    "cache_size = -1024",
+    "journal_size_limit = 8388608",
+    # Debian's SQLite overwrites deleted content with zeros. With an eviction for each insert that
+    # was a quarter of what was written, and of the time (measured).
+    "secure_delete = FAST",
+)
+
+# Pages have 4096 bytes. With 16384, storing a mail takes a quarter less time, but a mail of 9 KB
+# then takes 8 KB in addition to its content, and one of mixed sizes around 20 KB takes 3 KB; with
+# 4096 it is less than 1 KB (measured).
+# Content has a table of its own, so that recording a use does not rewrite it.
 _SCHEMA: Final = """
     BEGIN IMMEDIATE;
     CREATE TABLE IF NOT EXISTS entry (
@@ -67,38 +86,26 @@ _SCHEMA: Final = """
 _IDENTITY: Final = (0x6A6D4243, 1)
 
 
-class _ForeignError(sqlite3.DatabaseError):
-    """A database of somebody else's, or of another version of ours."""
-
-
-def is_damage(error: BaseException) -> bool:
-    """Tell whether `error` says that the file is damaged or no (usable) database at all."""
-    if isinstance(error, _ForeignError):
-        return True
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
 class BlobStore:
-    """The open file: one connection for writing, and one for each thread that reads right now.
+    """The open SQLite file: one connection for writing, and one for each thread that reads now.
 
-    `damaged` is the inode of a file that turned out damaged while it was in use: if it is still
-    there it is set aside first.
+    `damaged` is the inode of a file that turned out to be damaged: it is set aside first, if it is
+    still there. `read_only` if nothing can be written.
 
     Raises, here and in its methods:
-        sqlite3.Error, OSError: it cannot be used.
+        sqlite3.Error, OSError: the file cannot be used.
     """
 
     def __init__(self, path: Path, *, damaged: int | None = None) -> None:
         self.path = path
         self.read_only = False
         self._name = os.fspath(path)
-        self._uri = f"{path.absolute().as_uri()}?mode=rw"
+        self._query = "mode=rw"
         self._write_lock = threading.Lock()
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        with opening(path.parent):
+        with _locked(path.parent):
             if damaged is not None and path.exists() and path.stat().st_ino == damaged:
                 quarantine(path)
             self._writer = self._open()
@@ -106,9 +113,9 @@ class BlobStore:
 
     @property
     def replaced(self) -> bool:
-        """Whether the path leads to another file by now: another process has set this one aside."""
+        """Whether another process has set this file aside and created a new one."""
         try:
-            # Not `Path.stat`: this is asked before every read.
+            # Not `Path.stat`, which is slower: this is called before every read.
             return os.stat(self._name).st_ino != self.inode  # noqa: PTH116
         except OSError:
             return True
@@ -118,7 +125,7 @@ class BlobStore:
         """Lend a connection for reading to one thread."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
-        connection = connection or self._connect(self._uri)
+        connection = connection or self._connect()
         try:
             yield connection
         finally:
@@ -130,48 +137,35 @@ class BlobStore:
                 connection.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write: all of the context or nothing of it; one thread and one process at a time."""
-        with self._write_lock:
-            self._check_open()
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                self._writer.execute("COMMIT")
-            except BaseException:
-                # SQLite has already rolled back by itself after some errors (full disk, I/O).
-                if self._writer.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
-                        self._writer.execute("ROLLBACK")
-                raise
+    def writer(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection for one transaction, to one thread and one process at a time."""
+        with self._writable() as connection, transaction(connection):
+            yield connection
 
     def empty_log(self) -> None:
-        """Bring everything from the write-ahead log to the file, and give its space back."""
-        with self._write_lock:
-            self._check_open()
-            self._empty_log()
+        """Move the write-ahead log into the file, and return its space to the file system."""
+        with self._writable() as connection:
+            _empty_log(connection)
 
-    def give_back_pages(self) -> None:
-        """Give the pages that nothing uses back to the file system."""
-        with self._write_lock:
-            self._check_open()
-            unused = -1
-            while (left := self._pragma("freelist_count")) and left != unused:
-                unused = left
-                # Step by step: what is moved goes through the write-ahead log, and there may be
-                # little space for that. A script, since `execute` would free a single page.
-                self._writer.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
-                self._empty_log()
+    def release_pages(self) -> None:
+        """Return the unused pages to the file system."""
+        with self._writable() as connection:
+            before = -1
+            while (unused := _pragma(connection, "freelist_count")) and unused != before:
+                before = unused
+                # In steps: the pages that move go through the write-ahead log, and there may be
+                # little space for it. A script, because `execute` would release one page only.
+                connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
+                _empty_log(connection)
 
     def unused_part(self) -> float:
-        """Return which part of the file is pages that nothing uses, 0 to 1."""
+        """Return the unused part of the file, 0 to 1."""
         with self.reader() as connection:
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]
-            unused = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        return float(unused / max(pages, 1))
+            pages = _pragma(connection, "page_count")
+            return _pragma(connection, "freelist_count") / max(pages, 1)
 
     def close(self) -> None:
-        """Close every connection; one that is lent is closed when it comes back."""
+        """Close all connections; one that is lent is closed when it is returned."""
         with self._write_lock, self._lock:
             self._closed = True
             connections = [*self._idle, self._writer]
@@ -179,36 +173,37 @@ class BlobStore:
             for connection in connections:
                 connection.close()
 
-    def _empty_log(self) -> None:
-        self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    def _pragma(self, name: str) -> int:
-        return int(self._writer.execute(f"PRAGMA {name}").fetchone()[0])
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise sqlite3.ProgrammingError("the cache is closed")
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError("the cache is closed")
+            yield self._writer
 
     def _open(self) -> sqlite3.Connection:
         try:
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            return self._prepared(self._connect(self._uri))
+                self._create()
+            return self._prepared(self._connect())
         except (sqlite3.Error, OSError) as error:
             if is_damage(error):
-                _log.warning("the cache %s is set aside, a new one begun: %s", self.path, error)
+                _log.warning(
+                    "the cache %s is set aside, a new one is created: %s", self.path, error
+                )
                 quarantine(self.path)
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-                return self._prepared(self._connect(self._uri))
+                self._create()
+                return self._prepared(self._connect())
             return self._open_read_only(error)
 
+    def _create(self) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
-        # On a read-only file system SQLite cannot make the -shm that WAL needs. `immutable` does
-        # without; should somebody be writing after all, the checksums catch what is torn.
-        for mode in ("mode=ro", "immutable=1"):
-            self._uri = f"{self.path.absolute().as_uri()}?{mode}"
+        # On a read-only file system SQLite cannot create the -shm file that WAL needs. `immutable`
+        # works without; if another process writes after all, the checksums detect torn reads.
+        for self._query in ("mode=ro", "immutable=1"):
             with contextlib.suppress(sqlite3.Error):
-                connection = self._connect(self._uri)
+                connection = self._connect()
                 try:
                     connection.execute("SELECT bytes FROM usage").fetchone()
                 except BaseException:
@@ -218,82 +213,55 @@ class BlobStore:
                 return connection
         raise reason
 
-    def _connect(self, uri: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            uri,
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=_BUSY_TIMEOUT_SECONDS,
+    def _connect(self) -> sqlite3.Connection:
+        return connect(
+            self.path, query=self._query, busy_seconds=_BUSY_TIMEOUT_SECONDS, pragmas=_PRAGMAS
         )
-        try:
-            connection.execute("PRAGMA synchronous = NORMAL")
-            # A page cache for each connection: little, the kernel's is behind it. And not mapped
-            # into memory: where the disk fails, a signal would end the whole mount.
-            connection.execute("PRAGMA cache_size = -1024")
-            connection.execute("PRAGMA journal_size_limit = 8388608")
-            # Debian's SQLite zeroes all that is deleted. Where each insert evicts, a quarter of
-            # what was written was that, and a quarter of the time went to it (measured).
-            connection.execute("PRAGMA secure_delete = FAST")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         try:
-            if not _is_ours(connection):
+            if not _is_cache(connection):
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
-            # A write that changes nothing: it finds out now whether writing is possible.
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("UPDATE usage SET clock = clock")
-            connection.execute("COMMIT")
+            # A write without an effect shows now whether writing is possible.
+            with transaction(connection):
+                connection.execute("UPDATE usage SET clock = clock")
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-def _is_ours(connection: sqlite3.Connection) -> bool:
-    """Tell a cache of this version from an empty file; anything else raises _ForeignError."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if (application, version) == _IDENTITY:
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _empty_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _is_cache(connection: sqlite3.Connection) -> bool:
+    """Tell a cache of this version (True) from an empty file; raise ForeignFileError otherwise."""
+    identity = (_pragma(connection, "application_id"), _pragma(connection, "user_version"))
+    if identity == _IDENTITY:
         return True
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise _ForeignError("it is not a cache of this version")
+        raise ForeignFileError("it is not a cache of this version")
     return False
 
 
-def quarantine(path: Path) -> None:
-    """Rename a file that cannot be used; one such file is kept, the last one.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    for suffix in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").replace(f"{aside(path)}{suffix}")
-
-
-def aside(path: Path) -> Path:
-    """Return where `quarantine` puts a file."""
-    return path.with_name(f"{path.name}.set-aside")
-
-
 @contextlib.contextmanager
-def opening(directory: Path) -> Iterator[None]:
-    """Let one process at a time look at the file, and set it aside."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Let one process at a time open or replace the SQLite file."""
     try:
         descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError:
-        # Read-only or full: nothing can be made anew either.
+        # Read-only or full: no process can replace the file either.
         yield
         return
     try:
-        deadline = time.monotonic() + _OPENING_TIMEOUT_SECONDS
+        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -307,106 +275,89 @@ def opening(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-_RETRY_SECONDS: Final = 30.0
-
-
 class CacheUnavailableError(OSError):
-    """The cache cannot be used at present; that has been logged before."""
+    """The cache cannot be used at present; the reason has been logged."""
+
+
+class _Guard:
+    """A context that ends at an error of SQLite or the file system; the error is reported."""
+
+    def __init__(self, files: CacheFiles, action: str) -> None:
+        self._files = files
+        self._action = action
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _type: object, error: object, _traceback: object) -> bool:
+        if not isinstance(error, OSError | sqlite3.Error):
+            return False
+        self._files.report(self._action, error)
+        return True
 
 
 class CacheFiles:
-    """The files below `directory`, shared with other processes; made when they are not there."""
+    """The files below `directory`, which is created if needed and shared with other processes.
+
+    `guard` must be around every use of the other methods.
+
+    Raises, in its methods:
+        sqlite3.Error, OSError: the files cannot be used; nothing has changed.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.large = directory / "large"
         self._lock = threading.RLock()
-        self._database: BlobStore | None = None
+        self._store: BlobStore | None = None
         self._damaged: int | None = None
         self._retry_at = 0.0
         self._logged: set[tuple[str, object]] = set()
         self._closed = False
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection to look something up.
+    def guard(self, action: str) -> _Guard:
+        """Return a context that ends at an error and logs it: "the cache ... cannot `action`"."""
+        return _Guard(self, action)
 
-        Raises:
-            sqlite3.Error, OSError: hand it to `failed`.
-        """
-        database = self._current()
-        if database.replaced:
-            database = self._current(instead_of=database)
-        with database.reader() as connection:
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection for reading."""
+        store = self._current()
+        if store.replaced:
+            store = self._current(instead_of=store)
+        with store.reader() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[LruIndex]:
-        """Lend the books for one transaction.
-
-        Raises:
-            sqlite3.Error, OSError: nothing has changed in the books; hand it to `failed`.
-        """
-        database = self._current()
-        if database.read_only or database.replaced:
-            database = self._current(instead_of=database)
-        if database.read_only:
+    def writer(self) -> Iterator[LruIndex]:
+        """Lend the index for one transaction."""
+        store = self._current()
+        if store.read_only or store.replaced:
+            store = self._current(instead_of=store)
+        if store.read_only:
             raise PermissionError("the cache can only be read")
-        with database.transaction() as connection:
-            ledger = LruIndex(connection, self.large)
-            yield ledger
-            ledger.close()
+        with store.writer() as connection:
+            index = LruIndex(connection, self.large)
+            yield index
+            index.save()
 
     def empty_log(self) -> None:
-        """Return to the file system what SQLite's write-ahead log occupies.
-
-        Raises:
-            sqlite3.Error, OSError: hand it to `failed`.
-        """
+        """Return the space of SQLite's write-ahead log to the file system."""
         self._current().empty_log()
 
-    def give_back_space(self) -> None:
-        """Return to the file system what evicted blobs occupied in the SQLite file.
+    def release_pages(self) -> None:
+        """Return the space of evicted small blobs to the file system."""
+        self._current().release_pages()
 
-        Raises:
-            sqlite3.Error, OSError: hand it to `failed`.
-        """
-        self._current().give_back_pages()
-
-    def remove_set_aside(self) -> None:
-        """Remove a file that was set aside, if there is one.
-
-        Raises:
-            OSError: hand it to `failed`.
-        """
-        database = self._current()
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{aside(database.path)}{suffix}").unlink(missing_ok=True)
-
-    def start_over(self) -> None:
-        """Delete the SQLite file and begin a new one; other processes notice when they write next.
-
-        Raises:
-            sqlite3.Error, OSError: hand it to `failed`.
-        """
-        with self._lock:
-            self._forget()
-            with opening(self.directory):
-                for suffix in ("-wal", "-shm", ""):
-                    (self.directory / f"blobs.sqlite{suffix}").unlink(missing_ok=True)
-            self._retry_at = 0.0
-            self._current()
+    def remove_quarantined(self) -> None:
+        """Delete a file that was set aside, if there is one."""
+        delete_database(quarantined(self._current().path))
 
     def unused_part(self) -> float:
-        """Return which part of the SQLite file is unused, 0 to 1.
-
-        Raises:
-            sqlite3.Error, OSError: hand it to `failed`.
-        """
+        """Return the unused part of the SQLite file, 0 to 1."""
         return self._current().unused_part()
 
-    def failed(self, action: str, error: Exception) -> None:
-        """Take note of an error: log it if its kind is new, and give up a damaged file."""
+    def report(self, action: str, error: Exception) -> None:
+        """Log an error if its kind is new; stop using a damaged file, which is then set aside."""
         if isinstance(error, CacheUnavailableError):
             return
         kind = getattr(error, "sqlite_errorname", None) or getattr(error, "errno", None)
@@ -416,64 +367,61 @@ class CacheFiles:
             if (action, kind or type(error)) not in self._logged:
                 self._logged.add((action, kind or type(error)))
                 _log.warning("the cache %s cannot %s: %s", self.directory, action, error)
-            if is_damage(error) and self._database is not None:
-                self._damaged = self._database.inode
-                self._forget()
+            if is_damage(error) and self._store is not None:
+                self._damaged = self._store.inode
+                self._close_store()
                 self._retry_at = 0.0
 
     def close(self) -> None:
-        """Close everything; what is asked for afterwards is not there."""
+        """Close everything; the cache is empty afterwards."""
         with self._lock:
             self._closed = True
-            self._forget()
+            self._close_store()
 
-    def _forget(self) -> None:
-        database, self._database = self._database, None
-        if database is not None:
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
             with contextlib.suppress(sqlite3.Error):
-                database.close()
+                store.close()
 
     def _current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
         with self._lock:
-            database = self._database
-            early = time.monotonic() < self._retry_at
-            if database is not None and (
-                database is not instead_of or (database.read_only and early)
-            ):
-                return database
-            if self._closed or (database is None and early):
+            store = self._store
+            too_early = time.monotonic() < self._retry_at
+            if store is not None and (store is not instead_of or (store.read_only and too_early)):
+                return store
+            if self._closed or (store is None and too_early):
                 raise CacheUnavailableError("the cache cannot be used at present")
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            self._forget()
+            self._close_store()
             try:
-                self._database = self._open()
+                self._store = self._open()
             except (OSError, sqlite3.Error) as error:
-                self.failed("be opened", error)
+                self.report("be opened", error)
                 raise CacheUnavailableError("the cache cannot be opened") from error
-            return self._database
+            return self._store
 
     def _open(self) -> BlobStore:
         with contextlib.suppress(OSError):
             self.large.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
-        database = BlobStore(self.directory / "blobs.sqlite", damaged=self._damaged)
+        store = BlobStore(self.directory / "blobs.sqlite", damaged=self._damaged)
         self._damaged = None
-        if database.read_only:
-            return database
+        if store.read_only:
+            return store
         try:
-            with database.transaction() as connection:
-                ledger = LruIndex(connection, self.large)
-                # The lock on the books is held: no other process is between the renaming of a
-                # file and its entry.
-                names = remove_leftovers(self.large)
-                ledger.recount(names)
+            with store.writer() as connection:
+                index = LruIndex(connection, self.large)
+                # With the write lock, no other process is between renaming a file and its row.
+                names = remove_partial_files(self.large)
+                index.recount(names)
                 known = {
                     key.hex() for (key,) in connection.execute("SELECT key FROM entry WHERE large")
                 }
                 for name in names - known:
                     (self.large / name).unlink(missing_ok=True)
-                ledger.close()
+                index.save()
         except BaseException:
-            database.close()
+            store.close()
             raise
-        return database
+        return store

@@ -1,4 +1,4 @@
-"""The index file of an account: creating it, opening it, waiting for a consistent state in it.
+"""The index file of an account: creating and opening it, and the right to write it.
 
 In WAL mode a reader sees the state from the beginning of its transaction, and neither waits for
 the writer nor holds it up. With `synchronous=FULL` a committed transaction survives a power
@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import trio
 
@@ -21,6 +21,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
+from jmapfs.locking import ProcessLock
 from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,55 @@ class IndexDatabase:
             pragmas=_PRAGMAS,
             cached_statements=256,
         )
+
+
+class WriterLease:
+    """The right to write an index: held by one process at a time, from `try_acquire` to the end.
+
+    It is the lock on the account's directory, released at the end of `with`.
+    """
+
+    def __init__(self, database: IndexDatabase) -> None:
+        self._database = database
+        self._stack = contextlib.ExitStack()
+        self._writer: IndexWriter | None = None
+        self._in_use = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def try_acquire(self) -> BusyError | None:
+        """Acquire the lease if it is free, and prepare the index; otherwise return who has it.
+
+        Raises:
+            StorageError: the index cannot be used.
+        """
+        if self._writer is not None:
+            return None
+        directory = self._database.path.parent
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    ProcessLock(directory / "lock", f"this account ({directory})", parents=True)
+                )
+            except BusyError as error:
+                self._in_use = True
+                return error
+            self._database.prepare(in_use=self._in_use)
+            self._writer = stack.enter_context(self._database.writer())
+            self._stack.push(stack.pop_all())
+        return None
+
+    def writer(self) -> IndexWriter | None:
+        """Return the writer, or None if another process has the lease."""
+        try:
+            self.try_acquire()
+        except StorageError as error:
+            _log.error("the index cannot be written: %s", error)
+        return self._writer
 
 
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:

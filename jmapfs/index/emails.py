@@ -136,7 +136,7 @@ class EmailBatch:
                 "SELECT keyword FROM keyword WHERE email = ?", (number,)
             )
         }
-        current = set(email.keywords)
+        current = email.keywords
         self._connection.executemany(
             "DELETE FROM keyword WHERE email = ? AND keyword = ?",
             [(number, keyword) for keyword in known - current],

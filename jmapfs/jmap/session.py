@@ -69,13 +69,26 @@ class Session:
         extra = {name for name in needed if name in self.capabilities}
         return [CORE, MAIL, *sorted(extra - {CORE, MAIL})]
 
+    def mail_accounts(self) -> list[SessionAccount]:
+        """Return the accounts with mail, the primary one first, then by name."""
+        primary = self.primary_accounts.get(MAIL)
+        found = [
+            account
+            for account in self.accounts.values()
+            if account.id == primary
+            or MAIL in account.capabilities
+            # Servers may send null; then the capabilities of the session count.
+            or (not account.capabilities and MAIL in self.capabilities)
+        ]
+        return sorted(found, key=lambda one: (one.id != primary, one.name, one.id))
+
     def mail_account(self, selection: str | None = None) -> SessionAccount:
         """Return the selected account, by id or by name, or the primary one for mail.
 
         Raises ProtocolError when the server has no mail for this user, and ConfigError when the
         selection matches no account or several; its text lists the accounts.
         """
-        if MAIL not in self.capabilities and not self._has_mail():
+        if MAIL not in self.capabilities and not self.mail_accounts():
             raise ProtocolError(
                 f"{host_of(self.url)} supports JMAP, but not for mail: no account of this user "
                 f"has the capability {MAIL}"
@@ -108,11 +121,6 @@ class Session:
                 )
         raise ConfigError(
             f"there is no account {printable(selection, 80)}; there are: {self._list_accounts()}"
-        )
-
-    def _has_mail(self) -> bool:
-        return MAIL in self.primary_accounts or any(
-            MAIL in account.capabilities for account in self.accounts.values()
         )
 
     def _list_accounts(self) -> str:

@@ -157,8 +157,8 @@ class Tally:
 class TreeBuilder:
     """Builds the tree in a staging directory, used by one worker thread at a time.
 
-    `blobs` are those of the mails that were placed. All methods raise OSError if the destination
-    fails.
+    `blobs` are those of the mails that were placed; the owner closes it. All methods raise OSError
+    if the destination fails.
     """
 
     def __init__(
@@ -173,12 +173,6 @@ class TreeBuilder:
         self._mailboxes: dict[str, ExportedMailbox] = {}
         self._requested: set[str] = set()
         self._tree = os.fspath(staging.tree)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.blobs.__exit__()
 
     def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
         """Return the candidates that must be downloaded, before the state to copy is known."""

@@ -247,9 +247,8 @@ class _Target:
             if self.base is not None:
                 stack.enter_context(self.base)
             self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
-            self.builder = stack.enter_context(
-                TreeBuilder(self.staging, self._manifest, self._linker, self.base)
-            )
+            self.builder = TreeBuilder(self.staging, self._manifest, self._linker, self.base)
+            stack.enter_context(self.builder.blobs)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -369,10 +368,12 @@ class _Copy:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
                 part = _Part(plan, len(plan.requests))
-                part.finish(0)
                 await parts.send(part)
-                for batch in self._source.batches(plan.requests):
-                    await batches.send((part, batch))
+                if plan.requests:
+                    for batch in self._source.batches(plan.requests):
+                        await batches.send((part, batch))
+                else:
+                    part.complete.set()
                 position = emails.position
 
     async def _download(

@@ -1,25 +1,25 @@
-"""A snapshot straight from an account: no mount, no FUSE, nothing but its index and its server.
+"""Snapshots of an account without a mount: from its index and its server.
 
-The index is brought up to date, or whoever keeps it is asked to do so, and read at that one state
-for as long as the copy takes. Content comes from the server, and is of the blobs of that state.
-
-Having whoever keeps the index that a snapshot reads bring it up to date.
+The index is brought up to date first, by this process or by the mount that writes it. Then one
+consistent state of it is pinned for the whole copy, and the blobs of that state are downloaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
-from jmapfs.control.mounts import mounts, socket_directory, socket_name
-from jmapfs.control.socket_client import SYNC_SECONDS, ask
+from jmapfs.account import AccountSource, account_directory
+from jmapfs.control.messages import StatusRequest, SyncRequest
+from jmapfs.control.mounts import mounts
+from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -35,102 +35,40 @@ from jmapfs.snapshot.source import (
     SourceOpener,
 )
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import StateWaiter
-from jmapfs.sync.synchronizer import Synchronizer, check_account
-from jmapfs.tree.export import EmailExport, ExportedMailbox
+from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
 
-
-class IndexUpdater:
-    """Another process that keeps an index."""
-
-    def __init__(self, client: Client, database: IndexDatabase) -> None:
-        self._database = database
-        self._arrival = StateWaiter(client, database)
-
-    async def ask(self, refusal: BusyError) -> BusyError | None:
-        """Ask mounts to bring the index up to date; return why it is not, if that is so.
-
-        `refusal` says who keeps it.
-        """
-        state = await trio.to_thread.run_sync(self._database.state)
-        if not state.complete:
-            return BusyError(f"{refusal}, and has not listed it yet: try again later")
-        try:
-            await trio.to_thread.run_sync(_sync_mounts_of, state, abandon_on_cancel=True)
-        except JmapfsError as error:
-            refusal = BusyError(f"{refusal}, which says: {error}")
-        if await self._arrival.reached():
-            return None
-        return BusyError(f"{refusal}; and the index is not up to date")
-
-
-def _sync_mounts_of(state: AccountState) -> None:
-    """Ask the mounts that keep an index of an account to bring it up to date.
-
-    There may be several, with a cache of their own each; the one that is meant is among them, or
-    it is no mount that keeps the index.
-
-    Raises:
-        JmapfsError: the first of those that could not; the others were asked all the same.
-    """
-    failure: JmapfsError | None = None
-    for mount in mounts():
-        if not mount.ours:
-            continue
-        name = socket_name(mount.mountpoint)
-        try:
-            status = ask(socket_directory(), name, "status")
-        except JmapfsError:
-            # A mount whose daemon has died keeps no index.
-            continue
-        accounts = [
-            (account["account_id"], account["server"], account["leads"])
-            for account in status.get("accounts", [status])
-        ]
-        if (state.account_id, state.server, True) in accounts:
-            try:
-                ask(socket_directory(), name, "sync", seconds=SYNC_SECONDS)
-            except JmapfsError as error:
-                failure = failure or error
-    if failure is not None:
-        raise failure
-
-
-_PART: Final = 2000
-_KEEPER_SECONDS: Final = 60.0
-_SETTLING_SECONDS: Final = 120.0
-_PAUSE_SECONDS: Final = 0.25
-_LONGEST_PAUSE_SECONDS: Final = 5.0
+_PART_EMAILS: Final = 2000
+_UPDATE_SECONDS: Final = 60.0
+_FIRST_PAUSE: Final = 0.25
+_MAX_PAUSE: Final = 5.0
 
 
 @contextlib.asynccontextmanager
 async def account_opener(
     source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool = False
 ) -> AsyncIterator[SourceOpener]:
-    """Connect to an account whose states are to be copied.
+    """Connect to an account; the result opens its states.
 
-    With `allow_stale`, an older state will do where whoever keeps the index has no newer one.
+    With `allow_stale`, an older state is copied if the index cannot be brought up to date.
 
     Raises:
-        JmapfsError: the server cannot be asked.
+        JmapfsError: the server cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
         open_cache(directory / "blobs") as cache,
     ):
-        yield _AccountOpener(
-            client,
-            IndexDatabase(directory),
-            BlobFetcher(client, cache),
-            report,
-            allow_stale=allow_stale,
-        )
+        database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
+        yield _AccountOpener(client, database, blobs, report, allow_stale=allow_stale)
 
 
 class _AccountOpener:
+    """Opens the current state of an account, once for each attempt."""
+
     def __init__(
         self,
         client: Client,
@@ -148,111 +86,149 @@ class _AccountOpener:
         self._is_stale = False
 
     @contextlib.asynccontextmanager
-    async def open(self, ahead: EarlySink) -> AsyncIterator[_AccountSource]:
-        """Bring the index up to date, and hold the state that it has then."""
-        await self._bring_up_to_date(ahead)
+    async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
+        """Bring the index up to date, and pin its state.
+
+        Raises:
+            BusyError: another process writes the index, and it is not up to date or not consistent.
+        """
+        await self._bring_up_to_date(early)
         with self._database.reader() as reader:
-            await self._settled(reader)
-            with sqlite_errors("read the index"):
-                source = await trio.to_thread.run_sync(_AccountSource, reader, self._blobs)
-            yield source
+            yield await wait_until_consistent(
+                lambda: trio.to_thread.run_sync(self._try_pin, reader)
+            )
 
-    async def _settled(self, reader: IndexReader) -> None:
-        """Pin a state of the account: whoever keeps the index may be between two of them."""
-        with trio.move_on_after(_SETTLING_SECONDS):
-            while True:
-                state = await trio.to_thread.run_sync(_pinned_state, reader)
-                if state.complete and state.consistent:
-                    return
-                if state.complete and self._is_stale:
-                    self._report.notice("the index is between two states: that is no one state")
-                    return
-                await trio.sleep(_PAUSE_SECONDS)
-        raise BusyError(
-            f"another process has been bringing the index in {self._database.path.parent} up to"
-            f" date for {_SETTLING_SECONDS:.0f} s: try again later"
-        )
+    def _try_pin(self, reader: IndexReader) -> _PinnedAccount | None:
+        """Pin the current state of the index; return None if that must not be copied."""
+        with sqlite_errors("read the index"):
+            reader.unpin()
+            reader.pin()
+            state = reader.state()
+            if not state.complete or not (state.consistent or self._is_stale):
+                return None
+            if not state.consistent:
+                trio.from_thread.run_sync(
+                    self._report.notice, "the index is between two states: that is no one state"
+                )
+            return _PinnedAccount(reader, state, self._blobs)
 
-    async def _bring_up_to_date(self, ahead: EarlySink) -> None:
-        keeper = IndexUpdater(self._client, self._database)
-        until = trio.current_time() + _KEEPER_SECONDS
-        pause = _PAUSE_SECONDS
-        while True:
-            refusal = await self._try_to_keep(ahead)
-            if refusal is None:
-                return
-            obstacle = await keeper.ask(refusal)
-            if obstacle is None:
-                return
-            if trio.current_time() >= until:
-                await self._take_as_it_is(obstacle)
+    async def _bring_up_to_date(self, early: EarlySink) -> None:
+        """Bring the index up to date, or have its writer do so; raises BusyError."""
+        busy = await self._try_to_update(early)
+        if busy is None:
+            return
+        waiter = StateWaiter(self._client, self._database)
+        deadline = trio.current_time() + _UPDATE_SECONDS
+        pause = _FIRST_PAUSE
+        while (obstacle := await self._request_update(busy, waiter)) is not None:
+            if trio.current_time() >= deadline:
+                await self._accept_stale(obstacle)
                 return
             await trio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, _MAX_PAUSE)
+            busy = await self._try_to_update(early)
+            if busy is None:
+                return
 
-    async def _take_as_it_is(self, obstacle: BusyError) -> None:
-        """Be content with the state that the index has, or raise what keeps it from another."""
+    async def _try_to_update(self, early: EarlySink) -> BusyError | None:
+        """Bring the index up to date, unless another process has the lease; return who has it."""
+        # Keep the lease no longer than this: a mount that is made meanwhile needs it.
+        with WriterLease(self._database) as lease:
+            busy, is_complete = await trio.to_thread.run_sync(self._acquire, lease)
+            writer = lease.writer() if busy is None else None
+            if writer is not None:
+                await self._synchronize(writer, early, is_complete=is_complete)
+        return busy
+
+    def _acquire(self, lease: WriterLease) -> tuple[BusyError | None, bool]:
+        busy = lease.try_acquire()
+        check_account(self._database, self._client)
+        return busy, self._database.state().complete
+
+    async def _synchronize(
+        self, writer: IndexWriter, early: EarlySink, *, is_complete: bool
+    ) -> None:
+        """Bring the index up to date; during a first listing, download contents already."""
+        synchronizer = Synchronizer(self._client, self._database, writer)
+        if is_complete:
+            await synchronizer.bring_up_to_date(self._report.listed)
+            return
+        session, account = self._client.session, self._client.account
+        origin = Origin(session.api_url, account.id, account.name, session.username)
+        sink = await early.prepare(origin)
+        with self._database.reader() as reader:
+            fetcher = EarlyFetcher(reader, self._blobs, early, sink)
+
+            def listed(count: int, total: int | None) -> None:
+                self._report.listed(count, total)
+                fetcher.note_listed()
+
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(fetcher.run)
+                    try:
+                        await synchronizer.bring_up_to_date(listed)
+                    finally:
+                        fetcher.stop()
+
+    async def _request_update(self, busy: BusyError, waiter: StateWaiter) -> BusyError | None:
+        """Ask mounts to bring the index up to date; return the error if it is not afterwards.
+
+        `busy` names the process that writes it.
+        """
+        state = await trio.to_thread.run_sync(self._database.state)
+        if not state.complete:
+            return BusyError(f"{busy}, and has not listed all of it yet: try again later")
+        try:
+            await trio.to_thread.run_sync(_sync_mounts, state, abandon_on_cancel=True)
+        except JmapfsError as error:
+            busy = BusyError(f"{busy}, which reports: {error}")
+        if await waiter.reached():
+            return None
+        return BusyError(f"{busy}; the index is not up to date")
+
+    async def _accept_stale(self, obstacle: BusyError) -> None:
+        """Accept the present state of the index, if the user allows that; raises `obstacle`."""
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             raise obstacle
         if not self._allow_stale:
-            raise BusyError(f"{obstacle} (--allow-stale takes it as it is)")
+            raise BusyError(f"{obstacle} (--allow-stale copies it as it is)")
         self._is_stale = True
-        self._report.notice(
-            f"{obstacle}; what follows is its state of {time_text(state.synced_at)}"
-        )
-
-    async def _try_to_keep(self, ahead: EarlySink) -> BusyError | None:
-        """Bring the index up to date, or return who keeps it from us."""
-        # Not longer than it takes: a mount that is made meanwhile is to have the index.
-        with WriterLease(self._database.path.parent, self._database) as lead:
-            refusal = await trio.to_thread.run_sync(lead.try_now)
-            await trio.to_thread.run_sync(check_account, self._database, self._client)
-            writer = lead.take() if refusal is None else None
-            if writer is not None:
-                await self._synchronize(writer, ahead)
-        return refusal
-
-    async def _synchronize(self, writer: IndexWriter, ahead: EarlySink) -> None:
-        """Bring the index up to date; while an account is listed, content comes already."""
-        synchronizer = Synchronizer(self._client, self._database, writer)
-        if (await trio.to_thread.run_sync(self._database.state)).complete:
-            await synchronizer.bring_up_to_date(self._report.listed)
-            return
-        sink = await ahead.prepare(self._origin())
-        with self._database.reader() as reader:
-            listing = EarlyFetcher(reader, self._blobs, ahead, sink)
-
-            def listed(count: int, total: int | None) -> None:
-                self._report.listed(count, total)
-                listing.note_listed()
-
-            with lone_errors():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(listing.run)
-                    try:
-                        await synchronizer.bring_up_to_date(listed)
-                    finally:
-                        listing.stop()
-
-    def _origin(self) -> Origin:
-        session, account = self._client.session, self._client.account
-        return Origin(session.api_url, account.id, account.name, session.username)
+        self._report.notice(f"{obstacle}; copying its state of {time_text(state.synced_at)}")
 
 
-def _pinned_state(reader: IndexReader) -> AccountState:
-    """Pin the state that the index has now, instead of one that was pinned before."""
-    with sqlite_errors("read the index"):
-        reader.unpin()
-        reader.pin()
-        return reader.state()
+def _sync_mounts(state: AccountState) -> None:
+    """Ask the mounts that write an index of this account to bring it up to date.
+
+    There may be several, each with an index in a cache directory of its own.
+
+    Raises:
+        JmapfsError: the first error; the other mounts were asked all the same.
+    """
+    failure: JmapfsError | None = None
+    for mount in mounts():
+        if not mount.ours:
+            continue
+        try:
+            status = ask(mount.mountpoint, StatusRequest())
+        except JmapfsError:
+            # A mount whose daemon has died writes no index.
+            continue
+        accounts = [(one.account_id, one.server, one.leads) for one in status.accounts]
+        if (state.account_id, state.server, True) in accounts:
+            try:
+                ask(mount.mountpoint, SyncRequest())
+            except JmapfsError as error:
+                failure = failure or error
+    if failure is not None:
+        raise failure
 
 
-class _AccountSource:
-    """An account at the state that a reader is pinned to; in this process, through no mount."""
+class _PinnedAccount:
+    """The state of an account that a reader is pinned to; a `Source`."""
 
-    def __init__(self, reader: IndexReader, blobs: BlobFetcher) -> None:
-        state = reader.state()
+    def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
         layout = Tree(reader).layout()
         self.origin = Origin(
             server=state.server,
@@ -262,30 +238,30 @@ class _AccountSource:
         )
         self.email_state = state.email_state
         self.mail_count = reader.counts().emails
-        self._in_order = EmailExport(reader, layout, layout.root)
-        self.mailboxes: Sequence[ExportedMailbox] = self._in_order.mailboxes()
-        self._blobs = blobs
         self.concurrency = blobs.concurrency
+        self._export = EmailExport(reader, layout, layout.root)
+        self.mailboxes = self._export.mailboxes()
         self.batches = blobs.batches
-        # The reader belongs to one thread at a time.
+        self._blobs = blobs
+        # A reader is used from one thread at a time.
         self._reading = trio.CapacityLimiter(1)
 
     @property
     def cached(self) -> BlobTotals:
-        """What of all that was brought was in the cache of the account's mounts."""
+        """The blobs that were in the cache of the account's mounts."""
         return self._blobs.cached
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """Return some mails from a position on, in order."""
+        """See `Source.emails_after`."""
         with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(
-                self._in_order.after, position, _PART, limiter=self._reading
+                partial(self._export.after, position, _PART_EMAILS), limiter=self._reading
             )
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
-        """Bring contents; see `Source.download`."""
+        """See `Source.download`."""
         return await self._blobs.download(batch, sink)
 
     async def still_frozen(self) -> bool:
-        """Tell whether all that was brought is of the one state: a pinned reader cannot lose it."""
+        """Return True: a pinned reader keeps its state."""
         return True

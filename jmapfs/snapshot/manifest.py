@@ -153,10 +153,8 @@ class ManifestWriter:
         self._directory = directory
         self._digest = hashlib.sha256()
         self._position = 0
-        with contextlib.ExitStack() as stack:
-            self._manifest = stack.enter_context(_create(directory / MANIFEST))
-            self._checksums = stack.enter_context(_create(directory / CHECKSUMS))
-            self._files = stack.pop_all()
+        self._manifest = _create(directory / MANIFEST)
+        self._checksums = _create(directory / CHECKSUMS)
 
     def __enter__(self) -> Self:
         return self
@@ -226,27 +224,22 @@ def read_description(directory: Path) -> Description:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     try:
-        description = msgspec.json.decode(content, type=Description)
+        number = msgspec.json.decode(content, type=_AnyDescription).format
+        if number > FORMAT:
+            raise StorageError(
+                f"{path}: made by a later jmapfs (format {number}): use that version"
+            )
+        if number == FORMAT:
+            return msgspec.json.decode(content, type=Description)
     except UNDECODABLE as error:
-        _refuse_later_format(path, content)
         raise AlteredFilesError(f"{path}: not the description of a snapshot: {error}") from error
-    if description.format != FORMAT:
-        _refuse_later_format(path, content)
-        raise AlteredFilesError(f"{path}: there is no format {description.format}")
-    return description
+    raise AlteredFilesError(f"{path}: there is no format {number}")
 
 
 class _AnyDescription(msgspec.Struct):
+    """What the descriptions of all formats have."""
+
     format: int
-
-
-def _refuse_later_format(path: Path, content: bytes) -> None:
-    try:
-        number = msgspec.json.decode(content, type=_AnyDescription).format
-    except UNDECODABLE:
-        return
-    if number > FORMAT:
-        raise StorageError(f"{path}: made by a later jmapfs (format {number}): use that version")
 
 
 def read_manifest(directory: Path) -> Iterator[tuple[int, SavedMail]]:

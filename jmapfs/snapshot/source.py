@@ -107,7 +107,7 @@ class Sink(Protocol):
         ...
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
-        """Store a content chunk by chunk; nothing is stored if `chunks` raises."""
+        """Store a content in chunks of about 1 MiB; nothing is stored if `chunks` raises."""
         ...
 
 

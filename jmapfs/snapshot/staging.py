@@ -24,7 +24,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import Annotated, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 import trio
@@ -41,7 +41,6 @@ _TREE: Final = "snapshot"
 
 _MODE: Final = 0o700
 _JOURNAL_MODE: Final = 0o600
-_PIECE_BYTES: Final = 1 << 20
 _THREADS: Final = 4
 _NANOSECONDS: Final = 1_000_000_000
 
@@ -69,11 +68,6 @@ class StagedContent(NamedTuple):
     size: int
     digest: bytes
     number: int
-
-
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
 
 
 class Staging:
@@ -160,16 +154,15 @@ class Staging:
         descriptor = await self._in_thread(partial(self._create, number))
         digest = hashlib.sha256()
         size = 0
+
+        def append(chunk: bytes) -> None:
+            digest.update(chunk)
+            write_all(descriptor, chunk)
+
         try:
-            piece = bytearray()
             async for chunk in chunks:
-                piece += chunk
-                if len(piece) >= _PIECE_BYTES:
-                    size += len(piece)
-                    await self._in_thread(partial(_append, descriptor, digest, bytes(piece)))
-                    piece.clear()
-            size += len(piece)
-            await self._in_thread(partial(_append, descriptor, digest, bytes(piece)))
+                size += len(chunk)
+                await self._in_thread(partial(append, chunk))
             await self._in_thread(partial(_set_time, descriptor, request.received_at))
         finally:
             os.close(descriptor)
@@ -320,11 +313,6 @@ def _is_file(path: Path) -> bool:
 
 def _file(number: int) -> str:
     return f"{_CONTENT}/{number}"
-
-
-def _append(descriptor: int, digest: _Hash, piece: bytes) -> None:
-    digest.update(piece)
-    write_all(descriptor, piece)
 
 
 def _set_time(descriptor: int, received_at: int) -> None:

@@ -1,20 +1,18 @@
-"""Keeping an index true for as long as a mount lives: when to ask the server, and what if not.
+"""Following an account for as long as a mount lives: when to ask the server, and what if it fails.
 
     connect ── check the account ── bring up to date ── wait for a reason ──┐
-       ↑                                  ↑───────────────────────────────── ┘
-       └── pause (longer each time) ── offline, when any of it fails
+       ↑                                  ↑─────────────────────────────────┘
+       └── pause (longer each time) ── offline, if any of it fails
 
-Reasons are a hint by push, somebody who asks, a download that failed, or time. Push is a hint and
-never the truth (design): whatever it says or does not say, the account is asked.
+Each way from "bring up to date" back to it is a round. The reasons for one are a push event, a
+request, a download that failed, and time. A push event is only a hint: the server is asked for
+the changes whatever the event contains.
 
-The first round is special: where the index is not complete its errors are the caller's, since
-there is nothing that could be shown.
+If the index is not complete when the follower starts, the errors of the first round are the
+caller's: there is nothing to show yet.
 
-Whether an index that another process keeps has come to what the server has now.
-
-Its keeper may be unable to follow the server although we can talk to it: its password is an old
-one, or it is a snapshot that has just ended. So it is not believed, but the server is asked for its
-states (RFC 8620 §5.1), and the index has to have these, or to have been brought up to date since.
+Several processes may follow one account. One of them has the lease of the index's writer; the
+others are read-only followers, which see what that one stores.
 """
 
 from __future__ import annotations
@@ -22,14 +20,15 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from jmapfs.errors import (
+    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
@@ -37,64 +36,40 @@ from jmapfs.errors import (
     UnreachableError,
     lone_errors,
 )
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.batches import BatchLimits
+from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
 from jmapfs.sync.listing import ListingReport
-from jmapfs.sync.synchronizer import Synchronizer, check_account
-
-
-class StateWaiter:
-    """The coming of an index to what the server has at this moment, or later."""
-
-    def __init__(self, client: Client, database: IndexDatabase) -> None:
-        self._client = client
-        self._database = database
-        # The clock of the machine, as for `synced_at`: it is set by another process.
-        self._began = time.time()
-
-    async def reached(self) -> bool:
-        """Tell whether the index has come there.
-
-        Raises:
-            StorageError: the index cannot be read.
-            JmapfsError: what the client raises.
-        """
-        state = await trio.to_thread.run_sync(self._database.state)
-        if not state.complete or state.synced_at >= self._began:
-            return state.complete
-        # A mailbox that is renamed changes its own state only.
-        _, mailbox_state = await self._client.mailboxes()
-        if state.mailbox_state != mailbox_state:
-            return False
-        return state.email_state == await self._client.email_state()
-
+from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 
 _log = logging.getLogger(__name__)
 
-Opener = Callable[[], AbstractAsyncContextManager[Client]]
+ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 """Opens a client for the account; each time anew, discovery included."""
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
-_WITH_PUSH: Final = 600.0
-_GATHERING: Final = 0.05
-_ARRIVAL_SECONDS: Final = 10.0
-_PAUSE_SECONDS: Final = 0.25
+_POLL_INTERVAL_WITH_PUSH: Final = 600.0
+_GATHER_SECONDS: Final = 0.05
+_OTHER_WRITER_SECONDS: Final = 10.0
+_OTHER_WRITER_INTERVAL: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """Whether the server is in reach, since when (seconds since 1970), and the last error."""
+    """Whether the server is reachable, since when (seconds since 1970), and the last error."""
 
     online: bool
     since: float
     error: str | None = None
 
 
-class _Request:
-    """Somebody waits for a round that begins after they asked."""
+class _RoundRequest:
+    """A task waits for a round that begins after its request."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -102,34 +77,37 @@ class _Request:
 
 
 class AccountFollower:
-    """Keeps one index true to one account.
+    """Keeps one index up to date with one account.
 
-    `client` is there while the server is in reach: after a round that succeeded. `checked_at`
-    is when the index was last found to be what the server has, in seconds since 1970. `push_active`
-    says whether the server tells of changes by itself.
+    client: the open client, None while the server is unreachable.
+    connection: whether the server is reachable.
+    checked_at: when this process last brought the index up to date, in seconds since 1970.
+    push_active: whether the server sends push events.
+
+    `after_round` is called after every round, and when the server becomes unreachable.
     """
 
     def __init__(
         self,
-        opener: Opener,
+        open_client: ClientOpener,
         database: IndexDatabase,
-        take_lead: Callable[[], IndexWriter | None],
+        lease: WriterLease,
         *,
         poll_interval: float,
-        changed: Callable[[], Awaitable[None]],
+        after_round: Callable[[], Awaitable[None]],
     ) -> None:
         self.client: Client | None = None
         self.connection = ConnectionState(online=False, since=time.time())
         self.checked_at = 0.0
         self.push_active = False
-        self._opener = opener
+        self._open_client = open_client
         self._database = database
-        self._take_lead = take_lead
+        self._lease = lease
         self._writer: IndexWriter | None = None
         self._poll_interval = poll_interval
-        self._changed = changed
+        self._after_round = after_round
         self._woken = trio.Event()
-        self._requests: list[_Request] = []
+        self._requests: list[_RoundRequest] = []
 
     @property
     def writes_index(self) -> bool:
@@ -137,34 +115,34 @@ class AccountFollower:
         return self._writer is not None
 
     def wake(self) -> None:
-        """Something may have changed, or the server may be gone: look soon."""
+        """Begin a round soon: something may have changed, or the server may be unreachable."""
         self._woken.set()
 
     async def sync_now(self) -> None:
-        """Bring the index up to date; return when that, and telling of it, is done.
+        """Bring the index up to date; return when that and `after_round` are done.
 
         Raises:
-            BusyError: another process keeps the index, and does not bring it up to date soon.
+            BusyError: another process writes the index, and does not bring it up to date soon.
             JmapfsError: the server cannot be asked.
         """
         await self._next_round()
-        # Only now: the round took the lead if it was free.
+        # Checked after the round, which takes the lease if it is free.
         if self.writes_index:
             return
         if self.client is not None:
-            arrival = StateWaiter(self.client, self._database)
-            with trio.move_on_after(_ARRIVAL_SECONDS) as waiting:
-                while not await arrival.reached():  # noqa: ASYNC110 - in another process
-                    await trio.sleep(_PAUSE_SECONDS)
+            waiter = StateWaiter(self.client, self._database)
+            with trio.move_on_after(_OTHER_WRITER_SECONDS) as waiting:
+                while not await waiter.reached():  # noqa: ASYNC110 - in another process
+                    await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
-                # It is a round that tells of what has come.
+                # For its call of `after_round`.
                 await self._next_round()
                 return
         raise BusyError("another process keeps this account's index: ask its mount")
 
     async def _next_round(self) -> None:
-        """Return when a round is done that begins from now on; raises its error."""
-        request = _Request()
+        """Return at the end of a round that begins from now on; raises its error."""
+        request = _RoundRequest()
         self._requests.append(request)
         self.wake()
         await request.done.wait()
@@ -178,49 +156,49 @@ class AccountFollower:
         may_start_offline: bool,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Keep the index true until cancelled; started when there is something to be shown.
+        """Follow the account until cancelled; started as soon as there is something to show.
 
         Raises:
-            JmapfsError: before it has started: the account cannot be shown.
+            JmapfsError: the account cannot be shown; only before it has started.
         """
-        self._writer = await trio.to_thread.run_sync(self._take_lead)
-        starting = _Starting(task_status)
+        self._writer = await trio.to_thread.run_sync(self._lease.writer)
+        startup = _Startup(task_status)
         pause = _FIRST_PAUSE
         while True:
             try:
                 with lone_errors():
-                    async with self._opener() as client:
-                        await self._stay(client, report, starting)
+                    async with self._open_client() as client:
+                        await self._follow(client, report, startup)
             except JmapfsError as error:
-                if not starting.done and not (may_start_offline and _is_outage(error)):
+                if not startup.done and not (may_start_offline and _is_outage(error)):
                     raise
                 if self.connection.online:
                     pause = _FIRST_PAUSE
-                await self._went_offline(error)
+                await self._go_offline(error)
             except Exception as error:
-                if not starting.done:
+                if not startup.done:
                     raise
                 _log.exception("a bug in following the account")
-                await self._went_offline(UnreachableError(f"a bug, {type(error).__name__}"))
-            starting.finish()
+                await self._go_offline(UnreachableError(f"a bug, {type(error).__name__}"))
+            startup.finish()
             await self._wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _stay(self, client: Client, report: ListingReport, starting: _Starting) -> None:
-        """Go round after round while the server answers."""
+    async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
+        """Run round after round while the server answers."""
         await trio.to_thread.run_sync(check_account, self._database, client)
         async with self._listening(client):
             while True:
                 await self._round(client, report)
-                starting.finish()
+                startup.finish()
                 await self._wait(self._interval())
-                # Changes seldom come alone: gather those that are on their way.
-                await trio.sleep(_GATHERING)
+                # Changes seldom come alone: wait for those that are on their way.
+                await trio.sleep(_GATHER_SECONDS)
 
     async def _round(self, client: Client, report: ListingReport) -> None:
         self._woken = trio.Event()
         requests, self._requests = self._requests, []
-        error: JmapfsError | None = UnreachableError("it ended before it was done")
+        error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
             error = await self._synchronize(client, report)
             self.client = client
@@ -228,8 +206,8 @@ class AccountFollower:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             self.connection = replace(self.connection, error=str(error) if error else None)
-            # Whoever asked is to find the news in place: the kernel is told first.
-            await self._changed()
+            # Before the requests are answered: the kernel then knows of the changes.
+            await self._after_round()
         except JmapfsError as failure:
             error = failure
             raise
@@ -237,15 +215,15 @@ class AccountFollower:
             _answer(requests, error)
 
     async def _synchronize(self, client: Client, report: ListingReport) -> StorageError | None:
-        """Bring the index up to date; return what kept it from being written, if anything did."""
+        """Bring the index up to date; return the error if the index cannot be written."""
         if self._writer is None:
-            self._writer = await trio.to_thread.run_sync(self._take_lead)
+            self._writer = await trio.to_thread.run_sync(self._lease.writer)
         if self._writer is None:
             return None
         try:
             await Synchronizer(client, self._database, self._writer).bring_up_to_date(report)
         except StorageError as error:
-            # A full disk here says nothing of the server: mail can still be read from it.
+            # The server is still reachable, so mail can be read.
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
                 raise
             _log.error("%s", error)
@@ -253,7 +231,7 @@ class AccountFollower:
         self.checked_at = time.time()
         return None
 
-    async def _went_offline(self, error: JmapfsError) -> None:
+    async def _go_offline(self, error: JmapfsError) -> None:
         self.client = None
         if self.connection.online or self.connection.error is None:
             _log.warning("offline: %s", error)
@@ -262,16 +240,16 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:
-            await self._changed()
+            await self._after_round()
         except JmapfsError as failure:
-            # The mount lives on; the next round tells it.
-            _log.error("the kernel could not be told: %s", failure)
+            # The mount goes on; the next round notifies the kernel.
+            _log.error("the kernel could not be notified: %s", failure)
 
     def _interval(self) -> float:
         interval = self._poll_interval
-        # Push says when the server changed, not when the process that leads has written that down.
+        # Push events report the server's changes, not when another process has stored them.
         if self.push_active and self.writes_index:
-            interval = max(interval, _WITH_PUSH)
+            interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
 
     async def _wait(self, seconds: float) -> None:
@@ -281,20 +259,21 @@ class AccountFollower:
 
     @asynccontextmanager
     async def _listening(self, client: Client) -> AsyncIterator[None]:
-        """Listen to push while the context lasts."""
+        """Listen for push events while the context lasts."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen, client)
             yield
             nursery.cancel_scope.cancel()
 
     async def _listen(self, client: Client) -> None:
-        """Turn what push says into hints, until the server says that it has none."""
+        """Wake up for each push event, until the server says that it does not send any."""
         pause = _FIRST_PAUSE
         try:
             while True:
                 try:
                     async with client.push() as events:
-                        # The first event is the connection itself, and a reason to catch up.
+                        # The first event is the connection itself; something may have changed
+                        # while there was none.
                         async for event in events:
                             _log.debug("push: %s", event)
                             self.push_active = True
@@ -304,9 +283,9 @@ class AccountFollower:
                     _log.info("asking every %.0f s: %s", self._poll_interval, error)
                     return
                 except JmapfsError as error:
-                    _log.info("push broke off: %s", error)
+                    _log.info("push ended: %s", error)
                 if self.push_active:
-                    # Is the server gone? And from here on time is the reason to ask again.
+                    # The server may be unreachable; and the poll interval is shorter without push.
                     self.push_active = False
                     self.wake()
                 await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
@@ -315,8 +294,8 @@ class AccountFollower:
             self.push_active = False
 
 
-class _Starting:
-    """Says once that the keeper has started."""
+class _Startup:
+    """Reports once to the nursery that the follower has started."""
 
     def __init__(self, task_status: trio.TaskStatus[None]) -> None:
         self.done = False
@@ -328,14 +307,98 @@ class _Starting:
             self._task_status.started()
 
 
-def _answer(requests: Iterable[_Request], error: JmapfsError | None) -> None:
+def _answer(requests: Iterable[_RoundRequest], error: JmapfsError | None) -> None:
     for request in requests:
         request.error = error
         request.done.set()
 
 
 def _is_outage(error: JmapfsError) -> bool:
-    """Say whether the server is merely not there, as opposed to not being the right one."""
+    """Tell whether the server is only unreachable, as opposed to the wrong one."""
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
+
+
+class TotalTraffic:
+    """The traffic of all connections to a server, the closed ones included."""
+
+    def __init__(self) -> None:
+        self._closed = Traffic()
+        self._open = Traffic()
+
+    def total(self) -> Traffic:
+        """Return the sums."""
+        return Traffic(
+            requests=self._closed.requests + self._open.requests,
+            blobs=self._closed.blobs + self._open.blobs,
+            bytes=self._closed.bytes + self._open.bytes,
+        )
+
+    def begin(self, traffic: Traffic) -> None:
+        """Count a new connection's traffic from now on."""
+        self._closed, self._open = self.total(), traffic
+
+
+class AccountBlobSource:
+    """Downloads blobs with the follower's client; fails at once while there is none."""
+
+    def __init__(self, follower: AccountFollower) -> None:
+        self._follower = follower
+
+    @property
+    def blob_ids_are_sha1(self) -> bool:
+        """Whether content can be checked by its blob id."""
+        return self._client().blob_ids_are_sha1
+
+    @property
+    def batch_limits(self) -> BatchLimits | None:
+        """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
+        client = self._follower.client
+        return None if client is None else client.batch_limits
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be in flight at once."""
+        client = self._follower.client
+        return 1 if client is None else client.concurrency
+
+    async def download_batch(
+        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+    ) -> dict[str, bytes]:
+        """Return those of the blobs that one request returns whole."""
+        with self._checking_connection():
+            return await self._client().download_batch(blobs, deadline=deadline)
+
+    async def download_blob(
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float
+    ) -> bytes:
+        """Return the content of a blob."""
+        with self._checking_connection():
+            return await self._client().download_blob(
+                blob_id, size_hint=size_hint, deadline=deadline
+            )
+
+    @asynccontextmanager
+    async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
+        """Return the content of a blob chunk by chunk."""
+        with self._checking_connection():
+            async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
+                yield stream
+
+    def _client(self) -> Client:
+        if self._follower.client is None:
+            raise UnreachableError(
+                f"offline: {self._follower.connection.error or 'not connected yet'}"
+            )
+        return self._follower.client
+
+    @contextmanager
+    def _checking_connection(self) -> Iterator[None]:
+        try:
+            yield
+        except (UnreachableError, AuthenticationError):
+            # A round finds out whether only this download failed.
+            if self._follower.client is not None:
+                self._follower.wake()
+            raise

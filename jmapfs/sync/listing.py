@@ -1,10 +1,10 @@
-"""Listing all emails of an account, page by page, each page durable before the next is stored.
+"""Listing all emails of an account, page by page; each page is durable before the next is stored.
 
-The Email state is read before the first page. Whatever changes while the listing goes on is then
-among the changes since that state (RFC 8620 §3.10: calls are not isolated from each other), so a
-listing alone is never taken for the account: `changes` comes after it.
+The Email state is read before the first page. Changes during the listing are then among the
+changes since that state (RFC 8620 §3.10: calls are not isolated from each other). A listing is
+therefore always followed by `Synchronizer` storing these changes.
 
-An interrupted listing goes on behind the last durable page.
+An interrupted listing resumes after the last durable page.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from jmapfs.jmap.client import Client, EmailPage
 _log = logging.getLogger(__name__)
 
 ListingReport = Callable[[int, int | None], None]
-"""Called with how many emails are listed, and how many there are where the server said so."""
+"""Called with the number of emails listed so far, and the total if the server reports it."""
 
-_RESTARTS: Final = 10
+_MAX_RESTARTS: Final = 10
 
 
 async def list_emails(client: Client, writer: IndexWriter, report: ListingReport) -> None:
-    """List all emails into the index, from where an earlier listing stopped, if one did.
+    """List all emails into the index; an interrupted listing is resumed.
 
-    At the end the index's state is the one from before the listing, and emails that were not
-    named and are not found any more are gone from it.
+    Afterwards the index has the state from before the listing. Emails that were not listed are
+    removed if the server does not find them any more.
 
     Raises:
-        ServerError: the emails to go on from vanish again and again, or pages repeat.
-        JmapfsError: what the client raises.
+        ServerError: the email to resume from disappears again and again, or pages repeat.
+        JmapfsError: raised by the client.
     """
-    for _ in range(_RESTARTS):
+    for _ in range(_MAX_RESTARTS):
         progress = await trio.to_thread.run_sync(writer.listing_progress)
         if progress is None:
             progress = await _begin(client, writer)
@@ -48,13 +48,13 @@ async def list_emails(client: Client, writer: IndexWriter, report: ListingReport
         except MethodError as error:
             if error.kind != "anchorNotFound":
                 raise
-            _log.info("the email to list on from is gone: the listing begins again")
+            _log.info("the email to resume the listing from is gone: listing from the beginning")
             await _begin(client, writer)
             continue
-        await _end(client, writer)
+        await _end(client, writer, progress.email_state)
         return
     raise ServerError(
-        f"the account cannot be listed: {_RESTARTS} times the email to go on from was gone"
+        f"the account cannot be listed: the email to resume from was gone {_MAX_RESTARTS} times"
     )
 
 
@@ -64,10 +64,10 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
 
     def begin() -> None:
         with writer.transaction():
-            # The ones that are gone stay until their emails are known to be elsewhere.
+            # Mailboxes that are gone stay until their emails are known to be elsewhere.
             writer.replace_mailboxes(mailboxes)
             writer.begin_listing(progress)
-            # Until what comes after it has been followed, too.
+            # Until the changes since `email_state` are stored as well.
             writer.set_state(replace(writer.state(), consistent=False))
 
     await trio.to_thread.run_sync(begin)
@@ -77,7 +77,7 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
 async def _list_pages(
     client: Client, writer: IndexWriter, progress: ListingProgress, report: ListingReport
 ) -> None:
-    """Fetch pages and store them, the next one on its way while one is stored."""
+    """Fetch pages and store them; the next page is fetched while one is stored."""
     with lone_errors():
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[EmailPage](1)
@@ -98,17 +98,17 @@ async def _fetch_pages(
     client: Client, anchor: str | None, send: trio.MemorySendChannel[EmailPage]
 ) -> None:
     limit = client.session.limits.max_objects_in_get
-    passed: set[str] = set()
+    anchors: set[str] = set()
     async with send:
         while True:
             page = await client.query_page(anchor, limit)
-            # Servers clamp the limit: a short page means nothing, only an empty one does.
+            # Servers may lower the limit: a short page means nothing, only an empty one does.
             if not page.ids:
                 return
-            if page.ids[-1] in passed or anchor in page.ids:
+            if page.ids[-1] in anchors or anchor in page.ids:
                 raise ProtocolError("the server answers Email/query with the same page again")
             anchor = page.ids[-1]
-            passed.add(anchor)
+            anchors.add(anchor)
             await send.send(page)
 
 
@@ -118,21 +118,17 @@ def _store(writer: IndexWriter, page: EmailPage, progress: ListingProgress) -> N
         writer.set_listing_progress(progress)
 
 
-async def _end(client: Client, writer: IndexWriter) -> None:
-    """Ask for what was not named: only an email that is not found is gone."""
+async def _end(client: Client, writer: IndexWriter, email_state: str) -> None:
+    """Get the emails that were not listed: only those that the server does not find are gone."""
     unlisted = await trio.to_thread.run_sync(writer.unlisted_emails)
     emails, not_found = await client.emails(unlisted) if unlisted else ([], [])
 
     def end() -> None:
         with writer.transaction():
-            progress = writer.listing_progress()
-            assert progress is not None  # noqa: S101 - for the type checker
             writer.put_emails(emails)
             writer.remove_emails(not_found)
-            # The mailbox state goes with the mailboxes, which are asked for again after this.
-            writer.set_state(
-                replace(writer.state(), email_state=progress.email_state, mailbox_state="")
-            )
+            # Without a mailbox state: the mailboxes are requested again after the listing.
+            writer.set_state(replace(writer.state(), email_state=email_state, mailbox_state=""))
             writer.end_listing()
 
     await trio.to_thread.run_sync(end)

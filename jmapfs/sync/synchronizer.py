@@ -1,109 +1,196 @@
-"""Bringing an index up to date, whatever state it and the server are in.
+"""Bringing an index up to date with the server, whatever state both of them are in.
 
-no index, or a listing that was interrupted    list, then follow
-an index with a state                          follow
-the server cannot say what changed             list again and compare, then follow
+    no index, or an interrupted listing            list all emails, then follow the changes
+    an index with a state                          follow the changes
+    the server cannot report the changes           list again and compare, then follow
+
+Following stores the changes from the index's state to the server's. No email is ever missing from
+the tree meanwhile, because of the order: the server is asked for the mailboxes before the emails,
+new mailboxes are stored with the first emails, and mailboxes and emails that are gone are removed
+with the last step. Each step is one transaction, together with the state it leads to.
+
+An orphaned email is in a mailbox that the server has not described.
 """
 
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
-from dataclasses import replace
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import ConfigError, ServerError, StorageError
+from jmapfs.errors import ConfigError, MethodError, ServerError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState
+from jmapfs.index.rows import AccountState, ListingProgress
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client
+from jmapfs.jmap.client import Changes, Client, EmailChanges
 from jmapfs.jmap.origins import origin_of
-from jmapfs.sync.changes import ChangesUnknownError, follow
+from jmapfs.jmap.types import Email, Mailbox
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.listing import ListingReport, list_emails
 
 _log = logging.getLogger(__name__)
 
-_LISTINGS: Final = 3
+_T = TypeVar("_T")
+
+_MAX_LISTINGS: Final = 3
+_MAX_ORPHAN_PASSES: Final = 3
+
+# The errors of servers that cannot report the changes: the specified one, Cyrus's for a state it
+# does not know, and one that another server has been seen to send.
+_UNKNOWN_CHANGES: Final = frozenset({"cannotCalculateChanges", "invalidArguments", "serverFail"})
+
+_COUNT_PROPERTIES: Final = frozenset(
+    {"totalEmails", "unreadEmails", "totalThreads", "unreadThreads"}
+)
+
+
+class _UnknownChangesError(Exception):
+    """The server cannot report the changes since our state: the account has to be listed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _IndexStatus:
+    """Everything of the index that decides what to do next; read in one run of a worker thread."""
+
+    state: AccountState
+    listing: ListingProgress | None
+    pending_removals: bool
+    orphaned: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _MailboxUpdate:
+    """The state of the mailboxes, and all of them; None if nothing but counts has changed."""
+
+    state: str
+    mailboxes: Sequence[Mailbox] | None
 
 
 class Synchronizer:
-    """Keeps one index true to one account; its owner holds the account's lock."""
+    """Brings one index up to date with one account; the caller holds the account's lock."""
 
     def __init__(self, client: Client, database: IndexDatabase, writer: IndexWriter) -> None:
         self._client = client
         self._database = database
         self._writer = writer
-        self._lock = trio.Lock()
 
     async def bring_up_to_date(self, report: ListingReport) -> bool:
-        """Make the index what the server has now; return whether it changed.
+        """Bring the index to the state that the server has now; return whether it changed.
 
         Raises:
-            ConfigError: the index is that of another account.
+            ConfigError: the index belongs to another account.
             ServerError: the account cannot be listed to its end.
             StorageError: the index cannot be written.
-            JmapfsError: what the client raises.
+            JmapfsError: raised by the client.
         """
-        async with self._lock:
-            try:
-                changed = await self._bring_up_to_date(report)
-            except sqlite3.Error as error:
-                raise StorageError(
-                    f"cannot write the index {self._database.path}: {error}"
-                ) from error
-            return changed
+        with sqlite_errors(f"write the index {self._database.path}"):
+            return await self._bring_up_to_date(report)
 
     async def _bring_up_to_date(self, report: ListingReport) -> bool:
-        state = await trio.to_thread.run_sync(self._claim)
-        progress = await trio.to_thread.run_sync(self._writer.listing_progress)
-        if state.email_state and progress is None:
+        status = await trio.to_thread.run_sync(self._claim)
+        listings = 0
+        has_state = status.state.email_state and status.listing is None
+        while True:
+            if not has_state:
+                if listings == _MAX_LISTINGS:
+                    raise ServerError(
+                        "the account changes while it is listed, and the server cannot report the"
+                        " changes; try again later"
+                    )
+                listings += 1
+                await list_emails(self._client, self._writer, report)
+                status = await trio.to_thread.run_sync(self._status)
             try:
-                return await follow(self._client, self._writer)
-            except ChangesUnknownError as error:
-                if await self._stands():
+                changed = await self._follow(status)
+            except _UnknownChangesError as error:
+                if await self._complete_if_current():
                     return True
-                _log.warning("the account is listed again: %s", error)
-        for _ in range(_LISTINGS):
-            await list_emails(self._client, self._writer, report)
-            try:
-                await follow(self._client, self._writer)
-            except ChangesUnknownError as error:
-                if await self._stands():
-                    return True
-                _log.warning("the account changed while it was listed: %s", error)
+                _log.warning("listing the account again: %s", error)
+                has_state = False
             else:
-                return True
-        raise ServerError(
-            "the account changes while it is listed, and the server cannot say how; try again"
-        )
+                return changed or listings > 0
 
-    def _claim(self) -> AccountState:
-        """Check that the index is this account's, or make it so when it is new."""
-        client, writer = self._client, self._writer
-        state = writer.state()
-        server, account = client.session.api_url, client.account
-        if not state.account_id:
-            state = replace(
-                state,
-                server=server,
-                account_id=account.id,
-                account_name=account.name,
-                username=client.session.username,
+    async def _follow(self, status: _IndexStatus) -> bool:
+        """Store the changes since the index's state; return whether there were any."""
+        changed, status = await self._follow_once(status)
+        previous: Sequence[str] = ()
+        for _ in range(_MAX_ORPHAN_PASSES):
+            if not status.orphaned or status.orphaned == previous:
+                break
+            previous = status.orphaned
+            # Their mailbox is newer than our list, or deleted, or the server has left it out. So
+            # get the emails and all mailboxes again.
+            emails, missing = await self._client.emails(previous)
+            status = await trio.to_thread.run_sync(self._put_orphaned, emails, missing)
+            changed_again, status = await self._follow_once(status, all_mailboxes=True)
+            changed |= changed_again
+        if status.orphaned:
+            _log.warning(
+                "%d emails are in mailboxes that the server does not describe",
+                len(status.orphaned),
             )
-            with writer.transaction():
-                writer.set_state(state)
+        if not status.state.consistent:
+            # The server has no more to say about it.
+            await trio.to_thread.run_sync(self._mark_consistent)
+        return changed
+
+    async def _follow_once(
+        self, status: _IndexStatus, *, all_mailboxes: bool = False
+    ) -> tuple[bool, _IndexStatus]:
+        # Taken before the first request: the index will have everything from before this time.
+        began = time.time()
+        state = status.state
+        mailboxes, emails = await self._changes(state, all_mailboxes=all_mailboxes)
+        changed = (
+            status.pending_removals or not state.complete or mailboxes.state != state.mailbox_state
+        )
+        since = state.email_state
+        while True:
+            _check_progress(emails, since)
+            changed |= emails.new_state != since
+            if changed or all_mailboxes:
+                synced_at = began if changed else state.synced_at
+                status = await trio.to_thread.run_sync(self._store, mailboxes, emails, synced_at)
+            if not emails.has_more:
+                return changed, status
+            since = emails.new_state
+            emails = await _known(self._client.email_changes(since))
+
+    async def _changes(
+        self, state: AccountState, *, all_mailboxes: bool
+    ) -> tuple[_MailboxUpdate, EmailChanges]:
+        """Get the changes of the mailboxes, and the first part of the changes of the emails."""
+        client = self._client
+        if all_mailboxes or not state.mailbox_state:
+            mailboxes, mailbox_state = await client.mailboxes()
         else:
-            _check(state, self._database, client)
-        return state
+            changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
+            since = state.mailbox_state
+            only_counts = _only_counts(changes)
+            while changes.has_more:
+                _check_progress(changes, since)
+                since = changes.new_state
+                changes = await _known(client.mailbox_changes(since))
+                only_counts &= _only_counts(changes)
+            if only_counts:
+                return _MailboxUpdate(changes.new_state, None), emails
+            # There are few mailboxes, so get all. They may be newer than the reported state:
+            # the next changes then repeat what is already stored.
+            mailbox_state = changes.new_state
+            mailboxes, _ = await client.mailboxes()
+        # The emails after the mailboxes, so that no email is in a mailbox newer than the list.
+        emails = await _known(client.email_changes(state.email_state))
+        return _MailboxUpdate(mailbox_state, mailboxes), emails
 
-    async def _stands(self) -> bool:
-        """Say whether the server's emails are still at the index's state.
+    async def _complete_if_current(self) -> bool:
+        """If the server's emails still have the index's state, complete the index; else False.
 
-        This is what is left to ask of a server that cannot say what changed. Its mailboxes are
-        few: they are compared whole, and the index completed with them.
+        A server that cannot report changes can still be asked for its Email state. The mailboxes
+        are few: all of them are stored.
         """
         began = time.time()
         state = await trio.to_thread.run_sync(self._writer.state)
@@ -112,25 +199,118 @@ class Synchronizer:
             return False
 
         def complete() -> None:
-            with self._writer.transaction():
-                self._writer.apply_pending_removals()
-                self._writer.retire_mailboxes(self._writer.replace_mailboxes(mailboxes))
+            writer = self._writer
+            with writer.transaction():
+                writer.apply_pending_removals()
+                writer.retire_mailboxes(writer.replace_mailboxes(mailboxes))
                 if not state.complete:
-                    self._writer.reassign_colliding_inodes()
-                known = state.complete and state.consistent
-                if not known or state.mailbox_state != mailbox_state:
-                    self._writer.set_state(
-                        replace(
-                            state,
-                            mailbox_state=mailbox_state,
-                            complete=True,
-                            consistent=True,
-                            synced_at=began,
-                        )
-                    )
+                    writer.reassign_colliding_inodes()
+                new = replace(state, mailbox_state=mailbox_state, complete=True, consistent=True)
+                if new != state:
+                    writer.set_state(replace(new, synced_at=began))
 
         await trio.to_thread.run_sync(complete)
         return True
+
+    # The following methods run in a worker thread.
+
+    def _claim(self) -> _IndexStatus:
+        """Check that the index is this account's; a new index becomes this account's."""
+        client = self._client
+        status = self._status()
+        if status.state.account_id:
+            _check_owner(status.state, self._database, client)
+            return status
+        state = replace(
+            status.state,
+            server=client.session.api_url,
+            account_id=client.account.id,
+            account_name=client.account.name,
+            username=client.session.username,
+        )
+        with self._writer.transaction():
+            self._writer.set_state(state)
+        return replace(status, state=state)
+
+    def _status(self) -> _IndexStatus:
+        return _IndexStatus(
+            self._writer.state(),
+            self._writer.listing_progress(),
+            self._writer.has_pending_removals(),
+            self._writer.orphaned_emails(),
+        )
+
+    def _store(
+        self, mailboxes: _MailboxUpdate, emails: EmailChanges, synced_at: float
+    ) -> _IndexStatus:
+        writer = self._writer
+        with writer.transaction():
+            state = replace(writer.state(), email_state=emails.new_state, consistent=False)
+            # Repeated with every step of a chain: mailboxes are few, and a repetition changes
+            # nothing.
+            gone: Sequence[str] = ()
+            if mailboxes.mailboxes is not None:
+                gone = writer.replace_mailboxes(mailboxes.mailboxes)
+            writer.put_emails(emails.emails)
+            # A later step may bring an email back under another id, so it stays until the last.
+            writer.add_pending_removals(emails.gone)
+            # A state between two steps may be none that the account ever had (RFC 8620 §5.2).
+            if not emails.has_more:
+                writer.apply_pending_removals()
+                writer.retire_mailboxes(gone)
+                if not state.complete:
+                    writer.reassign_colliding_inodes()
+                state = replace(
+                    state,
+                    mailbox_state=mailboxes.state,
+                    complete=True,
+                    consistent=not writer.orphaned_emails(),
+                    synced_at=synced_at,
+                )
+            writer.set_state(state)
+            return self._status()
+
+    def _put_orphaned(self, emails: Sequence[Email], missing: Sequence[str]) -> _IndexStatus:
+        with self._writer.transaction():
+            self._writer.put_emails(emails)
+            self._writer.remove_emails(missing)
+            self._writer.retire_mailboxes(())
+            return self._status()
+
+    def _mark_consistent(self) -> None:
+        with self._writer.transaction():
+            self._writer.set_state(replace(self._writer.state(), consistent=True))
+
+
+class StateWaiter:
+    """Tells when an index that another process writes has the server's state of now, or a later.
+
+    That process may be unable to follow the server although we can reach it: its password may be
+    old, or it was a snapshot that has just ended. So the server is asked for its states (RFC 8620
+    §5.1): the index has to have these, or to have been brought up to date since.
+    """
+
+    def __init__(self, client: Client, database: IndexDatabase) -> None:
+        self._client = client
+        self._database = database
+        # The machine's clock, as for `synced_at`, which another process sets.
+        self._began = time.time()
+
+    async def reached(self) -> bool:
+        """Tell whether the index has that state.
+
+        Raises:
+            StorageError: the index cannot be read.
+            JmapfsError: raised by the client.
+        """
+        state = await trio.to_thread.run_sync(self._database.state)
+        if not state.complete or state.synced_at >= self._began:
+            return state.complete
+        # A mailbox that is renamed changes only the state of the mailboxes.
+        _, mailbox_state = await self._client.mailboxes()
+        if state.mailbox_state != mailbox_state:
+            return False
+        return state.email_state == await self._client.email_state()
 
 
 def check_account(database: IndexDatabase, client: Client) -> None:
@@ -142,10 +322,10 @@ def check_account(database: IndexDatabase, client: Client) -> None:
     """
     state = database.state()
     if state.account_id:
-        _check(state, database, client)
+        _check_owner(state, database, client)
 
 
-def _check(state: AccountState, database: IndexDatabase, client: Client) -> None:
+def _check_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
     server, account_id = client.session.api_url, client.account.id
     if (origin_of(state.server), state.account_id) != (origin_of(server), account_id):
         raise ConfigError(
@@ -153,3 +333,28 @@ def _check(state: AccountState, database: IndexDatabase, client: Client) -> None
             f" {state.server}, not to {account_id} at {server}: choose another --cache-dir, or"
             " remove that directory if the account has really moved"
         )
+
+
+def _only_counts(changes: Changes) -> bool:
+    """Tell whether nothing of the mailboxes has changed but their numbers of emails."""
+    if changes.created or changes.destroyed:
+        return False
+    # RFC 8621 §2.2: null means that anything may have changed.
+    properties = changes.updated_properties
+    return not changes.updated or (
+        properties is not None and _COUNT_PROPERTIES.issuperset(properties)
+    )
+
+
+def _check_progress(changes: Changes | EmailChanges, since: str) -> None:
+    if changes.has_more and changes.new_state == since:
+        raise _UnknownChangesError("the server reports more changes but does not return them")
+
+
+async def _known(response: Awaitable[_T]) -> _T:
+    try:
+        return await response
+    except MethodError as error:
+        if error.kind in _UNKNOWN_CHANGES:
+            raise _UnknownChangesError(str(error)) from error
+        raise

@@ -1,4 +1,4 @@
-"""A process that is killed leaves nothing partial; two processes agree on the books."""
+"""A process that is killed leaves nothing partial; two processes agree on the index."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
+from tests.cache.stored import stored
 
 MIB = 1024 * 1024
 LIMIT = 6 * MIB
@@ -35,7 +36,7 @@ while rounds:
     names = [f"b-{source.randrange(400)}" for _ in range(source.randrange(1, 20))]
     cache.put_many([(name, content(name)) for name in names])
     for name in names:
-        found = cache.get(f"b-{source.randrange(400)}")
+        found = cache.load(f"b-{source.randrange(400)}")
     found = cache.load_many(names)
     assert all(found[name] == content(name) for name in found)
     if source.random() < 0.1:
@@ -68,13 +69,13 @@ def finish(process: subprocess.Popen[str]) -> int:
 
 
 def check(directory: Path) -> int:
-    """Check every blob and the books of a cache; return how many blobs there are."""
+    """Check every blob and the totals of a cache; return how many blobs there are."""
     cache = DiskCache(directory, LIMIT, reserve_bytes=0)
-    charged = blobs = large = 0
+    cost = blobs = large = 0
     small: dict[str, bytes] = {}
     for number in range(400):
         name = f"b-{number}"
-        found = cache.get(name)
+        found = stored(cache, name)
         if found is None:
             continue
         assert found == content(name)
@@ -83,10 +84,10 @@ def check(directory: Path) -> int:
         large += is_large
         if not is_large:
             small[name] = found
-        charged += len(found) + (LARGE_OVERHEAD_BYTES if is_large else SMALL_OVERHEAD_BYTES)
+        cost += len(found) + (LARGE_OVERHEAD_BYTES if is_large else SMALL_OVERHEAD_BYTES)
     assert cache.load_many([f"b-{number}" for number in range(400)]) == small
     statistics = cache.statistics()
-    assert (statistics.bytes, statistics.blobs) == (charged, blobs)
+    assert (statistics.bytes, statistics.blobs) == (cost, blobs)
     assert statistics.bytes <= LIMIT
     assert len(list((directory / "large").iterdir())) == large
     cache.close()

@@ -8,43 +8,31 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
+from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES
+from tests.cache.stored import small_cache, store, stored
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[DiskCache]:
-    opened = DiskCache(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
-    yield opened
-    opened.close()
-
-
-def small_cache(tmp_path: Path, blobs: int, size: int = 1000) -> DiskCache:
-    """Return a cache that holds exactly so many blobs of that size, and evicts one at a time."""
-    charge = size + SMALL_OVERHEAD_BYTES
-    return DiskCache(tmp_path / "c", blobs * charge + charge // 5, reserve_bytes=0)
-
-
 def held(cache: DiskCache, names: str) -> str:
-    return "".join(name for name in names if cache.contains(name))
+    return "".join(name for name in names if not cache.missing([name]))
 
 
 @pytest.mark.parametrize("size", [0, 1, 8192, SMALL_BYTES, SMALL_BYTES + 1, 3 * MIB])
 def test_gives_back_what_was_put(cache: DiskCache, size: int) -> None:
     data = os.urandom(size)
-    assert cache.get("b") is None
-    assert not cache.contains("b")
-    assert cache.put("b", data)
-    assert cache.contains("b")
+    assert stored(cache, "b") is None
+    assert cache.missing(["b"])
+    assert store(cache, "b", data)
+    assert not cache.missing(["b"])
     assert cache.size("b") == size
-    assert cache.get("b") == data
+    assert stored(cache, "b") == data
 
 
 @pytest.mark.parametrize(
@@ -54,15 +42,15 @@ def test_a_blob_id_is_never_a_path(cache: DiskCache, tmp_path: Path, blob_id: st
     before = set(tmp_path.iterdir())
     for size in (10, SMALL_BYTES + 10):
         data = os.urandom(size)
-        assert cache.put(blob_id, data)
-        assert cache.get(blob_id) == data
+        assert store(cache, blob_id, data)
+        assert stored(cache, blob_id) == data
     assert set(tmp_path.iterdir()) == before
     assert all(len(path.name) == 32 for path in (tmp_path / "cache" / "large").iterdir())
 
 
 def test_is_private(cache: DiskCache, tmp_path: Path) -> None:
-    cache.put("s", b"small")
-    cache.put("l", bytes(2 * MIB))
+    store(cache, "s", b"small")
+    store(cache, "l", bytes(2 * MIB))
     for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), path
@@ -70,38 +58,38 @@ def test_is_private(cache: DiskCache, tmp_path: Path) -> None:
 
 def test_outlives_its_process(tmp_path: Path) -> None:
     first = DiskCache(tmp_path, 8 * MIB, reserve_bytes=0)
-    first.put("s", b"small")
-    first.put("l", b"x" * (2 * MIB))
+    store(first, "s", b"small")
+    store(first, "l", b"x" * (2 * MIB))
     before = first.statistics()
     first.close()
-    assert first.get("s") is None
-    assert not first.put("s", b"small")
+    assert stored(first, "s") is None
+    assert not store(first, "s", b"small")
     second = DiskCache(tmp_path, 8 * MIB, reserve_bytes=0)
-    assert second.get("s") == b"small"
-    assert second.get("l") == b"x" * (2 * MIB)
+    assert stored(second, "s") == b"small"
+    assert stored(second, "l") == b"x" * (2 * MIB)
     assert second.statistics() == before
     second.close()
 
 
 def test_counts_exactly(cache: DiskCache) -> None:
     assert cache.statistics() == CacheStatistics(bytes=0, limit=64 * MIB, blobs=0)
-    cache.put("s", bytes(100))
-    cache.put("l", bytes(2 * MIB))
-    cache.put("s", bytes(100))
+    store(cache, "s", bytes(100))
+    store(cache, "l", bytes(2 * MIB))
+    store(cache, "s", bytes(100))
     expected = 100 + SMALL_OVERHEAD_BYTES + 2 * MIB + LARGE_OVERHEAD_BYTES
     assert cache.statistics() == CacheStatistics(bytes=expected, limit=64 * MIB, blobs=2)
     cache.discard("l")
     cache.discard("l")
     assert cache.statistics().blobs == 1
-    cache.clear()
+    cache.discard("s")
     assert cache.statistics() == CacheStatistics(bytes=0, limit=64 * MIB, blobs=0)
 
 
 def test_replaces_a_blob_of_other_content(cache: DiskCache) -> None:
     for size in (100, 200, 2 * MIB, 3 * MIB, 300):
         data = os.urandom(size)
-        assert cache.put("b", data)
-        assert cache.get("b") == data
+        assert store(cache, "b", data)
+        assert stored(cache, "b") == data
         assert cache.statistics().blobs == 1
     assert cache.statistics().bytes == 300 + SMALL_OVERHEAD_BYTES
 
@@ -109,10 +97,10 @@ def test_replaces_a_blob_of_other_content(cache: DiskCache) -> None:
 def test_evicts_the_least_recently_used(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 4)
     for name in "abcd":
-        assert cache.put(name, bytes(1000))
-    cache.get("a")
-    cache.put("b", bytes(1000))
-    assert cache.put("e", bytes(1000))
+        assert store(cache, name, bytes(1000))
+    stored(cache, "a")
+    store(cache, "b", bytes(1000))
+    assert store(cache, "e", bytes(1000))
     assert held(cache, "abcde") == "abde"
     assert cache.statistics().bytes <= cache.limit_bytes
     cache.close()
@@ -121,43 +109,50 @@ def test_evicts_the_least_recently_used(tmp_path: Path) -> None:
 def test_remembers_over_a_restart_what_was_used(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 4)
     for name in "abcd":
-        cache.put(name, bytes(1000))
-    cache.get("a")
+        store(cache, name, bytes(1000))
+    stored(cache, "a")
     cache.close()
     cache = small_cache(tmp_path, 4)
-    cache.put("e", bytes(1000))
+    store(cache, "e", bytes(1000))
     assert held(cache, "abcde") == "acde"
     cache.close()
+
+
+def pinned(cache: DiskCache, name: str) -> LargeWriter:
+    """Return a writer, which pins the blob that it would replace."""
+    writer = cache.begin_large(name)
+    assert writer is not None
+    return writer
 
 
 def test_does_not_evict_what_is_pinned(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 3)
     for name in "abc":
-        cache.put(name, bytes(1000))
-    with cache.pinned("a"), cache.pinned("a"):
-        assert cache.put("d", bytes(1000))
+        store(cache, name, bytes(1000))
+    with pinned(cache, "a"), pinned(cache, "a"):
+        assert store(cache, "d", bytes(1000))
         assert held(cache, "abcd") == "acd"
-        with cache.pinned("c"), cache.pinned("d"):
-            assert not cache.put("e", bytes(1000))
+        with pinned(cache, "c"), pinned(cache, "d"):
+            assert not store(cache, "e", bytes(1000))
             assert held(cache, "acde") == "acd"
-    assert cache.put("f", bytes(1000))
+    assert store(cache, "f", bytes(1000))
     assert held(cache, "acdf") == "cdf"
     cache.close()
 
 
 def test_declines_what_can_never_fit(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "c", 10_000, reserve_bytes=0)
-    assert cache.put("a", bytes(1000))
-    assert not cache.put("b", bytes(10_000))
-    assert not cache.put("c", bytes(2 * MIB))
+    assert store(cache, "a", bytes(1000))
+    assert not store(cache, "b", bytes(10_000))
+    assert not store(cache, "c", bytes(2 * MIB))
     assert held(cache, "abc") == "a"
     cache.close()
 
 
 def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "c", 0)
-    assert not cache.put("a", b"mail")
-    assert cache.get("a") is None
+    assert not store(cache, "a", b"mail")
+    assert stored(cache, "a") is None
     assert cache.open_large("a") is None
     cache.discard("a")
     cache.write_touches()
@@ -179,11 +174,11 @@ def test_a_batch_is_kept_in_order(tmp_path: Path) -> None:
 def test_a_lower_limit_is_met_at_opening(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 64 * MIB, reserve_bytes=0)
     cache.put_many([(f"b{i}", os.urandom(100_000)) for i in range(200)])
-    cache.put("l", bytes(5 * MIB))
+    store(cache, "l", bytes(5 * MIB))
     cache.close()
     cache = DiskCache(tmp_path, 8 * MIB, reserve_bytes=0)
     assert 6 * MIB < cache.statistics().bytes <= 8 * MIB
-    assert cache.get("l") == bytes(5 * MIB)
+    assert stored(cache, "l") == bytes(5 * MIB)
     cache.close()
     assert (tmp_path / "blobs.sqlite").stat().st_size < 4 * MIB
 
@@ -203,9 +198,9 @@ def test_the_file_does_not_grow_with_what_went_through_it(tmp_path: Path) -> Non
 def test_a_damaged_blob_is_dropped(
     cache: DiskCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache.put("s", b"x" * 5000)
-    cache.put("l", b"y" * (2 * MIB))
-    cache.put("short", b"z" * (2 * MIB))
+    store(cache, "s", b"x" * 5000)
+    store(cache, "l", b"y" * (2 * MIB))
+    store(cache, "short", b"z" * (2 * MIB))
     with sqlite3.connect(tmp_path / "cache" / "blobs.sqlite") as connection:
         connection.execute("UPDATE content SET data = zeroblob(5000)")
     connection.close()
@@ -216,21 +211,21 @@ def test_a_damaged_blob_is_dropped(
             file.write(b"!")
             file.truncate(length)
     with caplog.at_level(logging.WARNING):
-        assert cache.get("s") is None
+        assert stored(cache, "s") is None
         assert cache.open_large("l") is None
         assert cache.open_large("short") is None
     assert sum("damaged" in record.message for record in caplog.records) == 3
-    assert not cache.contains("s")
+    assert cache.missing(["s"])
     assert cache.statistics().blobs == 0
-    assert cache.put("s", b"x" * 5000)
-    assert cache.get("s") == b"x" * 5000
+    assert store(cache, "s", b"x" * 5000)
+    assert stored(cache, "s") == b"x" * 5000
 
 
 def test_a_large_blob_whose_file_is_gone_is_not_there(cache: DiskCache, tmp_path: Path) -> None:
-    cache.put("l", bytes(2 * MIB))
+    store(cache, "l", bytes(2 * MIB))
     for path in (tmp_path / "cache" / "large").iterdir():
         path.unlink()
-    assert cache.get("l") is None
+    assert stored(cache, "l") is None
     assert cache.statistics().blobs == 0
 
 
@@ -243,8 +238,8 @@ def test_many_threads_at_once(tmp_path: Path) -> None:
             name = f"b{(seed * 31 + step * 7) % 60}"
             data = name.encode() * 200
             if step % 3 == 0:
-                cache.put(name, data)
-            elif (found := cache.get(name)) not in (None, data):
+                store(cache, name, data)
+            elif (found := stored(cache, name)) not in (None, data):
                 wrong.append(f"{name}: {found!r}")
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
@@ -270,13 +265,13 @@ def test_keeps_free_space_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         )
 
     monkeypatch.setattr(os, "statvfs", statvfs)
-    assert cache.put("fits", bytes(10_000))
+    assert store(cache, "fits", bytes(10_000))
     # What is evicted does not help here: somebody else takes all the space.
-    assert not cache.put("b", bytes(100_000))
+    assert not store(cache, "b", bytes(100_000))
     assert cache.statistics().blobs < 21
     for _ in range(40):
-        cache.put("b", bytes(100_000))
+        store(cache, "b", bytes(100_000))
     assert cache.statistics().blobs == 0
     monkeypatch.undo()
-    assert cache.put("b", bytes(100_000))
+    assert store(cache, "b", bytes(100_000))
     cache.close()

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jmapfs.cache.disk_cache import DiskCache
-from jmapfs.cache.keys import key_of
-from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
+from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom, key_of
+from tests.cache.stored import stored
 
 NAMES = st.sampled_from([f"blob/{i}" for i in range(8)])
 SIZES = st.sampled_from([0, 1, 700, 3000, 9000, 30_000])
@@ -94,7 +94,7 @@ class DiskCacheMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def get(self, name: str) -> None:
-        found = self.cache.get(name)
+        found = stored(self.cache, name)
         if name in self.model:
             self.model.move_to_end(name)
             assert found == self.model[name][0]
@@ -125,10 +125,10 @@ class DiskCacheMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def pin(self, name: str) -> None:
-        context = self.cache.pinned(name)
-        context.__enter__()
+        writer = self.cache.begin_large(name)
+        assert writer is not None
         self.pins[name] += 1
-        self.unpin.append((name, lambda: context.__exit__(None, None, None)))
+        self.unpin.append((name, writer.abort))
 
     @rule()
     def unpin_one(self) -> None:
@@ -141,11 +141,6 @@ class DiskCacheMachine(RuleBasedStateMachine):
     def discard(self, name: str) -> None:
         self.cache.discard(name)
         self.model.pop(name, None)
-
-    @rule()
-    def clear(self) -> None:
-        self.cache.clear()
-        self.model.clear()
 
     @rule()
     def reopen(self) -> None:

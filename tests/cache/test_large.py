@@ -12,6 +12,7 @@ import pytest
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.large_files import LargeBlob
 from jmapfs.errors import StorageError
+from tests.cache.stored import store, stored
 
 MIB = 1024 * 1024
 
@@ -57,11 +58,11 @@ def test_is_not_there_before_it_is_committed(cache: DiskCache, tmp_path: Path) -
     assert writer is not None
     writer.write(b"half")
     assert cache.open_large("b") is None
-    assert not cache.contains("b")
+    assert cache.missing(["b"])
     writer.abort()
     writer.abort()
     assert files(tmp_path) == []
-    assert not cache.contains("b")
+    assert cache.missing(["b"])
 
 
 def test_a_block_without_a_commit_leaves_nothing(cache: DiskCache, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_what_was_written_can_be_read_at_once(cache: DiskCache) -> None:
         blob = writer.detach()
     with blob:
         assert blob.pread(4, 4) == b"mail"
-    assert cache.get("b") == b"mail" * 1000
+    assert stored(cache, "b") == b"mail" * 1000
 
 
 def test_what_cannot_be_kept_can_still_be_read(cache: DiskCache, tmp_path: Path) -> None:
@@ -119,13 +120,13 @@ def test_open_blobs_are_not_evicted(cache: DiskCache) -> None:
     assert write(cache, "other", os.urandom(6 * MIB))
     blob = cache.open_large("open")
     assert blob is not None
-    cache.get("other")
+    stored(cache, "other")
     with blob:
         assert write(cache, "new", os.urandom(6 * MIB))
-        assert cache.contains("open")
-        assert not cache.contains("other")
+        assert not cache.missing(["open"])
+        assert cache.missing(["other"])
     assert write(cache, "newer", os.urandom(6 * MIB))
-    assert not cache.contains("open")
+    assert cache.missing(["open"])
 
 
 def test_an_open_blob_outlives_its_removal(cache: DiskCache, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_an_open_blob_outlives_its_removal(cache: DiskCache, tmp_path: Path) -> 
     write(cache, "b", data)
     blob = cache.open_large("b")
     assert blob is not None
-    cache.clear()
+    cache.discard("b")
     assert files(tmp_path) == []
     with blob:
         assert blob.pread(len(data), 0) == data
@@ -158,7 +159,7 @@ def test_leftovers_of_the_dead_are_removed_but_not_of_the_living(tmp_path: Path)
     assert len(files(tmp_path)) == 1
     with writer:
         assert writer.commit()
-    assert second.get("living") == b"mail"
+    assert stored(second, "living") == b"mail"
     first.close()
     second.close()
 
@@ -176,7 +177,7 @@ def test_stops_writing_at_the_reserve(cache: DiskCache, monkeypatch: pytest.Monk
 
 def test_load_opens_the_large_and_returns_the_small(cache: DiskCache) -> None:
     assert cache.load("b") is None
-    cache.put("s", b"small")
+    store(cache, "s", b"small")
     write(cache, "l", bytes(2 * MIB))
     write(cache, "small-in-a-file", b"mail")
     assert cache.load("s") == b"small"

@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,25 +14,13 @@ import pytest
 from jmapfs.cache.disk_cache import SMALL_BYTES, CacheStatistics, DiskCache
 from jmapfs.cache.lru import SMALL_OVERHEAD_BYTES
 from tests.cache.small_disk import needs_root, tmpfs
+from tests.cache.stored import small_cache, store
 
 MIB = 1024 * 1024
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Iterator[DiskCache]:
-    opened = DiskCache(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
-    yield opened
-    opened.close()
-
-
 def blobs(count: int, size: int = 3000) -> dict[str, bytes]:
     return {f"b{number}": os.urandom(size) for number in range(count)}
-
-
-def small_cache(tmp_path: Path, count: int, size: int = 1000) -> DiskCache:
-    """Return a cache that holds exactly so many blobs of that size, and evicts one at a time."""
-    charge = size + SMALL_OVERHEAD_BYTES
-    return DiskCache(tmp_path / "c", count * charge + charge // 5, reserve_bytes=0)
 
 
 def alter(path: Path, statement: str) -> None:
@@ -117,7 +104,7 @@ def test_the_damaged_are_dropped_and_the_others_returned(
 
 
 def test_the_damaged_are_here_until_they_are_read(cache: DiskCache, tmp_path: Path) -> None:
-    cache.put("b", b"mail")
+    store(cache, "b", b"mail")
     alter(tmp_path / "cache", "UPDATE content SET data = x'00'")
     assert cache.missing(["b"]) == []
     assert cache.load_many(["b"]) == {}
@@ -137,7 +124,7 @@ def test_loading_is_a_use(tmp_path: Path) -> None:
     cache.load_many(["c", "x", "a"])
     cache.put_many([(name, bytes(1000)) for name in "fgh"])
     assert cache.missing("abcdefgh") == list("bde")
-    cache.put("i", bytes(1000))
+    store(cache, "i", bytes(1000))
     assert cache.missing("abcdefghi") == list("bcde")
     cache.close()
 
@@ -146,7 +133,7 @@ def test_asking_what_is_missing_is_no_use(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 2)
     cache.put_many([(name, bytes(1000)) for name in "ab"])
     cache.missing(["a"])
-    cache.put("c", bytes(1000))
+    store(cache, "c", bytes(1000))
     assert cache.missing("abc") == ["a"]
     cache.close()
 
@@ -158,7 +145,7 @@ def test_many_uses_are_written_down_in_their_order(tmp_path: Path) -> None:
     names = list(put)
     for start in range(5900, -1, -100):
         cache.load_many(names[start : start + 100])
-    assert cache._lookup.touched < 6000
+    assert len(cache._touched) < 6000
     cache.close()
     with closing(sqlite3.connect(tmp_path / "c" / "blobs.sqlite")) as connection:
         numbers = [row[0] for row in connection.execute("SELECT number FROM entry ORDER BY used")]
@@ -175,7 +162,7 @@ def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
 
 
 def test_nothing_is_in_a_closed_cache(cache: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
-    cache.put("b", b"mail")
+    store(cache, "b", b"mail")
     cache.close()
     assert cache.load_many(["b"]) == {}
     assert cache.missing(["b"]) == ["b"]
@@ -207,7 +194,7 @@ def test_no_two_entries_ever_have_one_number(tmp_path: Path) -> None:
     for step in range(6):
         cache.put_many([("a", b"%d" % step), ("b", b"mail")])
         cache.discard("b")
-        with cache._files.reading() as connection:
+        with cache._files.reader() as connection:
             seen.update(row[0] for row in connection.execute("SELECT number FROM entry"))
     assert len(seen) == 6
     cache.close()
@@ -232,7 +219,7 @@ def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture, *, reopen
         assert cache.statistics().blobs == 300
         (directory / "ballast").unlink()
         cache._files._retry_at = 0.0
-        assert cache.put("b", b"mail")
+        assert store(cache, "b", b"mail")
         assert cache.load_many(["b", *put]) == {"b": b"mail", **put}
         cache.close()
         assert len(caplog.records) == len({record.getMessage() for record in caplog.records}) < 5

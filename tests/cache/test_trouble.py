@@ -15,6 +15,7 @@ import pytest
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.large_files import LargeWriter
 from tests.cache.small_disk import needs_root, tmpfs
+from tests.cache.stored import store, stored
 
 MIB = 1024 * 1024
 
@@ -54,8 +55,8 @@ def test_an_unusable_file_is_set_aside(
     content = (tmp_path / "blobs.sqlite").read_bytes()
     with caplog.at_level(logging.WARNING):
         cache = open_cache(tmp_path)
-    cache.put("b", b"mail")
-    assert cache.get("b") == b"mail"
+    store(cache, "b", b"mail")
+    assert stored(cache, "b") == b"mail"
     assert cache.statistics().blobs == 1
     assert (tmp_path / "blobs.sqlite.set-aside").read_bytes() == content
     assert any("set aside" in record.message for record in caplog.records)
@@ -65,7 +66,7 @@ def test_an_unusable_file_is_set_aside(
 def test_an_empty_file_is_a_new_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "blobs.sqlite").touch()
     cache = open_cache(tmp_path)
-    assert cache.put("b", b"mail")
+    assert store(cache, "b", b"mail")
     cache.close()
     assert caplog.records == []
 
@@ -73,31 +74,31 @@ def test_an_empty_file_is_a_new_cache(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_damage_found_later_is_set_aside_too(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.put_many([(f"b{i}", os.urandom(8000)) for i in range(100)])
-    cache.put("large", bytes(2 * MIB))
+    store(cache, "large", bytes(2 * MIB))
     cache.close()
     cache = open_cache(tmp_path)
     with (tmp_path / "blobs.sqlite").open("r+b") as file:
         file.seek(8192)
         for _ in range(100):
             file.write(os.urandom(4000) + bytes(96))
-    found = [cache.get(f"b{i}") for i in range(100)]
+    found = [stored(cache, f"b{i}") for i in range(100)]
     assert None in found
     for i in range(100):
-        cache.put(f"b{i}", b"%d" % i * 3000)
+        store(cache, f"b{i}", b"%d" % i * 3000)
     for i in range(100):
-        assert cache.get(f"b{i}") in (None, b"%d" % i * 3000)
-    assert cache.put("b", b"mail")
-    assert cache.get("b") == b"mail"
+        assert stored(cache, f"b{i}") in (None, b"%d" % i * 3000)
+    assert store(cache, "b", b"mail")
+    assert stored(cache, "b") == b"mail"
     cache.close()
 
 
 def test_one_process_sets_aside_and_the_other_follows(tmp_path: Path) -> None:
     first, second = open_cache(tmp_path), open_cache(tmp_path)
-    first._files.failed("test", _damage())
-    assert first.put("b", b"mail")
+    first._files.report("test", _damage())
+    assert store(first, "b", b"mail")
     assert (tmp_path / "blobs.sqlite.set-aside").exists()
-    assert second.put("c", b"mail")
-    assert second.get("b") == b"mail"
+    assert store(second, "c", b"mail")
+    assert stored(second, "b") == b"mail"
     assert first.statistics() == second.statistics()
     assert first.statistics().blobs == 2
     first.close()
@@ -115,12 +116,11 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         cache = open_cache(tmp_path / "file" / "cache")
         for _ in range(3):
-            assert not cache.put("b", b"mail")
-            assert cache.get("b") is None
-            assert not cache.contains("b")
+            assert not store(cache, "b", b"mail")
+            assert stored(cache, "b") is None
+            assert cache.missing(["b"])
             assert cache.begin_large("b") is None
             cache.discard("b")
-            cache.clear()
         assert cache.statistics().blobs == 0
         cache.close()
     assert len(caplog.records) == len({record.getMessage() for record in caplog.records}) < 5
@@ -133,17 +133,15 @@ def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         kept = {}
         for i in range(100):
             data = os.urandom(100_000)
-            if cache.put(f"b{i}", data):
+            if store(cache, f"b{i}", data):
                 kept[f"b{i}"] = data
         assert 5 < len(kept) < 40
         large = cache.begin_large("l", 3 * MIB)
         assert large is None or not _writes(large, 3)
-        assert not cache.put("l", bytes(3 * MIB))
+        assert not store(cache, "l", bytes(3 * MIB))
         for blob_id, data in kept.items():
-            assert cache.get(blob_id) == data
+            assert stored(cache, blob_id) == data
         assert cache.statistics().blobs == len(kept)
-        cache.clear()
-        assert cache.put("again", b"mail")
         cache.close()
         assert 1 <= len(caplog.records) <= 4
 
@@ -165,11 +163,11 @@ def test_a_full_disk_with_a_reserve_never_fills(
     with tmpfs(tmp_path / "full", "32m") as directory, caplog.at_level(logging.WARNING):
         cache = DiskCache(directory, 1024 * MIB, reserve_bytes=8 * MIB)
         for i in range(400):
-            assert cache.put(f"b{i}", os.urandom(100_000)) or i > 100
+            assert store(cache, f"b{i}", os.urandom(100_000)) or i > 100
             state = os.statvfs(directory)
             assert state.f_bavail * state.f_frsize > 4 * MIB
         assert cache.statistics().blobs > 50
-        assert cache.contains("b399")
+        assert not cache.missing(["b399"])
         cache.close()
         assert caplog.records == []
 
@@ -179,12 +177,12 @@ def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "full", "1m") as directory:
         (directory / "ballast").write_bytes(bytes(MIB - 4096))
         cache = open_cache(directory)
-        assert not cache.put("b", b"mail")
-        assert cache.get("b") is None
+        assert not store(cache, "b", b"mail")
+        assert stored(cache, "b") is None
         (directory / "ballast").unlink()
         cache._files._retry_at = 0.0
-        assert cache.put("b", b"mail")
-        assert cache.get("b") == b"mail"
+        assert store(cache, "b", b"mail")
+        assert stored(cache, "b") == b"mail"
         cache.close()
 
 
@@ -192,23 +190,23 @@ def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path) -> None:
 def test_a_read_only_file_system(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tmpfs(tmp_path / "ro", "8m") as directory:
         cache = open_cache(directory)
-        assert cache.put("s", b"mail")
-        assert cache.put("l", b"x" * (2 * MIB))
+        assert store(cache, "s", b"mail")
+        assert store(cache, "l", b"x" * (2 * MIB))
         cache.close()
         subprocess.run(["mount", "-o", "remount,ro", str(directory)], check=True)
         with caplog.at_level(logging.WARNING):
             cache = open_cache(directory)
             for _ in range(3):
-                assert cache.get("s") == b"mail"
+                assert stored(cache, "s") == b"mail"
                 blob = cache.open_large("l")
                 assert blob is not None
                 blob.close()
-                assert not cache.put("b", b"mail")
-                assert not cache.put("m", bytes(2 * MIB))
+                assert not store(cache, "b", b"mail")
+                assert not store(cache, "m", bytes(2 * MIB))
                 cache.write_touches()
         assert cache.statistics().blobs == 2
         assert len(caplog.records) == len({record.getMessage() for record in caplog.records})
         subprocess.run(["mount", "-o", "remount,rw", str(directory)], check=True)
         cache._files._retry_at = 0.0
-        assert cache.put("b", b"mail")
+        assert store(cache, "b", b"mail")
         cache.close()

@@ -21,6 +21,7 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from tests.content.server import MIB, FakeSource, Limits, needs_no_network, serving
+from tests.waits import wait_until_async
 
 
 class Order:
@@ -195,7 +196,7 @@ async def test_closing_ends_what_was_ordered(tmp_path: Path) -> None:
     with trio.fail_after(5):
         async with order(tmp_path, Limits(10), delay=60) as ordered:
             ordered.add(*ordered.source.blobs)
-            await trio.sleep(0.05)
+            await wait_until_async(lambda: ordered.source.running > 0)
     assert ordered.published == []
 
 

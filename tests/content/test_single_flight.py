@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,7 @@ from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import DownloadState
 from jmapfs.errors import DeadlineError, UnreachableError
 from tests.content.server import MIB, FakeSource, needs_no_network, serving
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.01)
+from tests.waits import wait_until_async
 
 
 @pytest.mark.parametrize("size", [400_000, 4 * MIB])
@@ -53,7 +48,7 @@ async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
         with trio.move_on_after(0.05):
             await content.read("b", 4, 0, 4)
         assert not await needs_no_network(content, "b")
-        await until(lambda: content.is_cached("b"))
+        await wait_until_async(lambda: content.is_cached("b"))
     assert source.asked["b"] == 1
 
 
@@ -121,7 +116,7 @@ async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> No
     async with serving(source, tmp_path, parallel_downloads=1) as content:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(content.read, "slow", 4, 0, 4)
-            await until(lambda: source.running == 1)
+            await wait_until_async(lambda: source.running == 1)
             with trio.move_on_after(0.05):
                 await content.read("b", 4, 0, 4)
         assert source.asked == {"slow": 1}
@@ -144,7 +139,7 @@ async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
             async with serving(source, tmp_path) as content:
                 nursery.start_soon(reader, content, "b", 4)
                 nursery.start_soon(reader, content, "l", 2 * MIB)
-                await trio.sleep(0.05)
+                await wait_until_async(lambda: source.running == 2)
             with pytest.raises(UnreachableError):
                 await content.read("other", 4, 0, 4)
     assert ended == 2

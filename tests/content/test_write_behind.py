@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.publisher import DiskThreads, WriteBehind
@@ -45,7 +46,7 @@ async def test_a_slow_disk_delays_nobody_for_long(
         monkeypatch.setattr("jmapfs.content.publisher._WAIT_SECONDS", 30)
         async with trio.open_nursery() as waiting:
             waiting.start_soon(behind.add, [("waited", bytes(MIB))])
-            await trio.sleep(0.05)
+            await trio.testing.wait_all_tasks_blocked()
             disk.let.set()
         await behind.flush()
         assert behind.get("waited") is None

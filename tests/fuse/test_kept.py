@@ -1,6 +1,6 @@
 """What is kept so that it need not be asked for again, and what makes it be asked for all the same.
 
-Nothing here but `outdate_listings` and `show` tells the operations of a change: the index changes
+Nothing here but `start_generation` and `show` tells the operations of a change: the index changes
 behind them, as it does behind a mount.
 """
 
@@ -56,7 +56,7 @@ async def test_what_did_not_change_is_listed_once(
 ) -> None:
     inbox = await setting.inode(b"Inbox")
     first = await kernel.list(inbox, room)
-    setting.operations.outdate_listings()
+    setting.operations.start_generation()
     second = await kernel.list(inbox, room)
     assert setting.listing_tree.listed == [inbox]
     assert names(second) == names(first) == sorted([b"0-Sub", *map(name, range(COUNT))])
@@ -141,7 +141,7 @@ async def test_what_is_older_than_news_is_not_lasting(setting: Setting, kernel: 
     inbox = await setting.inode(b"Inbox")
     handle = await kernel.open(inbox)
     before = await kernel.read(handle, 0, 10)
-    setting.operations.outdate_listings()
+    setting.operations.start_generation()
     after = await kernel.read(handle)
     assert [each for each, _, _ in after][:10] == [each for each, _, _ in before]
     assert len(after) == COUNT + 1
@@ -205,18 +205,18 @@ def files(count: int, first: int = 0) -> DirectoryListing:
 
 def test_what_is_kept_is_bounded() -> None:
     listings = DirectoryCache(AttributeWriter(Ownership(0, 0)), limit=100)
-    assert listings.keep(1, files(101), 1) is None
+    assert listings.put(1, files(101), 1) is None
     assert listings.get(1, 1) is None
     for inode in (1, 2):
-        assert listings.keep(inode, files(40), 1) is not None
+        assert listings.put(inode, files(40), 1) is not None
     assert listings.get(1, 1) is not None
     # The one that was used longest ago makes room.
-    assert listings.keep(3, files(40), 1) is not None
+    assert listings.put(3, files(40), 1) is not None
     assert [inode for inode in (1, 2, 3) if listings.get(inode, 1) is not None] == [1, 3]
     assert listings.get(3, 2) is None
     # Empty directories are not for nothing.
     for inode in range(10, 1000):
-        listings.keep(inode, files(0), 1)
+        listings.put(inode, files(0), 1)
     assert sum(listings.get(inode, 1) is not None for inode in range(1000)) <= 100
     listings.clear()
     assert all(listings.get(inode, 1) is None for inode in range(1000))
@@ -244,7 +244,7 @@ async def test_what_a_file_is_is_asked_once_until_there_are_news(setting: Settin
     for _ in range(3):
         await opened_and_closed(setting, inode)
     assert setting.tree.asked == [inode]
-    setting.operations.outdate_listings()
+    setting.operations.start_generation()
     for _ in range(3):
         await opened_and_closed(setting, inode)
     assert setting.tree.asked == [inode] * 2
@@ -258,7 +258,7 @@ async def test_what_is_gone_is_not_opened_after_the_news(setting: Setting) -> No
         writer.remove_emails(["M5"])
     # The kernel has not been told yet, and opens what it knows.
     opened = await setting.open(inode)
-    setting.operations.outdate_listings()
+    setting.operations.start_generation()
     # Who has it open reads on.
     assert bytes(await setting.operations.read(opened.fh, 0, 4)) == b"xxxx"
     await setting.operations.release(opened.fh)
@@ -278,7 +278,7 @@ async def test_a_corrected_size_is_served_after_the_news(setting: Setting) -> No
     await opened_and_closed(setting, inode)
     with setting.writing() as writer:
         writer.correct_size("b5", 2000)
-    setting.operations.outdate_listings()
+    setting.operations.start_generation()
     opened = await setting.open(inode)
     await setting.operations.read(opened.fh, 0, 10)
     assert setting.content.reads == [("b5", 2000, 0, 10)]
@@ -312,7 +312,7 @@ async def test_a_frozen_tree_says_by_itself_what_a_file_is(setting: Setting) -> 
         await opened_and_closed(setting, inode)
         assert tree.asked == [inode]
         # It is gone from the live tree, and stays in this one whatever news there are.
-        setting.operations.outdate_listings()
+        setting.operations.start_generation()
         await opened_and_closed(setting, inode)
         setting.operations.show(setting.tree, setting.listing_tree)
         with pytest.raises(pyfuse3.FUSEError):

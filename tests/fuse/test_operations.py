@@ -145,7 +145,7 @@ async def test_an_open_file_outlives_its_mail(setting: Setting) -> None:
     assert bytes(await operations.read(opened.fh, 0, 4096)) == b"x" * 1005
     assert (await operations.getattr(inode, CONTEXT)).st_nlink == 0
     await operations.release(opened.fh)
-    operations.outdate_listings()
+    operations.start_generation()
     with failing_with(errno.ENOENT):
         await setting.open(inode)
 
@@ -188,7 +188,7 @@ async def test_what_the_mount_says_of_itself(setting: Setting) -> None:
     assert b"somebody else" in await operations.read(third.fh, 0, 100_000)
     for opened in (first, second, third):
         await operations.release(opened.fh)
-    assert operations._abouts == {}
+    assert operations._status_files == {}
     assert not setting.content.held
 
 

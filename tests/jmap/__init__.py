@@ -1,1 +1,1 @@
-"""Tests of the JMAP client, against servers that are functions: no network, no real clock."""
+"""Tests of the JMAP client, mostly against a fake server, without network and with a fake clock."""

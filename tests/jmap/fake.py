@@ -1,6 +1,6 @@
-"""A JMAP server in a few lines, as an httpx transport, that records what it is asked.
+"""A small JMAP server as an httpx transport, which records its requests.
 
-Its answers can be replaced one by one, to be as wrong as a test wants them.
+A test can replace each of its responses.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def blob_document(blob_id: str, content: bytes, **changes: Any) -> dict[str, Any
 
 
 class FakeServer(httpx.AsyncBaseTransport):
-    """A server of one account with `count` emails. `before` may answer in its place."""
+    """A server of one account with `count` emails. `before` may return another response."""
 
     def __init__(self, count: int = 0, session: dict[str, Any] | None = None) -> None:
         self.session = session or session_document()
@@ -220,7 +220,7 @@ def _resolve(arguments: Arguments, responses: list[tuple[str, Arguments, str]]) 
 
 
 class Chunks(httpx.AsyncByteStream):
-    """A body that comes in pieces; a number is a pause in seconds, an exception is raised."""
+    """A body in pieces: a number is a pause in seconds, an exception is raised."""
 
     def __init__(self, *pieces: bytes | float | Exception) -> None:
         self.pieces = pieces
@@ -241,7 +241,7 @@ class Chunks(httpx.AsyncByteStream):
 
 
 def resolver(records: Mapping[str, list[ServiceTarget]]) -> Callable[[str], Any]:
-    """A Resolver that knows these names only."""
+    """Return a Resolver that knows only these names."""
 
     async def look_up(name: str) -> list[ServiceTarget]:
         await trio.lowlevel.checkpoint()
@@ -252,7 +252,7 @@ def resolver(records: Mapping[str, list[ServiceTarget]]) -> Callable[[str], Any]
 
 @asynccontextmanager
 async def opened(server: FakeServer, **options: Any) -> AsyncIterator[Client]:
-    """A client of `server`; the requests of discovery are forgotten."""
+    """Yield a client of `server`; the requests of discovery are not recorded."""
     async with connect(SESSION_URL, CREDENTIALS, network=server, **options) as client:
         server.requests.clear()
         server.most_in_flight = 0

@@ -1,4 +1,4 @@
-"""Many blobs in one request: what comes whole is the blob, and what does not costs only itself."""
+"""Many blobs in one request: a blob that is not whole is left out, and others are not affected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.jmap.fake import (
 )
 from tests.server import Account, MailServer, MethodFault, running_server
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 MOST = BatchLimits(MAX_BLOBS, MAX_BYTES)
@@ -54,7 +54,7 @@ def session_with(*capabilities: str, **limits: Any) -> dict[str, Any]:
 
 
 def serving(count: int = 3, **limits: Any) -> FakeServer:
-    """A server with Blob/get, and `count` blobs of 100 bytes and more."""
+    """Return a server with Blob/get and `count` blobs of 100 bytes and more."""
     return FakeServer(count, session_with(BLOB, **limits))
 
 
@@ -71,7 +71,7 @@ def sizes_asked(server: FakeServer) -> list[int]:
 
 
 def answering(server: FakeServer, change: Callable[[list[Any]], object]) -> FakeServer:
-    """Let `change` change the list of each answer to Blob/get in place."""
+    """Apply `change` to the list of each response to Blob/get."""
 
     def get(arguments: Arguments) -> Arguments:
         answer = server.blob_get(arguments)
@@ -83,7 +83,7 @@ def answering(server: FakeServer, change: Callable[[list[Any]], object]) -> Fake
 
 
 def refusing(server: FakeServer, error: JmapfsError | RefusedError | httpx.Response) -> FakeServer:
-    """Refuse Blob/get always: as a method, or as a whole request."""
+    """Reject every Blob/get, as a method or as a whole request."""
 
     def get(_: Arguments) -> Arguments:
         assert isinstance(error, RefusedError)
@@ -96,10 +96,10 @@ def refusing(server: FakeServer, error: JmapfsError | RefusedError | httpx.Respo
     return server
 
 
-# --- What is asked, and what comes
+# --- Requests and responses
 
 
-async def test_batch() -> None:
+async def test_batch_is_one_request() -> None:
     server = serving()
     async with opened(server) as client:
         before = client.traffic.requests
@@ -129,7 +129,7 @@ async def test_batch() -> None:
         ([BLOB, CYRUS_BLOB], [CYRUS_BLOB, BLOB]),
     ],
 )
-async def test_either_capability(capabilities: list[str], using: list[str]) -> None:
+async def test_each_capability_enables_batches(capabilities: list[str], using: list[str]) -> None:
     server = FakeServer(2, session_with(*capabilities))
     async with opened(server) as client:
         assert client.batch_limits == MOST
@@ -137,7 +137,7 @@ async def test_either_capability(capabilities: list[str], using: list[str]) -> N
     assert json.loads(server.requests[0].content)["using"] == [CORE, MAIL, *using]
 
 
-async def test_neither_capability() -> None:
+async def test_no_capability_means_no_batches() -> None:
     server = FakeServer(2)
     async with opened(server) as client:
         assert client.batch_limits is None
@@ -149,14 +149,14 @@ async def test_neither_capability() -> None:
     "content",
     [b"", b"\x00", bytes(range(256)), b"\r\n.\r\n", b"\xff\xff\xff", "Été\r\n".encode()],
 )
-async def test_content_is_the_bytes(content: bytes) -> None:
+async def test_content_is_returned_unchanged(content: bytes) -> None:
     server = serving(1)
     server.blobs["B0"] = content
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == {"B0": content}
 
 
-async def test_escapes_in_json_are_none_in_base64() -> None:
+async def test_slashes_may_be_escaped_in_json() -> None:
     server = serving(1)
     answer = (
         '{"methodResponses":[["Blob/get",{"list":['
@@ -168,14 +168,14 @@ async def test_escapes_in_json_are_none_in_base64() -> None:
         assert await batch(client, [("B0", 3)]) == {"B0": b"\xff\xff\xff"}
 
 
-async def test_nothing_is_asked_for_nothing() -> None:
+async def test_empty_batch_sends_no_request() -> None:
     server = serving()
     async with opened(server) as client:
         assert await batch(client, []) == {}
     assert not server.requests
 
 
-async def test_a_blob_is_asked_for_once() -> None:
+async def test_duplicate_ids_are_requested_once() -> None:
     server = serving(2)
     async with opened(server) as client:
         assert await batch(client, [*all_of(server), ("B0", 100)]) == server.blobs
@@ -183,20 +183,20 @@ async def test_a_blob_is_asked_for_once() -> None:
     assert server.calls[0][1]["ids"] == ["B0", "B1"]
 
 
-async def test_other_length_than_promised_is_left_to_the_caller() -> None:
+async def test_content_of_unexpected_length_is_returned() -> None:
     server = serving(2)
     async with opened(server) as client:
         assert await batch(client, [("B0", 7), ("B1", 0)]) == server.blobs
 
 
-async def test_what_nobody_asked_for_is_left_out() -> None:
+async def test_unrequested_blobs_are_ignored() -> None:
     server = answering(serving(3), lambda items: items.append(blob_document("B2", b"y")))
     async with opened(server) as client:
         assert await batch(client, all_of(server)[:2]) == {"B0": b"x" * 100, "B1": b"x" * 101}
         assert client.traffic.blobs == 2
 
 
-# --- What does not come whole
+# --- Blobs that are not whole
 
 
 BROKEN: list[dict[str, Any]] = [
@@ -220,7 +220,7 @@ BROKEN: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", BROKEN, ids=repr)
-async def test_a_broken_blob_costs_only_itself(change: dict[str, Any]) -> None:
+async def test_invalid_blob_is_left_out_and_the_others_are_returned(change: dict[str, Any]) -> None:
     server = answering(serving(3), lambda items: items[0].update(change))
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == {"B1": b"x" * 101, "B2": b"x" * 102}
@@ -228,31 +228,31 @@ async def test_a_broken_blob_costs_only_itself(change: dict[str, Any]) -> None:
     assert len(server.requests) == 1
 
 
-def half_told(items: list[Any]) -> None:
+def without_data(items: list[Any]) -> None:
     items[0] = {"id": "B0", "size": 100}
 
 
-def told_as_nothing(items: list[Any]) -> None:
+def null(items: list[Any]) -> None:
     items[0] = None
 
 
-def told_twice(items: list[Any]) -> None:
+def duplicate(items: list[Any]) -> None:
     items.append(blob_document("B0", b"y" * 100))
 
 
-def told_twice_and_broken(items: list[Any]) -> None:
+def duplicate_truncated(items: list[Any]) -> None:
     items.append(blob_document("B0", b"x" * 100, isTruncated=True))
 
 
-def told_three_times(items: list[Any]) -> None:
+def two_duplicates(items: list[Any]) -> None:
     items[:0] = [blob_document("B0", b"y" * 100), blob_document("B0", b"x" * 100)]
 
 
 @pytest.mark.parametrize(
     "change",
-    [half_told, told_as_nothing, told_twice, told_twice_and_broken, told_three_times],
+    [without_data, null, duplicate, duplicate_truncated, two_duplicates],
 )
-async def test_a_blob_that_is_told_wrongly_costs_only_itself(
+async def test_malformed_blob_is_left_out_and_the_others_are_returned(
     change: Callable[[list[Any]], None],
 ) -> None:
     server = answering(serving(2), change)
@@ -260,14 +260,14 @@ async def test_a_blob_that_is_told_wrongly_costs_only_itself(
         assert await batch(client, all_of(server)) == {"B1": b"x" * 101}
 
 
-async def test_the_same_blob_twice_is_the_same_blob() -> None:
+async def test_equal_duplicates_are_accepted() -> None:
     server = answering(serving(2), lambda items: items.extend(list(items)))
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == server.blobs
         assert client.traffic.blobs == 2
 
 
-async def test_a_blob_that_is_not_found_costs_only_itself() -> None:
+async def test_blob_that_is_not_found_is_left_out() -> None:
     server = serving(3)
     wanted = all_of(server)
     del server.blobs["B1"]
@@ -289,7 +289,7 @@ async def test_a_blob_that_is_not_found_costs_only_itself() -> None:
         ({"maxObjectsInGet": 1}, None),
     ],
 )
-async def test_limits_of_the_session(limits: dict[str, int], blobs: int | None) -> None:
+async def test_session_limits_bound_the_batch(limits: dict[str, int], blobs: int | None) -> None:
     server = serving(MAX_BLOBS + 10, **limits)
     async with opened(server) as client:
         assert client.batch_limits == (None if blobs is None else BatchLimits(blobs, MAX_BYTES))
@@ -300,7 +300,7 @@ async def test_limits_of_the_session(limits: dict[str, int], blobs: int | None) 
     assert all(size <= (blobs or 0) for size in asked)
 
 
-async def test_a_request_is_no_larger_than_the_server_takes() -> None:
+async def test_request_fits_the_maximum_size() -> None:
     server = serving(maxSizeRequest=4000)
     server.blobs = {f"{n:03}" + "é" * 252: b"x" for n in range(11)}
     async with opened(server) as client:
@@ -309,19 +309,19 @@ async def test_a_request_is_no_larger_than_the_server_takes() -> None:
     assert sizes_asked(server) == [5, 5, 1]
 
 
-async def test_no_answer_carries_more_than_the_limit() -> None:
+async def test_batches_stay_within_the_byte_limit() -> None:
     server = serving()
     server.blobs = {f"B{n}": b"x" * 300_000 for n in range(7)}
     server.blobs["large"] = b"x" * (MAX_BYTES + 1)
     async with opened(server) as client:
         found = await batch(client, reversed(all_of(server)))
-    # What is larger than a batch is left to a download of its own.
+    # Blobs that are larger than a batch are downloaded one by one.
     assert set(found) == {f"B{n}" for n in range(7)}
     assert sizes_asked(server) == [3, 3, 1]
 
 
 def taking(server: FakeServer, *, blobs: int = 10**6, size: int = 10**9) -> FakeServer:
-    """Refuse answers with more blobs or bytes than these."""
+    """Reject batches with more blobs or bytes than these."""
 
     def get(arguments: Arguments) -> Arguments:
         ids = arguments["ids"]
@@ -333,21 +333,21 @@ def taking(server: FakeServer, *, blobs: int = 10**6, size: int = 10**9) -> Fake
     return server
 
 
-async def test_too_many_blobs_are_asked_for_again_in_halves() -> None:
+async def test_batch_with_too_many_blobs_is_halved() -> None:
     server = taking(serving(40), blobs=12)
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [40, 20, 10, 10, 10, 10]
         assert client.batch_limits == BatchLimits(10, MAX_BYTES)
         assert client.traffic.blobs == 40
-        # What was learned is kept, and is of no concern to emails.
+        # The lower limit is kept, and does not apply to emails.
         server.requests.clear()
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [10, 10, 10, 10]
         assert client.max_objects_in_get == 500
 
 
-async def test_of_blobs_that_are_too_large_fewer_bytes_are_asked_for() -> None:
+async def test_batch_with_too_many_bytes_is_halved() -> None:
     server = serving()
     server.blobs = {f"B{n}": b"x" * 60_000 for n in range(17)} | {"large": b"x" * 300_000}
     taking(server, size=250_000)
@@ -371,7 +371,7 @@ async def test_of_blobs_that_are_too_large_fewer_bytes_are_asked_for() -> None:
         httpx.Response(400, json={"type": LIMIT, "limit": "maxObjectsInGet"}),
     ],
 )
-async def test_a_request_that_is_too_large_is_made_in_halves(refused: httpx.Response) -> None:
+async def test_request_that_is_too_large_is_halved(refused: httpx.Response) -> None:
     server = serving(40)
     async with opened(server) as client:
         server.before = lambda request: refused if len(request.content) > 350 else None
@@ -382,7 +382,7 @@ async def test_a_request_that_is_too_large_is_made_in_halves(refused: httpx.Resp
 
 @pytest.mark.parametrize("refused", [RefusedError("requestTooLarge"), httpx.Response(413)])
 @pytest.mark.parametrize("size", [0, 1, 100, 100_000])
-async def test_a_server_that_finds_everything_too_large(
+async def test_server_that_rejects_everything_gets_few_requests(
     refused: RefusedError | httpx.Response, size: int
 ) -> None:
     server = serving()
@@ -394,7 +394,7 @@ async def test_a_server_that_finds_everything_too_large(
     assert len(server.requests) <= 20
 
 
-# --- Servers without
+# --- Servers without Blob/get
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,9 @@ async def test_a_server_that_finds_everything_too_large(
     ],
     ids=["unknownMethod", "invalidArguments", "forbidden", "account", "unknownCapability"],
 )
-async def test_a_server_without_is_not_asked_again(refused: RefusedError | httpx.Response) -> None:
+async def test_unsupported_server_is_not_asked_again(
+    refused: RefusedError | httpx.Response,
+) -> None:
     server = refusing(serving(2), refused)
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == {}
@@ -418,7 +420,7 @@ async def test_a_server_without_is_not_asked_again(refused: RefusedError | httpx
         assert await client.download_blob("B1") == server.blobs["B1"]
 
 
-async def test_a_session_that_loses_the_capability() -> None:
+async def test_batches_end_when_the_session_loses_the_capability() -> None:
     server = serving(2)
     async with opened(server) as client:
         server.session = session_document(state="s2")
@@ -427,7 +429,7 @@ async def test_a_session_that_loses_the_capability() -> None:
         assert client.batch_limits is None
 
 
-# --- What is raised
+# --- Errors
 
 
 @pytest.mark.parametrize(
@@ -443,7 +445,7 @@ async def test_a_session_that_loses_the_capability() -> None:
     ],
     ids=str,
 )
-async def test_errors_of_the_whole_request_are_raised(
+async def test_other_errors_of_the_request_are_raised(
     refused: RefusedError | httpx.Response, error: type[JmapfsError], autojump_clock: MockClock
 ) -> None:
     server = refusing(serving(2), refused)
@@ -457,7 +459,7 @@ async def test_errors_of_the_whole_request_are_raised(
 
 
 @pytest.mark.parametrize("answer", [{"list": None}, {"accountId": "A2", "list": []}, {}])
-async def test_an_answer_that_is_none(answer: Arguments) -> None:
+async def test_invalid_response_is_an_error(answer: Arguments) -> None:
     server = serving(2)
     server.methods["Blob/get"] = lambda _: dict(answer)
     async with opened(server) as client:
@@ -465,7 +467,7 @@ async def test_an_answer_that_is_none(answer: Arguments) -> None:
             await batch(client, all_of(server))
 
 
-async def test_an_answer_without_end_does_not_fill_memory() -> None:
+async def test_response_without_end_does_not_fill_memory() -> None:
     server = serving(2)
     sent = 0
 
@@ -485,7 +487,7 @@ async def test_an_answer_without_end_does_not_fill_memory() -> None:
     assert 16 * 2**20 <= sent <= 18 * 2**20
 
 
-async def test_a_cancelled_batch_gives_its_place_back(autojump_clock: MockClock) -> None:
+async def test_cancelled_batch_frees_its_place_in_the_budget(autojump_clock: MockClock) -> None:
     server = serving(2, maxConcurrentRequests=1)
     async with opened(server) as client:
         server.before = lambda _: httpx.Response(200, stream=Chunks(b'{"method', 5.0))
@@ -496,7 +498,7 @@ async def test_a_cancelled_batch_gives_its_place_back(autojump_clock: MockClock)
         assert await batch(client, all_of(server)) == server.blobs
 
 
-async def test_an_answer_that_breaks_off_is_asked_for_again(autojump_clock: MockClock) -> None:
+async def test_response_that_breaks_off_is_requested_again(autojump_clock: MockClock) -> None:
     server = serving(2)
     broken = [httpx.Response(200, stream=Chunks(b'{"method', httpx.ReadError("reset")))]
     async with opened(server) as client:
@@ -507,7 +509,7 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(autojump_clock: Mock
             await batch(client, all_of(server))
 
 
-async def test_the_deadline_is_for_all_requests(autojump_clock: MockClock) -> None:
+async def test_deadline_covers_all_requests_of_a_batch(autojump_clock: MockClock) -> None:
     server = serving(40, maxObjectsInGet=10)
     async with opened(server) as client:
         server.delay = 3.0
@@ -530,7 +532,7 @@ def account_with(*contents: bytes) -> tuple[Account, dict[str, bytes]]:
 
 @pytest.mark.parametrize("capability", [BLOB, CYRUS_BLOB])
 @pytest.mark.parametrize("fault", ["wrong-size", "truncated", "not-found", "null", "not-base64"])
-async def test_faults_of_a_server(capability: str, fault: Any) -> None:
+async def test_server_faults_never_give_wrong_content(capability: str, fault: Any) -> None:
     account, contents = account_with(*(b"Subject: %d\r\n\r\nx\r\n" % n for n in range(5)))
     server = MailServer(account)
     server.quirks.blob_capability = capability
@@ -545,11 +547,11 @@ async def test_faults_of_a_server(capability: str, fault: Any) -> None:
         assert await batch(client, wanted) == {}
         assert client.batch_limits is None
     assert server.counts.methods["Blob/get"] == 2
-    # On this machine nothing is compressed.
+    # Responses over loopback are not compressed.
     assert set(server.counts.headers["api accept-encoding"]) == {"identity"}
 
 
-async def test_a_real_server(cyrus_account: CyrusAccount) -> None:
+async def test_batches_from_cyrus_are_correct(cyrus_account: CyrusAccount) -> None:
     mails = corpus.all_mails()
     cyrus_account.fill("INBOX", mails)
     credentials = BasicCredentials(cyrus_account.name, cyrus_account.password)
@@ -565,7 +567,7 @@ async def test_a_real_server(cyrus_account: CyrusAccount) -> None:
         assert client.traffic.blobs == len(mails)
         assert client.traffic.bytes == sum(map(len, mails))
         assert client.traffic.requests - before <= 2 * len(mails) // limits.blobs
-        # One that is not there, in the midst of others.
+        # Missing blobs among others.
         some = list(wanted.items())[:4]
         absent = [("G" + "0" * 40, 5), ("nonsense", 5)]
         assert set(await batch(client, [*some[:2], *absent, *some[2:]])) == set(dict(some))

@@ -1,4 +1,4 @@
-"""Downloads: the URL, the content to its last byte, and every way they fail."""
+"""Downloads: the URL, the whole content, and every failure."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import Traffic
 from tests.jmap.fake import Chunks, FakeServer, opened, session_document
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 LENGTH = {"Content-Length": "8"}
 
 
 def serving(*answers: Callable[[], httpx.Response]) -> FakeServer:
-    """A server that gives these answers to downloads in turn, the last one for ever."""
+    """Return a server with these responses to downloads, in turn; the last one is repeated."""
     server = FakeServer()
     left = list(answers)
 
@@ -57,7 +57,7 @@ async def downloaded(server: FakeServer, **options: Any) -> bytes:
         return await client.download_blob("B0", **options)
 
 
-async def test_download() -> None:
+async def test_download_returns_the_content() -> None:
     server = FakeServer(2)
     async with opened(server) as client:
         before = client.traffic.requests
@@ -74,7 +74,7 @@ async def test_download() -> None:
     assert "range" not in request.headers
 
 
-async def test_download_from_another_host() -> None:
+async def test_download_url_may_be_on_another_host() -> None:
     url = "https://content.example.net/{accountId}/{blobId}?n={name}&t={type}"
     server = FakeServer(session=session_document(downloadUrl=url))
     async with opened(server) as client:
@@ -88,7 +88,7 @@ async def test_download_from_another_host() -> None:
 @pytest.mark.parametrize(
     "blob_id", ["a/../../etc", "..", ".", "a?b#c", "ä %2e", "x" * 255, "{name}"]
 )
-async def test_odd_blob_ids_stay_in_their_place(blob_id: str) -> None:
+async def test_special_characters_of_a_blob_id_are_escaped(blob_id: str) -> None:
     server = FakeServer()
     async with opened(server) as client:
         server.before = lambda _: httpx.Response(200, content=b"mail")
@@ -99,29 +99,29 @@ async def test_odd_blob_ids_stay_in_their_place(blob_id: str) -> None:
     assert raw.count("/") == 5
 
 
-def test_expand() -> None:
+def test_template_is_expanded() -> None:
     assert expand("/{a}/{b}{unknown}?{a}", {"a": "x/y", "b": "~-_é"}) == "/x%2Fy/~-_%C3%A9?x%2Fy"
     assert expand("{a}/x", {"a": ".."}) == "%2E%2E/x"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\r\n"])
-async def test_content_is_the_bytes(content: bytes) -> None:
+async def test_content_is_returned_unchanged(content: bytes) -> None:
     server = FakeServer()
     server.blobs["B0"] = content
     assert await downloaded(server) == content
 
 
-async def test_pieces_and_empty_pieces() -> None:
+async def test_empty_chunks_are_skipped() -> None:
     assert await downloaded(serving(body(b"a", b"", b"bc", b""))) == b"abc"
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_not_found(status: int) -> None:
+async def test_missing_blob_is_not_found(status: int) -> None:
     with pytest.raises(BlobNotFoundError, match="B0"):
         await downloaded(serving(lambda: httpx.Response(status)))
 
 
-async def test_part_of_a_blob_is_no_blob() -> None:
+async def test_partial_content_is_an_error() -> None:
     with pytest.raises(RequestError, match="206"):
         await downloaded(serving(lambda: httpx.Response(206, content=b"part")))
 
@@ -143,14 +143,14 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_broken_off_is_retried(
+async def test_download_that_breaks_off_is_retried(
     broken: Callable[[], httpx.Response], autojump_clock: MockClock
 ) -> None:
     assert await downloaded(serving(broken, broken, of_eight(b"1234", b"5678"))) == b"12345678"
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_broken_off_is_never_content(
+async def test_download_that_breaks_off_is_never_content(
     broken: Callable[[], httpx.Response], autojump_clock: MockClock
 ) -> None:
     server = serving(broken)
@@ -159,7 +159,7 @@ async def test_broken_off_is_never_content(
     assert trio.current_time() < 10
 
 
-async def test_stream_goes_on_where_it_broke_off(autojump_clock: MockClock) -> None:
+async def test_stream_continues_where_it_broke_off(autojump_clock: MockClock) -> None:
     server = serving(
         of_eight(b"12", b"34", httpx.ReadError("reset")),
         of_eight(b"123", httpx.ReadError("reset")),
@@ -171,7 +171,7 @@ async def test_stream_goes_on_where_it_broke_off(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("second", [of_eight(b"1x34", b"5678"), body(b"123"), of_eight(b"x" * 8)])
-async def test_stream_that_goes_on_with_other_content(
+async def test_stream_that_continues_with_other_content_is_an_error(
     second: Callable[[], httpx.Response], autojump_clock: MockClock
 ) -> None:
     server = serving(of_eight(b"1234", httpx.ReadError("reset")), second)
@@ -179,13 +179,13 @@ async def test_stream_that_goes_on_with_other_content(
         await downloaded(server)
 
 
-async def test_stall_is_retried(autojump_clock: MockClock) -> None:
+async def test_stalled_download_is_retried(autojump_clock: MockClock) -> None:
     server = serving(of_eight(b"123", 1000.0), of_eight(b"12345678"))
     assert await downloaded(server) == b"12345678"
     assert 10 <= trio.current_time() <= 12
 
 
-async def test_deadline(autojump_clock: MockClock) -> None:
+async def test_slow_download_ends_at_the_deadline(autojump_clock: MockClock) -> None:
     pieces: list[bytes | float] = [b"x", 3.0]
     slow = body(*pieces * 1000)
     with pytest.raises(DeadlineError):
@@ -193,7 +193,7 @@ async def test_deadline(autojump_clock: MockClock) -> None:
     assert trio.current_time() == pytest.approx(20)
 
 
-async def test_deadline_of_a_server_that_never_answers(autojump_clock: MockClock) -> None:
+async def test_silent_server_is_given_up_at_the_deadline(autojump_clock: MockClock) -> None:
     server = FakeServer(1)
     async with opened(server) as client:
         server.delay = 1000.0
@@ -202,7 +202,7 @@ async def test_deadline_of_a_server_that_never_answers(autojump_clock: MockClock
     assert trio.current_time() == pytest.approx(4)
 
 
-async def test_reader_that_leaves_early_gives_its_place_back() -> None:
+async def test_stream_left_early_frees_its_place_in_the_budget() -> None:
     server = serving(body(*[b"x" * 1000] * 100))
     async with opened(server) as client:
         for _ in range(10):
@@ -211,7 +211,7 @@ async def test_reader_that_leaves_early_gives_its_place_back() -> None:
         assert client.traffic.blobs == 0
 
 
-async def test_cancelled_reader_gives_its_place_back(autojump_clock: MockClock) -> None:
+async def test_cancelled_download_frees_its_place_in_the_budget(autojump_clock: MockClock) -> None:
     server = serving(body(b"x", 5.0, b"x"))
     async with opened(server) as client:
         for _ in range(10):
@@ -220,7 +220,7 @@ async def test_cancelled_reader_gives_its_place_back(autojump_clock: MockClock) 
         assert await client.download_blob("B0") == b"xx"
 
 
-async def test_stream_holds_a_place_of_the_budget(autojump_clock: MockClock) -> None:
+async def test_stream_counts_in_the_budget(autojump_clock: MockClock) -> None:
     server = serving(body(b"x", b"y"))
     server.session["capabilities"]["urn:ietf:params:jmap:core"]["maxConcurrentRequests"] = 1
     async with opened(server) as client, client.stream_blob("B0") as chunks:
@@ -230,18 +230,18 @@ async def test_stream_holds_a_place_of_the_budget(autojump_clock: MockClock) -> 
         assert await anext(chunks) == b"y"
 
 
-async def test_far_larger_than_it_should_be() -> None:
+async def test_blob_that_is_far_too_large_is_an_error() -> None:
     server = serving(body(*[b"x" * 2**20] * 70))
     with pytest.raises(BlobMismatchError, match="far larger"):
         await downloaded(server, size_hint=100)
 
 
-async def test_other_length_than_promised_is_left_to_the_caller() -> None:
+async def test_content_of_unexpected_length_is_returned() -> None:
     server = FakeServer(1)
     assert len(await downloaded(server, size_hint=7)) == 100
 
 
-async def test_compressed_unasked() -> None:
+async def test_unrequested_gzip_is_decoded() -> None:
     packed = gzip.compress(b"mail " * 1000)
     headers = {"Content-Encoding": "gzip"}
     assert await downloaded(serving(body(packed[:9], packed[9:], **headers))) == b"mail " * 1000
@@ -250,20 +250,20 @@ async def test_compressed_unasked() -> None:
     assert await downloaded(serving(body(**headers))) == b""
 
 
-async def test_compressed_and_cut(autojump_clock: MockClock) -> None:
+async def test_truncated_gzip_is_an_error(autojump_clock: MockClock) -> None:
     packed = gzip.compress(b"mail " * 1000)
     headers = {"Content-Encoding": "gzip"}
     with pytest.raises(UnreachableError, match="has no end"):
         await downloaded(serving(body(packed[:-3], **headers)))
 
 
-async def test_compression_that_grows_without_end() -> None:
+async def test_gzip_that_expands_too_much_is_an_error() -> None:
     packed = gzip.compress(bytes(200 * 2**20), compresslevel=1)
     with pytest.raises(BlobMismatchError, match="far larger"):
         await downloaded(serving(body(packed, **{"Content-Encoding": "gzip"})), size_hint=1)
 
 
 @pytest.mark.parametrize(("coding", "content"), [("br", b"x"), ("gzip", b"x" * 20)])
-async def test_compressed_beyond_reading(coding: str, content: bytes) -> None:
+async def test_unknown_or_broken_coding_is_an_error(coding: str, content: bytes) -> None:
     with pytest.raises(JmapfsError, match=r"coding|compression"):
         await downloaded(serving(body(content, **{"Content-Encoding": coding})))

@@ -232,7 +232,7 @@ async def test_closing_ends_requests_in_flight() -> None:
     assert server.connections == 1
 
 
-# --- Responses that do not end well
+# --- Broken, cancelled and refused requests
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Credentials: what is sent, and that nothing else shows it."""
+"""Credentials: the header that is sent, and that the secret appears nowhere else."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from jmapfs.errors import ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
 
 
-def test_basic() -> None:
+def test_basic_authorization() -> None:
     assert BasicCredentials("Aladdin", "open sesame").authorization == (
         "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
     )
 
 
-def test_basic_is_utf8() -> None:
+def test_basic_authorization_is_utf8() -> None:
     assert BasicCredentials("test", "123£").authorization == "Basic dGVzdDoxMjPCow=="
 
 
-def test_bearer() -> None:
+def test_bearer_authorization() -> None:
     assert BearerCredentials("fmu1-abc").authorization == "Bearer fmu1-abc"
 
 
@@ -31,14 +31,14 @@ def test_repr_and_str_hide_the_secret(credentials: Credentials) -> None:
         assert credentials.authorization.split()[1] not in shown
 
 
-def test_redact() -> None:
+def test_redact_removes_the_secret_in_all_forms() -> None:
     basic = BasicCredentials("alice", "hush-hush")
     text = f"bad {basic.authorization} with hush-hush"
     assert basic.redact(text) == "bad Basic … with …"
     assert BearerCredentials("hush-hush").redact("no hush-hush") == "no …"
 
 
-def test_redact_leaves_text_alone_for_a_tiny_secret() -> None:
+def test_redact_ignores_a_very_short_secret() -> None:
     assert BasicCredentials("alice", "a").redact("a bad day") == "a bad day"
 
 
@@ -46,14 +46,14 @@ def test_redact_leaves_text_alone_for_a_tiny_secret() -> None:
     ("username", "password"),
     [("", "pw"), ("al:ice", "pw"), ("alice", ""), ("alice", "secret\n"), ("a\x00", "secret")],
 )
-def test_unusable_basic(username: str, password: str) -> None:
+def test_invalid_basic_credentials_are_refused(username: str, password: str) -> None:
     with pytest.raises(ConfigError) as caught:
         BasicCredentials(username, password)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("token", ["", "sec ret", "secret\n", "secrét"])
-def test_unusable_token(token: str) -> None:
+def test_invalid_token_is_refused(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
         BearerCredentials(token)
     assert not token or token not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Discovery: where it goes, where it refuses to go, and who gets to see the credentials."""
+"""Discovery: the URLs it requests, those it refuses, and which servers get the credentials."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jmapfs.jmap.credentials import BearerCredentials
 from jmapfs.jmap.discovery import Resolver, ServiceTarget
 from tests.jmap.fake import CREDENTIALS, FakeServer, resolver, session_document
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 NO_RECORDS = resolver({})
@@ -36,7 +36,7 @@ async def found(
 
 
 def asked(server: FakeServer) -> list[str]:
-    """Every URL asked; a star marks those that were sent the credentials."""
+    """Return every requested URL; a star marks those that got the credentials."""
     return [
         str(request.url) + ("*" if "authorization" in request.headers else "")
         for request in server.requests
@@ -69,28 +69,28 @@ def redirecting(
         ("alice@example.org", "https://example.org/.well-known/jmap"),
     ],
 )
-async def test_where_a_location_leads(location: str, url: str) -> None:
+async def test_location_leads_to_url(location: str, url: str) -> None:
     server = FakeServer()
     client = await found(location, server)
     assert asked(server) == [url, url + "*"]
     assert httpx.URL(client.session.url) == httpx.URL(url)
 
 
-async def test_srv_record() -> None:
+async def test_srv_record_names_the_host() -> None:
     server = FakeServer()
     records = resolver({"_jmap._tcp.example.org": [ServiceTarget("jmap.example.net", 443)]})
     await found("alice@example.org", server, records)
     assert asked(server)[-1] == "https://jmap.example.net/.well-known/jmap*"
 
 
-async def test_srv_record_with_a_port() -> None:
+async def test_srv_record_names_the_port() -> None:
     server = FakeServer()
     records = resolver({"_jmap._tcp.example.org": [ServiceTarget("jmap.example.net.", 8443)]})
     await found("alice@example.org", server, records)
     assert asked(server)[-1] == "https://jmap.example.net:8443/.well-known/jmap*"
 
 
-async def test_second_srv_target_when_the_first_is_down(autojump_clock: MockClock) -> None:
+async def test_second_srv_target_is_used_when_the_first_is_down(autojump_clock: MockClock) -> None:
     server = FakeServer()
 
     def before(request: httpx.Request) -> httpx.Response | None:
@@ -104,7 +104,7 @@ async def test_second_srv_target_when_the_first_is_down(autojump_clock: MockCloc
     assert client.session.url == "https://two.example.net/.well-known/jmap"
 
 
-async def test_srv_record_that_says_no() -> None:
+async def test_srv_record_may_say_that_there_is_no_service() -> None:
     server = FakeServer()
     records = resolver({"_jmap._tcp.example.org": [ServiceTarget(".", 0)]})
     with pytest.raises(UnreachableError, match="does not offer JMAP"):
@@ -112,7 +112,7 @@ async def test_srv_record_that_says_no() -> None:
     assert not server.requests
 
 
-async def test_lookup_that_never_ends(autojump_clock: MockClock) -> None:
+async def test_lookup_ends_at_the_deadline(autojump_clock: MockClock) -> None:
     async def endless(name: str) -> list[ServiceTarget]:
         await trio.sleep_forever()
         raise AssertionError(name)
@@ -145,7 +145,9 @@ async def test_lookup_that_never_ends(autojump_clock: MockClock) -> None:
         ("alice@exa mple", "not usable"),
     ],
 )
-async def test_refused_before_anything_is_sent(location: str, words: str) -> None:
+async def test_unusable_location_is_refused_before_anything_is_sent(
+    location: str, words: str
+) -> None:
     server = FakeServer()
     with pytest.raises(ConfigError, match=words) as caught:
         await found(location, server)
@@ -172,14 +174,14 @@ async def test_redirects_are_followed_without_credentials() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_every_kind_of_redirect(status: int) -> None:
+async def test_every_redirect_status_is_followed(status: int) -> None:
     server = FakeServer()
     server.before = redirecting({"https://example.org/.well-known/jmap": "/jmap/session"}, status)
     client = await found("example.org", server)
     assert client.session.url == "https://example.org/jmap/session"
 
 
-async def test_redirect_that_comes_only_with_credentials() -> None:
+async def test_redirect_of_an_authenticated_request_is_followed() -> None:
     server = FakeServer()
 
     def before(request: httpx.Request) -> httpx.Response | None:
@@ -195,7 +197,7 @@ async def test_redirect_that_comes_only_with_credentials() -> None:
     ]
 
 
-async def test_five_redirects_and_no_more() -> None:
+async def test_at_most_five_redirects_are_followed() -> None:
     url = "https://example.org/{}".format
     hops = {url(n): url(n + 1) for n in range(5)}
     server = FakeServer(session=session_document())
@@ -230,7 +232,7 @@ async def test_five_redirects_and_no_more() -> None:
         ("", "no target"),
     ],
 )
-async def test_redirects_that_are_refused(target: str, words: str) -> None:
+async def test_unsafe_redirects_are_refused(target: str, words: str) -> None:
     server = FakeServer()
     server.before = redirecting({"https://example.org/.well-known/jmap": target})
     with pytest.raises(ProtocolError, match=words) as caught:
@@ -239,7 +241,7 @@ async def test_redirects_that_are_refused(target: str, words: str) -> None:
     assert "geheim" not in str(caught.value)
 
 
-async def test_redirect_from_loopback_to_loopback() -> None:
+async def test_redirect_from_loopback_to_loopback_is_followed() -> None:
     server = FakeServer()
     server.before = redirecting(
         {"http://localhost:1/.well-known/jmap": "http://127.0.0.1:2/jmap/session"}
@@ -249,7 +251,7 @@ async def test_redirect_from_loopback_to_loopback() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_no_jmap_here_without_credentials_sent(status: int) -> None:
+async def test_not_found_is_an_error_before_credentials_are_sent(status: int) -> None:
     server = FakeServer()
     server.before = lambda _: httpx.Response(status)
     with pytest.raises(ServerError, match=r"no JMAP at example.org: \d+ for /.well-known/jmap"):
@@ -257,7 +259,7 @@ async def test_no_jmap_here_without_credentials_sent(status: int) -> None:
     assert asked(server) == ["https://example.org/.well-known/jmap"]
 
 
-async def test_server_that_is_broken_is_told_of_soon(autojump_clock: MockClock) -> None:
+async def test_broken_server_is_reported_soon(autojump_clock: MockClock) -> None:
     server = FakeServer()
     server.before = lambda _: httpx.Response(500, text="out of cheese")
     with pytest.raises(ServerError, match="500 Internal Server Error: out of cheese"):
@@ -265,7 +267,7 @@ async def test_server_that_is_broken_is_told_of_soon(autojump_clock: MockClock) 
     assert trio.current_time() < 10
 
 
-async def test_wrong_password() -> None:
+async def test_wrong_password_is_reported() -> None:
     server = FakeServer()
     server.before = lambda _: httpx.Response(
         401, headers={"WWW-Authenticate": 'Basic realm="Mail"'}, json={"detail": "Bad password."}
@@ -275,7 +277,7 @@ async def test_wrong_password() -> None:
     assert 'Basic realm="Mail"' in str(caught.value)
 
 
-async def test_login_page_instead_of_a_session() -> None:
+async def test_login_page_is_not_a_session() -> None:
     server = FakeServer()
     server.before = lambda _: httpx.Response(200, html="<html><body>Log in\x1b[31m</body></html>")
     with pytest.raises(ProtocolError, match=r"is not JSON .*text/html.*<html>") as caught:
@@ -283,7 +285,7 @@ async def test_login_page_instead_of_a_session() -> None:
     assert "\x1b" not in str(caught.value)
 
 
-async def test_secret_that_is_sent_back_is_not_shown() -> None:
+async def test_secret_in_a_response_is_not_shown() -> None:
     credentials = BearerCredentials("fmu1-deadbeef")
     answers = [
         httpx.Response(401, text="unknown token fmu1-deadbeef"),
@@ -305,7 +307,7 @@ async def test_secret_that_is_sent_back_is_not_shown() -> None:
         assert "…" in str(caught.value)
 
 
-async def test_user_agent() -> None:
+async def test_user_agent_is_sent() -> None:
     server = FakeServer()
     await found("example.org", server)
     assert all(r.headers["user-agent"].startswith("jmapfs/") for r in server.requests)

@@ -1,4 +1,4 @@
-"""Emails: their decoding, paging, splitting, and that every id is accounted for."""
+"""Emails: decoding, pages, chunks, and that every id is accounted for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.jmap.fake import (
 
 
 def too_many_above(server: FakeServer, most: int) -> None:
-    """Let Email/get refuse more than `most` ids, whatever the session says."""
+    """Make Email/get reject more than `most` ids, whatever the session says."""
     plain = server.methods["Email/get"]
 
     def email_get(arguments: Arguments) -> Arguments:
@@ -35,7 +35,7 @@ def too_many_above(server: FakeServer, most: int) -> None:
 
 
 def forgetful(server: FakeServer, forgotten: set[str], *, times: int) -> None:
-    """Let Email/get leave these out of both its lists, so often."""
+    """Make Email/get leave these ids out of both its lists, `times` times."""
     plain = server.methods["Email/get"]
     left = [times]
 
@@ -67,7 +67,7 @@ async def one(**changes: Any) -> Email:
         return email
 
 
-async def test_email() -> None:
+async def test_email_is_decoded() -> None:
     assert await one() == Email(
         id="M1",
         blob_id="B1",
@@ -81,13 +81,13 @@ async def test_email() -> None:
     )
 
 
-async def test_what_may_be_null() -> None:
+async def test_null_properties_are_accepted() -> None:
     email = await one(subject=None, threadId=None, keywords=None, **{"from": None})
     assert (email.subject, email.from_, email.keywords) == (None, None, frozenset())
     assert (await one(**{"from": [{"name": None}, {}]})).from_ == (Address(), Address())
 
 
-async def test_received_at_is_utc() -> None:
+async def test_received_at_is_converted_to_utc() -> None:
     email = await one(receivedAt="2024-03-01T01:30:00.250+02:00")
     assert email.received_at == datetime(2024, 2, 29, 23, 30, 0, 250_000, tzinfo=UTC)
     assert email.received_at.tzinfo is UTC
@@ -117,12 +117,12 @@ async def test_received_at_is_utc() -> None:
         {"from": "bob@example.org"},
     ],
 )
-async def test_what_is_refused(changes: dict[str, Any]) -> None:
+async def test_invalid_properties_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         await one(**changes)
 
 
-async def test_email_state_asks_for_no_email() -> None:
+async def test_email_state_requests_no_email() -> None:
     server = FakeServer(3)
     async with opened(server) as client:
         assert await client.email_state() == "e1"
@@ -155,7 +155,7 @@ async def test_first_page_is_one_request() -> None:
     )
 
 
-async def test_next_page() -> None:
+async def test_next_page_follows_the_anchor() -> None:
     server = FakeServer(10)
     async with opened(server) as client:
         page = await client.query_page("M3", 4)
@@ -167,13 +167,13 @@ async def test_next_page() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 1000])
-async def test_all_pages(limit: int) -> None:
+async def test_pages_contain_every_email(limit: int) -> None:
     server = FakeServer(10)
     async with opened(server) as client:
         assert await all_pages(client, limit) == list(server.emails)
 
 
-async def test_server_that_returns_fewer_than_asked_for() -> None:
+async def test_short_pages_are_not_the_end() -> None:
     server = FakeServer(10)
     plain = server.methods["Email/query"]
     server.methods["Email/query"] = lambda a: plain({**a, "limit": min(a["limit"], 3)})
@@ -188,7 +188,7 @@ async def test_limit_is_never_above_max_objects_in_get() -> None:
     assert {a["limit"] for n, a in server.calls if n == "Email/query"} == {4}
 
 
-async def test_too_large_pages_are_halved_and_the_size_is_kept() -> None:
+async def test_rejected_pages_are_halved_and_the_size_is_kept() -> None:
     server = FakeServer(20)
     too_many_above(server, 3)
     async with opened(server) as client:
@@ -198,7 +198,7 @@ async def test_too_large_pages_are_halved_and_the_size_is_kept() -> None:
     assert set(limits[3:]) == {2}
 
 
-async def test_one_at_a_time_is_the_least() -> None:
+async def test_rejected_page_of_one_email_is_an_error() -> None:
     server = FakeServer(5)
     too_many_above(server, 0)
     async with opened(server) as client:
@@ -206,13 +206,13 @@ async def test_one_at_a_time_is_the_least() -> None:
             await client.query_page(None, 4)
 
 
-async def test_server_that_takes_one_call_a_request() -> None:
+async def test_pages_work_with_one_call_per_request() -> None:
     server = FakeServer(10, session=with_limits(maxCallsInRequest=1))
     async with opened(server) as client:
         assert await all_pages(client, 4) == list(server.emails)
 
 
-async def test_anchor_that_vanished() -> None:
+async def test_missing_anchor_is_an_error() -> None:
     server = FakeServer(10)
     async with opened(server) as client:
         with pytest.raises(MethodError) as caught:
@@ -220,7 +220,7 @@ async def test_anchor_that_vanished() -> None:
     assert caught.value.kind == "anchorNotFound"
 
 
-async def test_server_that_does_not_go_on_from_the_anchor() -> None:
+async def test_page_with_its_own_anchor_is_an_error() -> None:
     server = FakeServer(10)
     server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1"], "queryState": "q"}
     async with opened(server) as client:
@@ -228,7 +228,7 @@ async def test_server_that_does_not_go_on_from_the_anchor() -> None:
             await client.query_page("M1", 4)
 
 
-async def test_destroyed_between_query_and_get() -> None:
+async def test_email_destroyed_between_query_and_get_is_not_found() -> None:
     server = FakeServer(4)
     plain = server.methods["Email/query"]
 
@@ -245,7 +245,7 @@ async def test_destroyed_between_query_and_get() -> None:
     assert page.not_found == ("M1",)
 
 
-async def test_left_out_of_a_page_is_asked_for_again() -> None:
+async def test_emails_left_out_of_a_page_are_requested_again() -> None:
     server = FakeServer(4)
     forgetful(server, {"M1", "M3"}, times=1)
     async with opened(server) as client:
@@ -255,7 +255,7 @@ async def test_left_out_of_a_page_is_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize("paged", [True, False])
-async def test_left_out_for_good(*, paged: bool) -> None:
+async def test_emails_left_out_twice_are_an_error(*, paged: bool) -> None:
     server = FakeServer(4)
     forgetful(server, {"M1", "M3"}, times=9)
     async with opened(server) as client:
@@ -263,7 +263,7 @@ async def test_left_out_for_good(*, paged: bool) -> None:
             await (client.query_page(None, 4) if paged else client.emails(server.emails))
 
 
-async def test_ids_named_twice_and_emails_nobody_asked_for() -> None:
+async def test_duplicate_ids_and_unrequested_emails_are_ignored() -> None:
     server = FakeServer(4)
     server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1", "M0"]}
     server.methods["Email/get"] = lambda _: {
@@ -281,7 +281,7 @@ async def test_ids_named_twice_and_emails_nobody_asked_for() -> None:
 # --- By id
 
 
-async def test_emails_in_chunks() -> None:
+async def test_emails_are_requested_in_chunks() -> None:
     server = FakeServer(10, session=with_limits(maxObjectsInGet=4))
     wanted = ["M9", "M0", "gone", *(f"M{n}" for n in range(9)), "M9"]
     async with opened(server) as client:
@@ -291,14 +291,14 @@ async def test_emails_in_chunks() -> None:
     assert [len(a["ids"]) for _, a in server.calls] == [4, 4, 3]
 
 
-async def test_no_emails_need_no_request() -> None:
+async def test_no_ids_send_no_request() -> None:
     server = FakeServer()
     async with opened(server) as client:
         assert await client.emails([]) == ([], [])
     assert not server.requests
 
 
-async def test_emails_are_split_where_the_server_finds_them_too_many() -> None:
+async def test_too_many_emails_are_halved() -> None:
     server = FakeServer(10)
     too_many_above(server, 3)
     async with opened(server) as client:
@@ -318,7 +318,7 @@ async def test_emails_are_split_where_the_server_finds_them_too_many() -> None:
         httpx.Response(400, json={"type": LIMIT, "limit": "maxObjectsInGet"}),
     ],
 )
-async def test_emails_are_split_where_the_request_is_too_large(refused: httpx.Response) -> None:
+async def test_too_large_request_is_halved(refused: httpx.Response) -> None:
     server = FakeServer(10)
     async with opened(server) as client:
         server.before = lambda request: refused if len(request.content) > 300 else None
@@ -326,7 +326,7 @@ async def test_emails_are_split_where_the_request_is_too_large(refused: httpx.Re
     assert len(emails) == 10
 
 
-async def test_emails_are_split_before_they_are_too_large_to_send() -> None:
+async def test_request_above_the_maximum_size_is_halved_before_sending() -> None:
     server = FakeServer(session=with_limits(maxSizeRequest=1000))
     server.emails = {f"{n:0200}": email_document(0, id=f"{n:0200}") for n in range(10)}
     async with opened(server) as client:
@@ -335,7 +335,7 @@ async def test_emails_are_split_before_they_are_too_large_to_send() -> None:
     assert all(len(request.content) <= 1000 for request in server.requests)
 
 
-async def test_request_that_cannot_be_split_further() -> None:
+async def test_request_for_one_email_that_is_too_large_is_an_error() -> None:
     server = FakeServer(1, session=with_limits(maxSizeRequest=10))
     async with opened(server) as client:
         with pytest.raises(RequestError, match=r"more than mail\.example\.org accepts"):

@@ -1,4 +1,4 @@
-"""Mailboxes: their decoding, the whole list, and the list in parts."""
+"""Mailboxes: decoding, the whole list, and the list in parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_mailboxes(count: int, **limits: Any) -> FakeServer:
     return server
 
 
-async def test_mailboxes() -> None:
+async def test_mailboxes_are_decoded() -> None:
     server = FakeServer()
     server.mailboxes = [
         {
@@ -62,7 +62,7 @@ async def test_mailboxes() -> None:
 
 
 @pytest.mark.parametrize("mailbox", [{}, {"id": ""}, {"id": 5}, {"id": "b", "name": []}, None])
-async def test_mailbox_that_is_none(mailbox: Any) -> None:
+async def test_invalid_mailbox_is_an_error(mailbox: Any) -> None:
     server = FakeServer()
     server.mailboxes = [mailbox]
     server.methods["Mailbox/get"] = lambda _: {"state": "m1", "list": [mailbox]}
@@ -71,7 +71,7 @@ async def test_mailbox_that_is_none(mailbox: Any) -> None:
             await client.mailboxes()
 
 
-async def test_in_parts() -> None:
+async def test_mailboxes_are_listed_in_parts() -> None:
     server = with_mailboxes(11, maxObjectsInGet=4)
     insists_on_parts(server, 2)
     async with opened(server) as client:
@@ -80,7 +80,7 @@ async def test_in_parts() -> None:
     assert state == "m1"
 
 
-async def test_other_errors_are_raised() -> None:
+async def test_other_method_errors_are_raised() -> None:
     server = FakeServer()
 
     def mailbox_get(_: Arguments) -> Arguments:
@@ -92,7 +92,7 @@ async def test_other_errors_are_raised() -> None:
             await client.mailboxes()
 
 
-async def test_list_in_parts_that_changes_is_begun_again() -> None:
+async def test_list_in_parts_that_changes_is_restarted() -> None:
     server = with_mailboxes(6, maxObjectsInGet=4)
     insists_on_parts(server, 4)
     plain = server.methods["Mailbox/query"]
@@ -113,7 +113,7 @@ async def test_list_in_parts_that_changes_is_begun_again() -> None:
     assert asked == [0, 4, 5, 0, 4, 5]
 
 
-async def test_list_in_parts_that_never_ends() -> None:
+async def test_list_in_parts_that_always_changes_is_an_error() -> None:
     server = with_mailboxes(6, maxObjectsInGet=4)
     insists_on_parts(server, 4)
     server.methods["Mailbox/query"] = lambda _: {"ids": ["b0"], "queryState": "q"}
@@ -122,7 +122,7 @@ async def test_list_in_parts_that_never_ends() -> None:
             await client.mailboxes()
 
 
-async def test_left_out_of_a_part() -> None:
+async def test_mailbox_left_out_of_a_part_is_an_error() -> None:
     server = with_mailboxes(6, maxObjectsInGet=4)
     insists_on_parts(server, 4)
     plain = server.methods["Mailbox/get"]

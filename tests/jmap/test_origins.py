@@ -1,4 +1,4 @@
-"""Origins, and the words of a server."""
+"""Origins of URLs, and texts of a server that are fit to be shown."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from jmapfs.jmap.origins import host_of, is_loopback, secure_origin
         ("https://bücher.example/", "https://xn--bcher-kva.example:443"),
     ],
 )
-def test_origin(url: str, origin: str) -> None:
+def test_origin_of_url(url: str, origin: str) -> None:
     assert secure_origin(url, naming="it", error=ConfigError) == origin
 
 
 @pytest.mark.parametrize("url", ["https://a:0/", "https://a:70000/", "\x00", "//x"])
-def test_no_origin(url: str) -> None:
+def test_unusable_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         secure_origin(url, naming="it", error=ConfigError)
 
@@ -48,16 +48,16 @@ def test_no_origin(url: str) -> None:
         ("", False),
     ],
 )
-def test_loopback(host: str, *, expected: bool) -> None:
+def test_loopback_addresses(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
-def test_host_of() -> None:
+def test_host_of_url() -> None:
     assert host_of("https://a.example:443/x") == "a.example"
     assert host_of("https://[::1]:8080/x") == "[::1]:8080"
 
 
-def test_printable() -> None:
+def test_printable_text_is_one_short_line() -> None:
     assert printable("a\n\x1b[31mb\u202ec  d", 50) == "a [31mb c d"
     assert printable("x" * 100, 10) == "x" * 9 + "…"
 
@@ -72,5 +72,5 @@ def test_printable() -> None:
         (b"<p>" + b"<" * 100_000, "…"),
     ],
 )
-def test_plain_text(body: bytes, text: str) -> None:
+def test_sanitized_text_has_no_html(body: bytes, text: str) -> None:
     assert sanitize(body, 200).endswith(text)

@@ -1,4 +1,4 @@
-"""Push: what is asked, what is understood, and every way it is refused or breaks."""
+"""Push: the request, the events that are understood, and every failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jmapfs.errors import AuthenticationError, DeadlineError, UnreachableError
 from jmapfs.jmap.push import LARGEST_EVENT, Connected, PushEvent, PushUnavailableError, StateChange
 from tests.jmap.fake import Chunks, FakeServer, opened, session_document
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 STREAM = {"Content-Type": "text/event-stream"}
@@ -39,7 +39,7 @@ CHANGE = change(Email="e2")
 
 
 def serving(*pieces: bytes | float | Exception, **headers: str) -> FakeServer:
-    """A server whose event stream has these pieces."""
+    """Return a server whose event stream has these pieces."""
     return answering(
         lambda: httpx.Response(200, headers={**STREAM, **headers}, stream=Chunks(*pieces))
     )
@@ -52,7 +52,7 @@ def answering(answer: Callable[[], httpx.Response], **session: Any) -> FakeServe
 
 
 async def heard(server: FakeServer, **options: Any) -> tuple[list[PushEvent], Exception]:
-    """Listen to the end; return the events and what ended them."""
+    """Read the stream to its end; return the events and the error that ended it."""
     events: list[PushEvent] = []
     async with opened(server) as client:
         try:
@@ -65,7 +65,7 @@ async def heard(server: FakeServer, **options: Any) -> tuple[list[PushEvent], Ex
 
 
 async def changes(server: FakeServer) -> list[PushEvent]:
-    """Return what is heard until the server ends a stream that was good."""
+    """Return the events until the server ends the stream."""
     events, error = await heard(server)
     assert isinstance(error, UnreachableError)
     assert "ended" in str(error)
@@ -74,7 +74,7 @@ async def changes(server: FakeServer) -> list[PushEvent]:
 
 
 async def refused(server: FakeServer, error: type[Exception], **options: Any) -> str:
-    """Return the words of the error that comes in the place of a stream."""
+    """Return the text of the error that is raised instead of a stream."""
     events, raised = await heard(server, **options)
     assert type(raised) is error
     assert events == []
@@ -82,10 +82,10 @@ async def refused(server: FakeServer, error: type[Exception], **options: Any) ->
     return str(raised)
 
 
-# --- What is asked
+# --- The request
 
 
-async def test_request() -> None:
+async def test_request_has_the_types_and_the_ping() -> None:
     server = serving(CHANGE)
     async with opened(server, user_agent="me/1") as client:
         before = client.traffic.requests
@@ -111,20 +111,20 @@ async def test_request() -> None:
         ("/events?ping={ping}", "/events?ping=60&types=Email%2CMailbox&closeafter=no"),
     ],
 )
-async def test_template_without_variables(template: str, url: str) -> None:
+async def test_missing_variables_are_appended_to_the_template(template: str, url: str) -> None:
     server = answering(lambda: httpx.Response(204), eventSourceUrl=template)
     await refused(server, PushUnavailableError)
     assert str(server.requests[0].url) == f"https://mail.example.org{url}"
 
 
-async def test_of_the_account_that_was_chosen() -> None:
+async def test_only_changes_of_the_selected_account_are_reported() -> None:
     server = serving(change(Email="1"), change("A2", Mailbox="1"))
     async with opened(server, account="A2") as client, client.push() as stream:
         assert await anext(stream) == Connected()
         assert await anext(stream) == StateChange(frozenset({"Mailbox"}))
 
 
-async def test_credentials_go_to_the_session_alone() -> None:
+async def test_credentials_go_to_origins_of_the_session_only() -> None:
     server = serving(CHANGE)
     async with opened(server) as client:
         client.session = replace(client.session, origins=frozenset())
@@ -138,7 +138,7 @@ async def test_credentials_go_to_the_session_alone() -> None:
     assert server.requests == []
 
 
-async def test_no_place_in_the_budget_is_taken() -> None:
+async def test_streams_take_no_place_in_the_budget() -> None:
     @asynccontextmanager
     async def one_more(client: Any, left: int) -> AsyncIterator[None]:
         async with client.push() as stream:
@@ -155,7 +155,7 @@ async def test_no_place_in_the_budget_is_taken() -> None:
             assert await client.mailboxes()
 
 
-# --- What is understood
+# --- Events
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ async def test_no_place_in_the_budget_is_taken() -> None:
         ([event("ping", {"interval": 5}), event("news", "x"), CHANGE], [EMAIL]),
     ],
 )  # fmt: skip
-async def test_changes(pieces: list[bytes], expected: list[PushEvent]) -> None:
+async def test_state_changes_are_reported(pieces: list[bytes], expected: list[PushEvent]) -> None:
     assert await changes(serving(*pieces)) == expected
 
 
@@ -198,14 +198,14 @@ async def test_changes(pieces: list[bytes], expected: list[PushEvent]) -> None:
         b"\0\xff\n\n\r\r\n: \n\n",
     ],
 )
-async def test_malformed_data_is_passed_over(odd: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_events_are_ignored(odd: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "jmapfs"):
         assert await changes(serving(odd, CHANGE)) == [EMAIL]
     assert all(record.levelno == logging.DEBUG for record in caplog.records)
     assert "correct-horse" not in caplog.text
 
 
-async def test_a_line_without_end() -> None:
+async def test_line_without_end_is_an_error() -> None:
     server = serving(CHANGE, *[b"data: " + b"x" * 100_000] * (LARGEST_EVENT // 100_000 + 1), 1e9)
     events, error = await heard(server)
     assert events == [Connected(), EMAIL]
@@ -213,19 +213,19 @@ async def test_a_line_without_end() -> None:
     assert "1,048,576" in str(error)
 
 
-async def test_compression_that_was_not_asked_for() -> None:
+async def test_unknown_coding_is_an_error() -> None:
     events, error = await heard(serving(CHANGE, **{"Content-Encoding": "br"}))
     assert events == [Connected()]
     assert isinstance(error, PushUnavailableError)
 
 
-# --- What ends it
+# --- Errors and ends
 
 
 @pytest.mark.parametrize(
     "status", [201, 204, 206, 301, 302, 307, 400, 403, 404, 405, 410, 413, 501]
 )
-async def test_refused_for_good(status: int) -> None:
+async def test_error_status_means_no_push(status: int) -> None:
     headers = {"Location": "https://[", "Content-Type": "text/event-stream"}
     server = answering(lambda: httpx.Response(status, headers=headers, content=CHANGE))
     assert str(status) in await refused(server, PushUnavailableError)
@@ -235,7 +235,7 @@ async def test_refused_for_good(status: int) -> None:
 @pytest.mark.parametrize(
     "kind", ["text/html; charset=utf-8", "application/json", "text/event-streams", "text", ""]
 )
-async def test_not_an_event_stream(kind: str) -> None:
+async def test_other_media_types_mean_no_push(kind: str) -> None:
     server = answering(
         lambda: httpx.Response(200, headers={"Content-Type": kind}, stream=Chunks(CHANGE, 1e9))
     )
@@ -243,31 +243,31 @@ async def test_not_an_event_stream(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Text/Event-Stream;charset=UTF-8", "text/event-stream ; x=y"])
-async def test_odd_but_an_event_stream(kind: str) -> None:
+async def test_media_type_is_parsed_leniently(kind: str) -> None:
     assert await changes(serving(CHANGE, **{"Content-Type": kind})) == [EMAIL]
 
 
 @pytest.mark.parametrize("url", [None, ""])
-async def test_no_event_source(url: str | None) -> None:
+async def test_session_without_event_source_means_no_push(url: str | None) -> None:
     server = FakeServer(session=session_document(eventSourceUrl=url))
     assert "no event source" in await refused(server, PushUnavailableError)
     assert server.requests == []
 
 
-async def test_not_authorized() -> None:
+async def test_rejected_credentials_are_reported() -> None:
     words = {"detail": "the token correct-horse has expired"}
     server = answering(lambda: httpx.Response(401, json=words))
     assert "has expired" in await refused(server, AuthenticationError)
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 504])
-async def test_broken_server(status: int) -> None:
+async def test_broken_server_is_unreachable(status: int) -> None:
     server = answering(lambda: httpx.Response(status))
     assert str(status) in await refused(server, UnreachableError)
     assert len(server.requests) == 1
 
 
-async def test_refusal_without_end(autojump_clock: MockClock) -> None:
+async def test_error_page_without_end_is_cut(autojump_clock: MockClock) -> None:
     pieces: list[bytes | float] = [b"no ", 3.0] * 1000
     server = answering(lambda: httpx.Response(404, stream=Chunks(*pieces)))
     started = trio.current_time()
@@ -276,7 +276,9 @@ async def test_refusal_without_end(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_busy_server_is_given_its_pause(status: int, autojump_clock: MockClock) -> None:
+async def test_busy_server_gets_the_pause_it_asks_for(
+    status: int, autojump_clock: MockClock
+) -> None:
     server = serving(CHANGE)
     good = server.before
     busy = [httpx.Response(status, headers={"Retry-After": "40"})]
@@ -291,7 +293,7 @@ async def test_busy_server_is_given_its_pause(status: int, autojump_clock: MockC
             async with client.push():
                 pass
         with pytest.raises(UnreachableError, match="busy"):
-            # It would be too far away: no request is made.
+            # The pause ends after the timeout: no request is sent.
             async with client.push(ping=5):
                 pass
         assert trio.current_time() == started
@@ -301,7 +303,7 @@ async def test_busy_server_is_given_its_pause(status: int, autojump_clock: MockC
     assert len(server.requests) == 2
 
 
-async def test_limit_of_requests_is_a_pause_too(autojump_clock: MockClock) -> None:
+async def test_limit_of_requests_causes_a_pause(autojump_clock: MockClock) -> None:
     problem = {"type": "urn:ietf:params:jmap:error:limit", "limit": "maxConcurrentRequests"}
     server = answering(
         lambda: httpx.Response(400, headers={"Retry-After": "60"}, json=problem),
@@ -321,14 +323,14 @@ async def test_limit_of_requests_is_a_pause_too(autojump_clock: MockClock) -> No
         (httpx.RemoteProtocolError("incomplete chunked read"), "incomplete"),
     ],
 )
-async def test_broken_off(broken: Exception, words: str) -> None:
+async def test_stream_that_breaks_off_is_unreachable(broken: Exception, words: str) -> None:
     events, error = await heard(serving(CHANGE, broken))
     assert events == [Connected(), EMAIL]
     assert isinstance(error, UnreachableError)
     assert words in str(error)
 
 
-async def test_an_ended_stream_stays_so() -> None:
+async def test_ended_stream_stays_ended() -> None:
     async with opened(serving(CHANGE)) as client, client.push() as stream:
         assert [await anext(stream), await anext(stream)] == [Connected(), EMAIL]
         for _ in range(2):
@@ -336,7 +338,7 @@ async def test_an_ended_stream_stays_so() -> None:
                 await anext(stream)
 
 
-async def test_a_wait_that_is_cancelled_ends_the_stream(autojump_clock: MockClock) -> None:
+async def test_cancelled_wait_ends_the_stream(autojump_clock: MockClock) -> None:
     async with opened(serving(5.0, CHANGE)) as client, client.push() as stream:
         assert await anext(stream) == Connected()
         with trio.move_on_after(1):
@@ -345,7 +347,7 @@ async def test_a_wait_that_is_cancelled_ends_the_stream(autojump_clock: MockCloc
             await anext(stream)
 
 
-async def test_never_answered(autojump_clock: MockClock) -> None:
+async def test_server_that_never_answers_is_given_up(autojump_clock: MockClock) -> None:
     server = FakeServer()
     async with opened(server) as client:
         server.delay = 1e9
@@ -375,7 +377,7 @@ def pinged(interval: float) -> bytes:
         ([pinged(0), pinged(-1), 1e9], 120),
     ],
 )
-async def test_silence(
+async def test_silent_stream_ends(
     pieces: list[bytes | float], lasts: float, autojump_clock: MockClock
 ) -> None:
     started = trio.current_time()

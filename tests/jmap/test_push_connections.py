@@ -1,4 +1,4 @@
-"""Push over real connections, from a real server: events in time, and nothing left open."""
+"""Push over real connections: events arrive in time, and no connection stays open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAILBOX = StateChange(frozenset({"Mailbox"}))
 
 @asynccontextmanager
 async def serving(**quirks: Any) -> AsyncIterator[tuple[MailServer, Client]]:
-    """A server of two accounts and its client; in the end it must have no stream in hand."""
+    """Yield a server with two accounts, and a client; at the end no stream may be open."""
     accounts = [Account(), Account("A2", "shared")]
     for account in accounts:
         account.create_mailbox("Inbox", role="inbox", mailbox_id="Pinbox")
@@ -35,7 +35,7 @@ async def serving(**quirks: Any) -> AsyncIterator[tuple[MailServer, Client]]:
 
 
 async def quiet(server: MailServer, streams: int = 0) -> None:
-    """Wait until the server has only so many streams open."""
+    """Wait until the server has `streams` open streams."""
     with trio.fail_after(10):
         while server.in_flight["push"] != streams:  # noqa: ASYNC110
             await trio.sleep(0.01)
@@ -53,7 +53,7 @@ async def soon(stream: PushStream) -> object:
         return await anext(stream)
 
 
-async def test_a_change_arrives() -> None:
+async def test_change_is_reported() -> None:
     async with serving() as (server, client), listening(client) as stream:
         server.primary.rename_mailbox("Pinbox", "In")
         assert await soon(stream) == MAILBOX
@@ -63,13 +63,13 @@ async def test_a_change_arrives() -> None:
         assert server.counts.headers["push accept"] == {"text/event-stream": 1}
 
 
-async def test_a_change_without_type() -> None:
+async def test_change_without_type_is_reported() -> None:
     async with serving(push_without_type=True) as (server, client), listening(client) as stream:
         server.primary.rename_mailbox("Pinbox", "In")
         assert await soon(stream) == MAILBOX
 
 
-async def test_changes_of_another_account() -> None:
+async def test_changes_of_another_account_are_ignored() -> None:
     async with serving() as (server, client), listening(client) as stream:
         _, other = server.accounts.values()
         other.add_email(b"Subject: x\r\n\r\n", ["Pinbox"])
@@ -77,7 +77,7 @@ async def test_changes_of_another_account() -> None:
         assert await soon(stream) == MAILBOX
 
 
-async def test_two_streams() -> None:
+async def test_two_streams_can_be_open() -> None:
     async with serving() as (server, client):
         async with listening(client) as one, listening(client) as two:
             server.primary.rename_mailbox("Pinbox", "In")
@@ -86,7 +86,7 @@ async def test_two_streams() -> None:
         assert server.counts.push_streams == 2
 
 
-async def test_pings_keep_it_alive() -> None:
+async def test_pings_keep_the_stream_open() -> None:
     async with serving(push="pings-only") as (server, client), listening(client, ping=1) as stream:
         server.primary.rename_mailbox("Pinbox", "In")
         with trio.move_on_after(2.5) as patience:
@@ -94,7 +94,7 @@ async def test_pings_keep_it_alive() -> None:
         assert patience.cancelled_caught
 
 
-async def test_silence() -> None:
+async def test_silent_stream_ends() -> None:
     async with serving(push="dies") as (server, client), listening(client, ping=1) as stream:
         server.primary.rename_mailbox("Pinbox", "In")
         started = trio.current_time()
@@ -104,14 +104,14 @@ async def test_silence() -> None:
 
 
 @pytest.mark.parametrize(("push", "status"), [("off", 204), ("not-found", 404), ("forbidden", 403)])
-async def test_no_push(push: Any, status: int) -> None:
+async def test_server_without_push(push: Any, status: int) -> None:
     async with serving(push=push) as (_, client):
         with pytest.raises(PushUnavailableError, match=str(status)):
             async with client.push():
                 pass
 
 
-async def test_not_authorized() -> None:
+async def test_rejected_credentials_are_reported() -> None:
     async with serving() as (server, client):
         server.credentials.password = "another"
         with pytest.raises(AuthenticationError):
@@ -119,7 +119,7 @@ async def test_not_authorized() -> None:
                 pass
 
 
-async def test_busy() -> None:
+async def test_busy_server_is_not_asked_again_too_soon() -> None:
     async with serving() as (server, client):
         server.quirks.statuses.append(Status("push", 429, retry_after="50"))
         for _ in range(2):
@@ -129,7 +129,7 @@ async def test_busy() -> None:
         assert server.counts.endpoints["push"] == 1
 
 
-async def test_the_server_goes_away() -> None:
+async def test_stream_ends_with_the_server() -> None:
     server = MailServer()
     async with trio.open_nursery() as nursery:
         async with running_server(server) as url:
@@ -155,7 +155,7 @@ async def _listening(client: Client, task_status: trio.TaskStatus[PushStream]) -
         await trio.sleep_forever()
 
 
-async def test_leaving_between_events() -> None:
+async def test_stream_is_closed_between_events() -> None:
     async with serving() as (server, client):
         async with listening(client) as stream:
             server.primary.rename_mailbox("Pinbox", "In")
@@ -167,7 +167,7 @@ async def test_leaving_between_events() -> None:
         await quiet(server)
 
 
-async def test_leaving_while_waiting() -> None:
+async def test_stream_is_closed_while_waiting() -> None:
     async with serving() as (server, client):
         for _ in range(3):
             with trio.move_on_after(0.05):
@@ -181,7 +181,7 @@ async def test_leaving_while_waiting() -> None:
         await quiet(server)
 
 
-async def test_proxies_do_not_see_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with serving() as (_, client), listening(client):

@@ -1,4 +1,4 @@
-"""The session: its URLs, accounts and limits, whole or not."""
+"""The session: its URLs, accounts and limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_relative_urls_are_resolved() -> None:
     assert session.origins == {"https://mail.example.org:443"}
 
 
-async def test_absolute_urls_are_left_alone() -> None:
+async def test_absolute_urls_are_unchanged() -> None:
     session = await session_of(
         apiUrl="https://api.example.com:8443/jmap/",
         downloadUrl="https://content.example.net/{accountId}/{blobId}/{name}?type={type}",
@@ -62,25 +62,25 @@ async def test_absolute_urls_are_left_alone() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["apiUrl", "downloadUrl"])
-async def test_urls_that_are_refused(name: str, url: str, words: str) -> None:
+async def test_unsafe_urls_are_refused(name: str, url: str, words: str) -> None:
     with pytest.raises(ProtocolError, match=words) as caught:
         await session_of(**{name: url})
     assert name in str(caught.value)
     assert "geheim" not in str(caught.value)
 
 
-async def test_loopback_may_name_loopback() -> None:
+async def test_session_on_loopback_may_name_loopback() -> None:
     session = await session_of("http://127.0.0.1:8080/jmap", apiUrl="http://localhost:8081/jmap/")
     assert session.api_url == "http://localhost:8081/jmap/"
 
 
-async def test_limits() -> None:
+async def test_limits_are_decoded() -> None:
     session = await session_of()
     assert session.limits == Limits(500, 16, 4, 1_000_000)
 
 
 @pytest.mark.parametrize("core", [None, {}, {"maxObjectsInGet": None}])
-async def test_limits_that_are_missing(core: object) -> None:
+async def test_missing_limits_have_defaults(core: object) -> None:
     assert (await session_of(capabilities={CORE: core, MAIL: {}})).limits == Limits()
 
 
@@ -92,7 +92,7 @@ async def test_limits_are_at_least_one() -> None:
     assert session.limits == Limits(1, 1, 1, 1)
 
 
-async def test_primary_account_for_mail() -> None:
+async def test_primary_account_is_selected() -> None:
     session = await session_of()
     assert session.mail_account() == SessionAccount(
         id="A1", name="alice", is_personal=True, is_read_only=False, capabilities={}
@@ -100,12 +100,12 @@ async def test_primary_account_for_mail() -> None:
 
 
 @pytest.mark.parametrize(("selection", "id_"), [("A2", "A2"), ("shared", "A2"), ("ALICE", "A1")])
-async def test_account_by_id_or_name(selection: str, id_: str) -> None:
+async def test_account_is_selected_by_id_or_name(selection: str, id_: str) -> None:
     session = await session_of()
     assert session.mail_account(selection).id == id_
 
 
-async def test_unknown_account_lists_what_there_is() -> None:
+async def test_error_for_an_unknown_account_lists_the_accounts() -> None:
     session = await session_of()
     with pytest.raises(
         ConfigError, match=r"no account bob; there are: A1 \(alice\), A2 \(shared\)"
@@ -113,25 +113,25 @@ async def test_unknown_account_lists_what_there_is() -> None:
         session.mail_account("bob")
 
 
-async def test_ambiguous_name() -> None:
+async def test_ambiguous_name_is_refused() -> None:
     session = await session_of(accounts={"A1": {"name": "x"}, "A2": {"name": "x"}})
     with pytest.raises(ConfigError, match="several accounts"):
         session.mail_account("x")
 
 
-async def test_no_primary_account() -> None:
+async def test_missing_primary_account_is_an_error() -> None:
     session = await session_of(primaryAccounts={CORE: "A1", MAIL: None})
     with pytest.raises(ConfigError, match="choose one: A1"):
         session.mail_account()
 
 
-async def test_primary_account_that_is_not_there() -> None:
+async def test_primary_account_must_exist() -> None:
     session = await session_of(primaryAccounts={MAIL: "A9"})
     with pytest.raises(ProtocolError, match="A9"):
         session.mail_account()
 
 
-async def test_not_for_mail() -> None:
+async def test_server_without_mail_is_an_error() -> None:
     session = await session_of(
         capabilities={CORE: {}, "urn:ietf:params:jmap:contacts": {}}, primaryAccounts={}
     )
@@ -140,7 +140,7 @@ async def test_not_for_mail() -> None:
 
 
 @pytest.mark.parametrize("missing", ["username", "state", "accounts", "primaryAccounts"])
-async def test_what_may_be_missing_or_null(missing: str) -> None:
+async def test_properties_may_be_missing_or_null(missing: str) -> None:
     accounts: dict[str, Any] = {"accounts": {"A1": {}}} if missing != "accounts" else {}
     for changes in ({missing: None}, {}):
         document = session_document(**accounts, **changes)
@@ -165,12 +165,12 @@ async def test_what_may_be_missing_or_null(missing: str) -> None:
         ("urn:ietf:params:jmap:blob", False),
     ],
 )
-async def test_blob_ids_are_sha1(capability: str, *, expected: bool) -> None:
+async def test_blob_ids_of_cyrus_contain_the_sha1(capability: str, *, expected: bool) -> None:
     session = await session_of(capabilities={CORE: {}, MAIL: {}, capability: {}})
     assert session.blob_ids_are_sha1 is expected
 
 
-async def test_using() -> None:
+async def test_using_has_only_capabilities_of_the_server() -> None:
     session = await session_of(capabilities={CORE: {}, MAIL: {}, "urn:x": {}, "urn:y": {}})
     assert session.using() == [CORE, MAIL]
     assert session.using({"urn:x", "urn:z", MAIL}) == [CORE, MAIL, "urn:x"]

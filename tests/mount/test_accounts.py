@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.mails import received_at, text_mail
 from tests.mount.test_failures import assert_refused
 from tests.mounting import Home, Mounted, command, fixed
 from tests.server import ControlClient, ServerProcess, server_process
@@ -23,21 +24,17 @@ OWN_DIRECTORY, TEAM_DIRECTORY = "alice@example.org", "The-Team"
 BOTH = range(4)
 
 
-def mail(number: int) -> bytes:
-    return f"From: Bob <bob@example.org>\r\nSubject: mail {number}\r\n\r\ntext\r\n".encode()
-
-
 def fill(control: ControlClient, numbers: range) -> None:
     """Two mailboxes with mail; the first mail of `BOTH` is in both."""
     inbox = control.create_mailbox("Inbox", mailbox_id="Inbox")
     work = control.create_mailbox("Work", mailbox_id="Work")
     for number in numbers:
         boxes = [inbox, work] if number == BOTH[0] else [inbox]
-        control.add_email(mail(number), boxes, (), f"2024-03-01T10:{number:02}:00Z")
+        control.add_email(text_mail(number), boxes, received_at=received_at(number))
 
 
 def at(control: ControlClient, number: int) -> None:
-    control.add_email(mail(number), ["Inbox"], (), f"2024-03-01T10:{number:02}:00Z")
+    control.add_email(text_mail(number), ["Inbox"], received_at=received_at(number))
 
 
 @pytest.fixture
@@ -59,8 +56,8 @@ def team(server: ServerProcess) -> Iterator[ControlClient]:
         yield control
 
 
-OWN_MAILS = sorted([mail(0), *map(mail, range(8))])
-TEAM_MAILS = sorted([mail(0), *map(mail, (*range(4), *range(20, 23)))])
+OWN_MAILS = sorted([text_mail(0), *map(text_mail, range(8))])
+TEAM_MAILS = sorted([text_mail(0), *map(text_mail, (*range(4), *range(20, 23)))])
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -218,7 +215,7 @@ def test_changes_in_each_of_them(home: Home, server: ServerProcess, team: Contro
         assert home.run("thaw", mount.path).exit_code == 0
         assert len(list(own_inbox.iterdir())) == 9
         assert sorted(path.read_bytes() for path in team_inbox.iterdir()) == sorted(
-            map(mail, (*range(4), 20, 22, 41))
+            map(text_mail, (*range(4), 20, 22, 41))
         )
         assert {path.name for path in team_inbox.parent.iterdir()} == {
             "Inbox",
@@ -256,7 +253,7 @@ def test_hostile_names(home: Home) -> None:
             for path in directories:
                 number = int(about(path)["account_id"].removeprefix("A").replace("primary", "0"))
                 (only,) = (path / "Inbox").iterdir()
-                assert only.read_bytes() == mail(number)
+                assert only.read_bytes() == text_mail(number)
             before = everything(mount)
         with home.mounted(server.url, "--all-accounts") as mount:
             assert everything(mount) == before

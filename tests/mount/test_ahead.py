@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from jmapfs.daemon.accounts import MountedAccount
+from jmapfs.daemon.accounts import AccountInodes, AccountPageCache
 from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
 from tests.cyrus import Account, Message
@@ -195,28 +195,26 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("slot", [0, 3])
-def test_a_file_that_is_handed_over_twice(slot: int) -> None:
-    """It may stand twice in a directory, and so in a chunk."""
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_file_that_is_stored_twice(number: int) -> None:
+    """It may be twice in a directory, and so in a chunk."""
     pages = _Pages()
-    unused: Any = None
-    account = MountedAccount(
-        unused, slot, unused, unused, unused, unused, unused, cast("PageCacheWriter", pages)
-    )
+    inodes = AccountInodes(number)
+    cache = AccountPageCache(cast("PageCacheWriter", pages), inodes)
     one, other = 5 << 29, 6 << 29
-    assert account.store([(one, b"one"), (one, b"one"), (other, b"other")]) == {other}
-    assert pages.handed_over == [account.outward(inode) for inode in (one, one, other)]
+    assert cache.store([(one, b"one"), (one, b"one"), (other, b"other")]) == {other}
+    assert pages.stored == [inodes.to_mount(inode) for inode in (one, one, other)]
 
 
 class _Pages:
     """Takes all but the last."""
 
     def __init__(self) -> None:
-        self.handed_over: list[int] = []
+        self.stored: list[int] = []
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        self.handed_over += [inode for inode, _ in files]
-        return {self.handed_over[-1]}
+        self.stored += [inode for inode, _ in files]
+        return {self.stored[-1]}
 
 
 # --- What Cyrus cannot show

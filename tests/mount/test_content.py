@@ -18,30 +18,15 @@ from typing import Any
 import pytest
 
 from tests.cache.small_disk import needs_root
+from tests.mails import fill_new_mailbox, random_mail
 from tests.mounting import Home, Mounted, command
-from tests.server import NewEmail, ServerProcess, server_process
+from tests.server import ServerProcess, server_process
 from tests.server.quirks import CYRUS_BLOB
 
 pytestmark = pytest.mark.mount
 
 # One READ and a second attempt of the kernel at it, with some air.
 DEADLINE = 10.0
-
-
-def filled(server: ServerProcess, *contents: bytes) -> None:
-    """Put mails into a new mailbox `Box`, a minute apart, in this order."""
-    box = server.control.create_mailbox("Box")
-    server.control.add_emails(
-        [
-            NewEmail(content, (box,), (), f"2024-03-01T{number // 60:02}:{number % 60:02}:00Z")
-            for number, content in enumerate(contents)
-        ]
-    )
-
-
-def mail(number: int, size: int = 3000) -> bytes:
-    head = f"From: s{number}@example.net\r\nSubject: Number {number}\r\n\r\n".encode()
-    return head + random.Random(number).randbytes(size - len(head))
 
 
 @contextlib.contextmanager
@@ -52,7 +37,7 @@ def box(
     # That its blob ids are SHA-1s is told by a capability of Cyrus.
     quirks: dict[str, Any] = {"blob_capability": CYRUS_BLOB} if blob_ids == "cyrus" else {}
     with server_process("empty", blob_ids=blob_ids, **quirks) as server:
-        filled(server, *contents)
+        fill_new_mailbox(server.control, contents)
         with home.mounted(server.url, *options) as mount:
             files = sorted((mount.path / "Box").iterdir())
             assert len(files) == len(contents)
@@ -77,9 +62,9 @@ def failing_with_eio() -> pytest.RaisesExc[OSError]:
 
 @pytest.mark.parametrize("offset", [-1000, 5000])
 def test_a_size_that_is_a_lie(home: Home, offset: int) -> None:
-    content = mail(1)
+    content = random_mail(1)
     with server_process("empty", size_offsets={"*": offset}) as server:
-        filled(server, content, mail(2))
+        fill_new_mailbox(server.control, [content, random_mail(2)])
         with home.mounted(server.url) as mount:
             path, other = sorted((mount.path / "Box").iterdir())
             assert path.stat().st_size == 3000 + offset
@@ -99,9 +84,9 @@ def test_a_size_that_is_a_lie(home: Home, offset: int) -> None:
 
 
 def test_a_mail_that_is_said_to_be_empty(home: Home) -> None:
-    content = mail(1)
+    content = random_mail(1)
     with server_process("empty", size_offsets={"*": -3000}) as server:
-        filled(server, content)
+        fill_new_mailbox(server.control, [content])
         with home.mounted(server.url) as mount:
             (path,) = (mount.path / "Box").iterdir()
             assert path.stat().st_size == 0
@@ -113,9 +98,9 @@ def test_a_mail_that_is_said_to_be_empty(home: Home) -> None:
 
 @pytest.mark.parametrize("offset", [-1000, 5000])
 def test_a_size_that_is_a_lie_is_not_copied(home: Home, tmp_path: Path, offset: int) -> None:
-    contents = [mail(1), mail(2)]
+    contents = [random_mail(1), random_mail(2)]
     with server_process("empty", size_offsets={"*": offset}) as server:
-        filled(server, *contents)
+        fill_new_mailbox(server.control, contents)
         with home.mounted(server.url) as mount:
             copy = ["rsync", "-a", f"{mount.path}/Box/", str(tmp_path / "copy")]
             subprocess.run(copy, check=False, capture_output=True)
@@ -128,7 +113,7 @@ def test_a_size_that_is_a_lie_is_not_copied(home: Home, tmp_path: Path, offset: 
 
 @pytest.mark.parametrize("size", [3000, 1_500_000])
 def test_wrong_bytes_are_noticed_and_not_kept(impatient: Home, size: int) -> None:
-    content = mail(1, size)
+    content = random_mail(1, size)
     with box(impatient, content, blob_ids="cyrus") as (server, mount, (path,)):
         server.control.set_quirks(download_fault="wrong-bytes", blob_fault="wrong-bytes")
         for _ in range(2):
@@ -150,7 +135,7 @@ def test_wrong_bytes_are_noticed_and_not_kept(impatient: Home, size: int) -> Non
 def test_failed_downloads_are_errors_and_never_short_files(
     impatient: Home, tmp_path: Path, fault: str, size: int
 ) -> None:
-    content = mail(1, size)
+    content = random_mail(1, size)
     with box(impatient, content) as (server, mount, (path,)):
         blob_fault = "not-found" if fault == "not-found" else "truncated"
         server.control.set_quirks(download_fault=fault, blob_fault=blob_fault)
@@ -173,14 +158,14 @@ def test_failed_downloads_are_errors_and_never_short_files(
 
 
 def test_a_download_that_fails_once_is_tried_again(impatient: Home) -> None:
-    content = mail(1)
+    content = random_mail(1)
     with box(impatient, content) as (server, _, (path,)):
         server.control.set_quirks(download_fault="cut", download_fault_count=1)
         assert path.read_bytes() == content
 
 
 def test_readers_of_one_mail_share_a_download(home: Home) -> None:
-    content = mail(1, 400_000)
+    content = random_mail(1, 400_000)
     with box(home, content, options=("--cache-size", "1M")) as (server, mount, (path,)):
         server.control.set_quirks(download_delay=0.5)
         with ThreadPoolExecutor(16) as pool:
@@ -191,7 +176,7 @@ def test_readers_of_one_mail_share_a_download(home: Home) -> None:
 
 
 def test_processes_that_read_one_mail_share_a_download(home: Home) -> None:
-    content = mail(1, 400_000)
+    content = random_mail(1, 400_000)
     with box(home, content) as (server, _, (path,)):
         server.control.set_quirks(download_delay=0.5)
         with contextlib.ExitStack() as stack:
@@ -205,7 +190,7 @@ def test_processes_that_read_one_mail_share_a_download(home: Home) -> None:
 
 
 def test_many_readers_of_many_mails_in_a_small_cache(home: Home) -> None:
-    contents = [mail(number, 60_000) for number in range(64)]
+    contents = [random_mail(number, 60_000) for number in range(64)]
     with box(home, *contents, options=("--cache-size", "1M")) as (server, mount, files):
         server.control.set_quirks(download_delay=0.02)
         work = list(range(len(files))) * 4
@@ -219,9 +204,9 @@ def test_many_readers_of_many_mails_in_a_small_cache(home: Home) -> None:
 
 
 def test_what_was_read_is_there_after_a_remount_also_without_a_server(home: Home) -> None:
-    contents = [*(mail(number) for number in range(5)), mail(9, 1_500_000)]
+    contents = [*(random_mail(number) for number in range(5)), random_mail(9, 1_500_000)]
     with server_process("empty") as server:
-        filled(server, *contents)
+        fill_new_mailbox(server.control, contents)
         for blobs in (len(contents), 0):
             server.control.reset_counts()
             with home.mounted(server.url) as mount:
@@ -232,9 +217,9 @@ def test_what_was_read_is_there_after_a_remount_also_without_a_server(home: Home
 
 
 def test_a_flipped_byte_in_the_cache_is_noticed(home: Home) -> None:
-    contents = [mail(1), mail(2), mail(3, 1_500_000)]
+    contents = [random_mail(1), random_mail(2), random_mail(3, 1_500_000)]
     with server_process("empty") as server:
-        filled(server, *contents)
+        fill_new_mailbox(server.control, contents)
         with home.mounted(server.url) as mount:
             files = sorted((mount.path / "Box").iterdir())
             assert [path.read_bytes() for path in files] == contents
@@ -242,7 +227,7 @@ def test_a_flipped_byte_in_the_cache_is_noticed(home: Home) -> None:
         server.control.reset_counts()
         with home.mounted(server.url) as mount:
             assert [path.read_bytes() for path in files] == contents
-            assert mount.counts().blobs == 2  # mail(2) is as it was
+            assert mount.counts().blobs == 2  # random_mail(2) is as it was
         with home.mounted(server.url) as mount:
             assert [path.read_bytes() for path in files] == contents
             assert mount.counts().blobs == 0
@@ -271,7 +256,7 @@ def flip_bytes(cache: Path, small: bytes) -> None:
 
 @pytest.mark.parametrize("size", ["0", "1K"])
 def test_without_a_cache_on_the_disk(home: Home, size: str) -> None:
-    contents = [mail(1), mail(2, 1_500_000)]
+    contents = [random_mail(1), random_mail(2, 1_500_000)]
     with box(home, *contents, options=("--cache-size", size)) as (_, mount, files):
         for _ in range(2):
             assert [path.read_bytes() for path in files] == contents
@@ -282,9 +267,9 @@ def test_without_a_cache_on_the_disk(home: Home, size: str) -> None:
 
 @needs_root
 def test_a_disk_that_is_full(home: Home) -> None:
-    contents = [mail(number, 300_000) for number in range(12)] + [mail(20, 3_000_000)]
+    contents = [random_mail(number, 300_000) for number in range(12)] + [random_mail(20, 3_000_000)]
     with server_process("empty") as server:
-        filled(server, *contents)
+        fill_new_mailbox(server.control, contents)
         with home.mounted(server.url):
             pass
         (blobs,) = home.cache.glob("*/blobs")
@@ -302,7 +287,7 @@ def test_a_disk_that_is_full(home: Home) -> None:
 
 
 def test_a_big_mail_in_random_pieces(home: Home) -> None:
-    content = mail(1, 3_500_000)
+    content = random_mail(1, 3_500_000)
     with box(home, content) as (_, mount, (path,)):
         chance = random.Random(7)
         with path.open("rb", buffering=0) as file:

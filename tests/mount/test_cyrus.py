@@ -8,76 +8,37 @@ import shutil
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests import corpus
-from tests.cyrus import Account, Message, RefusedError
+from tests.cyrus import Account, RefusedError
+from tests.cyrus_mail import StoredMail, store_mails
 from tests.mounting import Home, Mounted, command, fixed
 
 pytestmark = pytest.mark.mount
 
-MAILBOXES = ("INBOX", "Work", "Work/Clients", "Été/à la plage", "Lists/exmh")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An account, and what was stored in it: SHA-1s of messages by mailbox path."""
-
-    account: Account
-    messages: dict[str, list[bytes]]
-
-    def home(self, directory: Path) -> Home:
-        return Home(directory, self.account.name, self.account.password)
-
 
 @pytest.fixture(scope="module")
-def stored(fresh_account: Callable[[], Account]) -> Stored:
-    """All of the corpus, spread over mailboxes; three mails are in three mailboxes each."""
-    account = fresh_account()
-    messages: dict[str, list[bytes]] = defaultdict(list)
-    start = datetime(2002, 8, 21, tzinfo=UTC)
-    for name in MAILBOXES:
-        if name != "INBOX":
-            account.create_mailbox(name)
-    mails = corpus.all_mails()
-    for index, name in enumerate(MAILBOXES):
-        mine = mails[index :: len(MAILBOXES)]
-        account.fill(
-            name,
-            [
-                Message(mail, received=start + timedelta(minutes=7 * number + index))
-                for number, mail in enumerate(mine)
-            ],
-        )
-        messages[name].extend(mine)
-    account.copy("INBOX", [1, 2, 3], "Work")
-    account.copy("INBOX", [1, 2, 3], "Lists/exmh")
-    for name in ("Work", "Lists/exmh"):
-        messages[name].extend(messages["INBOX"][:3])
-    return Stored(account, dict(messages))
+def stored(fresh_account: Callable[[], Account]) -> StoredMail:
+    """The whole corpus."""
+    return store_mails(fresh_account(), corpus.all_mails())
 
 
 @pytest.fixture
-def home(stored: Stored, tmp_path: Path) -> Home:
+def home(stored: StoredMail, tmp_path: Path) -> Home:
     return stored.home(tmp_path)
 
 
 @pytest.fixture
-def mount(stored: Stored, home: Home) -> Iterator[Mounted]:
+def mount(stored: StoredMail, home: Home) -> Iterator[Mounted]:
     with home.mounted(stored.account.url) as mount:
         yield mount
 
 
-def directory_of(mailbox: str) -> str:
-    return {"INBOX": "Inbox", "Été/à la plage": "Été/à-la-plage"}.get(mailbox, mailbox)
-
-
 def test_every_mail_is_byte_for_byte_in_its_mailboxes_and_nowhere_else(
-    stored: Stored, mount: Mounted
+    stored: StoredMail, mount: Mounted
 ) -> None:
     sizes = {path: status.st_size for path, status in mount.files().items()}
     assert mount.counts().blobs == 0
@@ -85,10 +46,10 @@ def test_every_mail_is_byte_for_byte_in_its_mailboxes_and_nowhere_else(
     for path, content in mount.contents().items():
         assert len(content) == sizes[path], path
         shown[path.rpartition("/")[0]].append(content)
-    expected = {directory_of(name): sorted(mails) for name, mails in stored.messages.items()}
+    expected = {name: sorted(mails) for name, mails in stored.mails.items()}
     assert {name: sorted(mails) for name, mails in shown.items()} == expected
     # Each blob once, whatever the number of mailboxes it is in.
-    distinct = {mail for mails in stored.messages.values() for mail in mails}
+    distinct = {mail for mails in stored.mails.values() for mail in mails}
     assert mount.counts().blobs == len(distinct)
 
 
@@ -105,7 +66,7 @@ def test_looking_at_everything_fetches_nothing(mount: Mounted) -> None:
 
 
 @pytest.mark.parametrize("lost", ["nothing", "cache"])
-def test_a_remount_shows_the_same_tree(stored: Stored, home: Home, lost: str) -> None:
+def test_a_remount_shows_the_same_tree(stored: StoredMail, home: Home, lost: str) -> None:
     with home.mounted(stored.account.url) as mount:
         before = {path: fixed(status) for path, status in mount.entries().items()}
     assert len(before) > 1000
@@ -116,7 +77,7 @@ def test_a_remount_shows_the_same_tree(stored: Stored, home: Home, lost: str) ->
 
 
 def test_another_machine_shows_the_same_tree(
-    stored: Stored, mount: Mounted, tmp_path: Path
+    stored: StoredMail, mount: Mounted, tmp_path: Path
 ) -> None:
     other = stored.home(tmp_path / "other")
     with other.mounted(stored.account.url) as second:
@@ -159,7 +120,7 @@ def test_a_second_rsync_reads_nothing(mount: Mounted, tmp_path: Path) -> None:
 
 
 def test_a_second_rsync_after_a_remount_reads_nothing(
-    stored: Stored, home: Home, tmp_path: Path
+    stored: StoredMail, home: Home, tmp_path: Path
 ) -> None:
     target = tmp_path / "copy"
     with home.mounted(stored.account.url) as mount:
@@ -170,7 +131,9 @@ def test_a_second_rsync_after_a_remount_reads_nothing(
         assert (counts.reads, counts.blobs) == (0, 0)
 
 
-def test_a_second_borg_reads_at_most_one_file(stored: Stored, home: Home, tmp_path: Path) -> None:
+def test_a_second_borg_reads_at_most_one_file(
+    stored: StoredMail, home: Home, tmp_path: Path
+) -> None:
     variables = {
         "BORG_BASE_DIR": str(tmp_path / "borg"),
         "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
@@ -191,9 +154,7 @@ def test_a_second_borg_reads_at_most_one_file(stored: Stored, home: Home, tmp_pa
     restored.mkdir()
     command("tar", "-xf", tmp_path / "second.tar", "-C", restored)
     found = {hashlib.sha256(path.read_bytes()).digest() for path in restored.rglob("*.eml")}
-    expected = {
-        hashlib.sha256(mail).digest() for mails in stored.messages.values() for mail in mails
-    }
+    expected = {hashlib.sha256(mail).digest() for mails in stored.mails.values() for mail in mails}
     assert found == expected
 
 

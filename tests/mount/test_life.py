@@ -129,7 +129,7 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         command("rsync", "-a", f"{mount.path}/", target)
         # What is only in its memory goes with it.
         inodes = {status.st_ino for status in mount.files().values()}
-        wait_until(lambda: mount.ask("status")["cache"]["blobs"] == len(inodes))
+        wait_until(lambda: mount.ask_status().accounts[0].cache.blobs == len(inodes))
         os.kill(mount.status()["pid"], signal.SIGKILL)
         # While the kernel takes the connection down, requests that are under way are aborted.
         wait_until(lambda: failure(lambda: list(mount.path.iterdir())) == errno.ENOTCONN)
@@ -193,10 +193,10 @@ def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
 
 
 FATAL_BUG = """
-from jmapfs.daemon.commands import Commands
-async def broken(self, arguments):
+from jmapfs.daemon.freeze import Freezer
+async def broken(self, lease_id):
     raise BaseException("on purpose")
-Commands.thaw = broken
+Freezer.thaw = broken
 from jmapfs.cli.main import main
 main()
 """

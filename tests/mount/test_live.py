@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import corpus
 from tests.cyrus import Account
-from tests.mounting import Home, Mounted, fixed, wait_until
+from tests.mails import list_mails
+from tests.mounting import Home, Mounted, fixed
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -34,22 +35,14 @@ TO_COME = ("New", "New/Deep", "Play", "Play/Clients", "Lists/Work", "Lists/Work/
 Entries = dict[str, os.stat_result]
 
 
-def mails(first: int, count: int) -> list[bytes]:
-    """Return small mails; no two numbers give the same one."""
-    plain = corpus.plain_mails()
-    return [
-        corpus.varied(plain[number % len(plain)], number) for number in range(first, first + count)
-    ]
-
-
 def filled(account: Account) -> Account:
     """Make mailboxes with some mail; the first of Inbox is in Lists too."""
     for name in DIRECTORIES[1:]:
         account.create_mailbox(name)
-    account.fill("INBOX", mails(0, 12))
-    account.fill("Work", mails(100, 4))
-    account.fill("Work/Clients", mails(200, 3))
-    account.fill("Lists", mails(300, 2))
+    account.fill("INBOX", list_mails(0, 12))
+    account.fill("Work", list_mails(100, 4))
+    account.fill("Work/Clients", list_mails(200, 3))
+    account.fill("Lists", list_mails(300, 2))
     account.copy("INBOX", [1], "Lists")
     return account
 
@@ -215,11 +208,11 @@ def assert_like_a_new_mount(watcher: Watcher, directory: Path) -> None:
 
 def test_emails_change_over_imap(account: Account, watcher: Watcher, tmp_path: Path) -> None:
     change = watcher.change
-    change(lambda: account.append("INBOX", mails(20, 1)[0]))
-    change(lambda: account.append("Empty", mails(21, 1)[0]))
+    change(lambda: account.append("INBOX", list_mails(20, 1)[0]))
+    change(lambda: account.append("Empty", list_mails(21, 1)[0]))
     # What is there already: the server makes of it what it wants.
-    change(lambda: account.append("INBOX", mails(20, 1)[0]))
-    change(lambda: account.append("Work", mails(20, 1)[0]))
+    change(lambda: account.append("INBOX", list_mails(20, 1)[0]))
+    change(lambda: account.append("Work", list_mails(20, 1)[0]))
     change(lambda: account.copy("INBOX", [2, 3], "Work"))
     change(lambda: account.copy("INBOX", [2], "Lists"))
     change(lambda: account.move("INBOX", [4, 5], "Work"))
@@ -242,7 +235,7 @@ def test_mailboxes_change_over_imap(account: Account, watcher: Watcher, tmp_path
     change = watcher.change
     change(lambda: account.create_mailbox("New"), *TO_COME)
     change(lambda: account.create_mailbox("New/Deep"), *TO_COME)
-    change(lambda: account.append("New/Deep", mails(20, 1)[0]), *TO_COME)
+    change(lambda: account.append("New/Deep", list_mails(20, 1)[0]), *TO_COME)
     change(lambda: account.rename_mailbox("Empty", "Moved"), *TO_COME)
     change(lambda: account.rename_mailbox("Work", "Play"), *TO_COME)
     change(lambda: account.rename_mailbox("Play", "Lists/Work"), *TO_COME)
@@ -285,7 +278,7 @@ def test_names_that_come_back(account: Account, watcher: Watcher, tmp_path: Path
     def another_of_that_name() -> None:
         account.delete_mailbox("Lists")
         account.create_mailbox("Lists")
-        account.fill("Lists", mails(20, 2))
+        account.fill("Lists", list_mails(20, 2))
 
     def a_child_takes_the_place_of_its_parent() -> None:
         account.rename_mailbox("Work/Clients", "Temporary")
@@ -329,7 +322,7 @@ def test_changes_over_jmap(account: Account, watcher: Watcher, tmp_path: Path) -
 
 def test_many_at_once(account: Account, watcher: Watcher, tmp_path: Path) -> None:
     uids: list[int] = []
-    watcher.change(lambda: uids.extend(account.fill("Empty", mails(1000, 1000))))
+    watcher.change(lambda: uids.extend(account.fill("Empty", list_mails(1000, 1000))))
     assert len(uids) == 1000
     watcher.change(lambda: account.expunge("Empty", uids[100:600]))
     assert_like_a_new_mount(watcher, tmp_path / "other")
@@ -368,7 +361,7 @@ def test_what_did_not_change_stays_in_the_kernel(account: Account, mount: Mounte
         return done.fuse.get("lookup", 0), done.fuse.get("getattr", 0)
 
     assert look(inbox + others) == (0, 0)
-    account.append("INBOX", mails(20, 1)[0])
+    account.append("INBOX", list_mails(20, 1)[0])
     mount.sync()
     assert look(others) == (0, 0)
     # The mailbox that got a mail is looked at again, once; the mail in it is not.
@@ -385,7 +378,7 @@ def test_what_did_not_change_stays_in_the_kernel(account: Account, mount: Mounte
     mount.sync()
     stayed = [path for path in inbox + others if (mount.path / path).exists()]
     assert len(stayed) == len(inbox) + len(others) - 1
-    account.append("Empty", mails(21, 1)[0])
+    account.append("Empty", list_mails(21, 1)[0])
     mount.sync()
     assert look(path for path in stayed if not path.startswith("Empty")) == (0, 0)
 
@@ -396,10 +389,10 @@ def test_a_small_change_costs_a_handful_of_requests(
 ) -> None:
     account = fresh_account()
     account.create_mailbox("Work")
-    account.fill("INBOX", mails(0, size))
+    account.fill("INBOX", list_mails(0, size))
     changes: dict[str, Callable[[], object]] = {
         "nothing": lambda: None,
-        "append": lambda: account.append("Work", mails(5000, 1)[0]),
+        "append": lambda: account.append("Work", list_mails(5000, 1)[0]),
         "flag": lambda: account.store_flags("INBOX", [1], [r"\Seen"]),
         "copy": lambda: account.copy("INBOX", [2], "Work"),
         "move": lambda: account.move("INBOX", [3], "Work"),
@@ -432,7 +425,7 @@ def test_a_small_change_costs_a_handful_of_requests(
 def test_an_open_mail_that_is_expunged_can_be_read_to_its_end(
     account: Account, mount: Mounted
 ) -> None:
-    mail = mails(20, 1)[0] + b"0123456789abcde\r\n" * 100_000
+    mail = list_mails(20, 1)[0] + b"0123456789abcde\r\n" * 100_000
     account.append("Empty", mail)
     mount.sync()
     (path,) = (mount.path / "Empty").iterdir()
@@ -461,7 +454,7 @@ def test_an_open_mail_that_is_expunged_can_be_read_to_its_end(
 
 def test_a_listing_that_is_older_than_a_change(account: Account, mount: Mounted) -> None:
     """Who goes on with a listing sees what was; what he sees is not what the kernel remembers."""
-    account.fill("Empty", mails(1000, 2000))
+    account.fill("Empty", list_mails(1000, 2000))
     mount.sync()
     with os.scandir(mount.path / "Empty") as listing:
         names = [next(listing).name]
@@ -501,7 +494,7 @@ def test_polling_shows_a_change(account: Account, home: Home) -> None:
     with home.mounted(account.url, "--poll-interval", "1") as mount:
         assert not (mount.path / "Empty" / "x").exists()
         assert list((mount.path / "Empty").iterdir()) == []
-        account.append("Empty", mails(20, 1)[0])
+        account.append("Empty", list_mails(20, 1)[0])
         wait_until(lambda: any((mount.path / "Empty").iterdir()))
         (path,) = (mount.path / "Empty").iterdir()
         account.expunge("Empty", [1])

@@ -24,10 +24,12 @@ import pytest
 
 from tests import corpus
 from tests.cyrus import Account, Cyrus, Message
+from tests.mails import new_emails, text_mail
 from tests.mount.test_failures import assert_refused
-from tests.mounting import Home, Mounted, fixed, wait_until
-from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process
+from tests.mounting import Home, Mounted, fixed
+from tests.server import ControlClient, ServerProcess, Status, server_process
 from tests.server.quirks import EndpointName
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -38,31 +40,13 @@ AT_ONCE = 5.0
 READ_DEADLINE = 30.0
 
 
-def mail(number: int, *, size: int = 0) -> bytes:
-    head = f"From: Bob <bob@example.org>\r\nSubject: mail {number}\r\n\r\n"
-    return head.encode() + b"text\r\n" + b"x" * size
-
-
-def new_emails(numbers: Sequence[int], *mailboxes: str, size: int = 0) -> list[NewEmail]:
-    """Return emails, a minute apart, and by their numbers."""
-    start = datetime(2024, 3, 1, tzinfo=UTC)
-    return [
-        NewEmail(
-            mail(number, size=size),
-            mailboxes,
-            received_at=f"{start + timedelta(minutes=number):%Y-%m-%dT%H:%M:%SZ}",
-        )
-        for number in numbers
-    ]
-
-
 @pytest.fixture
 def small() -> Iterator[ServerProcess]:
     """The small server with 20 mails: the first ten in Inbox, the others in Work."""
     with server_process("empty") as server:
         for name, numbers in (("Inbox", range(10)), ("Work", range(10, 20))):
             server.control.create_mailbox(name, mailbox_id=name)
-            server.control.add_emails(new_emails(numbers, name))
+            server.control.add_emails(new_emails(map(text_mail, numbers), name, first=numbers[0]))
         yield server
 
 
@@ -130,7 +114,7 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
     with home.mounted(small.url) as mount:
         before, cached = unchanging(mount), read_in(mount, "Inbox")
     # It changes while nobody is looking.
-    small.control.add_emails(new_emails([20], "Inbox"))
+    small.control.add_emails(new_emails([text_mail(20)], "Inbox", first=20))
     stop(small)
     began = time.time()
     with home.mounted(small.url) as mount:
@@ -153,7 +137,7 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
         assert not {"offline_since", "error"} & described.keys()
         assert mount.status()["error"] is None
         assert len(names_in(mount, "Inbox")) == 11
-        assert sorted(read_in(mount, "Work").values()) == [mail(n) for n in range(10, 20)]
+        assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
 
 
 def test_a_mount_of_cyrus_without_it(private_cyrus: Cyrus, tmp_path: Path) -> None:
@@ -279,7 +263,9 @@ def test_a_server_that_stops_while_programs_read(
 ) -> None:
     with home.mounted(small.url) as mount:
         cached = mount.contents()
-        small.control.add_emails(new_emails(range(20, 25), "Inbox", "Work"))
+        small.control.add_emails(
+            new_emails(map(text_mail, range(20, 25)), "Inbox", "Work", first=20)
+        )
         assert home.run("sync", mount.path).exit_code == 0
         uncached = set(mount.files()) - set(cached)
         assert len(uncached) == 10
@@ -293,7 +279,7 @@ def test_a_server_that_stops_while_programs_read(
         small.restart_on_same_port()
         wait_until_online(mount)
         assert_all_is_well(
-            mount, tmp_path / "copy", [mail(n) for n in (*range(25), *range(20, 25))]
+            mount, tmp_path / "copy", [text_mail(n) for n in (*range(25), *range(20, 25))]
         )
 
 
@@ -303,7 +289,7 @@ def test_a_server_that_hangs_while_programs_read(
     with home.mounted(small.url) as mount:
         cached = mount.contents()
         # More than the kernel asks for in one READ.
-        small.control.add_emails(new_emails([20], "Inbox", size=300_000))
+        small.control.add_emails(new_emails([text_mail(20, padding=300_000)], "Inbox", first=20))
         assert home.run("sync", mount.path).exit_code == 0
         (uncached,) = set(mount.files()) - set(cached)
         with copied(home, tmp_path / "other") as other:
@@ -331,7 +317,7 @@ def test_a_server_that_hangs_while_programs_read(
         small.resume()
         assert home.run("sync", mount.path).exit_code == 0
         assert online(mount)
-        expected = [*(mail(n) for n in range(20)), mail(20, size=300_000)]
+        expected = [*(text_mail(n) for n in range(20)), text_mail(20, padding=300_000)]
         assert_all_is_well(mount, tmp_path / "copy", expected)
 
 
@@ -365,7 +351,7 @@ def test_a_password_that_is_changed(home: Home, small: ServerProcess) -> None:
 
         small.control.set_credentials(home.username, home.password, None)
         wait_until_online(mount)
-        assert uncached.read_bytes() == mail(10)
+        assert uncached.read_bytes() == text_mail(10)
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -382,7 +368,7 @@ def test_a_server_that_only_says_no(home: Home, small: ServerProcess, status: in
             ]
         }
         small.control.set_quirks(**quirks)
-        small.control.add_emails(new_emails([20], "Inbox"))
+        small.control.add_emails(new_emails([text_mail(20)], "Inbox", first=20))
         refused = home.run("sync", mount.path)
         assert refused.exit_code in {5, 6}
         assert str(status) in refused.stderr
@@ -392,7 +378,7 @@ def test_a_server_that_only_says_no(home: Home, small: ServerProcess, status: in
         small.control.reset_quirks()
         wait_until_online(mount)
         assert len(names_in(mount, "Inbox")) == 11
-        assert sorted(read_in(mount, "Work").values()) == [mail(n) for n in range(10, 20)]
+        assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
 
 
 # --- Another account where ours was
@@ -506,7 +492,7 @@ def test_another_account_behind_a_mount(
         other.stop()
         small.restart_on_same_port()
         wait_until_online(mount)
-        assert sorted(read_in(mount, "Work").values()) == [mail(n) for n in range(10, 20)]
+        assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
 
 
 def test_an_api_that_moves_elsewhere_behind_a_mount(home: Home, small: ServerProcess) -> None:
@@ -536,4 +522,4 @@ def test_an_api_that_moves_elsewhere_behind_a_mount(home: Home, small: ServerPro
         assert_nothing_of_the_other(home)
         small.control.set_quirks(session_overrides={})
         wait_until_online(mount)
-        assert uncached.read_bytes() == mail(10)
+        assert uncached.read_bytes() == text_mail(10)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jmapfs.control.messages import PrefetchRequest
 from tests import corpus
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cyrus import Cyrus, Message
@@ -319,23 +320,23 @@ def test_a_damaged_cache(mount: Mounted, server: ServerProcess) -> None:
 
 
 def test_a_frozen_mount(mount: Mounted, server: ServerProcess) -> None:
-    mount.ask("freeze", seconds=60)
+    mount.freeze(60)
     gone = [one.id for one in server.control.dump().emails if one.subject == "Number 3"]
     server.control.destroy_emails(gone)
     add(server.control, range(ALL, ALL + 3), "Work")
     mount.sync()
     # What is shown is wanted, whatever has become of it.
     assert_failed(prefetch(mount), 6, f"{ALL - 1} of {ALL} mails are cached, 1 not: ", "blob")
-    mount.ask("thaw")
+    mount.thaw()
     assert_cached(prefetch(mount), 3, ALL - 1)
 
 
 def test_mail_that_goes_meanwhile(mount: Mounted) -> None:
     """The daemon is asked about what it does not show, or never did: that is no mail."""
     inodes = [status.st_ino for status in mount.files().values()]
-    answer = mount.ask("prefetch", inodes=[*inodes[:10], 12345, (1 << 63) - 1])
-    assert answer["gone"] == [12345, (1 << 63) - 1]
-    assert not answer["left"]
+    answer = mount.ask(PrefetchRequest([*inodes[:10], 12345, (1 << 63) - 1]))
+    assert answer.gone == [12345, (1 << 63) - 1]
+    assert not answer.left
     assert mount.counts().blobs == 10
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, wait_until
+from tests.mails import received_at, text_mail
+from tests.mounting import Home, Mounted
 from tests.server import ControlClient, ServerProcess, server_process
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -31,12 +33,8 @@ def server() -> Iterator[ServerProcess]:
         yield server
 
 
-def mail(number: int) -> bytes:
-    return f"From: Bob <bob@example.org>\r\nSubject: mail {number}\r\n\r\ntext\r\n".encode()
-
-
 def deliver(control: ControlClient, number: int) -> str:
-    return control.add_email(mail(number), ["Inbox"], (), f"2024-03-01T10:{number:02}:00Z")
+    return control.add_email(text_mail(number), ["Inbox"], received_at=received_at(number))
 
 
 def shown(directory: Path) -> list[bytes]:
@@ -57,7 +55,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
 def assert_arrives(control: ControlClient, inbox: Path, *numbers: int) -> float:
     """The last of the mails is delivered now; return after how many seconds it is there."""
     deliver(control, numbers[-1])
-    expected = [mail(number) for number in numbers]
+    expected = [text_mail(number) for number in numbers]
     return seconds_until(lambda: shown(inbox) == expected)
 
 
@@ -69,13 +67,15 @@ def test_what_is_told_is_there_at_once(home: Home, server: ServerProcess) -> Non
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
         inbox = mount.path / "Inbox"
-        assert shown(inbox) == [mail(0)]
+        assert shown(inbox) == [text_mail(0)]
         seconds = [
             assert_arrives(server.control, inbox, *range(number + 1)) for number in (1, 2, 3)
         ]
         gone = next(one.id for one in server.control.dump().emails if one.subject == "mail 2")
         server.control.destroy_email(gone)
-        seconds.append(seconds_until(lambda: shown(inbox) == [mail(0), mail(1), mail(3)]))
+        seconds.append(
+            seconds_until(lambda: shown(inbox) == [text_mail(0), text_mail(1), text_mail(3)])
+        )
         # Not each of them: the machine may have other things to do.
         assert min(seconds) < 2
         server.control.rename_mailbox("Inbox", "Post")
@@ -107,7 +107,7 @@ def test_a_server_without_push_is_asked_now_and_then(home: Home, push: str) -> N
         with home.mounted(server.url, "--poll-interval", "1") as mount:
             for number in (0, 1):
                 deliver(server.control, number)
-                expected = [mail(each) for each in range(number + 1)]
+                expected = [text_mail(each) for each in range(number + 1)]
                 wait_until(lambda: shown(mount.path / "Inbox") == expected)  # noqa: B023
             status = mount.status()
             assert (status["push"], status["online"], status["error"]) == (False, True, None)
@@ -142,7 +142,7 @@ def test_push_that_says_nothing(home: Home, push: str, poll: float, ping: float)
         with home.mounted(server.url, "--poll-interval", "1") as mount:
             wait_until(lambda: is_pushed(mount))
             deliver(server.control, 0)
-            wait_until(lambda: shown(mount.path / "Inbox") == [mail(0)])
+            wait_until(lambda: shown(mount.path / "Inbox") == [text_mail(0)])
             if push == "dies":
                 wait_until(lambda: server.control.counts().push_streams > 1)
 
@@ -150,7 +150,7 @@ def test_push_that_says_nothing(home: Home, push: str, poll: float, ping: float)
 def test_a_server_that_comes_back_pushes_again(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
-        assert shown(mount.path / "Inbox") == [mail(0)]
+        assert shown(mount.path / "Inbox") == [text_mail(0)]
         server.restart_on_same_port()
         # Before it is connected again, and nothing tells of it.
         deliver(server.control, 1)
@@ -163,7 +163,7 @@ def test_a_server_that_comes_back_pushes_again(home: Home, server: ServerProcess
 def test_a_server_that_takes_its_time_to_come_back(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
-        assert shown(mount.path / "Inbox") == [mail(0)]
+        assert shown(mount.path / "Inbox") == [text_mail(0)]
         server.control.save(server._saved)
         server.stop()
         wait_until(lambda: not mount.status()["online"])

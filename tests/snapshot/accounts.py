@@ -1,63 +1,19 @@
-"""Accounts on Cyrus that are filled for snapshots, and what happens to them meanwhile."""
+"""Accounts on Cyrus with mail to copy, and changes to them while they are copied."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 from tests.cyrus import Account, Message
-from tests.mounting import Home
-from tests.snapshot.snapshots import Taken, tree_of
-
-MAILBOXES = ("INBOX", "Work", "Work/Clients", "Été/à la plage", "Lists/exmh")
-DIRECTORIES = {"INBOX": "Inbox", "Été/à la plage": "Été/à-la-plage"}
-START = datetime(2002, 8, 21, tzinfo=UTC)
+from tests.cyrus_mail import START
+from tests.snapshot.commands import TakenSnapshot, tree_of
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An account, and the SHA-256s of what was stored in it, by directory."""
-
-    account: Account
-    messages: dict[str, Counter[str]]
-
-    def home(self, directory: Path) -> Home:
-        return Home(directory, self.account.name, self.account.password)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def fill(account: Account, mails: list[bytes]) -> dict[str, Counter[str]]:
-    """Spread mails over mailboxes; the first three of the inbox are in two others as well."""
-    messages: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in MAILBOXES[1:]:
-        account.create_mailbox(name)
-    for index, name in enumerate(MAILBOXES):
-        mine = mails[index :: len(MAILBOXES)]
-        account.fill(
-            name,
-            [
-                Message(mail, received=START + timedelta(minutes=7 * number + index))
-                for number, mail in enumerate(mine)
-            ],
-        )
-        messages[DIRECTORIES.get(name, name)].update(map(sha256, mine))
-    for name in ("Work", "Lists/exmh"):
-        account.copy("INBOX", [1, 2, 3], name)
-        messages[name].update(map(sha256, mails[0 : 3 * len(MAILBOXES) : len(MAILBOXES)]))
-    account.store_flags("INBOX", [1, 4], [r"\Flagged", "$Work"])
-    return messages
-
-
-def by_directory(taken: Taken) -> dict[str, Counter[str]]:
-    """Return the SHA-256s of the files of a snapshot, by the directory they are in."""
+def by_directory(taken: TakenSnapshot) -> dict[str, Counter[str]]:
+    """Return the SHA-256s of the files of a snapshot by directory."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for path, (digest, _, _) in tree_of(taken.path).items():
         found[str(Path(path).parent.relative_to("mail"))][digest] += 1
@@ -65,27 +21,27 @@ def by_directory(taken: Taken) -> dict[str, Counter[str]]:
 
 
 def churning(account: Account, messages: dict[str, Counter[str]]) -> dict[str, int]:
-    """Make an account fit for `Churn`; return how many mails are in each mailbox before it."""
+    """Prepare an account for `Churn`; return the number of mails in each mailbox."""
     account.fill("Lists/exmh", [b"Subject: more %d\r\n\r\n." % n for n in range(400)])
     account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(400)])
     before = {name: sum(counted.values()) for name, counted in messages.items()}
     return before | {name: before[name] + 400 for name in ("Inbox", "Lists/exmh")}
 
 
-def arrived_in_one_state(taken: Taken, before: dict[str, int]) -> int:
-    """Check that a snapshot among changes is of one state; return how many mails had arrived."""
+def arrived_in_one_state(taken: TakenSnapshot, before: dict[str, int]) -> int:
+    """Check that a snapshot has one state of a changing account; return how many mails arrived."""
     found = {name: sum(counted.values()) for name, counted in by_directory(taken).items()}
     arrived = found["Inbox"] + found["Work"] - before["Inbox"] - before["Work"]
     moved = found["Work"] - before["Work"]
     gone = before["Lists/exmh"] - found["Lists/exmh"]
-    # A step at a time: it is in Work before it has left Inbox where the server copies to move.
+    # The server moves by copying: a mail is in Work before it leaves Inbox.
     assert arrived - moved in {0, 1}, (arrived, moved, gone)
     assert moved - gone in {0, 1}, (arrived, moved, gone)
     return arrived
 
 
 class Churn:
-    """Mail that arrives, moves and vanishes until it is told to stop, `rounds` times at most."""
+    """Adds, moves and deletes mail in a thread, at most `most` times."""
 
     most = 380
 
@@ -110,7 +66,7 @@ class Churn:
                 number = self.rounds
                 mail = b"Subject: churn %d\r\n\r\n%d\r\n" % (number, number)
                 self._account.fill("INBOX", [Message(mail, received=START)])
-                # The first three are in both.
+                # The first three are in other mailboxes as well.
                 self._account.move("INBOX", [number + 4], "Work")
                 self._account.expunge("Lists/exmh", [number + 1])
                 self.rounds += 1

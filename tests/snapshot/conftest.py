@@ -1,4 +1,4 @@
-"""The accounts that tests of snapshots share."""
+"""Accounts that the tests of snapshots share."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import pytest
 
 from tests import corpus
 from tests.cyrus import Account
-from tests.snapshot.accounts import Stored, fill
+from tests.cyrus_mail import StoredMail, store_mails
 
 
 @pytest.fixture(scope="module")
-def stored(fresh_account: Callable[[], Account]) -> Stored:
-    """All of the corpus."""
-    account = fresh_account()
-    return Stored(account, fill(account, corpus.all_mails()))
+def stored(fresh_account: Callable[[], Account]) -> StoredMail:
+    """An account with the whole corpus."""
+    return store_mails(fresh_account(), corpus.all_mails())
 
 
 @pytest.fixture
-def few(cyrus_account: Account) -> Stored:
-    """An account of sixty mails, for a test that changes it."""
-    return Stored(cyrus_account, fill(cyrus_account, list(corpus.mails(60))))
+def few(cyrus_account: Account) -> StoredMail:
+    """An account with sixty mails, for tests that change it."""
+    return store_mails(cyrus_account, list(corpus.mails(60)))

@@ -1,4 +1,4 @@
-"""Snapshots of a real Cyrus with real mail: what they hold, and what the next one costs."""
+"""Snapshots of real mail on a real Cyrus: their content, and the cost of the next one."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from collections import Counter
 from pathlib import Path
 
 from tests.cyrus import Message
+from tests.cyrus_mail import START, StoredMail, sha256
 from tests.mounting import command
 from tests.relay import Relay
 from tests.snapshot.accounts import (
-    START,
     Churn,
-    Stored,
     arrived_in_one_state,
     by_directory,
     churning,
-    sha256,
 )
-from tests.snapshot.snapshots import dates, require_whole, take
+from tests.snapshot.commands import dates, require_whole, take
 
 
-def test_every_mail_is_there_byte_for_byte(stored: Stored, tmp_path: Path) -> None:
+def test_every_mail_is_there_byte_for_byte(stored: StoredMail, tmp_path: Path) -> None:
     home = stored.home(tmp_path)
     taken = take(home, stored.account.url, tmp_path / "dest")
-    assert by_directory(taken) == stored.messages
+    assert by_directory(taken) == stored.digests
     require_whole(taken.path)
     assert (tmp_path / "dest" / "latest").resolve() == taken.path
-    # What the manifest says of a mail is what the server says of it.
+    # The manifest has the properties that the server reports.
     emails = {
         email["id"]: email
         for email in stored.account.jmap(
@@ -61,7 +59,7 @@ def test_every_mail_is_there_byte_for_byte(stored: Stored, tmp_path: Path) -> No
     assert order == sorted(order)
 
 
-def test_a_mail_in_several_mailboxes_is_one_file(stored: Stored, tmp_path: Path) -> None:
+def test_a_mail_in_several_mailboxes_is_one_file(stored: StoredMail, tmp_path: Path) -> None:
     taken = take(stored.home(tmp_path), stored.account.url, tmp_path / "dest")
     several = [mail for mail in taken.mails if len(mail.mailboxes) > 1]
     assert len(several) == 3
@@ -71,7 +69,7 @@ def test_a_mail_in_several_mailboxes_is_one_file(stored: Stored, tmp_path: Path)
         assert statuses[0].st_nlink == len(mail.mailboxes) == 3
 
 
-def test_a_copy_of_it_passes_verify(stored: Stored, tmp_path: Path) -> None:
+def test_a_copy_of_a_snapshot_passes_verify(stored: StoredMail, tmp_path: Path) -> None:
     home = stored.home(tmp_path)
     taken = take(home, stored.account.url, tmp_path / "dest")
     command("cp", "-a", taken.path, tmp_path / "copy")
@@ -79,7 +77,9 @@ def test_a_copy_of_it_passes_verify(stored: Stored, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stdout + result.stderr
 
 
-def test_a_second_one_fetches_and_writes_no_content(stored: Stored, tmp_path: Path) -> None:
+def test_a_second_snapshot_downloads_and_writes_no_content(
+    stored: StoredMail, tmp_path: Path
+) -> None:
     home = stored.home(tmp_path)
     with Relay(stored.account.http_port) as relay:
         url = stored.account.url.replace(str(stored.account.http_port), str(relay.port))
@@ -99,7 +99,7 @@ def test_a_second_one_fetches_and_writes_no_content(stored: Stored, tmp_path: Pa
     require_whole(second.path)
 
 
-def test_changes_cost_what_is_new(few: Stored, tmp_path: Path) -> None:
+def test_a_snapshot_downloads_only_new_content(few: StoredMail, tmp_path: Path) -> None:
     account, home = few.account, few.home(tmp_path)
     first = take(home, account.url, tmp_path / "dest")
     added = [b"Subject: new %d\r\n\r\nText.\r\n" % number for number in range(10)]
@@ -114,25 +114,25 @@ def test_changes_cost_what_is_new(few: Stored, tmp_path: Path) -> None:
     assert second.summary["gone"] == 5
     require_whole(second.path)
     found = by_directory(second)
-    assert found["Work"] == few.messages["Work"] + Counter(map(sha256, added))
-    assert sum(found["Work/Clients"].values()) == sum(few.messages["Work/Clients"].values()) + 5
+    assert found["Work"] == few.digests["Work"] + Counter(map(sha256, added))
+    assert sum(found["Work/Clients"].values()) == sum(few.digests["Work/Clients"].values()) + 5
     before = {mail.blob_id: first.path / mail.mailboxes[0].file for mail in first.mails}
     for mail in second.mails:
         if mail.blob_id in before:
             assert (second.path / mail.mailboxes[0].file).samefile(before[mail.blob_id])
 
 
-def test_a_mailbox_that_is_renamed_costs_no_content(few: Stored, tmp_path: Path) -> None:
+def test_a_renamed_mailbox_downloads_no_content(few: StoredMail, tmp_path: Path) -> None:
     home = few.home(tmp_path)
     take(home, few.account.url, tmp_path / "dest")
     few.account.rename_mailbox("Lists/exmh", "Archive")
     second = take(home, few.account.url, tmp_path / "dest")
     assert second.summary["fetched"] == 0
-    assert by_directory(second)["Archive"] == few.messages["Lists/exmh"]
+    assert by_directory(second)["Archive"] == few.digests["Lists/exmh"]
     assert not (second.path / "mail" / "Lists" / "exmh").exists()
 
 
-def test_mailboxes_without_mail_are_directories(few: Stored, tmp_path: Path) -> None:
+def test_empty_mailboxes_are_directories(few: StoredMail, tmp_path: Path) -> None:
     few.account.create_mailbox("Empty/Also empty")
     taken = take(few.home(tmp_path), few.account.url, tmp_path / "dest")
     assert list((taken.path / "mail" / "Empty" / "Also-empty").iterdir()) == []
@@ -142,14 +142,14 @@ def test_mailboxes_without_mail_are_directories(few: Stored, tmp_path: Path) -> 
     assert roles["Empty/Also-empty"] is None
 
 
-def test_among_changes_it_is_one_state(few: Stored, tmp_path: Path) -> None:
-    """Each round adds one mail, moves one and destroys one, in this order and one at a time.
+def test_a_changing_account_is_copied_at_one_state(few: StoredMail, tmp_path: Path) -> None:
+    """Each round adds a mail, then moves one, then destroys one.
 
     So the state after any step is known: what is in a snapshot tells which step that was, and
     everything in it must agree.
     """
     account, home = few.account, few.home(tmp_path)
-    before = churning(account, few.messages)
+    before = churning(account, few.digests)
     with Churn(account) as churn:
         taken = [take(home, account.url, tmp_path / "dest") for _ in range(5)]
     assert churn.error is None
@@ -165,8 +165,8 @@ def test_among_changes_it_is_one_state(few: Stored, tmp_path: Path) -> None:
     assert len({one.manifest for one in taken}) > 1
 
 
-def test_without_fuse(few: Stored, tmp_path: Path) -> None:
-    """In a container there is neither the device nor the library."""
+def test_it_needs_no_fuse(few: StoredMail, tmp_path: Path) -> None:
+    """Containers have neither the device nor the library."""
     program = (
         "import sys; sys.modules['pyfuse3'] = None;"
         "from jmapfs.cli.main import main; sys.argv[0] = 'jmapfs'; main()"
@@ -184,7 +184,7 @@ def test_without_fuse(few: Stored, tmp_path: Path) -> None:
     require_whole(tmp_path / "dest" / date)
 
 
-def test_what_a_mount_has_cached_is_not_fetched_again(few: Stored, tmp_path: Path) -> None:
+def test_content_in_the_cache_of_a_mount_is_not_downloaded(few: StoredMail, tmp_path: Path) -> None:
     home = few.home(tmp_path)
     with home.mounted(few.account.url) as mount:
         mount.contents()

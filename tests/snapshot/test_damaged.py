@@ -1,4 +1,4 @@
-"""What every command does with a destination in which some file is not as jmapfs wrote it.
+"""Every command on a repository with a damaged file.
 
 It may refuse, and say why; what it may not is to end as a bug would.
 """
@@ -13,11 +13,11 @@ import pytest
 from jmapfs.cli.main import cli
 from jmapfs.errors import JmapfsError
 from jmapfs.snapshot.verify_record import Verification, save_verification
-from tests.snapshot.making import Letter, make_snapshot
-from tests.snapshot.snapshots import dates, require_whole
-from tests.snapshot.source import MadeUpAccount
-from tests.snapshot.test_overview import DATES, WHEN
-from tests.snapshot.test_taking import take
+from tests.snapshot.commands import dates, require_whole
+from tests.snapshot.fake_source import FakeAccount
+from tests.snapshot.handmade import Letter, make_snapshot
+from tests.snapshot.test_create import take
+from tests.snapshot.test_list_snapshots import DATES, WHEN
 
 LETTERS = [Letter(number) for number in range(1, 11)]
 FILES = [
@@ -38,7 +38,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(params=FILES)
 def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A destination with a file that is to be damaged; the first snapshot is good."""
+    """A file to damage, in a repository whose first snapshot is good."""
     first = make_snapshot(tmp_path, DATES[0], LETTERS[:8])
     make_snapshot(tmp_path, DATES[1], LETTERS, previous=first)
     for date in DATES[:2]:
@@ -49,7 +49,9 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_no_command_ends_as_a_bug(damaged: Path, tmp_path: Path, damage: str) -> None:
+def test_no_command_crashes_on_a_damaged_snapshot(
+    damaged: Path, tmp_path: Path, damage: str
+) -> None:
     damaged.write_bytes(DAMAGES[damage](damaged.read_bytes()))
     for arguments in (
         ["snapshots", tmp_path],
@@ -62,7 +64,7 @@ def test_no_command_ends_as_a_bug(damaged: Path, tmp_path: Path, damage: str) ->
             cli.main([str(one) for one in arguments], standalone_mode=False)
         except JmapfsError as error:
             assert error.exit_code != JmapfsError.exit_code  # noqa: PT017 - it may be none
-    take(MadeUpAccount(LETTERS), tmp_path)
+    take(FakeAccount(LETTERS), tmp_path)
     *_, date = dates(tmp_path)
     assert date not in DATES
     require_whole(tmp_path / date)

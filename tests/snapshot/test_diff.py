@@ -1,4 +1,4 @@
-"""What became of the mail between two snapshots: against a plain model, and case by case."""
+"""Changes between two snapshots: compared with a simple model, and case by case."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from jmapfs.snapshot.manifest import (
 )
 from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.tree.export import ExportedMailbox
-from tests.snapshot.making import Letter, make_snapshot
+from tests.snapshot.handmade import Letter, make_snapshot
 
 OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"
 
@@ -62,7 +62,7 @@ def lines(destination: Path) -> list[str]:
 def write(
     destination: Path, date: str, mails: Iterable[SavedMail], paths: Mapping[str, str]
 ) -> None:
-    """Write a snapshot that is nothing but its records; `paths` are those of mailboxes by id."""
+    """Write only the metadata of a snapshot; `paths` are the paths of mailboxes by id."""
     if not (destination / "any").exists():
         make_snapshot(destination, "any", [])
     description = read_description(destination / "any")
@@ -90,7 +90,7 @@ def mail(
     return SavedMail(email, blob, "T", at, 1, "0" * 64, tuple(keywords.split()), places)
 
 
-# --- Against models
+# --- Models
 
 letters = st.builds(
     Letter,
@@ -107,10 +107,10 @@ def files_of(letter: Letter) -> tuple[str, ...]:
     return tuple(f"mail/{name}/{letter.number:04}.eml" for name in sorted(letter.mailboxes))
 
 
-# Files are written to the disk for each example, which takes as long as it takes.
+# Each example writes files, so it may take longer than the deadline.
 @settings(deadline=None)
 @given(accounts, accounts)
-def test_against_a_model(old: list[Letter], new: list[Letter]) -> None:
+def test_it_agrees_with_a_model(old: list[Letter], new: list[Letter]) -> None:
     before = {letter.number: letter for letter in old}
     after = {letter.number: letter for letter in new}
     both = before.keys() & after.keys()
@@ -142,7 +142,7 @@ def test_against_a_model(old: list[Letter], new: list[Letter]) -> None:
     assert [one.received_at for one in changes] == sorted(one.received_at for one in changes)
 
 
-# What an email has that others of the same content may have as well, or not.
+# The properties by which emails with the same content may differ.
 looks = st.tuples(
     st.frozensets(st.sampled_from("ab"), min_size=1), st.frozensets(st.sampled_from("xy"))
 )
@@ -166,7 +166,7 @@ def saved(some: Emails) -> list[SavedMail]:
 
 @settings(deadline=None)
 @given(emails, emails)
-def test_emails_of_the_same_content_against_a_model(old: Emails, new: Emails) -> None:
+def test_emails_with_the_same_content_agree_with_a_model(old: Emails, new: Emails) -> None:
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), OLD, saved(old), {})
         write(Path(name), NEW, saved(new), {})
@@ -180,7 +180,7 @@ def test_emails_of_the_same_content_against_a_model(old: Emails, new: Emails) ->
                 kinds[type(change)].append(change.id)
         assert len(kinds[MailRemoved]) == max(0, before.total() - after.total())
         assert len(kinds[MailAdded]) == max(0, after.total() - before.total())
-        # Those that look the same in both are the same, and nothing is said of them.
+        # Emails that are equal in both snapshots are the same, and not reported.
         changed = {*kinds[MailMoved], *kinds[KeywordsChanged]}
         assert len(changed) == min((before - after).total(), (after - before).total())
         assert changed.isdisjoint(kinds[MailAdded])
@@ -189,7 +189,7 @@ def test_emails_of_the_same_content_against_a_model(old: Emails, new: Emails) ->
 # --- Case by case
 
 
-def test_the_lines(tmp_path: Path) -> None:
+def test_each_change_is_a_line(tmp_path: Path) -> None:
     old = [
         Letter(1),
         Letter(2, keywords=("$flagged",)),
@@ -247,7 +247,7 @@ def test_the_same_content_received_at_another_time_is_another_mail(tmp_path: Pat
     assert [type(change) for change in compared(tmp_path)] == [MailRemoved, MailAdded]
 
 
-def test_one_of_two_of_the_same_content_is_gone(tmp_path: Path) -> None:
+def test_one_of_two_mails_with_the_same_content_is_gone(tmp_path: Path) -> None:
     first, second = mail("1", {"w": "Work/1.eml"}, "$seen"), mail("2", {"i": "Inbox/1.eml"})
     write(tmp_path, OLD, [first, second], {})
     write(tmp_path, NEW, [second], {})
@@ -255,8 +255,8 @@ def test_one_of_two_of_the_same_content_is_gone(tmp_path: Path) -> None:
     assert len(compared(tmp_path)) == 1
 
 
-def test_emails_of_the_same_content_with_all_ids_new(tmp_path: Path) -> None:
-    """All ids are new, those of emails such as another had before; files say which is which."""
+def test_emails_with_the_same_content_are_matched_without_their_ids(tmp_path: Path) -> None:
+    """All ids are new, and some are those of other emails before; the files match them."""
     work, inbox = {"w": "Work/1.eml"}, {"i": "Inbox/1.eml"}
     write(tmp_path, OLD, [mail("1", work), mail("2", inbox)], {"w": "Work", "i": "Inbox"})
     work, inbox = {"v": "Work/1.eml"}, {"j": "Inbox/1.eml"}
@@ -264,13 +264,13 @@ def test_emails_of_the_same_content_with_all_ids_new(tmp_path: Path) -> None:
     assert compared(tmp_path) == []
 
 
-def test_of_emails_of_the_same_content_the_id_says_which_was_moved(tmp_path: Path) -> None:
+def test_the_id_tells_which_of_two_equal_mails_was_moved(tmp_path: Path) -> None:
     write(tmp_path, OLD, [mail("1", {"w": "Work/1.eml"}), mail("2", {"i": "Inbox/1.eml"})], {})
     write(tmp_path, NEW, [mail("2", {"t": "Trash/1.eml"})], {})
     assert lines(tmp_path)[:-1] == [">  Inbox/1.eml → Trash/1.eml", "-  Work/1.eml"]
 
 
-def test_years_of_any_length(tmp_path: Path) -> None:
+def test_years_may_have_any_length(tmp_path: Path) -> None:
     times = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "10000-01-01T00:00:00Z"]
     mails = [mail(at, {"w": "Work/1.eml"}, at=at) for at in times]
     write(tmp_path, OLD, mails, {})
@@ -278,13 +278,13 @@ def test_years_of_any_length(tmp_path: Path) -> None:
     assert [change.id for change in compared(tmp_path)] == times[:1]
 
 
-def test_a_snapshot_and_itself(tmp_path: Path) -> None:
+def test_a_snapshot_has_no_changes_to_itself(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [Letter(1), Letter(2)])
     result = run(tmp_path, OLD, OLD)
     assert result.stdout == "0 added, 0 gone, 0 moved, 0 flagged; 0 mailboxes renamed\n"
 
 
-def test_latest(tmp_path: Path) -> None:
+def test_latest_is_a_date(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [])
     make_snapshot(tmp_path, NEW, [Letter(1)])
     (tmp_path / LATEST).symlink_to(NEW)
@@ -343,13 +343,13 @@ def test_json(tmp_path: Path) -> None:
     }
 
 
-def test_json_of_no_changes(tmp_path: Path) -> None:
+def test_json_without_changes(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [])
     document = json.loads(run(tmp_path, OLD, OLD, "--json").stdout)
     assert (document["changes"], document["renamed_mailboxes"]) == ([], [])
 
 
-def test_hostile_names(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     hostile = "\x1b[2J\r\n+  Inbox/all is well.eml\u202e"
     write(tmp_path, OLD, [mail("1", {"w": f"W/{hostile}"}, "a")], {"w": f"old {hostile}"})
     write(tmp_path, NEW, [mail("1", {"v": f"V/{hostile}"}, hostile)], {"w": f"new {hostile}"})
@@ -359,7 +359,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert r"\x1b[2J\r\n+  Inbox/all is well.eml\u202e" in shown[0]
 
 
-def test_hostile_names_in_json(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped_in_json(tmp_path: Path) -> None:
     hostile = "\x9b2J\x7f\u202e\U000e0001 \u65e5\u672c.eml"
     write(tmp_path, OLD, [], {"w": "W"})
     write(tmp_path, NEW, [mail("1", {"w": f"W/{hostile}"}, hostile)], {"w": hostile})
@@ -371,7 +371,7 @@ def test_hostile_names_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_names_that_the_terminal_cannot_show(tmp_path: Path, encoding: str) -> None:
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path, encoding: str) -> None:
     name = "W\xfc/\u65e5\u672c.eml"
     write(tmp_path, OLD, [], {})
     write(tmp_path, NEW, [mail("1", {"w": name})], {})
@@ -387,7 +387,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path, encoding: str) -> N
     assert json.loads(shown)["changes"][0]["files"] == [f"mail/{name}"]
 
 
-def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+def test_a_reader_may_close_the_pipe_early(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [])
     make_snapshot(tmp_path, NEW, [Letter(number) for number in range(2000)])
     command = [sys.executable, "-m", "jmapfs", "diff", str(tmp_path), OLD, NEW]
@@ -399,7 +399,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_reader_that_has_gone_before(tmp_path: Path) -> None:
+def test_a_reader_may_close_the_pipe_before_the_first_line(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [])
     reading, writing = os.pipe()
     os.close(reading)
@@ -409,10 +409,10 @@ def test_a_reader_that_has_gone_before(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (1, b"")
 
 
-# --- What is wrong with snapshots
+# --- Damaged snapshots
 
 
-def test_an_altered_manifest_is_told_of(tmp_path: Path) -> None:
+def test_an_altered_manifest_is_reported(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [Letter(1)])
     manifest = make_snapshot(tmp_path, NEW, [Letter(1)]) / MANIFEST
     manifest.chmod(0o600)
@@ -423,7 +423,7 @@ def test_an_altered_manifest_is_told_of(tmp_path: Path) -> None:
     assert f"{NEW} is damaged, so this may be wrong" in result.stderr
 
 
-def test_a_manifest_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_manifest_is_an_error(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [Letter(1)])
     manifest = make_snapshot(tmp_path, NEW, [Letter(1)]) / MANIFEST
     manifest.chmod(0o600)
@@ -434,13 +434,13 @@ def test_a_manifest_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", ["", "yesterday", "-001-01-01T00:00:00Z", "9" * 5000 + "-01"])
-def test_a_time_that_is_none(tmp_path: Path, at: str) -> None:
+def test_an_invalid_time_is_an_error(tmp_path: Path, at: str) -> None:
     write(tmp_path, OLD, [mail("1", {"w": "Work/1.eml"}, at=at)], {})
     with pytest.raises(AlteredFilesError, match="is not a date"):
         compare_with_nothing(tmp_path)
 
 
-def test_a_manifest_out_of_order(tmp_path: Path) -> None:
+def test_a_manifest_out_of_order_is_an_error(tmp_path: Path) -> None:
     mails: Sequence[SavedMail] = [letter.saved() for letter in (Letter(2), Letter(1))]
     write(tmp_path, OLD, mails, {})
     with pytest.raises(AlteredFilesError, match="not in order at the email 'M1'"):
@@ -452,7 +452,7 @@ def compare_with_nothing(destination: Path) -> None:
     compared(destination)
 
 
-def test_manifests_are_read_as_far_as_is_needed(tmp_path: Path) -> None:
+def test_manifests_are_read_only_as_far_as_needed(tmp_path: Path) -> None:
     make_snapshot(tmp_path, OLD, [Letter(number) for number in range(100)])
     manifest = make_snapshot(tmp_path, NEW, [Letter(number) for number in range(1, 100)]) / MANIFEST
     manifest.chmod(0o600)
@@ -466,7 +466,7 @@ def test_manifests_are_read_as_far_as_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dates", [(OLD, "2026-01-01T000000Z"), (LATEST, OLD), ("notes", OLD)])
-def test_no_such_snapshot(tmp_path: Path, dates: tuple[str, str]) -> None:
+def test_a_missing_snapshot_is_a_usage_error(tmp_path: Path, dates: tuple[str, str]) -> None:
     make_snapshot(tmp_path, OLD, [])
     (tmp_path / "notes").mkdir()
     assert isinstance(run(tmp_path, *dates).exception, UsageError)

@@ -1,4 +1,4 @@
-"""Snapshots of an account whose index another process keeps, and is just bringing up to date."""
+"""Snapshots of an account whose index another process writes, and has not brought up to date."""
 
 from __future__ import annotations
 
@@ -6,54 +6,55 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from jmapfs.account import AccountSource, WriterLease, account_directory
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.errors import BusyError
-from jmapfs.index.database import IndexDatabase
+from jmapfs.index import database
+from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState
 from jmapfs.snapshot import from_account
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
 from tests.server import Account, MailServer, running_server
-from tests.snapshot.snapshots import Listener, dates, require_whole
+from tests.snapshot.commands import RecordingReport, dates, require_whole
 from tests.sync.following import CREDENTIALS, message, small_account
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An account of which there is a snapshot, and whose index somebody else keeps now."""
+class BusyAccount:
+    """An account with one snapshot; the test holds the lease of its index."""
 
     account: Account
     source: AccountSource
     directory: Path
-    lead: WriterLease
-    listener: Listener
+    lease: WriterLease
+    listener: RecordingReport
 
     @property
     def dest(self) -> Path:
         return self.directory / "dest"
 
-    def become(self, *, settled: bool) -> None:
-        writer = self.lead.take()
+    def set_consistent(self, consistent: bool) -> None:  # noqa: FBT001 - as the field
+        writer = self.lease.writer()
         assert writer is not None
         with writer.transaction():
-            writer.set_state(replace(writer.state(), consistent=settled))
+            writer.set_state(replace(writer.state(), consistent=consistent))
 
-    async def take(self, *, allow_stale: bool = False) -> SnapshotSummary:
-        """Take another snapshot."""
-        return await taken(self.source, self.directory, self.listener, allow_stale=allow_stale)
+    async def snapshot(self, *, allow_stale: bool = False) -> SnapshotSummary:
+        """Create another snapshot."""
+        return await snapshot(self.source, self.directory, self.listener, allow_stale=allow_stale)
 
 
-async def taken(
+async def snapshot(
     source: AccountSource,
     directory: Path,
-    listener: Listener,
+    listener: RecordingReport,
     *,
     allow_stale: bool = False,
     dest: str = "dest",
@@ -66,114 +67,117 @@ async def taken(
 
 
 @pytest.fixture
-async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
+async def busy(tmp_path: Path) -> AsyncIterator[BusyAccount]:
     server = MailServer([small_account()])
     async with running_server(server) as url:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
-        await taken(source, tmp_path, Listener())
+        await snapshot(source, tmp_path, RecordingReport())
         directory = account_directory(tmp_path / "cache", source)
-        with WriterLease(directory, IndexDatabase(directory)) as lead:
-            assert lead.try_now() is None
-            yield Kept(server.primary, source, tmp_path, lead, Listener())
+        with WriterLease(IndexDatabase(directory)) as lease:
+            assert lease.try_acquire() is None
+            yield BusyAccount(server.primary, source, tmp_path, lease, RecordingReport())
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
-    """Set when the state of the index was looked at."""
+def tried_to_pin(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Set when the snapshot has tried to pin a state of the index."""
     event = trio.Event()
-    pinned_state = from_account._pinned_state
+    try_pin = from_account._AccountOpener._try_pin
 
-    def looked_at(reader: IndexReader) -> AccountState:
+    def try_pin_and_tell(self: Any, reader: IndexReader) -> Any:
         trio.from_thread.run_sync(event.set)
-        return pinned_state(reader)
+        return try_pin(self, reader)
 
-    monkeypatch.setattr(from_account, "_pinned_state", looked_at)
+    monkeypatch.setattr(from_account._AccountOpener, "_try_pin", try_pin_and_tell)
     return event
 
 
-async def test_it_waits_for_a_state_of_the_account(kept: Kept, looked: trio.Event) -> None:
-    kept.become(settled=False)
+async def test_it_waits_for_a_state_of_the_account(
+    busy: BusyAccount, tried_to_pin: trio.Event
+) -> None:
+    busy.set_consistent(False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(kept.take)
+        nursery.start_soon(busy.snapshot)
         with trio.fail_after(30):
-            await looked.wait()
-        await trio.sleep(2 * from_account._PAUSE_SECONDS)
-        assert len(dates(kept.dest)) == 1
-        kept.become(settled=True)
-    assert kept.listener.notices == []
-    assert len(dates(kept.dest)) == 2
-    for date in dates(kept.dest):
-        require_whole(kept.dest / date)
+            await tried_to_pin.wait()
+        await trio.sleep(2 * database._CONSISTENT_INTERVAL)
+        assert len(dates(busy.dest)) == 1
+        busy.set_consistent(True)
+    assert busy.listener.notices == []
+    assert len(dates(busy.dest)) == 2
+    for date in dates(busy.dest):
+        require_whole(busy.dest / date)
 
 
 async def test_an_index_that_is_between_two_states_for_long(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(from_account, "_SETTLING_SECONDS", 0.05)
-    kept.become(settled=False)
+    monkeypatch.setattr(database, "_CONSISTENT_SECONDS", 0.05)
+    busy.set_consistent(False)
     with pytest.raises(BusyError, match="try again later"):
-        await kept.take()
-    assert len(dates(kept.dest)) == 1
+        await busy.snapshot()
+    assert len(dates(busy.dest)) == 1
 
 
 @pytest.mark.parametrize("change", ["a mail", "a name"])
 async def test_an_index_that_nobody_brings_up_to_date(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch, change: str
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """An older state is not passed off as that of now."""
-    monkeypatch.setattr(from_account, "_KEEPER_SECONDS", 0.3)
+    """An older state is not presented as the current one."""
+    monkeypatch.setattr(from_account, "_UPDATE_SECONDS", 0.3)
     if change == "a mail":
-        kept.account.add_email(message(90), ["P0"])
+        busy.account.add_email(message(90), ["P0"])
     else:
         # The state of the emails stays the same.
-        kept.account.rename_mailbox("P1", "Play")
+        busy.account.rename_mailbox("P1", "Play")
     with pytest.raises(BusyError, match="not up to date"):
-        await kept.take()
-    assert len(dates(kept.dest)) == 1
-    assert (await kept.take(allow_stale=True)).new == 0
-    [notice] = kept.listener.notices
-    assert "not up to date; what follows is its state of" in notice
+        await busy.snapshot()
+    assert len(dates(busy.dest)) == 1
+    assert (await busy.snapshot(allow_stale=True)).new == 0
+    [notice] = busy.listener.notices
+    assert "not up to date; copying its state of" in notice
 
 
 async def test_an_index_that_stays_between_two_states(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is content with an older state gets that, too, and is told."""
-    monkeypatch.setattr(from_account, "_KEEPER_SECONDS", 0.3)
-    kept.become(settled=False)
-    kept.account.add_email(message(90), ["P0"])
-    assert (await kept.take(allow_stale=True)).new == 0
-    assert [notice for notice in kept.listener.notices if "between two states" in notice]
+    """With --allow-stale it is copied as well, with a notice."""
+    monkeypatch.setattr(from_account, "_UPDATE_SECONDS", 0.3)
+    busy.set_consistent(False)
+    busy.account.add_email(message(90), ["P0"])
+    assert (await busy.snapshot(allow_stale=True)).new == 0
+    assert [notice for notice in busy.listener.notices if "between two states" in notice]
 
 
-async def test_whoever_kept_the_index_ends(kept: Kept) -> None:
-    kept.account.add_email(message(90), ["P0"])
+async def test_the_other_process_ends(busy: BusyAccount) -> None:
+    busy.account.add_email(message(90), ["P0"])
     summaries: list[SnapshotSummary] = []
 
     async def take() -> None:
-        summaries.append(await kept.take())
+        summaries.append(await busy.snapshot())
 
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(take)
-            await trio.sleep(2 * from_account._PAUSE_SECONDS)
+            await trio.sleep(2 * from_account._FIRST_PAUSE)
             assert not summaries
-            kept.lead.__exit__()
+            busy.lease.__exit__()
     [summary] = summaries
     assert summary.new == 1
-    assert kept.listener.notices == []
+    assert busy.listener.notices == []
 
 
 async def test_several_of_a_new_account_at_once(tmp_path: Path) -> None:
-    """Two lines of a crontab: one of them lists the account, and the others wait for it."""
+    """Of several lines of a crontab, one lists the account, and the others wait for it."""
     server = MailServer([small_account(500)])
-    listeners = [Listener() for _ in range(3)]
+    listeners = [RecordingReport() for _ in range(3)]
     async with running_server(server) as url:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         async with trio.open_nursery() as nursery:
             for number, listener in enumerate(listeners):
-                taking = partial(taken, source, tmp_path, listener, dest=f"dest{number}")
-                nursery.start_soon(taking)
+                nursery.start_soon(
+                    partial(snapshot, source, tmp_path, listener, dest=f"dest{number}")
+                )
     manifests = set()
     for number, listener in enumerate(listeners):
         assert listener.notices == []

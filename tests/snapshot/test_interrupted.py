@@ -1,4 +1,4 @@
-"""Interrupted at any moment, a snapshot is not there, and the next run makes it whole.
+"""A run that is interrupted leaves no snapshot, and the next run completes it.
 
 A watcher looks at the destination all the time: whatever has a date when it is seen is checked at
 once, while the runs go on and are killed.
@@ -29,11 +29,11 @@ from jmapfs.snapshot.files import sync_directory
 from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
 from tests.cyrus import Account, Message
+from tests.cyrus_mail import START, sha256
 from tests.mounting import Home, wait_until
 from tests.relay import Relay
 from tests.server import server_process
-from tests.snapshot.accounts import START, sha256
-from tests.snapshot.snapshots import dates, everything_in, require_whole, take, tree_of
+from tests.snapshot.commands import dates, everything_in, require_whole, take, tree_of
 
 KILLS = 50
 KILLS_A_ROUND = 5
@@ -44,7 +44,7 @@ CUT_FIRST = 1_000_000
 
 
 class Watcher:
-    """Checks each snapshot at the moment when it is first seen."""
+    """Checks each snapshot as soon as it appears."""
 
     def __init__(self, destination: Path) -> None:
         self._destination = destination
@@ -81,7 +81,7 @@ class Watcher:
 
 
 class Mail:
-    """An account that changes between runs, and what is in it now."""
+    """An account that changes between runs, and its present mails."""
 
     def __init__(self, account: Account) -> None:
         self.account = account
@@ -120,7 +120,7 @@ def begun_since(destination: Path, left: set[Path]) -> bool:
 
 
 def run_for(home: Home, seconds: float, *arguments: str | Path) -> bool:
-    """Run a command, and kill it after that time; False if it had ended by itself."""
+    """Run a command, and kill it after that time; return False if it ended before."""
     with subprocess.Popen(
         [*home.program, *map(str, arguments)],
         env=home.environment,
@@ -149,13 +149,15 @@ def home(cyrus_account: Account, tmp_path: Path) -> Home:
 
 
 @pytest.mark.timeout(400)
-def test_killed_at_random_moments(mail: Mail, home: Home, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_leaves_no_broken_snapshot(
+    mail: Mail, home: Home, tmp_path: Path
+) -> None:
     random_moments = random.Random(5)
     dest, url = tmp_path / "dest", mail.account.url
     mail.add(MAILS)
     earlier: dict[str, dict[str, tuple[int, int, int, int]]] = {}
     kills = 0
-    # How long a run takes, from the first moment at which it can have an effect.
+    # The duration of a run, without the start of Python.
     seconds = 1.2
     with Watcher(dest) as watcher:
         while kills < KILLS:
@@ -177,7 +179,9 @@ def test_killed_at_random_moments(mail: Mail, home: Home, tmp_path: Path) -> Non
 
 
 @pytest.mark.timeout(400)
-def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_anywhere_leaves_no_broken_snapshot(
+    mail: Mail, home: Home, tmp_path: Path
+) -> None:
     random_bytes = random.Random(6)
     dest = tmp_path / "dest"
     mail.add(MAILS)
@@ -195,14 +199,14 @@ def test_a_line_that_is_cut_at_random_bytes(mail: Mail, home: Home, tmp_path: Pa
                 assert result.exit_code == 0, result.stderr
             relay.restore()
             taken = take(home, url, dest)
-            # As much as the server says for as many mails.
+            # The number of bytes that the server sends for this account.
             said = relay.received - before
             assert contents_of(taken.path) == mail.sha256s()
             assert not list(dest.glob(".partial*"))
             mail.change()
 
 
-def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_run(mail: Mail, home: Home, tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     interrupted = 0
     for number, moment in (
@@ -220,7 +224,7 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
             text=True,
         ) as process:
-            # Not while Python starts: then it is Python that says so.
+            # Not while Python starts: then Python itself prints a traceback.
             wait_until(partial(begun_since, dest, left))
             time.sleep(moment)
             process.send_signal(number)
@@ -235,8 +239,10 @@ def test_ctrl_c(mail: Mail, home: Home, tmp_path: Path) -> None:
     assert contents_of(taken.path) == mail.sha256s()
 
 
-def test_ctrl_c_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has its date is finished, and the user is told that it is there."""
+def test_ctrl_c_after_publication_names_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot with a date is finished, and the message says so."""
 
     def interrupted(directory: Path) -> None:
         if directory == tmp_path / "dest":

@@ -22,33 +22,32 @@ from jmapfs.errors import (
     UnreachableError,
     UsageError,
 )
+from tests.cyrus_mail import StoredMail, sha256
 from tests.mounting import Home, Mounted, wait_until
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,
-    Stored,
     arrived_in_one_state,
     by_directory,
     churning,
-    sha256,
 )
-from tests.snapshot.snapshots import dates, require_whole, take, tree_of
+from tests.snapshot.commands import dates, require_whole, take, tree_of
 
 pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def home(few: Stored, tmp_path: Path) -> Home:
+def home(few: StoredMail, tmp_path: Path) -> Home:
     return few.home(tmp_path)
 
 
 @pytest.fixture
-def mount(few: Stored, home: Home) -> Iterator[Mounted]:
+def mount(few: StoredMail, home: Home) -> Iterator[Mounted]:
     with home.mounted(few.account.url) as mount:
         yield mount
 
 
-def test_by_account_and_by_mount_they_are_the_same(stored: Stored, tmp_path: Path) -> None:
+def test_by_account_and_by_mount_they_are_the_same(stored: StoredMail, tmp_path: Path) -> None:
     home = stored.home(tmp_path)
     by_account = take(stored.home(tmp_path / "other"), stored.account.url, tmp_path / "one")
     with home.mounted(stored.account.url) as mount:
@@ -57,7 +56,7 @@ def test_by_account_and_by_mount_they_are_the_same(stored: Stored, tmp_path: Pat
         assert mount.status()["frozen"] is None
     assert by_account.manifest == by_mount.manifest
     assert tree_of(by_account.path) == tree_of(by_mount.path)
-    assert by_directory(by_mount) == stored.messages
+    assert by_directory(by_mount) == stored.digests
     require_whole(by_mount.path)
     for path, status in shown.items():
         saved = (by_mount.path / path).stat()
@@ -76,7 +75,7 @@ def test_by_account_and_by_mount_they_are_the_same(stored: Stored, tmp_path: Pat
 
 
 def test_of_an_account_that_is_mounted(
-    few: Stored, home: Home, mount: Mounted, tmp_path: Path
+    few: StoredMail, home: Home, mount: Mounted, tmp_path: Path
 ) -> None:
     """The mount keeps the index, and is asked to bring it up to date."""
     take(home, few.account.url, tmp_path / "dest")
@@ -84,27 +83,27 @@ def test_of_an_account_that_is_mounted(
     few.account.fill("Work", [mail])
     taken = take(home, few.account.url, tmp_path / "dest")
     assert taken.summary["new"] == taken.summary["fetched"] == 1
-    assert by_directory(taken)["Work"] == few.messages["Work"] + Counter([sha256(mail)])
+    assert by_directory(taken)["Work"] == few.digests["Work"] + Counter([sha256(mail)])
     assert any("a-moment-ago" in path for path in mount.files())
 
 
-def test_a_directory_of_it(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_a_directory_of_it(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     taken = take(home, mount.path / "Work", tmp_path / "dest")
-    wanted = {name: few.messages[name] for name in ("Work", "Work/Clients")}
+    wanted = {name: few.digests[name] for name in ("Work", "Work/Clients")}
     assert by_directory(taken) == wanted
     require_whole(taken.path)
     described = json.loads((taken.path / "snapshot.json").read_bytes())
     assert described["origin"]["directory"] == "Work"
     assert [mailbox["path"] for mailbox in described["mailboxes"]] == ["Work", "Work/Clients"]
     nested = take(home, mount.path / "Work" / "Clients", tmp_path / "nested")
-    assert by_directory(nested) == {"Work/Clients": few.messages["Work/Clients"]}
+    assert by_directory(nested) == {"Work/Clients": few.digests["Work/Clients"]}
     for source in (mount.path, few.account.url, mount.path / "Lists"):
         result = home.run("snapshot", source, tmp_path / "dest")
         assert result.exit_code == ConfigError.exit_code
         assert "choose another directory" in result.stderr
 
 
-def test_where_it_may_not_be(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_where_it_may_not_be(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     for source in (few.account.url, mount.path):
         result = home.run("snapshot", source, mount.path / "dest")
         assert result.exit_code == UsageError.exit_code
@@ -123,9 +122,9 @@ def test_where_it_may_not_be(few: Stored, home: Home, mount: Mounted, tmp_path: 
     assert dates(tmp_path / "dest") == []
 
 
-def test_among_changes_it_is_one_state(few: Stored, home: Home, tmp_path: Path) -> None:
+def test_among_changes_it_is_one_state(few: StoredMail, home: Home, tmp_path: Path) -> None:
     account = few.account
-    before = churning(account, few.messages)
+    before = churning(account, few.digests)
     with home.mounted(account.url, "--poll-interval", "1") as mount, Churn(account) as churn:
         taken = [take(home, mount.path, tmp_path / "dest") for _ in range(4)]
     assert churn.error is None
@@ -136,22 +135,22 @@ def test_among_changes_it_is_one_state(few: Stored, home: Home, tmp_path: Path) 
 
 
 def test_killed_it_leaves_nothing_frozen(
-    few: Stored, home: Home, mount: Mounted, tmp_path: Path
+    few: StoredMail, home: Home, mount: Mounted, tmp_path: Path
 ) -> None:
     few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
     with subprocess.Popen(
         [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
         env=home.environment,
     ) as process:
-        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
+        wait_until(lambda: mount.is_frozen, 30)
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not mount.ask("status")["frozen"], 5)
+    wait_until(lambda: not mount.is_frozen, 5)
     taken = take(home, mount.path, tmp_path / "dest")
     require_whole(taken.path)
     assert len(taken.mails) == 60 + 2000
 
 
-def test_a_daemon_that_dies(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_a_daemon_that_dies(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
     daemon = mount.status()["pid"]
 
@@ -172,7 +171,9 @@ def test_a_daemon_that_dies(few: Stored, home: Home, mount: Mounted, tmp_path: P
     require_whole(take(home, few.account.url, tmp_path / "dest").path)
 
 
-def test_a_thaw_in_between_ends_it(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_a_thaw_in_between_ends_it(
+    few: StoredMail, home: Home, mount: Mounted, tmp_path: Path
+) -> None:
     few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
     with subprocess.Popen(
         [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
@@ -180,28 +181,28 @@ def test_a_thaw_in_between_ends_it(few: Stored, home: Home, mount: Mounted, tmp_
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
-        mount.ask("thaw")
+        wait_until(lambda: mount.is_frozen, 30)
+        mount.thaw()
         _, errors = process.communicate(timeout=60)
     assert process.returncode in {8, BusyError.exit_code}, errors
     assert dates(tmp_path / "dest") == []
 
 
-def test_within_a_freeze(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     """What was frozen for another reason stays so, and is what is copied."""
     mount.sync()
-    mount.ask("freeze", seconds=600)
+    mount.freeze(600)
     few.account.expunge("Work", [1])
     taken = take(home, mount.path, tmp_path / "dest")
-    assert by_directory(taken) == few.messages
+    assert by_directory(taken) == few.digests
     result = home.run("snapshot", mount.path, tmp_path / "dest")
     assert result.exit_code == 0
     assert f"{mount.path} is frozen: what follows is its state of" in result.stderr
     assert mount.status()["frozen"]
-    mount.ask("thaw")
+    mount.thaw()
 
 
-def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
+def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
     """What is cached can be copied without the server; what is not, when it is back."""
     with Relay(few.account.http_port) as relay:
         url = few.account.url.replace(str(few.account.http_port), str(relay.port))
@@ -210,7 +211,7 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
             for path in sorted((mount.path / "Work").rglob("*.eml")):
                 path.read_bytes()
             relay.break_after(0)
-            wait_until(lambda: not mount.ask("status")["online"], 60)
+            wait_until(lambda: not mount.ask_status().online, 60)
             # What is here may be of last year: it is not passed off as the state of now.
             result = home.run("snapshot", mount.path / "Work", tmp_path / "dest")
             assert result.exit_code == UnreachableError.exit_code, result.stderr
@@ -222,13 +223,13 @@ def test_offline(few: Stored, home: Home, tmp_path: Path) -> None:
             result = home.run("snapshot", "--allow-stale", mount.path / "Work", tmp_path / "work")
             assert "is behind: what follows is its state of 20" in result.stderr
             taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
-            assert by_directory(taken)["Work"] == few.messages["Work"]
+            assert by_directory(taken)["Work"] == few.digests["Work"]
             relay.restore()
-            wait_until(lambda: mount.ask("status")["online"], 90)
+            wait_until(lambda: mount.ask_status().online, 90)
             require_whole(take(home, mount.path, tmp_path / "dest").path)
 
 
-def test_much_that_is_gone(few: Stored, home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_much_that_is_gone(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     take(home, mount.path, tmp_path / "dest")
     few.account.delete_mailbox("Lists/exmh")
     few.account.expunge("Work", range(1, 100))
@@ -241,7 +242,7 @@ def test_much_that_is_gone(few: Stored, home: Home, mount: Mounted, tmp_path: Pa
     assert taken.summary["gone"] > 30
 
 
-def test_a_mount_of_several_accounts(few: Stored, home: Home, tmp_path: Path) -> None:
+def test_a_mount_of_several_accounts(few: StoredMail, home: Home, tmp_path: Path) -> None:
     with home.mounted(few.account.url, "--all-accounts") as mount:
         [name] = [path.name for path in mount.path.iterdir() if path.is_dir()]
         result = home.run("snapshot", mount.path, tmp_path / "dest")
@@ -249,7 +250,7 @@ def test_a_mount_of_several_accounts(few: Stored, home: Home, tmp_path: Path) ->
         assert "several accounts" in result.stderr
         taken = take(home, mount.path / name, tmp_path / "dest")
         nested = take(home, mount.path / name / "Work", tmp_path / "nested")
-    assert by_directory(taken) == few.messages
+    assert by_directory(taken) == few.digests
     assert set(by_directory(nested)) == {"Work", "Work/Clients"}
     # It is the account's, however it is copied.
     again = take(home, few.account.url, tmp_path / "dest")
@@ -257,7 +258,7 @@ def test_a_mount_of_several_accounts(few: Stored, home: Home, tmp_path: Path) ->
     assert again.manifest == taken.manifest
 
 
-def test_a_mountpoint_that_is_no_text(few: Stored, home: Home, tmp_path: Path) -> None:
+def test_a_mountpoint_that_is_no_text(few: StoredMail, home: Home, tmp_path: Path) -> None:
     with home.mounted(few.account.url, path=tmp_path / os.fsdecode(b"m\xff")) as mount:
         assert mount.status()["mountpoint"] == f"{tmp_path}/m\\xff"
         # An account is also asked for among the mounts, and none of them may be hurt by it.

@@ -1,4 +1,4 @@
-"""Pruning: what goes, what stays to the inode, and that it can be killed at any time."""
+"""Pruning: what is removed, what stays unchanged, and kills at any time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from jmapfs.snapshot.prune import LAST_GOOD, PruneResult, RetentionPolicy, prune
 from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.snapshot.staging import InterruptedRuns
 from jmapfs.snapshot.verify_record import Verification, save_verification
-from tests.snapshot.making import ORIGIN, Letter, make_snapshot
+from tests.snapshot.handmade import ORIGIN, Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 6)]
 NEWEST = DATES[-1]
 
 
 def history(destination: Path, *, mails: int = 4) -> list[Path]:
-    """Five days, on each of which a letter comes and the oldest goes; the others are shared."""
+    """Make five daily snapshots; each has one new letter, and lacks the oldest one."""
     snapshots: list[Path] = []
     for day, date in enumerate(DATES):
         letters = [Letter(number, ("Inbox", "Work")) for number in range(day, day + mails)]
@@ -51,7 +51,7 @@ def dates_in(destination: Path) -> list[str]:
 
 
 def everything(path: Path) -> dict[str, tuple[int, int, int, int]]:
-    """All that is at a path: inode, mode, size and time of change of each, by its name."""
+    """Return everything at a path: inode, mode, size and mtime by name."""
     paths = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
     found = {}
     for one in paths:
@@ -71,10 +71,10 @@ def run(*arguments: str | Path) -> Result:
     return result
 
 
-# --- What goes and what stays
+# --- Removed and kept snapshots
 
 
-def test_what_no_rule_keeps_goes(tmp_path: Path) -> None:
+def test_snapshots_that_no_rule_keeps_are_removed(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     kept = {one: everything(one) for one in snapshots[3:]}
     result = pruned(tmp_path, RetentionPolicy(last=2))
@@ -84,7 +84,7 @@ def test_what_no_rule_keeps_goes(tmp_path: Path) -> None:
     assert {one: everything(one) for one in snapshots[3:]} == kept
 
 
-def test_files_that_are_shared_stay_whole(tmp_path: Path) -> None:
+def test_shared_files_stay_whole(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     mail = snapshots[4] / "mail/Inbox/0004.eml"
     assert mail.stat().st_nlink == 8
@@ -96,7 +96,7 @@ def test_files_that_are_shared_stay_whole(tmp_path: Path) -> None:
         assert_good(snapshot)
 
 
-def test_bytes_that_were_in_no_other_snapshot_are_counted_once(tmp_path: Path) -> None:
+def test_freed_bytes_are_those_of_no_other_snapshot(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     total: dict[int, int] = {}
     for path in tmp_path.rglob("*"):
@@ -118,7 +118,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     }
 
 
-def test_one_whose_mail_is_damaged_can_go(tmp_path: Path) -> None:
+def test_a_snapshot_with_damaged_mail_can_be_removed(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     (snapshots[0] / "mail/Inbox/0000.eml").unlink()
     (snapshots[0] / MANIFEST).unlink()
@@ -127,10 +127,10 @@ def test_one_whose_mail_is_damaged_can_go(tmp_path: Path) -> None:
     assert dates_in(tmp_path) == DATES[1:]
 
 
-# --- What is not ours
+# --- Foreign files
 
 
-def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
     destination = tmp_path / "backup"
     destination.mkdir()
     history(destination)
@@ -160,7 +160,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     assert {one: everything(one) for one in before} == before
 
 
-def test_what_is_of_another_account_is_left_alone(tmp_path: Path) -> None:
+def test_snapshots_of_another_account_are_left_alone(tmp_path: Path) -> None:
     other = Origin(ORIGIN.server, "u2", "bob", "bob@mail.example")
     strange = Origin("http://[zz]", "u1", "alice", "alice@mail.example")
     foreign = make_snapshot(tmp_path, "2025-01-01T000000Z", [Letter(1)], origin=other)
@@ -176,7 +176,9 @@ def test_what_is_of_another_account_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"format": 99}'])
-def test_what_does_not_say_what_it_is_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+def test_a_snapshot_without_a_valid_description_is_left_alone(
+    tmp_path: Path, content: bytes | None
+) -> None:
     snapshots = history(tmp_path)
     description = snapshots[1] / DESCRIPTION
     description.unlink()
@@ -211,7 +213,7 @@ def test_a_symbolic_link_in_a_snapshot_is_not_followed(tmp_path: Path) -> None:
     assert (outside / "letter").read_text() == "text"
 
 
-def test_where_nothing_is_nothing_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written_to_a_directory_without_snapshots(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("text")
     before = everything(tmp_path)
     assert pruned(tmp_path, RetentionPolicy(last=1)).plan.snapshots == ()
@@ -221,7 +223,7 @@ def test_where_nothing_is_nothing_is_written(tmp_path: Path) -> None:
     assert everything(tmp_path) == before
 
 
-# --- The last good one
+# --- The newest good snapshot
 
 
 def altered(path: Path) -> None:
@@ -231,7 +233,7 @@ def altered(path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [MANIFEST, CHECKSUMS])
-def test_the_last_good_one_stays(tmp_path: Path, file: str) -> None:
+def test_the_newest_good_snapshot_is_kept(tmp_path: Path, file: str) -> None:
     snapshots = history(tmp_path)
     altered(snapshots[4] / file)
     altered(snapshots[3] / file)
@@ -243,18 +245,18 @@ def test_the_last_good_one_stays(tmp_path: Path, file: str) -> None:
     ]
 
 
-def test_what_verify_found_damaged_is_not_the_last_good_one(tmp_path: Path) -> None:
+def test_a_snapshot_that_verify_found_damaged_is_not_good(tmp_path: Path) -> None:
     history(tmp_path)
     found_damaged(tmp_path, DATES[4])
     found_damaged(tmp_path, DATES[3])
     result = pruned(tmp_path, RetentionPolicy(last=2))
-    # Two of all, and two of those that are not known to be damaged.
+    # Two of all snapshots, and two of those without known damage.
     assert dates_in(tmp_path) == DATES[1:]
     assert [verdict.damaged for verdict in result.plan.snapshots] == [False] * 3 + [True] * 2
     assert result.plan.snapshots[2].reasons == ("last", LAST_GOOD)
 
 
-def test_all_rules_that_keep_one_are_named(tmp_path: Path) -> None:
+def test_all_rules_that_keep_a_snapshot_are_named(tmp_path: Path) -> None:
     make_snapshot(tmp_path, "2026-11-01T110000Z", [Letter(1)])
     for date in ("2026-11-01T120000Z", "2026-11-01T130000Z"):
         make_snapshot(tmp_path, date, [Letter(1)])
@@ -267,7 +269,7 @@ def test_all_rules_that_keep_one_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_where_all_were_found_damaged_none_goes(tmp_path: Path) -> None:
+def test_nothing_is_removed_if_verify_found_all_damaged(tmp_path: Path) -> None:
     history(tmp_path)
     for date in DATES:
         found_damaged(tmp_path, date)
@@ -276,7 +278,7 @@ def test_where_all_were_found_damaged_none_goes(tmp_path: Path) -> None:
     assert dates_in(tmp_path) == DATES
 
 
-def test_a_damaged_one_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+def test_a_damaged_snapshot_does_not_replace_a_good_one(tmp_path: Path) -> None:
     for hour in (8, 12, 16):
         make_snapshot(tmp_path, f"2026-11-01T{hour:02}0000Z", [Letter(1)])
     make_snapshot(tmp_path, NEWEST, [Letter(1)])
@@ -290,7 +292,7 @@ def found_damaged(destination: Path, date: str) -> None:
     save_verification(destination, date, verification)
 
 
-def test_where_none_is_good_none_goes(tmp_path: Path) -> None:
+def test_nothing_is_removed_if_none_is_good(tmp_path: Path) -> None:
     for snapshot in history(tmp_path):
         altered(snapshot / MANIFEST)
     with pytest.raises(AlteredFilesError):
@@ -299,7 +301,7 @@ def test_where_none_is_good_none_goes(tmp_path: Path) -> None:
     assert run(tmp_path, "--keep-last", "1", "--dry-run").exception is not None
 
 
-def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
+def test_nothing_is_removed_if_none_can_be_read(tmp_path: Path) -> None:
     for snapshot in history(tmp_path):
         (snapshot / DESCRIPTION).unlink()
     with pytest.raises(AlteredFilesError):
@@ -310,7 +312,7 @@ def test_where_none_can_be_read_none_goes(tmp_path: Path) -> None:
 # --- latest
 
 
-def test_latest_stays(tmp_path: Path) -> None:
+def test_latest_stays_if_its_snapshot_stays(tmp_path: Path) -> None:
     history(tmp_path)
     Repository(tmp_path).create()
     Repository(tmp_path).set_latest(NEWEST)
@@ -322,14 +324,14 @@ def test_latest_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("date", [DATES[0], "2026-10-01T000000Z"])
-def test_latest_leads_to_one_that_is_there(tmp_path: Path, date: str) -> None:
+def test_latest_points_to_an_existing_snapshot_afterwards(tmp_path: Path, date: str) -> None:
     history(tmp_path)
     (tmp_path / LATEST).symlink_to(date)
     pruned(tmp_path, RetentionPolicy(last=2))
     assert Repository(tmp_path).latest_date() == NEWEST
 
 
-def test_latest_of_snapshots_that_are_all_gone(tmp_path: Path) -> None:
+def test_latest_stays_if_there_are_no_snapshots(tmp_path: Path) -> None:
     (tmp_path / f".partial-{DATES[0]}-pruned").mkdir()
     (tmp_path / LATEST).symlink_to(DATES[0])
     assert pruned(tmp_path, RetentionPolicy(last=1)).plan.snapshots == ()
@@ -337,7 +339,7 @@ def test_latest_of_snapshots_that_are_all_gone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["nothing", f"elsewhere/{DATES[0]}", f"{DATES[0]}/mail"])
-def test_latest_that_leads_elsewhere_stays(tmp_path: Path, target: str) -> None:
+def test_latest_that_points_elsewhere_is_not_touched(tmp_path: Path, target: str) -> None:
     history(tmp_path)
     (tmp_path / LATEST).symlink_to(target)
     before = everything(tmp_path / LATEST)
@@ -345,7 +347,7 @@ def test_latest_that_leads_elsewhere_stays(tmp_path: Path, target: str) -> None:
     assert everything(tmp_path / LATEST) == before
 
 
-def test_latest_of_the_user_stays(tmp_path: Path) -> None:
+def test_a_file_of_the_user_named_latest_is_not_touched(tmp_path: Path) -> None:
     history(tmp_path)
     (tmp_path / LATEST).mkdir()
     Repository(tmp_path).create()
@@ -359,14 +361,14 @@ def test_latest_is_replaced_in_one_step(tmp_path: Path) -> None:
     destination = Repository(tmp_path)
     destination.create()
     destination.set_latest(DATES[0])
-    # What a run leaves that was killed before it had renamed the link.
+    # A run that was killed before it renamed the link leaves this.
     (destination.state_directory / LATEST).symlink_to(DATES[1])
     destination.set_latest(DATES[2])
     assert destination.latest_date() == DATES[2]
     assert list(destination.state_directory.iterdir()) == []
 
 
-def test_where_there_are_no_links_there_is_no_latest(
+def test_without_symbolic_links_there_is_no_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -379,10 +381,10 @@ def test_where_there_are_no_links_there_is_no_latest(
     assert destination.latest_date() is None
 
 
-# --- Removing
+# --- Deletion
 
 
-def test_only_partials_are_deleted(tmp_path: Path) -> None:
+def test_only_partial_directories_are_deleted(tmp_path: Path) -> None:
     for name in (NEWEST, ".partial-foo", f"x.partial-{NEWEST}", LATEST):
         (tmp_path / name).mkdir()
         with pytest.raises(ValueError, match="not for jmapfs"):
@@ -391,7 +393,7 @@ def test_only_partials_are_deleted(tmp_path: Path) -> None:
     assert Repository(tmp_path).remove_partial(tmp_path / f".partial-{NEWEST}") == 0
 
 
-def test_read_only_directories(tmp_path: Path) -> None:
+def test_read_only_directories_are_removed(tmp_path: Path) -> None:
     history(tmp_path)
     for path in tmp_path.glob("*/**/*"):
         if path.is_dir():
@@ -400,7 +402,7 @@ def test_read_only_directories(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from tests.snapshot.test_prune import *;"
         "pruned(Path(sys.argv[1]), RetentionPolicy(last=1))"
     )
-    # Modes are nothing to root, but for the capabilities that make them so.
+    # Without these capabilities, modes apply to root as well.
     without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     command = [
         *(without if os.geteuid() == 0 else []),
@@ -414,7 +416,7 @@ def test_read_only_directories(tmp_path: Path) -> None:
     assert Repository(tmp_path).half_removed() == []
 
 
-def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
+def test_directories_deeper_than_the_limit_of_open_files_are_removed(tmp_path: Path) -> None:
     partial = tmp_path / f".partial-{NEWEST}"
     partial.mkdir()
     at = os.open(partial, os.O_RDONLY)
@@ -434,7 +436,7 @@ def test_directories_deeper_than_files_can_be_opened(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_that_a_snapshot_has_lost_its_date_is_on_the_disk_before_mail_goes(
+def test_the_rename_is_synced_before_mail_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history(tmp_path)
@@ -459,7 +461,7 @@ def test_that_a_snapshot_has_lost_its_date_is_on_the_disk_before_mail_goes(
     assert all(path.is_relative_to(gone[1]) for path, _ in done[second + 1 :])
 
 
-def test_what_cannot_be_removed_has_lost_its_date(
+def test_a_snapshot_that_cannot_be_removed_has_no_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history(tmp_path)
@@ -510,7 +512,7 @@ def test_another_file_system_is_not_entered(tmp_path: Path) -> None:
     assert shown == f"{partial} cannot be removed: disk in it is another file system - text\n"
 
 
-def test_a_directory_that_is_moved_meanwhile_takes_nothing_with_it(
+def test_nothing_is_deleted_in_a_directory_that_is_moved_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial, outside = tmp_path / f".partial-{NEWEST}", tmp_path / "outside"
@@ -547,7 +549,7 @@ prune(Repository(Path(sys.argv[1])), RetentionPolicy(last=2), lambda date: None)
 
 @contextlib.contextmanager
 def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """Let another process prune, which takes so long for each file; kill it at the end."""
+    """Run prune in another process that pauses before each deletion; kill it at the end."""
     command = [sys.executable, "-c", SLOWLY, str(destination), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -558,8 +560,8 @@ def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[b
             process.kill()
 
 
-def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
-    """Killed again and again, until one run comes to its end."""
+def test_the_next_run_completes_a_killed_one(tmp_path: Path) -> None:
+    """Runs are killed until one reaches its end."""
     snapshots = history(tmp_path, mails=100)
     Repository(tmp_path).create()
     Repository(tmp_path).set_latest(NEWEST)
@@ -581,14 +583,14 @@ def test_killed_at_any_time_the_next_run_completes_it(tmp_path: Path) -> None:
     assert everything(snapshots[3]) | everything(snapshots[4]) == kept
 
 
-def test_the_snapshot_command_finds_what_was_interrupted(tmp_path: Path) -> None:
+def test_the_snapshot_command_finds_a_killed_prune(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     path = tmp_path / f".partial-{DATES[0]}-pruned"
     snapshots[0].rename(path)
     assert InterruptedRuns(Repository(tmp_path)).paths == [path]
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_a_second_prune_at_the_same_time_is_refused(tmp_path: Path) -> None:
     history(tmp_path, mails=100)
     with slow_prune(tmp_path, 0.1) as process:
         while not Repository(tmp_path).half_removed():
@@ -599,7 +601,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         assert result.stderr == (
             f"jmapfs: process {process.pid} is at work on the snapshots in {tmp_path}\n"
         )
-        # What touches nothing waits for nobody.
+        # A dry run needs no lock.
         assert run(tmp_path, "--keep-last", "1", "--dry-run").exit_code == 0
         assert process.poll() is None
     assert dates_in(tmp_path)[-2:] == DATES[-2:]
@@ -608,7 +610,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 # --- The command
 
 
-def test_the_table(tmp_path: Path) -> None:
+def test_the_table_names_decisions_and_reasons(tmp_path: Path) -> None:
     history(tmp_path)
     result = run(tmp_path, "--keep-last", "1", "--keep-daily=2", "--keep-weekly", "3")
     assert result.exit_code == 0
@@ -624,7 +626,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     history(tmp_path)
     (tmp_path / f".partial-{DATES[0]}-pruned").mkdir()
     before = everything(tmp_path)
@@ -656,7 +658,7 @@ def test_json_of_a_dry_run(tmp_path: Path) -> None:
     assert dates_in(tmp_path) == DATES
 
 
-def test_quiet(tmp_path: Path) -> None:
+def test_quiet_prints_nothing(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     (snapshots[0] / DESCRIPTION).unlink()
     result = run(tmp_path, "--keep-last", "1", "--quiet")
@@ -664,7 +666,7 @@ def test_quiet(tmp_path: Path) -> None:
     assert dates_in(tmp_path) == [DATES[0], NEWEST]
 
 
-def test_what_is_left_alone_is_named(tmp_path: Path) -> None:
+def test_directories_left_alone_are_named(tmp_path: Path) -> None:
     snapshots = history(tmp_path)
     (snapshots[0] / DESCRIPTION).write_text('{"format": "\x1b[31m"}')
     result = run(tmp_path, "--keep-last", "1")
@@ -678,7 +680,7 @@ def test_no_snapshots(tmp_path: Path) -> None:
     assert "there are no snapshots" in result.stdout
 
 
-def test_without_a_rule_nothing_goes(tmp_path: Path) -> None:
+def test_without_a_rule_nothing_is_removed(tmp_path: Path) -> None:
     history(tmp_path)
     for arguments in ([], ["--dry-run"]):
         assert isinstance(run(tmp_path, *arguments).exception, UsageError)
@@ -686,14 +688,14 @@ def test_without_a_rule_nothing_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", ["0", "00", "-1", "", "1.5", "all", "²", "+1"])
-def test_numbers_that_mean_nothing(tmp_path: Path, count: str) -> None:
+def test_invalid_numbers_are_usage_errors(tmp_path: Path, count: str) -> None:
     history(tmp_path)
     assert run(tmp_path, "--keep-last", count).exit_code == UsageError.exit_code
     assert dates_in(tmp_path) == DATES
 
 
 @pytest.mark.parametrize("count", ["unlimited", "5", "9" * 5000])
-def test_numbers_that_keep_all(tmp_path: Path, count: str) -> None:
+def test_large_numbers_keep_everything(tmp_path: Path, count: str) -> None:
     history(tmp_path)
     assert run(tmp_path, "--keep-last", count).exit_code == 0
     assert dates_in(tmp_path) == DATES

@@ -1,4 +1,4 @@
-"""Verifying a snapshot: whatever happens to it is found, and named; and nothing else is."""
+"""Verifying a snapshot: every change is found, and nothing else."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from jmapfs.snapshot import expected, verify, verify_read
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace, checksum_line
 from jmapfs.snapshot.verify import snapshots_at
 from jmapfs.snapshot.verify_read import InodeCache
-from tests.snapshot.making import Letter, make_snapshot
-from tests.snapshot.verifying import (
+from tests.snapshot.handmade import Letter, make_snapshot
+from tests.snapshot.verification import (
     DATE,
     LETTERS,
     Progress,
@@ -39,7 +39,7 @@ from tests.snapshot.verifying import (
 )
 
 TWICE = [f"mail/{mailbox}/0002.eml" for mailbox in ("Inbox", "Work", "Work/Clients")]
-TELLING = ["SHA256SUMS", "manifest.jsonl", "snapshot.json"]
+METADATA = ["SHA256SUMS", "manifest.jsonl", "snapshot.json"]
 
 
 @pytest.fixture
@@ -61,11 +61,11 @@ def put_back(path: Path) -> Iterator[bytes]:
         overwrite(path, content)
 
 
-# --- What is as it was
+# --- Good snapshots
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_good_one(snapshot: Path, *, quick: bool) -> None:
+def test_a_good_snapshot_has_no_findings(snapshot: Path, *, quick: bool) -> None:
     result = verified(snapshot, quick=quick)
     assert (result.findings, result.remarks, result.outcome) == ([], [], "good")
     assert (result.mails, result.files) == (3, 5)
@@ -73,7 +73,7 @@ def test_a_good_one(snapshot: Path, *, quick: bool) -> None:
     assert sha256sum_passes(snapshot)
 
 
-def test_one_without_mail(tmp_path: Path) -> None:
+def test_a_snapshot_without_mail_is_good(tmp_path: Path) -> None:
     assert verified(make_snapshot(tmp_path, DATE, [])).outcome == "good"
 
 
@@ -84,18 +84,18 @@ def test_mailboxes_may_be_empty(tmp_path: Path) -> None:
     assert found(snapshot) == [("missing", "mail/Work/Clients/Old")]
 
 
-def test_mails_of_the_same_content(tmp_path: Path) -> None:
+def test_mails_with_the_same_content_are_good(tmp_path: Path) -> None:
     letters = [Letter(1, content=b"Same"), Letter(2, content=b"Same"), Letter(3, content=b"")]
     assert verified(make_snapshot(tmp_path, DATE, letters)).outcome == "good"
 
 
-def test_progress_comes_to_the_whole(snapshot: Path) -> None:
+def test_progress_adds_up_to_everything(snapshot: Path) -> None:
     progress = Progress()
     verified(snapshot, progress=progress)
     assert (progress.mails, progress.size) == (3, sum(len(one.bytes) for one in LETTERS))
 
 
-def test_many_mails(tmp_path: Path) -> None:
+def test_many_mails_are_verified(tmp_path: Path) -> None:
     snapshot = make_snapshot(tmp_path, DATE, [Letter(number) for number in range(1500)])
     assert verified(snapshot).outcome == "good"
     harmed = [3, 700, 1400]
@@ -104,12 +104,12 @@ def test_many_mails(tmp_path: Path) -> None:
     assert found(snapshot) == [("altered", f"mail/Inbox/{number:04}.eml") for number in harmed]
 
 
-# --- Altered
+# --- Altered files
 
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot that is put right again after each change."""
+    """A snapshot for many examples; each restores what it changed."""
     return new_snapshot(tmp_path_factory.mktemp("lasting"))
 
 
@@ -117,7 +117,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), mask=st.integers(1, 255))
-def test_any_byte_anywhere(lasting: Path, data: st.DataObject, mask: int) -> None:
+def test_any_altered_byte_is_found(lasting: Path, data: st.DataObject, mask: int) -> None:
     file = data.draw(st.sampled_from(files_of(lasting)))
     with put_back(lasting / file) as content:
         flip(lasting / file, data.draw(st.integers(0, len(content) - 1)), mask)
@@ -129,7 +129,7 @@ def test_any_byte_anywhere(lasting: Path, data: st.DataObject, mask: int) -> Non
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_cut_off_anywhere(lasting: Path, data: st.DataObject) -> None:
+def test_truncation_anywhere_is_found(lasting: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(files_of(lasting)))
     with put_back(lasting / file) as content:
         overwrite(lasting / file, content[: data.draw(st.integers(0, len(content) - 1))])
@@ -140,20 +140,22 @@ def test_cut_off_anywhere(lasting: Path, data: st.DataObject) -> None:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(file=st.sampled_from(TELLING), content=st.binary(max_size=300))
-def test_anything_in_the_place_of_what_tells(lasting: Path, file: str, content: bytes) -> None:
+@given(file=st.sampled_from(METADATA), content=st.binary(max_size=300))
+def test_any_content_of_a_metadata_file_is_a_finding(
+    lasting: Path, file: str, content: bytes
+) -> None:
     with put_back(lasting / file):
         overwrite(lasting / file, content)
         assert found(lasting) == [("altered", file)]
 
 
-def test_an_edited_manifest(snapshot: Path) -> None:
+def test_an_edited_manifest_is_found(snapshot: Path) -> None:
     manifest = snapshot / "manifest.jsonl"
     overwrite(manifest, manifest.read_bytes().replace(b"$seen", b"$flag"))
     assert found(snapshot) == found(snapshot, quick=True) == [("altered", "manifest.jsonl")]
 
 
-def test_an_edited_manifest_does_not_hide_what_was_put_in(snapshot: Path) -> None:
+def test_an_edited_manifest_does_not_hide_an_added_file(snapshot: Path) -> None:
     manifest = snapshot / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     another = Letter(4).saved()
@@ -162,8 +164,8 @@ def test_an_edited_manifest_does_not_hide_what_was_put_in(snapshot: Path) -> Non
     assert found(snapshot) == [("extra", "mail/Inbox/0004.eml"), ("altered", "manifest.jsonl")]
 
 
-def test_an_edited_manifest_that_the_checksums_were_fitted_to(snapshot: Path) -> None:
-    """All three agree: then it is the counts that tell."""
+def test_an_edited_manifest_with_matching_checksums_is_found(snapshot: Path) -> None:
+    """All three files agree; only the counts show it."""
     manifest = snapshot / "manifest.jsonl"
     first, *others = manifest.read_bytes().splitlines(keepends=True)
     del first
@@ -175,7 +177,7 @@ def test_an_edited_manifest_that_the_checksums_were_fitted_to(snapshot: Path) ->
     assert found(snapshot) == [("altered", "snapshot.json")]
 
 
-def test_a_line_more_or_less_in_the_checksums(snapshot: Path) -> None:
+def test_an_added_or_removed_checksum_is_found(snapshot: Path) -> None:
     sums = snapshot / "SHA256SUMS"
     lines = sums.read_bytes().splitlines(keepends=True)
     another = checksum_line("0" * 64, "mail/Inbox/0000.eml")
@@ -195,7 +197,7 @@ def test_a_line_more_or_less_in_the_checksums(snapshot: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_manifest_that_leads_elsewhere(tmp_path: Path, file: str, *, quick: bool) -> None:
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, file: str, *, quick: bool) -> None:
     (tmp_path / "outside").write_bytes(b"")
     good = Letter(1).saved()
     bad = msgspec.structs.replace(good, mailboxes=(SavedPlace("a", "A", None, file),))
@@ -218,7 +220,7 @@ def test_a_manifest_that_leads_elsewhere(tmp_path: Path, file: str, *, quick: bo
 
 
 @pytest.mark.parametrize("path", ["..", "", "Work/../..", "Work//Clients", "a/" * 5000 + "a"])
-def test_a_description_that_leads_elsewhere(snapshot: Path, path: str) -> None:
+def test_a_description_cannot_name_directories_elsewhere(snapshot: Path, path: str) -> None:
     (snapshot / "SHA256SUMS").unlink()
     description = snapshot / "snapshot.json"
     told = msgspec.json.decode(description.read_bytes())
@@ -228,15 +230,15 @@ def test_a_description_that_leads_elsewhere(snapshot: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "x" * 64, "A" * 64])
-def test_a_manifest_with_another_kind_of_checksum(tmp_path: Path, sha256: str) -> None:
+def test_a_manifest_with_other_checksums_is_found(tmp_path: Path, sha256: str) -> None:
     bad = msgspec.structs.replace(Letter(1).saved(), sha256=sha256)
     snapshot = write_snapshot(tmp_path / DATE, [bad], ["Inbox"])
     assert found(snapshot) == [("altered", "manifest.jsonl")]
 
 
 @pytest.mark.parametrize("line", [-2, -1])
-def test_a_digit_of_the_checksum_of_a_list(snapshot: Path, line: int) -> None:
-    """Still a checksum, and of nothing: it is SHA256SUMS that is altered, not the list."""
+def test_a_damaged_checksum_does_not_discredit_its_file(snapshot: Path, line: int) -> None:
+    """A valid checksum of no file: SHA256SUMS is altered, not the other file."""
     sums = snapshot / "SHA256SUMS"
     lines = sums.read_bytes().splitlines(keepends=True)
     lines[line] = (b"1" if lines[line].startswith(b"0") else b"0") + lines[line][1:]
@@ -244,7 +246,7 @@ def test_a_digit_of_the_checksum_of_a_list(snapshot: Path, line: int) -> None:
     assert found(snapshot) == [("altered", "SHA256SUMS")]
 
 
-def test_deep_json_is_a_line_like_another(snapshot: Path) -> None:
+def test_deeply_nested_json_is_an_invalid_line(snapshot: Path) -> None:
     (snapshot / "SHA256SUMS").unlink()
     manifest = snapshot / "manifest.jsonl"
     deep = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -257,7 +259,7 @@ def test_deep_json_is_a_line_like_another(snapshot: Path) -> None:
     ]
 
 
-def test_a_directory_in_the_place_of_a_file(snapshot: Path) -> None:
+def test_a_directory_instead_of_a_file_is_found(snapshot: Path) -> None:
     file = snapshot / "mail/Inbox/0001.eml"
     file.unlink()
     file.mkdir()
@@ -266,7 +268,7 @@ def test_a_directory_in_the_place_of_a_file(snapshot: Path) -> None:
         assert found(snapshot, quick=quick) == [("altered", "mail/Inbox/0001.eml"), *other]
 
 
-@pytest.mark.parametrize("file", [*TELLING, "mail/Inbox/0001.eml"])
+@pytest.mark.parametrize("file", [*METADATA, "mail/Inbox/0001.eml"])
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(
     ("put", "what"),
@@ -276,10 +278,10 @@ def test_a_directory_in_the_place_of_a_file(snapshot: Path) -> None:
         (lambda path, _: path.mkdir(), "a directory"),
     ],
 )
-def test_no_regular_file(
+def test_special_files_instead_of_mail_are_found(
     snapshot: Path, file: str, put: Callable[[Path, Path], None], what: str, *, quick: bool
 ) -> None:
-    """Not even a link to the very content is as it was; and a FIFO keeps nobody waiting."""
+    """Not even a link to the right content is accepted, and a FIFO does not block."""
     path = snapshot / file
     moved = snapshot.parent / "moved"
     path.rename(moved)
@@ -289,14 +291,14 @@ def test_no_regular_file(
     assert f"is {what}" in finding.detail
 
 
-def test_a_link_in_the_place_of_a_directory(snapshot: Path) -> None:
+def test_a_link_instead_of_a_directory_is_found(snapshot: Path) -> None:
     moved = snapshot.parent / "moved"
     (snapshot / "mail/Work").rename(moved)
     (snapshot / "mail/Work").symlink_to(moved)
     assert ("altered", "mail/Work") in found(snapshot)
 
 
-def test_what_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_found(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readv = os.readv
 
     def fail(descriptor: int, buffers: list[memoryview]) -> int:
@@ -313,8 +315,8 @@ def test_what_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
-def test_a_directory_that_cannot_be_read(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in it is not known to be missing."""
+def test_an_unreadable_directory_is_found(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files do not count as missing."""
     scandir = os.scandir
 
     def scan(path: str) -> object:
@@ -327,10 +329,10 @@ def test_a_directory_that_cannot_be_read(snapshot: Path, monkeypatch: pytest.Mon
     assert found(snapshot) == [("altered", "mail/Work"), ("extra", "note")]
 
 
-def test_a_manifest_that_cannot_be_read_to_its_end(
+def test_a_manifest_with_a_read_error_is_found(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is known then of what it would have named."""
+    """The rest of the expected files is unknown."""
     open_file = verify_read.open_file
 
     def fail(path: Path) -> BinaryIO:
@@ -344,7 +346,7 @@ def test_a_manifest_that_cannot_be_read_to_its_end(
     assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]
 
 
-def test_a_large_file_is_not_in_memory(tmp_path: Path) -> None:
+def test_a_large_mail_is_not_read_into_memory(tmp_path: Path) -> None:
     size = 256 << 20
     mail = SavedMail(
         "M1", "B1", "T1", "2026-11-22T01:02:03Z", size, "0" * 64, (),
@@ -361,9 +363,9 @@ def test_a_large_file_is_not_in_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("file", TELLING)
-def test_what_tells_may_be_large_as_well(snapshot: Path, file: str) -> None:
-    """Where no checksum says that it is another one, it is not read at once for that."""
+@pytest.mark.parametrize("file", METADATA)
+def test_large_metadata_is_not_read_into_memory(snapshot: Path, file: str) -> None:
+    """Without its checksum it must not be read at once either."""
     if file != "SHA256SUMS":
         (snapshot / "SHA256SUMS").unlink()
     (snapshot / file).chmod(0o600)
@@ -377,11 +379,11 @@ def test_what_tells_may_be_large_as_well(snapshot: Path, file: str) -> None:
         tracemalloc.stop()
 
 
-# --- Missing and extra
+# --- Missing and extra files
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_each_file_is_missed(snapshot: Path, *, quick: bool) -> None:
+def test_each_missing_file_is_found(snapshot: Path, *, quick: bool) -> None:
     for file in files_of(snapshot):
         moved = snapshot.parent / "moved"
         (snapshot / file).rename(moved)
@@ -391,7 +393,7 @@ def test_each_file_is_missed(snapshot: Path, *, quick: bool) -> None:
     assert found(snapshot) == []
 
 
-def test_without_a_manifest_the_checksums_are_what_there_is(snapshot: Path) -> None:
+def test_without_a_manifest_the_checksums_are_used(snapshot: Path) -> None:
     (snapshot / "manifest.jsonl").unlink()
     flip(snapshot / "mail/Inbox/0001.eml")
     (snapshot / "mail/Work/0002.eml").unlink()
@@ -404,7 +406,7 @@ def test_without_a_manifest_the_checksums_are_what_there_is(snapshot: Path) -> N
     ]
 
 
-def test_without_any_list_nothing_is_called_extra(snapshot: Path) -> None:
+def test_without_any_list_no_file_is_extra(snapshot: Path) -> None:
     (snapshot / "manifest.jsonl").unlink()
     (snapshot / "SHA256SUMS").unlink()
     result = verified(snapshot)
@@ -412,8 +414,8 @@ def test_without_any_list_nothing_is_called_extra(snapshot: Path) -> None:
     assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]
 
 
-def test_without_all_three_it_is_no_snapshot(snapshot: Path) -> None:
-    for file in TELLING:
+def test_a_directory_without_metadata_is_no_snapshot(snapshot: Path) -> None:
+    for file in METADATA:
         (snapshot / file).unlink()
     with pytest.raises(UsageError):
         snapshots_at(snapshot)
@@ -422,7 +424,7 @@ def test_without_all_three_it_is_no_snapshot(snapshot: Path) -> None:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("where", ["", "mail/", "mail/Inbox/"])
 @pytest.mark.parametrize("name", ["new", ".hidden", "a\x1b[31mb\n", "\udcff", "latest"])
-def test_extra(snapshot: Path, where: str, name: str, *, quick: bool) -> None:
+def test_extra_files_are_found(snapshot: Path, where: str, name: str, *, quick: bool) -> None:
     path = snapshot / f"{where}{name}"
     expected = [("extra", f"{where}{name}")]
     path.touch()
@@ -438,7 +440,7 @@ def test_extra(snapshot: Path, where: str, name: str, *, quick: bool) -> None:
     assert sha256sum_passes(snapshot)
 
 
-def test_a_directory_is_gone(snapshot: Path) -> None:
+def test_a_missing_directory_is_found(snapshot: Path) -> None:
     shutil.rmtree(snapshot / "mail/Work")
     assert found(snapshot) == [
         ("missing", "mail/Work"),
@@ -449,35 +451,41 @@ def test_a_directory_is_gone(snapshot: Path) -> None:
     ]
 
 
-def test_all_mail_is_gone(snapshot: Path) -> None:
+def test_missing_mail_is_found(snapshot: Path) -> None:
     shutil.rmtree(snapshot / "mail")
     assert Counter(kind for kind, _ in found(snapshot)) == {"missing": 4 + 5}
 
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("move", [shutil.rmtree, lambda path: path.rename(f"{path}-pruned")])
-def test_removed_meanwhile(snapshot: Path, move: Callable[[Path], None], *, quick: bool) -> None:
+def test_a_snapshot_removed_meanwhile_is_an_error(
+    snapshot: Path, move: Callable[[Path], None], *, quick: bool
+) -> None:
     progress = Progress(when_it_begins=lambda: move(snapshot))
     with pytest.raises(StorageError, match="was removed meanwhile"):
         verified(snapshot, quick=quick, progress=progress)
 
 
-def test_removed_before_it_began(snapshot: Path) -> None:
+def test_a_snapshot_removed_before_is_an_error(snapshot: Path) -> None:
     shutil.rmtree(snapshot)
     with pytest.raises(StorageError, match="was removed meanwhile"):
         verified(snapshot)
 
 
-# --- Names and copies
+# --- Hard links and copies
 
 
-def test_several_names_are_read_once(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = readings(monkeypatch)
+def test_a_file_with_several_names_is_read_once(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = count_reads(monkeypatch)
     assert verified(snapshot).outcome == "good"
     assert sorted(read) == sorted({(snapshot / file).stat().st_ino for file in mails_of(snapshot)})
 
 
-def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_several_snapshots_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     letters = [Letter(number) for number in range(1, 9)]
     one = make_snapshot(tmp_path, "2026-11-20T000000Z", letters[:6])
     two = make_snapshot(tmp_path, "2026-11-21T000000Z", letters[1:7], previous=one)
@@ -487,7 +495,7 @@ def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "2026-11-24T000000Z").symlink_to(three)
     assert snapshots_at(tmp_path) == [one, two, three]
 
-    read = readings(monkeypatch)
+    read = count_reads(monkeypatch)
     inodes = InodeCache()
     results = [verified(directory, inodes=inodes) for directory in (one, two, three)]
     files = [directory / file for directory in (one, two, three) for file in mails_of(directory)]
@@ -506,10 +514,10 @@ def test_snapshots_that_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("damaged", [0, 400])
-def test_what_one_that_was_removed_meanwhile_leaves(
+def test_a_cancelled_verification_does_not_block_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
 ) -> None:
-    """Files that it shares with others are there, and nobody has read them yet."""
+    """Its shared files still exist in other snapshots, and have not been read yet."""
     letters = [Letter(number) for number in range(1, 401)]
     one = make_snapshot(tmp_path, "2026-11-20T000000Z", letters)
     two = make_snapshot(tmp_path, "2026-11-21T000000Z", letters, previous=one)
@@ -533,7 +541,9 @@ def test_what_one_that_was_removed_meanwhile_leaves(
 
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(("option", "remarks"), [("-a", 0), ("-r", 1)])
-def test_copies(snapshot: Path, option: str, remarks: int, *, quick: bool) -> None:
+def test_a_copy_without_hard_links_is_good(
+    snapshot: Path, option: str, remarks: int, *, quick: bool
+) -> None:
     copy = snapshot.parent.parent / "a copy"
     subprocess.run(["cp", option, snapshot, copy], check=True)
     shutil.rmtree(snapshot)
@@ -543,8 +553,8 @@ def test_copies(snapshot: Path, option: str, remarks: int, *, quick: bool) -> No
     assert found(copy) == [("altered", "mail/Inbox/0001.eml")]
 
 
-def test_copies_by_jmapfs_itself_are_nothing_odd(snapshot: Path) -> None:
-    """Where a file system has no links, it has made one of them each."""
+def test_copies_by_jmapfs_are_no_remark(snapshot: Path) -> None:
+    """On a file system without links, jmapfs itself has made the copies."""
     copy = snapshot.parent / "copy"
     subprocess.run(["cp", "-r", snapshot, copy], check=True)
     (copy / "SHA256SUMS").unlink()
@@ -554,7 +564,7 @@ def test_copies_by_jmapfs_itself_are_nothing_odd(snapshot: Path) -> None:
     assert ([one.path for one in result.findings], result.remarks) == (["SHA256SUMS"], [])
 
 
-def test_only_one_copy_of_several_is_altered(snapshot: Path) -> None:
+def test_only_the_altered_copy_is_found(snapshot: Path) -> None:
     copy = snapshot.parent / "copy"
     subprocess.run(["cp", "-r", snapshot, copy], check=True)
     flip(copy / TWICE[1])
@@ -562,7 +572,7 @@ def test_only_one_copy_of_several_is_altered(snapshot: Path) -> None:
 
 
 def test_quick_reads_no_mail(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = readings(monkeypatch)
+    read = count_reads(monkeypatch)
     flip(snapshot / "mail/Inbox/0001.eml")
     assert found(snapshot, quick=True) == []
     overwrite(snapshot / "mail/Inbox/0001.eml", b"longer or shorter")
@@ -571,15 +581,15 @@ def test_quick_reads_no_mail(snapshot: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("file", ["mail/Inbox/0001.eml", "manifest.jsonl", "snapshot.json"])
-def test_sha256sum_tells_the_same(snapshot: Path, file: str) -> None:
+def test_it_agrees_with_sha256sum(snapshot: Path, file: str) -> None:
     flip(snapshot / file)
     assert not sha256sum_passes(snapshot)
 
 
-# --- What can be verified
+# --- Places
 
 
-def test_a_later_format(tmp_path: Path) -> None:
+def test_a_later_format_is_an_error(tmp_path: Path) -> None:
     snapshot = make_snapshot(tmp_path, DATE, LETTERS)
     description = snapshot / "snapshot.json"
     overwrite(description, description.read_bytes().replace(b'"format": 1', b'"format": 2'))
@@ -589,14 +599,14 @@ def test_a_later_format(tmp_path: Path) -> None:
         verified(snapshot)
 
 
-@pytest.mark.parametrize("left", TELLING)
-def test_one_of_three_makes_a_snapshot(snapshot: Path, left: str) -> None:
-    for file in set(TELLING) - {left}:
+@pytest.mark.parametrize("left", METADATA)
+def test_one_metadata_file_makes_a_snapshot(snapshot: Path, left: str) -> None:
+    for file in set(METADATA) - {left}:
         (snapshot / file).unlink()
     assert snapshots_at(snapshot) == snapshots_at(snapshot.parent) == [snapshot]
 
 
-def test_latest(snapshot: Path) -> None:
+def test_latest_is_followed(snapshot: Path) -> None:
     latest = snapshot.parent / "latest"
     latest.symlink_to(snapshot.name)
     assert snapshots_at(latest) == [snapshot]
@@ -606,7 +616,7 @@ def test_latest(snapshot: Path) -> None:
         snapshots_at(latest)
 
 
-def test_what_is_none(tmp_path: Path) -> None:
+def test_a_place_without_snapshots_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a snapshot nor"):
         snapshots_at(tmp_path)
     with pytest.raises(UsageError, match="no such directory"):
@@ -620,8 +630,8 @@ def mails_of(snapshot: Path) -> list[str]:
     return [file for file in files_of(snapshot) if file.startswith("mail/")]
 
 
-def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that will have the inode of each mail whose content is read."""
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the inode of each mail that is read."""
     inodes: list[int] = []
     read_digest = verify_read.read_digest
 

@@ -1,4 +1,4 @@
-"""`jmapfs verify`: what it prints, its exit codes, and what it leaves on record."""
+"""`jmapfs verify`: its output, exit codes and record."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from jmapfs.cli.verify_command import verify_command
 from jmapfs.errors import JmapfsError, StorageError
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace
 from jmapfs.snapshot.verify_record import VerificationRecord
-from tests.snapshot.making import Letter, make_snapshot
-from tests.snapshot.verifying import DATE, LETTERS, flip, new_snapshot, write_snapshot
+from tests.snapshot.handmade import Letter, make_snapshot
+from tests.snapshot.verification import DATE, LETTERS, flip, new_snapshot, write_snapshot
 
 EARLIER = "2026-11-21T010203Z"
 PROGRAM = "import sys; sys.modules['pyfuse3'] = None; from jmapfs.cli.main import main; main()"
 
 
 class Outcome:
-    """What the command left: exit code, lines on stdout, and its errors and remarks."""
+    """The result of a command: exit code, lines on stdout, error and remarks."""
 
     def __init__(self, *arguments: str | Path) -> None:
         result = CliRunner().invoke(
@@ -68,7 +68,7 @@ def on_record(destination: Path, date: str) -> str | None:
 # --- Lines and exit codes
 
 
-def test_a_good_one(destination: Path) -> None:
+def test_a_good_snapshot_is_recorded(destination: Path) -> None:
     outcome = Outcome(destination / DATE)
     size = sum(len(letter.bytes) for letter in LETTERS)
     assert outcome.lines == [f"{DATE}: 3 mails in 5 files, {size} B read: no differences"]
@@ -76,7 +76,7 @@ def test_a_good_one(destination: Path) -> None:
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("good", None)
 
 
-def test_all_of_a_destination(destination: Path) -> None:
+def test_all_snapshots_of_a_repository_are_verified(destination: Path) -> None:
     outcome = Outcome(destination)
     size = sum(len(letter.bytes) for letter in LETTERS)
     assert outcome.lines == [f"2 snapshots: 4 mails in 6 files, {size} B read: no differences"]
@@ -103,7 +103,7 @@ def test_each_finding_is_a_line(destination: Path) -> None:
     assert (on_record(destination, DATE), on_record(destination, EARLIER)) == ("altered", "good")
 
 
-def test_exit_codes_go_by_the_worst(destination: Path) -> None:
+def test_the_exit_code_is_that_of_the_worst_finding(destination: Path) -> None:
     (destination / EARLIER / "note").touch()
     outcome = Outcome(destination)
     assert (outcome.exit_code, on_record(destination, EARLIER)) == (13, "extra")
@@ -111,14 +111,14 @@ def test_exit_codes_go_by_the_worst(destination: Path) -> None:
     outcome = Outcome(destination)
     assert (outcome.exit_code, on_record(destination, DATE)) == (12, "missing")
     assert outcome.error == "2 snapshots: 0 altered, 1 missing, 1 extra of 6 files"
-    # Which is a file of both.
+    # A file of both snapshots.
     flip(destination / DATE / "mail/Inbox/0001.eml")
     outcome = Outcome(destination)
     assert (outcome.exit_code, on_record(destination, EARLIER)) == (11, "altered")
     assert outcome.error == "2 snapshots: 2 altered, 1 missing, 1 extra of 6 files"
 
 
-def test_hostile_names(destination: Path) -> None:
+def test_hostile_names_are_escaped(destination: Path) -> None:
     (destination / DATE / "a\x1b[31m\nb\u202e").touch()
     (destination / DATE / os.fsdecode(b"\xff")).touch()
     (destination / DATE / "Grüße ✉").touch()
@@ -135,7 +135,7 @@ def test_hostile_names(destination: Path) -> None:
     ]  # fmt: skip
 
 
-def test_quiet(destination: Path) -> None:
+def test_quiet_prints_findings_only(destination: Path) -> None:
     outcome = Outcome("--quiet", destination)
     assert (outcome.exit_code, outcome.output, outcome.remarks) == (0, "", [])
     (destination / DATE / "mail/Inbox/0001.eml").unlink()
@@ -171,7 +171,7 @@ def test_json(destination: Path) -> None:
     }
 
 
-def test_copies_made_without_links(destination: Path) -> None:
+def test_a_copy_without_hard_links_gets_a_remark(destination: Path) -> None:
     copy = destination / "elsewhere" / DATE
     copy.parent.mkdir()
     subprocess.run(["cp", "-r", destination / DATE, copy], check=True)
@@ -183,7 +183,7 @@ def test_copies_made_without_links(destination: Path) -> None:
     assert sorted(path.name for path in copy.parent.iterdir()) == [DATE]
 
 
-def test_what_was_found_need_not_be_written(destination: Path) -> None:
+def test_a_result_that_cannot_be_recorded_is_a_remark(destination: Path) -> None:
     (destination / ".jmapfs").touch()
     outcome = Outcome(destination)
     assert outcome.exit_code == 0
@@ -193,7 +193,7 @@ def test_what_was_found_need_not_be_written(destination: Path) -> None:
     assert len(document["remarks"]) == 1
 
 
-def test_a_destination_of_any_name(tmp_path: Path) -> None:
+def test_a_repository_may_have_any_name(tmp_path: Path) -> None:
     destination = tmp_path / os.fsdecode(b"a\xff\x1b[31m")
     for date in (EARLIER, DATE):
         make_snapshot(destination, date, LETTERS)
@@ -206,7 +206,7 @@ def test_a_destination_of_any_name(tmp_path: Path) -> None:
     assert [one["remarks"] for one in documents] == [[remark.removeprefix("jmapfs: ")]] * 2
 
 
-def test_quick_does_not_undo_what_was_found(destination: Path) -> None:
+def test_quick_does_not_clear_damage(destination: Path) -> None:
     flip(destination / DATE / "mail/Inbox/0002.eml")
     assert Outcome(destination).exit_code == 11
     assert Outcome("--quick", destination).exit_code == 0
@@ -216,7 +216,9 @@ def test_quick_does_not_undo_what_was_found(destination: Path) -> None:
     assert on_record(destination, DATE) == "good"
 
 
-def test_one_that_is_pruned_meanwhile(destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_pruned_meanwhile_does_not_stop_the_others(
+    destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (destination / ".jmapfs").mkdir()
     began = cli_verifying._Display.started
 
@@ -243,7 +245,7 @@ def test_one_that_is_pruned_meanwhile(destination: Path, monkeypatch: pytest.Mon
         (["--quiet"], []),
     ],
 )
-def test_what_is_shown_on_a_terminal(
+def test_a_terminal_shows_a_bar(
     destination: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], shown: list[str]
 ) -> None:
     screen = io.StringIO()
@@ -266,7 +268,7 @@ def jmapfs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_real_command_without_fuse(destination: Path) -> None:
+def test_the_command_needs_no_fuse(destination: Path) -> None:
     result = jmapfs(destination)
     assert (result.returncode, result.stderr) == (0, "")
     flip(destination / DATE / "mail/Inbox/0002.eml")
@@ -279,8 +281,8 @@ def test_the_real_command_without_fuse(destination: Path) -> None:
     assert result.stderr == f"jmapfs: {destination}/2001-01-01T000000Z: no such directory\n"
 
 
-def test_an_interruption_ends_it_soon(tmp_path: Path) -> None:
-    """In the midst of a file that takes minutes."""
+def test_ctrl_c_ends_a_long_read(tmp_path: Path) -> None:
+    """Ctrl-C during the read of a file that takes minutes."""
     size = 1 << 40
     mail = SavedMail(
         "M1", "B1", "T1", "2026-11-22T01:02:03Z", size, hashlib.sha256(b"").hexdigest(), (),

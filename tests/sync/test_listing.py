@@ -361,19 +361,3 @@ async def test_another_account_of_the_same_server_is_another_account(tmp_path: P
             with pytest.raises(ConfigError, match="Ateam"):
                 await synchronizer.bring_up_to_date(lambda *_: None)
         f.assert_true()
-
-
-async def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
-    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
-        synchronizer = Synchronizer(f.client, f.database, f.writer)
-        changed: list[bool] = []
-
-        async def update() -> None:
-            changed.append(await synchronizer.bring_up_to_date(lambda *_: None))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(update)
-            nursery.start_soon(update)
-        assert sorted(changed) == [False, True]
-        assert f.counts.methods["Email/query"] == 7
-        f.assert_true()

@@ -1,4 +1,4 @@
-"""What verifying found is remembered, for as long as there is something to remember it of."""
+"""The record of verifications: it lasts as long as the snapshots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jmapfs.snapshot.verify_record import (
     VerificationRecord,
     save_verification,
 )
-from tests.snapshot.making import Letter, make_snapshot
+from tests.snapshot.handmade import Letter, make_snapshot
 
 DATES = ["2026-11-20T000000Z", "2026-11-21T000000Z"]
 WHEN = datetime(2026, 11, 22, 1, 2, 3, tzinfo=UTC)
@@ -41,7 +41,7 @@ def file_of(destination: Repository) -> Path:
     return destination.path / ".jmapfs" / "verified.json"
 
 
-def test_nothing_is_on_record_at_first(destination: Repository) -> None:
+def test_a_new_repository_has_no_record(destination: Repository) -> None:
     verified = VerificationRecord(destination.path)
     assert verified.find(DATES[0]) is None
     assert not verified.is_damaged(DATES[0])
@@ -51,7 +51,7 @@ def test_nothing_is_on_record_at_first(destination: Repository) -> None:
     ("outcome", "damaged"),
     [("good", False), ("extra", False), ("missing", True), ("altered", True)],
 )
-def test_what_is_recorded_is_there(
+def test_a_saved_verification_is_found(
     destination: Repository,
     outcome: Outcome,
     damaged: bool,  # noqa: FBT001
@@ -83,13 +83,13 @@ def test_what_is_recorded_is_there(
         ((60, "good", False), (90, "altered", False), True),
     ],
 )
-def test_what_is_doubted(
+def test_damage_found_later_concerns_snapshots_that_share_files(
     destination: Repository,
     other: tuple[int, Outcome, bool],
     own: tuple[int, Outcome, bool] | None,
     doubted: bool,  # noqa: FBT001
 ) -> None:
-    """Damage in one snapshot may be in the files that another shares with it."""
+    """Another snapshot may share the damaged files."""
     taken = datetime(2026, 11, 21, tzinfo=UTC)
     for date, found in zip(DATES, (other, own), strict=True):
         if found is not None:
@@ -112,7 +112,7 @@ def test_what_is_doubted(
         (("good", False), ("altered", False), 1),
     ],
 )
-def test_a_quick_look_does_not_undo_damage(
+def test_a_quick_verification_does_not_clear_damage(
     destination: Repository, first: tuple[Outcome, bool], then: tuple[Outcome, bool], left: int
 ) -> None:
     both = [
@@ -124,7 +124,7 @@ def test_a_quick_look_does_not_undo_damage(
     assert VerificationRecord(destination.path).find(DATES[0]) == both[left]
 
 
-def test_what_is_gone_is_forgotten(destination: Repository) -> None:
+def test_removed_snapshots_are_dropped(destination: Repository) -> None:
     for date in DATES:
         save_verification(destination.path, date, Verification(WHEN, "good", quick=False))
     (destination.path / DATES[0]).rename(destination.path / "kept elsewhere")
@@ -145,7 +145,7 @@ def test_what_is_gone_is_forgotten(destination: Repository) -> None:
         document(DATES[0], "fine"),
     ],
 )
-def test_a_strange_file_is_none(destination: Repository, content: bytes) -> None:
+def test_an_invalid_record_counts_as_empty(destination: Repository, content: bytes) -> None:
     destination.state_directory.mkdir()
     file_of(destination).write_bytes(content)
     verified = VerificationRecord(destination.path)
@@ -155,8 +155,8 @@ def test_a_strange_file_is_none(destination: Repository, content: bytes) -> None
     assert VerificationRecord(destination.path).is_damaged(DATES[0])
 
 
-def test_no_file_at_all_is_none(destination: Repository) -> None:
-    """A FIFO would keep a reader waiting, and a link lead elsewhere."""
+def test_a_record_that_is_no_file_counts_as_empty(destination: Repository) -> None:
+    """A FIFO must not block a reader, and a link must not be followed."""
     destination.state_directory.mkdir()
     os.mkfifo(file_of(destination))
     assert VerificationRecord(destination.path).find(DATES[0]) is None
@@ -171,14 +171,14 @@ def test_no_file_at_all_is_none(destination: Repository) -> None:
     assert elsewhere.read_bytes() == before
 
 
-def test_what_a_crash_left_is_in_nobodys_way(destination: Repository) -> None:
+def test_a_leftover_of_a_crash_is_replaced(destination: Repository) -> None:
     destination.state_directory.mkdir()
     (destination.state_directory / "verified.json.new").write_bytes(b"half")
     save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
     assert [path.name for path in destination.state_directory.iterdir()] == ["verified.json"]
 
 
-def test_it_is_on_the_disk_before_it_has_its_name(
+def test_the_record_is_synced_before_it_gets_its_name(
     destination: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination.state_directory.mkdir()
@@ -199,13 +199,13 @@ def test_it_is_on_the_disk_before_it_has_its_name(
     assert steps == ["sync verified.json.new", "rename to verified.json", "sync .jmapfs"]
 
 
-def test_what_cannot_be_written(destination: Repository) -> None:
+def test_a_record_that_cannot_be_written_is_an_error(destination: Repository) -> None:
     destination.state_directory.touch()
     with pytest.raises(StorageError, match="cannot be recorded"):
         save_verification(destination.path, DATES[0], Verification(WHEN, "good", quick=False))
 
 
-def test_which_snapshots_are_in_a_destination(destination: Repository, tmp_path: Path) -> None:
+def test_repository_of_a_snapshot(destination: Repository, tmp_path: Path) -> None:
     assert repository_of(tmp_path / DATES[0]) == destination
     alone = make_snapshot(tmp_path / "alone", DATES[0], [Letter(1)])
     assert repository_of(alone) is None
@@ -215,10 +215,10 @@ def test_which_snapshots_are_in_a_destination(destination: Repository, tmp_path:
     assert repository_of(copy) is None
 
 
-def test_whoever_holds_the_lock_is_not_waited_for_without_end(
+def test_the_wait_for_the_lock_is_limited(
     destination: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was stopped at it, say."""
+    """The other process may be stopped."""
     monkeypatch.setattr("jmapfs.snapshot.verify_record._LOCK_SECONDS", 0.2)
     verification = Verification(WHEN, "good", quick=False)
     save_verification(destination.path, DATES[0], verification)

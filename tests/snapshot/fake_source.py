@@ -1,4 +1,4 @@
-"""An account in memory as the source of snapshots, for what no server does on demand."""
+"""A source of snapshots in memory, for behaviour that no server shows on demand."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.tree.export import ExportedMailbox
-from tests.snapshot.making import ORIGIN, Letter
+from tests.snapshot.handmade import ORIGIN, Letter
 
 
 @dataclass
-class MadeUpAccount:
-    """Letters, in parts of `part` mails; those of `lost` numbers cannot be had.
+class FakeAccount:
+    """Letters, listed in parts of `part` mails; those with `unavailable` numbers fail to download.
 
-    `opened` is called when a state is about to be held, with the number of the attempt.
+    `opened` is called before a state is opened, with the number of the attempt.
     """
 
     letters: list[Letter]
-    lost: set[int] = field(default_factory=set)
+    unavailable: set[int] = field(default_factory=set)
     part: int = 7
     origin: Origin = ORIGIN
-    held: bool = True
+    stays_frozen: bool = True
     opened: Callable[[int], None] = lambda _: None
-    brought: list[str] = field(default_factory=list)
+    downloaded: list[str] = field(default_factory=list)
     attempts: int = 0
 
     @contextlib.asynccontextmanager
@@ -43,7 +43,7 @@ class _State:
     concurrency = 3
     cached = BlobTotals(0, 0)
 
-    def __init__(self, account: MadeUpAccount) -> None:
+    def __init__(self, account: FakeAccount) -> None:
         self._account = account
         self.origin = account.origin
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
@@ -64,14 +64,14 @@ class _State:
             yield wanted[first : first + 3]
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
-        lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.lost}
+        lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.unavailable}
         there = [one for one in batch if one.blob_id not in lost]
         await sink.write([(one, self._by_blob[one.blob_id].bytes) for one in there])
-        self._account.brought += [one.blob_id for one in there]
+        self._account.downloaded += [one.blob_id for one in there]
         return {blob_id: BlobNotFoundError(f"no blob {blob_id}") for blob_id in lost}
 
     async def still_frozen(self) -> bool:
-        return self._account.held
+        return self._account.stays_frozen
 
 
 def _mail(letter: Letter) -> EmailRow:

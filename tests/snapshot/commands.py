@@ -1,4 +1,4 @@
-"""Taking snapshots in tests by the real command, and looking at what is there afterwards."""
+"""Creates snapshots with the real command, and inspects the result."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jmapfs.snapshot.repository import Repository
 from tests.mounting import Home
 
 
-class Listener:
-    """Takes what is reported."""
+class RecordingReport:
+    """A `SnapshotReport` that keeps the calls."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
@@ -41,8 +41,8 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A snapshot that `jmapfs snapshot --json` says it took."""
+class TakenSnapshot:
+    """A snapshot, with the summary that `jmapfs snapshot --json` printed."""
 
     summary: dict[str, Any]
 
@@ -59,15 +59,15 @@ class Taken:
         return (self.path / "manifest.jsonl").read_bytes()
 
 
-def take(home: Home, source: str | Path, destination: Path, *options: str) -> Taken:
-    """Take a snapshot, and fail the test where that fails."""
+def take(home: Home, source: str | Path, destination: Path, *options: str) -> TakenSnapshot:
+    """Create a snapshot; the test fails if the command does."""
     result = home.run("snapshot", "--json", *options, source, destination)
     assert result.exit_code == 0, result.stderr
-    return Taken(json.loads(result.stdout))
+    return TakenSnapshot(json.loads(result.stdout))
 
 
 def tree_of(snapshot: Path) -> dict[str, tuple[str, int, int]]:
-    """Return the mails of a snapshot by path: the SHA-256, the size, and when they are from."""
+    """Return the SHA-256, the size and the mtime in ns of each mail of a snapshot, by path."""
     return {
         str(path.relative_to(snapshot)): (
             hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -79,7 +79,7 @@ def tree_of(snapshot: Path) -> dict[str, tuple[str, int, int]]:
 
 
 def everything_in(directory: Path) -> dict[str, tuple[int, int, int, int]]:
-    """Return all that is below a directory, with what is never to change of it."""
+    """Return everything below a directory: inode, mode, size and mtime by path."""
     found = {}
     for parent, directories, files in os.walk(directory):
         for name in (*directories, *files):
@@ -92,7 +92,7 @@ def everything_in(directory: Path) -> dict[str, tuple[int, int, int, int]]:
 
 
 def require_whole(snapshot: Path) -> None:
-    """Fail the test unless a snapshot is whole, by means that have nothing to do with jmapfs."""
+    """Check a snapshot with sha256sum(1): it is complete, and has no other files."""
     result = subprocess.run(
         ["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"],
         cwd=snapshot,
@@ -110,5 +110,5 @@ def require_whole(snapshot: Path) -> None:
 
 
 def dates(destination: Path) -> list[str]:
-    """Return the names of all snapshots."""
+    """Return the dates of all snapshots in a repository."""
     return [snapshot.date for snapshot in Repository(destination).snapshots()]

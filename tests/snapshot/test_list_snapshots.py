@@ -1,4 +1,4 @@
-"""The table of snapshots: what each says of itself, and what verifying found."""
+"""The list of snapshots: their descriptions, and the results of verification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jmapfs.errors import UsageError
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST
 from jmapfs.snapshot.repository import Repository, list_snapshots
 from jmapfs.snapshot.verify_record import Outcome, Verification, save_verification
-from tests.snapshot.making import Letter, make_snapshot
+from tests.snapshot.handmade import Letter, make_snapshot
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 4)]
 WHEN = datetime(2026, 11, 20, 13, 14, 15, tzinfo=UTC)
@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 @pytest.mark.usefixtures("snapshots")
-def test_the_table(tmp_path: Path) -> None:
+def test_the_table_lists_all_snapshots(tmp_path: Path) -> None:
     verified(tmp_path, DATES[1], "good", quick=True)
     verified(tmp_path, DATES[2], "missing")
     (tmp_path / ".partial-2026-11-04T120000Z").mkdir()
@@ -94,7 +94,7 @@ def test_a_missing_file_is_damage(tmp_path: Path, snapshots: list[Path], file: s
 @pytest.mark.parametrize(
     ("content", "state"), [("{", "damaged"), ("[]", "damaged"), ('{"format": 99}', "unreadable")]
 )
-def test_a_strange_description(
+def test_an_invalid_description_is_damage(
     tmp_path: Path, snapshots: list[Path], content: str, state: str
 ) -> None:
     (snapshots[1] / DESCRIPTION).chmod(0o600)
@@ -103,13 +103,14 @@ def test_a_strange_description(
     assert run(tmp_path).exit_code == 0
 
 
-def test_what_may_not_be_read_is_not_damaged(tmp_path: Path, snapshots: list[Path]) -> None:
+def test_an_unreadable_snapshot_is_not_damaged(tmp_path: Path, snapshots: list[Path]) -> None:
     (snapshots[1] / MANIFEST).chmod(0)
     program = (
-        "import sys; from pathlib import Path; from tests.snapshot.test_overview import states;"
+        "import sys; from pathlib import Path;"
+        "from tests.snapshot.test_list_snapshots import states;"
         "print(states(Path(sys.argv[1])))"
     )
-    # Modes are nothing to root, but for the capabilities that make them so.
+    # Without these capabilities, modes apply to root as well.
     without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     command = [*(without if os.geteuid() == 0 else []), sys.executable, "-c", program]
     result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -117,14 +118,16 @@ def test_what_may_not_be_read_is_not_damaged(tmp_path: Path, snapshots: list[Pat
 
 
 @pytest.mark.usefixtures("snapshots")
-def test_damage_stays_until_it_is_verified_again(tmp_path: Path) -> None:
+def test_damage_is_shown_until_the_next_verification(tmp_path: Path) -> None:
     verified(tmp_path, DATES[0], "altered")
     assert states(tmp_path) == ["damaged", "complete", "complete"]
     verified(tmp_path, DATES[0], "good")
     assert states(tmp_path) == ["complete", "complete", "complete"]
 
 
-def test_nothing_is_touched_and_no_manifest_read(tmp_path: Path, snapshots: list[Path]) -> None:
+def test_listing_writes_nothing_and_reads_no_manifest(
+    tmp_path: Path, snapshots: list[Path]
+) -> None:
     (snapshots[0] / MANIFEST).unlink()
     (snapshots[0] / MANIFEST).write_bytes(b"\0no line of a manifest")
     before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))

@@ -1,4 +1,4 @@
-"""Taking a snapshot, whatever the account, the last run and the file system are like."""
+"""Creating a snapshot with all kinds of accounts, earlier runs and file systems."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from jmapfs.snapshot.source import SnapshotSummary
 from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.mounting import command
-from tests.snapshot.making import Letter, make_snapshot
-from tests.snapshot.snapshots import Listener, dates, everything_in, require_whole
-from tests.snapshot.source import MadeUpAccount
+from tests.snapshot.commands import RecordingReport, dates, everything_in, require_whole
+from tests.snapshot.fake_source import FakeAccount
+from tests.snapshot.handmade import Letter, make_snapshot
 
 
 @pytest.fixture
-def listener() -> Listener:
-    return Listener()
+def listener() -> RecordingReport:
+    return RecordingReport()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def letters(count: int, first: int = 1) -> list[Letter]:
 
 
 def take(
-    account: MadeUpAccount, dest: Path, listener: Listener | None = None, max_gone: float = 50
+    account: FakeAccount, dest: Path, listener: RecordingReport | None = None, max_gone: float = 50
 ) -> SnapshotSummary:
     summary = trio.run(
         partial(
@@ -64,7 +64,7 @@ def take(
             account,
             Repository(dest),
             max_gone=max_gone,
-            report=listener or Listener(),
+            report=listener or RecordingReport(),
         )
     )
     require_whole(Path(summary.path))
@@ -74,7 +74,7 @@ def take(
 
 
 def refused(
-    account: MadeUpAccount, dest: Path, error: type[JmapfsError], max_gone: float = 50
+    account: FakeAccount, dest: Path, error: type[JmapfsError], max_gone: float = 50
 ) -> JmapfsError:
     before = dates(dest)
     with pytest.raises(error) as raised:
@@ -83,8 +83,8 @@ def refused(
     return raised.value
 
 
-def test_what_is_in_it(dest: Path, listener: Listener) -> None:
-    summary = take(MadeUpAccount(letters(40)), dest, listener)
+def test_a_snapshot_has_all_mail(dest: Path, listener: RecordingReport) -> None:
+    summary = take(FakeAccount(letters(40)), dest, listener)
     assert (summary.mails, summary.files, summary.new, summary.gone) == (40, 48, 40, 0)
     assert summary.bytes == summary.fetched_bytes == sum(len(one.bytes) for one in letters(40))
     assert (summary.fetched, summary.taken_over, summary.attempts) == (40, 0, 1)
@@ -98,24 +98,24 @@ def test_what_is_in_it(dest: Path, listener: Listener) -> None:
     assert dest.stat().st_mode & 0o777 == 0o700
 
 
-def test_an_empty_account(dest: Path) -> None:
-    assert take(MadeUpAccount([]), dest).mails == 0
-    assert take(MadeUpAccount([]), dest).mails == 0
+def test_an_empty_account_has_an_empty_snapshot(dest: Path) -> None:
+    assert take(FakeAccount([]), dest).mails == 0
+    assert take(FakeAccount([]), dest).mails == 0
 
 
-def test_it_is_as_old_as_the_mail(dest: Path) -> None:
-    summary = take(MadeUpAccount(letters(3)), dest)
+def test_files_have_the_time_of_receipt(dest: Path) -> None:
+    summary = take(FakeAccount(letters(3)), dest)
     times = {path.name: path.stat().st_mtime for path in Path(summary.path).rglob("*.eml")}
     assert times == {f"{number:04}.eml": 1_700_000_000 + 60 * number for number in (1, 2, 3)}
 
 
-def test_what_stays_is_linked(dest: Path) -> None:
-    account = MadeUpAccount(letters(40))
+def test_unchanged_mail_is_linked(dest: Path) -> None:
+    account = FakeAccount(letters(40))
     first = Path(take(account, dest).path)
     account.letters = letters(30, first=11) + letters(5, first=100)
-    account.brought.clear()
+    account.downloaded.clear()
     summary = take(account, dest)
-    assert sorted(account.brought) == [f"B{number}" for number in range(100, 105)]
+    assert sorted(account.downloaded) == [f"B{number}" for number in range(100, 105)]
     assert (summary.new, summary.gone, summary.fetched) == (5, 10, 5)
     assert summary.previous == first.name
     for path in first.rglob("*.eml"):
@@ -123,10 +123,10 @@ def test_what_stays_is_linked(dest: Path) -> None:
         assert not later.exists() or later.samefile(path)
 
 
-def test_two_emails_of_one_blob_are_one_file(dest: Path) -> None:
-    """Also in parts that are far from each other, and where the blob came with neither."""
+def test_two_emails_with_one_blob_are_one_file(dest: Path) -> None:
+    """Also if they are in different parts, and if the base snapshot has the blob."""
     twin = Letter(1, ("Work",))
-    account = MadeUpAccount([Letter(1), *letters(20, first=2)], part=1)
+    account = FakeAccount([Letter(1), *letters(20, first=2)], part=1)
     account.letters.insert(1, twin)
     summary = take(account, dest)
     assert (summary.mails, summary.fetched) == (22, 21)
@@ -137,11 +137,11 @@ def test_two_emails_of_one_blob_are_one_file(dest: Path) -> None:
     assert Path(again.path, "mail", "Work", "0001.eml").samefile(one)
 
 
-# --- Mail that cannot be had
+# --- Failed downloads
 
 
-def test_mail_that_vanishes_is_not_of_the_next_state(dest: Path) -> None:
-    account = MadeUpAccount(letters(40), lost={7, 23})
+def test_the_next_state_is_copied_if_mail_disappears(dest: Path) -> None:
+    account = FakeAccount(letters(40), unavailable={7, 23})
 
     def vanish(attempt: int) -> None:
         if attempt == 2:
@@ -150,55 +150,57 @@ def test_mail_that_vanishes_is_not_of_the_next_state(dest: Path) -> None:
     account.opened = vanish
     summary = take(account, dest)
     assert (summary.mails, summary.attempts, summary.fetched, summary.taken_over) == (38, 2, 38, 0)
-    assert len(account.brought) == 38
+    assert len(account.downloaded) == 38
     assert summary.fetched_bytes == summary.bytes
 
 
-def test_mail_that_keeps_vanishing(dest: Path) -> None:
-    account = MadeUpAccount(letters(40))
+def test_attempts_are_limited(dest: Path) -> None:
+    account = FakeAccount(letters(40))
 
     def vanish(attempt: int) -> None:
-        account.lost = {100 + attempt}
+        account.unavailable = {100 + attempt}
         account.letters = [*letters(40), Letter(100 + attempt)]
 
     account.opened = vanish
     assert "a mail cannot be downloaded" in str(refused(account, dest, IncompleteError))
     assert account.attempts == 5
-    assert len(account.brought) == 40
+    assert len(account.downloaded) == 40
 
 
-def test_mail_that_cannot_be_had_at_all(dest: Path) -> None:
-    account = MadeUpAccount(letters(40), lost={7, 23})
+def test_unavailable_mail_is_an_error(dest: Path) -> None:
+    account = FakeAccount(letters(40), unavailable={7, 23})
     error = refused(account, dest, IncompleteError)
     assert "2 mails cannot be downloaded" in str(error)
     assert account.attempts == 2
-    account.lost.clear()
+    account.unavailable.clear()
     summary = take(account, dest)
     assert (summary.fetched, summary.taken_over) == (2, 38)
 
 
-def test_where_very_much_cannot_be_had_the_rest_is_not_tried(
+def test_with_many_failures_the_rest_is_not_tried(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jmapfs.snapshot.create._MAX_FAILED", 20)
-    account = MadeUpAccount(letters(400), lost=set(range(100, 500)))
+    account = FakeAccount(letters(400), unavailable=set(range(100, 500)))
     assert "cannot be downloaded" in str(refused(account, dest, IncompleteError))
-    assert len(account.brought) < 120
+    assert len(account.downloaded) < 120
 
 
-def test_a_mount_that_was_thawed_meanwhile(dest: Path) -> None:
-    account = MadeUpAccount(letters(10), held=False)
+def test_a_mount_thawed_during_the_copy_is_an_error(dest: Path) -> None:
+    account = FakeAccount(letters(10), stays_frozen=False)
     assert "thawed" in str(refused(account, dest, StorageError))
-    account.held = True
+    account.stays_frozen = True
     assert take(account, dest).fetched == 0
 
 
-# --- Much that is gone
+# --- Gone mail
 
 
 @pytest.mark.parametrize(("kept", "max_gone", "stopped"), [(5, 50, 0), (4, 50, 1), (9, 0, 1)])
-def test_much_that_is_gone_stops_it(dest: Path, kept: int, max_gone: float, stopped: int) -> None:
-    account = MadeUpAccount(letters(10))
+def test_more_gone_than_allowed_is_an_error(
+    dest: Path, kept: int, max_gone: float, stopped: int
+) -> None:
+    account = FakeAccount(letters(10))
     take(account, dest)
     account.letters = letters(kept)
     if not stopped:
@@ -210,25 +212,25 @@ def test_much_that_is_gone_stops_it(dest: Path, kept: int, max_gone: float, stop
     assert take(account, dest, max_gone=100).gone == 10 - kept
 
 
-def test_an_account_that_is_empty_now_stops_it(dest: Path) -> None:
-    account = MadeUpAccount(letters(10))
+def test_an_account_that_became_empty_is_an_error(dest: Path) -> None:
+    account = FakeAccount(letters(10))
     take(account, dest)
     account.letters = []
     refused(account, dest, TooMuchGoneError)
 
 
-def test_new_mail_does_not_hide_what_is_gone(dest: Path) -> None:
-    account = MadeUpAccount(letters(10))
+def test_new_mail_does_not_hide_gone_mail(dest: Path) -> None:
+    account = FakeAccount(letters(10))
     take(account, dest)
     account.letters = letters(1000, first=100)
     refused(account, dest, TooMuchGoneError)
 
 
-# --- The destination
+# --- The repository
 
 
-def test_the_snapshots_of_another_account(dest: Path) -> None:
-    account = MadeUpAccount(letters(10))
+def test_a_repository_of_another_account_is_refused(dest: Path) -> None:
+    account = FakeAccount(letters(10))
     take(account, dest)
     for changed in (
         {"account_id": "u2"},
@@ -238,36 +240,36 @@ def test_the_snapshots_of_another_account(dest: Path) -> None:
         members: dict[str, Any] = {
             name: getattr(account.origin, name) for name in Origin.__struct_fields__
         }
-        other = MadeUpAccount(letters(10), origin=Origin(**members | changed))
+        other = FakeAccount(letters(10), origin=Origin(**members | changed))
         assert "choose another directory" in str(refused(other, dest, ConfigError))
-    # The server may serve its API elsewhere, and call the account by another name.
+    # A server may move its API and rename the account.
     origin = Origin("https://mail.example/api/2", "u1", "Alice", "alice")
-    take(MadeUpAccount(letters(10), origin=origin), dest)
+    take(FakeAccount(letters(10), origin=origin), dest)
 
 
-def test_a_first_run_of_another_account_that_was_interrupted(dest: Path) -> None:
-    refused(MadeUpAccount(letters(10), lost={1}), dest, IncompleteError)
-    other = MadeUpAccount(letters(10), origin=Origin("https://mail.example/", "u2", "bob", "bob"))
+def test_an_interrupted_first_run_of_another_account_is_refused(dest: Path) -> None:
+    refused(FakeAccount(letters(10), unavailable={1}), dest, IncompleteError)
+    other = FakeAccount(letters(10), origin=Origin("https://mail.example/", "u2", "bob", "bob"))
     refused(other, dest, ConfigError)
 
 
 @pytest.mark.parametrize("name", ["missing/dest", "file", "file/dest"])
-def test_a_destination_that_is_none(tmp_path: Path, name: str) -> None:
+def test_an_impossible_destination_is_a_usage_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError):
-        take(MadeUpAccount([]), tmp_path / name)
+        take(FakeAccount([]), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_one_at_a_time(dest: Path) -> None:
-    account = MadeUpAccount(letters(5))
+def test_a_locked_repository_is_refused(dest: Path) -> None:
+    account = FakeAccount(letters(5))
     take(account, dest)
     with ProcessLock(Repository(dest).lock_path, "it"):
         refused(account, dest, BusyError)
     take(account, dest)
 
 
-def test_what_is_not_ours_is_left_alone(dest: Path) -> None:
+def test_foreign_files_are_left_alone(dest: Path) -> None:
     make = [
         "notes.txt",
         "lost+found/x",
@@ -282,109 +284,111 @@ def test_what_is_not_ours_is_left_alone(dest: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     before = everything_in(dest)
-    account = MadeUpAccount(letters(10))
+    account = FakeAccount(letters(10))
     summary = trio.run(
-        partial(create_snapshot, account, Repository(dest), max_gone=50, report=Listener())
+        partial(create_snapshot, account, Repository(dest), max_gone=50, report=RecordingReport())
     )
     require_whole(Path(summary.path))
     after = everything_in(dest)
     assert {path: after[path] for path in before} == before
 
 
-def test_a_clock_that_goes_back(dest: Path) -> None:
+def test_dates_grow_even_if_the_clock_is_set_back(dest: Path) -> None:
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     make_snapshot(dest, tomorrow.strftime("%Y-%m-%dT%H%M%SZ"), letters(10))
-    summary = take(MadeUpAccount(letters(12)), dest)
+    summary = take(FakeAccount(letters(12)), dest)
     assert summary.date == (tomorrow + timedelta(seconds=1)).strftime("%Y-%m-%dT%H%M%SZ")
     assert summary.fetched == 2
     assert dates(dest)[-1] == summary.date
 
 
-def test_two_in_one_second(dest: Path) -> None:
-    account = MadeUpAccount(letters(3))
+def test_dates_in_one_second_are_different(dest: Path) -> None:
+    account = FakeAccount(letters(3))
     taken = [take(account, dest).date for _ in range(4)]
     assert taken == sorted(set(taken)) == dates(dest)
 
 
 @needs_root
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    account = MadeUpAccount([Letter(number, content=os.urandom(30_000)) for number in range(1, 60)])
+def test_a_full_disk_is_an_error_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    account = FakeAccount([Letter(number, content=os.urandom(30_000)) for number in range(1, 60)])
     with tmpfs(tmp_path / "disk", "1m") as disk:
         dest = disk / "dest"
         error = refused(account, dest, StorageError)
         assert "No space left" in str(error)
-        came = len(account.brought)
+        came = len(account.downloaded)
         command("mount", "-o", "remount,size=4m", disk)
         summary = take(account, dest)
         assert summary.taken_over > 10
         assert summary.fetched + summary.taken_over == 59
         assert came < 59
         earlier = everything_in(Path(summary.path))
-        # Full again, in a later run: what is there stays.
+        # Full again in a later run: existing snapshots do not change.
         account.letters += [Letter(n, content=os.urandom(30_000)) for n in range(100, 250)]
         refused(account, dest, StorageError)
         assert everything_in(Path(summary.path)) == earlier
         require_whole(Path(summary.path))
 
 
-# --- What the last run left
+# --- Earlier runs
 
 
-def test_the_last_snapshot_is_damaged(dest: Path, listener: Listener) -> None:
-    """It is not built upon: the one before it is, or nothing."""
-    account = MadeUpAccount(letters(20))
+def test_a_damaged_snapshot_is_not_built_upon(dest: Path, listener: RecordingReport) -> None:
+    """The one before it is the base."""
+    account = FakeAccount(letters(20))
     take(account, dest)
     account.letters = letters(30)
     second = Path(take(account, dest).path)
     manifest = second / "manifest.jsonl"
     manifest.chmod(0o600)
     manifest.write_bytes(manifest.read_bytes().replace(b'"Inbox"', b'"Inboy"', 1))
-    account.brought.clear()
+    account.downloaded.clear()
     summary = take(account, dest, listener)
-    assert len(account.brought) == 10
+    assert len(account.downloaded) == 10
     assert any(str(second) in notice for notice in listener.notices)
     assert summary.previous == dates(dest)[0]
 
 
-def test_a_file_of_the_last_snapshot_is_missing_or_cut(dest: Path) -> None:
-    account = MadeUpAccount(letters(20))
+def test_a_missing_or_truncated_file_is_downloaded_again(dest: Path) -> None:
+    account = FakeAccount(letters(20))
     first = Path(take(account, dest).path)
     (first / "mail/Inbox/0003.eml").unlink()
     (first / "mail/Inbox/0004.eml").chmod(0o600)
     os.truncate(first / "mail/Inbox/0004.eml", 3)
-    # The one in two mailboxes is still there under its other name.
+    # The mail in two mailboxes still has its other file.
     (first / "mail/Inbox/0005.eml").unlink()
-    account.brought.clear()
+    account.downloaded.clear()
     take(account, dest)
-    assert sorted(account.brought) == ["B3", "B4"]
+    assert sorted(account.downloaded) == ["B3", "B4"]
 
 
 @pytest.mark.parametrize("found_in", ["the last", "the one before"])
-def test_what_verify_found_is_fetched_anew(dest: Path, found_in: str) -> None:
-    """Of the same size, so that only reading tells; a link would hand it on for ever."""
-    account = MadeUpAccount(letters(20))
+def test_a_file_that_verify_found_altered_is_downloaded_again(dest: Path, found_in: str) -> None:
+    """The size is the same, so only reading shows it; links would repeat it in all snapshots."""
+    account = FakeAccount(letters(20))
     first = Path(take(account, dest).path)
     altered = first / "mail/Inbox/0003.eml"
     altered.chmod(0o600)
     altered.write_bytes(b"x" * altered.stat().st_size)
-    account.brought.clear()
-    # Nobody has noticed.
+    account.downloaded.clear()
+    # Nothing has found it yet.
     date = trio.run(
-        partial(create_snapshot, account, Repository(dest), max_gone=50, report=Listener())
+        partial(create_snapshot, account, Repository(dest), max_gone=50, report=RecordingReport())
     ).date
-    assert account.brought == []
-    # Two of one second are dated a second apart.
+    assert account.downloaded == []
+    # Dates of snapshots within one second are a second apart.
     when = Repository(dest).snapshots()[-1].taken
     verification = Verification(when, "altered", quick=False)
     save_verification(dest, date if found_in == "the last" else first.name, verification)
     summary = take(account, dest)
-    assert account.brought == ["B3"]
+    assert account.downloaded == ["B3"]
     require_whole(Path(summary.path))
 
 
-def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between looking what was found and taking its date, for which a long listing may be."""
-    account = MadeUpAccount(letters(20))
+def test_damage_found_while_a_run_begins_counts(
+    dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long listing may take place between the start of a run and the date of its snapshot."""
+    account = FakeAccount(letters(20))
     first = Path(take(account, dest).path)
     altered = first / "mail/Inbox/0003.eml"
     altered.chmod(0o600)
@@ -401,13 +405,13 @@ def test_what_verify_finds_while_it_begins(dest: Path, monkeypatch: pytest.Monke
         return next_date(self, now)
 
     monkeypatch.setattr(Repository, "next_date", found_meanwhile)
-    account.brought.clear()
+    account.downloaded.clear()
     take(account, dest)
-    assert account.brought == ["B3"]
+    assert account.downloaded == ["B3"]
 
 
-def test_what_a_killed_prune_left_goes(dest: Path) -> None:
-    account = MadeUpAccount(letters(20))
+def test_the_rest_of_a_killed_prune_is_removed(dest: Path) -> None:
+    account = FakeAccount(letters(20))
     first = Path(take(account, dest).path)
     take(account, dest)
     first.rename(dest / f".partial-{first.name}-pruned")
@@ -415,8 +419,8 @@ def test_what_a_killed_prune_left_goes(dest: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing", "torn journal", "no journal"])
-def test_what_an_interrupted_run_left_is_checked(dest: Path, damage: str) -> None:
-    account = MadeUpAccount(letters(40), lost={40})
+def test_contents_of_an_interrupted_run_are_verified(dest: Path, damage: str) -> None:
+    account = FakeAccount(letters(40), unavailable={40})
     refused(account, dest, IncompleteError)
     [partial_] = Repository(dest).unfinished()
     files = sorted((partial_ / "content").iterdir()) + sorted(
@@ -438,19 +442,19 @@ def test_what_an_interrupted_run_left_is_checked(dest: Path, damage: str) -> Non
     else:
         journal.unlink()
         fetched = {40}
-    account.lost.clear()
+    account.unavailable.clear()
     summary = take(account, dest)
     assert summary.fetched in fetched
     assert summary.taken_over == 40 - summary.fetched
 
 
-def test_what_is_taken_over_is_read_from_the_disk(
+def test_contents_of_an_interrupted_run_are_read_from_the_disk(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed write the kernel may have what the disk has not."""
-    account = MadeUpAccount(letters(20), lost={20})
+    """After a failed write the kernel may have pages that the disk does not have."""
+    account = FakeAccount(letters(20), unavailable={20})
     refused(account, dest, IncompleteError)
-    account.lost.clear()
+    account.unavailable.clear()
     happened: list[str] = []
     sync, advise = FileSystem.sync, os.posix_fadvise
 
@@ -472,11 +476,11 @@ def test_what_is_taken_over_is_read_from_the_disk(
 @pytest.mark.parametrize(
     "damage", ["no text", "no checksum", "no size", "leads elsewhere", "long name"]
 )
-def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
-    """What its lines say of contents is lost, and no more than that."""
-    first = Path(take(MadeUpAccount(letters(5)), dest).path)
+def test_a_damaged_journal_loses_only_its_damaged_lines(dest: Path, damage: str) -> None:
+    """Contents on other lines are reused."""
+    first = Path(take(FakeAccount(letters(5)), dest).path)
     before = everything_in(first)
-    account = MadeUpAccount(letters(40), lost={40})
+    account = FakeAccount(letters(40), unavailable={40})
     refused(account, dest, IncompleteError)
     [partial_] = Repository(dest).unfinished()
     journal = partial_ / "journal.jsonl"
@@ -493,7 +497,7 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
             "long name": line.replace(file.encode(), b"snapshot/mail/" + b"x" * 300),
         }[damage]
     journal.write_bytes(head + b"".join(lines))
-    account.lost.clear()
+    account.unavailable.clear()
     summary = take(account, dest)
     assert (summary.taken_over, summary.fetched) == (0, 35)
     require_whole(Path(summary.path))
@@ -501,28 +505,28 @@ def test_a_journal_that_is_damaged(dest: Path, damage: str) -> None:
     assert not Repository(dest).unfinished()
 
 
-def test_several_interrupted_runs_are_taken_over(dest: Path) -> None:
-    account = MadeUpAccount(letters(40))
+def test_contents_of_several_interrupted_runs_are_reused(dest: Path) -> None:
+    account = FakeAccount(letters(40))
     for lost in (set(range(20, 41)), set(range(30, 41)), {40}):
-        account.lost = lost
+        account.unavailable = lost
         refused(account, dest, IncompleteError)
-    account.lost.clear()
-    account.brought.clear()
+    account.unavailable.clear()
+    account.downloaded.clear()
     assert take(account, dest).taken_over == 39
-    assert account.brought == ["B40"]
+    assert account.downloaded == ["B40"]
 
 
-def test_a_file_that_was_moved_within_a_partial_is_found(dest: Path) -> None:
-    """Placed in the tree of an attempt that was given up."""
-    account = MadeUpAccount(letters(40))
-    account.held = False
+def test_a_file_placed_by_an_interrupted_run_is_reused(dest: Path) -> None:
+    """It is in the tree of the abandoned attempt."""
+    account = FakeAccount(letters(40))
+    account.stays_frozen = False
     refused(account, dest, StorageError)
     [left] = Repository(dest).unfinished()
     assert not list((left / "content").iterdir())
-    account.held = True
-    account.brought.clear()
+    account.stays_frozen = True
+    account.downloaded.clear()
     assert take(account, dest).taken_over == 40
-    assert account.brought == []
+    assert account.downloaded == []
 
 
 # --- File systems
@@ -535,33 +539,33 @@ def without_links(monkeypatch: pytest.MonkeyPatch, number: int = errno.EPERM) ->
     monkeypatch.setattr("os.link", refuse)
 
 
-def test_a_file_system_without_links(
-    dest: Path, monkeypatch: pytest.MonkeyPatch, listener: Listener
+def test_without_links_files_are_copied_and_verified(
+    dest: Path, monkeypatch: pytest.MonkeyPatch, listener: RecordingReport
 ) -> None:
     without_links(monkeypatch)
     monkeypatch.setattr("fcntl.ioctl", _refuse_clone)
-    account = MadeUpAccount(letters(20))
+    account = FakeAccount(letters(20))
     first = take(account, dest, listener)
     assert first.links == "copy"
     assert len([notice for notice in listener.notices if "no hard links" in notice]) == 1
-    account.brought.clear()
+    account.downloaded.clear()
     second = take(account, dest)
-    assert account.brought == []
+    assert account.downloaded == []
     one, other = (Path(taken.path, "mail/Inbox/0005.eml") for taken in (first, second))
     assert not one.samefile(other)
     assert one.stat().st_mtime == other.stat().st_mtime
     assert one.read_bytes() == other.read_bytes()
-    # What would be copied is read, and so it is seen that it has changed.
+    # A copy reads the file, so a change is noticed.
     one, other = (Path(second.path, "mail", name, "0010.eml") for name in ("Inbox", "Work"))
     for path in (one, other):
         path.chmod(0o600)
         path.write_bytes(b"x" * path.stat().st_size)
     take(account, dest)
-    assert account.brought == ["B10"]
+    assert account.downloaded == ["B10"]
 
 
-def test_a_file_system_that_shares_blocks(
-    dest: Path, monkeypatch: pytest.MonkeyPatch, listener: Listener
+def test_without_hard_links_blocks_are_shared(
+    dest: Path, monkeypatch: pytest.MonkeyPatch, listener: RecordingReport
 ) -> None:
     without_links(monkeypatch, errno.EOPNOTSUPP)
     cloned = itertools.count()
@@ -573,18 +577,16 @@ def test_a_file_system_that_shares_blocks(
         return 0
 
     monkeypatch.setattr("fcntl.ioctl", clone)
-    account = MadeUpAccount(letters(20))
+    account = FakeAccount(letters(20))
     assert take(account, dest, listener).links == "reflink"
     assert take(account, dest).links == "reflink"
-    # Once to find out, for four in two mailboxes; then for all files.
+    # First: one test and four mails in two mailboxes. Then: one test and all files.
     assert next(cloned) == 1 + 4 + 1 + 24
 
 
-def test_a_file_that_has_all_the_names_it_can_have(
-    dest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """65,000 on ext4: some years of hours."""
-    account = MadeUpAccount(letters(20))
+def test_a_file_with_too_many_links_is_copied(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is 65,000 on ext4: seven years of hourly snapshots."""
+    account = FakeAccount(letters(20))
     first = take(account, dest)
     link = os.link
 
@@ -602,26 +604,26 @@ def test_a_file_that_has_all_the_names_it_can_have(
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_what_cannot_be_brought_to_the_disk(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sync_is_an_error(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    account = MadeUpAccount(letters(20))
+    account = FakeAccount(letters(20))
     with monkeypatch.context() as patched:
         patched.setattr(FileSystem, "sync", fail)
         refused(account, dest, StorageError)
     assert take(account, dest).taken_over == 20
 
 
-def test_what_cannot_be_tidied_up(
-    dest: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+def test_failed_cleaning_up_is_only_a_notice(
+    dest: Path, listener: RecordingReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there, so that is no failure; the next run does it."""
+    """The snapshot exists, so the run has succeeded. The next run cleans up."""
 
     def fail(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    account = MadeUpAccount(letters(20))
+    account = FakeAccount(letters(20))
     with monkeypatch.context() as patched:
         patched.setattr(Repository, "set_latest", fail)
         summary = trio.run(
@@ -635,7 +637,7 @@ def test_what_cannot_be_tidied_up(
     take(account, dest)
 
 
-def test_everything_is_on_the_disk_before_it_has_a_date(
+def test_everything_is_synced_before_it_has_a_date(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
@@ -653,7 +655,7 @@ def test_everything_is_on_the_disk_before_it_has_a_date(
 
     monkeypatch.setattr(FileSystem, "sync", synced)
     monkeypatch.setattr(Path, "rename", renamed)
-    take(MadeUpAccount(letters(20)), dest)
+    take(FakeAccount(letters(20)), dest)
     assert happened == ["sync", "rename"]
 
 

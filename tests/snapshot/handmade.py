@@ -1,4 +1,4 @@
-"""Snapshots made by hand, for tests of what is done with them afterwards."""
+"""Writes small snapshots without a source, for tests of the other commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIGIN = Origin("https://mail.example/jmap/", "u1", "alice", "alice@mail.example
 
 @dataclass(frozen=True)
 class Letter:
-    """A mail of a made-up account."""
+    """A mail in a handmade snapshot."""
 
     number: int
     mailboxes: tuple[str, ...] = ("Inbox",)
@@ -63,7 +63,7 @@ def make_snapshot(
     previous: Path | None = None,
     origin: Origin = ORIGIN,
 ) -> Path:
-    """Write a snapshot as jmapfs makes them; what `previous` has is linked."""
+    """Write a snapshot as jmapfs does; mails of `previous` are linked."""
     directory = destination / date
     (directory / "mail").mkdir(parents=True)
     names = sorted({name for letter in letters for name in letter.mailboxes})

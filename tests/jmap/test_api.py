@@ -1,4 +1,4 @@
-"""API requests: what is posted, which responses are accepted, and the session's renewal."""
+"""API requests, the responses that are accepted, and a session that changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jmapfs.jmap.api import MethodCall
 from jmapfs.jmap.client import Client
 from tests.jmap.fake import CORE, MAIL, FakeServer, opened, session_document, with_limits
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 def answering(server: FakeServer, responses: Any, state: str = "s1") -> None:
@@ -29,7 +29,7 @@ def get(call_id: str = "0", **arguments: Any) -> MethodCall:
     return MethodCall("Email/get", {"accountId": "A1", "ids": [], **arguments}, call_id)
 
 
-async def test_what_is_posted() -> None:
+async def test_request_has_the_capabilities_and_the_calls() -> None:
     server = FakeServer()
     async with opened(server) as client:
         await client.request([get("a"), get("b")])
@@ -46,7 +46,7 @@ async def test_what_is_posted() -> None:
     }
 
 
-async def test_capabilities_a_call_needs() -> None:
+async def test_capabilities_of_a_call_are_used_if_the_server_has_them() -> None:
     document = session_document()
     document["capabilities"]["urn:x"] = {}
     server = FakeServer(session=document)
@@ -69,7 +69,7 @@ async def test_responses_are_in_the_order_of_the_calls() -> None:
     assert [r.call_id for r in responses] == ["a", "b"]
 
 
-async def test_method_error() -> None:
+async def test_method_error_is_raised() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["error", {"type": "serverFail", "description": "disk\nfull"}, "0"]])
@@ -80,7 +80,7 @@ async def test_method_error() -> None:
     assert str(caught.value) == "the server answered Email/get with serverFail: disk full"
 
 
-async def test_method_error_on_request_per_call() -> None:
+async def test_method_errors_can_be_returned_per_call() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["error", {"type": "serverFail"}, "a"], ["Email/get", {}, "b"]])
@@ -120,7 +120,7 @@ async def test_method_error_does_not_show_the_secret() -> None:
         [["error", {"type": 5}, "0"]],
     ],
 )
-async def test_responses_that_do_not_fit(responses: Any) -> None:
+async def test_responses_that_do_not_match_the_calls_are_an_error(responses: Any) -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, responses)
@@ -128,7 +128,7 @@ async def test_responses_that_do_not_fit(responses: Any) -> None:
             await client.request([get()])
 
 
-async def test_error_without_a_type() -> None:
+async def test_method_error_without_a_type_is_accepted() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["error", {}, "0"]])
@@ -136,7 +136,7 @@ async def test_error_without_a_type() -> None:
             await client.request([get()])
 
 
-async def test_more_calls_than_the_server_takes() -> None:
+async def test_calls_are_split_by_the_limit_of_the_server() -> None:
     server = FakeServer(session=with_limits(maxCallsInRequest=2))
     async with opened(server) as client:
         responses = await client.request([get(str(n)) for n in range(5)])
@@ -145,7 +145,7 @@ async def test_more_calls_than_the_server_takes() -> None:
     assert counts == [2, 2, 1]
 
 
-async def test_bugs_of_the_caller_are_no_server_errors() -> None:
+async def test_invalid_calls_raise_value_error() -> None:
     server = FakeServer(session=with_limits(maxCallsInRequest=2))
     async with opened(server) as client:
         with pytest.raises(ValueError, match="same id"):
@@ -155,7 +155,7 @@ async def test_bugs_of_the_caller_are_no_server_errors() -> None:
             await client.request(calls)
 
 
-async def test_request_larger_than_the_server_takes_is_not_sent() -> None:
+async def test_request_larger_than_the_limit_is_not_sent() -> None:
     server = FakeServer(session=with_limits(maxSizeRequest=1000))
     async with opened(server) as client:
         with pytest.raises(RequestError) as caught:
@@ -190,7 +190,7 @@ async def test_session_is_fetched_again_when_its_state_changes() -> None:
     ]
 
 
-async def test_session_is_fetched_once_for_many(autojump_clock: MockClock) -> None:
+async def test_concurrent_requests_fetch_the_session_once(autojump_clock: MockClock) -> None:
     server = FakeServer(1)
     async with opened(server) as client:
         server.session["state"] = "s2"
@@ -203,7 +203,7 @@ async def test_session_is_fetched_once_for_many(autojump_clock: MockClock) -> No
     assert server.paths.count("/jmap/session") == 1
 
 
-async def test_state_that_never_fits_is_asked_about_once() -> None:
+async def test_unknown_session_state_causes_one_fetch() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["Email/get", {"state": "e", "list": []}, "0"]], state="elsewhere")
@@ -212,7 +212,7 @@ async def test_state_that_never_fits_is_asked_about_once() -> None:
     assert server.paths.count("/jmap/session") == 1
 
 
-async def test_renewal_that_fails_is_tried_again() -> None:
+async def test_failed_fetch_of_the_session_is_repeated() -> None:
     server = FakeServer()
     async with opened(server) as client:
         server.session["state"] = "s2"
@@ -256,7 +256,7 @@ async def test_session_with_another_server_is_refused(url: str) -> None:
     assert {request.url.port for request in server.requests} == {None}
 
 
-async def test_answer_for_another_account() -> None:
+async def test_response_for_another_account_is_an_error() -> None:
     server = FakeServer()
     async with opened(server) as client:
         answering(server, [["Email/get", {"accountId": "A9", "state": "e", "list": []}, "0"]])

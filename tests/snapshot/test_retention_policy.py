@@ -1,4 +1,4 @@
-"""Which snapshots rules keep: examples by hand, a plain model, and what holds for all rules."""
+"""The snapshots that rules keep: examples, a simple model, and properties of all rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def at(text: str) -> datetime:
     return datetime.strptime(text, "%Y-%m-%dT%H%M%SZ").replace(tzinfo=UTC)
 
 
-# --- By hand
+# --- Examples
 
 
 # Fri 25 Dec 2020 is in week 52, Fri 1 Jan 2021 in week 53 of 2020, Mon 4 Jan in week 1 of 2021.
@@ -97,15 +97,17 @@ EXAMPLES: list[tuple[RetentionPolicy, dict[str, list[str]]]] = [
 
 
 @pytest.mark.parametrize(("policy", "expected"), EXAMPLES)
-def test_by_hand(policy: RetentionPolicy, expected: dict[str, list[str]]) -> None:
+def test_rules_keep_the_expected_dates(
+    policy: RetentionPolicy, expected: dict[str, list[str]]
+) -> None:
     assert dates_to_keep(map(at, HISTORY), policy) == {
         at(one): why for one, why in expected.items()
     }
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_same_period_of_another_year_is_another(rule: str) -> None:
-    # Both are of midnight, of the tenth of January, and of week 2.
+def test_the_same_week_of_another_year_is_another_period(rule: str) -> None:
+    # Both are at midnight, on the tenth of January, and in week 2.
     history = [at("2022-01-10T000000Z"), at("2023-01-10T000000Z")]
     assert list(dates_to_keep(history, replace(RetentionPolicy(), **{rule: 2}))) == history
 
@@ -121,7 +123,7 @@ def test_the_same_period_of_another_year_is_another(rule: str) -> None:
         (RetentionPolicy(daily=3, last=3), ["last", "daily (oldest)"]),
     ],
 )
-def test_the_oldest_is_kept_until_there_is_enough(
+def test_the_oldest_is_kept_until_there_are_enough_periods(
     policy: RetentionPolicy, oldest: list[str] | None
 ) -> None:
     history = [at("2024-02-01T000000Z"), at("2024-02-01T120000Z"), at("2024-02-29T000000Z")]
@@ -130,24 +132,24 @@ def test_the_oldest_is_kept_until_there_is_enough(
     assert ("last" in result.get(history[1], [])) == (policy.last == 3)
 
 
-def test_of_nothing_nothing_is_kept() -> None:
+def test_no_dates_are_kept_if_there_are_none() -> None:
     assert dates_to_keep([], RetentionPolicy(last=3, daily=UNLIMITED)) == {}
 
 
-def test_order_is_from_the_oldest() -> None:
+def test_dates_are_ordered_from_the_oldest() -> None:
     history = [at(one) for one in HISTORY]
     assert (
         list(dates_to_keep(reversed(history), RetentionPolicy(last=UNLIMITED, yearly=1))) == history
     )
 
 
-def test_has_rules() -> None:
+def test_a_policy_knows_if_it_has_rules() -> None:
     assert not RetentionPolicy().has_rules
     for rule in RULES:
         assert replace(RetentionPolicy(), **{rule: 1}).has_rules
 
 
-# --- Against a model
+# --- A model
 
 counts = st.none() | st.just(UNLIMITED) | st.integers(1, 12)
 policies = st.builds(RetentionPolicy, *[counts] * len(RULES))
@@ -155,7 +157,7 @@ policies = st.builds(RetentionPolicy, *[counts] * len(RULES))
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[datetime]:
-    """Snapshots that stand close in all sorts of ways, now and then over the edge of a year."""
+    """Dates that are close to each other in many ways, some across the end of a year."""
     begin = draw(
         st.sampled_from(["2020-02-28T220000Z", "2020-12-27T235800Z", "1999-12-31T235958Z"])
     )
@@ -189,7 +191,7 @@ def period(rule: str, taken: datetime) -> object:
 
 
 def model(history: list[datetime], rule: str, count: int) -> set[datetime]:
-    """Group by period; the newest periods' maxima, and the minimum of all if there is room."""
+    """Keep the maxima of the newest periods, and the minimum of all if there are too few."""
     groups: dict[object, set[datetime]] = {}
     for taken in history:
         groups.setdefault(period(rule, taken), set()).add(taken)
@@ -201,7 +203,7 @@ def model(history: list[datetime], rule: str, count: int) -> set[datetime]:
 
 @given(histories(), policies)
 @example([at("2020-01-01T000000Z")], RetentionPolicy(yearly=2))
-def test_against_a_model(history: list[datetime], policy: RetentionPolicy) -> None:
+def test_it_agrees_with_a_model(history: list[datetime], policy: RetentionPolicy) -> None:
     expected: dict[datetime, set[str]] = {}
     for rule in RULES:
         count = getattr(policy, rule)
@@ -211,7 +213,7 @@ def test_against_a_model(history: list[datetime], policy: RetentionPolicy) -> No
     assert {one: {reason.split()[0] for reason in why} for one, why in result.items()} == expected
 
 
-# --- What holds for all
+# --- Properties
 
 
 @given(histories(), policies)
@@ -227,7 +229,7 @@ def test_pruning_twice_changes_nothing(history: list[datetime], policy: Retentio
 
 
 @given(histories(), policies, st.sampled_from(RULES), st.integers(1, 5) | st.none())
-def test_more_never_keeps_less(
+def test_a_higher_count_never_keeps_less(
     history: list[datetime], policy: RetentionPolicy, rule: str, more: int | None
 ) -> None:
     count = getattr(policy, rule)
@@ -237,7 +239,9 @@ def test_more_never_keeps_less(
 
 
 @given(histories(), policies)
-def test_rules_add_up(history: list[datetime], policy: RetentionPolicy) -> None:
+def test_rules_together_keep_what_each_keeps(
+    history: list[datetime], policy: RetentionPolicy
+) -> None:
     alone = [replace(RetentionPolicy(), **{rule: getattr(policy, rule)}) for rule in RULES]
     assert set(dates_to_keep(history, policy)) == set().union(
         *(dates_to_keep(history, one) for one in alone)
@@ -245,10 +249,10 @@ def test_rules_add_up(history: list[datetime], policy: RetentionPolicy) -> None:
 
 
 @given(histories(), policies, st.integers(0, 30))
-def test_what_is_taken_out_beside_the_rules_changes_nothing(
+def test_removing_a_date_that_no_rule_keeps_changes_nothing(
     history: list[datetime], policy: RetentionPolicy, number: int
 ) -> None:
-    """A prune that was killed has removed only some of it, and the next one goes on."""
+    """A killed prune has removed only some of them, and the next one goes on."""
     result = dates_to_keep(history, policy)
     superfluous = sorted(set(history) - set(result))[:number]
     assert dates_to_keep([one for one in history if one not in superfluous], policy) == result

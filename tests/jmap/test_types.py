@@ -1,4 +1,4 @@
-"""Malformed answers of every kind: only JmapfsError comes out, one line of it."""
+"""Malformed responses of every kind raise a JmapfsError with one line, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sample(msgspec.Struct):
         (b'{"number": 1} trailing', "not JSON"),
     ],
 )
-def test_what_cannot_be_decoded(data: bytes, words: str) -> None:
+def test_invalid_document_is_described_on_one_line(data: bytes, words: str) -> None:
     with pytest.raises(ProtocolError, match=words) as caught:
         decode(data, Sample, "the sample", content_type="text/html")
     text = str(caught.value)
@@ -49,7 +49,7 @@ def test_what_cannot_be_decoded(data: bytes, words: str) -> None:
     assert text.isprintable()
 
 
-def test_unknown_members_are_passed_over() -> None:
+def test_unknown_members_are_ignored() -> None:
     assert decode(b'{"more": {"x": []}, "number": 3}', Sample, "it") == Sample(3)
 
 
@@ -66,7 +66,7 @@ JSON = st.recursive(
 
 @st.composite
 def changed(draw: st.DrawFn, document: Any) -> bytes:
-    """The document with a part of it replaced or left out, or with its bytes spoilt."""
+    """Draw the document with a part replaced or left out, or with changed bytes."""
     if draw(st.booleans()):
         value = _replace(draw, document)
         return json.dumps(value).encode()
@@ -97,7 +97,7 @@ def _replace(draw: st.DrawFn, value: Any) -> Any:
 def run_against(
     body: bytes, wanted: Callable[[httpx.Request], bool], use: Callable[[Client], Awaitable[object]]
 ) -> None:
-    """Use a client of a server that gives this body to the requests that are wanted."""
+    """Use a client of a server that sends this body in response to the `wanted` requests."""
 
     async def main() -> None:
         server = FakeServer(3)
@@ -144,7 +144,7 @@ CHANGES = answer_to(
 
 @given(changed(session_document()))
 @settings(max_examples=300, deadline=None)
-def test_changed_session(body: bytes) -> None:
+def test_any_change_of_a_session_is_handled(body: bytes) -> None:
     async def use(client: Client) -> None:
         await client.email_state()
 
@@ -153,7 +153,7 @@ def test_changed_session(body: bytes) -> None:
 
 @given(changed(LISTING))
 @settings(max_examples=300, deadline=None)
-def test_changed_listing(body: bytes) -> None:
+def test_any_change_of_a_listing_is_handled(body: bytes) -> None:
     async def use(client: Client) -> None:
         page = await client.query_page(None, 3)
         assert {email.id for email in page.emails} | set(page.not_found) == set(page.ids)
@@ -163,13 +163,13 @@ def test_changed_listing(body: bytes) -> None:
 
 @given(changed(MAILBOXES))
 @settings(max_examples=200, deadline=None)
-def test_changed_mailboxes(body: bytes) -> None:
+def test_any_change_of_the_mailboxes_is_handled(body: bytes) -> None:
     run_against(body, is_api, lambda client: client.mailboxes())
 
 
 @given(changed(CHANGES))
 @settings(max_examples=200, deadline=None)
-def test_changed_changes(body: bytes) -> None:
+def test_any_change_of_the_changes_is_handled(body: bytes) -> None:
     run_against(body, is_api, lambda client: client.email_changes("1"))
 
 
@@ -192,7 +192,7 @@ def test_changed_changes(body: bytes) -> None:
     st.binary(max_size=40),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_answer_at_all(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_http_response_is_handled(status: int, headers: dict[str, str], body: bytes) -> None:
     class AnyServer(FakeServer):
         def answer(self, _: httpx.Request) -> httpx.Response:
             response = httpx.Response(status, stream=httpx.ByteStream(body))

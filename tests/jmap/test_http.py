@@ -1,4 +1,4 @@
-"""What all requests share: budget, cool-down, retries, deadlines, and where credentials go."""
+"""What all requests share: budget, cooldown, retries, deadlines, and the use of credentials."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from jmapfs.jmap.response import Request, Response
 from jmapfs.jmap.retry import LONGEST_PAUSE, back_off, retry_after
 from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
 
-# ruff: noqa: ARG001 - a clock is set by being asked for
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 URL = "https://mail.example.org/x"
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Gives these answers in turn, the last one for ever; notes when it was asked."""
+    """Returns these responses in turn, then the last one again; records when it was asked."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers = list(answers)
@@ -54,7 +54,9 @@ class Script(httpx.AsyncBaseTransport):
 
 
 @asynccontextmanager
-async def way_to(server: httpx.AsyncBaseTransport, largest: int = 1000) -> AsyncIterator[Transport]:
+async def transport_to(
+    server: httpx.AsyncBaseTransport, largest: int = 1000
+) -> AsyncIterator[Transport]:
     async with Transport(
         CREDENTIALS, user_agent="test", network=server, largest_response=largest
     ) as transport:
@@ -66,9 +68,9 @@ async def fetch(
     *answers: httpx.Response | Exception, deadline: float = 30.0
 ) -> tuple[Response, Script]:
     script = Script(*answers)
-    async with way_to(script) as transport:
-        outgoing = Request(method="GET", url=URL)
-        answer = await transport.fetch(outgoing, until=trio.current_time() + deadline)
+    async with transport_to(script) as transport:
+        request = Request(method="GET", url=URL)
+        answer = await transport.fetch(request, until=trio.current_time() + deadline)
         assert transport.traffic == Traffic(requests=len(script.times))
         return answer, script
 
@@ -78,7 +80,7 @@ async def failing(
 ) -> tuple[JmapfsError, Script, float]:
     script = Script(*answers)
     started = trio.current_time()
-    async with way_to(script) as transport:
+    async with transport_to(script) as transport:
         with pytest.raises(JmapfsError) as caught:
             await transport.fetch(Request(method="GET", url=URL), until=started + deadline)
     assert "\n" not in str(caught.value)
@@ -89,7 +91,7 @@ OK = httpx.Response(200, text="fine")
 
 
 def connect_error(cause: Exception) -> httpx.ConnectError:
-    """An error as httpx has it: the reason two causes down."""
+    """Return an error like those of httpx, with the reason as the cause of its cause."""
     middle = OSError("all attempts to connect failed")
     middle.__cause__ = ExceptionGroup("multiple", [cause])
     error = httpx.ConnectError("failed")
@@ -97,7 +99,7 @@ def connect_error(cause: Exception) -> httpx.ConnectError:
     return error
 
 
-async def test_whole_answer(autojump_clock: MockClock) -> None:
+async def test_fetch_returns_the_response(autojump_clock: MockClock) -> None:
     answer, _ = await fetch(OK)
     assert (answer.status, answer.content, answer.url) == (200, b"fine", URL)
 
@@ -111,11 +113,11 @@ async def test_whole_answer(autojump_clock: MockClock) -> None:
         ("HTTP://localhost:8080/x", "identity"),
     ],
 )
-async def test_only_what_leaves_this_machine_is_compressed(url: str, coding: str) -> None:
+async def test_only_responses_from_other_machines_are_compressed(url: str, coding: str) -> None:
     server = FakeServer()
-    async with way_to(server) as transport:
-        outgoing = Request(method="GET", url=url, authenticated=False, expected=frozenset({401}))
-        await transport.fetch(outgoing, until=trio.current_time() + 30)
+    async with transport_to(server) as transport:
+        request = Request(method="GET", url=url, authenticated=False, expected=frozenset({401}))
+        await transport.fetch(request, until=trio.current_time() + 30)
         asked = Request(
             method="GET",
             url=url,
@@ -127,7 +129,7 @@ async def test_only_what_leaves_this_machine_is_compressed(url: str, coding: str
     assert [r.headers.get_list("accept-encoding") for r in server.requests] == [[coding], ["br"]]
 
 
-# --- Where credentials go
+# --- Credentials and redirects
 
 
 @pytest.mark.parametrize(
@@ -143,22 +145,22 @@ async def test_only_what_leaves_this_machine_is_compressed(url: str, coding: str
 )
 async def test_credentials_go_to_no_other_origin(url: str, autojump_clock: MockClock) -> None:
     script = Script(OK)
-    async with way_to(script) as transport:
+    async with transport_to(script) as transport:
         with pytest.raises(ProtocolError):
             await transport.fetch(Request(method="GET", url=url), until=trio.current_time() + 30)
     assert not script.times
 
 
-async def test_no_credentials_where_none_are_wanted(autojump_clock: MockClock) -> None:
+async def test_unauthenticated_request_has_no_credentials(autojump_clock: MockClock) -> None:
     server = FakeServer()
-    async with way_to(server) as transport:
-        outgoing = Request(
+    async with transport_to(server) as transport:
+        request = Request(
             method="GET",
             url="https://other.example.org/",
             authenticated=False,
             expected=frozenset({401}),
         )
-        await transport.fetch(outgoing, until=trio.current_time() + 30)
+        await transport.fetch(request, until=trio.current_time() + 30)
     assert "authorization" not in server.requests[0].headers
 
 
@@ -171,11 +173,13 @@ async def test_redirects_are_refused(status: int, autojump_clock: MockClock) -> 
     assert len(script.times) == 1
 
 
-# --- Refusals, in the server's own words
+# --- Errors quote the server
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_words_of_a_refusal(status: int, autojump_clock: MockClock) -> None:
+async def test_rejected_credentials_quote_the_server(
+    status: int, autojump_clock: MockClock
+) -> None:
     page = (
         "<html><head><title>x</title><style>p{}</style></head><p>Wrong&nbsp;scope &amp; co</html>"
     )
@@ -197,7 +201,7 @@ async def test_words_of_a_refusal(status: int, autojump_clock: MockClock) -> Non
         assert len(script.times) == 1
 
 
-async def test_problem_report(autojump_clock: MockClock) -> None:
+async def test_problem_report_is_quoted(autojump_clock: MockClock) -> None:
     problem = {"type": "urn:ietf:params:jmap:error:notRequest", "detail": "no using"}
     error, _, _ = await failing(httpx.Response(400, json=problem))
     assert isinstance(error, RequestError)
@@ -214,7 +218,7 @@ async def test_lasting_limit_is_not_retried(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"limit": "maxConcurrentRequests"}, {}])
-async def test_passing_limit_is_retried(limit: dict[str, str], autojump_clock: MockClock) -> None:
+async def test_temporary_limit_is_retried(limit: dict[str, str], autojump_clock: MockClock) -> None:
     problem = httpx.Response(400, json={"type": LIMIT, **limit})
     answer, script = await fetch(problem, OK)
     assert answer.content == b"fine"
@@ -222,13 +226,13 @@ async def test_passing_limit_is_retried(limit: dict[str, str], autojump_clock: M
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 304, 404, 418, 599])
-async def test_other_statuses(status: int, autojump_clock: MockClock) -> None:
+async def test_other_statuses_are_request_errors(status: int, autojump_clock: MockClock) -> None:
     error, _, _ = await failing(httpx.Response(status))
     assert isinstance(error, RequestError)
     assert error.status == status
 
 
-async def test_refusal_that_breaks_off_keeps_its_words(autojump_clock: MockClock) -> None:
+async def test_error_response_that_breaks_off_is_quoted(autojump_clock: MockClock) -> None:
     body = Chunks(b"no such", httpx.ReadError("broken"))
     error, _, _ = await failing(httpx.Response(400, stream=body))
     assert "no such" in str(error)
@@ -238,15 +242,15 @@ async def test_refusal_that_breaks_off_keeps_its_words(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_seconds(status: int, autojump_clock: MockClock) -> None:
+async def test_retry_after_is_respected(status: int, autojump_clock: MockClock) -> None:
     busy = httpx.Response(status, headers={"Retry-After": "7"})
     _, script = await fetch(busy, OK)
     assert script.pauses == [7.0]
 
 
-async def test_retry_after_is_waited_for_by_all(autojump_clock: MockClock) -> None:
+async def test_all_requests_wait_for_retry_after(autojump_clock: MockClock) -> None:
     script = Script(httpx.Response(429, headers={"Retry-After": "7"}), OK)
-    async with way_to(script) as transport, trio.open_nursery() as nursery:
+    async with transport_to(script) as transport, trio.open_nursery() as nursery:
         until = trio.current_time() + 30
 
         async def ask() -> None:
@@ -259,19 +263,19 @@ async def test_retry_after_is_waited_for_by_all(autojump_clock: MockClock) -> No
     assert script.pauses == [7.0, 0.0, 0.0]
 
 
-async def test_retry_after_holds_back_those_who_wait_for_their_turn(
+async def test_requests_waiting_for_the_budget_wait_for_retry_after(
     autojump_clock: MockClock,
 ) -> None:
     busy = httpx.Response(429, headers={"Retry-After": "7"})
     script = Script(busy, busy, OK)
-    async with way_to(script) as transport, trio.open_nursery() as nursery:
-        outgoing = Request(method="GET", url=URL)
+    async with transport_to(script) as transport, trio.open_nursery() as nursery:
+        request = Request(method="GET", url=URL)
         for _ in range(5):
-            nursery.start_soon(partial(transport.fetch, outgoing, until=trio.current_time() + 30))
+            nursery.start_soon(partial(transport.fetch, request, until=trio.current_time() + 30))
     assert script.pauses == [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]
 
 
-async def test_longer_than_the_deadline_is_not_waited_for(autojump_clock: MockClock) -> None:
+async def test_retry_after_beyond_the_deadline_fails_at_once(autojump_clock: MockClock) -> None:
     busy = httpx.Response(429, headers={"Retry-After": "40"}, text="one mail a minute")
     error, script, took = await failing(busy)
     assert isinstance(error, UnreachableError)
@@ -280,7 +284,7 @@ async def test_longer_than_the_deadline_is_not_waited_for(autojump_clock: MockCl
     assert took < 1
 
 
-async def test_busy_without_retry_after_backs_off_until_the_deadline(
+async def test_busy_server_is_asked_with_back_off_until_the_deadline(
     autojump_clock: MockClock,
 ) -> None:
     error, script, took = await failing(httpx.Response(503, text="maintenance"))
@@ -292,16 +296,16 @@ async def test_busy_without_retry_after_backs_off_until_the_deadline(
     assert script.pauses[-1] > 2 * script.pauses[0]
 
 
-async def test_retry_after_zero_is_no_busy_loop(autojump_clock: MockClock) -> None:
+async def test_retry_after_zero_causes_no_busy_loop(autojump_clock: MockClock) -> None:
     _, script, _ = await failing(httpx.Response(429, headers={"Retry-After": "0"}))
     assert len(script.times) < 200
     assert min(script.pauses) >= 0.25
 
 
-async def test_many_refused_together_are_one_failure(autojump_clock: MockClock) -> None:
+async def test_requests_rejected_together_are_one_failure(autojump_clock: MockClock) -> None:
     server = FakeServer()
     server.delay = 1.0
-    async with way_to(server) as transport, trio.open_nursery() as nursery:
+    async with transport_to(server) as transport, trio.open_nursery() as nursery:
         transport.set_limits({"https://mail.example.org:443"}, 8)
         busy = trio.current_time() + 0.9
 
@@ -309,9 +313,9 @@ async def test_many_refused_together_are_one_failure(autojump_clock: MockClock) 
             return httpx.Response(429 if trio.current_time() <= busy + 0.2 else 200)
 
         server.before = before
-        outgoing = Request(method="GET", url=URL)
+        request = Request(method="GET", url=URL)
         for _ in range(8):
-            nursery.start_soon(partial(transport.fetch, outgoing, until=busy + 60))
+            nursery.start_soon(partial(transport.fetch, request, until=busy + 60))
     assert len(server.requests) == 16
     assert trio.current_time() - busy < 3
 
@@ -341,7 +345,9 @@ async def test_broken_server_is_asked_four_times(status: int, autojump_clock: Mo
         (OSError(24, "Too many open files"), "Too many open files"),
     ],
 )
-async def test_network_failures(failure: Exception, words: str, autojump_clock: MockClock) -> None:
+async def test_network_failures_are_retried_and_described(
+    failure: Exception, words: str, autojump_clock: MockClock
+) -> None:
     error, script, took = await failing(failure)
     assert isinstance(error, UnreachableError)
     assert words in str(error)
@@ -361,10 +367,10 @@ async def test_certificate_is_not_retried(autojump_clock: MockClock) -> None:
     assert len(script.times) == 1
 
 
-async def test_deadline_is_kept(autojump_clock: MockClock) -> None:
+async def test_request_ends_at_the_deadline(autojump_clock: MockClock) -> None:
     server = FakeServer()
     server.delay = 1000
-    async with way_to(server) as transport:
+    async with transport_to(server) as transport:
         with pytest.raises(DeadlineError, match=r"mail\.example\.org"):
             await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 5)
     assert server.in_flight == 0
@@ -373,7 +379,7 @@ async def test_deadline_is_kept(autojump_clock: MockClock) -> None:
 async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: MockClock) -> None:
     server = FakeServer()
     server.delay = 1000
-    async with way_to(server) as transport:
+    async with transport_to(server) as transport:
         with pytest.raises(DeadlineError):
             await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 25)
     assert len(server.requests) == 3
@@ -382,14 +388,14 @@ async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: 
 # --- Bodies
 
 
-async def test_body_that_stalls_is_asked_for_again(autojump_clock: MockClock) -> None:
+async def test_stalled_body_is_requested_again(autojump_clock: MockClock) -> None:
     stalled = httpx.Response(200, stream=Chunks(b"fi", 1000.0))
     answer, script = await fetch(stalled, OK)
     assert answer.content == b"fine"
     assert 10 <= script.pauses[0] < 12
 
 
-async def test_body_that_trickles_meets_the_deadline(autojump_clock: MockClock) -> None:
+async def test_slow_body_ends_at_the_deadline(autojump_clock: MockClock) -> None:
     pieces: list[bytes | float] = [b"x", 5.0]
     trickle = Chunks(*pieces * 100)
     error, _, took = await failing(httpx.Response(200, stream=trickle))
@@ -402,7 +408,7 @@ async def test_body_that_trickles_meets_the_deadline(autojump_clock: MockClock) 
     "stream",
     [Chunks(b"fi"), Chunks(b"fi", httpx.ReadError("reset")), Chunks(), Chunks(b"finefine")],
 )
-async def test_body_that_breaks_off(stream: Chunks, autojump_clock: MockClock) -> None:
+async def test_body_that_breaks_off_is_retried(stream: Chunks, autojump_clock: MockClock) -> None:
     broken = httpx.Response(200, headers={"Content-Length": "4"}, stream=stream)
     error, script, _ = await failing(broken)
     assert isinstance(error, UnreachableError)
@@ -412,7 +418,7 @@ async def test_body_that_breaks_off(stream: Chunks, autojump_clock: MockClock) -
     assert answer.content == b"fine"
 
 
-async def test_body_that_is_too_large(autojump_clock: MockClock) -> None:
+async def test_body_that_is_too_large_is_an_error(autojump_clock: MockClock) -> None:
     endless = Chunks(*[b"x" * 100] * 50)
     error, script, _ = await failing(httpx.Response(200, stream=endless))
     assert isinstance(error, ProtocolError)
@@ -421,18 +427,18 @@ async def test_body_that_is_too_large(autojump_clock: MockClock) -> None:
     assert endless.closed
 
 
-async def test_answer_that_is_larger_than_it_may_be(autojump_clock: MockClock) -> None:
-    async with way_to(Script(httpx.Response(200, stream=Chunks(b"x" * 100)))) as transport:
-        outgoing, until = Request(method="GET", url=URL), trio.current_time() + 30
-        assert (await transport.fetch(outgoing, until=until, largest=100)).content == b"x" * 100
+async def test_size_of_one_response_can_be_bounded(autojump_clock: MockClock) -> None:
+    async with transport_to(Script(httpx.Response(200, stream=Chunks(b"x" * 100)))) as transport:
+        request, until = Request(method="GET", url=URL), trio.current_time() + 30
+        assert (await transport.fetch(request, until=until, largest=100)).content == b"x" * 100
         with pytest.raises(ProtocolError, match="larger than 99 bytes"):
-            await transport.fetch(outgoing, until=until, largest=99)
-    async with way_to(Script(httpx.Response(200, stream=Chunks(b"x" * 1001)))) as transport:
+            await transport.fetch(request, until=until, largest=99)
+    async with transport_to(Script(httpx.Response(200, stream=Chunks(b"x" * 1001)))) as transport:
         with pytest.raises(ProtocolError, match="larger than 1,000 bytes"):
-            await transport.fetch(outgoing, until=until, largest=5000)
+            await transport.fetch(request, until=until, largest=5000)
 
 
-async def test_compressed_body_that_is_broken(autojump_clock: MockClock) -> None:
+async def test_broken_compression_is_an_error(autojump_clock: MockClock) -> None:
     headers = {"Content-Encoding": "gzip"}
     error, _, _ = await failing(httpx.Response(200, headers=headers, stream=Chunks(b"not gzip")))
     assert isinstance(error, ProtocolError)
@@ -442,7 +448,7 @@ async def test_compressed_body_that_is_broken(autojump_clock: MockClock) -> None
 # --- The budget
 
 
-async def test_never_more_in_flight_than_allowed(autojump_clock: MockClock) -> None:
+async def test_requests_in_flight_are_limited_by_the_server(autojump_clock: MockClock) -> None:
     server = FakeServer(30, session=with_limits(maxConcurrentRequests=3))
     async with opened(server) as client, trio.open_nursery() as nursery:
         server.delay = 1.0
@@ -452,7 +458,7 @@ async def test_never_more_in_flight_than_allowed(autojump_clock: MockClock) -> N
     assert server.most_in_flight == 3
 
 
-async def test_local_cap(autojump_clock: MockClock) -> None:
+async def test_requests_in_flight_have_a_local_limit(autojump_clock: MockClock) -> None:
     server = FakeServer(session=with_limits(maxConcurrentRequests=1000))
     async with opened(server) as client, trio.open_nursery() as nursery:
         assert client.concurrency == 8
@@ -462,12 +468,14 @@ async def test_local_cap(autojump_clock: MockClock) -> None:
     assert server.most_in_flight == 8
 
 
-async def test_two_before_the_session_is_known(autojump_clock: MockClock) -> None:
+async def test_two_requests_are_allowed_before_the_session_is_known(
+    autojump_clock: MockClock,
+) -> None:
     async with Transport(CREDENTIALS, user_agent="x", network=FakeServer()) as transport:
         assert transport.concurrency == 2
 
 
-async def test_waiting_for_a_turn_has_a_deadline(autojump_clock: MockClock) -> None:
+async def test_waiting_for_the_budget_has_a_deadline(autojump_clock: MockClock) -> None:
     server = FakeServer(session=with_limits(maxConcurrentRequests=1))
     async with opened(server) as client, trio.open_nursery() as nursery:
         server.delay = 20.0
@@ -478,7 +486,7 @@ async def test_waiting_for_a_turn_has_a_deadline(autojump_clock: MockClock) -> N
         nursery.cancel_scope.cancel()
 
 
-async def test_cancelled_requests_give_their_place_back(autojump_clock: MockClock) -> None:
+async def test_cancelled_requests_free_their_place_in_the_budget(autojump_clock: MockClock) -> None:
     server = FakeServer(1, session=with_limits(maxConcurrentRequests=1))
     async with opened(server) as client:
         server.delay = 100.0
@@ -489,7 +497,7 @@ async def test_cancelled_requests_give_their_place_back(autojump_clock: MockCloc
         assert await client.email_state() == "e1"
 
 
-# --- Retry-After and back-off by themselves
+# --- Retry-After and back-off
 
 
 @pytest.mark.parametrize(
@@ -509,12 +517,12 @@ async def test_cancelled_requests_give_their_place_back(autojump_clock: MockCloc
         ("Fri, 99 Mar 2024 10:00:00 GMT", None),
     ],
 )
-def test_retry_after_header(value: str | None, seconds: float | None) -> None:
+def test_retry_after_header_is_parsed(value: str | None, seconds: float | None) -> None:
     now = datetime(2024, 3, 1, 10, 0, 0, tzinfo=UTC)
     assert retry_after(value, now=now) == seconds
 
 
-def test_back_off_grows_to_a_cap() -> None:
+def test_back_off_grows_to_a_limit() -> None:
     for failures in range(1, 2000, 7):
         assert 0.25 <= back_off(failures) <= 15.0
     assert back_off(1) <= 0.5

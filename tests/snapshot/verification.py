@@ -1,4 +1,4 @@
-"""Verifying in tests, by what `jmapfs verify` does and by sha256sum(1); and harming snapshots."""
+"""Verifies snapshots with our code and with sha256sum(1), and damages them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedM
 from jmapfs.snapshot.verify import VerifyResult, verify
 from jmapfs.snapshot.verify_read import InodeCache
 from jmapfs.tree.export import ExportedMailbox
-from tests.snapshot.making import ORIGIN, Letter, make_snapshot
+from tests.snapshot.handmade import ORIGIN, Letter, make_snapshot
 
 DATE = "2026-11-22T010203Z"
 LETTERS = [
@@ -26,7 +26,7 @@ LETTERS = [
 
 @dataclass
 class Progress:
-    """Counts what it is told, and does something when it begins."""
+    """A `VerifyProgress` that adds up the calls; `when_it_begins` is called at the start."""
 
     when_it_begins: Callable[[], object] = bool
     mails: int = 0
@@ -60,18 +60,18 @@ def verified(
 
 
 def found(directory: Path, *, quick: bool = False) -> list[tuple[str, str]]:
-    """Return what verifying finds: kind and path of each."""
+    """Return the findings: kind and path of each."""
     findings = verified(directory, quick=quick).findings
     return [(finding.kind, finding.path) for finding in findings]
 
 
 def new_snapshot(destination: Path) -> Path:
-    """Make a snapshot with directories in directories, and a mail of several names."""
+    """Make a snapshot with nested directories, and a mail with several files."""
     return make_snapshot(destination, DATE, LETTERS)
 
 
 def write_snapshot(directory: Path, mails: list[SavedMail], mailboxes: list[str]) -> Path:
-    """Write what tells of a snapshot, and the directories of mailboxes; not the mail."""
+    """Write the metadata and the directories of a snapshot, but not the mail."""
     for path in mailboxes:
         (directory / "mail" / path).mkdir(parents=True)
     with ManifestWriter(directory) as manifest:
@@ -101,21 +101,21 @@ def write_snapshot(directory: Path, mails: list[SavedMail], mailboxes: list[str]
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write into a file, for all its names."""
+    """Overwrite the content of a file, which all its names share."""
     path.chmod(0o600)
     path.write_bytes(content)
     path.chmod(0o400)
 
 
 def flip(path: Path, position: int = -1, mask: int = 1) -> None:
-    """Change one byte of a file, for all its names."""
+    """Change one byte of a file, which all its names share."""
     content = bytearray(path.read_bytes())
     content[position] ^= mask
     overwrite(path, bytes(content))
 
 
 def sha256sum_passes(directory: Path) -> bool:
-    """Tell what a user without jmapfs finds."""
+    """Return whether sha256sum(1) finds no change."""
     result = subprocess.run(
         ["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"],
         cwd=directory,

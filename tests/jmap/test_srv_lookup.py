@@ -1,4 +1,4 @@
-"""The SRV lookup, against a name server on loopback that is part of the test."""
+"""The SRV lookup, with a name server on loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Answer = Callable[[dns.message.Message], None]
 
 @asynccontextmanager
 async def name_server(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Let the system's resolver be one that gives `answer` to everything."""
+    """Make the system's resolver one that gives `answer` to every query."""
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as listener:
         await listener.bind(("127.0.0.1", 0))
 
@@ -48,7 +48,7 @@ async def name_server(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> AsyncI
             nursery.cancel_scope.cancel()
 
 
-async def test_records_in_order_of_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_records_are_in_order_of_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(response: dns.message.Message) -> None:
         records = ["20 1 8443 two.example.net.", "10 1 443 one.example.net.", "30 0 0 ."]
         name = response.question[0].name
@@ -64,12 +64,14 @@ async def test_records_in_order_of_priority(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("code", [dns.rcode.NXDOMAIN, dns.rcode.NOERROR])
-async def test_no_records(code: dns.rcode.Rcode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_records_are_no_error(
+    code: dns.rcode.Rcode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with name_server(lambda response: response.set_rcode(code), monkeypatch):
         assert await look_up("_jmap._tcp.example.org") == []
 
 
-async def test_failing_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failing_name_server_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(response: dns.message.Message) -> None:
         response.set_rcode(dns.rcode.SERVFAIL)
 
@@ -79,6 +81,6 @@ async def test_failing_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["_jmap._tcp." + "a" * 64, "_jmap._tcp.a..b"])
-async def test_impossible_names(name: str) -> None:
+async def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError):
         await look_up(name)
