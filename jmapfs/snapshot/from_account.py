@@ -36,8 +36,8 @@ from jmapfs.snapshot.source import (
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 from jmapfs.tree.export import EmailExport
+from jmapfs.tree.layout import lay_out
 from jmapfs.tree.status_file import time_text
-from jmapfs.tree.tree import Tree
 
 _PART_EMAILS: Final = 2000
 _UPDATE_SECONDS: Final = 60.0
@@ -232,7 +232,7 @@ class _PinnedAccount:
     """The state of an account that a reader is pinned to; a `Source`."""
 
     def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
-        layout = Tree(reader).layout()
+        layout = lay_out(reader.mailboxes())
         self.origin = Origin(
             server=state.server,
             account_id=state.account_id,
