@@ -1,34 +1,34 @@
-"""Every error that jmapfs raises on purpose, with its exit code and its errno.
+"""The errors that jmapfs raises, each with its exit code and errno.
 
     JmapfsError                 exit code   errno
-    ├── UsageError              2           EINVAL   the command line asks for what cannot be
-    ├── ConfigError             3           EINVAL   the configuration, or a secret, is not usable
+    ├── UsageError              2           EINVAL   the command line asks for something impossible
+    ├── ConfigError             3           EINVAL   the configuration or a secret cannot be used
     ├── AuthenticationError     4           EIO      the server does not accept the credentials
-    ├── UnreachableError        5           EIO      no answer: network, name, TLS, or a busy server
-    │   └── DeadlineError       5           EIO      an answer did not come within its time
-    ├── ServerError             6           EIO      the server's answer cannot be used
-    │   ├── ProtocolError       6           EIO      … it is not JMAP, or not what was asked for
+    ├── UnreachableError        5           EIO      no response: network, name, TLS, busy server
+    │   └── DeadlineError       5           EIO      … not within the deadline
+    ├── ServerError             6           EIO      the server's response cannot be used
+    │   ├── ProtocolError       6           EIO      … it is not JMAP, or not what was requested
     │   ├── MethodError         6           EIO      … it is a JMAP error; `kind` is its type
     │   ├── RequestError        6           EIO      … an HTTP status or problem report
-    │   ├── BlobNotFoundError   6           EIO      … the blob is not (or no longer) there
-    │   └── BlobMismatchError   6           EIO      … the bytes are not those that were promised
+    │   ├── BlobNotFoundError   6           EIO      … the server does not have the blob
+    │   └── BlobMismatchError   6           EIO      … the bytes are not those of the blob
     ├── MountpointError         7           EIO      the mountpoint cannot be used, or is not ours
     ├── StorageError            8           EIO      the local index or cache cannot be used
-    ├── BusyError               9           EBUSY    somebody else is using it: lock, mount in use
-    ├── NotMountedError         10          ENOTCONN nothing of ours is mounted there
-    ├── AlteredFilesError       11          EIO      a snapshot is not what it was when it was made
-    ├── MissingFilesError       12          EIO      … files of it are not there any more
-    ├── ExtraFilesError         13          EIO      … files are there that are not of it
-    ├── TooMuchGoneError        14          EIO      too much mail is gone for a snapshot to go on
-    ├── IncompleteError         15          EIO      some mail cannot be had, so no snapshot
-    ├── RelayedError            its own     EIO      a daemon of ours failed, and said so
+    ├── BusyError               9           EBUSY    another process has the lock, or files open
+    ├── NotMountedError         10          ENOTCONN jmapfs is not mounted there
+    ├── AlteredFilesError       11          EIO      a snapshot has been altered
+    ├── MissingFilesError       12          EIO      … or lacks files
+    ├── ExtraFilesError         13          EIO      … or has files that do not belong to it
+    ├── TooMuchGoneError        14          EIO      more mail is gone than a snapshot may lose
+    ├── IncompleteError         15          EIO      some mail cannot be downloaded: no snapshot
+    ├── RelayedError            its own     EIO      a daemon of jmapfs reported an error
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
 Exit code 0 is success, 1 is a bug (its traceback is in the log) and 130 an interruption by Ctrl-C.
 The codes are part of the interface: README.md lists them, and they do not change.
 
-A message is one line for the person who reads it: what is wrong and, where it is not plain, what
-to do. It never holds a secret. Everything else that escapes is a bug.
+A message is one line for the user: what is wrong and, if that is not obvious, what to do. It
+never contains a secret. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -41,58 +41,58 @@ from typing import ClassVar, Final
 import msgspec
 
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are no JSON, or not of the type that was asked for."""
+"""The errors of msgspec for bytes that are not JSON, or not of the requested type."""
 
 
 class JmapfsError(Exception):
-    """An error that was foreseen; its text is one line, meant for the user."""
+    """An expected error; its text is one line for the user."""
 
     exit_code: int = 1
     errno: ClassVar[int] = errno.EIO
 
     def __str__(self) -> str:
-        """Return the message on one line, whatever a server put into it."""
+        """Return the message on one line, also if it contains text from a server."""
         return " ".join(super().__str__().split())
 
 
 class UsageError(JmapfsError):
-    """The command line asks for something that cannot be."""
+    """The command line asks for something impossible."""
 
     exit_code = 2
     errno = errno.EINVAL
 
 
 class ConfigError(JmapfsError):
-    """The configuration, an account in it, or the secret it points to is not usable."""
+    """The configuration, an account in it, or the secret of an account cannot be used."""
 
     exit_code = 3
     errno = errno.EINVAL
 
 
 class AuthenticationError(JmapfsError):
-    """The server does not accept the credentials, or they do not reach far enough."""
+    """The server does not accept the credentials, or they do not allow enough."""
 
     exit_code = 4
 
 
 class UnreachableError(JmapfsError):
-    """No usable answer: no network, no such host, refused, TLS failure, or overload to the end."""
+    """No response: no network, no such host, refused, TLS failure, or a server that stays busy."""
 
     exit_code = 5
 
 
 class DeadlineError(UnreachableError):
-    """An answer did not come within the time that was given for it."""
+    """A response did not arrive within its deadline."""
 
 
 class ServerError(JmapfsError):
-    """The server answered, and the answer cannot be used."""
+    """The server responded, and the response cannot be used."""
 
     exit_code = 6
 
 
 class ProtocolError(ServerError):
-    """What came is not JMAP, or not what was asked for (not JSON, wrong types, missing parts)."""
+    """The response is not JMAP, or not what was requested: not JSON, wrong types, missing parts."""
 
 
 class MethodError(ServerError):
@@ -110,10 +110,10 @@ class MethodError(ServerError):
 
 
 class RequestError(ServerError):
-    """A whole request was refused (RFC 8620 §3.6.1), or its HTTP status is an error.
+    """The server refused a whole request (RFC 8620 §3.6.1), or its HTTP status is an error.
 
     `status` is the HTTP status; `kind` the problem type (`urn:ietf:params:jmap:error:limit` …),
-    or an empty string; `limit` the name of the limit that was passed, where the server says it.
+    or an empty string; `limit` the name of the limit that was exceeded, if the server says it.
     """
 
     def __init__(self, message: str, *, status: int, kind: str = "", limit: str = "") -> None:
@@ -124,11 +124,11 @@ class RequestError(ServerError):
 
 
 class BlobNotFoundError(ServerError):
-    """The server does not have the blob, or no longer."""
+    """The server does not have the blob."""
 
 
 class BlobMismatchError(ServerError):
-    """The bytes that came are not the blob that was promised: wrong length or wrong digest."""
+    """The bytes received are not those of the blob: wrong length or wrong digest."""
 
 
 class MountpointError(JmapfsError):
@@ -144,51 +144,51 @@ class StorageError(JmapfsError):
 
 
 class BusyError(JmapfsError):
-    """Somebody else holds it: the lock of an account, or files open in a mount."""
+    """Another process holds the lock of an account, or has files open in a mount."""
 
     exit_code = 9
     errno = errno.EBUSY
 
 
 class NotMountedError(JmapfsError):
-    """Nothing of ours is mounted there, or its daemon does not answer."""
+    """jmapfs is not mounted there, or its daemon does not respond."""
 
     exit_code = 10
     errno = errno.ENOTCONN
 
 
 class AlteredFilesError(JmapfsError):
-    """A snapshot is not what it was when it was made: mail, manifest or checksums are others."""
+    """The mail, the manifest or the checksums of a snapshot have been altered."""
 
     exit_code = 11
 
 
 class MissingFilesError(JmapfsError):
-    """Files of a snapshot are not there any more; nothing else is wrong with it, or only extras."""
+    """Files of a snapshot are missing; it may have extra files, but nothing else is wrong."""
 
     exit_code = 12
 
 
 class ExtraFilesError(JmapfsError):
-    """Files are in a snapshot that are not of it; all that are of it are as they were."""
+    """A snapshot has files that do not belong to it; its own files are unaltered."""
 
     exit_code = 13
 
 
 class TooMuchGoneError(JmapfsError):
-    """More mail of the last snapshot is gone than the user lets pass without a word."""
+    """More mail of the last snapshot is gone than the user has allowed."""
 
     exit_code = 14
 
 
 class IncompleteError(JmapfsError):
-    """Some mail cannot be had. A snapshot is of all mail or is not made."""
+    """Some mail cannot be downloaded. A snapshot has all mail or is not created."""
 
     exit_code = 15
 
 
 class RelayedError(JmapfsError):
-    """A daemon of ours could not do it: its own message, with its own exit code."""
+    """A daemon of jmapfs reported an error: its message, with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -203,10 +203,10 @@ class EntryNotFoundError(JmapfsError):
 
 @contextlib.contextmanager
 def lone_errors() -> Iterator[None]:
-    """Let an error that is alone in an exception group out of it.
+    """Raise an error that is the only one in an exception group without the group.
 
-    Nurseries wrap every error in a group (trio's strict exception groups). Where one task fails
-    and the others are merely cancelled, the caller wants that error.
+    Nurseries wrap every error in a group (trio's strict exception groups). If one task fails and
+    the others are only cancelled, the caller wants that error.
     """
     try:
         yield
@@ -221,7 +221,7 @@ def lone_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def storage_errors(place: object) -> Iterator[None]:
-    """Let an OSError become a StorageError: about the file that it names, or about `place`."""
+    """Raise a StorageError for an OSError: about the file that it names, or about `place`."""
     try:
         yield
     except OSError as error:

@@ -1,16 +1,17 @@
-"""Inode numbers, computed from what a thing is instead of counted.
+"""Inode numbers, computed from what they identify instead of counted.
 
     bit   61  60 ...... 29  28 .. 24  23 ......... 0
     mail   0  receivedAt,s  account   hash of the blob id
     bit   61  60 .. 56  55 ......................... 0
     dir    1  account   hash of the path of the directory
 
-An email's number grows with its time of receipt, so inode order (Borg, `cp -a`, large `grep -r`)
-is name order but for emails of the same second. No counter is kept: a lost cache, or a second
-machine, gives the same numbers. Everything stays below 2^62, and 0 and 1 are never given out.
+An email's inode grows with its time of receipt, so the order of inodes (Borg, `cp -a`, large
+`grep -r`) is the order of names, except for emails of the same second. Without a counter, the
+inodes are the same after the cache is lost and on another machine. All of them are below 2^62;
+0 and 1 are never used.
 
-The account is 0 where one account is mounted. Where several are, each has a number of its own
-(`account_numbers`), put into the inodes by `to_mount`.
+If one account is mounted, its number is 0. If several are, each has another number
+(`account_numbers`), which `to_mount` puts into its inodes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from typing import Final
 
 ROOT_INODE: Final = 1
-"""The root directory; the kernel fixes it (FUSE_ROOT_ID)."""
+"""The root directory, as the kernel requires (FUSE_ROOT_ID)."""
 
 STATUS_FILE_INODE: Final = 2
 """`.jmapfs.json`."""
@@ -36,63 +37,63 @@ _DIRECTORY_BIT: Final = 1 << 61
 
 
 def inode_range(received_at: int) -> range:
-    """Return the numbers that emails received at that second (since 1970, UTC) may have."""
+    """Return the inodes that emails received at that second (since 1970, UTC) may have."""
     second = min(max(received_at, 0), _SECONDS_LIMIT - 1)
     first = second << _MAIL_SHIFT
     return range(max(first, _RESERVED), first + (1 << HASH_BITS))
 
 
 def email_inode(blob_id: str, received_at: int, *, attempt: int = 0) -> int:
-    """Return the inode of an email; `attempt` counts the numbers that were found taken."""
-    slot = inode_range(received_at)
-    return slot[_hashed(f"{attempt}:{blob_id}", 64) % len(slot)]
+    """Return a candidate for the inode of an email; `attempt` counts those in use already."""
+    inodes = inode_range(received_at)
+    return inodes[_hashed(f"{attempt}:{blob_id}", 64) % len(inodes)]
 
 
 def directory_inode(path: str, *, attempt: int = 0) -> int:
     """Return the inode of a directory, by its path of names from the root, without a leading `/`.
 
-    It comes from the path, not from the mailbox id, and so outlives a change of mailbox ids.
+    It comes from the path, not from the mailbox id, so it stays the same when mailbox ids change.
     """
     number = _hashed(f"{attempt}:{path}", _PATH_BITS)
     return _DIRECTORY_BIT | (number if number >= _RESERVED else number + _RESERVED)
 
 
 def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
-    """Give each account a number from 1 on that seldom changes when accounts come and go.
+    """Return a number from 1 for each account; it seldom changes when others are added or removed.
 
     Raises:
         ValueError: there are more accounts than numbers.
     """
-    slots: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     taken: set[int] = set()
     for account_id in sorted(account_ids):
         if len(taken) == _ACCOUNT_MASK:
             raise ValueError(f"more than {_ACCOUNT_MASK} accounts")
         attempt = 0
-        while (slot := 1 + _hashed(f"{attempt}:{account_id}", 64) % _ACCOUNT_MASK) in taken:
+        while (number := 1 + _hashed(f"{attempt}:{account_id}", 64) % _ACCOUNT_MASK) in taken:
             attempt += 1
-        taken.add(slot)
-        slots[account_id] = slot
-    return slots
+        taken.add(number)
+        numbers[account_id] = number
+    return numbers
 
 
-def to_mount(slot: int, inode: int) -> int:
-    """Return the number that an account's inode has among those of several accounts.
+def to_mount(account: int, inode: int) -> int:
+    """Return the inode that an account's inode has in a mount of several accounts.
 
-    The account's own root and `.jmapfs.json` become numbers in the range of directories.
+    The account's root and `.jmapfs.json` get inodes in the range of directories.
     """
     if inode < _RESERVED:
-        return _DIRECTORY_BIT | slot << _PATH_BITS | inode
-    return inode | slot << (_PATH_BITS if inode & _DIRECTORY_BIT else HASH_BITS)
+        return _DIRECTORY_BIT | account << _PATH_BITS | inode
+    return inode | account << (_PATH_BITS if inode & _DIRECTORY_BIT else HASH_BITS)
 
 
 def to_account(inode: int) -> tuple[int, int]:
-    """Return the account's number and its own inode: the reverse of `to_mount`."""
+    """Return the number of an account and its own inode: the reverse of `to_mount`."""
     if inode & _DIRECTORY_BIT:
-        slot = inode >> _PATH_BITS & _ACCOUNT_MASK
+        account = inode >> _PATH_BITS & _ACCOUNT_MASK
         own = inode & ~(_ACCOUNT_MASK << _PATH_BITS)
-        number = own & ((1 << _PATH_BITS) - 1)
-        return slot, number if number < _RESERVED else own
+        path_hash = own & ((1 << _PATH_BITS) - 1)
+        return account, path_hash if path_hash < _RESERVED else own
     return inode >> HASH_BITS & _ACCOUNT_MASK, inode & ~(_ACCOUNT_MASK << HASH_BITS)
 
 

@@ -1,7 +1,7 @@
-"""Locks between processes: what one is at work on, another leaves alone.
+"""Locks between processes.
 
-Advisory locks of the kernel (flock): they go with their processes, however these end. The lock
-file stays, and says who holds it, for people to read.
+They are advisory locks of the kernel (flock), which ends them with the process, however it ends.
+The lock file remains; it contains the PID of the holder, for error messages.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _PID_BYTES: Final = 20
 
 
 class ProcessLock:
-    """A lock on what `what` names in messages, by the file `path`; held within `with`.
+    """A lock on the file `path`, held within `with`; messages call its object `what`.
 
-    One process has it, or any number of them that ask for it `shared`. With `parents`, the
-    directories of the file are made, for their owner alone, as far as they are missing.
+    One process holds it, or any number of processes with `shared`. With `parents`, missing
+    directories of the file are created, accessible to the owner only.
 
     Raises on entry:
-        BusyError: another process has it; the message names the process.
-        StorageError: the lock file cannot be made.
+        BusyError: another process holds it; the message has its PID.
+        StorageError: the lock file cannot be created.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class ProcessLock:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"cannot make the lock {self._path}: {error.strerror}") from error
+            raise StorageError(f"cannot create the lock {self._path}: {error.strerror}") from error
         try:
             self._lock(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        # Who holds it is no reason not to hold it.
+        # Failing to record our PID must not fail the lock.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Others may go on holding what is shared, and then it is not us.
+        # Of several processes that share the lock, the file has the PID of the last.
         with contextlib.suppress(OSError):
             if _holder(self._descriptor) == str(os.getpid()):
                 os.ftruncate(self._descriptor, 0)
@@ -71,7 +71,7 @@ class ProcessLock:
         except BlockingIOError:
             holder = _holder(descriptor)
             who = f"process {holder}" if holder else "another process"
-            raise BusyError(f"{who} is at work on {self._what}") from None
+            raise BusyError(f"{who} is using {self._what}") from None
         except OSError as error:
             raise StorageError(f"cannot lock {self._path}: {error.strerror}") from error
 

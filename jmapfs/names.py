@@ -1,27 +1,26 @@
-"""What the file of an email is called.
+"""The names of files and directories.
+
+The file of an email:
 
     20240301-101500_Alice-Ng_Quarterly-report_k3f5a2qx.eml
     time (UTC)      sender   subject          key of the blob id
 
-The time comes first, so that name order is the order of receipt; the key comes from the blob,
-which outlives the Email id (RFC 8621 §3: merging threads may change ids). The underscore
-separates the parts and appears in none of them.
+The time comes first, so that the order of names is the order of receipt. The key comes from the
+blob id, which stays the same when the Email id changes (RFC 8621 §3: merging threads may change
+ids). Underscores separate the parts and do not occur in them.
 
-Text from strangers, made safe to be part of a file name.
+Safe text keeps the letters, digits, marks and symbols of every script. Everything that has a
+meaning for a shell, a terminal or a path becomes a hyphen or is removed: separators, quotes,
+control and bidi characters. The same text must give the same name on every machine, but Python
+releases have different versions of Unicode: a character that is unassigned in one is a letter in
+the next. So categories come from Unicode 3.2, which every Python has for IDNA, and characters that
+are unassigned in 3.2 are kept.
 
-Letters, digits, marks and symbols of every script stay. Whatever a shell, a terminal or a path
-gives a meaning to becomes a hyphen or goes: separators, quotes, control and bidi characters.
-
-The same text must give the same name on every machine, and Python releases differ in the Unicode
-they know: a character that one calls unassigned is a letter to the next. So categories come from
-Unicode 3.2, which Python ships frozen for IDNA, and what 3.2 does not know is kept as it is.
-
-What the directory of a mailbox is called.
-
-A mailbox name is anything at all: Cyrus takes `..` and `.`, others `a/b`. It becomes a safe name,
-and siblings that would come out alike (also where case or Unicode form does not count) get a key
-at the end. RFC 8621 §2 has no two siblings of the same name, so the key comes from the full name
-and survives a change of mailbox ids; only where a server breaks that rule the id decides.
+The directory of a mailbox: the name of a mailbox can be any text (Cyrus accepts `..` and `.`,
+others `a/b`). It becomes safe text. Siblings whose names would be the same, also if case or
+Unicode form is ignored, get a key at the end. RFC 8621 §2 forbids siblings with the same name, so
+the key comes from the full name and stays the same when mailbox ids change. Only if a server
+breaks that rule does the key come from the id as well.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+SUFFIX: Final = ".eml"
+
 KEY_LENGTH: Final = 8
 """Characters in a key: 40 bits, in base32."""
 
@@ -42,15 +43,15 @@ _ASCII_KEPT: Final = frozenset(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._+@,"
 )
 
-# Format characters younger than Unicode 3.2 that reorder what a terminal shows (UAX #9).
-_YOUNG_BIDI_CONTROLS: Final = frozenset({0x061C, 0x2066, 0x2067, 0x2068, 0x2069})
+# Format characters that are newer than Unicode 3.2 and reorder text on a terminal (UAX #9).
+_NEW_BIDI_CONTROLS: Final = frozenset({0x061C, 0x2066, 0x2067, 0x2068, 0x2069})
 
-# A table of everything seen would grow with hostile mail to the whole of Unicode.
+# Without a limit, hostile mail could make the table as large as Unicode.
 _TABLE_LIMIT: Final = 8192
 
 
 class _SafeCharacters(dict[int, str]):
-    """A `str.translate` table that is filled in as characters turn up."""
+    """A table for `str.translate` that computes its entries when they are first used."""
 
     def __missing__(self, codepoint: int) -> str:
         replacement = _safe_character(codepoint)
@@ -65,11 +66,11 @@ def _safe_character(codepoint: int) -> str:
         if codepoint in _ASCII_KEPT:
             return character
         return "" if codepoint < 0x20 and character not in "\t\n\r" else "-"
-    if codepoint in _YOUNG_BIDI_CONTROLS:
+    if codepoint in _NEW_BIDI_CONTROLS:
         return ""
     category = unicodedata.ucd_3_2_0.category(character)
     if category == "Cn":
-        # Noncharacters are unassigned for ever; all others may yet become somebody's letters.
+        # Noncharacters stay unassigned; all others may be letters in a newer Unicode.
         return "" if codepoint & 0xFFFE == 0xFFFE or 0xFDD0 <= codepoint <= 0xFDEF else character
     if category[0] in "LMNS":
         return character
@@ -85,7 +86,7 @@ def safe_text(text: str, *, limit: int) -> str:
 
     The result is in NFC, has no leading or trailing hyphen or dot, and is cut between characters.
     """
-    # Normalised before as well: U+037E becomes a semicolon by it, U+1FEF a backquote.
+    # Normalized before as well: that turns U+037E into a semicolon, U+1FEF into a backquote.
     mapped = unicodedata.normalize("NFC", text).translate(_TABLE)
     tidy = _HYPHENS.sub("-", unicodedata.normalize("NFC", mapped)).strip("-.")
     if len(tidy) * 4 <= limit:
@@ -94,15 +95,15 @@ def safe_text(text: str, *, limit: int) -> str:
 
 
 def key(identity: str, *, length: int = KEY_LENGTH) -> str:
-    """Return `length` characters (a-z, 2-7) that stand for `identity`.
+    """Return `length` characters (a-z, 2-7) of a hash of `identity`.
 
-    Lower case only, so that keys stay apart on file systems that fold case.
+    Lower case only, so that keys stay different on file systems that ignore case.
     """
     digest = hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=40).digest()
     return base64.b32encode(digest).decode("ascii").lower()[:length]
 
 
-# With the longest key the name still fits into 255 bytes.
+# The name fits into 255 bytes even with the longest key.
 _LIMIT: Final = 180
 _KEY_LENGTHS: Final = (KEY_LENGTH, 2 * KEY_LENGTH, 8 * KEY_LENGTH)
 
@@ -110,12 +111,12 @@ _KEY_LENGTHS: Final = (KEY_LENGTH, 2 * KEY_LENGTH, 8 * KEY_LENGTH)
 def sibling_names(mailboxes: Mapping[str, str]) -> dict[str, str]:
     """Return the directory name of each of the mailboxes that share a parent.
 
-    `mailboxes` maps mailbox ids to names as the server gives them. The result maps the same ids
-    to names that stay apart under case folding and Unicode normalisation, and that no email has.
+    `mailboxes` maps mailbox ids to the server's names. The result maps the same ids to names that
+    are different even after case folding and Unicode normalization, and that no email can have.
     """
-    alike = Counter(mailboxes.values())
+    occurrences = Counter(mailboxes.values())
     identity = {
-        mailbox_id: name if alike[name] == 1 else f"{name}\0{mailbox_id}"
+        mailbox_id: name if occurrences[name] == 1 else f"{name}\0{mailbox_id}"
         for mailbox_id, name in mailboxes.items()
     }
     plain = {mailbox_id: _plain_name(name) for mailbox_id, name in mailboxes.items()}
@@ -137,7 +138,7 @@ def sibling_names(mailboxes: Mapping[str, str]) -> dict[str, str]:
 def _plain_name(name: str) -> str:
     safe = safe_text(name, limit=_LIMIT)
     if safe.casefold().endswith(SUFFIX):
-        # Directories and emails stand side by side: the ending belongs to the emails.
+        # Directories and emails are in one directory: only emails have this suffix.
         return f"{safe[: -len(SUFFIX)]}-{SUFFIX[1:]}"
     return safe
 
@@ -146,10 +147,8 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold())
 
 
-SUFFIX: Final = ".eml"
-
-# Far below the 255 bytes that Linux allows: the encrypting file systems that people keep backups
-# on allow 143 characters, and a name is also a memory entry in the kernel.
+# Far below the 255 bytes of Linux: encrypting file systems, on which backups are often kept, allow
+# 143 characters. The kernel also keeps names in memory.
 _SENDER_LIMIT: Final = 40
 _SUBJECT_LIMIT: Final = 64
 
@@ -159,24 +158,24 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def email_stem(
     *, received_at: int, sender_name: str | None, sender: str | None, subject: str | None, blob: str
 ) -> str:
-    """Return the file name of an email, without ending or number.
+    """Return the file name of an email, without number and suffix.
 
     `received_at` is in seconds since 1970 (UTC, years 1 to 9999), `sender_name` and `sender` the
     display name and address of the first `From`, `blob` the blob id.
     """
-    when = _EPOCH + timedelta(seconds=received_at)
-    who = _part(sender_name, _SENDER_LIMIT) or _part(sender, _SENDER_LIMIT) or "unknown"
-    what = _part(subject, _SUBJECT_LIMIT) or "no-subject"
+    time = _EPOCH + timedelta(seconds=received_at)
+    name = _part(sender_name, _SENDER_LIMIT) or _part(sender, _SENDER_LIMIT) or "unknown"
+    title = _part(subject, _SUBJECT_LIMIT) or "no-subject"
     return (
-        f"{when.year:04}{when.month:02}{when.day:02}-"
-        f"{when.hour:02}{when.minute:02}{when.second:02}_{who}_{what}_{key(blob)}"
+        f"{time.year:04}{time.month:02}{time.day:02}-"
+        f"{time.hour:02}{time.minute:02}{time.second:02}_{name}_{title}_{key(blob)}"
     )
 
 
 def numbered_name(stem: str, number: int) -> str:
     """Return the name of the `number`-th email (from 1) that has this stem in one mailbox.
 
-    Only copies of one message share a stem, so it does not matter which is the first.
+    Only copies of one message have the same stem, so their order does not matter.
     """
     return f"{stem}{SUFFIX}" if number == 1 else f"{stem}_{number}{SUFFIX}"
 

@@ -12,16 +12,44 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jmapfs.control.mounts import socket_name
-from jmapfs.control.socket_client import Hold, ask, hold_over
+from jmapfs.control.messages import (
+    DescribeRequest,
+    FreezeRequest,
+    Lease,
+    MailsRequest,
+    MountStatus,
+    RenewRequest,
+    Request,
+    StatusRequest,
+    SyncRequest,
+    ThawRequest,
+    TreeDescription,
+)
+from jmapfs.control.mounts import file_stem
+from jmapfs.control.socket_client import ask_socket
+from jmapfs.errors import JmapfsError, NotMountedError
+from jmapfs.index.rows import EmailRow
 
 COMMAND_SECONDS = 60
+
+# The command with leases of two seconds instead of thirty.
+SHORT_LEASE = (
+    sys.executable,
+    "-c",
+    """
+from jmapfs.control import socket_client
+socket_client.LEASE_SECONDS, socket_client.RENEWAL_SECONDS = 2.0, 0.5
+from jmapfs.cli.main import main
+main()
+""",
+)
+
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -123,25 +151,44 @@ class Mounted:
 
     def counts(self) -> Counts:
         """Return what has been asked of the daemon so far, and by it."""
-        status = self.ask("status")
+        status = self.ask_status().document()
         return Counts(status["fuse"], status["http"])
 
-    def sync(self) -> None:
-        """Do what `jmapfs sync` does, without the start of a Python."""
-        self.ask("sync")
+    def ask(self, request: Request[_R]) -> _R:
+        """Send a request to the daemon as the commands do, without a process for each."""
+        socket = self.home.directory / "run" / "jmapfs" / f"{file_stem(self.path)}.sock"
+        return ask_socket(socket, request, timeout=COMMAND_SECONDS)
 
-    def ask(self, command: str, **arguments: object) -> Any:
-        """Ask the daemon over its socket, as the commands do, without a process for each."""
-        directory = self.home.directory / "run" / "jmapfs"
-        name = socket_name(self.path)
-        return ask(directory, name, command, seconds=COMMAND_SECONDS, arguments=arguments)
+    def ask_status(self) -> MountStatus:
+        """Return the status, without a process."""
+        return self.ask(StatusRequest())
+
+    def sync(self) -> None:
+        """Do what `jmapfs sync` does, without a process."""
+        self.ask(SyncRequest())
+
+    def freeze(self, seconds: float) -> None:
+        """Do what `jmapfs freeze --timeout` does, without a process."""
+        self.ask(FreezeRequest(seconds=seconds, limit=seconds))
+
+    def thaw(self) -> bool:
+        """Do what `jmapfs thaw` does, without a process; return whether the mount was frozen."""
+        return self.ask(ThawRequest()).was_frozen
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the mount is frozen now."""
+        return self.ask_status().frozen is not None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[Hold]:
-        """Hold the mount at the state it shows, as a snapshot of it does."""
-        directory = self.home.directory / "run" / "jmapfs"
-        with hold_over(directory, socket_name(self.path), seconds=COMMAND_SECONDS) as held:
-            yield held
+    def leased(self, seconds: float = COMMAND_SECONDS) -> Iterator[FrozenMount]:
+        """Freeze the mount under a lease of `seconds`, as a snapshot does, within the context."""
+        lease = self.ask(FreezeRequest(seconds=seconds, join=True))
+        try:
+            yield FrozenMount(self, lease)
+        finally:
+            with contextlib.suppress(NotMountedError):
+                self.ask(ThawRequest(lease.id))
 
     def umount(self) -> None:
         """Unmount, and fail the test where that fails."""
@@ -170,6 +217,36 @@ class Mounted:
     def contents(self) -> dict[str, bytes]:
         """Read all emails."""
         return {path: (self.path / path).read_bytes() for path in self.files()}
+
+
+@dataclass(frozen=True)
+class FrozenMount:
+    """A mount that a lease keeps frozen, and what it tells a snapshot."""
+
+    mount: Mounted
+    lease: Lease
+
+    def describe(self, path: str = "") -> TreeDescription:
+        """Describe the tree at and below a path."""
+        return self.mount.ask(DescribeRequest(self.lease.id, path))
+
+    def emails(self, path: str = "", count: int = 7) -> list[EmailRow]:
+        """Return all emails at and below a path, asking for about `count` at a time."""
+        found: list[EmailRow] = []
+        position: int | None = 0
+        while position is not None:
+            part = self.mount.ask(MailsRequest(self.lease.id, path, position, count))
+            found += part.emails
+            position = part.position
+        return found
+
+    def is_valid(self) -> bool:
+        """Renew the lease; return whether it was still there."""
+        try:
+            self.mount.ask(RenewRequest(self.lease.id, COMMAND_SECONDS))
+        except JmapfsError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -224,12 +301,24 @@ def command(*arguments: str | Path, **variables: str) -> str:
     return result.stdout.decode(errors="surrogateescape")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    """Return as soon as something is so; fail the test where it is not so in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def assert_refused(
+    result: Result, home: Home, exit_code: int, *words: str, mountpoint: Path | None = None
+) -> None:
+    """One line on stderr with these words, the exit code, no traceback, no secret, no mount."""
+    assert result.exit_code == exit_code, result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("jmapfs: ")
+    for word in words:
+        assert word in lines[0]
+    for text in (result.stderr, home.log()):
+        assert "Traceback" not in text
+        assert not home.password or home.password not in text
+    mountpoint = mountpoint or home.directory / "mnt"
+    # Other tests mount at the same time, not all of them at names in UTF-8.
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    assert str(mountpoint) not in mounts
 
 
 def _raise(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""Locks between processes: who has one, who may have it as well, and that it goes with them."""
+"""Locks between processes: exclusive and shared ones, and their end with the process."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def held_elsewhere(path: Path, *, shared: bool = False) -> Iterator[int]:
         os.close(go)
 
 
-def test_it_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
+def test_one_process_holds_a_lock_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path) as holder:
         for shared in (False, True):
             with (
-                pytest.raises(BusyError, match=f"^process {holder} is at work on {WHAT}$"),
+                pytest.raises(BusyError, match=f"^process {holder} is using {WHAT}$"),
                 ProcessLock(path, WHAT, shared=shared),
             ):
                 pass
@@ -51,19 +51,19 @@ def test_it_is_one_processs_and_goes_with_it(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_it_is_shared_by_those_who_ask_for_that(tmp_path: Path) -> None:
+def test_shared_locks_exclude_only_an_exclusive_one(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with held_elsewhere(path, shared=True):
         with ProcessLock(path, WHAT, shared=True):
             pass
-        # Who has it now does not say so, and it is not whoever was the last to say so.
-        with pytest.raises(BusyError, match="another process is at work"), ProcessLock(path, WHAT):
+        # The last process that recorded its PID has released the lock; the holder is unknown.
+        with pytest.raises(BusyError, match="another process is using"), ProcessLock(path, WHAT):
             pass
     with ProcessLock(path, WHAT):
         pass
 
 
-def test_directories_are_made_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_missing_directories_are_created_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "one" / "two" / "lock"
     with pytest.raises(StorageError, match="No such file"), ProcessLock(path, WHAT):
         pass

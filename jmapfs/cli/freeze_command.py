@@ -1,8 +1,7 @@
-"""`jmapfs sync`, `freeze` and `thaw`: asking a running mount to do something."""
+"""`jmapfs sync`, `freeze` and `thaw`: requests to a running mount."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -13,13 +12,12 @@ from typing import Any, Final, Self
 import click
 
 from jmapfs.cli.options import DurationParameter, mountpoint_argument
-from jmapfs.control.mounts import require_mount, resolve, socket_directory, socket_name
-from jmapfs.control.socket_client import SYNC_SECONDS, ask
-from jmapfs.errors import NotMountedError, UsageError
+from jmapfs.control.messages import FreezeRequest, SyncRequest, ThawRequest
+from jmapfs.control.mounts import resolve
+from jmapfs.control.socket_client import FreezeLease, ask
+from jmapfs.errors import UsageError
 
-_SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
-
-# What shells answer for a command that is not there, or cannot be run, or was killed by a signal.
+# The exit codes of shells: the command is not found, cannot be run, or was killed by a signal.
 _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 _KILLED: Final = 128
@@ -29,7 +27,7 @@ _KILLED: Final = 128
 @mountpoint_argument
 def sync_command(mountpoint: Path) -> None:
     """Ask for changes now, and wait until MOUNTPOINT shows them."""
-    sync(resolve(mountpoint))
+    ask(resolve(mountpoint), SyncRequest())
 
 
 @click.command("freeze", context_settings={"ignore_unknown_options": True})
@@ -50,54 +48,36 @@ def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -
     """
     if command:
         sys.exit(run_frozen(resolve(mountpoint), timeout, command))
-    freeze(resolve(mountpoint), timeout)
+    # A lease that nobody renews.
+    ask(resolve(mountpoint), FreezeRequest(seconds=timeout, limit=timeout))
 
 
 @click.command("thaw")
 @mountpoint_argument
 def thaw_command(mountpoint: Path) -> None:
     """End a freeze: MOUNTPOINT follows the account again."""
-    thaw(resolve(mountpoint))
-
-
-def sync(mountpoint: Path) -> None:
-    """Have a mount ask the server now; return when it shows what the server has."""
-    _ask(mountpoint, "sync", seconds=SYNC_SECONDS)
-
-
-def freeze(mountpoint: Path, seconds: float) -> float:
-    """Hold a mount at the state it shows, for `seconds` at most; return when that began."""
-    frozen = _ask(mountpoint, "freeze", seconds=_SECONDS, arguments={"seconds": seconds})
-    return float(frozen["since"])
-
-
-def thaw(mountpoint: Path) -> None:
-    """End a freeze.
-
-    Raises:
-        UsageError: the mount is not frozen.
-    """
-    if not _ask(mountpoint, "thaw", seconds=_SECONDS)["was_frozen"]:
+    mountpoint = resolve(mountpoint)
+    if not ask(mountpoint, ThawRequest()).was_frozen:
         raise UsageError(f"{mountpoint}: not frozen (any more)")
 
 
 def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
-    """Run a command while a mount is held at one state; return the command's exit code.
+    """Run a command while a mount is frozen, for `seconds` at most; return its exit code.
 
-    A freeze that ended before the command did is told on stderr: what the command saw may then
-    be of two states. Its exit code is turned into 1 if it was 0.
+    If the freeze ended before the command did, the command may have seen two states: a message on
+    stderr says so, and an exit code of 0 is changed to 1.
     """
-    since: float | None = None
-    still = False
-    with _SignalsLeftToCommand() as signals:
+    lease: FreezeLease | None = None
+    was_frozen = False
+    with _SignalForwarding() as signals:
         try:
-            since = freeze(mountpoint, seconds)
+            lease = FreezeLease(mountpoint, limit=seconds)
             signals.frozen()
-            code = _run(command, signals.began)
+            code = _run(command, signals.started)
         finally:
-            if since is not None:
-                still = _thaw_quietly(mountpoint, since)
-    if still:
+            if lease is not None:
+                was_frozen = lease.release()
+    if was_frozen:
         return code
     print(  # noqa: T201 - a message of the command line
         f"jmapfs: {mountpoint}: the freeze had ended before the command did", file=sys.stderr
@@ -105,10 +85,10 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     return code or 1
 
 
-def _run(command: Sequence[str], began: Callable[[subprocess.Popen[bytes]], None]) -> int:
+def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
     try:
         with subprocess.Popen(command) as process:
-            began(process)
+            started(process)
             code = process.wait()
     except FileNotFoundError:
         print(f"jmapfs: {command[0]}: not found", file=sys.stderr)  # noqa: T201
@@ -119,11 +99,11 @@ def _run(command: Sequence[str], began: Callable[[subprocess.Popen[bytes]], None
     return code if code >= 0 else _KILLED - code
 
 
-class _SignalsLeftToCommand:
-    """Leaves it to the command what a signal means, to thaw when that has ended; within `with`.
+class _SignalForwarding:
+    """Forwards signals to the command, within `with`; the thaw comes when that has ended.
 
-    The command gets what came before it had begun, and what comes later. Ctrl-C it gets from the
-    terminal by itself; before there is a command, that ends the waiting for the freeze.
+    Signals that come before the command has started are forwarded when it has. It gets Ctrl-C from
+    the terminal by itself; before the mount is frozen, Ctrl-C interrupts the wait for that.
     """
 
     def __init__(self) -> None:
@@ -133,9 +113,9 @@ class _SignalsLeftToCommand:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # What is ignored (nohup) the command ignores too; a handler of ours it does not inherit.
+        # The command inherits that a signal is ignored (nohup), but not a handler of ours.
         self._before = {
-            number: signal.signal(number, self._leave)
+            number: signal.signal(number, self._forward)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             if signal.getsignal(number) is not signal.SIG_IGN
         }
@@ -146,16 +126,16 @@ class _SignalsLeftToCommand:
             signal.signal(number, handler)
 
     def frozen(self) -> None:
-        """From here on, what was frozen is to be thawed, whatever comes."""
+        """From here on Ctrl-C is left to the command: the freeze must be ended in any case."""
         self._is_waiting = False
 
-    def began(self, process: subprocess.Popen[bytes]) -> None:
-        """Take note of the command."""
+    def started(self, process: subprocess.Popen[bytes]) -> None:
+        """Forward signals to the command from now on."""
         self._process = process
         for number in self._early:
             process.send_signal(number)
 
-    def _leave(self, number: int, _frame: object) -> None:
+    def _forward(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT:
             if self._is_waiting:
                 raise KeyboardInterrupt
@@ -163,19 +143,3 @@ class _SignalsLeftToCommand:
             self._early.append(number)
         else:
             self._process.send_signal(number)
-
-
-def _thaw_quietly(mountpoint: Path, since: float) -> bool:
-    with contextlib.suppress(NotMountedError):
-        answer = _ask(mountpoint, "thaw", seconds=_SECONDS, arguments={"since": since})
-        return bool(answer["was_frozen"])
-    return False
-
-
-def _ask(
-    mountpoint: Path, command: str, *, seconds: float, arguments: dict[str, Any] | None = None
-) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
-    require_mount(mountpoint)
-    return ask(
-        socket_directory(), socket_name(mountpoint), command, seconds=seconds, arguments=arguments
-    )

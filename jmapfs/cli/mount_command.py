@@ -27,13 +27,12 @@ from jmapfs.cli.output import MountDisplay
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import resolve
 from jmapfs.daemon.mountpoint import check_mountpoint, unmount
+from jmapfs.daemon.request import MountRequest, parse_options
 from jmapfs.daemon.startup import (
-    MountRequest,
     PipeStartupReport,
     log_path,
     log_to_file,
     log_to_stderr,
-    parse_options,
     run_in_background,
 )
 from jmapfs.errors import JmapfsError, UsageError

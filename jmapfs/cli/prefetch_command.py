@@ -1,9 +1,7 @@
-"""`jmapfs prefetch`: having mounts fetch mail ahead of need, a step at a time.
+"""`jmapfs prefetch`: downloads email into the caches of mounts, one small request after another.
 
-The mounts remember nothing: what is to be fetched is known here, and what is cached there. So it
-can be interrupted at any time, and going on is beginning again.
-
-Which mails there are below some paths: found by listing directories, and nothing is read.
+The emails below the given paths are found by listing directories; nothing is read. The mounts
+remember nothing between two requests, so an interrupted run can simply be repeated.
 """
 
 from __future__ import annotations
@@ -15,27 +13,35 @@ import stat
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import click
-import msgspec
 
 from jmapfs.cli.options import directory_type, format_size
 from jmapfs.cli.output import MailProgress, console
-from jmapfs.control.mounts import mount_of, socket_directory, socket_name
+from jmapfs.control.messages import (
+    PREFETCH_STEP,
+    Failure,
+    MissingMails,
+    MissingRequest,
+    PrefetchRequest,
+)
+from jmapfs.control.mounts import mount_of
 from jmapfs.control.socket_client import ask
-from jmapfs.daemon.commands import PREFETCH_STEP, FetchedMails, MissingMails, Reason
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
-_EMAIL = ".eml"
+_EMAIL: Final = ".eml"
+
+# So many requests in a row that bring nothing, because of an obstacle, are enough.
+_FUTILE_REQUESTS: Final = 2
 
 
 def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """Return the inodes of the mails that paths are or hold, each once, by the mountpoint.
+    """Return the inodes of the emails at and below paths, each once, by the mountpoint.
 
     Raises:
         NotMountedError: a path is in no mount of ours, or in one whose daemon has died.
-        UsageError: a path is not there, is no mail, or cannot be listed.
+        UsageError: a path does not exist, is not an email, or cannot be listed.
         StorageError: the mount cannot list a directory.
     """
     found: dict[Path, dict[int, None]] = {}
@@ -54,7 +60,7 @@ def _mountpoint_of(path: Path) -> Path:
 
 
 def _mails(path: Path) -> Iterator[int]:
-    with _explained(path):
+    with _os_errors(path):
         status = path.lstat()
     if stat.S_ISDIR(status.st_mode):
         yield from _mails_in(path)
@@ -68,7 +74,7 @@ def _mails_in(directory: Path) -> Iterator[int]:
     pending = [str(directory)]
     while pending:
         path = pending.pop()
-        with _explained(path), os.scandir(path) as entries:
+        with _os_errors(path), os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
@@ -77,7 +83,7 @@ def _mails_in(directory: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path | str) -> Iterator[None]:
+def _os_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -87,14 +93,6 @@ def _explained(path: Path | str) -> Iterator[None]:
         if error.errno == errno.EIO:
             raise StorageError(message) from error
         raise UsageError(message) from error
-
-
-# A step takes a second or two, unless the daemon has much else to do.
-_SECONDS: Final = 120.0
-# So many times in a row something was in the way and nothing came: then it is in the way.
-_VAIN_STEPS: Final = 2
-
-_T = TypeVar("_T")
 
 
 @click.command("prefetch")
@@ -109,92 +107,91 @@ def prefetch_command(paths: tuple[Path, ...]) -> None:
 
 
 def prefetch(paths: Sequence[Path]) -> str:
-    """Have all mails below paths cached; return a line that says what there was to do.
+    """Download all emails below paths into the caches; return a summary in one line.
 
     Raises:
         NotMountedError: a path is in no mount of ours, or its daemon does not answer.
-        StorageError: the cache is too small for them all.
-        JmapfsError: some cannot be had; the exit code is that of the reason.
+        StorageError: the cache is too small for all of them.
+        JmapfsError: some cannot be downloaded; the exit code is that of the reason.
     """
-    errands = [_Errand(*one) for one in mails_below(paths).items()]
-    for errand in errands:
-        errand.look()
-    for errand in errands:
-        errand.check()
-    for errand in errands:
-        errand.fetch()
-    wanted = sum(len(errand.wanted) for errand in errands)
-    missing = sum(errand.missing for errand in errands)
+    mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
+    for mount in mounts:
+        mount.find_missing()
+    for mount in mounts:
+        mount.check()
+    for mount in mounts:
+        mount.fetch()
+    wanted = sum(len(mount.wanted) for mount in mounts)
+    missing = sum(mount.missing for mount in mounts)
     if missing:
-        raise _failure(errands, wanted, missing)
-    fetched = sum(len(errand.fetched) for errand in errands)
-    size = format_size(sum(errand.fetched_bytes for errand in errands))
+        raise _error(mounts, wanted, missing)
+    fetched = sum(len(mount.fetched) for mount in mounts)
+    size = format_size(sum(mount.fetched_bytes for mount in mounts))
     return f"{_count(wanted)} cached: {fetched:,} fetched ({size}), {wanted - fetched:,} were there"
 
 
-def _failure(errands: Sequence[_Errand], wanted: int, missing: int) -> JmapfsError:
-    """Return the error that says how far it has come, and the first reason why no further."""
-    reason = next((errand.reason for errand in errands if errand.reason), None)
+def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> JmapfsError:
+    """Return the error with the number of missing emails and the first reason."""
+    reason = next((mount.reason for mount in mounts if mount.reason), None)
     if reason is None:
-        # The disk is nearly full, or others have read a great deal meanwhile.
-        lost = StorageError("the cache has dropped some again, for want of space")
-        reason = Reason.of(lost)
+        # The disk is nearly full, or other programs have read a great deal meanwhile.
+        reason = Failure.of(StorageError("the cache has evicted some of them for lack of space"))
     return RelayedError(
         f"{wanted - missing:,} of {_count(wanted)} cached, {missing:,} not: {reason.error}",
         reason.exit_code,
     )
 
 
-class _Errand:
-    """The mails of one mount that are `wanted` in the cache, and which of them were `fetched`.
+class _MountPrefetch:
+    """The emails of one mount that are `wanted` in its cache, and those that were `fetched`.
 
-    At the end `missing` says how many are not there, and `reason` why.
+    In the end, `missing` is how many are not cached, and `reason` why.
     """
 
     def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
         self.wanted = dict.fromkeys(inodes)
         self.fetched: set[int] = set()
         self.missing = 0
-        self.reason: Reason | None = None
+        self.reason: Failure | None = None
         self._mountpoint = mountpoint
         self._sizes: dict[int, int] = {}
 
     @property
     def fetched_bytes(self) -> int:
-        """How large the mails are that were fetched."""
+        """The size of the emails that were fetched."""
         return sum(self._sizes[inode] for inode in self.fetched)
 
-    def look(self) -> None:
-        """Find out what is not cached.
+    def find_missing(self) -> None:
+        """Find the emails that are not cached.
 
         Raises:
-            StorageError: the cache is too small for everything.
+            StorageError: the cache is too small for all emails.
         """
-        taken: Counter[str] = Counter()
+        used: Counter[str] = Counter()
         room: dict[str, int] = {}
         for answer in self._missing():
             self._sizes.update(answer.missing)
             for cache in answer.caches:
-                taken[cache.account] += cache.wanted
+                used[cache.account] += cache.wanted
                 room[cache.account] = cache.room
-        for account, size in taken.items():
-            place = f"{self._mountpoint}, {account}" if len(taken) > 1 else str(self._mountpoint)
+        for account, size in used.items():
+            place = f"{self._mountpoint}, {account}" if len(used) > 1 else str(self._mountpoint)
             _require_room(place, size, room[account])
 
     def check(self) -> None:
-        """Have what is cached read: it may be damaged, and is not to make room for the others."""
+        """Read what is cached: find damage, and mark it as used so that it is not evicted."""
         pending = deque(inode for inode in self.wanted if inode not in self._sizes)
         with MailProgress(console, "checking the cache", len(pending)) as progress:
             while pending:
-                some = _taken(pending)
-                answer = self._ask("missing", some, MissingMails, read=True)
+                some = _next_step(pending)
+                answer = ask(self._mountpoint, MissingRequest(some, read=True))
                 self._drop(answer.gone)
                 self._sizes.update(answer.missing)
                 pending.extendleft(reversed(answer.unchecked))
                 progress.advance(len(some) - len(answer.unchecked))
 
     def fetch(self) -> None:
-        """Have everything fetched that can be had, and find out whether all of it is there."""
+        """Download what is missing, and find out whether all of it is cached then."""
         if not self._sizes:
             return
         size = sum(self._sizes.values())
@@ -204,33 +201,33 @@ class _Errand:
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:
-        """Fetch, and yield step by step what need not be waited for any longer."""
+        """Download step by step; yield the emails of each step that are done with."""
         refusal = obstacle = None
-        vain = 0
+        futile = 0
         pending = deque(self._sizes)
-        while pending and vain < _VAIN_STEPS:
-            some = _taken(pending)
-            answer = self._ask("prefetch", some, FetchedMails)
+        while pending and futile < _FUTILE_REQUESTS:
+            some = _next_step(pending)
+            answer = ask(self._mountpoint, PrefetchRequest(some))
             self._drop(answer.gone)
-            # What failed is tried again when all the others have been.
+            # Emails that failed are tried again after all others.
             pending.extendleft(reversed(answer.left))
             pending.extend(answer.unreached)
             done = set(some).difference(answer.left, answer.unreached)
-            came = done.difference(answer.refused, answer.gone)
-            self.fetched |= came
+            fetched = done.difference(answer.refused, answer.gone)
+            self.fetched |= fetched
             refusal = refusal or answer.refusal
-            if came:
-                vain, obstacle = 0, None
+            if fetched:
+                futile, obstacle = 0, None
             elif answer.obstacle:
-                vain, obstacle = vain + 1, answer.obstacle
+                futile, obstacle = futile + 1, answer.obstacle
             yield done
         self.reason = obstacle or refusal
 
     def _missing(self) -> Iterator[MissingMails]:
-        """Ask what is not cached; what the tree does not have any more is not wanted."""
+        """Ask what is not cached; drop emails that are no longer in the tree."""
         pending = deque(self.wanted)
         while pending:
-            answer = self._ask("missing", _taken(pending), MissingMails)
+            answer = ask(self._mountpoint, MissingRequest(_next_step(pending)))
             self._drop(answer.gone)
             yield answer
 
@@ -239,23 +236,10 @@ class _Errand:
             self.wanted.pop(inode, None)
             self.fetched.discard(inode)
 
-    def _ask(self, command: str, inodes: Sequence[int], kind: type[_T], **arguments: object) -> _T:
-        try:
-            answer = ask(
-                socket_directory(),
-                socket_name(self._mountpoint),
-                command,
-                seconds=_SECONDS,
-                arguments={"inodes": inodes, **arguments},
-            )
-        except NotMountedError as error:
-            raise NotMountedError(f"{self._mountpoint}: {error}") from error
-        return msgspec.convert(answer, kind)
-
 
 def _require_room(place: str, size: int, room: int) -> None:
     if not room:
-        raise StorageError(f"{place}: mail is not kept there: mount it with another --cache-size")
+        raise StorageError(f"{place}: the cache keeps no mail: mount it with another --cache-size")
     if size > room:
         raise StorageError(
             f"{place}: {format_size(size)} of mail are wanted, and the cache has room for"
@@ -263,7 +247,7 @@ def _require_room(place: str, size: int, room: int) -> None:
         )
 
 
-def _taken(pending: deque[int]) -> list[int]:
+def _next_step(pending: deque[int]) -> list[int]:
     return [pending.popleft() for _ in range(min(PREFETCH_STEP, len(pending)))]
 
 

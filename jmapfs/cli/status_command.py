@@ -1,4 +1,4 @@
-"""`jmapfs status`: asking running mounts how they are, and showing it."""
+"""`jmapfs status`: the status of running mounts, as JSON or for people."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.control.mounts import mounts, require_mount, resolve, socket_directory, socket_name
+from jmapfs.control.messages import AccountStatus, MountStatus, StatusRequest
+from jmapfs.control.mounts import mounts, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
+
+_MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint, and lines of a name and a value
 
 
 @click.command("status")
@@ -21,81 +24,73 @@ from jmapfs.errors import NotMountedError
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
     """Show the status of one mount, or of all mounts."""
-    statuses = all_statuses() if mountpoint is None else [status_of(resolve(mountpoint))]
-    if as_json:
-        click.echo(json.dumps(statuses if mountpoint is None else statuses[0], indent=2))
-    else:
-        show(statuses)
-
-
-def status_of(mountpoint: Path) -> dict[str, Any]:
-    """Return the status of the mount at a resolved path.
-
-    Raises:
-        NotMountedError: nothing of ours is mounted there, or its daemon does not answer.
-    """
-    require_mount(mountpoint)
-    try:
-        status: dict[str, Any] = ask(socket_directory(), socket_name(mountpoint), "status")
-    except NotMountedError as error:
-        raise NotMountedError(f"{mountpoint}: {error}") from error
-    return status
-
-
-def all_statuses() -> list[dict[str, Any]]:
-    """Return the status of each mount of ours; one whose daemon is gone has an `error`."""
-    statuses = []
+    if mountpoint is not None:
+        status = ask(resolve(mountpoint), StatusRequest())
+        if as_json:
+            click.echo(json.dumps(status.document(), indent=2))
+        else:
+            _show([(status.mountpoint, _lines(status))])
+        return
+    documents: list[dict[str, Any]] = []
+    tables: list[_MountTable] = []
     for mount in mounts():
         if not mount.ours:
             continue
         try:
-            statuses.append(status_of(mount.mountpoint))
+            status = ask(mount.mountpoint, StatusRequest())
         except NotMountedError as error:
-            statuses.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
-    return statuses
+            documents.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
+            tables.append((str(mount.mountpoint), [("error", str(error))]))
+        else:
+            documents.append(status.document())
+            tables.append((status.mountpoint, _lines(status)))
+    if as_json:
+        click.echo(json.dumps(documents, indent=2))
+    else:
+        _show(tables)
 
 
-def show(statuses: list[dict[str, Any]]) -> None:
-    """Print statuses for people."""
+def _show(tables: list[_MountTable]) -> None:
+    """Print a table of lines for each mountpoint."""
     console = Console(highlight=False, soft_wrap=True)
-    if not statuses:
+    if not tables:
         console.print("nothing is mounted")
-    for status in statuses:
-        table = Table(show_header=False, box=None, title=status["mountpoint"], title_justify="left")
-        for name, value in _lines(status):
+    for mountpoint, lines in tables:
+        table = Table(show_header=False, box=None, title=mountpoint, title_justify="left")
+        for name, value in lines:
             table.add_row(name, value)
         console.print(table)
 
 
-def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
-    if "pid" not in status:
-        return [("error", status["error"])]
+def _lines(status: MountStatus) -> list[tuple[str, str]]:
     lines = []
-    for account in status.get("accounts", [status]):
+    for account in status.accounts:
         lines += _account_lines(account)
-    if status["frozen"]:
-        since, until = status["frozen"]["since"], status["frozen"]["until"]
-        end = f"until {until}" if until else "for as long as somebody holds it"
-        lines.append(("frozen", f"since {since}, {end}"))
-    fuse = ", ".join(f"{count} {name}" for name, count in status["fuse"].items())
+    if status.frozen:
+        until = status.frozen.until
+        end = f"until {until}" if until else "until a process releases it"
+        lines.append(("frozen", f"since {status.frozen.since}, {end}"))
+    fuse = ", ".join(f"{count} {name}" for name, count in status.fuse.items())
     return [*lines, ("files", fuse or "not used yet")]
 
 
-def _account_lines(status: dict[str, Any]) -> list[tuple[str, str]]:
-    cache, http = status["cache"], status["http"]
-    cached = format_size(cache["bytes"])
-    online = "yes" if status["online"] else f"no, since {status['since']}"
-    if status["error"]:
-        online += f": {status['error']}"
+def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
+    cache, http = status.cache, status.http
+    online = "yes" if status.online else f"no, since {status.since}"
+    if status.error:
+        online += f": {status.error}"
     return [
-        ("account", f"{status['account']} at {status['server']}"),
+        ("account", f"{status.account} at {status.server}"),
         ("online", online),
-        ("last change", status["last_sync"]),
-        ("last check", status["last_check"] or "never"),
-        ("emails", f"{status['emails']} in {status['mailboxes']} mailboxes"),
-        ("cache", f"{cached} of {format_size(cache['limit'])}, {cache['blobs']} mails"),
+        ("last change", status.last_sync),
+        ("last check", status.last_check or "never"),
+        ("emails", f"{status.emails} in {status.mailboxes} mailboxes"),
+        (
+            "cache",
+            f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails",
+        ),
         (
             "network",
-            f"{http['requests']} requests, {http['blobs']} mails, {format_size(http['bytes'])}",
+            f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}",
         ),
     ]

@@ -1,13 +1,15 @@
-"""What goes over the control socket of a running mount: lines of JSON.
+"""The control protocol: the requests that a running mount answers, and its replies.
 
-    {"command": "status", "arguments": {}}
+A connection carries one request and one reply, each a line of JSON:
+
+    {"command": "freeze", "seconds": 30.0, "join": true}
     {"answer": {…}}   or   {"error": "…", "exit_code": 9}
 
-One request, one answer, and the connection is closed. A request that begins a session (`hold`) is
-followed by any number of others, each sent when the last one is answered, until whoever asks
-closes the connection.
+Each request class names the type of its reply: `Request[Lease]` is answered with a `Lease`.
+The socket is in a directory that only its owner can enter. There is no other authentication.
 
-The socket lies in a directory that only its owner can enter; that is all the authentication.
+A *lease* keeps the tree frozen. It expires unless it is renewed, and the mount thaws when its last
+lease has expired or was given back.
 """
 
 from __future__ import annotations
@@ -16,43 +18,331 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
 import msgspec
 
-from jmapfs.errors import RelayedError
+from jmapfs.errors import JmapfsError
+from jmapfs.index.rows import EmailSlice
+from jmapfs.tree.layout import ExportedMailbox
+
+PREFETCH_STEP: Final = 2000
+"""How many emails a request to prefetch may name."""
+
+LEASE_SECONDS: Final = 30.0
+"""How long a lease lasts that a process renews."""
+
+RENEWAL_SECONDS: Final = 10.0
+"""How often such a process renews its lease."""
+
+_LARGEST_PAGE: Final = 10_000
+
+_Inode = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Inodes = Annotated[list[_Inode], msgspec.Meta(max_length=PREFETCH_STEP)]
+
+# --- Replies
 
 
-class ControlRequest(msgspec.Struct, frozen=True):
-    """What is asked of a mount."""
-
-    command: str
-    arguments: dict[str, Any] = {}
+class Done(msgspec.Struct, frozen=True):
+    """The request was carried out."""
 
 
-class ControlReply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What it answers: `answer`, or `error` with the exit code that goes with it."""
+class CacheStatus(msgspec.Struct, frozen=True):
+    """The disk cache of an account; `bytes` and `limit` in bytes, `hits` since the mount began."""
 
-    answer: Any = None
+    bytes: int
+    limit: int
+    blobs: int
+    hits: int
+
+
+class ReadaheadStatus(msgspec.Struct, frozen=True):
+    """How many emails were read ahead: downloaded, and taken from the disk cache."""
+
+    downloaded: int
+    recalled: int
+
+
+class HttpStatus(msgspec.Struct, frozen=True):
+    """The requests to the server since the mount began, and what they downloaded."""
+
+    requests: int
+    blobs: int
+    bytes: int
+
+
+class AccountStatus(msgspec.Struct, frozen=True):
+    """The status of one account; docs/commands.md describes the members."""
+
+    account: str
+    account_id: str
+    server: str
+    online: bool
+    since: str
+    error: str | None
+    leads: bool
+    push: bool
+    state: str
+    last_sync: str
+    last_check: str | None
+    emails: int
+    mailboxes: int
+    cache: CacheStatus
+    ahead: ReadaheadStatus
+    http: HttpStatus
+
+
+class FreezeStatus(msgspec.Struct, frozen=True):
+    """A freeze; `until` is None while a process keeps the tree frozen without a time limit."""
+
+    since: str
+    until: str | None
+
+
+class PagesStatus(msgspec.Struct, frozen=True):
+    """How many files were stored in the kernel's page cache."""
+
+    stored: int
+
+
+class MountStatus(msgspec.Struct, frozen=True):
+    """The status of a mount; `all_accounts` says that it was mounted with `--all-accounts`."""
+
+    mountpoint: str
+    pid: int
+    frozen: FreezeStatus | None
+    fuse: dict[str, int]
+    pages: PagesStatus
+    accounts: list[AccountStatus]
+    all_accounts: bool
+
+    @property
+    def online(self) -> bool:
+        """Whether the servers of all accounts are reachable."""
+        return all(account.online for account in self.accounts)
+
+    def document(self) -> dict[str, Any]:
+        """Return what `jmapfs status --json` prints.
+
+        The members of a single account are at the top level.
+        """
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        accounts = document.pop("accounts")
+        if document.pop("all_accounts"):
+            return document | {"accounts": accounts, "online": self.online}
+        single: dict[str, Any] = accounts[0]
+        return document | single
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A lease on the frozen tree; `since` is when the freeze began, in seconds since 1970."""
+
+    id: str
+    since: float
+
+
+class Thawed(msgspec.Struct, frozen=True):
+    """Whether the freeze, or the lease that was given back, had still been there."""
+
+    was_frozen: bool
+
+
+class TreeDescription(msgspec.Struct, frozen=True):
+    """The part of a frozen tree that is at and below a directory.
+
+    `root` is the directory of the account, empty in a mount of one account; `directory` is the path
+    below it. `consistent` is false for a tree between two states of the account. `mails` is an
+    estimate where `directory` is not empty. `synced_at` is in seconds since 1970.
+    """
+
+    server: str
+    account_id: str
+    account_name: str
+    username: str
+    email_state: str
+    synced_at: float
+    consistent: bool
+    root: str
+    directory: str
+    mails: int
+    mailboxes: list[ExportedMailbox]
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something is not available, in one line, and the exit code that goes with it."""
+
+    error: str
+    exit_code: int
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Return the description of an error."""
+        if isinstance(error, JmapfsError):
+            return cls(str(error), error.exit_code)
+        return cls(f"a bug, {type(error).__name__}: see the log", 1)
+
+
+class CacheUse(msgspec.Struct, frozen=True):
+    """How much of an account's cache some emails take, and its capacity, in bytes."""
+
+    account: str
+    wanted: int
+    room: int
+
+
+class MissingMails(msgspec.Struct):
+    """The emails (inode and size in bytes) that are not in the cache.
+
+    There was no time to look at those in `unchecked`. Those in `gone` are no longer in the tree.
+    `caches` has what the emails that were checked take together.
+    """
+
+    missing: list[tuple[int, int]] = []
+    unchecked: list[int] = []
+    gone: list[int] = []
+    caches: list[CacheUse] = []
+
+
+class PrefetchedMails(msgspec.Struct):
+    """The emails (inodes) that are not in the cache after a request to prefetch them.
+
+    There was no time for those in `left`. `unreached` failed for a reason that is not theirs,
+    `obstacle`. `refused` cannot be downloaded; `refusal` is the reason of the first of them. Those
+    in `gone` are no longer in the tree.
+    """
+
+    left: list[int] = []
+    unreached: list[int] = []
+    obstacle: Failure | None = None
+    refused: list[int] = []
+    refusal: Failure | None = None
+    gone: list[int] = []
+
+
+# --- Requests
+
+_R = TypeVar("_R")
+
+
+class Request(msgspec.Struct, Generic[_R], frozen=True, tag_field="command"):
+    """A request whose reply is an `_R`; `timeout` is how many seconds a client waits for it."""
+
+    timeout: ClassVar[float] = 10.0
+
+    @classmethod
+    def reply_type(cls) -> type[_R]:
+        """Return the type of the reply."""
+        reply: type[_R] = get_args(vars(cls)["__orig_bases__"][0])[0]
+        return reply
+
+
+class StatusRequest(Request[MountStatus], frozen=True, tag="status"):
+    """Report the status."""
+
+
+class SyncRequest(Request[Done], frozen=True, tag="sync"):
+    """Ask the server for changes; the reply comes when the tree and the kernel have them.
+
+    `path` limits this to the account whose directory contains it.
+    """
+
+    # The mount gives up before that.
+    timeout: ClassVar[float] = 630.0
+    path: str = ""
+
+
+class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
+    """Freeze the tree under a lease of `seconds`.
+
+    Renewals do not extend the lease beyond `limit` seconds from the request. A tree that is frozen
+    already is an error, unless the request may `join` that freeze.
+    """
+
+    # The kernel may have to drop a hundred thousand names.
+    timeout: ClassVar[float] = 310.0
+    seconds: float
+    limit: float | None = None
+    join: bool = False
+
+
+class RenewRequest(Request[Lease], frozen=True, tag="renew"):
+    """Let a lease last for `seconds` from now."""
+
+    lease: str
+    seconds: float
+
+
+class ThawRequest(Request[Thawed], frozen=True, tag="thaw"):
+    """End the freeze with all its leases, or give back one `lease`."""
+
+    timeout: ClassVar[float] = 300.0
+    lease: str | None = None
+
+
+class DescribeRequest(Request[TreeDescription], frozen=True, tag="describe"):
+    """Describe the frozen tree at and below a path relative to the mountpoint."""
+
+    timeout: ClassVar[float] = 300.0
+    lease: str
+    path: str
+
+
+class MailsRequest(Request[EmailSlice], frozen=True, tag="mails"):
+    """List about `count` emails at and below a path of the frozen tree, from a position on."""
+
+    timeout: ClassVar[float] = 300.0
+    lease: str
+    path: str
+    position: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST_PAGE)]
+
+
+class MissingRequest(Request[MissingMails], frozen=True, tag="missing"):
+    """Find the emails that are not cached; with `read`, read the others and find damage.
+
+    A reply takes a second or two, and names what there was no time for: the client asks again for
+    the rest. The mount remembers nothing between two requests.
+    """
+
+    # The daemon may be busy.
+    timeout: ClassVar[float] = 120.0
+    inodes: _Inodes
+    read: bool = False
+
+
+class PrefetchRequest(Request[PrefetchedMails], frozen=True, tag="prefetch"):
+    """Download the emails that are not cached, for about a second; see `MissingRequest`."""
+
+    timeout: ClassVar[float] = 120.0
+    inodes: _Inodes
+
+
+AnyRequest = (
+    StatusRequest
+    | SyncRequest
+    | FreezeRequest
+    | RenewRequest
+    | ThawRequest
+    | DescribeRequest
+    | MailsRequest
+    | MissingRequest
+    | PrefetchRequest
+)
+
+
+class ReplyLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The line that carries a reply: `answer`, or `error` with its exit code."""
+
+    answer: msgspec.Raw = msgspec.Raw()
     error: str | None = None
     exit_code: int = 0
 
-    def content(self) -> Any:  # noqa: ANN401 - whatever JSON can hold
-        """Return what was answered.
-
-        Raises:
-            RelayedError: that was an error; its text and its exit code.
-        """
-        if self.error is not None:
-            raise RelayedError(self.error, self.exit_code)
-        return self.answer
-
 
 @contextlib.contextmanager
-def short_path(directory: Path, name: str) -> Iterator[str]:
-    """Give a path that fits into a socket address (108 bytes, unix(7)), however deep it lies."""
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def short_path(path: Path) -> Iterator[str]:
+    """Yield a path to a socket that fits into its address: 108 bytes (unix(7))."""
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{descriptor}/{name}"
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
     finally:
         os.close(descriptor)

@@ -28,7 +28,7 @@ def resolve(mountpoint: Path) -> Path:
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
 
 
-def socket_directory() -> Path:
+def _socket_directory() -> Path:
     """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
 
     Raises:
@@ -54,9 +54,13 @@ def socket_directory() -> Path:
     return directory
 
 
-def socket_name(mountpoint: Path) -> str:
-    """Return the name of the control socket of a mountpoint, within `socket_directory`."""
-    return f"{file_stem(mountpoint)}.sock"
+def socket_path(mountpoint: Path) -> Path:
+    """Return the control socket of a mountpoint.
+
+    Raises:
+        StorageError: its directory cannot be made, or it belongs to another user.
+    """
+    return _socket_directory() / f"{file_stem(mountpoint)}.sock"
 
 
 def file_stem(mountpoint: Path) -> str:

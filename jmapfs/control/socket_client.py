@@ -1,152 +1,128 @@
-"""Holding a mount at one state, for as long as a connection to it is open.
+"""The client of the control socket: one request to a mount, and a freeze that is kept by a lease.
 
-The mount lets go when the connection closes, however that comes about, and when nothing was asked
-for ten minutes. On the same connection it can be asked what it holds; see `mount.holding` for the
-questions.
-
-Asking a mount for something over its control socket, and waiting for the answer.
+Blocking calls, for any thread. A process that is killed stops renewing its lease, and so the mount
+thaws within `LEASE_SECONDS`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Self, TypeVar
 
 import msgspec
 
-from jmapfs.control.messages import ControlReply, ControlRequest, short_path
-from jmapfs.control.mounts import require_mount, socket_directory, socket_name
-from jmapfs.errors import UNDECODABLE, NotMountedError, UsageError
+from jmapfs.control.messages import (
+    LEASE_SECONDS,
+    RENEWAL_SECONDS,
+    FreezeRequest,
+    RenewRequest,
+    ReplyLine,
+    Request,
+    ThawRequest,
+    short_path,
+)
+from jmapfs.control.mounts import require_mount, socket_path
+from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
-SYNC_SECONDS: Final = 630.0
-"""How long to wait for the answer to `sync`: the mount itself gives up before that."""
+_R = TypeVar("_R")
 
 
-def ask(
-    directory: Path,
-    name: str,
-    command: str,
-    *,
-    seconds: float = 10.0,
-    arguments: Mapping[str, object] | None = None,
-) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
-    """Send a command to the mount with that socket and return its answer.
+def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
+    """Send a request to the mount at a resolved path, and return its reply.
+
+    Args:
+        mountpoint: where it is mounted.
+        request: what it is asked.
+        timeout: in seconds; by default that of the request.
 
     Raises:
-        NotMountedError: there is no such socket, or nobody answers within `seconds`.
-        JmapfsError: the mount answered with an error; its exit code is that of the error.
+        NotMountedError: nothing of ours is mounted there, or there is no reply in time.
+        UsageError: a path in the request is not valid Unicode.
+        RelayedError: the mount answered with an error.
     """
-    request = msgspec.json.encode(ControlRequest(command, dict(arguments or {}))) + b"\n"
+    require_mount(mountpoint)
     try:
-        with (
-            short_path(directory, name) as short,
-            socket.socket(socket.AF_UNIX) as connection,
-        ):
-            connection.settimeout(seconds)
+        return ask_socket(socket_path(mountpoint), request, timeout=timeout)
+    except NotMountedError as error:
+        raise NotMountedError(f"{mountpoint}: {error}") from error
+
+
+def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
+    """Send a request to the mount with that control socket; see `ask`."""
+    try:
+        line = msgspec.json.encode(request) + b"\n"
+    except UnicodeEncodeError:
+        raise UsageError("the path is not valid Unicode, so the mount cannot be asked") from None
+    try:
+        with short_path(path) as short, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(request.timeout if timeout is None else timeout)
             connection.connect(short)
-            connection.sendall(request)
-            line = _received(connection)
+            connection.sendall(line)
+            received = _read_to_end(connection)
     except OSError as error:
         raise NotMountedError(f"the daemon does not answer: {error}") from error
     try:
-        answer = msgspec.json.decode(line, type=ControlReply)
+        reply = msgspec.json.decode(received, type=ReplyLine)
+        if reply.error is None:
+            return msgspec.json.decode(reply.answer, type=request.reply_type())
     except UNDECODABLE as error:
-        raise NotMountedError("the daemon ended before it answered") from error
-    return answer.content()
+        raise NotMountedError(f"the daemon sent no usable answer: {error}") from error
+    raise RelayedError(reply.error, reply.exit_code)
 
 
-def _received(connection: socket.socket) -> bytes:
+def _read_to_end(connection: socket.socket) -> bytes:
     parts = []
-    while part := connection.recv(1 << 16):
+    while part := connection.recv(1 << 18):
         parts.append(part)
     return b"".join(parts)
 
 
-_PIECE_BYTES: Final = 1 << 18
-_LET_GO: Final = "it has ended, or let go of what it held"
+class FreezeLease:
+    """Keeps a mount frozen: a thread renews the lease until it is given back.
 
-
-class Hold:
-    """A mount that is held; questions can be asked from any thread, and wait for each other.
-
-    `since` is when the freeze began that holds it, in seconds since 1970.
+    `id` names the lease in other requests. `since` is when the freeze began, in seconds since 1970:
+    before the lease, if the lease joined a freeze.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.since = 0.0
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def ask(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, seconds: float = 10.0
-    ) -> Any:  # noqa: ANN401 - an answer is whatever JSON can hold
-        """Ask about what is held, and return the answer.
+    def __init__(self, mountpoint: Path, *, limit: float | None = None, join: bool = False) -> None:
+        """Freeze the mount at a resolved path, for `limit` seconds at most.
 
         Raises:
-            NotMountedError: there is no answer within `seconds`; the hold has ended.
-            JmapfsError: the mount answered with an error; its exit code is that of the error.
+            NotMountedError: nothing of ours is mounted there, or there is no reply in time.
+            RelayedError: the mount cannot be frozen; or it is frozen already, without `join`.
         """
+        self._mountpoint = mountpoint
+        lease = ask(mountpoint, FreezeRequest(seconds=LEASE_SECONDS, limit=limit, join=join))
+        self.id = lease.id
+        self.since = lease.since
+        self._released = threading.Event()
+        threading.Thread(target=self._keep_renewing, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def renew(self) -> bool:
+        """Renew the lease; return False if it was lost: the tree may have changed since."""
         try:
-            line = msgspec.json.encode(ControlRequest(command, dict(arguments or {}))) + b"\n"
-        except UnicodeEncodeError:
-            raise UsageError("what the mount is asked is not text") from None
-        with self._lock:
-            try:
-                answer = msgspec.json.decode(self._exchanged(line, seconds), type=ControlReply)
-            except (OSError, *UNDECODABLE) as error:
-                # An answer that comes later must not be taken for that to the next question.
-                self._connection.close()
-                why = _LET_GO if isinstance(error, ConnectionError) else error
-                raise NotMountedError(f"the daemon does not answer: {why}") from error
-        return answer.content()
+            ask(self._mountpoint, RenewRequest(self.id, LEASE_SECONDS))
+        except JmapfsError:
+            return False
+        return True
 
-    def _exchanged(self, line: bytes, seconds: float) -> bytes:
-        deadline = time.monotonic() + seconds
-        self._connection.settimeout(seconds)
-        self._connection.sendall(line)
-        answer = bytearray()
-        while not answer.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            self._connection.settimeout(left)
-            piece = self._connection.recv(_PIECE_BYTES)
-            if not piece:
-                raise ConnectionResetError
-            answer += piece
-        return bytes(answer)
-
-
-@contextlib.contextmanager
-def hold(mountpoint: Path, *, seconds: float = 300.0) -> Iterator[Hold]:
-    """Hold the mount at a resolved path at the state it shows, while the context lasts.
-
-    A freeze that is on already is joined, and not ended.
-
-    Raises:
-        NotMountedError: nothing of ours is mounted there, or it is not held after `seconds`.
-        JmapfsError: it cannot be held.
-    """
-    require_mount(mountpoint)
-    with hold_over(socket_directory(), socket_name(mountpoint), seconds=seconds) as held:
-        yield held
-
-
-@contextlib.contextmanager
-def hold_over(directory: Path, name: str, *, seconds: float = 300.0) -> Iterator[Hold]:
-    """Hold the mount with that control socket; see `hold`."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    def release(self) -> bool:
+        """Give the lease back, and wait for the thaw; return False if it was lost before."""
+        self._released.set()
         try:
-            with short_path(directory, name) as short:
-                connection.settimeout(seconds)
-                connection.connect(short)
-        except OSError as error:
-            raise NotMountedError(f"the daemon does not answer: {error}") from error
-        held = Hold(connection)
-        held.since = float(held.ask("hold", seconds=seconds)["since"])
-        yield held
+            return ask(self._mountpoint, ThawRequest(self.id)).was_frozen
+        except NotMountedError:
+            return False
+
+    def _keep_renewing(self) -> None:
+        # A lease that was lost is noticed by `renew` or `release`.
+        while not self._released.wait(RENEWAL_SECONDS):
+            self.renew()

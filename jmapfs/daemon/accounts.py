@@ -1,7 +1,4 @@
-"""One account of a mount: its index, caches and content, and what keeps them true.
-
-Which accounts a mount shows: the one that was asked for, or all that the user can see.
-"""
+"""The accounts of a mount: which ones it shows, and each with its index, caches and content."""
 
 from __future__ import annotations
 
@@ -23,7 +20,8 @@ from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
 from jmapfs.content.service import ContentService, open_content_service
-from jmapfs.daemon.startup import MountRequest, StartupReport
+from jmapfs.daemon.request import MountRequest
+from jmapfs.daemon.startup import StartupReport
 from jmapfs.errors import (
     UNDECODABLE,
     BusyError,
@@ -32,54 +30,51 @@ from jmapfs.errors import (
     UnreachableError,
     lone_errors,
 )
-from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
 from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
 from jmapfs.tree.status_file import Reachability
-from jmapfs.tree.tree import Tree
 
 _log = logging.getLogger(__name__)
 
 
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
-    """Return the accounts to be shown by their numbers; a single one has the number 0.
+    """Return the accounts to be mounted by their numbers; a single one has the number 0.
 
-    Which ones there are is remembered, for the day when the server cannot be asked.
+    With `all_accounts` their names are saved, for a mount while the server is unreachable.
 
     Raises:
-        JmapfsError: the server cannot be asked, and nothing is remembered.
+        JmapfsError: the server cannot be asked, and no names were saved.
     """
     source = request.source
     if not request.all_accounts:
         return {0: source}
-    memory = account_directory(request.cache_root, source) / "accounts.json"
+    saved = account_directory(request.cache_root, source) / "accounts.json"
     try:
         names = {account.id: account.name for account in await mail_accounts(source)}
     except UnreachableError as error:
-        names = await trio.to_thread.run_sync(_recall, memory)
+        names = await trio.to_thread.run_sync(_load_names, saved)
         if not names:
             raise
         report.notice(f"{error}; showing the accounts that are known")
     else:
-        await trio.to_thread.run_sync(_remember, memory, names)
+        await trio.to_thread.run_sync(_save_names, saved, names)
     if not names:
         raise ConfigError(f"{source.label}: there are no accounts with mail")
     try:
-        slots = account_numbers(names)
+        numbers = account_numbers(names)
     except ValueError as error:
         raise ConfigError(f"{source.label}: {error}: mount them one by one") from error
     return {
-        slots[account_id]: replace(source, label=name, account=account_id)
+        numbers[account_id]: replace(source, label=name, account=account_id)
         for account_id, name in names.items()
     }
 
 
-def _remember(path: Path, names: dict[str, str]) -> None:
+def _save_names(path: Path, names: dict[str, str]) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -89,10 +84,10 @@ def _remember(path: Path, names: dict[str, str]) -> None:
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
-        _log.warning("the accounts cannot be remembered: %s", error)
+        _log.warning("the names of the accounts cannot be saved: %s", error)
 
 
-def _recall(path: Path) -> dict[str, str]:
+def _load_names(path: Path) -> dict[str, str]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, *UNDECODABLE):
@@ -100,68 +95,100 @@ def _recall(path: Path) -> dict[str, str]:
 
 
 _MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
-# What is read ahead has to fit, should the kernel not take it.
+# What is read ahead has to fit into memory if the kernel does not take it.
 _READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
 _CONCURRENCY: Final = 8
 
+Listener = Callable[[], Awaitable[None]]
 
-@dataclass
+
+class ChangeNotifier:
+    """Tells listeners that the index, or the reachability of the server, changed."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` after each change from now on."""
+        self._listeners.append(listener)
+
+    async def notify(self) -> None:
+        """Call all listeners; return when they are done."""
+        for listener in self._listeners:
+            await listener()
+
+
+@dataclass(frozen=True, slots=True)
+class AccountInodes:
+    """Converts the inodes of an account to those of the mount, and back.
+
+    `number` is that of the account in the mount; a single account has the number 0.
+    """
+
+    number: int
+
+    def to_mount(self, inode: int) -> int:
+        """Return the mount's inode of an inode of this account."""
+        return to_mount(self.number, inode) if self.number else inode
+
+    def to_account(self, inode: int) -> int:
+        """Return this account's inode of an inode of the mount."""
+        return to_account(inode)[1] if self.number else inode
+
+
+@dataclass(frozen=True, slots=True)
+class AccountPageCache:
+    """The kernel's page cache of one account's files."""
+
+    pages: PageCacheWriter
+    inodes: AccountInodes
+
+    def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
+        """Store contents (by inode) in the page cache; return the inodes it did not take."""
+        to_mount = self.inodes.to_mount
+        refused = self.pages.store([(to_mount(inode), data) for inode, data in files])
+        # A file may be there twice: under two names in one directory.
+        return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
+
+
+@dataclass(frozen=True)
 class MountedAccount:
-    """An account that is being shown; `slot` is its number among several, 0 where it is alone."""
+    """An account that is mounted: what it shows, and what keeps it up to date."""
 
     source: AccountSource
-    slot: int
+    inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
     content: ContentService
-    keeper: AccountFollower
+    follower: AccountFollower
+    changes: ChangeNotifier
     traffic: TotalTraffic
-    pages: PageCacheWriter
-    ahead: Readahead | None = None
-    news: CacheInvalidator | None = None
+    readahead: Readahead
 
-    def view(self, reader: IndexReader) -> Tree:
-        """Return the account's tree as a reader sees it."""
-        return Tree(reader, self.reachability)
-
-    def still_view(self, reader: IndexReader) -> Tree:
-        """Return a tree that says of the server's reach, too, what is true now, for good."""
-        reachability = self.reachability()
-        return Tree(reader, lambda: reachability)
+    @property
+    def number(self) -> int:
+        """The number of the account in the mount; 0 if it is the only one."""
+        return self.inodes.number
 
     def reachability(self) -> Reachability:
-        """Return whether the server is in reach, for `.jmapfs.json`."""
-        condition = self.keeper.connection
-        if condition.online:
+        """Return whether the server is reachable, for `.jmapfs.json`."""
+        connection = self.follower.connection
+        if connection.online:
             return Reachability(online=True)
-        return Reachability(online=False, since=condition.since, error=condition.error)
-
-    def outward(self, inode: int) -> int:
-        """Return the number that the kernel knows an inode of this account by."""
-        return to_mount(self.slot, inode) if self.slot else inode
-
-    def inward(self, inode: int) -> int:
-        """Return the number of this account's own that the kernel knows by another."""
-        return to_account(inode)[1] if self.slot else inode
-
-    def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        """Hand contents (by inode) to the kernel; return the inodes it did not take."""
-        refused = self.pages.store([(self.outward(inode), data) for inode, data in files])
-        # A file may be there twice: under two names in one directory.
-        return {inode for inode, _ in files if self.outward(inode) in refused} if refused else set()
+        return Reachability(online=False, since=connection.since, error=connection.error)
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
-        if self.ahead is not None and offset == 0:
-            self.ahead.record_read(self.inward(record.inode))
+        if offset == 0:
+            self.readahead.record_read(self.inodes.to_account(record.inode))
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open."""
+        """Keep what is read of an open file until it is released."""
         self.content.hold(record.blob_id)
 
     def release(self, record: FileRecord) -> None:
-        """Note that it is no longer open."""
+        """Drop what was kept of a file that was closed."""
         self.content.release(record.blob_id)
 
 
@@ -172,13 +199,18 @@ async def open_account(
     report: StartupReport,
     pages: PageCacheWriter,
     *,
-    slot: int = 0,
+    number: int = 0,
     accounts: int = 1,
 ) -> AsyncIterator[MountedAccount]:
     """Open an account, bring it up to date, and keep it so while the context lasts.
 
-    `pages` is where content goes that is read ahead. `accounts` is how many share the server's
-    patience.
+    Args:
+        request: what is mounted.
+        source: the account.
+        report: receives progress and notices.
+        pages: receives content that is read ahead.
+        number: the number of the account in the mount.
+        accounts: how many accounts share the server's limits and the memory.
 
     Raises:
         BusyError: another process is still listing it.
@@ -198,57 +230,53 @@ async def open_account(
             yield client
 
     async with contextlib.AsyncExitStack() as stack:
-        lead = stack.enter_context(WriterLease(database))
-        refusal = await trio.to_thread.run_sync(lead.try_acquire)
+        lease = stack.enter_context(WriterLease(database))
+        refusal = await trio.to_thread.run_sync(lease.try_acquire)
         if refusal is not None:
             _require_listed(database, refusal)
             report.notice(f"{refusal}; this mount reads along")
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)
         stack.push_async_callback(_close, disk)
-
-        async def changed() -> None:
-            if account.news is not None:
-                await account.news.tell()
-
-        keeper = AccountFollower(
+        changes = ChangeNotifier()
+        follower = AccountFollower(
             open_client,
             database,
-            lead,
+            lease,
             poll_interval=request.poll_interval,
-            after_round=changed,
+            after_round=changes.notify,
         )
-        corrections = _SizeCorrections(database, changed)
         content = await stack.enter_async_context(
             open_content_service(
-                AccountBlobSource(keeper),
+                AccountBlobSource(follower),
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
-                on_size_mismatch=corrections.correct,
+                on_size_mismatch=_SizeCorrections(database, changes).correct,
             )
         )
-        account = MountedAccount(source, slot, database, disk, content, keeper, traffic, pages)
         reader, chunk_reader = (stack.enter_context(database.reader()) for _ in range(2))
         stack.enter_context(lone_errors())
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(
-            functools.partial(keeper.run, report.progress, may_start_offline=_is_complete(database))
+            functools.partial(
+                follower.run, report.progress, may_start_offline=_is_complete(database)
+            )
         )
-        account.ahead = Readahead(
+        if not follower.connection.online:
+            report.notice(f"offline, showing what is known: {follower.connection.error}")
+        inodes = AccountInodes(number)
+        readahead = Readahead(
             content,
             disk,
-            account,
+            AccountPageCache(pages, inodes),
             reader,
             chunk_reader,
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
-        if not keeper.connection.online:
-            report.notice(f"offline, showing what is known: {keeper.connection.error}")
-        try:
-            yield account
-        finally:
-            account.news = account.ahead = None
-            nursery.cancel_scope.cancel()
+        yield MountedAccount(
+            source, inodes, database, disk, content, follower, changes, traffic, readahead
+        )
+        nursery.cancel_scope.cancel()
 
 
 async def _close(disk: DiskCache) -> None:
@@ -257,17 +285,17 @@ async def _close(disk: DiskCache) -> None:
 
 
 class _SizeCorrections:
-    """Puts right what the server said wrongly of a blob's size: in the index, then the kernel."""
+    """Corrects sizes of blobs that the server stated wrongly."""
 
-    def __init__(self, database: IndexDatabase, changed: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, database: IndexDatabase, changes: ChangeNotifier) -> None:
         self._database = database
-        self._changed = changed
+        self._changes = changes
 
     async def correct(self, blob_id: str, size: int) -> None:
-        """Note that a blob has `size` bytes."""
+        """Correct the size of a blob to `size` bytes, and notify the listeners."""
         _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
         await trio.to_thread.run_sync(self._correct_index, blob_id, size)
-        await self._changed()
+        await self._changes.notify()
 
     def _correct_index(self, blob_id: str, size: int) -> None:
         try:

@@ -1,12 +1,12 @@
-"""The daemon of a mount, from the first request to the server to the last byte on disk.
+"""The daemon of a mount: opens the accounts, mounts their tree, and serves it to the end.
 
-    open the accounts: lock, index, connection, up to date
-      then mount, and answer the kernel and the control socket
-        until the mount is gone, or a signal ends it
+    open the accounts: lock, index, connection, sync
+      mount, and answer the kernel and the control socket
+        until the mount is gone or a signal ends it
 
-The mount comes last: nothing of it can be seen before the tree is complete. It is taken down only
-on an orderly end. When the daemon dies of a bug the mount stays, and answers ENOTCONN to
-everything: an empty directory in its place would be a deletion of all mail to a backup.
+The mount comes last: nothing can be seen before the tree is complete. It is unmounted only at an
+orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN to everything: to a
+backup, an empty directory in its place would be the deletion of all mail.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Final
 import pyfuse3
 import trio
 
-from jmapfs.control.mounts import SUBTYPE, mount_at, socket_directory, socket_name
+from jmapfs.control.mounts import SUBTYPE, mount_at, socket_path
 from jmapfs.control.socket_server import control_socket
 from jmapfs.daemon import mountpoint
-from jmapfs.daemon.accounts import MountedAccount, open_account, select_accounts
+from jmapfs.daemon.accounts import open_account, select_accounts
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
-from jmapfs.daemon.startup import MountRequest, StartupReport
+from jmapfs.daemon.request import MountRequest
+from jmapfs.daemon.startup import StartupReport
 from jmapfs.daemon.view import MountView, content_of
 from jmapfs.errors import MountpointError, lone_errors
 from jmapfs.fuse.invalidation import CacheInvalidator
@@ -38,8 +39,8 @@ from jmapfs.names import safe_text
 
 _log = logging.getLogger(__name__)
 
-# Tasks that answer the kernel. Waiting for the network is bounded elsewhere; here it must never
-# be the reason for `ls` to wait.
+# Tasks that answer the kernel. The network has limits of its own; READs that wait for it must not
+# use up the tasks, or `ls` would wait too.
 _MAX_TASKS: Final = 256
 
 _GRACE_SECONDS: Final = 5
@@ -73,7 +74,7 @@ async def _run(request: MountRequest, report: StartupReport) -> None:
 
 
 class _Signals:
-    """Ends the daemon on SIGINT and SIGTERM: gently where it is mounted, then for good."""
+    """Ends the daemon on SIGINT and SIGTERM: if it is mounted by unmounting, later by force."""
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.mounted = False
@@ -94,61 +95,46 @@ class _Signals:
 
 
 async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
-    chosen = await select_accounts(request, report)
+    """Open the accounts, mount them, and answer until the mount is gone."""
+    sources = await select_accounts(request, report)
     pages = PageCacheWriter()
     async with contextlib.AsyncExitStack() as stack:
         accounts = [
             await stack.enter_async_context(
-                open_account(request, source, report, pages, slot=slot, accounts=len(chosen))
+                open_account(request, source, report, pages, number=number, accounts=len(sources))
             )
-            for slot, source in chosen.items()
+            for number, source in sources.items()
         ]
+        # One for the event loop, one for listings, one for the invalidation of kernel caches.
         readers = [
-            (
-                stack.enter_context(account.database.reader()),
-                stack.enter_context(account.database.reader()),
-            )
+            tuple(stack.enter_context(account.database.reader()) for _ in range(3))
             for account in accounts
         ]
-        view = MountView.of(accounts, readers)
+        view = MountView.of(accounts, [(tree, listings) for tree, listings, _ in readers])
         operations = MailOperations(
             view.tree, view.listing_tree, content_of(accounts), request.options.ownership
         )
-        for account in accounts:
-            # Before the kernel can know anything: from here on it is told what changes.
-            reader = stack.enter_context(account.database.reader())
-            account.news = CacheInvalidator(reader, account.outward, operations.outdate_listings)
-        await trio.to_thread.run_sync(_clear, request, report)
-        with _mounted(operations, request, signals, accounts, pages):
-            await _answer(request, report, signals, accounts, operations, view)
+        # Before the kernel caches anything: from here on it is told what changes.
+        invalidators = [
+            CacheInvalidator(reader, account.inodes.to_mount, operations.start_generation)
+            for account, (_, _, reader) in zip(accounts, readers, strict=True)
+        ]
+        for account, invalidator in zip(accounts, invalidators, strict=True):
+            account.changes.add_listener(invalidator.invalidate)
+        await trio.to_thread.run_sync(_clear_dead_mount, request, report)
+        with _mounted(operations, request, signals, invalidators, pages):
+            async with trio.open_nursery() as nursery:
+                freezer = Freezer(accounts, invalidators, operations, view, nursery)
+                commands = Commands(request, accounts, operations, pages, freezer)
+                with contextlib.closing(freezer):
+                    async with control_socket(socket_path(request.mountpoint), commands.answer):
+                        signals.mounted = True
+                        nursery.start_soon(_report_ready, request.mountpoint, report)
+                        await pyfuse3.main(max_tasks=_MAX_TASKS)
+                        nursery.cancel_scope.cancel()
 
 
-async def _answer(
-    request: MountRequest,
-    report: StartupReport,
-    signals: _Signals,
-    accounts: Sequence[MountedAccount],
-    operations: MailOperations,
-    view: MountView,
-) -> None:
-    """Answer the kernel and the control socket until the mount is gone."""
-    async with trio.open_nursery() as nursery:
-        freezer = Freezer(accounts, operations, view, nursery)
-        commands = Commands(request, accounts, operations, freezer)
-        with contextlib.closing(freezer):
-            async with control_socket(
-                socket_directory(),
-                socket_name(request.mountpoint),
-                commands.table(),
-                commands.sessions(),
-            ):
-                signals.mounted = True
-                nursery.start_soon(_announce, request.mountpoint, report)
-                await pyfuse3.main(max_tasks=_MAX_TASKS)
-                nursery.cancel_scope.cancel()
-
-
-async def _announce(path: Path, report: StartupReport) -> None:
+async def _report_ready(path: Path, report: StartupReport) -> None:
     """Report that the mount is ready once it has answered."""
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
@@ -162,10 +148,10 @@ async def _announce(path: Path, report: StartupReport) -> None:
     report.ready()
 
 
-def _clear(request: MountRequest, report: StartupReport) -> None:
-    """Clear a dead mount of ours, no sooner than there is another for its place.
+def _clear_dead_mount(request: MountRequest, report: StartupReport) -> None:
+    """Unmount a dead mount of ours, only now that another can take its place.
 
-    In between there is an empty directory, which is no account and must not be taken for one.
+    In between there is an empty directory, which must not be taken for an empty account.
     """
     if mountpoint.is_dead_mount(request.mountpoint):
         report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
@@ -178,10 +164,10 @@ def _mounted(
     operations: MailOperations,
     request: MountRequest,
     signals: _Signals,
-    accounts: Sequence[MountedAccount],
+    invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
 ) -> Iterator[None]:
-    """Have the operations mounted; unmount at an orderly end, and at no other."""
+    """Mount the operations; unmount at an orderly end, and at no other."""
     options = request.options
     # A comma would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -207,10 +193,8 @@ def _mounted(
         yield
         orderly = True
     finally:
-        for account in accounts:
-            if account.news is not None:
-                account.news.stop()
-                account.news = None
+        for invalidator in invalidators:
+            invalidator.stop()
         pages.stop()
-        # A bug elsewhere cancels what is done here: only a signal makes that an orderly end.
+        # A bug elsewhere cancels this block: only a signal makes that an orderly end.
         pyfuse3.close(unmount=orderly or signals.received)

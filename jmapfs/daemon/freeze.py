@@ -1,284 +1,361 @@
-"""Holding the tree still: a backup that takes an hour copies one state of the account.
+"""The freeze: the tree stays at one state, so that a backup of an hour copies one state.
 
-Frozen, the tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
-writing behind them, and the kernel's news are held back. A freeze begins where the index is at a
-state of the account, not between two; unless the server is out of reach, so that nobody leads it
-there. It ends when somebody asks for
-that, and with the daemon. Besides, one that was asked for ends after its time; one that began with
-a hold ends when the last of those who hold it lets go.
+A frozen tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
+writing behind them, and the kernel keeps what it has cached. A freeze begins at a consistent state
+of the account, except while the server is unreachable: then waiting would not help.
+
+Each freeze has one or more leases. It ends when the last lease has expired or was given back, when
+a user thaws it, and with the daemon.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import trio
 
+from jmapfs.control.messages import Lease
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.daemon.records import Records
-from jmapfs.daemon.view import MountView, directory_names
+from jmapfs.daemon.view import FrozenRecords, MountView, directory_names
 from jmapfs.errors import BusyError, JmapfsError
+from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
+from jmapfs.index.database import wait_until_consistent
 from jmapfs.index.reader import IndexReader
 
 _log = logging.getLogger(__name__)
 
-_HOLD_SECONDS: Final = 300.0  # the kernel may have to forget a hundred thousand names
-_SETTLING_SECONDS: Final = 120.0
-_PAUSE_SECONDS: Final = 0.25
+_FREEZE_SECONDS: Final = 300.0  # the kernel may have to drop a hundred thousand names
+
+
+class _PinnedReaders(NamedTuple):
+    """Readers that are pinned to one state of an account."""
+
+    tree: IndexReader
+    listings: IndexReader
+    invalidation: IndexReader
+    records: IndexReader
+
+
+@dataclass(slots=True)
+class _LeaseTimes:
+    """When a lease expires, and when at the latest (trio's clock); the latter as wall clock too."""
+
+    deadline: float
+    latest: float
+    until: float | None
+
+
+class _Freeze:
+    """A freeze that is on; `since` in seconds since 1970.
+
+    `scope` is cancelled when the freeze is to end, `ended` is set when it has. The scope's deadline
+    is that of the last lease.
+    """
+
+    def __init__(
+        self,
+        view: MountView,
+        records: FrozenRecords,
+        readers: Sequence[_PinnedReaders],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.since = time.time()
+        self.view = view
+        self.records = records
+        self.readers = readers
+        self.stack = stack
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self._leases: dict[str, _LeaseTimes] = {}
+
+    @property
+    def is_ending(self) -> bool:
+        return self.scope.cancel_called
+
+    @property
+    def has_leases(self) -> bool:
+        """Whether there are leases that were not given back; they may have expired."""
+        return bool(self._leases)
+
+    @property
+    def until(self) -> float | None:
+        """When the freeze ends at the latest, in seconds since 1970; None if that is not known."""
+        times = [lease.until for lease in self._leases.values() if not _has_expired(lease)]
+        limits = [until for until in times if until is not None]
+        return max(limits) if limits and len(limits) == len(times) else None
+
+    def holds(self, lease_id: str) -> bool:
+        lease = self._leases.get(lease_id)
+        return lease is not None and not _has_expired(lease) and not self.is_ending
+
+    def add(self, limit: float | None) -> str:
+        """Add a lease that does not expire before it is renewed, but after `limit` seconds."""
+        lease_id = secrets.token_hex(8)
+        latest, until = math.inf, None
+        if limit is not None:
+            latest, until = trio.current_time() + limit, time.time() + limit
+        self._leases[lease_id] = _LeaseTimes(latest, latest, until)
+        self._update_deadline()
+        return lease_id
+
+    def renew(self, lease_id: str, seconds: float) -> None:
+        lease = self._leases[lease_id]
+        lease.deadline = min(trio.current_time() + seconds, lease.latest)
+        self._update_deadline()
+
+    def remove(self, lease_id: str) -> None:
+        del self._leases[lease_id]
+        self._update_deadline()
+
+    def end(self) -> None:
+        """Drop all leases."""
+        self._leases.clear()
+        self.scope.cancel()
+
+    def _update_deadline(self) -> None:
+        if self._leases:
+            self.scope.deadline = max(lease.deadline for lease in self._leases.values())
+        else:
+            self.scope.cancel()
+
+
+def _has_expired(lease: _LeaseTimes) -> bool:
+    return lease.deadline <= trio.current_time()
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
-    """A freeze that is on: both times in seconds since 1970; None for as long as it is held."""
+class FreezeTimes:
+    """When a freeze began and ends, in seconds since 1970; `until` is None without a limit."""
 
     since: float
     until: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A freeze that somebody holds, and what is known of the mails at its state."""
-
-    frozen: Frozen
-    records: Records
-
-
-class _Readers(NamedTuple):
-    """Readers that are pinned to one state of an account."""
-
-    tree: IndexReader
-    listings: IndexReader
-    news: IndexReader
-    records: IndexReader
-
-
 class Freezer:
-    """Freezes and thaws the tree of a mount; `frozen` says whether it is, `view` what is shown."""
+    """Freezes and thaws the tree of a mount.
+
+    `invalidators` are those of the accounts, in their order. Tasks run in `nursery`.
+    """
 
     def __init__(
         self,
         accounts: Sequence[MountedAccount],
+        invalidators: Sequence[CacheInvalidator],
         operations: MailOperations,
         live: MountView,
         nursery: trio.Nursery,
     ) -> None:
-        self.view = live
         self._accounts = accounts
+        self._invalidators = invalidators
         self._operations = operations
         self._live = live
         self._nursery = nursery
-        self._held: Held | None = None
-        self._holders = 0
-        self._readers: list[_Readers] = []
-        self._stack = contextlib.ExitStack()
-        self._expiry = trio.CancelScope()
+        self._freeze: _Freeze | None = None
+        # Held while a freeze begins or ends, and while the kernel is told.
         self._lock = trio.Lock()
 
     @property
-    def frozen(self) -> Frozen | None:
-        """The freeze that is on."""
-        return None if self._held is None else self._held.frozen
+    def view(self) -> MountView:
+        """What the mount shows."""
+        freeze = self._freeze
+        return self._live if freeze is None or freeze.is_ending else freeze.view
 
-    async def freeze(self, seconds: float) -> Frozen:
-        """Hold the tree as it is now, for `seconds` at most; return when the kernel agrees.
+    @property
+    def frozen(self) -> FreezeTimes | None:
+        """The freeze that is on, if there is one."""
+        if self._freeze is None or self._freeze.is_ending:
+            return None
+        return FreezeTimes(self._freeze.since, self._freeze.until)
 
-        Raises:
-            BusyError: it is frozen already, or the account is still being listed anew.
-        """
-        until = trio.current_time() + _SETTLING_SECONDS
-        while True:
-            async with self._lock:
-                if self.frozen is not None:
-                    raise BusyError(f"the mount is frozen already, {_end_of(self.frozen)}")
-                held = self._begin(seconds)
-                if held is not None:
-                    await self._freeze(held, seconds)
-                    return held.frozen
-            await self._next_try(until)
+    async def freeze(
+        self, seconds: float, *, limit: float | None = None, join: bool = False
+    ) -> Lease:
+        """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
-    @contextlib.asynccontextmanager
-    async def hold(self) -> AsyncIterator[Held]:
-        """Hold the tree at one state while the context lasts: that of the freeze which is on.
-
-        If none is on, one begins, and ends with the last who holds it. It may end before that: see
-        `thaw`.
+        Args:
+            seconds: how long the lease lasts unless it is renewed.
+            limit: renewals do not extend it beyond so many seconds from now.
+            join: join the freeze that is on, if there is one.
 
         Raises:
-            BusyError: the kernel does not agree in time, or the account is being listed anew.
+            BusyError: it is frozen already; or the account does not come to a consistent state, or
+                the kernel does not answer in time.
         """
-        held: Held | None = None
+
+        async def try_to_freeze() -> Lease | None:
+            return await self._try_to_freeze(seconds, limit, join=join)
+
         try:
-            with trio.fail_after(_HOLD_SECONDS):
-                until = trio.current_time() + _SETTLING_SECONDS
-                while True:
-                    async with self._lock:
-                        held = self._held or self._begin(None)
-                        if held is not None:
-                            self._holders += 1
-                            # Also if somebody else began: they may have gone before it agreed.
-                            await self._tell_kernel()
-                            _log.info("held by %d", self._holders)
-                            break
-                    await self._next_try(until)
+            with trio.fail_after(_FREEZE_SECONDS):
+                return await wait_until_consistent(try_to_freeze)
         except trio.TooSlowError:
-            raise BusyError(f"the mount is not frozen after {_HOLD_SECONDS:.0f} s") from None
-        else:
-            yield held
-        finally:
-            if held is not None and held is self._held:
-                self._holders -= 1
-                if not self._holders and held.frozen.until is None:
-                    # Not in this task, which may be cancelled; and at the end of the mount nobody
-                    # may be left to answer what the kernel waits for.
-                    self._nursery.start_soon(self._thaw_unheld, held)
+            raise BusyError(f"the mount is not frozen after {_FREEZE_SECONDS:.0f} s") from None
 
-    async def thaw(self, since: float | None = None) -> bool:
-        """Let the tree go on, whoever holds it; return whether it was frozen.
+    def renew(self, lease_id: str, seconds: float) -> Lease:
+        """Let a lease last for `seconds` from now.
 
-        With `since`, only the freeze that began then is ended: another one is somebody else's.
+        Raises:
+            BusyError: it has expired, or the freeze has ended.
         """
-        async with self._lock:
-            if self.frozen is None or since not in {None, self.frozen.since}:
-                return False
-            await self._end()
-            return True
+        freeze = self._require(lease_id)
+        freeze.renew(lease_id, seconds)
+        return Lease(lease_id, freeze.since)
 
-    def holds(self, held: Held) -> bool:
-        """Tell whether a freeze that was held is still on."""
-        return self._held is held
+    def records(self, lease_id: str) -> FrozenRecords:
+        """Return the records of the tree that a lease keeps frozen.
+
+        Raises:
+            BusyError: it has expired, or the freeze has ended.
+        """
+        return self._require(lease_id).records
+
+    async def thaw(self, lease_id: str | None = None) -> bool:
+        """End the freeze, or give back one lease; return whether that was there.
+
+        Returns when the kernel has been told, if this ends the freeze.
+        """
+        freeze = self._freeze
+        if freeze is None:
+            return False
+        was_frozen = not freeze.is_ending
+        if lease_id is None:
+            freeze.end()
+        elif freeze.holds(lease_id):
+            freeze.remove(lease_id)
+        else:
+            was_frozen = False
+        if freeze.is_ending:
+            await freeze.ended.wait()
+        return was_frozen
 
     def close(self) -> None:
-        """Let go of the held states, at the end of the mount."""
-        self._stack.close()
+        """Close the readers of a freeze at the end of the mount."""
+        if self._freeze is not None:
+            self._freeze.stack.close()
 
-    async def _freeze(self, held: Held, seconds: float) -> None:
-        """Let a freeze that has begun end after its time, and the kernel know of it."""
-        self._expiry = trio.CancelScope()
-        self._nursery.start_soon(self._expire, seconds, self._expiry)
-        try:
-            await self._tell_kernel()
-        except trio.Cancelled:
-            # Nobody waits for it any more, and so nobody would end it.
-            self._nursery.start_soon(self._thaw_unheld, held)
-            raise
-        _log.info("frozen for %.0f s", seconds)
+    def _require(self, lease_id: str) -> _Freeze:
+        if self._freeze is None or not self._freeze.holds(lease_id):
+            raise BusyError("the freeze has ended")
+        return self._freeze
 
-    async def _next_try(self, until: float) -> None:
-        """Wait a moment for an account to come from one state to the next.
+    async def _try_to_freeze(
+        self, seconds: float, limit: float | None, *, join: bool
+    ) -> Lease | None:
+        """Freeze the tree; return None if another attempt is needed a moment later.
 
-        Not within the lock: whoever wants to thaw has nothing to wait for.
+        The lock is not held in between, so a thaw need not wait for that.
         """
-        if trio.current_time() >= until:
-            raise BusyError(
-                f"the account has been between two states for {_SETTLING_SECONDS:.0f} s, since"
-                " much of it changed or all of it is listed anew: try again later"
+        async with self._lock:
+            freeze = self._freeze
+            if freeze is not None and not freeze.is_ending and not join:
+                raise BusyError(f"the mount is frozen already, {_end_of(freeze.until)}")
+            freeze = freeze or self._begin()
+            if freeze is None or freeze.is_ending:
+                return None
+            lease_id = freeze.add(limit)
+            try:
+                # Also after joining: who began the freeze may have gone before this was done.
+                await self._tell_kernel(freeze)
+            except BaseException:
+                # Nobody waits for the freeze any more, so nobody would end it.
+                if freeze.holds(lease_id):
+                    freeze.remove(lease_id)
+                raise
+            if freeze.holds(lease_id):
+                freeze.renew(lease_id, seconds)
+            _log.info("frozen")
+            return Lease(lease_id, freeze.since)
+
+    def _begin(self) -> _Freeze | None:
+        """Show the tree as it is now; None if that is between two states of an account.
+
+        There is no await in here: the kernel must not see a later state in between.
+        """
+        with contextlib.ExitStack() as stack:
+            readers = [_pinned_readers(account, stack) for account in self._accounts]
+            if any(
+                account.follower.connection.online and not its.tree.state().consistent
+                for account, its in zip(self._accounts, readers, strict=True)
+            ):
+                return None
+            view = MountView.of(
+                self._accounts, [(its.tree, its.listings) for its in readers], frozen=True
             )
-        await trio.sleep(_PAUSE_SECONDS)
-
-    def _begin(self, seconds: float | None) -> Held | None:
-        """Show the tree as it is now; without an await: no later state may be seen in between.
-
-        None where that is between two states of an account, and the next one is to be expected.
-        """
-        readers = [self._pinned_readers(account) for account in self._accounts]
-        if any(
-            account.keeper.connection.online and not its.tree.state().consistent
-            for account, its in zip(self._accounts, readers, strict=True)
-        ):
-            self._stack.close()
-            return None
-        self.view = MountView.of(
-            self._accounts, [(one.tree, one.listings) for one in readers], still=True
-        )
-        self._operations.show(self.view.tree, self.view.listing_tree)
-        names = directory_names(self._accounts)
-        now = time.time()
-        self._held = Held(
-            Frozen(now, None if seconds is None else now + seconds),
-            Records(
+            names = directory_names(self._accounts)
+            records = FrozenRecords(
                 {
-                    names.get(account.slot): its.records
+                    names.get(account.number): its.records
                     for account, its in zip(self._accounts, readers, strict=True)
                 }
-            ),
-        )
-        self._holders = 0
-        self._readers = readers
-        for account in self._accounts:
-            if account.news is not None:
-                account.news.hold_back()
-        return self._held
+            )
+            freeze = self._freeze = _Freeze(view, records, readers, stack.pop_all())
+        self._operations.show(view.tree, view.listing_tree)
+        for invalidator in self._invalidators:
+            invalidator.pause()
+        self._nursery.start_soon(self._end_after, freeze)
+        return freeze
 
-    async def _tell_kernel(self) -> None:
-        """Tell the kernel what leads up to the state that is held."""
-        for account, readers in zip(self._accounts, self._readers, strict=True):
-            if account.news is not None:
-                await account.news.tell_up_to(readers.news)
+    async def _tell_kernel(self, freeze: _Freeze) -> None:
+        """Have the kernel drop what is older than the frozen state."""
+        for invalidator, readers in zip(self._invalidators, freeze.readers, strict=True):
+            await invalidator.invalidate_up_to(readers.invalidation)
 
-    async def _end(self) -> None:
-        held, self._held = self._held, None
-        self._expiry.cancel()
-        self.view = self._live
-        self._operations.show(self.view.tree, self.view.listing_tree)
-        # A listing of the frozen tree may still be under way in its thread, or an answer.
-        await self._operations.listings_done()
-        if held is not None:
-            await held.records.close()
-        self._stack.close()
-        news = [account.news for account in self._accounts if account.news is not None]
-        for one in news:
-            one.let_go()
-        for one in news:
-            await one.tell()
+    async def _end_after(self, freeze: _Freeze) -> None:
+        """End a freeze when its last lease has gone.
+
+        Not in the task of a request: that may be cancelled, and at the end of the mount nobody may
+        be left to answer what the kernel waits for.
+        """
+        with freeze.scope:
+            await trio.sleep_forever()
+        if freeze.has_leases:
+            _log.warning("the freeze ends after its time: no lease was renewed")
+        try:
+            async with self._lock:
+                await self._end(freeze)
+        except JmapfsError as error:
+            _log.error("the kernel could not be told of the thaw: %s", error)
+        finally:
+            self._freeze = None
+            freeze.ended.set()
+
+    async def _end(self, freeze: _Freeze) -> None:
+        self._operations.show(self._live.tree, self._live.listing_tree)
+        # A listing of the frozen tree may still be under way in its thread, or a description.
+        await self._operations.wait_for_listings()
+        await freeze.records.close()
+        freeze.stack.close()
+        for invalidator in self._invalidators:
+            invalidator.resume()
+        for invalidator in self._invalidators:
+            await invalidator.invalidate()
         _log.info("thawed")
 
-    async def _expire(self, seconds: float, scope: trio.CancelScope) -> None:
-        with scope:
-            await trio.sleep(seconds)
-            _log.warning("the freeze ends after its time of %.0f s", seconds)
-            # In a task of its own: thawing cancels this scope.
-            self._nursery.start_soon(self._thaw_expired)
 
-    async def _thaw_expired(self) -> None:
-        with _logged():
-            await self.thaw()
-
-    async def _thaw_unheld(self, held: Held) -> None:
-        with _logged():
-            async with self._lock:
-                # Somebody else may hold it by now, or it is another that is on.
-                if self._held is held and not self._holders:
-                    await self._end()
-
-    def _pinned_readers(self, account: MountedAccount) -> _Readers:
-        while True:
-            with contextlib.ExitStack() as stack:
-                readers = _Readers(
-                    *(stack.enter_context(account.database.reader()) for _ in _Readers._fields)
-                )
-                for reader in readers:
-                    reader.pin()
-                # Another process may have written in between.
-                if len({(one.state(), one.journal_position()) for one in readers}) == 1:
-                    self._stack.push(stack.pop_all())
-                    return readers
+def _pinned_readers(account: MountedAccount, stack: contextlib.ExitStack) -> _PinnedReaders:
+    """Return readers of one state of the account, to be closed with `stack`."""
+    while True:
+        with contextlib.ExitStack() as attempt:
+            readers = _PinnedReaders(
+                *(attempt.enter_context(account.database.reader()) for _ in _PinnedReaders._fields)
+            )
+            for reader in readers:
+                reader.pin()
+            # Another process may have written in between.
+            if len({(one.state(), one.journal_position()) for one in readers}) == 1:
+                stack.push(attempt.pop_all())
+                return readers
 
 
-def _end_of(frozen: Frozen) -> str:
-    if frozen.until is None:
-        return "for as long as somebody holds it"
-    return f"until {time.strftime('%H:%M:%S', time.localtime(frozen.until))}"
-
-
-@contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    try:
-        yield
-    except JmapfsError as error:
-        _log.error("the kernel could not be told of the thaw: %s", error)
+def _end_of(until: float | None) -> str:
+    if until is None:
+        return "until a process releases it"
+    return f"until {time.strftime('%H:%M:%S', time.localtime(until))}"

@@ -1,13 +1,4 @@
-"""`jmapfs umount`: the mount goes, then its daemon, and only then the command comes back.
-
-How many requests the kernel keeps going at once on one mount.
-
-With its default of 12, parallel readers wait for each other and reads shrink to single pages.
-Only root may change it, and not everywhere: where not, the mount is slower, nothing else.
-See Documentation/filesystems/fuse.rst in the kernel's sources.
-
-The mountpoint: may it be mounted on, and is a dead mount of ours in the way.
-"""
+"""The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
 from __future__ import annotations
 
@@ -21,7 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.mounts import Mount, mount_at, require_mount, socket_directory, socket_name
+from jmapfs.control.messages import StatusRequest
+from jmapfs.control.mounts import Mount, mount_at, require_mount
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, MountpointError
 
@@ -30,23 +22,29 @@ _log = logging.getLogger(__name__)
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _MAX_BACKGROUND: Final = 128
 _CONGESTION_THRESHOLD: Final = 96
+_UNMOUNT_SECONDS: Final = 30
+_EXIT_SECONDS: Final = 30
 
 
 def raise_queue_limits(mount: Mount) -> None:
-    """Let the kernel keep more requests going on that mount, if it lets us."""
+    """Raise the number of requests that the kernel keeps under way on a mount.
+
+    With its default of 12, parallel readers wait for each other and reads shrink to single pages.
+    Only root may change it, and not everywhere; otherwise the mount is just slower.
+    See Documentation/filesystems/fuse.rst in the kernel's sources.
+    """
     connection = _CONNECTIONS / mount.device.partition(":")[2]
     try:
         (connection / "max_background").write_text(f"{_MAX_BACKGROUND}\n")
         (connection / "congestion_threshold").write_text(f"{_CONGESTION_THRESHOLD}\n")
     except OSError as error:
-        _log.info("the kernel's queue stays as it is: %s", error)
-
-
-_UNMOUNT_SECONDS: Final = 30
+        _log.info("the kernel's limits for requests stay as they are: %s", error)
 
 
 def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
-    """Check that `mountpoint`, a resolved path, can be mounted on; a dead mount of ours may be.
+    """Check that `mountpoint`, a resolved path, can be mounted on.
+
+    A dead mount of ours there is no obstacle.
 
     Raises:
         MountpointError: it cannot; the message says why.
@@ -66,12 +64,12 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
         raise MountpointError(f"{mountpoint}: {error.strerror}") from error
     if actual.is_relative_to(cache) or cache.is_relative_to(actual):
         raise MountpointError(
-            f"{mountpoint}: the mountpoint and the cache ({cache_root}) must not lie in each other"
+            f"{mountpoint}: the mountpoint and the cache ({cache_root}) must not contain each other"
         )
 
 
 def detach(mountpoint: Path) -> None:
-    """Unmount with fusermount3, as any user may do with their own mounts.
+    """Unmount with fusermount3: users may do that with their own mounts.
 
     Raises:
         BusyError: files in it are open.
@@ -91,23 +89,25 @@ def detach(mountpoint: Path) -> None:
             env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise MountpointError(f"{mountpoint}: fusermount3 does not come back") from None
+        raise MountpointError(f"{mountpoint}: fusermount3 does not end") from None
     if result.returncode == 0:
         return
     message = result.stderr.strip() or f"fusermount3 ended with {result.returncode}"
     if "busy" in message.casefold():
-        raise BusyError(f"{mountpoint}: files in it are open, or it is somebody's directory")
+        raise BusyError(
+            f"{mountpoint}: files in it are open, or it is the working directory of a process"
+        )
     raise MountpointError(f"{mountpoint}: {message}")
 
 
 def is_dead_mount(mountpoint: Path) -> bool:
-    """Say whether a mount of ours is there whose daemon has died.
+    """Return whether a mount of ours is there whose daemon has died.
 
     Raises:
         MountpointError: there is a dead mount, and it is not ours.
     """
     try:
-        # Not stat: the kernel answers that from its cache for as long as it was told to.
+        # Not stat: the kernel answers that from its cache.
         os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
@@ -125,9 +125,6 @@ def _ours_at(mountpoint: Path) -> bool:
     return mount is not None and mount.ours
 
 
-_EXIT_SECONDS: Final = 30
-
-
 def unmount(mountpoint: Path) -> None:
     """Unmount what jmapfs mounted at `mountpoint`, a resolved path; wait for its daemon to end.
 
@@ -137,18 +134,15 @@ def unmount(mountpoint: Path) -> None:
         MountpointError: it cannot be unmounted for another reason.
     """
     require_mount(mountpoint)
-    daemon = None
-    with contextlib.suppress(JmapfsError):
-        # A daemon that died says nothing; its mount goes all the same.
-        status = ask(socket_directory(), socket_name(mountpoint), "status")
-        with contextlib.suppress(ProcessLookupError):
-            daemon = os.pidfd_open(status["pid"])
-    try:
+    with contextlib.ExitStack() as stack:
+        daemon = None
+        # A daemon that died does not answer; its mount is unmounted all the same.
+        with contextlib.suppress(JmapfsError, ProcessLookupError):
+            pid = ask(mountpoint, StatusRequest()).pid
+            daemon = os.pidfd_open(pid)
+            stack.callback(os.close, daemon)
         detach(mountpoint)
         if daemon is not None and not select.select([daemon], [], [], _EXIT_SECONDS)[0]:
             raise BusyError(
-                f"{mountpoint}: unmounted, but its daemon (process {status['pid']}) has not ended"
+                f"{mountpoint}: unmounted, but its daemon (process {pid}) has not ended"
             )
-    finally:
-        if daemon is not None:
-            os.close(daemon)

@@ -1,20 +1,8 @@
-"""Going into the background: the daemon is a child, the parent waits for its word.
+"""The start of a daemon: the fork, its log, and its reports to the parent process.
 
-The fork comes before trio and before anything is opened, so nothing is shared but a pipe. The
-mount appears only when the account is listed: until then there is nothing to be seen half-made.
-
-Where the log of a mount's daemon is kept.
-
-Where a daemon's log goes: a file of its own in the background, stderr in the foreground.
-
-The options of `-o`, as mount(8), sshfs and others spell them.
-
-What `jmapfs mount` is asked for, once the command line and the configuration are read.
-
-What a daemon tells the one who started it, until the mount is usable or cannot be made.
-
-In the background it goes through a pipe to the parent, line by line as JSON; in the foreground
-straight to the terminal.
+The fork comes before trio and before anything is opened, so the processes share only a pipe. The
+daemon reports through it as lines of JSON until the mount is usable or has failed. In the
+foreground the reports go straight to the terminal.
 """
 
 from __future__ import annotations
@@ -26,18 +14,21 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 import platformdirs
 
-from jmapfs.account import AccountSource
 from jmapfs.control.mounts import file_stem
-from jmapfs.errors import JmapfsError, RelayedError, StorageError, UsageError
-from jmapfs.tree.tree import Ownership
+from jmapfs.errors import JmapfsError, RelayedError, StorageError
+
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOG_BYTES: Final = 4 * 1024 * 1024
+_OLD_LOGS: Final = 2
+
+_TERMINATION_SECONDS: Final = 30
 
 
 def log_path(mountpoint: Path) -> Path:
@@ -45,18 +36,13 @@ def log_path(mountpoint: Path) -> Path:
     return platformdirs.user_log_path("jmapfs") / f"{file_stem(mountpoint)}.log"
 
 
-_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_BYTES: Final = 4 * 1024 * 1024
-_KEPT: Final = 2
-
-
 def log_to_stderr(*, verbose: bool) -> None:
-    """Log to stderr, from now on."""
-    _begin(logging.StreamHandler(), verbose=verbose)
+    """Log to stderr from now on."""
+    _start_logging(logging.StreamHandler(), verbose=verbose)
 
 
 def log_to_file(path: Path, *, verbose: bool) -> None:
-    """Log to a file that does not grow for ever, from now on.
+    """Log to a file of limited size from now on.
 
     Raises:
         StorageError: the file cannot be made.
@@ -64,14 +50,16 @@ def log_to_file(path: Path, *, verbose: bool) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=_BYTES, backupCount=_KEPT)
+        handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS
+        )
     except OSError as error:
         raise StorageError(f"cannot write the log {path}: {error.strerror}") from error
-    _begin(handler, verbose=verbose)
+    _start_logging(handler, verbose=verbose)
 
 
-def _begin(handler: logging.Handler, *, verbose: bool) -> None:
-    handler.setFormatter(logging.Formatter(_FORMAT))
+def _start_logging(handler: logging.Handler, *, verbose: bool) -> None:
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     logger = logging.getLogger("jmapfs")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -80,87 +68,19 @@ def _begin(handler: logging.Handler, *, verbose: bool) -> None:
     logging.getLogger("py.warnings").addHandler(handler)
 
 
-# What mount(8) and fstab pass along, and what is so in any case.
-_WITHOUT_EFFECT: Final = frozenset(
-    {"ro", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "nosuid", "nodev", "noexec"}
-)
-_FLAGS: Final = frozenset({"allow_other", "allow_root"})
-_NUMBERS: Final = {"uid": 10, "gid": 10, "umask": 8}
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """Who the files belong to, who else may look, and what the mount is called."""
-
-    ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))
-    flags: frozenset[str] = frozenset()
-    fsname: str | None = None
-
-
-def parse_options(arguments: Iterable[str]) -> MountOptions:
-    """Read the values of `-o`: options separated by commas, later ones win.
-
-    Raises:
-        UsageError: an option is not known, or its value is not a number.
-    """
-    options = MountOptions()
-    for argument in arguments:
-        for option in filter(None, argument.split(",")):
-            options = _with(options, option)
-    return options
-
-
-def _with(options: MountOptions, option: str) -> MountOptions:
-    name, separator, value = option.partition("=")
-    if not separator and name in _WITHOUT_EFFECT:
-        return options
-    if not separator and name in _FLAGS:
-        return replace(options, flags=options.flags | {name})
-    if separator and name == "fsname":
-        return replace(options, fsname=value)
-    if separator and name in _NUMBERS:
-        try:
-            number = int(value, _NUMBERS[name])
-        except ValueError:
-            number = -1
-        if number < 0:
-            raise UsageError(f"-o {option}: the value is not a number")
-        return replace(options, ownership=replace(options.ownership, **{name: number}))
-    if name in {"rw", "nonempty"}:
-        raise UsageError(f"-o {option}: a jmapfs mount is read-only, on an empty directory")
-    known = sorted(_FLAGS | {"fsname=NAME"} | {f"{known}=N" for known in _NUMBERS})
-    raise UsageError(f"-o {option}: no such option; there are {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """A mount to be made; `cache_limit` in bytes, `poll_interval` in seconds.
-
-    With `all_accounts`, each account that the user can see is a directory at the top.
-    """
-
-    source: AccountSource
-    mountpoint: Path
-    cache_root: Path
-    cache_limit: int
-    options: MountOptions
-    poll_interval: float = 60.0
-    all_accounts: bool = False
-
-
 class StartupReport(Protocol):
-    """Takes what a daemon has to say."""
+    """Receives the reports of a daemon that is starting."""
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Say how many emails are listed, of how many where that is known."""
+        """Report how many emails are listed, of how many if that is known."""
         ...
 
     def notice(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Report something that the user should know."""
         ...
 
     def ready(self) -> None:
-        """Say that the tree is complete and the mount answers."""
+        """Report that the tree is complete and the mount answers."""
         ...
 
 
@@ -196,26 +116,26 @@ AnyStartupMessage = Progress | Notice | Ready | Failed
 
 
 class PipeStartupReport:
-    """Reports to a parent process through a pipe; a parent that is gone is not an error."""
+    """Reports to the parent through a pipe; it is no error if the parent has ended."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Say how many emails are listed, of how many where that is known."""
+        """Report how many emails are listed, of how many if that is known."""
         self._send(Progress(listed, total))
 
     def notice(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Report something that the user should know."""
         self._send(Notice(text))
 
     def ready(self) -> None:
-        """Say that the tree is complete and the mount answers."""
+        """Report that the tree is complete and the mount answers."""
         self._send(Ready())
         self.close()
 
     def failed(self, error: BaseException) -> None:
-        """Say that the mount could not be made."""
+        """Report that the mount could not be made."""
         if isinstance(error, JmapfsError):
             self._send(Failed(str(error), error.exit_code))
         else:
@@ -223,7 +143,7 @@ class PipeStartupReport:
         self.close()
 
     def close(self) -> None:
-        """Nothing more will be reported."""
+        """Report nothing more."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -232,19 +152,16 @@ class PipeStartupReport:
         if self._descriptor < 0:
             return
         try:
-            # Far below PIPE_BUF, so it is written whole or not at all.
+            # Far below PIPE_BUF, so the line is written whole or not at all.
             os.write(self._descriptor, msgspec.json.encode(message) + b"\n")
         except BrokenPipeError:
             self.close()
 
 
-_GRACE_SECONDS: Final = 30
-
-
 def run_in_background(daemon: Callable[[PipeStartupReport], int], display: StartupReport) -> None:
     """Run `daemon` in a process of its own; return when it reports that it is ready.
 
-    Until then its progress and notices go to `display`. An interruption ends the daemon too.
+    Until then its progress and notices go to `display`. Ctrl-C ends the daemon too.
 
     Raises:
         RelayedError: the daemon failed; the message and the exit code are its own.
@@ -261,7 +178,7 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
             _leave_terminal()
             code = daemon(PipeStartupReport(write_end))
         finally:
-            # Whatever happened: this process must not go on as a second command line.
+            # After any exception: this process must not go on as a second command line.
             os._exit(code)
     os.close(write_end)
     try:
@@ -270,13 +187,14 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
                 if _relay(msgspec.json.decode(line, type=AnyStartupMessage), display):
                     return
     except KeyboardInterrupt:
-        _end(child)
+        _terminate(child)
         raise
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    raise RelayedError(f"the daemon ended with {status} and said nothing: see its log", 1)
+    raise RelayedError(f"the daemon ended with {status} and reported nothing: see its log", 1)
 
 
 def _relay(message: AnyStartupMessage, display: StartupReport) -> bool:
+    """Pass a message on to the user; return whether the daemon is ready."""
     match message:
         case Progress(listed, total):
             display.progress(listed, total)
@@ -299,12 +217,12 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _end(child: int) -> None:
+def _terminate(child: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGTERM)
         descriptor = os.pidfd_open(child)
         try:
-            ended, _, _ = select.select([descriptor], [], [], _GRACE_SECONDS)
+            ended, _, _ = select.select([descriptor], [], [], _TERMINATION_SECONDS)
         finally:
             os.close(descriptor)
         if not ended:

@@ -1,24 +1,39 @@
-"""What a mount shows: the tree of its account, or those of several accounts as one."""
+"""What a mount shows of its accounts: one tree, the content of its files, and their descriptions.
+
+One account is shown as it is; several are directories of a combined tree. Descriptions are what
+files do not show: ids, keywords and mailboxes. They are given for a frozen tree only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
+import msgspec
+import trio
+
+from jmapfs.control.messages import TreeDescription
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.errors import EntryNotFoundError
+from jmapfs.errors import BusyError, EntryNotFoundError, UsageError
 from jmapfs.fuse.operations import FileContent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import to_account
 from jmapfs.names import sibling_names
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.combined import CombinedTree
-from jmapfs.tree.tree import TreeView
+from jmapfs.tree.layout import Directory, EmailExport
+from jmapfs.tree.tree import Tree, TreeView
+
+_DESCRIPTION_SECONDS: Final = 120.0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class MountView:
-    """One view of everything: `tree` for the event loop, `listing_tree` for worker threads."""
+    """One state of everything: `tree` is for the event loop, `listing_tree` for worker threads."""
 
     tree: TreeView
     listing_tree: TreeView
@@ -29,38 +44,39 @@ class MountView:
         accounts: Sequence[MountedAccount],
         readers: Sequence[tuple[IndexReader, IndexReader]],
         *,
-        still: bool = False,
+        frozen: bool = False,
     ) -> MountView:
-        """Return the view of accounts through two readers each; `still` where these are pinned."""
-        trees = [
-            (account.still_view(one), account.still_view(other))
-            if still
-            else (account.view(one), account.view(other))
-            for account, (one, other) in zip(accounts, readers, strict=True)
-        ]
-        if accounts[0].slot == 0:
+        """Return the view of accounts through two readers each; `frozen` if these are pinned."""
+        trees = []
+        for account, (reader, listing_reader) in zip(accounts, readers, strict=True):
+            reachability = account.reachability
+            if frozen:
+                reachability = _constant(account.reachability())
+            trees.append((Tree(reader, reachability), Tree(listing_reader, reachability)))
+        if accounts[0].number == 0:
             return cls(*trees[0])
-        slots = [account.slot for account in accounts]
+        numbers = [account.number for account in accounts]
         names = directory_names(accounts)
-        return cls(
-            CombinedTree({slot: tree for slot, (tree, _) in zip(slots, trees, strict=True)}, names),
-            CombinedTree({slot: tree for slot, (_, tree) in zip(slots, trees, strict=True)}, names),
+        tree, listing_tree = (
+            CombinedTree(dict(zip(numbers, side, strict=True)), names)
+            for side in zip(*trees, strict=True)
         )
+        return cls(tree, listing_tree)
 
 
 def directory_names(accounts: Sequence[MountedAccount]) -> dict[int, str]:
     """Return the directories of several accounts by their numbers; a single one has none."""
-    if accounts[0].slot == 0:
+    if accounts[0].number == 0:
         return {}
-    by_id = sibling_names({str(one.slot): one.source.label for one in accounts})
-    return {one.slot: by_id[str(one.slot)] for one in accounts}
+    by_number = sibling_names({str(one.number): one.source.label for one in accounts})
+    return {one.number: by_number[str(one.number)] for one in accounts}
 
 
 def content_of(accounts: Sequence[MountedAccount]) -> FileContent:
     """Return where the bytes of the accounts' files come from."""
-    if accounts[0].slot == 0:
+    if accounts[0].number == 0:
         return accounts[0]
-    return _CombinedContent({account.slot: account for account in accounts})
+    return _CombinedContent({account.number: account for account in accounts})
 
 
 class _CombinedContent:
@@ -69,19 +85,141 @@ class _CombinedContent:
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
-        return await self._of(record).read(record, offset, length)
+        return await self._account(record).read(record, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open."""
-        self._of(record).hold(record)
+        """Keep what is read of an open file until it is released."""
+        self._account(record).hold(record)
 
     def release(self, record: FileRecord) -> None:
-        """Note that it is no longer open."""
-        self._of(record).release(record)
+        """Drop what was kept of a file that was closed."""
+        self._account(record).release(record)
 
-    def _of(self, record: FileRecord) -> MountedAccount:
-        slot, _ = to_account(record.inode)
-        account = self._accounts.get(slot)
+    def _account(self, record: FileRecord) -> MountedAccount:
+        number, _ = to_account(record.inode)
+        account = self._accounts.get(number)
         if account is None:
-            raise EntryNotFoundError(f"inode {record.inode} is of no account")
+            raise EntryNotFoundError(f"inode {record.inode} belongs to no account")
         return account
+
+
+class FrozenRecords:
+    """The emails of a frozen tree with their ids, keywords and mailboxes.
+
+    `readers` are pinned, and keyed by the directories of their accounts (None for a single
+    account). They are read in worker threads: neither the event loop nor the kernel waits.
+
+    Each method may raise:
+        UsageError: there is no directory at that path, or it is the top of several accounts.
+        BusyError: the freeze has ended, or the answer took too long.
+        StorageError: the index cannot be read.
+    """
+
+    def __init__(self, readers: Mapping[str | None, IndexReader]) -> None:
+        self._accounts = {root: _AccountRecords(reader) for root, reader in readers.items()}
+        # A reader is for one thread at a time.
+        self._limiter = trio.CapacityLimiter(1)
+        self._closed = False
+
+    async def describe(self, path: str) -> TreeDescription:
+        """Describe the directory at `path`, and everything below it."""
+        account, root, names = self._find(path)
+        return await self._in_thread(lambda: account.describe(root, names))
+
+    async def mails(self, path: str, position: int, count: int) -> msgspec.Raw:
+        """Return about `count` emails at and below `path`, from a position on, as JSON."""
+        account, _, names = self._find(path)
+        return await self._in_thread(lambda: account.mails(names, position, count))
+
+    async def close(self) -> None:
+        """Refuse further calls; return when the readers are no longer used."""
+        self._closed = True
+        async with self._limiter:
+            pass
+
+    def _find(self, path: str) -> tuple[_AccountRecords, str, tuple[str, ...]]:
+        """Return the account that a path is in, its directory, and the names below that."""
+        names = tuple(name for name in path.split("/") if name)
+        if None in self._accounts:
+            return self._accounts[None], "", names
+        if not names:
+            raise UsageError("a mount of several accounts: name one of its directories")
+        account = self._accounts.get(names[0])
+        if account is None:
+            raise _no_directory(names)
+        return account, names[0], names[1:]
+
+    async def _in_thread(self, read: Callable[[], _T]) -> _T:
+        if self._closed:
+            raise BusyError("the freeze has ended")
+        try:
+            with trio.fail_after(_DESCRIPTION_SECONDS), sqlite_errors("read the index"):
+                return await trio.to_thread.run_sync(read, limiter=self._limiter)
+        except trio.TooSlowError:
+            raise BusyError(
+                f"no answer within {_DESCRIPTION_SECONDS:.0f} s: the mount is busy"
+            ) from None
+
+
+class _AccountRecords:
+    """The records of one account through a pinned reader, for one thread at a time."""
+
+    def __init__(self, reader: IndexReader) -> None:
+        self._reader = reader
+        self._tree = Tree(reader)
+        # A client asks for all emails of one directory, part by part.
+        self._latest: tuple[Directory, EmailExport] | None = None
+
+    def describe(self, root: str, names: tuple[str, ...]) -> TreeDescription:
+        directory = self._directory(names)
+        state = self._reader.state()
+        return TreeDescription(
+            server=state.server,
+            account_id=state.account_id,
+            account_name=state.account_name,
+            username=state.username,
+            email_state=state.email_state,
+            synced_at=state.synced_at,
+            consistent=state.consistent,
+            root=root,
+            directory="/".join(names),
+            mails=self._count(directory),
+            mailboxes=self._export(directory).mailboxes(),
+        )
+
+    def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
+        part = self._export(self._directory(names)).after(position, count)
+        # Encoded here, not in the event loop: any number of emails may have come in one second.
+        return msgspec.Raw(msgspec.json.encode(part))
+
+    def _directory(self, names: tuple[str, ...]) -> Directory:
+        directory = self._tree.layout().at(names)
+        if directory is None:
+            raise _no_directory(names)
+        return directory
+
+    def _export(self, directory: Directory) -> EmailExport:
+        if self._latest is None or self._latest[0] is not directory:
+            records = EmailExport(self._reader, self._tree.layout(), directory)
+            self._latest = directory, records
+        return self._latest[1]
+
+    def _count(self, directory: Directory) -> int:
+        """Count the emails; below a directory, copies that came in the same second count once."""
+        if directory.mailbox is None:
+            return self._reader.counts().emails
+        inodes: set[int] = set()
+        for one in self._tree.layout().directories.values():
+            if one.mailbox is not None and one.path[: len(directory.path)] == directory.path:
+                # The client may have disconnected.
+                trio.from_thread.check_cancelled()
+                inodes.update(self._reader.listing(one.mailbox).inodes)
+        return len(inodes)
+
+
+def _constant(value: _T) -> Callable[[], _T]:
+    return lambda: value
+
+
+def _no_directory(names: tuple[str, ...]) -> UsageError:
+    return UsageError(f"{'/'.join(names)}: there is no such directory in the mount")

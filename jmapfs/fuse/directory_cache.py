@@ -1,10 +1,7 @@
-"""Listings that are kept: names and attributes in the form that the kernel takes, made once.
+"""Cached listings: names and attributes in the kernel's form, made once for each version.
 
-A directory that nothing happened to is listed again and again: by each `find`, `ls -lR` and
-`rsync`. What is kept of one is good for one version of the directory (see `TreeView.version`): for
-as long as another listing would say the same.
-
-Attributes of the tree in the form that the kernel takes.
+`find`, `ls -lR` and `rsync` list the same unchanged directories again and again. A cached listing
+is valid for one version of its directory (see `TreeView.version`).
 """
 
 from __future__ import annotations
@@ -17,18 +14,27 @@ from cachetools import LRUCache
 
 from jmapfs.tree.tree import BLOCK, Attributes, DirectoryListing, Kind, Ownership
 
-# The kernel is told of every change, so it may keep what it knows; at 0, `ls -lR` over 100,000
-# emails takes a minute and a half.
+# The kernel is told of every change, so it may cache for long; at 0, `ls -lR` over 100,000 emails
+# takes a minute and a half.
 _TIMEOUT: Final = 24 * 3600.0
 
-# What comes to be it is told as well; this bounds what it keeps of names that never will.
+# New names are announced to the kernel; this bounds its negative cache.
 _NEGATIVE_TIMEOUT: Final = 1.0
 
-_READ_SIZE: Final = 128 * 1024  # st_blksize: what stdio and cp take as the size of their reads
+_READ_SIZE: Final = 128 * 1024  # st_blksize: the read size of stdio and cp
+
+# How many entries are cached in all; each takes about 350 bytes.
+_LIMIT: Final = 24 * 1024
+
+# What a directory costs besides its entries, in entries: there may be many empty directories.
+_OVERHEAD: Final = 4
+
+# How many entries are made at once, before it is known how many the kernel takes.
+_CHUNK: Final = 256
 
 
 class AttributeWriter:
-    """Makes pyfuse3's attributes; everything that is constant is looked up once."""
+    """Makes pyfuse3's attributes; the constant ones are looked up once."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._uid = ownership.uid
@@ -36,7 +42,7 @@ class AttributeWriter:
         self._modes = {kind: ownership.mode(kind) for kind in Kind}
 
     def entry(self, attributes: Attributes, *, lasting: bool = True) -> pyfuse3.EntryAttributes:
-        """Return attributes for the kernel; what is not `lasting` it asks for again at once."""
+        """Return attributes for the kernel, which caches them if they are `lasting`."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(attributes.inode)
         entry.st_mode = pyfuse3.ModeT(self._modes[attributes.kind])
@@ -52,7 +58,7 @@ class AttributeWriter:
 
 
 def missing_entry() -> pyfuse3.EntryAttributes:
-    """Return the answer that lets the kernel remember that a name is not there."""
+    """Return the answer for a name that does not exist; the kernel caches it for a moment."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(0)
     entry.entry_timeout = _NEGATIVE_TIMEOUT
@@ -71,18 +77,8 @@ def file_system_statistics(*, size: int, files: int) -> pyfuse3.StatvfsData:
     return statistics
 
 
-# How many entries are kept in all; each takes about 350 bytes.
-_LIMIT: Final = 24 * 1024
-
-# What a directory takes beside its entries, counted as entries: there may be many empty ones.
-_OVERHEAD: Final = 4
-
-# How many entries are made ahead of what the kernel has room for.
-_PIECE: Final = 256
-
-
 class CachedDirectory:
-    """The entries of one directory, each made when it is first reached."""
+    """The entries of one directory, each made when it is first needed."""
 
     def __init__(
         self, listing: DirectoryListing, version: object, attributes: AttributeWriter
@@ -90,16 +86,16 @@ class CachedDirectory:
         self.listing = listing
         self.version = version
         self._attributes = attributes
-        self._coming = listing.entries()
+        self._remaining = listing.entries()
         self._names: list[pyfuse3.FileNameT] = []
         self._entries: list[pyfuse3.EntryAttributes] = []
 
-    def hand_out(self, token: pyfuse3.ReaddirToken, start: int) -> None:
-        """Hand out entries from a position on, for as long as the kernel takes them."""
+    def reply(self, token: pyfuse3.ReaddirToken, start: int) -> None:
+        """Return entries from a position on, as many as the kernel takes."""
         while start < len(self.listing):
-            stop = start + _PIECE
+            stop = start + _CHUNK
             self._make(stop)
-            # A loop, but not one of Python's: with it a warm `find` spends most of its time here.
+            # `map` instead of a Python loop, in which a warm `find` would spend most of its time.
             taken = map(
                 pyfuse3.readdir_reply,
                 repeat(token),
@@ -112,38 +108,36 @@ class CachedDirectory:
             start = stop
 
     def _make(self, stop: int) -> None:
-        for name, attributes in islice(self._coming, max(0, stop - len(self._names))):
+        for name, attributes in islice(self._remaining, max(0, stop - len(self._names))):
             self._names.append(pyfuse3.FileNameT(name))
             self._entries.append(self._attributes.entry(attributes))
 
 
 class DirectoryCache:
-    """The listings of one tree by inode; the least recently used goes first."""
+    """The listings of one tree by inode; the least recently used is evicted first."""
 
     def __init__(self, attributes: AttributeWriter, limit: int = _LIMIT) -> None:
         self._attributes = attributes
         self._limit = limit
-        self._kept: LRUCache[int, CachedDirectory] = LRUCache(
-            limit, getsizeof=lambda kept: _size(kept.listing)
+        self._cached: LRUCache[int, CachedDirectory] = LRUCache(
+            limit, getsizeof=lambda cached: _size(cached.listing)
         )
 
     def get(self, inode: int, version: object) -> CachedDirectory | None:
-        """Return what is kept of a directory, if it is of that version."""
-        kept = self._kept.get(inode)
-        return kept if kept is not None and kept.version == version else None
+        """Return the cached listing of a directory, if it is of that version."""
+        cached = self._cached.get(inode)
+        return cached if cached is not None and cached.version == version else None
 
-    def keep(
-        self, inode: int, listing: DirectoryListing, version: object
-    ) -> CachedDirectory | None:
-        """Keep a listing of that version, or of a later one, unless it is too long."""
+    def put(self, inode: int, listing: DirectoryListing, version: object) -> CachedDirectory | None:
+        """Cache a listing of that version, or of a later one, unless it is too long."""
         if _size(listing) > self._limit:
             return None
-        kept = self._kept[inode] = CachedDirectory(listing, version, self._attributes)
-        return kept
+        cached = self._cached[inode] = CachedDirectory(listing, version, self._attributes)
+        return cached
 
     def clear(self) -> None:
-        """Keep nothing: another tree is shown."""
-        self._kept.clear()
+        """Drop all listings: another tree is shown."""
+        self._cached.clear()
 
 
 def _size(listing: DirectoryListing) -> int:

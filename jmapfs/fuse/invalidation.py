@@ -1,8 +1,8 @@
-"""Telling the kernel what changed, so that it may keep everything else for a day.
+"""Invalidating the kernel's caches: it is told every change, so it may keep the rest for a day.
 
-The news come from the index's journal, whoever wrote it. Names that came or went are dropped by
-name, directories and files whose attributes changed by inode; nothing else is touched, and no
-content ever: it is immutable.
+The changes come from the index's journal, whichever process wrote it. Names that appeared or
+disappeared are invalidated by name, directories and files whose attributes changed by inode.
+Content never changes, and is left alone.
 
 All of it happens in a worker thread. In the event loop it would deadlock: the kernel makes the
 notification wait for a request on the same inode, and only the event loop can answer that.
@@ -14,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyfuse3
 import trio
@@ -27,17 +27,17 @@ from jmapfs.tree.layout import Layout, lay_out
 
 _log = logging.getLogger(__name__)
 
-# Its own, so that news never wait for a thread behind readers, nor readers behind news.
+# Its own, so that invalidations and readers do not wait for each other's threads.
 _limiter: Final = trio.CapacityLimiter(4)
 
 
 @dataclass
 class _StaleEntries:
-    """What the kernel has to forget: names by directory, attributes by inode.
+    """What the kernel has to drop: names by directory, attributes by inode.
 
-    `moved` are the mailboxes that are elsewhere now, by the inode of the directory they had. Their
-    emails are forgotten name by name: with a directory's own name goes only what is not in use at
-    that moment, and not what an answer on its way to the kernel is about to bring.
+    `moved` are the mailboxes that have moved, by the inode of the directory they had. Their emails
+    are dropped name by name: with the name of a directory the kernel drops only what is not in use
+    at that moment, and not what an answer on its way to the kernel is about to bring.
     """
 
     names: set[tuple[int, str]] = field(default_factory=set)
@@ -45,134 +45,137 @@ class _StaleEntries:
     attributes: set[int] = field(default_factory=set)
 
 
-class CacheInvalidator:
-    """Keeps the kernel's picture of one account true, from the state that `reader` has now on.
+class _KnownState(NamedTuple):
+    """The state of the index that the kernel has been told."""
 
-    `outward` turns the account's inodes into those that the kernel knows. `coming` is called
-    in the event loop before the kernel is told any news.
+    position: int
+    layout_version: int
+    layout: Layout
+
+
+class CacheInvalidator:
+    """Keeps the kernel's caches of one account up to date, from the state that `reader` has now.
+
+    `to_mount` converts the account's inodes to those that the kernel knows. `start_generation` is
+    called in the event loop before the kernel is told of changes.
     """
 
     def __init__(
-        self, reader: IndexReader, outward: Callable[[int], int], coming: Callable[[], None]
+        self,
+        reader: IndexReader,
+        to_mount: Callable[[int], int],
+        start_generation: Callable[[], None],
     ) -> None:
         self._reader = reader
-        self._outward = outward
-        self._coming = coming
+        self._to_mount = to_mount
+        self._start_generation = start_generation
         self._lock = trio.Lock()
-        self._held = False
+        self._paused = False
         self._stopped = False
         with reader.pinned():
-            self._position = reader.journal_position()
-            self._layout_version = reader.layout_version()
-            self._layout = lay_out(reader.mailboxes())
+            self._known = _KnownState(
+                reader.journal_position(), reader.layout_version(), lay_out(reader.mailboxes())
+            )
 
-    async def tell(self) -> None:
-        """Tell the kernel what changed; return when it knows. Held back while frozen."""
+    async def invalidate(self) -> None:
+        """Have the kernel drop what has changed; return when it has. Does nothing while paused."""
         async with self._lock:
-            if not self._held:
-                await self._tell(self._reader)
+            if not self._paused and not self._stopped:
+                await self._invalidate(self._reader)
 
-    def hold_back(self) -> None:
-        """Tell nothing from now on but by `tell_up_to`, until `let_go`."""
-        self._held = True
+    def pause(self) -> None:
+        """Until `resume`, tell the kernel nothing except by `invalidate_up_to`."""
+        self._paused = True
 
-    def let_go(self) -> None:
-        """Let `tell` tell again what there is."""
-        self._held = False
+    def resume(self) -> None:
+        """End a pause."""
+        self._paused = False
 
-    async def tell_up_to(self, reader: IndexReader) -> None:
-        """Tell what leads up to the state of a pinned reader."""
+    async def invalidate_up_to(self, reader: IndexReader) -> None:
+        """Have the kernel drop what has changed up to the state of a pinned reader."""
         async with self._lock:
-            await self._tell(reader)
+            await self._invalidate(reader)
 
     def stop(self) -> None:
-        """Tell nothing more: the mount is about to go."""
+        """Tell the kernel nothing more: the mount is about to end."""
         self._stopped = True
 
-    async def _tell(self, reader: IndexReader) -> None:
+    async def _invalidate(self, reader: IndexReader) -> None:
         with sqlite_errors("read the index"):
-            stale, picture = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
-        # Always: that the server went, or came back, is in no journal but in `.jmapfs.json`.
-        self._coming()
+            stale, state = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
+        # Without changes too: only `.jmapfs.json` says that the server is unreachable.
+        self._start_generation()
         # At the end of a mount nobody may be left to answer what the kernel waits for.
         await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter, abandon_on_cancel=True)
-        self._position, self._layout_version, self._layout = picture
+        self._known = state
 
-    def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, tuple[int, int, Layout]]:
+    def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, _KnownState]:
+        known = self._known
         with reader.pinned():
-            part = reader.journal_after(self._position)
+            part = reader.journal_after(known.position)
             version = reader.layout_version()
-            layout = self._layout
-            if version != self._layout_version:
+            layout = known.layout
+            if version != known.layout_version:
                 layout = lay_out(reader.mailboxes())
-            stale = _stale(part, self._layout, layout)
+            stale = _stale_entries(part, known.layout, layout)
             for inode, mailbox in stale.moved.items():
                 stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}
-        return stale, (part.position, version, layout)
+        return stale, _KnownState(part.position, version, layout)
 
     def _drop(self, stale: _StaleEntries) -> None:
         for directory, name in stale.names:
             if self._stopped:
                 return
-            _drop_name(self._outward(directory), name)
+            with _errors_logged():
+                pyfuse3.invalidate_entry(
+                    pyfuse3.InodeT(self._to_mount(directory)), pyfuse3.FileNameT(name.encode())
+                )
         for inode in stale.attributes:
             if self._stopped:
                 return
-            _drop_attributes(self._outward(inode))
+            with _errors_logged():
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(inode)), attr_only=True)
         if not self._stopped:
-            # Small, and it may differ each time: content and all.
-            _drop_everything(self._outward(STATUS_FILE_INODE))
+            # With its content: it is small, and may differ each time.
+            with _errors_logged():
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(STATUS_FILE_INODE)))
 
 
-def _stale(part: JournalPart, before: Layout, after: Layout) -> _StaleEntries:
+def _stale_entries(part: JournalPart, before: Layout, after: Layout) -> _StaleEntries:
     stale = _StaleEntries()
     if not part.whole:
-        # Too far behind to know: with a top-level name the kernel forgets all that is below it.
+        # The journal does not reach back far enough. With a top-level name the kernel drops
+        # everything below it.
         stale.names.update((ROOT_INODE, name) for name in before.root.children)
         stale.attributes.update(before.directories)
     inodes_of = [
-        {place.mailbox: inode for inode, place in layout.directories.items()}
+        {directory.mailbox: inode for inode, directory in layout.directories.items()}
         for layout in (before, after)
     ]
     for entry in part.entries:
         stale.attributes.add(entry.inode)
         for inodes in inodes_of:
-            if entry.name and (directory := inodes.get(entry.mailbox)) is not None:
-                stale.names.add((directory, entry.name))
-                stale.attributes.add(directory)
+            if entry.name and (inode := inodes.get(entry.mailbox)) is not None:
+                stale.names.add((inode, entry.name))
+                stale.attributes.add(inode)
     if before is not after:
         for one, other in ((before, after), (after, before)):
-            for inode, place in one.directories.items():
-                elsewhere = other.directories.get(inode)
-                if elsewhere is None or elsewhere.mailbox != place.mailbox:
-                    stale.names.add((place.parent, place.name))
-                    stale.attributes |= {place.parent, inode}
-                    if one is before and place.mailbox is not None:
-                        stale.moved[inode] = place.mailbox
+            for inode, directory in one.directories.items():
+                counterpart = other.directories.get(inode)
+                if counterpart is None or counterpart.mailbox != directory.mailbox:
+                    stale.names.add((directory.parent, directory.name))
+                    stale.attributes |= {directory.parent, inode}
+                    if one is before and directory.mailbox is not None:
+                        stale.moved[inode] = directory.mailbox
     return stale
 
 
-def _drop_name(directory: int, name: str) -> None:
-    with _unknown_is_fine():
-        pyfuse3.invalidate_entry(pyfuse3.InodeT(directory), pyfuse3.FileNameT(name.encode()))
-
-
-def _drop_attributes(inode: int) -> None:
-    with _unknown_is_fine():
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
-
-
-def _drop_everything(inode: int) -> None:
-    with _unknown_is_fine():
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))
-
-
 @contextlib.contextmanager
-def _unknown_is_fine() -> Iterator[None]:
+def _errors_logged() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        # The kernel has never heard of it, or has forgotten it by itself.
+        # The kernel does not have the entry.
         pass
     except OSError as error:
-        _log.info("the kernel does not take the news: %s", error)
+        _log.info("the kernel does not accept the invalidation: %s", error)

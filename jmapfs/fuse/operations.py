@@ -1,26 +1,21 @@
-"""The FUSE operations: what the kernel asks, put to the tree and the content.
+"""The FUSE operations: the kernel's requests, answered from the tree and the content.
 
-Only `read` may wait for the network (promise 4): a client that waits in OPEN cannot even be
-killed. Handlers are keyed by inode, and an open file's handle is its inode, so that no table is
-needed to find out what is read; `_open` only keeps what an open file is, should it leave the tree.
+Only `read` may wait for the network: a client that waits in OPEN cannot even be killed. Handlers
+are keyed by inode, and the handle of an open file is its inode; `_open` keeps the record of an open
+file, in case it leaves the tree.
 
-The tree is asked in the event loop: a lookup is some microseconds in SQLite's page cache, less
+The tree is asked in the event loop: a lookup takes some microseconds in SQLite's page cache, less
 than a thread costs. Listings grow with the mailbox and are made in a worker thread.
 
-Two things are kept, so that they need not be asked for again. Listings are kept for as long as
-nothing changes (see `listings`). What a file is, is kept for an *era*: until the kernel is about to
-be told news, or another tree is shown. The kernel opens files by inodes that it remembers; until it
-is told otherwise, so do we.
+Two things are cached. Listings are cached until the directory changes (see `directory_cache`). The
+records of files are cached for a *generation*: until the kernel is about to be told of changes, or
+another tree is shown. The kernel opens files by inodes that it remembers until then.
 
-What surrounds every FUSE handler: it is counted, and no exception but FUSEError leaves it.
-
-Any other exception would end `pyfuse3.main`, and with it the whole mount. Errors that were
-foreseen become their errno; what was not is a bug: its traceback goes to the log, the caller gets
-EIO, and the mount lives on.
-
-`handler` is for those that may wait. `immediate` is for those that never do: these are plain
-functions, so that no `await` can creep in between two of their steps, and each call makes one
-coroutine and not two. With OPEN and RELEASE for every file that a program looks into, it shows.
+Handlers are wrapped: calls are counted, and errors become FUSEError with their errno. Any other
+exception would end `pyfuse3.main`, and with it the mount. An unexpected one is a bug: its traceback
+goes to the log, the caller gets EIO, and the mount goes on. `handler` wraps a coroutine.
+`immediate` wraps a plain function: no `await` can come between two of its steps, and each call
+makes one coroutine instead of two, which is noticeable for OPEN and RELEASE.
 """
 
 from __future__ import annotations
@@ -56,7 +51,7 @@ _R = TypeVar("_R")
 
 
 class Counting(Protocol):
-    """Something with a count for each operation."""
+    """An object with a count for each operation."""
 
     counts: Counter[str]
 
@@ -75,7 +70,7 @@ def handler(
         self.counts[name] += 1
         try:
             return await method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a bug must not take the mount with it
+        except Exception as error:  # noqa: BLE001 - a bug must not end the mount
             raise _fuse_error(name, error) from None
 
     return guarded
@@ -84,7 +79,7 @@ def handler(
 def immediate(
     method: Callable[Concatenate[_C, _P], _R],
 ) -> Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]]:
-    """Make a handler of a function that does not wait; as `handler` does else."""
+    """Make a handler of a function that does not wait; otherwise like `handler`."""
     name = method.__name__
 
     @functools.wraps(method)
@@ -92,14 +87,14 @@ def immediate(
         self.counts[name] += 1
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a bug must not take the mount with it
+        except Exception as error:  # noqa: BLE001 - a bug must not end the mount
             raise _fuse_error(name, error) from None
 
     return guarded
 
 
 def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
-    """Return what the kernel is told of an error, and log what is not an answer by itself."""
+    """Return the error for the kernel; log it unless it is an ordinary answer."""
     if isinstance(error, pyfuse3.FUSEError):
         return error
     if isinstance(error, EntryNotFoundError):
@@ -117,46 +112,48 @@ def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-# The kernel answers a READ that failed with another, for a single page. A program that waited for
-# the deadline once is not to wait for it again.
+# The kernel follows a READ that failed with another, for a single page. A program that has waited
+# for the deadline once must not wait for it again.
 _FAILURE_SECONDS: Final = 3.0
 
-# How many files' records are kept; each takes about 450 bytes.
-_KEPT_RECORDS: Final = 24 * 1024
+# How many records of files are cached; each takes about 450 bytes.
+_CACHED_RECORDS: Final = 24 * 1024
 
-# Handles that are not inodes: above every inode.
+# Handles that are not inodes are above every inode.
 _FIRST_HANDLE: Final = 1 << 62
 
 
 class FileContent(Protocol):
-    """Where the bytes of files come from."""
+    """The content of files."""
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
-        """Return the bytes of a file from `offset`, `length` of them or up to its end."""
+        """Return `length` bytes of a file from `offset` on, or fewer at its end."""
         ...
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open, before the first of it is read."""
+        """Keep what is read of an open file until it is released."""
         ...
 
     def release(self, record: FileRecord) -> None:
-        """Note that it is no longer open."""
+        """Drop what was kept of a file that was closed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenDirectory:
-    """A listing, what is kept of it, and the number of the era that it was made in."""
+    """A listing, its cached entries, and the generation that it was made in."""
 
     listing: DirectoryListing
-    kept: CachedDirectory | None
-    era: int
+    cached: CachedDirectory | None
+    generation: int
 
 
 @dataclass(slots=True)
 class _OpenFile:
+    """A file that is open `opens` times; `failure` is that of its last READ."""
+
     record: FileRecord
-    opened: int = 0
+    opens: int = 0
     held: bool = False
     outdated: bool = False
     failure: UnreachableError | None = None
@@ -164,7 +161,7 @@ class _OpenFile:
 
 
 class MailOperations(pyfuse3.Operations):
-    """The operations of a mounted account.
+    """The operations of a mount.
 
     `tree` answers in the event loop; `listing_tree`, with a reader of its own, in worker threads.
     `counts` has the number of calls of each operation.
@@ -183,10 +180,10 @@ class MailOperations(pyfuse3.Operations):
         self._attributes = AttributeWriter(ownership)
         self._handles = itertools.count(_FIRST_HANDLE)
         self._directories: dict[int, _OpenDirectory] = {}
-        self._era = 0
+        self._generation = 0
         self._listings = DirectoryCache(self._attributes)
         self.show(tree, listing_tree)
-        self._abouts: dict[int, bytes] = {}
+        self._status_files: dict[int, bytes] = {}
         self._open: dict[int, _OpenFile] = {}
 
     @immediate
@@ -201,7 +198,7 @@ class MailOperations(pyfuse3.Operations):
 
     @immediate
     def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
-        """Nothing is kept for an inode that the kernel knows."""
+        """Do nothing: there is no state for an inode that the kernel knows."""
 
     @immediate
     def getattr(
@@ -211,7 +208,7 @@ class MailOperations(pyfuse3.Operations):
         try:
             attributes = self._tree.attributes(inode)
         except EntryNotFoundError:
-            # Who has a file open can go on with it when its last name is gone, as with any file.
+            # An open file can be used after its last name is gone, as on any file system.
             opened = self._open.get(inode)
             if opened is None:
                 raise
@@ -225,31 +222,32 @@ class MailOperations(pyfuse3.Operations):
     async def opendir(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
-        """Take an immutable listing, which `readdir` then answers from by position."""
-        era, tree = self._era, self._tree
-        # First: what changes while it is listed may not be in it, and makes another version.
+        """Make an immutable listing, from which `readdir` answers by position."""
+        generation, tree = self._generation, self._tree
+        # Before the listing: a change while it is made may be missing from it, and has another
+        # version.
         version = tree.version(inode)
-        kept = self._listings.get(inode, version)
-        if kept is None:
+        cached = self._listings.get(inode, version)
+        if cached is None:
             listing = await self._in_thread(self._listing_tree.listing, inode)
-            # Another tree may be shown by now, whose versions are its own.
+            # Another tree, with versions of its own, may be shown by now.
             if tree is self._tree:
-                kept = self._listings.keep(inode, listing, version)
+                cached = self._listings.put(inode, listing, version)
         else:
-            listing = kept.listing
+            listing = cached.listing
         handle = next(self._handles)
-        self._directories[handle] = _OpenDirectory(listing, kept, era)
+        self._directories[handle] = _OpenDirectory(listing, cached, generation)
         return pyfuse3.FileHandleT(handle)
 
     @immediate
     def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Hand out entries and their attributes from a position on, while the kernel takes them."""
+        """Return entries and their attributes from a position on, as many as the kernel takes."""
         entry = self._attributes.entry
         directory = self._directories[fh]
-        # The kernel enters these in its caches, where it has dropped what is out of date by now.
-        lasting = directory.era == self._era
-        if lasting and directory.kept is not None:
-            directory.kept.hand_out(token, start_id)
+        # The kernel caches these entries. It has already dropped those that are outdated by now.
+        lasting = directory.generation == self._generation
+        if lasting and directory.cached is not None:
+            directory.cached.reply(token, start_id)
             return
         position = start_id
         for name, attributes in directory.listing.entries(start_id):
@@ -268,21 +266,21 @@ class MailOperations(pyfuse3.Operations):
     def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        """Open a file: nothing is fetched before something is read."""
+        """Open a file; nothing is downloaded before the first READ."""
         opened = self._open.get(inode)
         if opened is None:
-            about = self._tree.status_file(inode)
-            if about is not None:
-                return self._open_about(about.content)
+            status_file = self._tree.status_file(inode)
+            if status_file is not None:
+                return self._open_status_file(status_file.content)
             opened = self._open[inode] = _OpenFile(self._record(inode))
         elif opened.outdated:
             opened.record, opened.outdated = self._record(inode), False
-        opened.opened += 1
-        # Who opens it now has not waited yet; and the server may be back.
+        opened.opens += 1
+        # A new open retries at once.
         opened.failure = None
-        # Content is immutable: what the kernel has of it stays right.
-        # A size of 0 keeps the kernel from asking for content at all, and a server that states it
-        # wrongly would make an empty file of a mail: `direct_io` has it ask.
+        # Content is immutable, so the kernel may keep its pages. For a file of size 0 the kernel
+        # sends no READ, and if the server states that size wrongly, the email would be an empty
+        # file. With `direct_io` it sends one.
         return pyfuse3.FileInfo(
             fh=pyfuse3.FileHandleT(inode),
             keep_cache=True,
@@ -292,14 +290,14 @@ class MailOperations(pyfuse3.Operations):
     @handler
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Return bytes of a file; the one operation that may wait for the network."""
-        about = self._abouts.get(fh)
-        if about is not None:
-            return about[off : off + size]
+        status_file = self._status_files.get(fh)
+        if status_file is not None:
+            return status_file[off : off + size]
         opened = self._open[fh]
         if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
             raise UnreachableError(f"{opened.failure} (a moment ago)")
         if not opened.held:
-            # Not before: most files that are opened are read from the page cache, or not at all.
+            # Not at OPEN: most files are then read from the page cache, or not at all.
             opened.held = True
             self._content.hold(opened.record)
         try:
@@ -308,9 +306,9 @@ class MailOperations(pyfuse3.Operations):
             opened.failure, opened.failed_at = error, trio.current_time()
             raise
         except BlobMismatchError:
-            # The index knows the true size by now, for who opens the file from now on. The kernel
-            # asks twice for what it could not read: if it got the content the second time, who
-            # goes by a size that is too small would have a cut file, and no error.
+            # The index has the true size by now, for the next OPEN. Until then READs fail: the
+            # kernel repeats a READ that failed, and if the second one succeeded, a program that
+            # relies on a size that is too small would get a truncated file and no error.
             opened.outdated = True
             self._record.cache_clear()
             raise
@@ -319,17 +317,17 @@ class MailOperations(pyfuse3.Operations):
 
     @immediate
     def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Say once that there is nothing to flush: the kernel does not ask again."""
+        """Answer ENOSYS: then the kernel sends no further FLUSH."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @immediate
     def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a file."""
-        if self._abouts.pop(fh, None) is not None:
+        if self._status_files.pop(fh, None) is not None:
             return
         opened = self._open[fh]
-        opened.opened -= 1
-        if not opened.opened:
+        opened.opens -= 1
+        if not opened.opens:
             del self._open[fh]
             if opened.held:
                 self._content.release(opened.record)
@@ -342,33 +340,33 @@ class MailOperations(pyfuse3.Operations):
 
     @property
     def tree(self) -> TreeView:
-        """The view that is shown now; for the event loop."""
+        """The tree that is shown now, for the event loop."""
         return self._tree
 
     def show(self, tree: TreeView, listing_tree: TreeView) -> None:
-        """Show another view from now on."""
+        """Show another tree from now on."""
         self._tree, self._listing_tree = tree, listing_tree
-        self._record = functools.lru_cache(_KEPT_RECORDS)(tree.file)
+        self._record = functools.lru_cache(_CACHED_RECORDS)(tree.file)
         self._listings.clear()
 
-    def outdate_listings(self) -> None:
-        """Have the kernel remember nothing of the listings made so far; before it is told news.
+    def start_generation(self) -> None:
+        """Drop the cached records of files, and let the kernel cache no entries of older listings.
 
-        What a file is, is asked for anew as well: it may be gone, or its size have been corrected.
+        Called before the kernel is told of changes. Files may be gone, or have other sizes.
         """
-        self._era += 1
+        self._generation += 1
         self._record.cache_clear()
 
-    async def listings_done(self) -> None:
-        """Return when the listings that were under way are done."""
+    async def wait_for_listings(self) -> None:
+        """Return when the listings that are under way are done."""
         async with self._listing_limiter:
             pass
 
-    def _open_about(self, content: bytes) -> pyfuse3.FileInfo:
+    def _open_status_file(self, content: bytes) -> pyfuse3.FileInfo:
         handle = next(self._handles)
-        self._abouts[handle] = content
-        # Past the page cache, which would cut it at the size that it has at the time of a READ.
+        self._status_files[handle] = content
+        # Not through the page cache, which would truncate it at the size that it has at a READ.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False)
 
-    async def _in_thread(self, question: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
-        return await trio.to_thread.run_sync(question, *args, limiter=self._listing_limiter)
+    async def _in_thread(self, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._listing_limiter)

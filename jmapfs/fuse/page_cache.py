@@ -1,8 +1,8 @@
-"""Handing content to the kernel before anybody asks for it (FUSE_NOTIFY_STORE).
+"""Storing content in the kernel's page cache before it is read (FUSE_NOTIFY_STORE).
 
-What is in the page cache is read without a READ. Only for worker threads: with a READ pending on
-the same inode the kernel makes the notification wait for its answer, and in the event loop there
-would be nobody to give it.
+Pages in the page cache are read without a READ. For worker threads only: while a READ is pending on
+the same inode, the kernel makes the notification wait for its answer, and only the event loop can
+give that.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pyfuse3
 
 _log = logging.getLogger(__name__)
 
-# One notification carries no more than this: 32 pages fit into any kernel's request.
-_PIECE_BYTES: Final = 128 * 1024
+# The largest notification: 32 pages fit into any kernel's request.
+_CHUNK_BYTES: Final = 128 * 1024
 
 _STOP_SECONDS: Final = 1.0
 
 
 class PageCacheWriter:
-    """The kernel's page cache of the mount; `stored` counts the files it took."""
+    """Stores content in the page cache of the mount; `stored` counts the files it took."""
 
     def __init__(self) -> None:
         self.stored = 0
@@ -32,18 +32,18 @@ class PageCacheWriter:
         self._idle = threading.Condition()
 
     def stop(self) -> None:
-        """Hand over nothing more: the mount is about to go. Waits for what is under way, briefly.
+        """Store nothing more: the mount is about to end. Waits briefly for what is under way.
 
-        Not for long: the kernel may be holding a page back for an answer that will never come.
+        Not for long: the kernel may be waiting for an answer that will never come.
         """
         with self._idle:
             self._stopped = True
             self._idle.wait_for(lambda: not self._storing, _STOP_SECONDS)
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        """Hand over whole contents, by inode; return the inodes that the kernel did not take.
+        """Store whole contents (by inode); return the inodes that the kernel did not take.
 
-        It takes none of what it does not know, or has forgotten.
+        It takes only content of inodes that it knows.
         """
         with self._idle:
             self._storing += 1
@@ -60,9 +60,9 @@ class PageCacheWriter:
 
 def _store(inode: int, data: bytes) -> bool:
     try:
-        for offset in range(0, len(data), _PIECE_BYTES):
-            piece = data if len(data) <= _PIECE_BYTES else data[offset : offset + _PIECE_BYTES]
-            pyfuse3.notify_store(pyfuse3.InodeT(inode), offset, piece)
+        for offset in range(0, len(data), _CHUNK_BYTES):
+            chunk = data if len(data) <= _CHUNK_BYTES else data[offset : offset + _CHUNK_BYTES]
+            pyfuse3.notify_store(pyfuse3.InodeT(inode), offset, chunk)
     except FileNotFoundError:
         return False
     except OSError as error:

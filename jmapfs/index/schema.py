@@ -1,17 +1,17 @@
 """The tables of the index.
 
-    mailbox      one row a mailbox
-    email        one row an Email: its id, and the file it is
-    file         one row a blob and time of receipt: the inode, the size, the number of names
-    membership   one row a name: which mailbox, which email, which file
-    keyword      one row a keyword of an email
-    correction   sizes that the server states wrongly, by what its bytes said
-    departure    ids of emails that are gone, to be removed at the end of a chain of changes
-    journal      names that came and went, for the kernels of mounts
+    mailbox      a row for each mailbox
+    email        a row for each Email: its id and its file
+    file         a row for each blob and time of receipt: the inode, the size, the number of names
+    membership   a row for each name: its mailbox, its email, its file
+    keyword      a row for each keyword of an email
+    correction   the true sizes of blobs whose size the server reports wrongly
+    departure    ids of emails to be removed at the end of a chain of changes (pending removals)
+    journal      names that were added or removed, for the kernels of mounts
     meta         states and progress, by name
 
-`membership` is clustered by mailbox and name, so a listing is one scan in the order in which it
-is shown. SQLite's BINARY order of UTF-8 is the byte order that `LC_ALL=C sort` and rsync use.
+`membership` is clustered by mailbox and name, so a listing is one scan in the right
+order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and rsync.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 from typing import Final
 
 VERSION: Final = 1
-"""Goes up when the tables, or the rules for names and inodes, change: the index is made anew."""
+"""Incremented when the tables or the rules for names and inodes change: the index is made anew."""
 
-APPLICATION_ID: Final = 0x6A6D6673  # "jmfs", so that file(1) and we know our own
+APPLICATION_ID: Final = 0x6A6D6673  # "jmfs"
 
 TABLES: Final = """
 CREATE TABLE meta (

@@ -25,7 +25,7 @@ from jmapfs.jmap.http import Traffic, Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, Request
-from jmapfs.jmap.session import SESSION_HEADERS, Session, SessionAccount, parse_session
+from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
 from jmapfs.jmap.types import R, decode
 
 T = TypeVar("T")
@@ -304,9 +304,10 @@ def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
 
     Raises the RequestError that the server would answer, if it is larger than the server accepts.
     """
+    needed = {name for call in calls for name in call.using}
     content = msgspec.json.encode(
         {
-            "using": session.using({name for call in calls for name in call.using}),
+            "using": [CORE, MAIL, *sorted(needed & session.capabilities.keys() - {CORE, MAIL})],
             "methodCalls": [(call.name, dict(call.arguments), call.call_id) for call in calls],
         }
     )

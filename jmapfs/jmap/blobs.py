@@ -17,9 +17,9 @@ import trio
 
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
-from jmapfs.jmap.http_errors import printable
+from jmapfs.jmap.http import RetryPolicy
+from jmapfs.jmap.http_errors import TransientError, printable
 from jmapfs.jmap.response import Request, ResponseReader
-from jmapfs.jmap.retry import RetryPolicy, TransientError
 
 # Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}

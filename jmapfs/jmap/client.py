@@ -115,11 +115,6 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     All methods raise what Api.request raises. `deadline` is in seconds, for each request.
     """
 
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether blob ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
-        return self.session.blob_ids_are_sha1
-
     async def mailboxes(self, *, deadline: float = DEFAULT_DEADLINE) -> tuple[list[Mailbox], str]:
         """Return every mailbox of the account and their Mailbox state.
 

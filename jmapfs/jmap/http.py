@@ -4,6 +4,10 @@ A Transport holds what all requests share: the credentials and the origins that 
 the budget of requests in flight (API calls and downloads together, as some servers count them), the
 cooldown of a busy server, and the counters.
 
+A server that is busy (429, 503, the `limit` problem) is busy for every request, so the pause that
+it asks for, the cooldown, delays all of them, including new ones. Other failures delay only the
+request that met them.
+
 After a suspend or a change of network, kept connections are dead without a sign of it. So after a
 request that failed or stalled, the idle connections are closed, and the next request opens a new
 one.
@@ -11,10 +15,12 @@ one.
 
 from __future__ import annotations
 
+import logging
 import math
+import random
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -24,13 +30,14 @@ import trio
 from jmapfs.errors import DeadlineError, JmapfsError, ProtocolError, UnreachableError
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.credentials import Credentials
-from jmapfs.jmap.http_errors import HTTP_FAILURES, http_error, network_error
+from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, http_error, network_error
 from jmapfs.jmap.origins import host_of, secure_origin
 from jmapfs.jmap.response import STALL_TIMEOUT, Request, Response, ResponseReader
-from jmapfs.jmap.retry import Cooldown, RetryPolicy, TransientError
 from jmapfs.jmap.types import decode
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 CONCURRENCY = 8
 """The largest number of requests in flight, whatever the server allows."""
@@ -39,12 +46,84 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for opening a connection, TLS included; also for a write to be accepted."""
 
 _INITIAL_CONCURRENCY = 2
+_FIRST_PAUSE = 0.5
+_LONGEST_BACK_OFF = 15.0
+# A busy server is waited for until the deadline. A broken one usually stays broken for longer than
+# a user wants to wait for the error.
+_ATTEMPTS = 4
 _LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
 _AUTHORITY = re.compile(r"[^:/?#]*://[^/?#]*")
 # Waiting for a response is timed here and in ResponseReader.
 _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
+
+
+def back_off(failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row (1, 2, …), with jitter."""
+    longest = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_BACK_OFF)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects no secret
+
+
+class Cooldown:
+    """The pause that a busy server gets, shared by all requests."""
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+        self._failures = 0
+        self._extended_at = float("-inf")
+        self._reason: JmapfsError | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether requests have to wait now."""
+        return trio.current_time() < self._until
+
+    async def wait(self, until: float) -> None:
+        """Wait for the end of the pause; raise its reason at once if that is after `until`."""
+        while self.active:
+            if self._until >= until and self._reason is not None:
+                raise self._reason.with_traceback(None)
+            await trio.sleep_until(self._until)
+
+    def extend(self, failure: TransientError, *, started: float) -> None:
+        """Start or extend the pause; `started` is when the rejected request was sent."""
+        # Ten requests in flight are rejected together: that is one failure, not ten.
+        if started >= self._extended_at:
+            self._failures += 1
+            self._extended_at = trio.current_time()
+        pause = back_off(self._failures)
+        if failure.retry_after is not None:
+            # A server that always answers "Retry-After: 0" must not cause a busy loop.
+            pause = max(failure.retry_after, min(pause, 1.0))
+        self._until = max(self._until, trio.current_time() + pause)
+        self._reason = failure.error
+
+    def reset(self) -> None:
+        """Record a success: the next pause starts short again."""
+        self._failures = 0
+
+
+class RetryPolicy:
+    """The retries of one request: until a moment, and a few attempts for a broken server."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self._failures = 0
+
+    async def wait_after(self, failure: TransientError) -> None:
+        """Wait before the next attempt; raise `failure.error` if no further attempt is useful.
+
+        After a throttled request this does not wait: the shared cooldown does.
+        """
+        if failure.throttled:
+            return
+        self._failures += 1
+        pause = back_off(self._failures)
+        if self._failures >= _ATTEMPTS or trio.current_time() + pause >= self.until:
+            raise failure.error from None
+        logger.info("%s; trying again in %.1f s", failure.error, pause)
+        await trio.sleep(pause)
 
 
 @dataclass(slots=True)
@@ -273,5 +352,5 @@ class Transport:
 
     async def _close_idle(self) -> None:
         if isinstance(self._network, ConnectionPool):
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._network.close_idle()

@@ -11,6 +11,8 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 import httpx
@@ -25,7 +27,6 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from jmapfs.jmap.credentials import Credentials
-from jmapfs.jmap.retry import TransientError, retry_after
 
 HTTP_FAILURES = (
     httpx.HTTPError,
@@ -47,6 +48,9 @@ _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "{host} refuses the connection"),
 )
 
+LONGEST_PAUSE = 60.0
+"""Seconds; a server that asks for a longer pause is asked again after this time."""
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 LIMIT = "urn:ietf:params:jmap:error:limit"
@@ -65,6 +69,22 @@ _MAX_HTML = 16_384
 _INVISIBLE = re.compile(r"<(script|style|head|title)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 _HTML = re.compile(r"<\s*(!doctype|html|head|body|h\d|p|div|br|title)\b", re.IGNORECASE)
+
+
+class TransientError(Exception):
+    """A failure that may pass. `error` is what to raise if it does not.
+
+    `throttled` says that the server is busy rather than broken; `retry_after` is the pause that it
+    asked for, in seconds. This exception never leaves `jmap/`.
+    """
+
+    def __init__(
+        self, error: JmapfsError, *, throttled: bool = False, retry_after: float | None = None
+    ) -> None:
+        self.error = error
+        self.throttled = throttled
+        self.retry_after = retry_after
+        super().__init__(str(error))
 
 
 def printable(text: str, limit: int) -> str:
@@ -174,6 +194,26 @@ def http_error(
     if problem.kind == LIMIT and limit not in _LASTING_LIMITS:
         return TransientError(error, throttled=True, retry_after=pause)
     return TransientError(error) if status in _BROKEN else error
+
+
+def retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
+    """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), or None.
+
+    Between 0 and LONGEST_PAUSE; None where the header is missing or unreadable.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), LONGEST_PAUSE)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
 def _problem(body: bytes) -> _Problem:

@@ -26,10 +26,9 @@ from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableE
 from jmapfs.jmap.api import Api
 from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
-from jmapfs.jmap.http_errors import printable
+from jmapfs.jmap.http_errors import TransientError, printable
 from jmapfs.jmap.origins import host_of, secure_origin
 from jmapfs.jmap.response import Request, ResponseReader
-from jmapfs.jmap.retry import TransientError
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import decode
 

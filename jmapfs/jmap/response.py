@@ -19,8 +19,7 @@ import httpx
 import trio
 
 from jmapfs.errors import DeadlineError, ProtocolError, UnreachableError
-from jmapfs.jmap.http_errors import HTTP_FAILURES, network_error, printable
-from jmapfs.jmap.retry import TransientError
+from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, network_error, printable
 
 STALL_TIMEOUT = 10.0
 """Seconds without a byte after which a response is given up."""

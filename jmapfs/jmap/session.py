@@ -5,7 +5,7 @@ A Session is immutable: a changed session is a new object. Its URLs are absolute
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
@@ -63,11 +63,6 @@ class Session:
     limits: Limits
     origins: frozenset[str]
     blob_ids_are_sha1: bool
-
-    def using(self, needed: Iterable[str] = ()) -> list[str]:
-        """Return `using` of a request: core, mail, and those of `needed` that the server has."""
-        extra = {name for name in needed if name in self.capabilities}
-        return [CORE, MAIL, *sorted(extra - {CORE, MAIL})]
 
     def mail_accounts(self) -> list[SessionAccount]:
         """Return the accounts with mail, the primary one first, then by name."""

@@ -15,8 +15,9 @@ from typing import Final
 import trio
 
 from jmapfs.account import AccountSource, account_directory
-from jmapfs.control.mounts import mounts, socket_directory, socket_name
-from jmapfs.control.socket_client import SYNC_SECONDS, ask
+from jmapfs.control.messages import StatusRequest, SyncRequest
+from jmapfs.control.mounts import mounts
+from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
@@ -28,8 +29,7 @@ from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
-from jmapfs.tree.export import EmailExport
-from jmapfs.tree.layout import lay_out
+from jmapfs.tree.layout import EmailExport, lay_out
 from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000
@@ -202,19 +202,15 @@ def _sync_mounts(state: AccountState) -> None:
     for mount in mounts():
         if not mount.ours:
             continue
-        name = socket_name(mount.mountpoint)
         try:
-            status = ask(socket_directory(), name, "status")
+            status = ask(mount.mountpoint, StatusRequest())
         except JmapfsError:
             # A mount whose daemon has died writes no index.
             continue
-        accounts = [
-            (account["account_id"], account["server"], account["leads"])
-            for account in status.get("accounts", [status])
-        ]
+        accounts = [(one.account_id, one.server, one.leads) for one in status.accounts]
         if (state.account_id, state.server, True) in accounts:
             try:
-                ask(socket_directory(), name, "sync", seconds=SYNC_SECONDS)
+                ask(mount.mountpoint, SyncRequest())
             except JmapfsError as error:
                 failure = failure or error
     if failure is not None:

@@ -1,7 +1,7 @@
-"""A snapshot of a mounted tree: copied through the mount, which is held at one state meanwhile.
+"""A snapshot of a mounted tree: copied through the mount, which is frozen meanwhile.
 
-Content is read from files, as any program would, and comes from the mount's caches where they
-have it. What files do not show (ids, keywords, mailboxes) the mount tells over its control socket.
+Content is read from files, as any program would read it, and comes from the mount's caches where
+possible. What files do not show (ids, keywords, mailboxes) comes over the control socket.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import msgspec
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
 from jmapfs.content.download import split_into_batches
-from jmapfs.control.mounts import socket_directory, socket_name
-from jmapfs.control.socket_client import SYNC_SECONDS, Hold, ask, hold
+from jmapfs.control.messages import (
+    DescribeRequest,
+    MailsRequest,
+    StatusRequest,
+    SyncRequest,
+    TreeDescription,
+)
+from jmapfs.control.socket_client import FreezeLease, ask
 from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
     NotMountedError,
     RelayedError,
     UnreachableError,
-    lone_errors,
 )
-from jmapfs.index.rows import EmailRow, EmailSlice
+from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -41,47 +45,25 @@ from jmapfs.snapshot.source import (
     Sink,
     SnapshotReport,
 )
-from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")
 
-_PART: Final = 2000
-_ANSWER_SECONDS: Final = 300.0
-# Often enough for the mount to know that somebody is there.
-_STAY_SECONDS: Final = 60.0
+_PAGE_EMAILS: Final = 2000
+_STATUS_SECONDS: Final = 300.0
+# Without an answer in this time, the lease expires by itself.
+_RELEASE_SECONDS: Final = 10.0
 
-# One batch is read while another is written. Read one after the other, the files of a directory
-# come in order, and the mount reads ahead.
-_TASKS: Final = 2
+# One batch is read while another is written. The files of a directory are read in order, one after
+# the other, so that the mount reads ahead.
+_CONCURRENCY: Final = 2
 _BATCH_FILES: Final = 128
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-_PIECE_BYTES: Final = 1 << 20
-
-
-class _Tree(msgspec.Struct, frozen=True):
-    """What the mount says of the tree that is to be copied; see `mount.holding`."""
-
-    server: str
-    account_id: str
-    account_name: str
-    username: str
-    email_state: str
-    synced_at: float
-    settled: bool
-    root: str
-    directory: str
-    mails: int
-    mailboxes: list[ExportedMailbox]
-
-
-class _Part(msgspec.Struct, frozen=True):
-    mails: list[EmailRow]
-    after: int | None
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class MountOpener:
-    """Opens states of what is mounted at `mountpoint`; of the part of it at `path` below that.
+    """Opens states of the mount at `mountpoint`, or of the part of it below `path`.
 
     With `allow_stale`, the mount need not be up to date.
     """
@@ -95,35 +77,34 @@ class MountOpener:
         self._report = report
 
     @contextlib.asynccontextmanager
-    async def open(self, _ahead: EarlySink) -> AsyncIterator[_MountedTree]:
-        """Bring the mount up to date, and hold it at the state that it shows then."""
+    async def open(self, _early_sink: EarlySink) -> AsyncIterator[_MountedTree]:
+        """Bring the mount up to date, and keep it frozen at the state that it shows then."""
         is_up_to_date = await self._bring_up_to_date()
         began = time.time()
-        async with contextlib.AsyncExitStack() as stack:
-            held = await _answered(
-                partial(stack.enter_context, hold(self._mountpoint, seconds=_ANSWER_SECONDS))
+        lease = await _in_thread(partial(FreezeLease, self._mountpoint, join=True))
+        try:
+            description = await _in_thread(
+                partial(ask, self._mountpoint, DescribeRequest(lease.id, self._path))
             )
-            tree = await _answered(partial(_MountedTree, held, self._mountpoint, self._path))
-            if held.since < began:
-                self._tell(f"is frozen: what follows is its state of {time_text(held.since)}")
+            if lease.since < began:
+                self._notice(f"is frozen: what follows is its state of {time_text(lease.since)}")
             elif not is_up_to_date:
-                self._tell(f"is behind: what follows is its state of {time_text(tree.synced_at)}")
-            if not tree.settled:
-                self._tell("is between two states of the account: what follows is no one state")
-            with lone_errors():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(tree.stay)
-                    yield tree
-                    nursery.cancel_scope.cancel()
+                synced_at = time_text(description.synced_at)
+                self._notice(f"is behind: what follows is its state of {synced_at}")
+            if not description.consistent:
+                self._notice("is between two states of the account: what follows is no one state")
+            yield _MountedTree(lease, description, self._mountpoint, self._path)
+        finally:
+            with trio.move_on_after(_RELEASE_SECONDS, shield=True):
+                await _in_thread(lease.release)
 
-    def _tell(self, text: str) -> None:
+    def _notice(self, text: str) -> None:
         self._report.notice(f"{self._mountpoint} {text}")
 
     async def _bring_up_to_date(self) -> bool:
-        """Have the mount ask the server; False where it cannot, and an older state will do."""
+        """Have the mount ask the server; return False if it cannot and an older state will do."""
         try:
-            asking = partial(_ask, self._mountpoint, "sync", seconds=SYNC_SECONDS, path=self._path)
-            await _answered(asking)
+            await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
         except NotMountedError:
             raise
         except JmapfsError as error:
@@ -137,57 +118,52 @@ class MountOpener:
 
 
 class _MountedTree:
-    """A tree, or a part of it, that a mount holds at one state."""
+    """A tree, or a part of it, that a lease keeps at one state."""
 
-    concurrency = _TASKS
-    # The mount knows, and does not say it of single files.
+    concurrency = _CONCURRENCY
+    # The mount does not report which files were cached.
     cached = BlobTotals(0, 0)
 
-    def __init__(self, held: Hold, mountpoint: Path, path: str) -> None:
-        self._hold = held
+    def __init__(
+        self, lease: FreezeLease, description: TreeDescription, mountpoint: Path, path: str
+    ) -> None:
+        self._lease = lease
         self._mountpoint = mountpoint
         self._path = path
-        # The connection is for one question at a time.
-        self._asking = trio.CapacityLimiter(1)
+        self._root = mountpoint / description.root
         self._reading = trio.CapacityLimiter(1)
-        self._looked_at: set[Path] = set()
-        tree = msgspec.convert(self._ask("describe", path=path), _Tree)
-        self._root = mountpoint / tree.root
+        self._listed: set[Path] = set()
         self.origin = Origin(
-            server=tree.server,
-            account_id=tree.account_id,
-            account_name=tree.account_name,
-            username=tree.username,
-            directory=tree.directory,
+            server=description.server,
+            account_id=description.account_id,
+            account_name=description.account_name,
+            username=description.username,
+            directory=description.directory,
         )
-        self.email_state = tree.email_state
-        self.synced_at = tree.synced_at
-        self.settled = tree.settled
-        self.mail_count = tree.mails
-        self.mailboxes: Sequence[ExportedMailbox] = tree.mailboxes
+        self.email_state = description.email_state
+        self.mail_count = description.mails
+        self.mailboxes = description.mailboxes
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """Return some mails from a position on, in order."""
-        asking = partial(self._ask, "mails", path=self._path, after=position, count=_PART)
-        answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
-        part = msgspec.convert(answer, _Part)
-        return EmailSlice(part.mails, part.after)
+        """Return some emails from a position on, in order."""
+        request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)
+        return await trio.to_thread.run_sync(ask, self._mountpoint, request)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
-        """Divide what is wanted by directories, in their order: so the mount reads ahead."""
+        """Divide blobs by directories, in the order of their files: so the mount reads ahead."""
         in_order = sorted(wanted, key=lambda one: one.file.encode())
-        for _, of_one in groupby(in_order, key=_directory):
+        for _, files in groupby(in_order, key=_directory):
             yield from split_into_batches(
-                of_one, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES, alone_above=SMALL_BYTES
+                files, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES, alone_above=SMALL_BYTES
             )
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
-        """Bring contents; see `Source.download`."""
+        """Read contents; see `Source.download`."""
         failed: dict[str, JmapfsError] = {}
         if batch[0].size > SMALL_BYTES:
-            await self._bring_large(batch[0], sink, failed)
+            await self._read_large(batch[0], sink, failed)
         else:
-            # A daemon that was stopped answers no read, and need not be waited for.
+            # A daemon that is stopped answers no READ; an interrupted snapshot does not wait.
             found = await trio.to_thread.run_sync(
                 self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
             )
@@ -197,20 +173,10 @@ class _MountedTree:
         return failed
 
     async def still_frozen(self) -> bool:
-        """Tell whether the mount has held the state: it may have been thawed meanwhile."""
-        asking = partial(self._ask, "held")
-        answer = await trio.to_thread.run_sync(asking, limiter=self._asking)
-        return bool(answer["held"])
+        """Return whether the mount has kept the state: it may have been thawed meanwhile."""
+        return await trio.to_thread.run_sync(self._lease.renew)
 
-    async def stay(self) -> None:
-        """Let the mount know now and then that its state is still wanted."""
-        while True:
-            await trio.sleep(_STAY_SECONDS)
-            # Whoever copies finds out by itself, and says it better.
-            with contextlib.suppress(JmapfsError):
-                await self.still_frozen()
-
-    async def _bring_large(
+    async def _read_large(
         self, wanted: BlobRequest, sink: Sink, failed: dict[str, JmapfsError]
     ) -> None:
         try:
@@ -224,9 +190,9 @@ class _MountedTree:
         try:
             opening: Callable[[], io.FileIO] = partial(io.FileIO, path)
             with await trio.to_thread.run_sync(opening) as file:
-                while piece := await trio.to_thread.run_sync(file.read, _PIECE_BYTES):
-                    size += len(piece)
-                    yield piece
+                while chunk := await trio.to_thread.run_sync(file.read, _CHUNK_BYTES):
+                    size += len(chunk)
+                    yield chunk
         except OSError as error:
             raise _failure(path, error) from error
         if size != wanted.size:
@@ -236,7 +202,7 @@ class _MountedTree:
         self, batch: Sequence[BlobRequest], failed: dict[str, JmapfsError]
     ) -> list[tuple[BlobRequest, bytes]]:
         found = []
-        self._look_at((self._root / batch[0].file).parent)
+        self._list((self._root / batch[0].file).parent)
         for wanted in batch:
             path = self._root / wanted.file
             try:
@@ -252,42 +218,32 @@ class _MountedTree:
             found.append((wanted, data))
         return found
 
-    def _look_at(self, directory: Path) -> None:
-        """Let the kernel know the files of a directory: it takes nothing ahead for others."""
-        if directory in self._looked_at:
+    def _list(self, directory: Path) -> None:
+        """List a directory once: the kernel takes content ahead only for files that it knows."""
+        if directory in self._listed:
             return
-        self._looked_at.add(directory)
-        # What is wrong with it is found out when its files are read.
+        self._listed.add(directory)
+        # An error shows again when its files are read.
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 entry.stat(follow_symlinks=False)
 
     def _require_online(self) -> None:
-        """Find out whether it is the mails that are at fault, or the way to the server.
+        """Check that the mount is online, so that the emails are the cause of a failure.
 
         Raises:
             UnreachableError: the mount is offline.
             NotMountedError: its daemon does not answer.
         """
-        status = _ask(self._mountpoint, "status", seconds=_ANSWER_SECONDS)
-        accounts: list[dict[str, Any]] = status.get("accounts", [status])
-        for account in accounts:
-            if account["account_id"] == self.origin.account_id and not account["online"]:
-                raise UnreachableError(f"{self._mountpoint} is offline: {account['error']}")
-
-    def _ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON is anything
-        return self._hold.ask(command, arguments, seconds=_ANSWER_SECONDS)
+        status = ask(self._mountpoint, StatusRequest(), timeout=_STATUS_SECONDS)
+        for account in status.accounts:
+            if account.account_id == self.origin.account_id and not account.online:
+                raise UnreachableError(f"{self._mountpoint} is offline: {account.error}")
 
 
-async def _answered(question: Callable[[], _T]) -> _T:
-    # Whoever is tired of waiting need not: all that is left behind is a connection.
-    return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
-
-
-def _ask(mountpoint: Path, command: str, *, seconds: float, **arguments: object) -> Any:  # noqa: ANN401 - JSON is anything
-    return ask(
-        socket_directory(), socket_name(mountpoint), command, seconds=seconds, arguments=arguments
-    )
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    # When it is cancelled, an open connection is left behind, until the process ends.
+    return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 
 def _directory(wanted: BlobRequest) -> str:

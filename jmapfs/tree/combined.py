@@ -1,7 +1,7 @@
-"""Several accounts as one tree: each is a directory at the top.
+"""Several accounts as one tree: each account is a directory in the root.
 
-Each account keeps its own tree and its own inodes; here they get the account's number (see
-`names.inode`), and their roots get names. Nothing else differs from a mount of one account.
+Each account has its own tree with its own inodes. In the combined tree the inodes include the
+number of the account (see `inodes`), and the roots of the accounts have names.
 """
 
 from __future__ import annotations
@@ -22,61 +22,61 @@ class CombinedTree:
 
     def __init__(self, trees: Mapping[int, TreeView], names: Mapping[int, str]) -> None:
         self._trees = trees
-        self._slots = {name.encode(): slot for slot, name in names.items()}
+        self._numbers = {name.encode(): number for number, name in names.items()}
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
         if parent == ROOT_INODE:
-            slot = self._slots.get(name)
-            if slot is None:
+            number = self._numbers.get(name)
+            if number is None:
                 raise EntryNotFoundError(f"no account {name!r}")
-            return self._outward(slot, self._trees[slot].attributes(ROOT_INODE))
-        slot, tree, inode = self._inward(parent)
-        return self._outward(slot, tree.lookup(inode, name))
+            return self._to_mount(number, self._trees[number].attributes(ROOT_INODE))
+        number, tree, inode = self._to_account(parent)
+        return self._to_mount(number, tree.lookup(inode, name))
 
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # Accounts have no times of their own, and seldom come or go.
+            # Accounts have no times, and are seldom added or removed.
             return directory_attributes(
                 ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
             )
-        slot, tree, own = self._inward(inode)
-        return self._outward(slot, tree.attributes(own))
+        number, tree, own = self._to_account(inode)
+        return self._to_mount(number, tree.attributes(own))
 
     def file(self, inode: int) -> FileRecord:
-        """Return which blob an email's inode is, or raise EntryNotFoundError."""
-        _, tree, own = self._inward(inode)
+        """Return the file with an inode, or raise EntryNotFoundError."""
+        _, tree, own = self._to_account(inode)
         return replace(tree.file(own), inode=inode)
 
     def status_file(self, inode: int) -> StatusFile | None:
-        """Return the content of an account's `.jmapfs.json`, if it is what has that inode."""
+        """Return the content of an account's `.jmapfs.json` if it has that inode, else None."""
         if inode == ROOT_INODE:
             return None
-        _, tree, own = self._inward(inode)
+        _, tree, own = self._to_account(inode)
         return tree.status_file(own)
 
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
             return DirectoryListing(
-                tuple((0, name, self.lookup(inode, name)) for name in sorted(self._slots)),
+                tuple((0, name, self.lookup(inode, name)) for name in sorted(self._numbers)),
                 DirectoryRows(),
             )
-        slot, tree, own = self._inward(inode)
+        number, tree, own = self._to_account(inode)
         listing = tree.listing(own)
         special = tuple(
-            (position, name, self._outward(slot, attributes))
+            (position, name, self._to_mount(number, attributes))
             for position, name, attributes in listing.special
         )
-        inodes = array("Q", (to_mount(slot, number) for number in listing.files.inodes))
+        inodes = array("Q", (to_mount(number, own) for own in listing.files.inodes))
         return DirectoryListing(special, replace(listing.files, inodes=inodes))
 
     def version(self, inode: int) -> object:
-        """Return what becomes another when what a directory holds may have changed."""
+        """Return a value that changes when the entries of a directory may have changed."""
         if inode == ROOT_INODE:
             return tuple(tree.version(ROOT_INODE) for tree in self._trees.values())
-        _, tree, own = self._inward(inode)
+        _, tree, own = self._to_account(inode)
         return tree.version(own)
 
     def totals(self) -> tuple[int, int]:
@@ -84,13 +84,14 @@ class CombinedTree:
         parts = [tree.totals() for tree in self._trees.values()]
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
-    def _inward(self, inode: int) -> tuple[int, TreeView, int]:
-        slot, own = to_account(inode)
-        tree = self._trees.get(slot)
+    def _to_account(self, inode: int) -> tuple[int, TreeView, int]:
+        """Return the number and the tree of an inode's account, and its inode there."""
+        number, own = to_account(inode)
+        tree = self._trees.get(number)
         if tree is None:
-            raise EntryNotFoundError(f"inode {inode} is of no account")
-        return slot, tree, own
+            raise EntryNotFoundError(f"inode {inode} belongs to no account")
+        return number, tree, own
 
     @staticmethod
-    def _outward(slot: int, attributes: Attributes) -> Attributes:
-        return attributes._replace(inode=to_mount(slot, attributes.inode))
+    def _to_mount(number: int, attributes: Attributes) -> Attributes:
+        return attributes._replace(inode=to_mount(number, attributes.inode))

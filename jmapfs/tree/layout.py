@@ -1,8 +1,13 @@
-"""Which directories there are: one for each mailbox, in exactly one place.
+"""The directories of an account, and its emails in order with their paths.
 
-A mailbox is a directory in that of its parent. Servers also send parents that do not exist and
-mailboxes that are their own ancestors: the first of these become top-level directories, of the
-others the one with the smallest id does, so that each is found, once, by everybody.
+There is one directory for each mailbox, in exactly one place.
+
+The directory of a mailbox is in that of its parent. Servers also send parents that do not exist:
+such mailboxes become top-level directories. Of mailboxes that form a cycle, the one with the
+smallest id becomes a top-level directory.
+
+A snapshot is made from an `EmailExport`: all emails at or below one directory, in order. Paths are
+always those from the root of the tree.
 """
 
 from __future__ import annotations
@@ -11,19 +16,24 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from jmapfs.index.rows import MailboxRow
+import msgspec
+
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import EmailSlice, MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
 from jmapfs.names import sibling_names
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory: the root (`mailbox` is None), or that of a mailbox.
+    """The root, or the directory of a mailbox.
 
-    `mailbox` is the number of the mailbox in the index, `path` the names from the root, `parent`
-    the inode of the parent (the root is its own), `children` the inodes of the directories in it
-    by name.
+    parent: the inode of the parent; the root is its own parent.
+    path: the names from the root.
+    mailbox: the number of the mailbox in the index, None for the root.
+    children: the inodes of its subdirectories by name.
     """
 
     inode: int
@@ -34,12 +44,12 @@ class Directory:
 
     @property
     def name(self) -> str:
-        """Its name, empty for the root."""
+        """The name, empty for the root."""
         return self.path[-1] if self.path else ""
 
     @property
     def children_digest(self) -> int:
-        """A number that changes with the set of names of the directories in it."""
+        """A number that changes with the set of names of the subdirectories."""
         return sum(zlib.crc32(name.encode()) for name in self.children)
 
 
@@ -51,7 +61,7 @@ class Layout:
 
     @property
     def root(self) -> Directory:
-        """The directory at the mountpoint."""
+        """The root directory."""
         return self.directories[ROOT_INODE]
 
     def at(self, path: Sequence[str]) -> Directory | None:
@@ -66,7 +76,7 @@ class Layout:
 
 
 def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
-    """Give every mailbox its place, its name and its inode."""
+    """Assign a place, a name and an inode to every mailbox."""
     by_id = {mailbox.id: mailbox for mailbox in mailboxes}
     children: defaultdict[str | None, dict[str, str]] = defaultdict(dict)
     for mailbox_id, parent_id in _parents(by_id).items():
@@ -74,11 +84,11 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
 
     directories: dict[int, Directory] = {}
     root = Directory(inode=ROOT_INODE, parent=ROOT_INODE, path=(), mailbox=None)
-    waiting: list[tuple[str | None, Directory]] = [(None, root)]
+    pending: list[tuple[str | None, Directory]] = [(None, root)]
     taken = {ROOT_INODE}
-    # With a list instead of recursion: hostile mailboxes nest deeper than Python's stack.
-    while waiting:
-        parent_id, directory = waiting.pop()
+    # Not recursive: a server may send more nested mailboxes than Python's stack allows.
+    while pending:
+        parent_id, directory = pending.pop()
         named: dict[str, int] = {}
         siblings = sibling_names(children[parent_id])
         for child_id, name in sorted(siblings.items(), key=lambda item: item[1].encode()):
@@ -88,7 +98,7 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
             child = Directory(
                 inode=inode, parent=directory.inode, path=path, mailbox=by_id[child_id].number
             )
-            waiting.append((child_id, child))
+            pending.append((child_id, child))
         directories[directory.inode] = Directory(
             inode=directory.inode,
             parent=directory.parent,
@@ -100,21 +110,21 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
 
 
 def _parents(by_id: Mapping[str, MailboxRow]) -> dict[str, str | None]:
-    """Return the parent of each mailbox, None at the top; the result has no cycle and no gap."""
+    """Return the parent of each mailbox, None at the top, without cycles and missing parents."""
     parents: dict[str, str | None] = {}
     for mailbox_id in sorted(by_id):
         parent_id = by_id[mailbox_id].parent_id
         parents[mailbox_id] = parent_id if parent_id in by_id else None
-    settled: set[str] = set()
+    visited: set[str] = set()
     for mailbox_id in sorted(by_id):
         chain: list[str] = []
-        at: str | None = mailbox_id
-        while at is not None and at not in settled and at not in chain:
-            chain.append(at)
-            at = parents[at]
-        if at is not None and at not in settled:
-            parents[min(chain[chain.index(at) :])] = None
-        settled.update(chain)
+        current: str | None = mailbox_id
+        while current is not None and current not in visited and current not in chain:
+            chain.append(current)
+            current = parents[current]
+        if current is not None and current not in visited:
+            parents[min(chain[chain.index(current) :])] = None
+        visited.update(chain)
     return parents
 
 
@@ -124,3 +134,49 @@ def _free_inode(path: tuple[str, ...], taken: set[int]) -> int:
         attempt += 1
     taken.add(inode)
     return inode
+
+
+FIRST: Final = 0
+"""The position of the first email."""
+
+
+class ExportedMailbox(msgspec.Struct, frozen=True, rename="camel"):
+    """A mailbox as the server describes it (RFC 8621 §2), and its path of names in the tree."""
+
+    id: str
+    name: str
+    path: str
+    parent_id: str | None
+    role: str | None
+    sort_order: int
+
+
+class EmailExport:
+    """The emails at or below a directory of a tree, in the state that `reader` is pinned to.
+
+    Use it from one thread at a time.
+    """
+
+    def __init__(self, reader: IndexReader, layout: Layout, directory: Directory) -> None:
+        self._reader = reader
+        paths = {
+            one.mailbox: "/".join(one.path)
+            for one in layout.directories.values()
+            if one.mailbox is not None and one.path[: len(directory.path)] == directory.path
+        }
+        rows = [row for row in reader.mailboxes() if row.number in paths]
+        self._directories = {row.number: (row.id, paths[row.number]) for row in rows}
+        self._mailboxes = [
+            ExportedMailbox(
+                row.id, row.name, paths[row.number], row.parent_id, row.role, row.sort_order
+            )
+            for row in rows
+        ]
+
+    def mailboxes(self) -> list[ExportedMailbox]:
+        """Return the mailboxes in the order of their paths."""
+        return sorted(self._mailboxes, key=lambda mailbox: mailbox.path.encode())
+
+    def after(self, position: int, count: int) -> EmailSlice:
+        """Return some `count` emails from a position on: in order of receipt, blob id and id."""
+        return self._reader.emails_after(position, count, self._directories)

@@ -1,8 +1,8 @@
-"""`.jmapfs.json`: what the tree knows of itself, as a file in its root.
+"""`.jmapfs.json`: the account, its state and the connection to the server, as a file in the root.
 
-It is also the youngest file of the tree, on purpose: Borg never remembers the file with the
-newest ctime, and would otherwise read the newest mail again in every run. Its content changes
-only when the state of the account does, so that a second backup finds nothing new here either.
+It always has the newest time in the tree: Borg does not cache the file with the newest ctime, and
+would otherwise read the newest mail again in every run. Its content changes only when the state of
+the account does, or the server becomes reachable or unreachable, so a second backup reads nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATUS_FILE_NAME: Final = ".jmapfs.json"
 
 @dataclass(frozen=True, slots=True)
 class StatusFile:
-    """The content of `.jmapfs.json`, and when it is from (seconds since 1970)."""
+    """The content of `.jmapfs.json` and its time (seconds since 1970)."""
 
     content: bytes
     time: int
@@ -29,7 +29,7 @@ class StatusFile:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """Whether the server is in reach; if not, since when (seconds since 1970), and why."""
+    """Whether the server is reachable; if not, since when (seconds since 1970) and why."""
 
     online: bool
     since: float = 0.0
@@ -39,10 +39,10 @@ class Reachability:
 ONLINE: Final = Reachability(online=True)
 
 
-def status_file(
+def make_status_file(
     state: AccountState, counts: Counts, reachability: Reachability = ONLINE
 ) -> StatusFile:
-    """Describe one state of the account."""
+    """Return the status file for one state of the account."""
     document: dict[str, object] = {
         "account": state.account_name,
         "account_id": state.account_id,

@@ -1,13 +1,11 @@
-"""The tree: what is at a name, what an inode is, what a directory holds.
+"""The tree of an account: names, inodes, and the entries and attributes of directories.
 
-Answers come from an `IndexReader`: the newest commit, or the one state that it is pinned to. All
-of it is a lookup or two in SQLite's page cache, some microseconds; only `listing` grows with the
-mailbox and belongs into a worker thread, with a tree of its own.
+Answers come from an `IndexReader`: from the newest commit, or from the state that it is pinned
+to. Each is one or two lookups in SQLite's page cache, some microseconds. Only `listing` takes
+longer the larger the mailbox is; call it in a worker thread, with a tree of its own.
 
-What `stat` says of a file or a directory.
-
-Modes, owners and everything of an email are constant for its life (SEMANTICS.md): backup tools
-take any change for a change of content.
+Modes, owners and all attributes of an email are constant (SEMANTICS.md): backup tools take a
+change of attributes for a change of content.
 """
 
 from __future__ import annotations
@@ -21,10 +19,16 @@ from typing import Final, NamedTuple, Protocol
 
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState, Counts, DirectoryRows, FileRecord
+from jmapfs.index.rows import AccountState, DirectoryRows, FileRecord
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from jmapfs.tree.layout import Directory, Layout, lay_out
-from jmapfs.tree.status_file import ONLINE, STATUS_FILE_NAME, Reachability, StatusFile, status_file
+from jmapfs.tree.status_file import (
+    ONLINE,
+    STATUS_FILE_NAME,
+    Reachability,
+    StatusFile,
+    make_status_file,
+)
 
 BLOCK: Final = 512
 """The unit of `st_blocks`, in bytes (stat(2))."""
@@ -44,14 +48,14 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Whom the files belong to, and the permission bits that are withheld."""
+    """The owner of the files, and the permission bits that are not granted."""
 
     uid: int
     gid: int
     umask: int = 0o077
 
     def mode(self, kind: Kind) -> int:
-        """Return `st_mode`: read-only files in directories whose copies can be deleted again."""
+        """Return `st_mode`: files are read-only; copies of directories can be deleted."""
         base = _DIRECTORY_MODE if kind is Kind.DIRECTORY else _FILE_MODE
         return kind.value | (base & ~self.umask)
 
@@ -59,7 +63,8 @@ class Ownership:
 class Attributes(NamedTuple):
     """Attributes of one inode: `size` in bytes, `time_ns` (mtime, ctime, atime) since 1970.
 
-    There is one for each entry of each listing: a frozen dataclass takes twice as long to make.
+    A named tuple, because a listing makes one for each entry and a frozen dataclass takes twice
+    as long to make.
     """
 
     inode: int
@@ -70,7 +75,7 @@ class Attributes(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """How many blocks of 512 bytes the content takes."""
+        """The number of 512-byte blocks of the content."""
         return (self.size + BLOCK - 1) // BLOCK
 
 
@@ -84,18 +89,18 @@ def directory_attributes(
 ) -> Attributes:
     """Return the attributes of a directory.
 
-    Its time has to move when its members change and at no other time, on every machine alike, so
-    it is made of nothing but them: the seconds of its newest email, and a digest of all names as
-    nanoseconds.
+    Its time has to change exactly when its entries change, and has to be the same on every
+    machine. So it is computed from the entries: the seconds are those of the newest email, the
+    nanoseconds a digest of all names.
     """
     when = time_ns(newest) + digest % _NANOSECONDS
     return Attributes(inode, Kind.DIRECTORY, 0, when, 2 + subdirectories)
 
 
 def time_ns(seconds: int) -> int:
-    """Return a time of receipt in nanoseconds; before 1970 it is 1970.
+    """Return a time of receipt in nanoseconds, 0 if it is before 1970.
 
-    The FUSE protocol has unsigned seconds, and many a file system below a backup too.
+    Seconds are unsigned in the FUSE protocol, and in many file systems that backups are kept on.
     """
     return max(seconds, 0) * _NANOSECONDS
 
@@ -104,8 +109,8 @@ def time_ns(seconds: int) -> int:
 class DirectoryListing:
     """The entries of a directory in byte order of their names, as of one state.
 
-    `special` are directories and `.jmapfs.json`, few, each with its position among the emails of
-    `files` that come before it.
+    `special` are the directories and `.jmapfs.json`, each with the number of emails in `files`
+    that come before it.
     """
 
     special: tuple[tuple[int, bytes, Attributes], ...]
@@ -116,8 +121,7 @@ class DirectoryListing:
 
     def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
         """Return names and attributes from position `start` on."""
-        # Of the special entries, the one with index k, which has p emails before it, is at
-        # position p + k.
+        # The special entry with index k and p emails before it is at position p + k.
         passed = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
         row = start - passed
         for before, name, attributes in self.special[passed:]:
@@ -139,7 +143,7 @@ class DirectoryListing:
 
 
 class TreeView(Protocol):
-    """What shows or copies a tree asks of it: an account's, or that of several accounts."""
+    """The tree of one account or of several."""
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
@@ -150,11 +154,11 @@ class TreeView(Protocol):
         ...
 
     def file(self, inode: int) -> FileRecord:
-        """Return which blob an email's inode is, or raise EntryNotFoundError."""
+        """Return the file with an inode, or raise EntryNotFoundError."""
         ...
 
     def status_file(self, inode: int) -> StatusFile | None:
-        """Return the content of `.jmapfs.json`, if it is what has that inode."""
+        """Return the content of `.jmapfs.json` if the inode is its inode, else None."""
         ...
 
     def listing(self, inode: int) -> DirectoryListing:
@@ -162,9 +166,9 @@ class TreeView(Protocol):
         ...
 
     def version(self, inode: int) -> object:
-        """Return what becomes another when what a directory holds may have changed.
+        """Return a value that changes when the entries of a directory may have changed.
 
-        It compares with earlier ones of the same directory, from the same view.
+        Compare it with earlier values for the same directory from the same view.
         """
         ...
 
@@ -174,23 +178,23 @@ class TreeView(Protocol):
 
 
 class Tree:
-    """One view of an account's tree, on one reader; use it from one thread at a time.
+    """The tree of one account, from one reader; use it from one thread at a time.
 
-    `condition` says whether the server is in reach, for `.jmapfs.json`.
+    `reachability` is called for the content of `.jmapfs.json`.
     """
 
     def __init__(
-        self, reader: IndexReader, condition: Callable[[], Reachability] = lambda: ONLINE
+        self, reader: IndexReader, reachability: Callable[[], Reachability] = lambda: ONLINE
     ) -> None:
         self._reader = reader
-        self._condition = condition
+        self._reachability = reachability
         self._layout = Layout({})
         self._layout_version = -1
-        self._about: StatusFile | None = None
-        self._about_of: tuple[AccountState, Reachability] | None = None
+        self._status_file: StatusFile | None = None
+        self._status_file_key: tuple[AccountState, Reachability] | None = None
 
     def layout(self) -> Layout:
-        """Return the directories as they are now."""
+        """Return the current directories."""
         version = self._reader.layout_version()
         if version != self._layout_version:
             self._layout = lay_out(self._reader.mailboxes())
@@ -198,7 +202,7 @@ class Tree:
         return self._layout
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
-        """Return the attributes of what has that name in the directory with inode `parent`.
+        """Return the attributes of a name in the directory with inode `parent`.
 
         Raises:
             EntryNotFoundError: there is no such directory, or no such name in it.
@@ -211,7 +215,7 @@ class Tree:
         if (inode := directory.children.get(text)) is not None:
             return self._directory_attributes(layout.directories[inode])
         if parent == ROOT_INODE and text == STATUS_FILE_NAME:
-            return self._about_attributes()
+            return self._status_file_attributes()
         if directory.mailbox is not None:
             record = self._reader.named_file(directory.mailbox, text)
             if record is not None:
@@ -222,17 +226,17 @@ class Tree:
         """Return the attributes of an inode.
 
         Raises:
-            EntryNotFoundError: there is none of that number.
+            EntryNotFoundError: there is no such inode.
         """
         if inode == STATUS_FILE_INODE:
-            return self._about_attributes()
+            return self._status_file_attributes()
         directory = self.layout().directories.get(inode)
         if directory is not None:
             return self._directory_attributes(directory)
         return _attributes(self.file(inode))
 
     def file(self, inode: int) -> FileRecord:
-        """Return which blob an email's inode is.
+        """Return the file with an inode.
 
         Raises:
             EntryNotFoundError: no email has that inode.
@@ -259,36 +263,21 @@ class Tree:
                 for name, child in directory.children.items()
             }
             if inode == ROOT_INODE:
-                special[STATUS_FILE_NAME.encode()] = self._about_attributes()
-        return DirectoryListing(_positioned(special, files.names), files)
+                special[STATUS_FILE_NAME.encode()] = self._status_file_attributes()
+        return DirectoryListing(_with_positions(special, files.names), files)
 
     def version(self, inode: int) -> object:
-        """Return what becomes another when what a directory holds may have changed."""
+        """Return a value that changes when the entries of a directory may have changed."""
         version = self._reader.version()
-        # Everything comes from the index, but for the server's reach in `.jmapfs.json`.
-        return (version, self._condition()) if inode == ROOT_INODE else version
+        # Only `.jmapfs.json`, in the root, depends on something that is not in the index.
+        return (version, self._reachability()) if inode == ROOT_INODE else version
 
     def status_file(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
-        """Return the content of `.jmapfs.json`, if it is what has that inode."""
-        return self._described() if inode == STATUS_FILE_INODE else None
-
-    def _described(self) -> StatusFile:
-        subject = self._reader.state(), self._condition()
-        if self._about is None or self._about_of != subject:
-            self._about = status_file(subject[0], self._reader.counts(), subject[1])
-            self._about_of = subject
-        return self._about
-
-    def state(self) -> AccountState:
-        """Return which state of which account this is."""
-        return self._reader.state()
-
-    def counts(self) -> Counts:
-        """Return the totals of the account."""
-        return self._reader.counts()
+        """Return the content of `.jmapfs.json` if the inode is its inode, else None."""
+        return self._current_status_file() if inode == STATUS_FILE_INODE else None
 
     def totals(self) -> tuple[int, int]:
-        """Return the bytes and the number of all files; this reads the whole index of files."""
+        """Return the bytes and the number of all files; this reads the whole table."""
         return self._reader.total_size(), self._reader.counts().emails
 
     def _directory_attributes(self, directory: Directory) -> Attributes:
@@ -302,11 +291,18 @@ class Tree:
             subdirectories=len(directory.children),
         )
 
-    def _about_attributes(self) -> Attributes:
-        described = self._described()
+    def _status_file_attributes(self) -> Attributes:
+        file = self._current_status_file()
         return file_attributes(
-            STATUS_FILE_INODE, size=len(described.content), received_at=described.time, links=1
+            STATUS_FILE_INODE, size=len(file.content), received_at=file.time, links=1
         )
+
+    def _current_status_file(self) -> StatusFile:
+        key = self._reader.state(), self._reachability()
+        if self._status_file is None or self._status_file_key != key:
+            self._status_file = make_status_file(key[0], self._reader.counts(), key[1])
+            self._status_file_key = key
+        return self._status_file
 
 
 def _attributes(record: FileRecord) -> Attributes:
@@ -322,7 +318,7 @@ def _decoded(name: bytes) -> str | None:
         return None
 
 
-def _positioned(
+def _with_positions(
     special: dict[bytes, Attributes], names: list[bytes]
 ) -> tuple[tuple[int, bytes, Attributes], ...]:
     return tuple(

@@ -93,7 +93,7 @@ class Fixtures:
             timed("rsync", "-a", f"{mount.path}/", tree)
         source.check(mail_files(tree), "jmapfs")
         with self.mounted(home, source.account) as (mount, _):
-            if (blobs := mount.ask("status")["cache"]["blobs"]) != len(source):
+            if (blobs := mount.ask_status().accounts[0].cache.blobs) != len(source):
                 raise RuntimeError(f"{blobs} of {len(source)} mails are cached")
         timed("rsync", "-a", f"{tree}/", second)
         return CachedMail(source.account, home, tree, second, len(source))
@@ -119,7 +119,7 @@ class Fixtures:
         try:
             mount, seconds = timed_mount(home, account.url)
             yield mount, seconds
-            daemon = psutil.Process(mount.ask("status")["pid"])
+            daemon = psutil.Process(mount.ask_status().pid)
             family = (daemon, *daemon.children(recursive=True))
             self._peaks.append(sum(memory(process.pid)[0] for process in family))
             unmount(mount)

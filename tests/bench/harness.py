@@ -151,7 +151,7 @@ def unmount(mount: Mounted) -> None:
     Raises:
         RuntimeError: the unmount fails, or the daemon does not end.
     """
-    daemon = mount.ask("status")["pid"]
+    daemon = mount.ask_status().pid
     result = _fusermount("-u", mount.path)
     if result.returncode:
         raise RuntimeError(f"fusermount3: {result.stderr.decode(errors='replace')}")

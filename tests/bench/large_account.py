@@ -32,7 +32,7 @@ def measure(mails: int, runs: int) -> list[Figure]:
         bench_home("alice@example.org", "secret") as home,
     ):
         mount, seconds = timed_mount(home, server.url, _DEADLINE_SECONDS)
-        peak, _ = memory(mount.ask("status")["pid"])
+        peak, _ = memory(mount.ask_status().pid)
         unmount(mount)
         measured = [_run(home, server.url) for _ in range(runs)]
     what = f"{mails:,} emails, indexed"
@@ -58,6 +58,6 @@ def _run(home: Home, url: str) -> _Run:
     mount, mounted = timed_mount(home, url, _DEADLINE_SECONDS)
     first = timed("ls", "-lR", mount.path)
     second = timed("ls", "-lR", mount.path)
-    peak, current = memory(mount.ask("status")["pid"])
+    peak, current = memory(mount.ask_status().pid)
     unmount(mount)
     return _Run(mounted, first, second, peak, current)

@@ -1,4 +1,4 @@
-"""A process that is killed leaves nothing partial; two processes agree on the index."""
+"""A killed process leaves nothing partial; two processes agree on the totals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.cache.stored import stored
 MIB = 1024 * 1024
 LIMIT = 6 * MIB
 
-# The content of a blob follows from its id, so that any process can tell whether it is right.
+# The content of a blob follows from its id, so that any process can check it.
 WRITER = """
 import random, sys, hashlib
 from pathlib import Path
@@ -94,7 +94,7 @@ def check(directory: Path) -> int:
     return blobs
 
 
-def test_killed_at_any_moment(tmp_path: Path) -> None:
+def test_a_process_can_be_killed_at_any_moment(tmp_path: Path) -> None:
     source = random.Random(4711)
     most = 0
     for seed in range(20):
@@ -113,7 +113,7 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     assert check(tmp_path) > 25
 
 
-def test_one_is_killed_while_the_other_goes_on(tmp_path: Path) -> None:
+def test_a_process_continues_when_another_is_killed(tmp_path: Path) -> None:
     survivor = start(tmp_path, 1, rounds=80)
     for seed in range(3):
         victim = start(tmp_path, 10 + seed)

@@ -1,4 +1,4 @@
-"""The memory cache is bounded in bytes, and forgets what was used least recently."""
+"""The memory cache is bounded in bytes, and evicts the blob used least recently."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jmapfs.cache.memory import OVERHEAD_BYTES, MemoryCache
 
 
-def test_returns_what_was_put() -> None:
+def test_returns_what_was_stored() -> None:
     cache = MemoryCache(100_000)
     assert cache.put("b", b"mail")
     assert cache.get("b") == b"mail"
@@ -16,7 +16,7 @@ def test_returns_what_was_put() -> None:
     assert cache.get("c") is None
 
 
-def test_does_not_keep_more_than_a_quarter_in_one_blob() -> None:
+def test_blobs_larger_than_a_quarter_are_refused() -> None:
     cache = MemoryCache(8192)
     assert cache.put("fits", bytes(2048 - OVERHEAD_BYTES))
     assert not cache.put("large", bytes(2049 - OVERHEAD_BYTES))
@@ -24,13 +24,13 @@ def test_does_not_keep_more_than_a_quarter_in_one_blob() -> None:
     assert "fits" in cache
 
 
-def test_keeps_nothing_with_a_limit_of_zero() -> None:
+def test_a_limit_of_zero_keeps_nothing() -> None:
     cache = MemoryCache(0)
     assert not cache.put("b", b"")
     assert cache.used_bytes == 0
 
 
-def test_forgets_the_least_recently_used() -> None:
+def test_evicts_the_least_recently_used() -> None:
     cache = MemoryCache(4 * (1000 + OVERHEAD_BYTES))
     for name in "abcd":
         cache.put(name, bytes(1000))
@@ -40,7 +40,7 @@ def test_forgets_the_least_recently_used() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5000)), max_size=60))
-def test_is_bounded_whatever_comes(puts: list[tuple[int, int]]) -> None:
+def test_the_limit_is_never_exceeded(puts: list[tuple[int, int]]) -> None:
     cache = MemoryCache(16_384)
     for name, size in puts:
         cache.put(str(name), bytes(size))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.cli.freeze_command import _SignalsLeftToCommand
+from jmapfs.cli.freeze_command import _SignalForwarding
 from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
 from jmapfs.errors import StorageError
 
@@ -133,9 +133,9 @@ def test_ctrl_c_during_imports_ends_silently(tmp_path: Path, module: str, argume
 def test_ctrl_c_before_a_freeze_begins() -> None:
     """Before the freeze, Ctrl-C ends the wait; afterwards it is for the command."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), _SignalsLeftToCommand():
+    with pytest.raises(KeyboardInterrupt), _SignalForwarding():
         signal.raise_signal(signal.SIGINT)
-    with _SignalsLeftToCommand() as signals:
+    with _SignalForwarding() as signals:
         signals.frozen()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

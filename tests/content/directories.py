@@ -1,7 +1,6 @@
-"""Directories of mail for tests of reading ahead: an index, a source, a kernel, and programs.
+"""Directories of mail for tests of read-ahead: an index, a source, a kernel, and programs.
 
-A program that reads a file does what the kernel does for it: what the page cache holds is read
-without a word, anything else is a READ.
+A program reads a file as through the kernel: from the page cache, or else by a READ.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tests.content.server import MIB, Corrections, FakeSource, Limits
 
 
 class FakePages:
-    """A kernel's page cache that knows every inode but those that it was told to refuse."""
+    """The kernel's page cache; it knows every inode except those in `refused`."""
 
     def __init__(self) -> None:
         self.pages: dict[int, bytes] = {}
@@ -54,7 +53,7 @@ class Directories:
 
     @property
     def fetched(self) -> int:
-        """How many blobs were asked for."""
+        """The number of blobs that were requested from the source."""
         return self.source.asked.total()
 
     def open(self, file: NamedFile) -> None:
@@ -78,9 +77,9 @@ class Directories:
             self.content.release(file.blob_id)
 
     async def read_all(self, files: Sequence[NamedFile], *, patient: bool = False) -> None:
-        """Read files one after the other, as `grep -r` does, and check what is read.
+        """Read files one after the other, as `grep -r` does, and check the content.
 
-        A `patient` program takes so long for each READ that all comes that is under way.
+        A `patient` program waits after each READ until everything under way has ended.
         """
         for file in files:
             reads = self.reads.total()
@@ -89,7 +88,7 @@ class Directories:
                 await self.settled()
 
     async def settled(self) -> None:
-        """Return when nothing is under way any more."""
+        """Return when nothing is under way."""
         with trio.fail_after(30):
             quiet = 0
             while quiet < 3:
@@ -100,7 +99,7 @@ class Directories:
 
     @property
     def _is_working(self) -> bool:
-        """Whether a download or a thread is at work, however long it takes."""
+        """Whether a download or a worker thread is running."""
         ahead, content = self.ahead, self.content
         limiters = (ahead._index_thread, ahead._threads, content._threads.limiter)
         return self.source.running > 0 or any(one.borrowed_tokens for one in limiters)
@@ -121,7 +120,7 @@ async def directories(
     memory_limit: int = 32 * MIB,
     limit_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Directories]:
-    """Serve mailboxes, given by the sizes of the mails in them, while the context lasts."""
+    """Serve mailboxes, given by the sizes of their mails, while the context lasts."""
     source = FakeSource(delay=delay)
     source.batch_limits = limits
     database = IndexDatabase(directory / "index")

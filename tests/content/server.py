@@ -20,14 +20,14 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request for several blobs may ask for."""
+    """The limits of one request for several blobs."""
 
     blobs: int
     bytes: int = MIB
 
 
 class FakeSource:
-    """Blobs in a dictionary; `delay` seconds a download, `error` raised instead once it is set.
+    """Blobs in a dictionary; a download takes `delay` seconds and raises `error` if it is set.
 
     With `batch_limits` several come at once, but for those in `unbatched`. `batches` has the ids of
     each request; `batch_error` is raised by it once it is set.
@@ -105,7 +105,7 @@ class FakeSource:
 
 
 class Corrections:
-    """The owner of the service, told of blobs of another size."""
+    """Receives the reports of blobs of another size."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []

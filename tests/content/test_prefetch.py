@@ -1,4 +1,4 @@
-"""Blobs for the disk, wanted by nobody yet: what is there is not fetched, what came is written."""
+"""Prefetch: only missing blobs are fetched, and everything that is fetched is written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DONE = FetchResult([], {})
 
 
 class Source(FakeSource):
-    """One that tells when it is asked for the first batch."""
+    """A source that sets an event when the first batch is requested."""
 
     def __init__(self, blobs: dict[str, bytes], delay: float) -> None:
         super().__init__(blobs, delay)
@@ -51,7 +51,7 @@ class Source(FakeSource):
 
 @dataclass
 class Account:
-    """An account's content, and what fetches it ahead of need."""
+    """An account's content, and its prefetcher."""
 
     source: Source
     disk: DiskCache
@@ -64,11 +64,11 @@ class Account:
 
     @property
     def begun(self) -> set[str]:
-        """What the source has been asked for, or is being asked for."""
+        """The blobs that were requested from the source."""
         return {one for batch in self.source.batches for one in batch} | self.source.asked.keys()
 
     async def fetch(self, wanted: dict[str, int] | None = None) -> FetchResult:
-        """Fetch in one step; everything there is, if nothing else is said."""
+        """Fetch blobs in one step; by default all."""
         with trio.fail_after(ENOUGH):
             return await self.prefetcher.fetch(self.sizes if wanted is None else wanted, ENOUGH)
 
@@ -106,21 +106,19 @@ async def account(
 
 
 @pytest.mark.parametrize("limits", [None, Limits(30, 4000)])
-async def test_everything_comes_once_and_is_on_the_disk(
-    tmp_path: Path, limits: Limits | None
-) -> None:
+async def test_every_blob_is_fetched_once_and_cached(tmp_path: Path, limits: Limits | None) -> None:
     async with account(tmp_path, limits=limits) as mine:
         assert await mine.fetch() == DONE
         mine.assert_kept()
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
         assert bool(mine.source.batches) == bool(limits)
-        # Two requests are left to those who wait.
+        # Two requests are left to readers.
         assert mine.source.most_running <= mine.source.concurrency - 2
         assert await mine.fetch() == DONE
         assert mine.source.asked.total() == 100
 
 
-async def test_what_is_there_is_not_fetched(tmp_path: Path) -> None:
+async def test_cached_blobs_are_not_fetched(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
         there = [f"b{number}" for number in range(0, 100, 2)]
         mine.disk.put_many([(blob_id, mine.source.blobs[blob_id]) for blob_id in there])
@@ -132,7 +130,7 @@ async def test_what_is_there_is_not_fetched(tmp_path: Path) -> None:
         assert sorted(mine.source.asked) == sorted(checked.absent)
 
 
-async def test_large_ones_too(tmp_path: Path) -> None:
+async def test_large_and_empty_blobs_are_fetched(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
         mine.source.blobs |= {f"large{number}": bytes(2 * MIB) for number in range(3)}
         mine.source.blobs["empty"] = b""
@@ -143,7 +141,7 @@ async def test_large_ones_too(tmp_path: Path) -> None:
         assert (checked.absent, checked.unchecked) == ([], [])
 
 
-async def test_what_is_in_memory_only_is_written(tmp_path: Path) -> None:
+async def test_blobs_in_memory_are_written_without_a_download(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         assert await mine.content.read("b7", 100, 0, 100) == b"7" * 100
         await mine.content.write_behind.wait_until_written(["b7"])
@@ -154,7 +152,7 @@ async def test_what_is_in_memory_only_is_written(tmp_path: Path) -> None:
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
 
 
-async def test_what_a_reader_waits_for_is_not_fetched_beside_it(tmp_path: Path) -> None:
+async def test_a_download_for_a_reader_is_joined(tmp_path: Path) -> None:
     async with account(tmp_path, delay=0.05) as mine, trio.open_nursery() as nursery:
         nursery.start_soon(mine.content.read, "b7", 100, 0, 100)
         await trio.testing.wait_all_tasks_blocked()
@@ -163,7 +161,7 @@ async def test_what_a_reader_waits_for_is_not_fetched_beside_it(tmp_path: Path) 
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
 
 
-async def test_a_reader_does_not_wait_for_the_end(tmp_path: Path) -> None:
+async def test_a_reader_does_not_wait_for_the_prefetch(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(10), count=1000, delay=0.01) as mine:
         mine.source.concurrency = 3
         async with trio.open_nursery() as nursery:
@@ -179,7 +177,9 @@ async def test_a_reader_does_not_wait_for_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [None, Limits(30)])
-async def test_a_bad_one_costs_no_other(tmp_path: Path, limits: Limits | None) -> None:
+async def test_a_failed_blob_does_not_affect_the_others(
+    tmp_path: Path, limits: Limits | None
+) -> None:
     liar = "G" + "0" * 40
     async with account(tmp_path, limits=limits) as mine:
         mine.source.blob_ids_are_sha1 = True
@@ -192,7 +192,7 @@ async def test_a_bad_one_costs_no_other(tmp_path: Path, limits: Limits | None) -
         mine.assert_kept(but=[liar])
 
 
-async def test_a_batch_that_fails_is_fetched_one_by_one(tmp_path: Path) -> None:
+async def test_a_failed_batch_is_fetched_one_by_one(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
         mine.source.batch_error = MethodError("Blob/get", "serverFail", "")
         assert await mine.fetch() == DONE
@@ -201,7 +201,7 @@ async def test_a_batch_that_fails_is_fetched_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limits", [None, Limits(2)])
 @pytest.mark.parametrize("error", [UnreachableError("no network"), AuthenticationError("no")])
-async def test_without_a_network_the_rest_is_not_tried(
+async def test_the_step_ends_without_a_network(
     tmp_path: Path, limits: Limits | None, error: JmapfsError
 ) -> None:
     async with account(tmp_path, limits=limits, delay=0.01) as mine:
@@ -217,10 +217,10 @@ async def test_without_a_network_the_rest_is_not_tried(
 
 
 @pytest.mark.parametrize("limits", [None, Limits(10)])
-async def test_a_step_ends_in_time_and_the_next_one_goes_on(
+async def test_a_step_ends_in_time_and_the_next_one_continues(
     tmp_path: Path, limits: Limits | None
 ) -> None:
-    # Long enough for more than three steps, however slow.
+    # Long enough for more than three steps on a slow machine.
     async with account(tmp_path, limits=limits, delay=1.0 if limits else 0.2) as mine:
         wanted, steps = mine.sizes, 0
         while wanted:
@@ -228,17 +228,17 @@ async def test_a_step_ends_in_time_and_the_next_one_goes_on(
             with trio.fail_after(5):
                 result = await mine.prefetcher.fetch(wanted, 0.05)
             assert not result.failed
-            # No more has begun than may be under way at once.
+            # No more was started than may be under way at once.
             most = mine.source.concurrency * (limits.blobs if limits else 1)
             assert len(mine.begun - before) <= most
             wanted, steps = {one: wanted[one] for one in result.remaining}, steps + 1
         assert steps > 3
         mine.assert_kept()
-        # What was under way when a step ended was not fetched again by the next.
+        # The next step did not fetch again what was under way at the end of a step.
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
 
 
-async def test_one_that_does_not_come_is_told(tmp_path: Path) -> None:
+async def test_a_download_that_stalls_is_reported(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30), download_timeout=1.0) as mine:
         mine.source.unbatched = {"b7"}
         mine.source.delay = 0.01
@@ -259,14 +259,14 @@ async def test_one_that_does_not_come_is_told(tmp_path: Path) -> None:
 
 
 class SlowDisk(DiskCache):
-    """A disk that is slower than any network."""
+    """A disk that is slower than the network."""
 
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         time.sleep(0.3)
         return super().put_many(blobs)
 
 
-async def test_nothing_comes_that_the_disk_has_no_time_for(tmp_path: Path) -> None:
+async def test_downloads_wait_for_a_slow_disk(tmp_path: Path) -> None:
     disk = SlowDisk(tmp_path / "cache", 128 * MIB, reserve_bytes=0)
     async with account(tmp_path, disk=disk, limits=Limits(10)) as mine:
         mine.source.blobs = {f"b{number}": bytes(MIB // 2) for number in range(80)}
@@ -282,10 +282,10 @@ class FullDisk(DiskCache):
         return [False] * len(blobs)
 
 
-async def test_what_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+async def test_blobs_that_the_disk_refuses_are_reported(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path / "cache", MIB, reserve_bytes=0)
     async with account(tmp_path, disk=disk, limits=Limits(30)) as mine:
-        # It goes to a file without a name.
+        # It is written to a file without a name.
         mine.source.blobs["large"] = bytes(2 * MIB)
         for _ in range(2):
             result = await mine.fetch()
@@ -294,7 +294,7 @@ async def test_what_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
             assert {type(error) for error in result.failed.values()} == {StorageError}
 
 
-async def test_damaged_copies_are_not_there(tmp_path: Path) -> None:
+async def test_damaged_blobs_are_fetched_again(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
         mine.source.blobs["large"] = bytes(2 * MIB)
         assert await mine.fetch() == DONE
@@ -310,7 +310,7 @@ async def test_damaged_copies_are_not_there(tmp_path: Path) -> None:
         mine.assert_kept()
 
 
-async def test_what_was_checked_is_not_what_goes(tmp_path: Path) -> None:
+async def test_checked_blobs_are_not_evicted(tmp_path: Path) -> None:
     small = DiskCache(tmp_path / "cache", 200 * (1000 + SMALL_OVERHEAD_BYTES), reserve_bytes=0)
     async with account(tmp_path, disk=small) as mine:
         old, other, new = (
@@ -338,7 +338,7 @@ async def test_a_check_ends_in_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [100, 2 * MIB])
 @pytest.mark.parametrize("offset", [-50, 50])
-async def test_a_size_that_was_wrong_is_put_right(tmp_path: Path, size: int, offset: int) -> None:
+async def test_a_wrong_size_is_corrected(tmp_path: Path, size: int, offset: int) -> None:
     corrections = Corrections()
     async with account(tmp_path, limits=Limits(30), corrections=corrections) as mine:
         mine.source.blobs["lie"] = bytes(size)
@@ -348,11 +348,11 @@ async def test_a_size_that_was_wrong_is_put_right(tmp_path: Path, size: int, off
         mine.assert_kept()
         assert (await mine.prefetcher.check(wanted, ENOUGH)).absent == []
         assert corrections.seen == [("lie", size)] * 2
-        # A batch is not believed in this.
+        # The batch has not the stated size, so the blob is fetched once more.
         assert mine.source.asked["lie"] <= 2
 
 
-async def test_the_end_of_the_service_does_not_wait(tmp_path: Path) -> None:
+async def test_closing_the_service_does_not_wait(tmp_path: Path) -> None:
     slow = account(tmp_path, limits=Limits(30), delay=60)
     async with trio.open_nursery() as nursery, slow as mine:
         nursery.start_soon(mine.prefetcher.fetch, mine.sizes, 60.0)
@@ -360,7 +360,7 @@ async def test_the_end_of_the_service_does_not_wait(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_what_it_takes_of_the_cache(tmp_path: Path) -> None:
+async def test_cost_and_capacity(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         prefetcher = mine.prefetcher
         assert prefetcher.capacity == 64 * MIB - headroom(64 * MIB)
@@ -368,8 +368,8 @@ async def test_what_it_takes_of_the_cache(tmp_path: Path) -> None:
         assert prefetcher.cost(2 * MIB) == 2 * MIB + LARGE_OVERHEAD_BYTES
 
 
-async def test_the_event_loop_goes_on(tmp_path: Path) -> None:
-    """Looking at the disk is for worker threads, all of it."""
+async def test_the_disk_is_read_in_worker_threads(tmp_path: Path) -> None:
+    """All access to the disk is in worker threads."""
     loop = threading.current_thread()
 
     class Watched(DiskCache):

@@ -1,4 +1,4 @@
-"""Who reads a directory has the next files before asking; who does not costs nothing."""
+"""Programs that read a directory are read ahead for; others cause no downloads."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def test_a_directory_is_read_ahead(tmp_path: Path, limits: Limits | None) 
 
 
 @pytest.mark.parametrize("limits", [BATCHES, None], ids=["batches", "one by one"])
-async def test_who_takes_his_time_finds_it_in_the_page_cache(
+async def test_a_slow_reader_reads_from_the_page_cache(
     tmp_path: Path, limits: Limits | None
 ) -> None:
     async with directories(tmp_path, THOUSAND, limits=limits) as tree:
         await tree.read_all(tree.files["A"], patient=True)
         assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
-        # The first three, and the marks.
+        # The first three, and the probes.
         assert tree.reads.total() < 40
 
 
@@ -46,21 +46,21 @@ async def test_opening_reads_nothing_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_a_file_or_two_are_no_reason(tmp_path: Path, count: int) -> None:
+async def test_one_or_two_files_start_no_read_ahead(tmp_path: Path, count: int) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         await tree.read_all(tree.files["A"][10 : 10 + count])
         await tree.settled()
         assert tree.fetched == count
 
 
-async def test_files_far_from_each_other_are_no_reason(tmp_path: Path) -> None:
+async def test_distant_files_start_no_read_ahead(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         await tree.read_all(tree.files["A"][::20])
         await tree.settled()
         assert tree.fetched == 50
 
 
-async def test_who_stops_reading_ends_it(tmp_path: Path) -> None:
+async def test_read_ahead_ends_when_the_reader_stops(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         await tree.read_all(tree.files["A"][:100])
         await tree.settled()
@@ -71,7 +71,7 @@ async def test_who_stops_reading_ends_it(tmp_path: Path) -> None:
         assert tree.fetched == fetched
 
 
-async def test_little_is_fetched_in_vain(tmp_path: Path) -> None:
+async def test_few_blobs_are_fetched_and_not_read(tmp_path: Path) -> None:
     sizes = {name: [3000] * count for name, count in [("A", 700), ("B", 90), ("C", 5), ("D", 300)]}
     async with directories(tmp_path, sizes, limits=BATCHES) as tree:
         for name in ("A", "B", "D"):
@@ -80,20 +80,20 @@ async def test_little_is_fetched_in_vain(tmp_path: Path) -> None:
         assert tree.fetched - 1090 <= 1090 // 5
 
 
-async def test_a_reader_goes_on_in_the_next_directory(tmp_path: Path) -> None:
+async def test_a_reader_is_recognized_in_the_next_directory(tmp_path: Path) -> None:
     sizes = {f"M{number:02}": [3000] * 20 for number in range(30)}
     async with directories(tmp_path, sizes, limits=BATCHES) as tree:
         for name in sorted(sizes):
             await tree.read_all(tree.files[name])
         await tree.settled()
         assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
-        # Not the first three of each directory, as in the first one.
+        # Fewer than three in each directory; the first directory has three.
         single = len(tree.source.blobs) - sum(map(len, tree.source.batches))
         assert single < 3 * len(sizes)
 
 
 @pytest.mark.parametrize("parallel", [2, 16])
-async def test_parallel_readers(tmp_path: Path, parallel: int) -> None:
+async def test_parallel_readers_fetch_each_blob_once(tmp_path: Path, parallel: int) -> None:
     """Programs such as `rg` take the next file as soon as one of their threads is free."""
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         await read_in_parallel(tree, tree.files["A"], parallel)
@@ -102,7 +102,7 @@ async def test_parallel_readers(tmp_path: Path, parallel: int) -> None:
         assert len(tree.source.batches) <= 40
 
 
-async def test_readers_that_share_a_directory_in_parts(tmp_path: Path) -> None:
+async def test_readers_of_parts_of_a_directory_fetch_each_blob_once(tmp_path: Path) -> None:
     """`xargs -P 8 -n 100` reads eight parts of a directory at once."""
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         files = tree.files["A"]
@@ -113,8 +113,8 @@ async def test_readers_that_share_a_directory_in_parts(tmp_path: Path) -> None:
         assert tree.source.asked == dict.fromkeys(tree.source.blobs, 1)
 
 
-async def test_inode_order_is_not_quite_name_order(tmp_path: Path) -> None:
-    """Files of one second may be read in another order than that of their names."""
+async def test_reading_in_inode_order_is_recognized(tmp_path: Path) -> None:
+    """Within a second, the order of inodes may differ from that of names."""
     chance = random.Random(3)
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         files = list(tree.files["A"])
@@ -127,7 +127,7 @@ async def test_inode_order_is_not_quite_name_order(tmp_path: Path) -> None:
         assert tree.reads.total() < 60
 
 
-async def test_readers_of_several_directories_share(tmp_path: Path) -> None:
+async def test_readers_of_several_directories_get_equal_shares(tmp_path: Path) -> None:
     sizes = {name: [5000] * 400 for name in "ABCD"}
     async with directories(tmp_path, sizes, limits=BATCHES, delay=0.01) as tree:
         finished: list[str] = []
@@ -136,7 +136,7 @@ async def test_readers_of_several_directories_share(tmp_path: Path) -> None:
             await tree.read_all(tree.files[name])
             finished.append(name)
             if len(finished) == 1:
-                # Nobody was left behind while another was served.
+                # All readers have made progress.
                 for other in "ABCD":
                     read = sum(file.inode in tree.pages.pages for file in tree.files[other])
                     assert read > 100, other
@@ -161,7 +161,7 @@ async def test_the_bytes_of_the_window_are_never_exceeded(tmp_path: Path) -> Non
         async def read(files: list[NamedFile]) -> None:
             nonlocal most
             for file in files:
-                # What is being read now is not ahead.
+                # A file that is being read is not ahead.
                 done.add(file.inode)
                 await tree.read(file)
                 asked = {blob_of[blob_id] for blob_id in tree.source.asked}
@@ -183,7 +183,7 @@ async def test_large_mails_are_fetched_alone(tmp_path: Path) -> None:
             assert not {"A-20", "A-25", "A-30"} & set(batch)
 
 
-async def test_what_is_cached_is_read_ahead_from_the_disk(tmp_path: Path) -> None:
+async def test_cached_blobs_are_read_ahead_from_the_disk(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         await tree.read_all(tree.files["A"])
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
@@ -193,7 +193,7 @@ async def test_what_is_cached_is_read_ahead_from_the_disk(tmp_path: Path) -> Non
         assert tree.content.counters.ahead_recalled > 900
 
 
-async def test_an_inode_that_the_kernel_does_not_know(tmp_path: Path) -> None:
+async def test_content_that_the_kernel_refuses_stays_in_memory(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         tree.pages.refused = {file.inode for file in tree.files["A"]}
         for file in tree.files["A"]:
@@ -204,18 +204,18 @@ async def test_an_inode_that_the_kernel_does_not_know(tmp_path: Path) -> None:
         assert len(tree.source.batches) <= 40
 
 
-async def test_a_size_that_is_a_lie_is_not_handed_to_the_kernel(tmp_path: Path) -> None:
+async def test_content_of_a_wrong_size_is_not_given_to_the_kernel(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         liar = tree.files["A"][50]
         tree.source.blobs[liar.blob_id] = b"short"
         await tree.read_all(tree.files["A"][:50])
         await tree.settled()
-        # In a batch, and once more by itself.
+        # In a batch, and then alone.
         assert tree.source.asked[liar.blob_id] == 2
         assert liar.inode not in tree.pages.pages
 
 
-async def test_without_a_network_reading_ahead_is_silent(tmp_path: Path) -> None:
+async def test_read_ahead_without_a_network_fails_no_read(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         files = tree.files["A"]
         await tree.read_all(files[:100])

@@ -1,4 +1,4 @@
-"""How far ahead of a reader is fetched: twice as far each time, while it is being used."""
+"""The readahead window grows while its probes are read, and shrinks otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def files(first: int, count: int) -> list[NamedFile]:
 
 
 class Directory:
-    """A directory that never ends, and a window in it from its first file on."""
+    """A directory without end, and a window that begins at its first file."""
 
     def __init__(self) -> None:
         self.window = ReadaheadWindow(7, "000000")
@@ -34,7 +34,7 @@ class Directory:
         self.chunks.append(len(chunk))
 
     def read(self, number: int) -> None:
-        """Read a file: where it was loaded and is no probe, the READ is not seen."""
+        """Read a file; the READ of a loaded file is seen only if it is a probe."""
         if number >= self.ordered:
             self.window.record_passed()
             self.extend()
@@ -42,12 +42,12 @@ class Directory:
             self.extend()
 
 
-def test_the_chunks_double_while_they_are_read() -> None:
+def test_chunks_double_while_they_are_read() -> None:
     directory = Directory()
     directory.extend()
     for number in range(1, 4000):
         directory.read(number)
-        # The reader never gets to where nothing was ordered.
+        # The reader never passes the newest chunk.
         assert number < directory.ordered
     assert directory.chunks[0] == FIRST_CHUNK
     for before, after in zip(directory.chunks, directory.chunks[1:], strict=False):
@@ -55,7 +55,7 @@ def test_the_chunks_double_while_they_are_read() -> None:
     assert directory.chunks[-1] == LARGEST_CHUNK
 
 
-def test_nothing_more_is_ordered_for_who_has_left() -> None:
+def test_nothing_more_is_loaded_after_the_reader_has_left() -> None:
     directory = Directory()
     directory.extend()
     for number in range(1, 100):
@@ -66,7 +66,7 @@ def test_nothing_more_is_ordered_for_who_has_left() -> None:
     assert directory.ordered == ordered
 
 
-def test_only_one_chunk_is_ordered_at_a_time() -> None:
+def test_one_chunk_is_due_at_a_time() -> None:
     directory = Directory()
     directory.extend()
     assert directory.window.record_read(1001)
@@ -74,7 +74,7 @@ def test_only_one_chunk_is_ordered_at_a_time() -> None:
     assert not directory.window.record_read(1002)
 
 
-def test_the_chunks_shrink_where_probes_are_passed_over() -> None:
+def test_chunks_shrink_if_probes_are_not_read() -> None:
     directory = Directory()
     directory.extend()
     for number in range(1, 2000):
@@ -101,7 +101,7 @@ def test_readers_in_parallel_share_a_window() -> None:
     assert directory.chunks[-1] == LARGEST_CHUNK
 
 
-def test_old_chunks_are_forgotten() -> None:
+def test_old_chunks_leave_the_window() -> None:
     directory = Directory()
     directory.extend()
     for number in range(1, 20_000):

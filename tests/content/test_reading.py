@@ -1,4 +1,4 @@
-"""Reads come from memory, from the disk, or from the server, exactly as long as they should be."""
+"""Reads from memory, the disk cache and the server return exactly the requested bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.content.server import MIB, Corrections, FakeSource, needs_no_network,
 
 
 @pytest.mark.parametrize("size", [1, 8192, MIB, MIB + 1, 3 * MIB])
-async def test_pieces_are_exact(tmp_path: Path, size: int) -> None:
+async def test_reads_of_any_part_are_exact(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     source = FakeSource({"b": data})
     async with serving(source, tmp_path) as content:
@@ -31,7 +31,7 @@ async def test_pieces_are_exact(tmp_path: Path, size: int) -> None:
     assert source.asked["b"] == 1
 
 
-async def test_beyond_the_end_there_is_nothing_to_ask_for(tmp_path: Path) -> None:
+async def test_reads_beyond_the_end_need_no_download(tmp_path: Path) -> None:
     source = FakeSource()
     async with serving(source, tmp_path) as content:
         assert await content.read("b", 10, 10, 100) == b""
@@ -42,7 +42,7 @@ async def test_beyond_the_end_there_is_nothing_to_ask_for(tmp_path: Path) -> Non
     assert not source.asked
 
 
-async def test_what_is_said_to_be_empty_is_looked_at(tmp_path: Path) -> None:
+async def test_blobs_stated_to_be_empty_are_downloaded(tmp_path: Path) -> None:
     corrections = Corrections()
     source = FakeSource({"empty": b"", "not": b"mail"})
     async with serving(source, tmp_path, corrections=corrections) as content:
@@ -52,7 +52,7 @@ async def test_what_is_said_to_be_empty_is_looked_at(tmp_path: Path) -> None:
         assert bytes(await content.read("not", 4, 0, 100)) == b"mail"
 
 
-async def test_opening_and_closing_asks_for_nothing(tmp_path: Path) -> None:
+async def test_opening_and_closing_downloads_nothing(tmp_path: Path) -> None:
     source = FakeSource()
     async with serving(source, tmp_path) as content:
         for _ in range(3):
@@ -64,7 +64,7 @@ async def test_opening_and_closing_asks_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [8192, 2 * MIB])
-async def test_the_second_time_it_comes_from_near(tmp_path: Path, size: int) -> None:
+async def test_later_reads_come_from_a_cache(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     source = FakeSource({"b": data})
     async with serving(source, tmp_path) as content:
@@ -80,7 +80,7 @@ async def test_the_second_time_it_comes_from_near(tmp_path: Path, size: int) -> 
         assert content.counters.hits == 1
 
 
-async def test_without_any_cache_a_held_blob_is_still_fetched_once(tmp_path: Path) -> None:
+async def test_an_open_blob_is_fetched_once_without_any_cache(tmp_path: Path) -> None:
     for size in (500_000, 3 * MIB):
         data = os.urandom(size)
         source = FakeSource({"b": data})
@@ -110,7 +110,7 @@ async def test_an_error_is_not_remembered(tmp_path: Path) -> None:
             await content.read("other", 4, 0, 4)
 
 
-async def test_a_bug_in_the_source_goes_to_the_reader(
+async def test_a_bug_in_the_source_is_raised_in_the_reader(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = FakeSource({"b": b"mail"})
@@ -123,13 +123,13 @@ async def test_a_bug_in_the_source_goes_to_the_reader(
     assert caplog.records[0].exc_info
 
 
-async def test_errors_of_the_body_are_not_wrapped(tmp_path: Path) -> None:
+async def test_errors_in_the_context_are_not_wrapped(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         async with serving(FakeSource(), tmp_path):
             raise StorageError("as it is")
 
 
-async def test_everything_is_on_the_disk_at_the_end(tmp_path: Path) -> None:
+async def test_everything_is_cached_on_disk_at_the_end(tmp_path: Path) -> None:
     blobs = {f"b{i}": os.urandom(9000) for i in range(300)}
     async with serving(FakeSource(blobs), tmp_path) as content, trio.open_nursery() as nursery:
         for blob_id in blobs:
@@ -173,7 +173,7 @@ async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
 
 
 @needs_root
-async def test_a_large_blob_without_space_on_the_disk(tmp_path: Path) -> None:
+async def test_large_blobs_are_read_without_space_on_the_disk(tmp_path: Path) -> None:
     data = os.urandom(5 * MIB)
     source = FakeSource({"b": data, "c": data, "huge": bytes(40 * MIB)})
     with tmpfs(tmp_path / "full", "2m") as directory:
@@ -185,7 +185,7 @@ async def test_a_large_blob_without_space_on_the_disk(tmp_path: Path) -> None:
             assert not await needs_no_network(content, "b")
 
 
-async def test_a_default_memory_cache_will_do(tmp_path: Path) -> None:
+async def test_the_memory_cache_has_a_default(tmp_path: Path) -> None:
     disk = DiskCache(tmp_path, 0)
     source = FakeSource({"b": b"mail"})
     async with open_content_service(source, disk, on_size_mismatch=Corrections()) as content:

@@ -1,4 +1,4 @@
-"""One download of a blob, however many wait for it, and whoever of them leaves."""
+"""One download for all readers of a blob, even if some of them leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waits import wait_until_async
 
 
 @pytest.mark.parametrize("size", [400_000, 4 * MIB])
-async def test_fifty_readers_in_pieces(tmp_path: Path, size: int) -> None:
+async def test_fifty_readers_share_one_download(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     source = FakeSource({"b": data}, delay=0.1)
     served = 0
@@ -52,7 +52,7 @@ async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
     assert source.asked["b"] == 1
 
 
-async def test_a_deadline_is_an_error_and_the_next_read_joins(tmp_path: Path) -> None:
+async def test_the_next_read_joins_a_download_after_a_deadline(tmp_path: Path) -> None:
     source = FakeSource({"b": b"mail"}, delay=2)
     async with serving(source, tmp_path, read_timeout=0.05) as content:
         with pytest.raises(DeadlineError):
@@ -74,14 +74,14 @@ async def test_a_download_has_a_deadline_of_its_own(tmp_path: Path) -> None:
         assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
 
 
-async def test_a_large_blob_gets_more_time(tmp_path: Path) -> None:
+async def test_large_blobs_get_more_time(tmp_path: Path) -> None:
     source = FakeSource({"b": bytes(2 * MIB)}, delay=0.3)
     async with serving(source, tmp_path, read_timeout=0.1, download_timeout=0.1) as content:
         assert len(await content.read("b", 2 * MIB, 0, 100)) == 100
         assert 7 < source.deadlines[0] < 9
 
 
-async def test_an_error_goes_to_all_who_wait(tmp_path: Path) -> None:
+async def test_an_error_is_raised_in_all_readers(tmp_path: Path) -> None:
     source = FakeSource(delay=0.05)
     source.error = UnreachableError("no network")
     failed = 0
@@ -99,7 +99,7 @@ async def test_an_error_goes_to_all_who_wait(tmp_path: Path) -> None:
     assert source.asked["b"] == 1
 
 
-async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
+async def test_parallel_downloads_are_limited(tmp_path: Path) -> None:
     source = FakeSource({f"b{i}": b"mail" for i in range(30)}, delay=0.01)
     async with (
         serving(source, tmp_path, parallel_downloads=3) as content,
@@ -111,7 +111,7 @@ async def test_downloads_are_few_at_a_time(tmp_path: Path) -> None:
     assert sum(source.asked.values()) == 30
 
 
-async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> None:
+async def test_a_download_without_readers_does_not_start(tmp_path: Path) -> None:
     source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=1)
     async with serving(source, tmp_path, parallel_downloads=1) as content:
         async with trio.open_nursery() as nursery:
@@ -124,7 +124,7 @@ async def test_what_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) -> No
         assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
 
 
-async def test_closing_ends_what_is_under_way(tmp_path: Path) -> None:
+async def test_closing_ends_running_downloads(tmp_path: Path) -> None:
     source = FakeSource({"b": b"mail", "l": bytes(2 * MIB)}, delay=60)
     ended = 0
 

@@ -1,4 +1,4 @@
-"""What is written behind is bounded, readable meanwhile, and never lost but by being dropped."""
+"""WriteBehind is bounded; blobs can be read before they are written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.content.server import MIB, FakeSource, serving
 
 
 class StuckDisk(DiskCache):
-    """A disk that writes nothing until it is let."""
+    """A disk that writes nothing before an event."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, 64 * MIB, reserve_bytes=0)
@@ -29,7 +29,7 @@ class StuckDisk(DiskCache):
         return super().put_many(blobs)
 
 
-async def test_a_slow_disk_delays_nobody_for_long(
+async def test_a_slow_disk_delays_readers_for_a_second_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = StuckDisk(tmp_path)
@@ -42,7 +42,7 @@ async def test_a_slow_disk_delays_nobody_for_long(
         with trio.fail_after(3):
             await behind.add([("dropped", bytes(MIB))])
         assert behind.get("dropped") is None
-        # This disk writes again, only nobody knows how soon.
+        # The disk writes again after some time.
         monkeypatch.setattr("jmapfs.content.publisher._WAIT_SECONDS", 30)
         async with trio.open_nursery() as waiting:
             waiting.start_soon(behind.add, [("waited", bytes(MIB))])
@@ -56,7 +56,7 @@ async def test_a_slow_disk_delays_nobody_for_long(
     disk.close()
 
 
-async def test_many_go_into_one_transaction(tmp_path: Path) -> None:
+async def test_many_blobs_are_written_in_one_transaction(tmp_path: Path) -> None:
     disk = StuckDisk(tmp_path)
     behind = WriteBehind(disk, DiskThreads())
     async with trio.open_nursery() as nursery:
@@ -72,7 +72,7 @@ async def test_many_go_into_one_transaction(tmp_path: Path) -> None:
     disk.close()
 
 
-async def test_what_waits_to_be_written_can_be_read(
+async def test_blobs_can_be_read_before_they_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let = threading.Event()

@@ -54,7 +54,10 @@ async def test_capabilities_of_a_call_are_used_if_the_server_has_them() -> None:
         await client.request(
             [
                 MethodCall(
-                    "Email/get", {"accountId": "A1", "ids": []}, "0", frozenset({"urn:x", "urn:y"})
+                    "Email/get",
+                    {"accountId": "A1", "ids": []},
+                    "0",
+                    frozenset({"urn:x", "urn:y", MAIL}),
                 )
             ]
         )

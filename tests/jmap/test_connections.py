@@ -16,8 +16,8 @@ import trio
 from jmapfs.errors import UnreachableError
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.http import Transport
+from jmapfs.jmap.http_errors import TransientError
 from jmapfs.jmap.response import Request
-from jmapfs.jmap.retry import TransientError
 from tests.jmap.fake import CREDENTIALS
 
 

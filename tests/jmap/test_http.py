@@ -22,9 +22,9 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http import Traffic, Transport, back_off
+from jmapfs.jmap.http_errors import LONGEST_PAUSE, retry_after
 from jmapfs.jmap.response import Request, Response
-from jmapfs.jmap.retry import LONGEST_PAUSE, back_off, retry_after
 from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
 
 # ruff: noqa: ARG001 - the fixture sets the clock

@@ -168,9 +168,3 @@ async def test_properties_may_be_missing_or_null(missing: str) -> None:
 async def test_blob_ids_of_cyrus_contain_the_sha1(capability: str, *, expected: bool) -> None:
     session = await session_of(capabilities={CORE: {}, MAIL: {}, capability: {}})
     assert session.blob_ids_are_sha1 is expected
-
-
-async def test_using_has_only_capabilities_of_the_server() -> None:
-    session = await session_of(capabilities={CORE: {}, MAIL: {}, "urn:x": {}, "urn:y": {}})
-    assert session.using() == [CORE, MAIL]
-    assert session.using({"urn:x", "urn:z", MAIL}) == [CORE, MAIL, "urn:x"]

@@ -12,56 +12,56 @@ from jmapfs.daemon.commands import Commands
 from jmapfs.errors import AuthenticationError
 
 
-class Keeper:
-    """Of an account that is brought up to date in a moment, or cannot be."""
+class Follower:
+    """The follower of an account that is brought up to date in a moment, or cannot be."""
 
     def __init__(self, *, fails: bool = False) -> None:
-        self.synced = 0
+        self.syncs = 0
         self._fails = fails
 
     async def sync_now(self) -> None:
         if self._fails:
             await trio.lowlevel.checkpoint()
-            raise AuthenticationError("the password is another one now")
+            raise AuthenticationError("the password has changed")
         await trio.sleep(0.05)
-        self.synced += 1
+        self.syncs += 1
 
 
-def commands(keepers: dict[str, Keeper], *, first_slot: int = 1) -> Commands:
+def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Commands:
     none = cast("Any", None)
     accounts: Any = [
         SimpleNamespace(
-            slot=slot,
+            number=number,
             source=SimpleNamespace(label=name),
-            keeper=keeper,
+            follower=follower,
             content=none,
             disk=none,
         )
-        for slot, (name, keeper) in enumerate(keepers.items(), first_slot)
+        for number, (name, follower) in enumerate(followers.items(), first_number)
     ]
-    return Commands(none, accounts, none, none)
+    return Commands(none, accounts, none, none, none)
 
 
-async def test_who_fails_keeps_no_other_from_it() -> None:
-    keepers = {"alice": Keeper(), "team": Keeper(fails=True), "rota": Keeper()}
+async def test_an_account_that_fails_does_not_keep_others_from_being_updated() -> None:
+    followers = {"alice": Follower(), "team": Follower(fails=True), "rota": Follower()}
     with pytest.raises(AuthenticationError):
-        await commands(keepers).sync({})
-    assert [keeper.synced for keeper in keepers.values()] == [1, 0, 1]
+        await commands(followers).sync()
+    assert [follower.syncs for follower in followers.values()] == [1, 0, 1]
 
 
-async def test_one_of_them_alone() -> None:
-    keepers = {"alice": Keeper(), "team": Keeper(fails=True), "rota": Keeper()}
-    asked = commands(keepers)
-    await asked.sync({"path": "rota/Work"})
-    await asked.sync({"path": "rota"})
-    assert [keeper.synced for keeper in keepers.values()] == [0, 0, 2]
+async def test_one_account_alone_is_updated_by_its_path() -> None:
+    followers = {"alice": Follower(), "team": Follower(fails=True), "rota": Follower()}
+    several = commands(followers)
+    await several.sync("rota/Work")
+    await several.sync("rota")
+    assert [follower.syncs for follower in followers.values()] == [0, 0, 2]
     with pytest.raises(AuthenticationError):
-        await asked.sync({"path": "team"})
+        await several.sync("team")
 
 
-async def test_one_account_is_asked_whatever_the_path() -> None:
-    keeper = Keeper()
-    asked = commands({"alice": keeper}, first_slot=0)
-    await asked.sync({"path": "Work/Clients"})
-    await asked.sync({})
-    assert keeper.synced == 2
+async def test_a_single_account_is_updated_whatever_the_path() -> None:
+    follower = Follower()
+    single = commands({"alice": follower}, first_number=0)
+    await single.sync("Work/Clients")
+    await single.sync()
+    assert follower.syncs == 2

@@ -40,7 +40,7 @@ class Size:
 
     @classmethod
     def of(cls, mount: Mounted) -> Size:
-        process = Path("/proc", str(mount.ask("status")["pid"]))
+        process = Path("/proc", str(mount.ask_status().pid))
         memory = re.search(r"^VmRSS:\s+(\d+) kB$", (process / "status").read_text(), re.MULTILINE)
         assert memory is not None
         (index,) = mount.home.cache.rglob("index.sqlite")
@@ -115,7 +115,7 @@ def live(home: Home, *, changes: int, warm_up: int) -> None:
             warm: Size | None = None
             for done in range(CHANGES_A_ROUND, changes + 1, CHANGES_A_ROUND):
                 life.go_on(CHANGES_A_ROUND)
-                mount.ask("sync")
+                mount.sync()
                 use(mount)
                 if done == warm_up:
                     warm = Size.of(mount)

@@ -8,75 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from tests import corpus
-from tests.mount.test_life import has_ended
-from tests.mounting import Home, Mounted, command, fixed, wait_until
-from tests.server import NewEmail, ServerProcess, server_process
-from tests.server.model import utc_date
+from tests.mount.changing_account import (
+    STATUS_FILE,
+    ChangingAccount,
+    State,
+    assert_live,
+    read,
+    read_state,
+    small_emails,
+    tree_of,
+    wait_until_thawed,
+)
+from tests.mounting import Home, Mounted, command, fixed
+from tests.server import ServerProcess, server_process
+from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
-
-State = dict[str, tuple[tuple[int, ...], bytes]]
-
-ABOUT = ".jmapfs.json"
-
-
-def new_emails(first: int, count: int, mailbox_id: str) -> list[NewEmail]:
-    """Return small mails; no two numbers give the same one, nor the same time of receipt."""
-    plain = corpus.plain_mails()
-    return [
-        NewEmail(
-            corpus.varied(plain[number % len(plain)], number),
-            (mailbox_id,),
-            received_at=utc_date(datetime(2024, 3, 1, tzinfo=UTC) + timedelta(minutes=number)),
-        )
-        for number in range(first, first + count)
-    ]
-
-
-class Mail:
-    """The account on the server, and what happens to it."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self.server = server
-        self.control = server.control
-        self.ids = {box.name: box.id for box in self.control.dump().mailboxes}
-        for name in ("Inbox", "Work", "Lists"):
-            if name not in self.ids:
-                self.ids[name] = self.control.create_mailbox(name)
-        for number, name in enumerate(("Inbox", "Work", "Lists")):
-            self.control.add_emails(new_emails(100 * number, 20, self.ids[name]))
-        self._next = 1000
-
-    def churn(self, times: int = 1) -> None:
-        """Have mail arrive, move, and go, in all mailboxes; four changes each time."""
-        for _ in range(times):
-            emails = {name: self.control.dump().emails_in(box) for name, box in self.ids.items()}
-            self.control.add_emails(new_emails(self._next, 1, self.ids["Inbox"]))
-            self._next += 1
-            if emails["Work"]:
-                self.control.move_email(emails["Work"][0].id, self.ids["Work"], self.ids["Lists"])
-            if emails["Lists"]:
-                self.control.destroy_email(emails["Lists"][-1].id)
-            if emails["Inbox"]:
-                self.control.copy_email(emails["Inbox"][-1].id, self.ids["Work"])
-
-    def tree(self) -> dict[str, Counter[str]]:
-        """Return the SHA-256 of the mails that are to be shown, by top-level directory."""
-        dump = self.control.dump()
-        return {
-            box.name: Counter(email.sha256 for email in dump.emails_in(box.id))
-            for box in dump.mailboxes
-        }
 
 
 @pytest.fixture
@@ -86,61 +38,19 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def mail(server: ServerProcess) -> Mail:
-    return Mail(server)
+def account(server: ServerProcess) -> ChangingAccount:
+    return ChangingAccount(server)
 
 
 @pytest.fixture
-def mount(home: Home, mail: Mail) -> Iterator[Mounted]:
-    with home.mounted(mail.server.url) as mount:
+def mount(home: Home, account: ChangingAccount) -> Iterator[Mounted]:
+    with home.mounted(account.server.url) as mount:
         yield mount
-
-
-def state(mount: Mounted) -> State:
-    """Return everything there is to see, looked up and read."""
-    found = {
-        path: (fixed(status), b"" if (mount.path / path).is_dir() else content(mount, path))
-        for path, status in mount.entries().items()
-    }
-    found[ABOUT] = (fixed((mount.path / ABOUT).lstat()), content(mount, ABOUT))
-    return found
-
-
-def content(mount: Mounted, path: str) -> bytes:
-    return (mount.path / path).read_bytes()
-
-
-def tree(found: State) -> dict[str, Counter[str]]:
-    shown: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path, (status, data) in found.items():
-        directory, _, name = path.rpartition("/")
-        if name.endswith(".eml"):
-            shown[directory][sha256(data).hexdigest()] += 1
-            assert status[5] == len(data)
-        elif path and path != ABOUT:
-            shown[path].update()
-    return dict(shown)
-
-
-def assert_live(mount: Mounted, mail: Mail, before: State) -> None:
-    """Everything is as the server has it, by names known before first, then by listing."""
-    still = {path for path in before if (mount.path / path).exists()}
-    found = state(mount)
-    assert still == before.keys() & found.keys()
-    assert tree(found) == mail.tree()
-    assert json.loads(found[ABOUT][1])["state"] == mail.control.dump().states["Email"]
 
 
 def freeze(mount: Mounted, *options: str) -> None:
     result = mount.home.run("freeze", *options, mount.path)
     assert result.exit_code == 0, result.stderr
-
-
-def wait_until_thawed(mount: Mounted, seconds: float = 15) -> None:
-    """Wait for a thaw that nobody asked for, and until the kernel has been told of it."""
-    wait_until(lambda: mount.ask("status")["frozen"] is None, seconds)
-    # One at a time: this is answered when the other has come to its end.
-    assert not mount.ask("thaw")["was_frozen"]
 
 
 def thaw(mount: Mounted) -> None:
@@ -151,54 +61,54 @@ def thaw(mount: Mounted) -> None:
 # --- One state
 
 
-def test_a_walk_among_changes_sees_one_state(mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_a_walk_among_changes_sees_one_state(account: ChangingAccount, mount: Mounted) -> None:
+    before = read_state(mount)
     freeze(mount)
-    assert state(mount) == before
+    assert read_state(mount) == before
     seen: State = {}
     for number, path in enumerate([*before, *reversed(before)]):
         if number % 10 == 0:
-            mail.churn()
+            account.churn()
             mount.sync()
-        data = b"" if (mount.path / path).is_dir() else content(mount, path)
+        data = b"" if (mount.path / path).is_dir() else read(mount, path)
         seen[path] = fixed((mount.path / path).lstat()), data
         assert seen[path] == before[path]
-    assert state(mount) == before
-    assert tree(before) != mail.tree()
+    assert read_state(mount) == before
+    assert tree_of(before) != account.tree()
     thaw(mount)
-    assert_live(mount, mail, before)
+    assert_live(mount, account, before)
 
 
 @pytest.mark.parametrize("kernel", ["warm", "cold"])
 def test_rsync_among_changes_copies_one_state(
-    home: Home, mail: Mail, tmp_path: Path, kernel: str
+    home: Home, account: ChangingAccount, tmp_path: Path, kernel: str
 ) -> None:
-    with home.mounted(mail.server.url) as first:
+    with home.mounted(account.server.url) as first:
         mount = first
-        before = state(mount)
+        before = read_state(mount)
         if kernel == "cold":
             # Its content is in the cache on disk; the kernel knows nothing of it.
             mount.umount()
-            mount = home.mount(mail.server.url, mount.path)
+            mount = home.mount(account.server.url, mount.path)
         freeze(mount)
         target = tmp_path / "copy"
         seconds = 2
-        while copy_among_changes(mail, mount, before, target, seconds) < 3:
+        while copy_among_changes(account, mount, before, target, seconds) < 3:
             # The machine has other things to do: once more, and more slowly.
             seconds *= 4
             assert seconds <= 32
             shutil.rmtree(target)
         if kernel == "warm":
-            assert state(mount) == before
+            assert read_state(mount) == before
         thaw(mount)
-        assert_live(mount, mail, before)
+        assert_live(mount, account, before)
         # What has stayed is not copied again, and nothing that went stays.
         command("rsync", "-aH", "--delete", f"{mount.path}/", target)
         assert command("diff", "-r", mount.path, target) == ""
 
 
 def copy_among_changes(
-    mail: Mail, mount: Mounted, before: State, target: Path, seconds: int
+    account: ChangingAccount, mount: Mounted, before: State, target: Path, seconds: int
 ) -> int:
     """Have rsync take some seconds for one state; return how often there were changes meanwhile."""
     size = sum(len(data) for _, data in before.values())
@@ -206,7 +116,7 @@ def copy_among_changes(
     changes = 0
     with subprocess.Popen(["rsync", "-aH", rate, f"{mount.path}/", str(target)]) as process:
         while process.poll() is None:
-            mail.churn()
+            account.churn()
             mount.sync()
             changes += 1
     assert process.returncode == 0
@@ -220,45 +130,49 @@ def copy_among_changes(
     return changes
 
 
-def test_300_changes_behind_a_freeze(mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_300_changes_during_a_freeze(account: ChangingAccount, mount: Mounted) -> None:
+    before = read_state(mount)
     freeze(mount)
-    work, lists, inbox = (mail.ids[name] for name in ("Work", "Lists", "Inbox"))
-    mail.control.add_emails(new_emails(500, 100, work))
-    for email in mail.control.dump().emails_in(inbox):
-        mail.control.move_email(email.id, inbox, lists)
-    mail.churn(35)
-    mail.control.destroy_emails([email.id for email in mail.control.dump().emails_in(work)][::2])
-    mail.control.rename_mailbox(lists, "Renamed")
-    mail.control.create_mailbox("Lists")
-    mail.control.create_mailbox("Deep", lists)
-    mail.control.move_mailbox(inbox, work)
+    work, lists, inbox = (account.ids[name] for name in ("Work", "Lists", "Inbox"))
+    account.control.add_emails(small_emails(500, 100, work))
+    for email in account.control.dump().emails_in(inbox):
+        account.control.move_email(email.id, inbox, lists)
+    account.churn(35)
+    account.control.destroy_emails(
+        [email.id for email in account.control.dump().emails_in(work)][::2]
+    )
+    account.control.rename_mailbox(lists, "Renamed")
+    account.control.create_mailbox("Lists")
+    account.control.create_mailbox("Deep", lists)
+    account.control.move_mailbox(inbox, work)
     mount.sync()
-    assert state(mount) == before
+    assert read_state(mount) == before
     thaw(mount)
     still = {path for path in before if (mount.path / path).exists()}
-    found = state(mount)
+    found = read_state(mount)
     assert still == before.keys() & found.keys()
-    expected = mail.tree()
+    expected = account.tree()
     expected["Renamed/Deep"] = expected.pop("Deep")
     expected["Work/Inbox"] = expected.pop("Inbox")
-    assert tree(found) == expected
-    with mount.home.mounted(mail.server.url, path=mount.home.directory / "other") as other:
-        assert state(other) == found
+    assert tree_of(found) == expected
+    with mount.home.mounted(account.server.url, path=mount.home.directory / "other") as other:
+        assert read_state(other) == found
 
 
-def test_the_index_goes_on_behind_a_freeze(home: Home, mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_the_index_follows_the_account_during_a_freeze(
+    home: Home, account: ChangingAccount, mount: Mounted
+) -> None:
+    before = read_state(mount)
     known = mount.status()
     assert known["frozen"] is None
     freeze(mount)
     frozen = mount.status()["frozen"]
     assert set(frozen) == {"since", "until"}
-    mail.churn()
+    account.churn()
     mount.sync()
     after = mount.status()
-    assert after["state"] == mail.control.dump().states["Email"] != known["state"]
-    about = json.loads(content(mount, ABOUT))
+    assert after["state"] == account.control.dump().states["Email"] != known["state"]
+    about = json.loads(read(mount, STATUS_FILE))
     assert (about["state"], about["emails"]) == (known["state"], known["emails"])
     assert os.statvfs(mount.path).f_files == known["emails"]
 
@@ -272,68 +186,63 @@ def test_the_index_goes_on_behind_a_freeze(home: Home, mail: Mail, mount: Mounte
     result = home.run("thaw", mount.path)
     assert result.exit_code == 2
     assert "not frozen" in result.stderr
-    assert_live(mount, mail, before)
+    assert_live(mount, account, before)
 
     # And again: it is the state of then.
-    second = state(mount)
+    second = read_state(mount)
     freeze(mount)
-    mail.churn()
+    account.churn()
     mount.sync()
-    assert state(mount) == second
+    assert read_state(mount) == second
     thaw(mount)
-    assert_live(mount, mail, second)
+    assert_live(mount, account, second)
 
 
-def test_it_ends_by_itself(home: Home, mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_a_freeze_ends_after_its_timeout(
+    home: Home, account: ChangingAccount, mount: Mounted
+) -> None:
+    before = read_state(mount)
     freeze(mount, "--timeout", "1s")
-    mail.churn()
+    account.churn()
     mount.sync()
     # In this order: it may end at any moment, and then shows something else.
     try:
-        shown = state(mount).keys()
+        shown = read_state(mount).keys()
     except FileNotFoundError:
-        assert mount.ask("status")["frozen"] is None
+        assert not mount.is_frozen
     else:
-        assert mount.ask("status")["frozen"] is None or shown == before.keys()
+        assert not mount.is_frozen or shown == before.keys()
     wait_until_thawed(mount)
-    assert_live(mount, mail, before)
+    assert_live(mount, account, before)
     assert "the freeze ends after its time" in home.log()
     assert home.run("thaw", mount.path).exit_code == 2
-    # The end of the first freeze is not that of the second. Asked without a process, which may
-    # take longer to start than the first one lasts.
-    mount.ask("freeze", seconds=1)
-    assert mount.ask("thaw")["was_frozen"]
-    freeze(mount)
-    time.sleep(1.2)
-    assert mount.status()["frozen"]
 
 
-def test_times_that_cannot_be(home: Home, mount: Mounted) -> None:
+def test_timeouts_that_are_refused(home: Home, mount: Mounted) -> None:
     for timeout in ("0s", "30d", "-1", "soon"):
         assert home.run("freeze", f"--timeout={timeout}", mount.path).exit_code == 2
     assert mount.status()["frozen"] is None
 
 
-def test_offline_behind_a_freeze(mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_a_server_that_stops_during_a_freeze(account: ChangingAccount, mount: Mounted) -> None:
+    before = read_state(mount)
     freeze(mount)
-    mail.server.stop()
+    account.server.stop()
     mount.home.run("sync", mount.path)
     assert mount.status()["online"] is False
-    assert state(mount) == before
+    assert read_state(mount) == before
     thaw(mount)
-    assert json.loads(content(mount, ABOUT))["online"] is False
-    mail.server.restart_on_same_port()
+    assert json.loads(read(mount, STATUS_FILE))["online"] is False
+    account.server.restart_on_same_port()
 
 
-def test_listings_and_files_across_a_thaw(mail: Mail, mount: Mounted) -> None:
-    mail.control.add_emails(new_emails(3000, 600, mail.ids["Inbox"]))
+def test_listings_and_files_across_a_thaw(account: ChangingAccount, mount: Mounted) -> None:
+    account.control.add_emails(small_emails(3000, 600, account.ids["Inbox"]))
     mount.sync()
-    before = state(mount)
+    before = read_state(mount)
     freeze(mount)
-    emails = mail.control.dump().emails_in(mail.ids["Inbox"])
-    mail.control.destroy_emails([email.id for email in emails[::2]])
+    emails = account.control.dump().emails_in(account.ids["Inbox"])
+    account.control.destroy_emails([email.id for email in emails[::2]])
     mount.sync()
     inbox = mount.path / "Inbox"
     with os.scandir(inbox) as listing:
@@ -343,12 +252,12 @@ def test_listings_and_files_across_a_thaw(mail: Mail, mount: Mounted) -> None:
     assert len(names) == len(emails)
     there = [path.name for path in inbox.iterdir()]
     assert [name for name in names if (inbox / name).exists()] == there
-    assert_live(mount, mail, before)
+    assert_live(mount, account, before)
 
     # A file that is only there because of the freeze, and open when it ends.
-    found = state(mount)
+    found = read_state(mount)
     freeze(mount)
-    mail.control.destroy_emails([email.id for email in emails[1::2]])
+    account.control.destroy_emails([email.id for email in emails[1::2]])
     mount.sync()
     path = f"Inbox/{there[0]}"
     with (mount.path / path).open("rb") as file:
@@ -356,7 +265,7 @@ def test_listings_and_files_across_a_thaw(mail: Mail, mount: Mounted) -> None:
         assert not (mount.path / path).exists()
         assert os.fstat(file.fileno()).st_nlink == 0
         assert file.read() == found[path][1]
-    assert_live(mount, mail, found)
+    assert_live(mount, account, found)
 
 
 # --- For the time of a command
@@ -381,8 +290,10 @@ def test_the_exit_code_is_that_of_the_command(home: Home, mount: Mounted) -> Non
     assert mount.status()["frozen"] is None
 
 
-def test_a_command_sees_one_state(home: Home, mail: Mail, mount: Mounted, tmp_path: Path) -> None:
-    before = state(mount)
+def test_a_command_sees_one_state(
+    home: Home, account: ChangingAccount, mount: Mounted, tmp_path: Path
+) -> None:
+    before = read_state(mount)
     script = (
         'cd "$2"; ls -R "$1" > first; touch ready; read -r _ < go; ls -R "$1" > second;'
         ' cat "$1"/*/*.eml > content; echo out; echo --timeout; exit 5'
@@ -397,7 +308,7 @@ def test_a_command_sees_one_state(home: Home, mail: Mail, mount: Mounted, tmp_pa
     ) as process:
         wait_until((tmp_path / "ready").exists)
         assert mount.status()["frozen"]
-        mail.churn(3)
+        account.churn(3)
         mount.sync()
         (tmp_path / "go").write_text("\n")
         output, _ = process.communicate()
@@ -406,7 +317,7 @@ def test_a_command_sees_one_state(home: Home, mail: Mail, mount: Mounted, tmp_pa
     mails = [data for path, (_, data) in sorted(before.items()) if path.endswith(".eml")]
     assert len((tmp_path / "content").read_bytes()) == sum(map(len, mails))
     assert mount.status()["frozen"] is None
-    assert_live(mount, mail, before)
+    assert_live(mount, account, before)
 
 
 def test_a_freeze_that_ends_before_its_command(home: Home, mount: Mounted) -> None:
@@ -417,7 +328,9 @@ def test_a_freeze_that_ends_before_its_command(home: Home, mount: Mounted) -> No
         assert "the freeze had ended before the command did" in result.stderr
 
 
-def test_a_command_that_cannot_have_its_freeze(home: Home, mount: Mounted, tmp_path: Path) -> None:
+def test_a_command_is_not_run_if_the_mount_cannot_be_frozen(
+    home: Home, mount: Mounted, tmp_path: Path
+) -> None:
     freeze(mount)
     trace = tmp_path / "trace"
     assert home.run("freeze", mount.path, "touch", trace).exit_code == 9
@@ -450,7 +363,7 @@ def test_ctrl_c_ends_the_command_and_the_freeze(home: Home, mount: Mounted) -> N
     assert mount.status()["frozen"] is None
 
 
-def test_a_command_has_its_own_way_with_ctrl_c(home: Home, mount: Mounted) -> None:
+def test_a_command_can_handle_ctrl_c_itself(home: Home, mount: Mounted) -> None:
     script = "trap 'echo tidying; exit 7' INT; echo ready; while :; do sleep 0.05; done"
     with running(home, mount, "sh", "-c", script) as process:
         os.killpg(process.pid, signal.SIGINT)
@@ -477,34 +390,34 @@ def test_a_signal_to_jmapfs_ends_the_command_and_the_freeze(
 # --- The end of the mount
 
 
-def test_umount_while_frozen(home: Home, mail: Mail, mount: Mounted) -> None:
-    before = state(mount)
+def test_umount_while_frozen(home: Home, account: ChangingAccount, mount: Mounted) -> None:
+    before = read_state(mount)
     pid = mount.status()["pid"]
     freeze(mount)
-    mail.churn()
+    account.churn()
     mount.sync()
     mount.umount()
     assert has_ended(pid)
     assert list(mount.path.iterdir()) == []
-    again = home.mount(mail.server.url, mount.path)
+    again = home.mount(account.server.url, mount.path)
     assert again.status()["frozen"] is None
-    assert_live(again, mail, before)
+    assert_live(again, account, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_daemon_while_frozen(
-    mount: Mounted, mail: Mail, number: signal.Signals
+    mount: Mounted, account: ChangingAccount, number: signal.Signals
 ) -> None:
     pid = mount.status()["pid"]
     freeze(mount)
-    mail.churn()
+    account.churn()
     mount.sync()
     os.kill(pid, number)
     wait_until(lambda: has_ended(pid))
     assert list(mount.path.iterdir()) == []
 
 
-def test_the_mount_goes_before_the_command(home: Home, mount: Mounted) -> None:
+def test_an_unmount_before_the_command_ends(home: Home, mount: Mounted) -> None:
     script = "echo ready; read -r _; exit 0"
     with subprocess.Popen(
         [*home.program, "freeze", str(mount.path), "--", "sh", "-c", script],
@@ -523,7 +436,7 @@ def test_the_mount_goes_before_the_command(home: Home, mount: Mounted) -> None:
     assert len(errors.splitlines()) == 1
 
 
-def test_a_command_does_not_end_somebody_elses_freeze(home: Home, server: ServerProcess) -> None:
+def test_a_command_does_not_end_the_freeze_of_another(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url) as mount:
         others = f"sleep 1.5; {sys.executable} -m jmapfs freeze {mount.path}"
         result = home.run("freeze", "--timeout", "1s", mount.path, "--", "sh", "-c", others)

@@ -1,4 +1,4 @@
-"""Who holds a tree, who lets go, and when it thaws: without a mount, whose kernel may be slow."""
+"""When a tree is frozen and thaws: without a mount, with a kernel that may be slow."""
 
 from __future__ import annotations
 
@@ -12,42 +12,46 @@ import pytest
 import trio
 import trio.testing
 
+from jmapfs.control.messages import Lease
 from jmapfs.daemon import freeze
-from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.view import MountView
 from jmapfs.errors import BusyError
+from jmapfs.index import database as index_database
 from jmapfs.index.database import IndexDatabase
 from jmapfs.sync.follower import ConnectionState
+from jmapfs.tree.status_file import ONLINE
 
 
 class Kernel:
-    """In the place of the kernel's news and of the operations; it agrees when `agrees` is set."""
+    """Replaces the invalidator and the operations; the kernel answers once `answers` is set."""
 
     def __init__(self) -> None:
-        self.agrees = trio.Event()
+        self.answers = trio.Event()
         self.asked = trio.Event()
-        self.held_back = False
+        self.listed = trio.Event()
+        self.listed.set()
+        self.is_paused = False
         self.shown: object = None
 
-    def hold_back(self) -> None:
-        self.held_back = True
+    def pause(self) -> None:
+        self.is_paused = True
 
-    def let_go(self) -> None:
-        self.held_back = False
+    def resume(self) -> None:
+        self.is_paused = False
 
-    async def tell_up_to(self, _reader: object) -> None:
+    async def invalidate_up_to(self, _reader: object) -> None:
         self.asked.set()
-        await self.agrees.wait()
+        await self.answers.wait()
 
-    async def tell(self) -> None:
+    async def invalidate(self) -> None:
         await trio.lowlevel.checkpoint()
 
     def show(self, tree: object, _listing_tree: object) -> None:
         self.shown = tree
 
-    async def listings_done(self) -> None:
-        await trio.lowlevel.checkpoint()
+    async def wait_for_listings(self) -> None:
+        await self.listed.wait()
 
 
 @pytest.fixture
@@ -72,168 +76,165 @@ def database(tmp_path: Path) -> IndexDatabase:
     return database
 
 
-def settle(database: IndexDatabase, *, settled: bool) -> None:
+@pytest.fixture
+def account(database: IndexDatabase) -> Any:
+    return SimpleNamespace(
+        number=0,
+        database=database,
+        follower=SimpleNamespace(connection=ConnectionState(online=True, since=0.0)),
+        reachability=lambda: ONLINE,
+    )
+
+
+def set_consistent(database: IndexDatabase, *, consistent: bool) -> None:
     with database.writer() as writer, writer.transaction():
-        writer.set_state(replace(writer.state(), consistent=settled))
+        writer.set_state(replace(writer.state(), consistent=consistent))
 
 
 @pytest.fixture
-async def freezer(
-    database: IndexDatabase, kernel: Kernel, nursery: trio.Nursery
-) -> AsyncIterator[Freezer]:
-    parts: dict[str, Any] = dict.fromkeys(("source", "disk", "content", "traffic", "pages"))
-    keeper: Any = SimpleNamespace(connection=ConnectionState(online=True, since=0.0))
-    account = MountedAccount(
-        slot=0, database=database, keeper=keeper, news=cast("Any", kernel), **parts
-    )
+async def freezer(account: Any, kernel: Kernel, nursery: trio.Nursery) -> AsyncIterator[Freezer]:
     kernel.show(LIVE, LIVE)
-    freezer = Freezer([account], cast("Any", kernel), MountView(LIVE, LIVE), nursery)
+    stand_in = cast("Any", kernel)
+    freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE), nursery)
     yield freezer
     freezer.close()
 
 
-async def thawed(freezer: Freezer, kernel: Kernel) -> None:
-    await trio.testing.wait_all_tasks_blocked()
+def assert_thawed(freezer: Freezer, kernel: Kernel) -> None:
     assert freezer.frozen is None
     assert freezer.view.tree is kernel.shown is LIVE
-    assert not kernel.held_back
+    assert not kernel.is_paused
 
 
-async def test_it_is_held_when_the_kernel_agrees(freezer: Freezer, kernel: Kernel) -> None:
-    kernel.agrees.set()
-    async with freezer.hold() as held:
-        assert freezer.holds(held)
-        assert freezer.frozen is held.frozen
-        assert held.frozen.until is None
-        assert freezer.view.tree is kernel.shown is not LIVE
-        assert kernel.held_back
-    await thawed(freezer, kernel)
-    assert not freezer.holds(held)
+def is_valid(freezer: Freezer, lease: Lease) -> bool:
+    try:
+        freezer.renew(lease.id, 60)
+    except BusyError:
+        return False
+    return True
 
 
-async def test_who_goes_before_the_kernel_agrees_leaves_nothing_frozen(
-    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
-) -> None:
-    scope = trio.CancelScope()
-
-    async def hold() -> None:
-        with scope:
-            async with freezer.hold():
-                raise AssertionError
-
-    nursery.start_soon(hold)
-    await kernel.asked.wait()
+async def test_it_is_frozen_when_the_kernel_has_answered(freezer: Freezer, kernel: Kernel) -> None:
+    kernel.answers.set()
+    lease = await freezer.freeze(60)
     assert freezer.frozen is not None
-    scope.cancel()
-    await thawed(freezer, kernel)
+    assert (freezer.frozen.since, freezer.frozen.until) == (lease.since, None)
+    assert freezer.view.tree is kernel.shown is not LIVE
+    assert kernel.is_paused
+    assert is_valid(freezer, lease)
+    assert await freezer.thaw(lease.id)
+    assert_thawed(freezer, kernel)
+    assert not is_valid(freezer, lease)
+    assert not await freezer.thaw(lease.id)
 
 
-async def test_who_comes_second_waits_for_the_kernel_as_well(
+async def test_a_lease_expires(
+    freezer: Freezer, kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.autojump_threshold == 0
+
+    kernel.answers.set()
+    lease = await freezer.freeze(30)
+    await trio.sleep(29)
+    freezer.renew(lease.id, 30)
+    await trio.sleep(29)
+    assert freezer.frozen is not None
+    await trio.sleep(2)
+    assert_thawed(freezer, kernel)
+    with pytest.raises(BusyError, match="has ended"):
+        freezer.renew(lease.id, 30)
+    with pytest.raises(BusyError, match="has ended"):
+        freezer.records(lease.id)
+
+
+async def test_renewals_do_not_extend_a_lease_beyond_its_limit(
+    freezer: Freezer, kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.autojump_threshold == 0
+
+    kernel.answers.set()
+    lease = await freezer.freeze(30, limit=40)
+    assert freezer.frozen is not None
+    assert freezer.frozen.until is not None
+    assert 39 <= freezer.frozen.until - lease.since <= 41
+    await trio.sleep(25)
+    freezer.renew(lease.id, 30)
+    await trio.sleep(16)
+    assert_thawed(freezer, kernel)
+    assert not await freezer.thaw(lease.id)
+
+
+async def test_it_thaws_when_the_last_lease_has_gone(
+    freezer: Freezer, kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.autojump_threshold == 0
+
+    kernel.answers.set()
+    first = await freezer.freeze(30, limit=30)
+    second = await freezer.freeze(60, join=True)
+    assert second.since == first.since
+    assert freezer.frozen is not None
+    assert freezer.frozen.until is None
+    await trio.sleep(31)
+    assert not is_valid(freezer, first)
+    assert is_valid(freezer, second)
+    third = await freezer.freeze(30, join=True)
+    assert await freezer.thaw(second.id)
+    assert freezer.frozen is not None
+    await trio.sleep(31)
+    assert not is_valid(freezer, third)
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_second_freeze_is_refused(freezer: Freezer, kernel: Kernel) -> None:
+    kernel.answers.set()
+    lease = await freezer.freeze(60, limit=60)
+    with pytest.raises(BusyError, match="frozen already, until"):
+        await freezer.freeze(60)
+    assert await freezer.thaw()
+    assert not is_valid(freezer, lease)
+    assert_thawed(freezer, kernel)
+
+
+async def test_the_timeout_of_a_freeze_does_not_end_the_next_one(
+    freezer: Freezer, kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.autojump_threshold == 0
+    kernel.answers.set()
+    await freezer.freeze(1, limit=1)
+    assert await freezer.thaw()
+    lease = await freezer.freeze(60)
+    await trio.sleep(2)
+    assert is_valid(freezer, lease)
+
+
+async def test_a_freeze_while_another_ends_begins_after_it(
     freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
 ) -> None:
-    scope, holding, leave = trio.CancelScope(), trio.Event(), trio.Event()
-
-    async def first() -> None:
-        with scope:
-            async with freezer.hold():
-                raise AssertionError
+    kernel.answers.set()
+    first = await freezer.freeze(60)
+    kernel.listed = trio.Event()
+    nursery.start_soon(freezer.thaw)
+    await trio.testing.wait_all_tasks_blocked()
+    assert freezer.frozen is None
+    leases: list[Lease] = []
 
     async def second() -> None:
-        async with freezer.hold():
-            holding.set()
-            await leave.wait()
+        leases.append(await freezer.freeze(60, join=True))
 
-    nursery.start_soon(first)
-    await kernel.asked.wait()
-    nursery.start_soon(second)
-    await trio.testing.wait_all_tasks_blocked()
-    kernel.asked = trio.Event()
-    scope.cancel()
-    # The first may have begun to tell the kernel, and not come to an end.
-    await kernel.asked.wait()
-    assert not holding.is_set()
-    kernel.agrees.set()
-    await holding.wait()
-    assert freezer.frozen is not None
-    leave.set()
-    await thawed(freezer, kernel)
-
-
-async def test_a_kernel_that_does_not_agree(
-    freezer: Freezer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(freeze, "_HOLD_SECONDS", 0.05)
-    with pytest.raises(BusyError, match="not frozen"):
-        async with freezer.hold():
-            raise AssertionError
-    await thawed(freezer, kernel)
-
-
-async def test_what_others_raise_while_it_is_held_is_theirs(
-    freezer: Freezer, kernel: Kernel
-) -> None:
-    kernel.agrees.set()
-    with pytest.raises(trio.TooSlowError):
-        async with freezer.hold():
-            raise trio.TooSlowError
-    await thawed(freezer, kernel)
-
-
-async def test_it_waits_for_a_state_of_the_account(
-    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery, database: IndexDatabase
-) -> None:
-    settle(database, settled=False)
-    kernel.agrees.set()
-    nursery.start_soon(freezer.freeze, 60)
-    await trio.sleep(2 * freeze._PAUSE_SECONDS)
-    await thawed(freezer, kernel)
-    settle(database, settled=True)
-    await kernel.asked.wait()
-    # The state that is held is not lost by what comes after it.
-    settle(database, settled=False)
-    assert freezer.frozen is not None
-    assert freezer.view.tree is kernel.shown is not LIVE
-    assert await freezer.thaw()
-
-
-async def test_an_account_that_is_between_two_states_for_long(
-    freezer: Freezer, kernel: Kernel, database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settle(database, settled=False)
-    monkeypatch.setattr(freeze, "_SETTLING_SECONDS", 0.05)
-    with pytest.raises(BusyError, match="between two states"):
-        await freezer.freeze(60)
-    with pytest.raises(BusyError, match="between two states"):
-        async with freezer.hold():
-            raise AssertionError
-    await thawed(freezer, kernel)
-
-
-async def test_out_of_reach_of_the_server_nothing_is_waited_for(
-    freezer: Freezer, kernel: Kernel, database: IndexDatabase
-) -> None:
-    """Nobody leads the index to a state then: what is shown is what there is."""
-    settle(database, settled=False)
-    freezer._accounts[0].keeper.connection = ConnectionState(online=False, since=0.0)
-    kernel.agrees.set()
-    async with freezer.hold() as held:
-        assert freezer.holds(held)
-    await thawed(freezer, kernel)
-
-
-async def test_thawing_does_not_wait_for_who_waits(
-    freezer: Freezer, nursery: trio.Nursery, database: IndexDatabase
-) -> None:
-    settle(database, settled=False)
-    nursery.start_soon(freezer.freeze, 60)
-    await trio.testing.wait_all_tasks_blocked()
-    with trio.fail_after(5):
-        assert not await freezer.thaw()
+    async with trio.open_nursery() as inner:
+        inner.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not leases
+        kernel.listed.set()
+    assert is_valid(freezer, leases[0])
+    assert not is_valid(freezer, first)
 
 
 async def test_a_freeze_that_nobody_waits_for_ends(
     freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
 ) -> None:
+    """A client that disconnects before the kernel has answered leaves nothing frozen."""
     scope = trio.CancelScope()
 
     async def freeze() -> None:
@@ -245,4 +246,95 @@ async def test_a_freeze_that_nobody_waits_for_ends(
     await kernel.asked.wait()
     assert freezer.frozen is not None
     scope.cancel()
-    await thawed(freezer, kernel)
+    await trio.testing.wait_all_tasks_blocked()
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_lease_that_joins_waits_for_the_kernel_as_well(
+    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
+) -> None:
+    scope, frozen = trio.CancelScope(), trio.Event()
+    leases: list[Lease] = []
+
+    async def first() -> None:
+        with scope:
+            await freezer.freeze(60)
+            raise AssertionError
+
+    async def second() -> None:
+        leases.append(await freezer.freeze(60, join=True))
+        frozen.set()
+
+    nursery.start_soon(first)
+    await kernel.asked.wait()
+    nursery.start_soon(second)
+    await trio.testing.wait_all_tasks_blocked()
+    # The first may have told the kernel a part of the changes.
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not frozen.is_set()
+    kernel.answers.set()
+    await frozen.wait()
+    assert freezer.frozen is not None
+    assert await freezer.thaw(leases[0].id)
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_kernel_that_does_not_answer(
+    freezer: Freezer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freeze, "_FREEZE_SECONDS", 0.05)
+    with pytest.raises(BusyError, match="not frozen"):
+        await freezer.freeze(60)
+    await trio.testing.wait_all_tasks_blocked()
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_freeze_waits_for_a_consistent_state(
+    freezer: Freezer, kernel: Kernel, nursery: trio.Nursery, database: IndexDatabase
+) -> None:
+    set_consistent(database, consistent=False)
+    kernel.answers.set()
+    nursery.start_soon(freezer.freeze, 60)
+    await trio.sleep(2 * index_database._CONSISTENT_INTERVAL)
+    assert_thawed(freezer, kernel)
+    set_consistent(database, consistent=True)
+    await kernel.asked.wait()
+    # The frozen state stays as it is when the index goes on.
+    set_consistent(database, consistent=False)
+    assert freezer.frozen is not None
+    assert freezer.view.tree is kernel.shown is not LIVE
+    assert await freezer.thaw()
+
+
+async def test_a_freeze_is_refused_while_there_is_no_consistent_state(
+    freezer: Freezer, kernel: Kernel, database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_consistent(database, consistent=False)
+    monkeypatch.setattr(index_database, "_CONSISTENT_SECONDS", 0.05)
+    for join in (False, True):
+        with pytest.raises(BusyError, match="between two states"):
+            await freezer.freeze(60, join=join)
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_freeze_does_not_wait_while_the_server_is_unreachable(
+    freezer: Freezer, kernel: Kernel, database: IndexDatabase, account: Any
+) -> None:
+    """Nobody brings the index to a consistent state then."""
+    set_consistent(database, consistent=False)
+    account.follower.connection = ConnectionState(online=False, since=0.0)
+    kernel.answers.set()
+    lease = await freezer.freeze(60)
+    assert await freezer.thaw(lease.id)
+    assert_thawed(freezer, kernel)
+
+
+async def test_a_thaw_does_not_wait_for_a_freeze_that_waits(
+    freezer: Freezer, nursery: trio.Nursery, database: IndexDatabase
+) -> None:
+    set_consistent(database, consistent=False)
+    nursery.start_soon(freezer.freeze, 60)
+    await trio.testing.wait_all_tasks_blocked()
+    with trio.fail_after(5):
+        assert not await freezer.thaw()

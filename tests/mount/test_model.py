@@ -506,7 +506,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(clear=st.booleans())
     def kill(self, *, clear: bool) -> None:
-        pid = self.mount.ask("status")["pid"]
+        pid = self.mount.ask_status().pid
         with self.watcher.outage():
             os.kill(pid, signal.SIGKILL)
             self.cold |= self.offline is not None
@@ -521,7 +521,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def freeze(self) -> None:
         self._settle()
-        self.mount.ask("freeze", seconds=600)
+        self.mount.freeze(600)
         self.frozen = copy.deepcopy(self.offline or self.model)
         self._check()
 
@@ -529,8 +529,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def thaw(self) -> None:
         if self.offline is None:
-            self.mount.ask("sync")
-        self.mount.ask("thaw")
+            self.mount.sync()
+        self.mount.thaw()
         self.frozen = None
         self._check()
 
@@ -577,7 +577,7 @@ class Machine(RuleBasedStateMachine):
         while True:
             try:
                 # An attempt that was under way may still answer with its failure.
-                self.mount.ask("sync")
+                self.mount.sync()
             except JmapfsError:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -589,7 +589,7 @@ class Machine(RuleBasedStateMachine):
         if not wanted:
             return
         if self.offline is None:
-            self.mount.ask("sync")
+            self.mount.sync()
         self._check()
 
     def _mount_again(self, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -729,7 +729,7 @@ def swap_under_eyes(mount: Mounted, control: ControlClient, *, seconds: float) -
     """Two mailboxes take each other's names, again and again, while others look into both."""
     full, empty = (control.create_mailbox(name) for name in NAMES[:2])
     control.add_emails([NewEmail(b"Subject: %d\r\n\r\n" % one, (full,)) for one in range(40)])
-    mount.ask("sync")
+    mount.sync()
     shown, bare = NAMES[:2]
     names = os.listdir(mount.path / shown)  # noqa: PTH208
     end = threading.Event()
@@ -750,7 +750,7 @@ def swap_under_eyes(mount: Mounted, control: ControlClient, *, seconds: float) -
             control.rename_mailbox(empty, "between")
             control.rename_mailbox(full, bare)
             control.rename_mailbox(empty, shown)
-            mount.ask("sync")
+            mount.sync()
             shown, bare = bare, shown
             assert [name for name in names if (mount.path / bare / name).exists()] == []
             assert all((mount.path / shown / name).exists() for name in names)

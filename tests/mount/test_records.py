@@ -7,19 +7,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from jmapfs.daemon.records import Records
+from jmapfs.control.messages import TreeDescription
+from jmapfs.daemon.view import FrozenRecords
 from jmapfs.errors import BusyError, StorageError, UsageError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState, EmailRow, EmailSlice
 from jmapfs.jmap.types import Email
-from jmapfs.tree.export import FIRST, EmailExport, ExportedMailbox
+from jmapfs.tree.layout import FIRST, EmailExport, ExportedMailbox
 from jmapfs.tree.tree import Tree
 from tests import indexed
 from tests.indexed import mailbox, put_mailboxes
@@ -33,11 +33,6 @@ STATE = AccountState(
     complete=True,
     synced_at=1000.5,
 )
-
-
-class _Part(msgspec.Struct):
-    mails: list[EmailRow]
-    after: int | None
 
 
 def email(number: int, *mailbox_ids: str) -> Email:
@@ -87,62 +82,54 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def records(stack: ExitStack, databases: dict[str | None, IndexDatabase]) -> Records:
+def records(stack: ExitStack, databases: dict[str | None, IndexDatabase]) -> FrozenRecords:
     readers = {}
     for root, database in databases.items():
         readers[root] = stack.enter_context(database.reader())
         readers[root].pin()
-    return Records(readers)
+    return FrozenRecords(readers)
 
 
-def part(answer: object) -> _Part:
-    # As it comes over the socket.
-    return msgspec.convert(msgspec.json.decode(msgspec.json.encode(answer)), _Part)
-
-
-async def all_mails(of: Records, path: str, count: int) -> list[EmailRow]:
+async def all_mails(of: FrozenRecords, path: str, count: int) -> list[EmailRow]:
     found: list[EmailRow] = []
     position: int | None = FIRST
     while position is not None:
-        some = part(await of.mails(path, position, count))
-        found += some.mails
-        position = some.after
+        some = msgspec.json.decode(await of.mails(path, position, count), type=EmailSlice)
+        found += some.emails
+        position = some.position
     return found
 
 
-async def test_a_description_is_of_what_is_at_and_below(
+async def test_a_description_covers_a_directory_and_those_below(
     database: IndexDatabase, stack: ExitStack
 ) -> None:
     here = records(stack, {None: database})
-    whole = await here.describe("")
-    mailboxes: list[ExportedMailbox] = whole.pop("mailboxes")
-    assert whole == {
-        "root": "",
-        "directory": "",
-        "server": STATE.server,
-        "account_id": "A1",
-        "account_name": "Alice",
-        "username": "alice",
-        "email_state": "e1",
-        "synced_at": 1000.5,
-        "settled": True,
-        "mails": 15,
-        "bytes": sum(100 + number for number in range(15)),
-    }
-    assert [(box.id, box.path) for box in mailboxes] == [
-        ("in", "Inbox"),
-        ("work", "Work"),
-        ("clients", "Work/Clients"),
-    ]
-    for path, ids, numbers in (
-        ("Work", ["work", "clients"], range(10)),
-        ("/Work/Clients/", ["clients"], range(5)),
-        ("Inbox", ["in"], range(10, 15)),
+    assert await here.describe("") == TreeDescription(
+        server=STATE.server,
+        account_id="A1",
+        account_name="Alice",
+        username="alice",
+        email_state="e1",
+        synced_at=1000.5,
+        consistent=True,
+        root="",
+        directory="",
+        mails=15,
+        mailboxes=[
+            ExportedMailbox("in", "Inbox", "Inbox", None, "inbox", 0),
+            ExportedMailbox("work", "Work", "Work", None, None, 0),
+            ExportedMailbox("clients", "Clients", "Work/Clients", "work", None, 0),
+        ],
+    )
+    for path, ids, count in (
+        ("Work", ["work", "clients"], 10),
+        ("/Work/Clients/", ["clients"], 5),
+        ("Inbox", ["in"], 5),
     ):
-        some: dict[str, Any] = await here.describe(path)
-        assert some["directory"] == path.strip("/")
-        assert [box.id for box in some["mailboxes"]] == ids
-        assert (some["mails"], some["bytes"]) == (len(numbers), sum(100 + n for n in numbers))
+        some = await here.describe(path)
+        assert some.directory == path.strip("/")
+        assert [box.id for box in some.mailboxes] == ids
+        assert some.mails == count
 
 
 async def test_records_are_those_of_the_index(database: IndexDatabase, stack: ExitStack) -> None:
@@ -158,14 +145,14 @@ async def test_records_are_those_of_the_index(database: IndexDatabase, stack: Ex
             assert await all_mails(here, path, count) == direct
 
 
-async def test_it_is_one_state(database: IndexDatabase, stack: ExitStack) -> None:
+async def test_records_are_of_one_state(database: IndexDatabase, stack: ExitStack) -> None:
     here = records(stack, {None: database})
     before = await all_mails(here, "", 1000)
     with database.writer() as writer, writer.transaction():
         writer.put_emails([email(3, "in"), email(20, "in")])
         put_mailboxes(writer, mailbox("new", "New"))
     assert await all_mails(here, "", 4) == before
-    assert (await here.describe(""))["mails"] == 15
+    assert (await here.describe("")).mails == 15
     with pytest.raises(UsageError, match="New"):
         await here.describe("New")
 
@@ -178,9 +165,9 @@ async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: 
         with pytest.raises(UsageError, match="name one of its directories"):
             await here.mails(path, FIRST, 10)
     whole = await here.describe("Team")
-    assert (whole["root"], whole["directory"], whole["mails"]) == ("Team", "", 15)
+    assert (whole.root, whole.directory, whole.mails) == ("Team", "", 15)
     some = await here.describe("Team/Work/Clients")
-    assert (some["root"], some["directory"], some["mails"]) == ("Team", "Work/Clients", 5)
+    assert (some.root, some.directory, some.mails) == ("Team", "Work/Clients", 5)
     # Paths of files begin at the account's own root.
     assert (await all_mails(here, "Alice/Inbox", 9))[0].files == (
         ("in", f"Inbox/{indexed.file_name(email(10))}"),
@@ -190,7 +177,9 @@ async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: 
 @pytest.mark.parametrize(
     "path", ["Nothing", "Work/Nothing", "..", ".", ".jmapfs.json", "Work/x.eml"]
 )
-async def test_what_is_no_directory(database: IndexDatabase, stack: ExitStack, path: str) -> None:
+async def test_paths_that_are_no_directories(
+    database: IndexDatabase, stack: ExitStack, path: str
+) -> None:
     for here in (records(stack, {None: database}), records(stack, {"Alice": database})):
         with pytest.raises(UsageError, match="no such directory"):
             await here.describe(path)
@@ -198,7 +187,7 @@ async def test_what_is_no_directory(database: IndexDatabase, stack: ExitStack, p
             await here.mails(path, FIRST, 10)
 
 
-async def test_nothing_is_told_after_the_end(database: IndexDatabase, stack: ExitStack) -> None:
+async def test_closed_records_are_refused(database: IndexDatabase, stack: ExitStack) -> None:
     here = records(stack, {None: database})
     await here.close()
     with pytest.raises(BusyError, match="has ended"):
@@ -220,7 +209,7 @@ async def test_an_index_that_cannot_be_read(
         await here.mails("", FIRST, 10)
 
 
-async def test_the_end_waits_for_who_is_reading(
+async def test_close_waits_for_reads_that_are_under_way(
     database: IndexDatabase, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = records(stack, {None: database})

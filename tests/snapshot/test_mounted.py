@@ -23,7 +23,7 @@ from jmapfs.errors import (
     UsageError,
 )
 from tests.cyrus_mail import StoredMail, sha256
-from tests.mounting import Home, Mounted, wait_until
+from tests.mounting import SHORT_LEASE, Home, Mounted
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,
@@ -32,6 +32,7 @@ from tests.snapshot.accounts import (
     churning,
 )
 from tests.snapshot.commands import dates, require_whole, take, tree_of
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -139,12 +140,12 @@ def test_killed_it_leaves_nothing_frozen(
 ) -> None:
     few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
     with subprocess.Popen(
-        [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
+        [*SHORT_LEASE, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
         env=home.environment,
     ) as process:
-        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
+        wait_until(lambda: mount.is_frozen, 30)
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not mount.ask("status")["frozen"], 5)
+    wait_until(lambda: not mount.is_frozen)
     taken = take(home, mount.path, tmp_path / "dest")
     require_whole(taken.path)
     assert len(taken.mails) == 60 + 2000
@@ -181,8 +182,8 @@ def test_a_thaw_in_between_ends_it(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        wait_until(lambda: bool(mount.ask("status")["frozen"]), 30)
-        mount.ask("thaw")
+        wait_until(lambda: mount.is_frozen, 30)
+        mount.thaw()
         _, errors = process.communicate(timeout=60)
     assert process.returncode in {8, BusyError.exit_code}, errors
     assert dates(tmp_path / "dest") == []
@@ -191,7 +192,7 @@ def test_a_thaw_in_between_ends_it(
 def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
     """What was frozen for another reason stays so, and is what is copied."""
     mount.sync()
-    mount.ask("freeze", seconds=600)
+    mount.freeze(600)
     few.account.expunge("Work", [1])
     taken = take(home, mount.path, tmp_path / "dest")
     assert by_directory(taken) == few.digests
@@ -199,7 +200,7 @@ def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: 
     assert result.exit_code == 0
     assert f"{mount.path} is frozen: what follows is its state of" in result.stderr
     assert mount.status()["frozen"]
-    mount.ask("thaw")
+    mount.thaw()
 
 
 def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
             for path in sorted((mount.path / "Work").rglob("*.eml")):
                 path.read_bytes()
             relay.break_after(0)
-            wait_until(lambda: not mount.ask("status")["online"], 60)
+            wait_until(lambda: not mount.ask_status().online, 60)
             # What is here may be of last year: it is not passed off as the state of now.
             result = home.run("snapshot", mount.path / "Work", tmp_path / "dest")
             assert result.exit_code == UnreachableError.exit_code, result.stderr
@@ -225,7 +226,7 @@ def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
             taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
             assert by_directory(taken)["Work"] == few.digests["Work"]
             relay.restore()
-            wait_until(lambda: mount.ask("status")["online"], 90)
+            wait_until(lambda: mount.ask_status().online, 90)
             require_whole(take(home, mount.path, tmp_path / "dest").path)
 
 

@@ -599,7 +599,7 @@ def test_a_second_prune_at_the_same_time_is_refused(tmp_path: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (result.returncode, result.stdout) == (BusyError.exit_code, "")
         assert result.stderr == (
-            f"jmapfs: process {process.pid} is at work on the snapshots in {tmp_path}\n"
+            f"jmapfs: process {process.pid} is using the snapshots in {tmp_path}\n"
         )
         # A dry run needs no lock.
         assert run(tmp_path, "--keep-last", "1", "--dry-run").exit_code == 0

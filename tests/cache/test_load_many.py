@@ -1,4 +1,4 @@
-"""Many blobs at once: what `load_many` and `missing` say, of whatever is in the cache."""
+"""Many blobs at once: `load_many`, `missing` and `put_many`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def alter(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 100, 3000])
-def test_gives_back_what_was_put(cache: DiskCache, count: int) -> None:
+def test_returns_what_was_stored(cache: DiskCache, count: int) -> None:
     put = blobs(count)
     assert all(cache.put_many(list(put.items())))
     assert cache.load_many(list(put)) == put
@@ -39,13 +39,13 @@ def test_gives_back_what_was_put(cache: DiskCache, count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 8192, SMALL_BYTES])
-def test_of_any_size(cache: DiskCache, size: int) -> None:
+def test_blobs_of_any_size_are_loaded(cache: DiskCache, size: int) -> None:
     put = blobs(3, size)
     cache.put_many(list(put.items()))
     assert cache.load_many(list(put)) == put
 
 
-def test_what_is_missing_is_left_out(cache: DiskCache) -> None:
+def test_missing_blobs_are_left_out(cache: DiskCache) -> None:
     put = blobs(5)
     cache.put_many(list(put.items()))
     asked = ["x", *put, "y", "x"]
@@ -56,7 +56,7 @@ def test_what_is_missing_is_left_out(cache: DiskCache) -> None:
     assert cache.missing([]) == []
 
 
-def test_in_the_order_asked_for(cache: DiskCache) -> None:
+def test_blobs_are_returned_in_the_order_of_the_request(cache: DiskCache) -> None:
     put = blobs(50)
     cache.put_many(list(put.items()))
     asked = sorted(put, key=lambda name: put[name])
@@ -66,13 +66,13 @@ def test_in_the_order_asked_for(cache: DiskCache) -> None:
     assert cache.missing(asked) == [asked[3], asked[7]]
 
 
-def test_any_blob_id(cache: DiskCache) -> None:
+def test_blob_ids_can_be_any_string(cache: DiskCache) -> None:
     put = dict.fromkeys(["", ".", "../../etc/passwd", "\x00", "é" * 255, "\ud800"], b"mail")
     cache.put_many(list(put.items()))
     assert cache.load_many(list(put)) == put
 
 
-def test_the_large_are_left_out(cache: DiskCache) -> None:
+def test_large_blobs_are_left_out(cache: DiskCache) -> None:
     put = {"s": b"small", "l": bytes(SMALL_BYTES + 1), "f": b"small, in a file"}
     cache.put_many([("s", put["s"]), ("l", put["l"])])
     writer = cache.begin_large("f")
@@ -86,7 +86,7 @@ def test_the_large_are_left_out(cache: DiskCache) -> None:
     assert cache.statistics().blobs == 3
 
 
-def test_the_damaged_are_dropped_and_the_others_returned(
+def test_damaged_blobs_are_removed_and_the_others_returned(
     cache: DiskCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put = blobs(20)
@@ -103,7 +103,7 @@ def test_the_damaged_are_dropped_and_the_others_returned(
     assert cache.load_many(list(put)) == put
 
 
-def test_the_damaged_are_here_until_they_are_read(cache: DiskCache, tmp_path: Path) -> None:
+def test_damaged_blobs_are_removed_when_they_are_loaded(cache: DiskCache, tmp_path: Path) -> None:
     store(cache, "b", b"mail")
     alter(tmp_path / "cache", "UPDATE content SET data = x'00'")
     assert cache.missing(["b"]) == []
@@ -111,7 +111,7 @@ def test_the_damaged_are_here_until_they_are_read(cache: DiskCache, tmp_path: Pa
     assert cache.missing(["b"]) == ["b"]
 
 
-def test_content_that_is_gone_is_damage(cache: DiskCache, tmp_path: Path) -> None:
+def test_a_row_without_content_is_damage(cache: DiskCache, tmp_path: Path) -> None:
     cache.put_many([("a", b"mail"), ("b", b"")])
     alter(tmp_path / "cache", "DELETE FROM content")
     assert cache.load_many(["a", "b"]) == {}
@@ -129,7 +129,7 @@ def test_loading_is_a_use(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_asking_what_is_missing_is_no_use(tmp_path: Path) -> None:
+def test_missing_is_not_a_use(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 2)
     cache.put_many([(name, bytes(1000)) for name in "ab"])
     cache.missing(["a"])
@@ -138,7 +138,7 @@ def test_asking_what_is_missing_is_no_use(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_many_uses_are_written_down_in_their_order(tmp_path: Path) -> None:
+def test_many_uses_are_written_in_their_order(tmp_path: Path) -> None:
     put = blobs(6000, 10)
     cache = small_cache(tmp_path, 6000, 10)
     cache.put_many(list(put.items()))
@@ -153,7 +153,7 @@ def test_many_uses_are_written_down_in_their_order(tmp_path: Path) -> None:
     assert numbers == expected
 
 
-def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
+def test_a_limit_of_zero_creates_no_file(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "c", 0)
     assert cache.load_many(["a", "b"]) == {}
     assert cache.missing(["b", "a"]) == ["b", "a"]
@@ -161,7 +161,7 @@ def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_nothing_is_in_a_closed_cache(cache: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closed_cache_is_empty(cache: DiskCache, caplog: pytest.LogCaptureFixture) -> None:
     store(cache, "b", b"mail")
     cache.close()
     assert cache.load_many(["b"]) == {}
@@ -169,7 +169,7 @@ def test_nothing_is_in_a_closed_cache(cache: DiskCache, caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_a_blob_that_comes_twice_in_a_batch(tmp_path: Path) -> None:
+def test_a_blob_can_be_twice_in_a_batch(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 3)
     batch = [("a", b"1" * 1000), ("b", b"2" * 1000), ("a", b"1" * 1000), ("b", b"3" * 1000)]
     assert cache.put_many(batch) == [True] * 4
@@ -178,7 +178,7 @@ def test_a_blob_that_comes_twice_in_a_batch(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_a_batch_that_evicts_what_it_brings_again(tmp_path: Path) -> None:
+def test_a_batch_can_evict_its_own_blobs(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 3)
     names = "abcdabcd"
     assert cache.put_many([(name, name.encode() * 1000) for name in names]) == [True] * 8
@@ -188,7 +188,7 @@ def test_a_batch_that_evicts_what_it_brings_again(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_no_two_entries_ever_have_one_number(tmp_path: Path) -> None:
+def test_row_numbers_are_never_reused(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 3)
     seen: set[int] = set()
     for step in range(6):
@@ -202,7 +202,9 @@ def test_no_two_entries_ever_have_one_number(tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("reopened", [False, True])
-def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture, *, reopened: bool) -> None:
+def test_a_full_disk_keeps_what_is_cached(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, reopened: bool
+) -> None:
     with tmpfs(tmp_path / "full", "8m") as directory, caplog.at_level(logging.WARNING):
         cache = DiskCache(directory, 64 * MIB, reserve_bytes=0)
         put = blobs(300)
@@ -236,7 +238,7 @@ def fill(directory: Path) -> None:
 
 
 @needs_root
-def test_a_read_only_file_system(tmp_path: Path) -> None:
+def test_blobs_are_loaded_from_a_read_only_file_system(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "ro", "8m") as directory:
         cache = DiskCache(directory, 64 * MIB, reserve_bytes=0)
         put = blobs(300)
@@ -251,7 +253,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
         cache.close()
 
 
-def test_a_damaged_file_is_no_error(tmp_path: Path) -> None:
+def test_a_damaged_file_raises_no_error(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 64 * MIB, reserve_bytes=0)
     put = blobs(100, 8000)
     cache.put_many(list(put.items()))

@@ -1,4 +1,4 @@
-"""Whatever state the disk is in, the cache is at worst an empty one."""
+"""A disk that is damaged, full or read-only never raises an error in the cache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_unusable_file_is_set_aside(
     cache.close()
 
 
-def test_an_empty_file_is_a_new_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_file_becomes_a_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "blobs.sqlite").touch()
     cache = open_cache(tmp_path)
     assert store(cache, "b", b"mail")
@@ -71,7 +71,7 @@ def test_an_empty_file_is_a_new_cache(tmp_path: Path, caplog: pytest.LogCaptureF
     assert caplog.records == []
 
 
-def test_damage_found_later_is_set_aside_too(tmp_path: Path) -> None:
+def test_a_file_damaged_during_use_is_set_aside(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.put_many([(f"b{i}", os.urandom(8000)) for i in range(100)])
     store(cache, "large", bytes(2 * MIB))
@@ -92,7 +92,7 @@ def test_damage_found_later_is_set_aside_too(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_one_process_sets_aside_and_the_other_follows(tmp_path: Path) -> None:
+def test_other_processes_notice_a_replaced_file(tmp_path: Path) -> None:
     first, second = open_cache(tmp_path), open_cache(tmp_path)
     first._files.report("test", _damage())
     assert store(first, "b", b"mail")
@@ -111,7 +111,9 @@ def _damage() -> sqlite3.DatabaseError:
     return error
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_that_cannot_be_created_is_an_empty_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         cache = open_cache(tmp_path / "file" / "cache")
@@ -127,7 +129,9 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @needs_root
-def test_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_does_not_fit_on_a_full_disk_is_not_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tmpfs(tmp_path / "full", "4m") as directory, caplog.at_level(logging.WARNING):
         cache = open_cache(directory)
         kept = {}
@@ -157,9 +161,7 @@ def _writes(writer: LargeWriter, pieces: int) -> bool:
 
 
 @needs_root
-def test_a_full_disk_with_a_reserve_never_fills(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_reserve_is_never_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tmpfs(tmp_path / "full", "32m") as directory, caplog.at_level(logging.WARNING):
         cache = DiskCache(directory, 1024 * MIB, reserve_bytes=8 * MIB)
         for i in range(400):
@@ -173,7 +175,7 @@ def test_a_full_disk_with_a_reserve_never_fills(
 
 
 @needs_root
-def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path) -> None:
+def test_a_disk_that_was_full_is_used_later(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "full", "1m") as directory:
         (directory / "ballast").write_bytes(bytes(MIB - 4096))
         cache = open_cache(directory)
@@ -187,7 +189,9 @@ def test_a_disk_that_is_full_from_the_beginning(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_read_only_file_system(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_file_system_is_used_for_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with tmpfs(tmp_path / "ro", "8m") as directory:
         cache = open_cache(directory)
         assert store(cache, "s", b"mail")

@@ -1,4 +1,4 @@
-"""Large blobs are written as they come, and read piece by piece."""
+"""Large blobs are written and read in chunks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "large").iterdir()]
 
 
-def test_is_read_piece_by_piece(cache: DiskCache) -> None:
+def test_any_part_can_be_read(cache: DiskCache) -> None:
     data = os.urandom(3 * MIB + 17)
     assert write(cache, "b", data)
     blob = cache.open_large("b")
@@ -53,7 +53,7 @@ def test_is_read_piece_by_piece(cache: DiskCache) -> None:
     blob.close()
 
 
-def test_is_not_there_before_it_is_committed(cache: DiskCache, tmp_path: Path) -> None:
+def test_a_blob_is_missing_before_commit(cache: DiskCache, tmp_path: Path) -> None:
     writer = cache.begin_large("b")
     assert writer is not None
     writer.write(b"half")
@@ -65,7 +65,7 @@ def test_is_not_there_before_it_is_committed(cache: DiskCache, tmp_path: Path) -
     assert cache.missing(["b"])
 
 
-def test_a_block_without_a_commit_leaves_nothing(cache: DiskCache, tmp_path: Path) -> None:
+def test_a_writer_without_commit_leaves_no_file(cache: DiskCache, tmp_path: Path) -> None:
     writer = cache.begin_large("b")
     assert writer is not None
     with writer:
@@ -73,7 +73,7 @@ def test_a_block_without_a_commit_leaves_nothing(cache: DiskCache, tmp_path: Pat
     assert files(tmp_path) == []
 
 
-def test_what_was_written_can_be_read_at_once(cache: DiskCache) -> None:
+def test_a_blob_can_be_read_after_commit(cache: DiskCache) -> None:
     writer = cache.begin_large("b")
     assert writer is not None
     with writer:
@@ -85,7 +85,7 @@ def test_what_was_written_can_be_read_at_once(cache: DiskCache) -> None:
     assert stored(cache, "b") == b"mail" * 1000
 
 
-def test_what_cannot_be_kept_can_still_be_read(cache: DiskCache, tmp_path: Path) -> None:
+def test_a_blob_that_cannot_be_stored_can_be_read(cache: DiskCache, tmp_path: Path) -> None:
     for expected in (0, 17 * MIB):
         writer = cache.begin_large("b", expected)
         assert writer is not None
@@ -102,7 +102,7 @@ def test_what_cannot_be_kept_can_still_be_read(cache: DiskCache, tmp_path: Path)
     assert cache.statistics().blobs == 0
 
 
-def test_without_a_cache_there_is_still_a_file(tmp_path: Path) -> None:
+def test_large_blobs_are_files_even_with_a_limit_of_zero(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "none", 0)
     writer = cache.begin_large("b", 2 * MIB)
     assert writer is not None
@@ -129,7 +129,7 @@ def test_open_blobs_are_not_evicted(cache: DiskCache) -> None:
     assert cache.missing(["open"])
 
 
-def test_an_open_blob_outlives_its_removal(cache: DiskCache, tmp_path: Path) -> None:
+def test_an_open_blob_can_be_read_after_its_removal(cache: DiskCache, tmp_path: Path) -> None:
     data = os.urandom(2 * MIB)
     write(cache, "b", data)
     blob = cache.open_large("b")
@@ -140,7 +140,7 @@ def test_an_open_blob_outlives_its_removal(cache: DiskCache, tmp_path: Path) -> 
         assert blob.pread(len(data), 0) == data
 
 
-def test_a_forgotten_blob_is_closed_by_itself(cache: DiskCache) -> None:
+def test_a_forgotten_blob_is_closed_by_the_garbage_collector(cache: DiskCache) -> None:
     write(cache, "b", bytes(2 * MIB))
     blob = cache.open_large("b")
     assert blob is not None
@@ -148,7 +148,7 @@ def test_a_forgotten_blob_is_closed_by_itself(cache: DiskCache) -> None:
     # The fixture looks for leaked files.
 
 
-def test_leftovers_of_the_dead_are_removed_but_not_of_the_living(tmp_path: Path) -> None:
+def test_partial_files_are_removed_unless_their_writer_exists(tmp_path: Path) -> None:
     first = DiskCache(tmp_path, 16 * MIB, reserve_bytes=0)
     writer = first.begin_large("living")
     assert writer is not None
@@ -164,7 +164,7 @@ def test_leftovers_of_the_dead_are_removed_but_not_of_the_living(tmp_path: Path)
     second.close()
 
 
-def test_stops_writing_at_the_reserve(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_stops_at_the_reserve(cache: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = cache.begin_large("b")
     assert writer is not None
     with writer:
@@ -175,7 +175,7 @@ def test_stops_writing_at_the_reserve(cache: DiskCache, monkeypatch: pytest.Monk
         assert caught.value.errno == errno.ENOSPC
 
 
-def test_load_opens_the_large_and_returns_the_small(cache: DiskCache) -> None:
+def test_load_opens_large_blobs_and_returns_small_ones(cache: DiskCache) -> None:
     assert cache.load("b") is None
     store(cache, "s", b"small")
     write(cache, "l", bytes(2 * MIB))

@@ -1,4 +1,4 @@
-"""The disk cache: what goes in comes out, or is not there; bounded, least recently used first."""
+"""The disk cache: returns what was stored or nothing; bounded; evicts in the order of use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def held(cache: DiskCache, names: str) -> str:
 
 
 @pytest.mark.parametrize("size", [0, 1, 8192, SMALL_BYTES, SMALL_BYTES + 1, 3 * MIB])
-def test_gives_back_what_was_put(cache: DiskCache, size: int) -> None:
+def test_returns_what_was_stored(cache: DiskCache, size: int) -> None:
     data = os.urandom(size)
     assert stored(cache, "b") is None
     assert cache.missing(["b"])
@@ -56,7 +56,7 @@ def test_is_private(cache: DiskCache, tmp_path: Path) -> None:
         assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_outlives_its_process(tmp_path: Path) -> None:
+def test_content_remains_after_closing(tmp_path: Path) -> None:
     first = DiskCache(tmp_path, 8 * MIB, reserve_bytes=0)
     store(first, "s", b"small")
     store(first, "l", b"x" * (2 * MIB))
@@ -71,7 +71,7 @@ def test_outlives_its_process(tmp_path: Path) -> None:
     second.close()
 
 
-def test_counts_exactly(cache: DiskCache) -> None:
+def test_the_totals_are_exact(cache: DiskCache) -> None:
     assert cache.statistics() == CacheStatistics(bytes=0, limit=64 * MIB, blobs=0)
     store(cache, "s", bytes(100))
     store(cache, "l", bytes(2 * MIB))
@@ -106,7 +106,7 @@ def test_evicts_the_least_recently_used(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_remembers_over_a_restart_what_was_used(tmp_path: Path) -> None:
+def test_the_order_of_use_remains_after_closing(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 4)
     for name in "abcd":
         store(cache, name, bytes(1000))
@@ -125,7 +125,7 @@ def pinned(cache: DiskCache, name: str) -> LargeWriter:
     return writer
 
 
-def test_does_not_evict_what_is_pinned(tmp_path: Path) -> None:
+def test_pinned_blobs_are_not_evicted(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 3)
     for name in "abc":
         store(cache, name, bytes(1000))
@@ -140,7 +140,7 @@ def test_does_not_evict_what_is_pinned(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_declines_what_can_never_fit(tmp_path: Path) -> None:
+def test_blobs_larger_than_the_limit_are_refused(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "c", 10_000, reserve_bytes=0)
     assert store(cache, "a", bytes(1000))
     assert not store(cache, "b", bytes(10_000))
@@ -149,7 +149,7 @@ def test_declines_what_can_never_fit(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
+def test_a_limit_of_zero_creates_no_file(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "c", 0)
     assert not store(cache, "a", b"mail")
     assert stored(cache, "a") is None
@@ -161,7 +161,7 @@ def test_a_limit_of_zero_touches_no_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
-def test_a_batch_is_kept_in_order(tmp_path: Path) -> None:
+def test_a_batch_is_stored_in_order(tmp_path: Path) -> None:
     cache = small_cache(tmp_path, 4)
     blobs = [(name, name.encode() * 1000) for name in "abcdef"]
     blobs.insert(3, ("huge", bytes(100_000)))
@@ -171,7 +171,7 @@ def test_a_batch_is_kept_in_order(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_a_lower_limit_is_met_at_opening(tmp_path: Path) -> None:
+def test_a_lower_limit_takes_effect_at_opening(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 64 * MIB, reserve_bytes=0)
     cache.put_many([(f"b{i}", os.urandom(100_000)) for i in range(200)])
     store(cache, "l", bytes(5 * MIB))
@@ -183,7 +183,7 @@ def test_a_lower_limit_is_met_at_opening(tmp_path: Path) -> None:
     assert (tmp_path / "blobs.sqlite").stat().st_size < 4 * MIB
 
 
-def test_the_file_does_not_grow_with_what_went_through_it(tmp_path: Path) -> None:
+def test_the_file_does_not_grow_with_evicted_blobs(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 4 * MIB, reserve_bytes=0)
     for batch in range(60):
         cache.put_many(
@@ -195,7 +195,7 @@ def test_the_file_does_not_grow_with_what_went_through_it(tmp_path: Path) -> Non
     assert (tmp_path / "blobs.sqlite").stat().st_size < 4.5 * MIB
 
 
-def test_a_damaged_blob_is_dropped(
+def test_damaged_blobs_are_removed(
     cache: DiskCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store(cache, "s", b"x" * 5000)
@@ -221,7 +221,7 @@ def test_a_damaged_blob_is_dropped(
     assert stored(cache, "s") == b"x" * 5000
 
 
-def test_a_large_blob_whose_file_is_gone_is_not_there(cache: DiskCache, tmp_path: Path) -> None:
+def test_a_large_blob_without_its_file_is_missing(cache: DiskCache, tmp_path: Path) -> None:
     store(cache, "l", bytes(2 * MIB))
     for path in (tmp_path / "cache" / "large").iterdir():
         path.unlink()
@@ -229,7 +229,7 @@ def test_a_large_blob_whose_file_is_gone_is_not_there(cache: DiskCache, tmp_path
     assert cache.statistics().blobs == 0
 
 
-def test_many_threads_at_once(tmp_path: Path) -> None:
+def test_many_threads_can_use_a_cache(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 300_000, reserve_bytes=0)
     wrong: list[str] = []
 
@@ -253,7 +253,9 @@ def test_many_threads_at_once(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_keeps_free_space_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reserve_of_free_space_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = DiskCache(tmp_path, 64 * MIB, reserve_bytes=10 * MIB)
     cache.put_many([(f"b{i}", bytes(100_000)) for i in range(20)])
     free = os.statvfs(tmp_path)
@@ -266,7 +268,7 @@ def test_keeps_free_space_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     assert store(cache, "fits", bytes(10_000))
-    # What is evicted does not help here: somebody else takes all the space.
+    # Evicting does not help here: another program takes all the space.
     assert not store(cache, "b", bytes(100_000))
     assert cache.statistics().blobs < 21
     for _ in range(40):

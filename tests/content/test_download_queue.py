@@ -1,4 +1,4 @@
-"""Many blobs at once: in batches, in turn, and a bad one costs no other."""
+"""Queued downloads: batches, fair turns, and failures that do not affect other blobs."""
 
 from __future__ import annotations
 
@@ -77,18 +77,20 @@ async def test_batches_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
         assert ordered.source.asked == dict.fromkeys(ordered.source.blobs, 1)
 
 
-async def test_one_by_one_where_there_are_no_batches(tmp_path: Path) -> None:
+async def test_blobs_are_fetched_one_by_one_without_blob_get(tmp_path: Path) -> None:
     async with order(tmp_path, None, delay=0.01) as ordered:
         ordered.add(*ordered.source.blobs)
         await ordered.wait()
         assert sorted(ordered.published) == sorted(ordered.source.blobs)
         assert ordered.source.batches == []
-        # Two requests are left to those who wait for a single blob.
+        # Two requests are left to readers.
         assert ordered.source.most_running == ordered.source.concurrency - 2
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
-async def test_a_server_that_takes_few_requests(tmp_path: Path, concurrency: int) -> None:
+async def test_one_request_at_a_time_if_the_server_allows_few(
+    tmp_path: Path, concurrency: int
+) -> None:
     async with order(tmp_path, Limits(10)) as ordered:
         ordered.source.concurrency = concurrency
         ordered.add(*ordered.source.blobs)
@@ -97,7 +99,7 @@ async def test_a_server_that_takes_few_requests(tmp_path: Path, concurrency: int
         assert ordered.source.most_running == 1
 
 
-async def test_what_a_batch_does_not_bring_is_fetched_alone(tmp_path: Path) -> None:
+async def test_blobs_missing_from_a_batch_are_fetched_alone(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(50)) as ordered:
         ordered.source.unbatched = {"b7", "b33"}
         ordered.add(*ordered.source.blobs, "gone")
@@ -110,7 +112,7 @@ async def test_what_a_batch_does_not_bring_is_fetched_alone(tmp_path: Path) -> N
             await ordered.content.read("gone", 100, 0, 100)
 
 
-async def test_wrong_bytes_cost_only_their_blob(tmp_path: Path) -> None:
+async def test_wrong_content_fails_only_its_blob(tmp_path: Path) -> None:
     liar = "G" + "0" * 40
     async with order(tmp_path, Limits(50)) as ordered:
         ordered.source.blob_ids_are_sha1 = True
@@ -124,7 +126,7 @@ async def test_wrong_bytes_cost_only_their_blob(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MethodError("Blob/get", "serverFail", ""), ServerError("no")])
-async def test_a_batch_that_fails_is_fetched_one_by_one(tmp_path: Path, error: JmapfsError) -> None:
+async def test_a_failed_batch_is_fetched_one_by_one(tmp_path: Path, error: JmapfsError) -> None:
     async with order(tmp_path, Limits(50)) as ordered:
         ordered.source.batch_error = error
         ordered.add(*ordered.source.blobs)
@@ -139,11 +141,11 @@ async def test_the_queue_can_be_cancelled_after_a_batch_has_failed(tmp_path: Pat
         await ordered.first.wait()
         ordered.queue.cancel()
         await ordered.wait()
-        # No more than was under way.
+        # Only what was under way.
         assert ordered.source.asked.total() <= 3 * ordered.source.concurrency
 
 
-async def test_without_a_network_the_rest_is_not_tried(tmp_path: Path) -> None:
+async def test_the_queue_ends_without_a_network(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(10), delay=0.01) as ordered:
         ordered.source.error = ordered.source.batch_error = UnreachableError("no network")
         ordered.add(*ordered.source.blobs)
@@ -151,13 +153,13 @@ async def test_without_a_network_the_rest_is_not_tried(tmp_path: Path) -> None:
         assert ordered.published == []
         assert len(ordered.source.batches) < 10
         ordered.source.error = ordered.source.batch_error = None
-        # Nobody is left waiting for what will not come.
+        # No reader waits for a cancelled download.
         for blob_id, data in ordered.source.blobs.items():
             with trio.fail_after(5):
                 assert bytes(await ordered.content.read(blob_id, len(data), 0, 9999)) == data
 
 
-async def test_who_waits_for_one_blob_goes_first(tmp_path: Path) -> None:
+async def test_a_reader_has_priority_over_the_queue(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(10), count=1000, delay=0.02) as ordered:
         ordered.source.concurrency = 3
         ordered.add(*ordered.source.blobs)
@@ -171,7 +173,7 @@ async def test_who_waits_for_one_blob_goes_first(tmp_path: Path) -> None:
         assert ordered.source.asked == dict.fromkeys(ordered.source.blobs, 1)
 
 
-async def test_large_blobs_go_alone(tmp_path: Path) -> None:
+async def test_large_blobs_are_fetched_alone(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(50, MIB)) as ordered:
         ordered.source.blobs |= {"large": bytes(300_000), "huge": bytes(2 * MIB)}
         ordered.add("b1", "large", "b2", "huge", "b3", "b4")
@@ -192,7 +194,7 @@ async def test_queues_take_turns(tmp_path: Path) -> None:
         await ordered.wait()
 
 
-async def test_closing_ends_what_was_ordered(tmp_path: Path) -> None:
+async def test_closing_the_service_ends_the_queue(tmp_path: Path) -> None:
     with trio.fail_after(5):
         async with order(tmp_path, Limits(10), delay=60) as ordered:
             ordered.add(*ordered.source.blobs)

@@ -1,4 +1,4 @@
-"""A blob of another length is kept and reported, one of another digest is refused."""
+"""A blob of another size is reported and kept; one of another digest is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from tests.content.server import MIB, Corrections, FakeSource, needs_no_network,
         (3 * MIB, 2 * MIB),
     ],
 )
-async def test_another_length(tmp_path: Path, actual: int, expected: int) -> None:
+async def test_another_size_is_reported_and_the_content_kept(
+    tmp_path: Path, actual: int, expected: int
+) -> None:
     data = os.urandom(actual)
     source = FakeSource({"b": data})
     corrections = Corrections()
@@ -43,7 +45,7 @@ async def test_another_length(tmp_path: Path, actual: int, expected: int) -> Non
     assert source.asked["b"] == 1
 
 
-async def test_many_readers_report_it_once(tmp_path: Path) -> None:
+async def test_many_readers_report_a_wrong_size_once(tmp_path: Path) -> None:
     corrections = Corrections()
     failed = 0
 
@@ -64,7 +66,7 @@ async def test_many_readers_report_it_once(tmp_path: Path) -> None:
     assert corrections.seen == [("b", 4)]
 
 
-async def test_a_correction_that_fails_harms_nobody(
+async def test_a_failed_correction_has_no_other_effect(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corrections = Corrections()
@@ -80,7 +82,7 @@ async def test_a_correction_that_fails_harms_nobody(
 
 
 @pytest.mark.parametrize("size", [100, 700_000, 2 * MIB])
-async def test_the_sha1_in_the_id(tmp_path: Path, size: int) -> None:
+async def test_content_must_have_the_sha1_in_its_blob_id(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     right = "G" + hashlib.sha1(data, usedforsecurity=False).hexdigest()
     wrong = "G" + "0" * 40
@@ -99,7 +101,7 @@ async def test_the_sha1_in_the_id(tmp_path: Path, size: int) -> None:
         assert len(await content.read(wrong, size, 0, size)) == size
 
 
-async def test_a_stream_without_end_is_given_up(tmp_path: Path) -> None:
+async def test_a_stream_that_is_far_too_long_is_given_up(tmp_path: Path) -> None:
     source = FakeSource({"b": bytes(70 * MIB)})
     source.chunk = 4 * MIB
     async with serving(source, tmp_path, disk_limit=256 * MIB) as content:

@@ -1,0 +1,83 @@
+"""What `jmapfs mount` was asked for: the account, the mountpoint and the mount options.
+
+Options are spelled as for mount(8) and sshfs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from jmapfs.account import AccountSource
+from jmapfs.errors import UsageError
+from jmapfs.tree.tree import Ownership
+
+# mount(8) and fstab pass these along, or they hold in any case.
+_WITHOUT_EFFECT: Final = frozenset(
+    {"ro", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "nosuid", "nodev", "noexec"}
+)
+_FLAGS: Final = frozenset({"allow_other", "allow_root"})
+_NUMBERS: Final = {"uid": 10, "gid": 10, "umask": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """The values of `-o`: the owner and mode of files, who has access, the name of the mount."""
+
+    ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))
+    flags: frozenset[str] = frozenset()
+    fsname: str | None = None
+
+
+def parse_options(arguments: Iterable[str]) -> MountOptions:
+    """Parse the values of `-o`: options separated by commas, later ones win.
+
+    Raises:
+        UsageError: an option is not known, or its value is not a number.
+    """
+    options = MountOptions()
+    for argument in arguments:
+        for option in filter(None, argument.split(",")):
+            options = _with_option(options, option)
+    return options
+
+
+def _with_option(options: MountOptions, option: str) -> MountOptions:
+    name, separator, value = option.partition("=")
+    if not separator and name in _WITHOUT_EFFECT:
+        return options
+    if not separator and name in _FLAGS:
+        return replace(options, flags=options.flags | {name})
+    if separator and name == "fsname":
+        return replace(options, fsname=value)
+    if separator and name in _NUMBERS:
+        try:
+            number = int(value, _NUMBERS[name])
+        except ValueError:
+            number = -1
+        if number < 0:
+            raise UsageError(f"-o {option}: the value is not a number")
+        return replace(options, ownership=replace(options.ownership, **{name: number}))
+    if name in {"rw", "nonempty"}:
+        raise UsageError(f"-o {option}: a jmapfs mount is read-only, on an empty directory")
+    known = sorted(_FLAGS | {"fsname=NAME"} | {f"{known}=N" for known in _NUMBERS})
+    raise UsageError(f"-o {option}: no such option; there are {', '.join(known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """A mount to be made; `cache_limit` in bytes, `poll_interval` in seconds.
+
+    With `all_accounts`, each account that the user can see is a directory at the top.
+    """
+
+    source: AccountSource
+    mountpoint: Path
+    cache_root: Path
+    cache_limit: int
+    options: MountOptions
+    poll_interval: float = 60.0
+    all_accounts: bool = False
