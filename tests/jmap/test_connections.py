@@ -6,6 +6,7 @@ import gc
 import shutil
 import socket
 import ssl
+import statistics
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -121,6 +122,16 @@ async def get(transport: Transport, server: Server, first_byte_timeout: float = 
         return await reader.read(1000)
 
 
+async def median_seconds(transport: Transport, server: Server) -> float:
+    """Return how long one of 50 requests takes."""
+    times = []
+    for _ in range(50):
+        started = trio.current_time()
+        assert await get(transport, server) == b"mail"
+        times.append(trio.current_time() - started)
+    return statistics.median(times)
+
+
 # --- Connections are kept
 
 
@@ -136,10 +147,7 @@ async def test_data_is_acknowledged_at_once() -> None:
     # The body waits for the acknowledgement of the head: 40 ms each, without TCP_QUICKACK.
     server = Server(http(b"", 4), b"mail")
     async with running(server) as transport:
-        started = trio.current_time()
-        for _ in range(50):
-            assert await get(transport, server) == b"mail"
-        assert trio.current_time() - started < 1
+        assert await median_seconds(transport, server) < 0.03
     assert server.connections == 1
 
 
@@ -380,10 +388,7 @@ async def test_tls_connection_is_kept_and_replaced(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     server = Server(http(b"", 4), b"mail")
     async with running_tls(server, certificate) as transport:
-        started = trio.current_time()
-        for _ in range(50):
-            assert await get(transport, server) == b"mail"
-        assert trio.current_time() - started < 1
+        assert await median_seconds(transport, server) < 0.03
         assert server.connections == 1
         server.closes_at = {51}
         assert await get(transport, server) == b"mail"
