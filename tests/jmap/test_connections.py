@@ -17,7 +17,7 @@ import httpx
 import pytest
 import trio
 
-from jmapfs.errors import UnreachableError
+from jmapfs.errors import ConfigError, UnreachableError
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import TransientError
@@ -342,6 +342,13 @@ async def test_no_proxy_of_the_environment_is_respected(monkeypatch: pytest.Monk
             await pool.handle_async_request(httpx.Request("GET", "https://127.0.0.1:9/"))
         await pool.aclose()
     assert server.asked == 0
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://x", "http://", "http://x:y"])
+def test_unusable_proxy_is_refused(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError, match="proxy"):
+        ConnectionPool()
 
 
 # --- TLS
