@@ -24,7 +24,7 @@ import msgspec
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
-from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.layout import ExportedMailbox
 
 PREFETCH_STEP: Final = 2000
 """How many emails a request to prefetch may name."""

@@ -23,8 +23,7 @@ from jmapfs.inodes import to_account
 from jmapfs.names import sibling_names
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.combined import CombinedTree
-from jmapfs.tree.export import EmailExport
-from jmapfs.tree.layout import Directory
+from jmapfs.tree.layout import Directory, EmailExport
 from jmapfs.tree.tree import Tree, TreeView
 
 _DESCRIPTION_SECONDS: Final = 120.0

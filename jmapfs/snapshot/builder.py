@@ -35,7 +35,7 @@ from jmapfs.snapshot.manifest import (
 from jmapfs.snapshot.repository import Snapshot
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.layout import ExportedMailbox
 
 _LINE_BYTES: Final = 4096
 

@@ -50,7 +50,7 @@ from jmapfs.snapshot.source import (
 )
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
 from jmapfs.snapshot.verify_record import VerificationRecord
-from jmapfs.tree.export import FIRST
+from jmapfs.tree.layout import FIRST
 
 _ATTEMPTS: Final = 5
 _PARTS: Final = 3

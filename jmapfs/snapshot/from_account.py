@@ -36,7 +36,7 @@ from jmapfs.snapshot.source import (
 )
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
-from jmapfs.tree.export import EmailExport
+from jmapfs.tree.layout import EmailExport
 from jmapfs.tree.status_file import time_text
 from jmapfs.tree.tree import Tree
 

@@ -26,7 +26,7 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.snapshot.files import Links, create_file
-from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.layout import ExportedMailbox
 
 FORMAT: Final = 1
 

@@ -18,7 +18,7 @@ from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.layout import ExportedMailbox
 
 
 class SnapshotReport(Protocol):

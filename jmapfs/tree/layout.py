@@ -1,8 +1,13 @@
-"""The directories of an account: one for each mailbox, in exactly one place.
+"""The directories of an account, and its emails in order with their paths.
+
+There is one directory for each mailbox, in exactly one place.
 
 The directory of a mailbox is in that of its parent. Servers also send parents that do not exist:
 such mailboxes become top-level directories. Of mailboxes that form a cycle, the one with the
 smallest id becomes a top-level directory.
+
+A snapshot is made from an `EmailExport`: all emails at or below one directory, in order. Paths are
+always those from the root of the tree.
 """
 
 from __future__ import annotations
@@ -11,8 +16,12 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from jmapfs.index.rows import MailboxRow
+import msgspec
+
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import EmailSlice, MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
 from jmapfs.names import sibling_names
 
@@ -125,3 +134,49 @@ def _free_inode(path: tuple[str, ...], taken: set[int]) -> int:
         attempt += 1
     taken.add(inode)
     return inode
+
+
+FIRST: Final = 0
+"""The position of the first email."""
+
+
+class ExportedMailbox(msgspec.Struct, frozen=True, rename="camel"):
+    """A mailbox as the server describes it (RFC 8621 §2), and its path of names in the tree."""
+
+    id: str
+    name: str
+    path: str
+    parent_id: str | None
+    role: str | None
+    sort_order: int
+
+
+class EmailExport:
+    """The emails at or below a directory of a tree, in the state that `reader` is pinned to.
+
+    Use it from one thread at a time.
+    """
+
+    def __init__(self, reader: IndexReader, layout: Layout, directory: Directory) -> None:
+        self._reader = reader
+        paths = {
+            one.mailbox: "/".join(one.path)
+            for one in layout.directories.values()
+            if one.mailbox is not None and one.path[: len(directory.path)] == directory.path
+        }
+        rows = [row for row in reader.mailboxes() if row.number in paths]
+        self._directories = {row.number: (row.id, paths[row.number]) for row in rows}
+        self._mailboxes = [
+            ExportedMailbox(
+                row.id, row.name, paths[row.number], row.parent_id, row.role, row.sort_order
+            )
+            for row in rows
+        ]
+
+    def mailboxes(self) -> list[ExportedMailbox]:
+        """Return the mailboxes in the order of their paths."""
+        return sorted(self._mailboxes, key=lambda mailbox: mailbox.path.encode())
+
+    def after(self, position: int, count: int) -> EmailSlice:
+        """Return some `count` emails from a position on: in order of receipt, blob id and id."""
+        return self._reader.emails_after(position, count, self._directories)

@@ -30,10 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.import_graph import ImportGraph
-from tests.mounting import Home, command, wait_until
+from tests.mounting import Home, command
 from tests.server.control_client import ControlClient
 from tests.server.counts import Counts
 from tests.server.process import server_process
+from tests.waits import wait_until
 
 _PACKAGE = "jmapfs"
 _USERNAME, _PASSWORD = "alice@example.org", "secret"

@@ -7,6 +7,7 @@ another process, `tests.server.control_client` has the same methods.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
 import zlib
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from .blobs import BlobScheme, BlobStore
 from .changes import Change, ChangeLog
 from .headers import Header, message_ids, parse_header
@@ -22,6 +25,20 @@ from .model import Email, Mailbox, utc_date
 
 TYPES = ("Mailbox", "Email", "Thread")
 SOME_DAY = "2024-03-01T10:15:00Z"
+
+
+OPERATIONS = frozenset(
+    {
+        *("create_mailbox", "rename_mailbox", "move_mailbox", "destroy_mailbox"),
+        *("change_mailbox_ids", "add_email", "add_emails", "copy_email", "remove_email"),
+        *("move_email", "set_mailboxes", "set_keywords", "destroy_email", "destroy_emails"),
+        *("change_email_ids", "forget_changes"),
+    }
+)
+
+
+class OperationError(Exception):
+    """The operation is unknown, or its arguments are invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,3 +345,18 @@ class Account:
         self._listings.clear()
         for watcher in self.watchers:
             watcher(self)
+
+
+def operate(account: Account, method: str, arguments: dict[str, Any]) -> Any:
+    """Execute an operation; its bytes arguments are in base64."""
+    if method not in OPERATIONS:
+        raise OperationError(f"unknown operation: {method}")
+    arguments = dict(arguments)
+    try:
+        if method == "add_email":
+            arguments["raw"] = base64.b64decode(arguments["raw"])
+        elif method == "add_emails":
+            arguments["emails"] = msgspec.convert(arguments["emails"], list[NewEmail])
+        return getattr(account, method)(**arguments)
+    except (LookupError, TypeError, ValueError) as error:
+        raise OperationError(f"{method}: {type(error).__name__}: {error}") from error

@@ -1,8 +1,8 @@
-"""The API endpoint (RFC 8620 §3): executes the method calls of a request in order."""
+"""The API endpoint (RFC 8620 §3): executes method calls and resolves result references."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,12 +14,12 @@ from .email_methods import email_changes, email_get, thread_changes, thread_get
 from .errors import MethodError, RequestProblemError
 from .mailbox_methods import mailbox_changes, mailbox_get, mailbox_query
 from .query import email_query
-from .references import Invocation, resolve
 from .session import CORE, MAIL, build_session, session_state
 
 if TYPE_CHECKING:
     from .app import MailServer
 
+Invocation = tuple[str, dict[str, Any], str]
 Method = Callable[["MailServer", dict[str, Any]], dict[str, Any]]
 
 _MAIL_METHODS: dict[str, Method] = {
@@ -93,7 +93,7 @@ def _answer(
 ) -> dict[str, Any]:
     if error := server.quirks.error_for(name):
         raise MethodError(error, "Requested by the test")
-    resolved = resolve(arguments, responses)
+    resolved = _resolve(arguments, responses)
     if name == "Core/echo" and CORE in using:
         return resolved
     if name == "Blob/get" and server.quirks.blob_capability in using:
@@ -101,3 +101,49 @@ def _answer(
     if name in _MAIL_METHODS and MAIL in using:
         return _MAIL_METHODS[name](server, resolved)
     raise MethodError("unknownMethod")
+
+
+def _resolve(arguments: dict[str, Any], responses: Sequence[Invocation]) -> dict[str, Any]:
+    """Return the arguments with each `#name` replaced by its value (§3.7)."""
+    resolved = {}
+    for name, value in arguments.items():
+        if not name.startswith("#"):
+            resolved[name] = value
+        elif name[1:] in arguments:
+            raise MethodError("invalidArguments", f"both {name} and {name[1:]} are given")
+        else:
+            resolved[name[1:]] = _look_up(value, responses)
+    return resolved
+
+
+def _look_up(reference: Any, responses: Sequence[Invocation]) -> Any:
+    match reference:
+        case {"resultOf": str(call_id), "name": str(name), "path": str(path)}:
+            pass
+        case _:
+            raise MethodError("invalidArguments", "not a ResultReference")
+    found = next((each for each in responses if each[2] == call_id), None)
+    if found is None or found[0] != name:
+        raise MethodError("invalidResultReference", f"no response of {name} for {call_id}")
+    if not path.startswith("/"):
+        raise MethodError("invalidResultReference", "the path does not start with a slash")
+    tokens = [each.replace("~1", "/").replace("~0", "~") for each in path[1:].split("/")]
+    return _walk(found[1], tokens)
+
+
+def _walk(value: Any, tokens: Sequence[str]) -> Any:
+    if not tokens:
+        return value
+    token, rest = tokens[0], tokens[1:]
+    if isinstance(value, dict) and token in value:
+        return _walk(value[token], rest)
+    if isinstance(value, list) and token == "*":
+        gathered: list[Any] = []
+        for each in value:
+            result = _walk(each, rest)
+            # Arrays within the array are flattened, too.
+            gathered.extend(result) if isinstance(result, list) else gathered.append(result)
+        return gathered
+    if isinstance(value, list) and token.isdecimal() and int(token) < len(value):
+        return _walk(value[int(token)], rest)
+    raise MethodError("invalidResultReference", f"nothing at {token!r}")

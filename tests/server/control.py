@@ -16,9 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .account import Account
+from .account import Account, OperationError, operate
 from .auth import Credentials
-from .operations import OperationError, operate
 
 if TYPE_CHECKING:
     from .app import MailServer

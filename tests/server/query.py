@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from .account import operate
 from .call import Call
 from .errors import MethodError
-from .operations import operate
 
 if TYPE_CHECKING:
     from .app import MailServer

@@ -10,7 +10,7 @@ from jmapfs.errors import BlobNotFoundError, JmapfsError
 from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
-from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.layout import ExportedMailbox
 from tests.snapshot.handmade import ORIGIN, Letter
 
 
