@@ -12,8 +12,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +36,18 @@ from jmapfs.errors import JmapfsError, NotMountedError
 from jmapfs.index.rows import EmailRow
 
 COMMAND_SECONDS = 60
+
+# The command with leases of two seconds instead of thirty.
+SHORT_LEASE = (
+    sys.executable,
+    "-c",
+    """
+from jmapfs.control import socket_client
+socket_client.LEASE_SECONDS, socket_client.RENEWAL_SECONDS = 2.0, 0.5
+from jmapfs.cli.main import main
+main()
+""",
+)
 
 _R = TypeVar("_R")
 
@@ -290,12 +301,24 @@ def command(*arguments: str | Path, **variables: str) -> str:
     return result.stdout.decode(errors="surrogateescape")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    """Return as soon as something is so; fail the test where it is not so in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def assert_refused(
+    result: Result, home: Home, exit_code: int, *words: str, mountpoint: Path | None = None
+) -> None:
+    """One line on stderr with these words, the exit code, no traceback, no secret, no mount."""
+    assert result.exit_code == exit_code, result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("jmapfs: ")
+    for word in words:
+        assert word in lines[0]
+    for text in (result.stderr, home.log()):
+        assert "Traceback" not in text
+        assert not home.password or home.password not in text
+    mountpoint = mountpoint or home.directory / "mnt"
+    # Other tests mount at the same time, not all of them at names in UTF-8.
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    assert str(mountpoint) not in mounts
 
 
 def _raise(error: OSError) -> None:

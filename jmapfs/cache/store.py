@@ -201,7 +201,8 @@ class BlobStore:
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
         # On a read-only file system SQLite cannot create the -shm file that WAL needs. `immutable`
         # works without; if another process writes after all, the checksums detect torn reads.
-        for self._query in ("mode=ro", "immutable=1"):
+        for query in ("mode=ro", "immutable=1"):
+            self._query = query
             with contextlib.suppress(sqlite3.Error):
                 connection = self._connect()
                 try:

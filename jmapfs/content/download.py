@@ -1,9 +1,9 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
-The caller looks into the disk cache first. What is not there is fetched in batches (`take_batch`,
-`Downloader.download_batch`) where the server has Blob/get, large blobs by themselves. A blob that a
-batch does not contain, or contains with another length or digest than it should have, is fetched by
-itself: only then is its content or its error believed.
+The caller searches the disk cache first. Blobs that are missing there are fetched in batches
+(`take_batch`, `Downloader.download_batch`) if the server has Blob/get, and large blobs alone. If a
+batch does not contain a blob, or contains it with a wrong size or digest, the blob is fetched again
+alone, and that result is final.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LEAST_RATE: Final = 256 * 1024
 """Bytes per second: a large blob gets the extra time that it needs at this rate."""
 
 _SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
-# SHA-1 takes 0.6 ms for 1 MiB; more than a fraction of that does not belong in the event loop.
+# SHA-1 takes 0.6 ms for 1 MiB, which is too long for the event loop.
 _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
-# A blob that exceeds its stated size by more than this is given up.
+# A download that exceeds the stated size by more than this ends with an error.
 _MARGIN_BYTES: Final = 64 * 1024 * 1024
 # A blob larger than this part of a batch is fetched alone: the others must not wait for it.
 _LARGE_PART: Final = 4
@@ -163,7 +163,7 @@ def split_into_batches(
 def take_request(
     pending: deque[_Blob], limits: BatchLimits | None, most: int, accept: Callable[[_Blob], bool]
 ) -> list[_Blob]:
-    """Remove from `pending` what one request to the server should ask for, at most `most` blobs."""
+    """Remove from `pending` the blobs for one request to the server, at most `most`."""
     if limits is None:
         return take_batch(pending, max_blobs=1, max_bytes=0, accept=accept)
     return take_batch(
@@ -176,7 +176,7 @@ def take_request(
 
 
 class _DigestCheck:
-    """Compares content with the SHA-1 in the id of its blob, if there is one and `enabled`."""
+    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`."""
 
     def __init__(self, blob_id: str, *, enabled: bool) -> None:
         match = _SHA1_BLOB_ID.fullmatch(blob_id) if enabled else None
@@ -225,10 +225,10 @@ class Downloader:
     async def download_batch(
         self, batch: Sequence[_Blob], *, deadline: float
     ) -> list[tuple[_Blob, bytes]]:
-        """Return what one request brings whole and right; the caller fetches the rest alone.
+        """Return the blobs that one request returns correctly; the caller fetches the others alone.
 
         Raises:
-            UnreachableError, AuthenticationError: the server gives nothing to anybody now.
+            UnreachableError, AuthenticationError: other requests would fail as well.
         """
         try:
             contents = await self.source.download_batch(

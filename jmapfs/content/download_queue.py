@@ -1,8 +1,8 @@
-"""Queues of blobs to be fetched in advance, and the tasks that serve them.
+"""Queues of downloads in advance, and the tasks that serve them.
 
-Each program that is read ahead for has a `DownloadQueue`, as has each step of a prefetch. The
-queues are served in turn, one request each, by a few tasks; two of the server's concurrent requests
-are left to readers. A reader that waits for a queued blob starts its download at once.
+Each reader that is read ahead for has a `DownloadQueue`, and so has each step of a prefetch. A few
+tasks serve the queues in turn, one request each, and leave two of the server's concurrent requests
+to readers. A reader that needs a queued blob starts its download at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jmapfs.errors import AuthenticationError, UnreachableError
 _log = logging.getLogger(__name__)
 
 _LEFT_TO_READERS: Final = 2
-# A smaller batch is not divided among idle tasks: a request costs more than that would gain.
+# Smaller batches are not divided among idle tasks: the additional request would cost more.
 _LEAST_BATCH: Final = 32
 
 
@@ -87,7 +87,7 @@ class DownloadQueue:
 
 
 class BatchDownloader:
-    """Serves download queues, by tasks in `nursery` that exist only while there is work."""
+    """Serves download queues; its tasks run in `nursery`, and end when all queues are empty."""
 
     def __init__(
         self, downloader: Downloader, publisher: ContentPublisher, nursery: trio.Nursery
@@ -126,8 +126,8 @@ class BatchDownloader:
                 self._busy_tasks += 1
                 try:
                     await self._run(queue, batch)
-                except Exception:  # noqa: BLE001 - a bug here must not take the mount with it
-                    _log.exception("a bug in fetching many blobs")
+                except Exception:  # noqa: BLE001 - a bug must not end the mount
+                    _log.exception("a bug in downloading blobs in advance")
                 finally:
                     self._busy_tasks -= 1
                     for download in batch:
@@ -142,7 +142,7 @@ class BatchDownloader:
             await self._run_batch(queue, batch)
             return
         [download] = batch
-        # The disk cache was searched for small blobs only, because opening a large one is slow.
+        # Only small blobs are known to be missing from the disk cache.
         known_absent = download.size <= SMALL_BYTES
         data = await self._publisher.run(download, known_absent=known_absent)
         if data is not None:
@@ -153,8 +153,8 @@ class BatchDownloader:
         try:
             arrived = await self._downloader.download_batch(batch, deadline=self._publisher.timeout)
         except (UnreachableError, AuthenticationError) as error:
-            # Nobody has asked for these blobs yet; a reader that does gets an error of its own.
-            _log.info("reading ahead ends here: %s", error)
+            # No reader needs these blobs yet; one that does will get its own error.
+            _log.info("downloads in advance end: %s", error)
             queue.cancel()
             return
         await self._publisher.receive_batch(arrived, queue.publish)

@@ -1,10 +1,10 @@
-"""Fetching blobs into the disk cache that nobody reads yet, for a time without a server.
+"""Prefetch: downloads blobs into the disk cache before they are read, for use without a server.
 
-It goes in steps, and nothing is remembered between two: the caller asks for some blobs, is told
-which are cached now, and asks for the next. A download that was started goes on after the time of
-its step, and the next step joins it.
+It works in steps, and remembers nothing between them: the caller names some blobs, learns which are
+cached now, and continues with others. A download that is running at the end of a step continues,
+and the next step joins it.
 
-Each step has a download queue, so readers are served as if nothing else went on.
+Each step has a download queue, so it does not delay readers.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Prefetcher:
 
 
 class _Step:
-    """Some blobs that are being fetched; `sizes` are those of the blobs that have come by now."""
+    """One step, which fetches some blobs; `sizes` are the sizes of those that have arrived."""
 
     def __init__(self, content: ContentService, wanted: BlobSizes) -> None:
         self.sizes: dict[str, int] = {}
@@ -190,7 +190,7 @@ class _Step:
         self._content.downloads.add(self._queue, queued)
 
     async def run(self) -> None:
-        """Return when everything is written, or has failed, or nothing more can be fetched now."""
+        """Return when all blobs are written or have failed, or no more can be fetched now."""
         await self._write_cached()
         for download in self._downloads.values():
             await download.wait_until_ended()
@@ -205,7 +205,7 @@ class _Step:
         self._queue.cancel()
 
     def pending(self) -> set[str]:
-        """Return the blobs that may still come, or have to be written."""
+        """Return the blobs that may still arrive, or are not written yet."""
         downloads = self._downloads.items()
         running = {one for one, download in downloads if download.state is not DownloadState.DONE}
         write_behind = self._content.write_behind
@@ -228,7 +228,7 @@ class _Step:
         self._unwritten.clear()
 
     async def _find_error(self) -> None:
-        """Read one blob to learn why nothing came, if a failed batch ended the queue."""
+        """Read one blob to learn why nothing arrived, if a failed batch ended the queue."""
         downloads = self._downloads.values()
         lost = [one for one in downloads if one.state is DownloadState.CANCELLED]
         if not lost or any(one.state is DownloadState.DONE for one in downloads):
@@ -240,7 +240,7 @@ class _Step:
             self._extra_errors[blob_id] = error
 
     async def _wait_for_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
-        """Wait until what has come can be written; return all ids: memory is left to readers."""
+        """Wait until the blobs can be written; return all ids, since memory is left to readers."""
         sizes = {blob_id: len(data) for blob_id, data in arrived}
         self.sizes |= sizes
         await self._content.write_behind.wait_for_room(sum(sizes.values()))

@@ -1,8 +1,8 @@
-"""Where content goes when it has come: to waiting readers, the kernel, memory and the disk cache.
+"""Runs downloads and publishes their content: to readers, the kernel, memory and the disk cache.
 
-`ContentPublisher` runs downloads (see `single_flight`). Small blobs are written to the disk cache
-in the background, by `WriteBehind`; large ones are streamed into a file of the cache, and are never
-whole in memory unless the disk is full, and then one at a time.
+Small blobs are written to the disk cache in the background (`WriteBehind`). Large blobs are
+streamed into a file of the cache. They are never whole in memory unless the disk is full, and then
+only one at a time.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Arrived = tuple[Download, bytes]
-"""A download that is running, and the content of its blob."""
+"""A running download, and the content that has arrived for it."""
 
 PublishToKernel = Callable[[list[tuple[str, bytes]]], Awaitable[Collection[str]]]
-"""Hands contents (by blob id) to the kernel; returns the ids that need not be kept in memory."""
+"""Gives contents (by blob id) to the kernel; returns the ids that need not be kept in memory."""
 
 _DISK_THREADS: Final = 8
 _LARGEST_IN_MEMORY_BYTES: Final = 32 * 1024 * 1024
@@ -78,8 +78,8 @@ _TOUCHES_SECONDS: Final = 60.0
 class WriteBehind:
     """Writes small blobs to the disk cache in the background, in the task `run`.
 
-    What waits here is bounded in bytes and can be read; what does not fit is not written, which
-    costs a download later. While one transaction is written the next one gathers blobs.
+    The pending blobs are bounded in bytes, and can be read. A blob that does not fit is not
+    written, and is downloaded again later. Blobs that arrive during a transaction share the next.
     """
 
     def __init__(self, disk: DiskCache, threads: DiskThreads) -> None:
@@ -94,7 +94,7 @@ class WriteBehind:
         return self._pending.get(blob_id)
 
     async def add(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Have blobs written; those for which there is no room within a second are dropped."""
+        """Add blobs; those for which there is no room within a second are not written."""
         if not self._disk.limit_bytes:
             return
         with trio.move_on_after(_WAIT_SECONDS):
@@ -158,7 +158,7 @@ class _DiskFullError(Exception):
 
 
 class ContentPublisher:
-    """Runs the downloads of one account, and publishes what they bring.
+    """Runs the downloads of one account, and publishes their content.
 
     `parallel` is the number of single downloads at a time, `timeout` the seconds for a small one.
     """
@@ -197,8 +197,10 @@ class ContentPublisher:
                 found = await self._obtain(download, deadline, known_absent=known_absent)
                 return found if isinstance(found, bytes) else None
             if scope.cancelled_caught and not download.ended:
-                download.fail(DeadlineError(f"a mail did not come within {timeout:.0f} s"))
-        except Exception as error:  # noqa: BLE001 - it is raised again, in those who wait
+                download.fail(
+                    DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
+                )
+        except Exception as error:  # noqa: BLE001 - it is raised again in the readers
             _log_failure(error)
             if not download.ended:
                 download.fail(error)
@@ -208,17 +210,17 @@ class ContentPublisher:
         return None
 
     async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
-        """Finish downloads whose content one request has brought, and have it written."""
+        """Finish downloads whose content arrived in one response, and have it written."""
         self.counters.ahead_downloaded += len(arrived)
         await self.publish(arrived, publish)
         await self.write_behind.add([(download.blob_id, data) for download, data in arrived])
 
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
-        """Finish downloads whose content has come, those first that a reader waits for.
+        """Finish downloads whose content has arrived, first those that have readers.
 
-        The others are published to the kernel before they are done, so that a reader that comes a
-        moment later finds the content there. A reader that comes meanwhile is answered at once:
-        the kernel holds a lock on the page that this reader waits for, and publishing needs it.
+        The others are published to the kernel before they are done, so that a reader a moment later
+        finds the content there. A reader that starts to wait meanwhile is answered at once: its
+        READ has locked the page that publishing needs.
         """
         unread: list[Arrived] = []
         for download, data in arrived:
@@ -273,7 +275,7 @@ class ContentPublisher:
             return
         kept = keep and self._memory.put(download.blob_id, found)
         if not kept and self._open_blobs.is_held(download.blob_id):
-            # Otherwise each piece that is read of it would be another disk access or download.
+            # Otherwise each READ of a part of it would be a disk access or a download.
             self._open_blobs.add(download.blob_id, MemoryBlob(found))
         download.finish(found)
 

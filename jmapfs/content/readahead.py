@@ -1,12 +1,12 @@
-"""Reading ahead across files: the next files of a directory are fetched before they are read.
+"""Read-ahead across files: the next files of a directory are fetched before they are read.
 
-A program that reads a directory is recognized by a few READs of files near each other; opening a
-file never counts. From then on a `ReadaheadWindow` says how far ahead to fetch, and a `ChunkLoader`
-fetches, from the disk cache or the server. The content goes into the kernel's page cache, so that
-most of the program's reads never get here.
+A reader (a program that reads a directory) is recognized by a few READs of files near each other;
+opening a file does not count. Then a `ReadaheadWindow` decides how far ahead to fetch, and a
+`ChunkLoader` loads the files from the disk cache or the server. Their content goes into the
+kernel's page cache, which answers most reads without a READ.
 
 Everything runs in the event loop except SQL that returns many rows, the disk and the kernel. A
-failure here fails no read: what could not be read ahead is fetched when it is read.
+failure here never makes a read fail: that content is fetched when it is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class KernelPageCache(Protocol):
 
 
 class PublishedFiles:
-    """The inodes whose content the kernel was given, or has asked for, recently."""
+    """The inodes whose content the kernel has received recently."""
 
     def __init__(self) -> None:
         self._inodes: OrderedDict[int, None] = OrderedDict()
@@ -60,7 +60,7 @@ class PublishedFiles:
         return inode in self._inodes
 
     def add(self, inodes: Iterable[int]) -> None:
-        """Record that the kernel was given contents."""
+        """Record that the kernel has received contents."""
         self._inodes.update(dict.fromkeys(inodes))
         while len(self._inodes) > _MOST_PUBLISHED:
             self._inodes.popitem(last=False)
@@ -73,7 +73,7 @@ class PublishedFiles:
 
 
 class ChunkLoader:
-    """Loads the files that one reader will read next, in the order of the requests.
+    """Loads the next files for one reader, in the order of the calls.
 
     What the kernel takes is not kept in memory as well, except the content of `probes` (inodes).
     Files among `published` are not loaded again.
@@ -125,7 +125,7 @@ class ChunkLoader:
         """Load what is not in memory; each download is removed once it is queued or started."""
         missing = partial(self._disk.missing, [one.blob_id for one in downloads])
         absent = set(await trio.to_thread.run_sync(missing, limiter=self._threads))
-        # Not those that a reader has come to wait for: they are running.
+        # The others have been started by readers meanwhile.
         queued = [one for one in downloads if one.state is DownloadState.QUEUED]
         downloads.clear()
         downloads.extend(one for one in queued if one.blob_id not in absent)
@@ -158,7 +158,7 @@ class ChunkLoader:
         return {file.blob_id for file, _ in files if file and file.inode in taken}
 
     def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
-        # Content of another size would change the size that the kernel has; a READ corrects it.
+        # Content of another size would change the size of the file; a READ corrects it properly.
         if file.inode in self.probes or len(data) != file.size:
             return []
         return [(file.inode, data)]
@@ -167,7 +167,7 @@ class ChunkLoader:
         if not pages:
             return set()
         store = partial(self._page_cache.store, pages)
-        # The kernel may wait for an answer of this mount, which does not come while it ends.
+        # The kernel may wait for a READ, which is not answered while the mount ends.
         refused = await trio.to_thread.run_sync(
             store, limiter=self._threads, abandon_on_cancel=True
         )
@@ -191,7 +191,7 @@ _MOST_READERS: Final = 16
 
 
 class _Reader:
-    """A program that is read ahead for.
+    """A program that reads a directory, and is read ahead for.
 
     `extending` while a chunk is being loaded, `starved` if the last chunk had no room, `finished`
     at the end of the directory.
@@ -206,10 +206,10 @@ class _Reader:
 
 
 class Readahead:
-    """Reads ahead for all programs that read one account's tree.
+    """Reads ahead for all readers of one account's tree.
 
     `reader` is for the event loop, `chunk_reader` for worker threads. `limit_bytes` bounds what has
-    been requested and not read yet, for all programs together. Tasks run in `nursery`.
+    been requested and not read yet, for all readers together. Tasks run in `nursery`.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ class Readahead:
         try:
             files = await self._next_chunk(reader)
             await reader.loader.load(files)
-        except Exception:  # noqa: BLE001 - a bug here must not take the mount with it
+        except Exception:  # noqa: BLE001 - a bug must not end the mount
             _log.exception("a bug in reading ahead")
 
     async def _next_chunk(self, reader: _Reader) -> list[NamedFile]:

@@ -1,12 +1,12 @@
-"""How far to read ahead of one program that reads a directory file after file.
+"""How far to read ahead for one program that reads a directory file after file.
 
-Content that is read ahead goes into the kernel's page cache, and a read that is answered from there
-is not seen here. So a few files of each chunk are probes: their content is kept in memory instead,
-and the READ of a probe tells how far the program has come. When it enters the newest chunk the next
-one is due, and is twice as long. The kernel reads ahead within a file by the same scheme
+Content that is read ahead goes into the kernel's page cache, which then answers without a READ. So
+a few files of each chunk are probes: their content is kept in memory instead, and the READ of a
+probe shows the position of the reader. When the reader enters the newest chunk, the
+next one is due, and is twice as long. The kernel reads ahead within a file by the same scheme
 (mm/readahead.c).
 
-Nothing is fetched here.
+This module only computes; it fetches nothing.
 """
 
 from __future__ import annotations

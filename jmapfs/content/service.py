@@ -1,4 +1,4 @@
-"""The content of blobs: from memory, from the disk, or from the server; whole, or an error.
+"""The content of blobs, from memory, the disk cache or the server.
 
 Everything runs in the event loop except disk work (`DiskThreads`). A read never downloads: it
 starts a download in the service's nursery, or joins one, and waits. So a read can be cancelled at
@@ -43,8 +43,8 @@ _FLUSH_SECONDS: Final = 5.0
 class ContentService:
     """Serves the content of blobs; see `open_content_service`. For tasks of one event loop.
 
-    `counters` is for `jmapfs status`, `write_behind` is on its way to the disk cache, `downloads`
-    serves the queues of read-ahead and prefetch.
+    `counters` is for `jmapfs status`, `write_behind` has what is not in the disk cache yet, and
+    `downloads` serves the queues of read-ahead and prefetch.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ContentService:
             parallel=parallel_downloads,
             timeout=download_timeout,
         )
-        self._flights = SingleFlight(self._start_download)
+        self._single_flight = SingleFlight(self._start_download)
         self.downloads = BatchDownloader(downloader, self._publisher, nursery)
         self.write_behind = self._publisher.write_behind
         self.counters: ContentCounters = self._publisher.counters
@@ -123,7 +123,7 @@ class ContentService:
                 return await self._read(blob_id, expected_size, offset, length)
         finally:
             self._open_blobs.release(blob_id)
-        raise DeadlineError(f"the content of a mail did not come within {timeout:.0f} s")
+        raise DeadlineError(f"the content of a mail did not arrive within {timeout:.0f} s")
 
     def is_cached(self, blob_id: str) -> bool:
         """Tell whether a read would need neither the network nor a search of the disk cache."""
@@ -139,8 +139,8 @@ class ContentService:
         return self.write_behind.get(blob_id) if data is None else data
 
     def get_download(self, blob_id: str) -> Download | None:
-        """Return the download of a blob that is under way, whoever started it; or None."""
-        return self._flights.get(blob_id)
+        """Return the download of a blob that has not ended, or None."""
+        return self._single_flight.get(blob_id)
 
     def create_download(self, blob_id: str, size: int) -> Download | None:
         """Return a new, queued download of a blob of `size` bytes, which reads will join.
@@ -148,9 +148,9 @@ class ContentService:
         The caller runs it, by `downloads` or `publish`, or cancels it. None if the blob is in
         memory or being downloaded; the disk cache is not searched.
         """
-        if self._closing or self.is_cached(blob_id) or self._flights.get(blob_id) is not None:
+        if self._closing or self.is_cached(blob_id) or self._single_flight.get(blob_id) is not None:
             return None
-        return self._flights.create(blob_id, size)
+        return self._single_flight.create(blob_id, size)
 
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads with verified content from the disk cache, and publish it."""
@@ -158,7 +158,7 @@ class ContentService:
         await self._publisher.publish(arrived, publish)
 
     async def run(self, scope: trio.CancelScope) -> None:
-        """Write to the disk what came from the server, until `scope` is cancelled."""
+        """Write downloaded blobs to the disk cache, until `scope` is cancelled."""
         with scope:
             await self.write_behind.run()
 
@@ -215,11 +215,11 @@ class ContentService:
                 self.counters.hits += not waited
                 return found
             waited = True
-            download = self._flights.get(blob_id)
+            download = self._single_flight.get(blob_id)
             if download is None:
                 if self._closing:
                     raise UnreachableError("the content of mails is no longer served")
-                download = self._flights.create(blob_id, expected_size)
+                download = self._single_flight.create(blob_id, expected_size)
             data = await download.wait()
             if data is not None:
                 return data
@@ -229,7 +229,7 @@ class ContentService:
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:
-            # The nursery may have ended; and closing here delays nothing any more.
+            # The nursery may have ended, and nothing else runs that could be delayed.
             blob.close()
             return
         self._nursery.start_soon(self._close, blob)
@@ -267,7 +267,7 @@ class _SizeMismatches:
     async def _report(self, blob_id: str, size: int) -> None:
         try:
             await self._on_mismatch(blob_id, size)
-        except Exception:  # noqa: BLE001 - mail must be served whatever it is
+        except Exception:  # noqa: BLE001 - a bug must not end the mount
             _log.exception("the size of a mail could not be corrected")
         finally:
             self._reports.pop((blob_id, size)).set()
@@ -303,7 +303,7 @@ async def open_content_service(
             read_timeout=read_timeout,
             download_timeout=download_timeout,
         )
-        # Shielded: whatever ends the service, what has come is written first.
+        # Shielded: content that has arrived is written first, even after a cancellation.
         writing = trio.CancelScope(shield=True)
         nursery.start_soon(content.run, writing)
         try:

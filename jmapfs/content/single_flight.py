@@ -1,7 +1,7 @@
 """One download of a blob, however many tasks wait for it.
 
 Every task that needs a blob shares the same `Download`. A task may stop waiting at any time; the
-download goes on for the others. A download is in one of these states:
+download continues for the others. A download is in one of these states:
 
       ┌── the batch lacked it ──┐
       v        its turn         │    nobody waits
@@ -13,12 +13,12 @@ download goes on for the others. A download is in one of these states:
 
 QUEUED: nobody waits for it. REQUESTED: a reader waits; the disk cache is searched (if it has the
 blob, the download is DONE), then the download waits for one of the few slots. RUNNING: the content
-is being fetched. PUBLISHING: the content is being handed to the kernel. A reader that comes then
-gets the content at once, since the kernel may be waiting for that reader's answer.
+is being fetched. PUBLISHING: the kernel is being given the content. A reader that starts to wait
+then gets the content at once, since the kernel may need that answer before it can go on.
 
 Not drawn: any state leads to FAILED with an error. QUEUED leads to CANCELLED if its queue is
-cancelled, REQUESTED if the last reader leaves, RUNNING if the content cannot be had in advance.
-Whoever waits for a cancelled download starts a new one.
+cancelled, REQUESTED if the last reader leaves, RUNNING if its queue gives up.
+A reader of a cancelled download starts a new one.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Download:
     waiter leaves before the download has a slot. `error` is why it has failed.
     """
 
-    def __init__(self, flights: SingleFlight, blob_id: str, size: int) -> None:
+    def __init__(self, single_flight: SingleFlight, blob_id: str, size: int) -> None:
         self.blob_id = blob_id
         self.size = size
         self.state = DownloadState.QUEUED
         self.waiters = 0
         self.abandoned = trio.CancelScope()
         self.error: Exception | None = None
-        self._flights = flights
+        self._single_flight = single_flight
         self._finish_early: Callable[[], None] | None = None
         self._end_event = trio.Event()
         self._data: bytes | None = None
@@ -111,9 +111,9 @@ class Download:
         self.state = DownloadState.RUNNING
 
     def publish(self, finish: Callable[[], None]) -> None:
-        """Note that the content goes to the kernel; a waiter that comes meanwhile calls `finish`.
+        """Note that the kernel is being given the content; a new waiter calls `finish` at once.
 
-        Whoever publishes calls `finish` otherwise, if the state is still PUBLISHING.
+        The caller finishes the download afterwards if it is still PUBLISHING.
         """
         self.state = DownloadState.PUBLISHING
         self._finish_early = finish
@@ -140,12 +140,12 @@ class Download:
 
     def _request(self) -> None:
         self.state = DownloadState.REQUESTED
-        self._flights.start(self)
+        self._single_flight.start(self)
 
     def _end(self, state: DownloadState) -> None:
         self.state = state
         self._finish_early = None
-        self._flights.remove(self)
+        self._single_flight.remove(self)
         self._end_event.set()
 
 

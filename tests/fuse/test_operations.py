@@ -31,7 +31,7 @@ def failing_with(number: int) -> Any:
 
 
 @pytest.mark.parametrize("room", [1, 7, 64, 10_000])
-async def test_a_directory_is_read_in_pieces_of_any_size(
+async def test_a_directory_is_read_in_parts_of_any_size(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     kernel = Kernel(setting.operations, monkeypatch)
@@ -48,7 +48,7 @@ async def test_a_directory_is_read_in_pieces_of_any_size(
     assert len(root) == 3
 
 
-async def test_a_listing_stays_what_it_was_while_it_is_read(
+async def test_a_listing_does_not_change_while_it_is_read(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(setting.operations, monkeypatch)
@@ -80,7 +80,7 @@ async def test_attributes(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("missing", [b"nothing", b"..", b"\xff\xfe", b"M0001.EML", b"x" * 300])
-async def test_names_that_are_not_there(setting: Setting, missing: bytes) -> None:
+async def test_unknown_names(setting: Setting, missing: bytes) -> None:
     for directory in (ROOT, await setting.inode(b"Inbox")):
         entry = await setting.operations.lookup(directory, pyfuse3.FileNameT(missing), CONTEXT)
         assert entry.st_ino == 0
@@ -88,7 +88,7 @@ async def test_names_that_are_not_there(setting: Setting, missing: bytes) -> Non
         assert 0 < entry.entry_timeout <= 5
 
 
-async def test_inodes_that_are_not_there(setting: Setting) -> None:
+async def test_unknown_inodes(setting: Setting) -> None:
     nowhere = pyfuse3.InodeT(12345)
     for attempt in (
         setting.operations.getattr(nowhere, CONTEXT),
@@ -150,7 +150,7 @@ async def test_an_open_file_outlives_its_mail(setting: Setting) -> None:
         await setting.open(inode)
 
 
-async def test_a_corrected_size_is_for_those_who_open_after_it(setting: Setting) -> None:
+async def test_a_corrected_size_applies_from_the_next_open(setting: Setting) -> None:
     """Who has it open was told another size: the kernel must not get the content all the same."""
     operations, content = setting.operations, setting.content
     inode = await setting.inode(b"Inbox", name(5))
@@ -170,7 +170,7 @@ async def test_a_corrected_size_is_for_those_who_open_after_it(setting: Setting)
         await operations.release(each.fh)
 
 
-async def test_what_the_mount_says_of_itself(setting: Setting) -> None:
+async def test_the_status_file(setting: Setting) -> None:
     operations = setting.operations
     entry = await operations.lookup(ROOT, pyfuse3.FileNameT(b".jmapfs.json"), CONTEXT)
     assert entry.st_ino == STATUS_FILE_INODE
@@ -255,7 +255,7 @@ async def test_errors_of_the_tree(setting: Setting, caplog: pytest.LogCaptureFix
     assert "ZeroDivisionError: on purpose" in caplog.text
 
 
-async def test_handles_that_are_not_open_are_a_bug_and_not_the_end(
+async def test_an_unknown_handle_is_a_bug_and_eio(
     setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
     for attempt in (
@@ -268,7 +268,7 @@ async def test_handles_that_are_not_open_are_a_bug_and_not_the_end(
     assert caplog.text.count("Traceback") == 3
 
 
-async def test_everything_is_counted(setting: Setting) -> None:
+async def test_operations_are_counted(setting: Setting) -> None:
     operations = setting.operations
     opened = await setting.open(await setting.inode(b"Inbox", name(1)))
     await operations.read(opened.fh, 0, 1)
@@ -298,6 +298,6 @@ async def test_everything_is_counted(setting: Setting) -> None:
         *("setattr", "setxattr", "removexattr"),
     ],
 )
-def test_there_is_nothing_that_writes(operation: str) -> None:
+def test_there_are_no_operations_that_write(operation: str) -> None:
     own = getattr(MailOperations, operation)
     assert own is getattr(pyfuse3.Operations, operation)

@@ -39,7 +39,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 @pytest.mark.parametrize("size", [1, 4096, 128 * 1024, 128 * 1024 + 1, 1_000_000])
-def test_whole_contents_are_handed_over(kernel: Kernel, size: int) -> None:
+def test_whole_contents_are_stored(kernel: Kernel, size: int) -> None:
     pages = PageCacheWriter()
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     assert pages.store([(7, data), (8, b"other")]) == set()
@@ -47,7 +47,7 @@ def test_whole_contents_are_handed_over(kernel: Kernel, size: int) -> None:
     assert pages.stored == 2
 
 
-def test_what_the_kernel_does_not_know_or_take(kernel: Kernel) -> None:
+def test_contents_that_the_kernel_does_not_take(kernel: Kernel) -> None:
     kernel.errors = {
         7: FileNotFoundError(errno.ENOENT, "unknown"),
         9: OSError(errno.ENOMEM, "no memory"),
@@ -58,14 +58,14 @@ def test_what_the_kernel_does_not_know_or_take(kernel: Kernel) -> None:
     assert pages.stored == 1
 
 
-def test_nothing_is_handed_over_once_it_was_stopped(kernel: Kernel) -> None:
+def test_nothing_is_stored_after_stop(kernel: Kernel) -> None:
     pages = PageCacheWriter()
     pages.stop()
     assert pages.store([(7, b"late")]) == {7}
     assert kernel.contents == {}
 
 
-def test_stopping_waits_for_what_is_under_way_but_not_for_ever(kernel: Kernel) -> None:
+def test_stop_waits_briefly_for_what_is_under_way(kernel: Kernel) -> None:
     pages = PageCacheWriter()
     kernel.let.clear()
     refused: set[int] = set()

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mount.test_failures import assert_refused
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounting import Home, Mounted, assert_refused, command, fixed
 from tests.server import ControlClient, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount
@@ -86,7 +85,7 @@ def of(mount: Mounted, directory: str) -> list[bytes]:
     return sorted(data for path, data in mails_of(mount).items() if path.startswith(directory))
 
 
-def test_listing_them(home: Home, server: ServerProcess) -> None:
+def test_accounts_are_listed(home: Home, server: ServerProcess) -> None:
     result = home.run("accounts", server.url)
     assert (result.exit_code, result.stderr) == (0, "")
     own, team = result.stdout.splitlines()[-2:]
@@ -100,7 +99,7 @@ def test_listing_them(home: Home, server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("selection", [TEAM, "Ateam", TEAM.upper()])
-def test_mounting_another_than_the_primary_one(
+def test_any_account_of_the_user_can_be_mounted(
     home: Home, server: ServerProcess, selection: str
 ) -> None:
     with home.mounted(server.url, "--account", selection) as mount:
@@ -110,13 +109,15 @@ def test_mounting_another_than_the_primary_one(
         assert mount.status()["account"] == TEAM
 
 
-def test_one_that_is_not_there(home: Home, server: ServerProcess) -> None:
+def test_an_unknown_account_is_refused(home: Home, server: ServerProcess) -> None:
     (home.directory / "mnt").mkdir()
     result = home.run("mount", "--account", "nobody", server.url, home.directory / "mnt")
     assert_refused(result, home, 3, "nobody", f"Aprimary ({OWN})", f"Ateam ({TEAM})")
 
 
-def test_all_of_them(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+def test_all_accounts_are_mounted_side_by_side(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
     target = tmp_path / "copy"
     with home.mounted(server.url, "--all-accounts") as mount:
         assert {path.name for path in mount.path.iterdir()} == {OWN_DIRECTORY, TEAM_DIRECTORY}
@@ -196,7 +197,9 @@ def check_status(mount: Mounted) -> None:
     assert TEAM in shown
 
 
-def test_changes_in_each_of_them(home: Home, server: ServerProcess, team: ControlClient) -> None:
+def test_each_account_follows_its_own_changes(
+    home: Home, server: ServerProcess, team: ControlClient
+) -> None:
     with home.mounted(server.url, "--all-accounts", "--poll-interval", "3600") as mount:
         own_inbox, team_inbox = (
             mount.path / directory / "Inbox" for directory in (OWN_DIRECTORY, TEAM_DIRECTORY)

@@ -61,7 +61,7 @@ def failing_with_eio() -> pytest.RaisesExc[OSError]:
 
 
 @pytest.mark.parametrize("offset", [-1000, 5000])
-def test_a_size_that_is_a_lie(home: Home, offset: int) -> None:
+def test_a_wrong_size_is_an_error_once_and_is_corrected(home: Home, offset: int) -> None:
     content = random_mail(1)
     with server_process("empty", size_offsets={"*": offset}) as server:
         fill_new_mailbox(server.control, [content, random_mail(2)])
@@ -83,7 +83,7 @@ def test_a_size_that_is_a_lie(home: Home, offset: int) -> None:
             assert path.read_bytes() == content
 
 
-def test_a_mail_that_is_said_to_be_empty(home: Home) -> None:
+def test_a_wrong_size_of_zero_is_corrected(home: Home) -> None:
     content = random_mail(1)
     with server_process("empty", size_offsets={"*": -3000}) as server:
         fill_new_mailbox(server.control, [content])
@@ -97,7 +97,7 @@ def test_a_mail_that_is_said_to_be_empty(home: Home) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1000, 5000])
-def test_a_size_that_is_a_lie_is_not_copied(home: Home, tmp_path: Path, offset: int) -> None:
+def test_a_wrong_size_never_makes_a_wrong_copy(home: Home, tmp_path: Path, offset: int) -> None:
     contents = [random_mail(1), random_mail(2)]
     with server_process("empty", size_offsets={"*": offset}) as server:
         fill_new_mailbox(server.control, contents)
@@ -112,7 +112,7 @@ def test_a_size_that_is_a_lie_is_not_copied(home: Home, tmp_path: Path, offset: 
 
 
 @pytest.mark.parametrize("size", [3000, 1_500_000])
-def test_wrong_bytes_are_noticed_and_not_kept(impatient: Home, size: int) -> None:
+def test_wrong_bytes_are_detected_and_not_cached(impatient: Home, size: int) -> None:
     content = random_mail(1, size)
     with box(impatient, content, blob_ids="cyrus") as (server, mount, (path,)):
         server.control.set_quirks(download_fault="wrong-bytes", blob_fault="wrong-bytes")
@@ -203,7 +203,7 @@ def test_many_readers_of_many_mails_in_a_small_cache(home: Home) -> None:
         assert cache["bytes"] <= cache["limit"] == 1 << 20
 
 
-def test_what_was_read_is_there_after_a_remount_also_without_a_server(home: Home) -> None:
+def test_mail_that_was_read_is_cached_across_mounts(home: Home) -> None:
     contents = [*(random_mail(number) for number in range(5)), random_mail(9, 1_500_000)]
     with server_process("empty") as server:
         fill_new_mailbox(server.control, contents)
@@ -216,7 +216,7 @@ def test_what_was_read_is_there_after_a_remount_also_without_a_server(home: Home
             assert server.control.counts().blob_reads == blobs
 
 
-def test_a_flipped_byte_in_the_cache_is_noticed(home: Home) -> None:
+def test_a_flipped_byte_in_the_cache_is_detected(home: Home) -> None:
     contents = [random_mail(1), random_mail(2), random_mail(3, 1_500_000)]
     with server_process("empty") as server:
         fill_new_mailbox(server.control, contents)
@@ -255,7 +255,7 @@ def flip_bytes(cache: Path, small: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", ["0", "1K"])
-def test_without_a_cache_on_the_disk(home: Home, size: str) -> None:
+def test_a_mount_without_a_disk_cache(home: Home, size: str) -> None:
     contents = [random_mail(1), random_mail(2, 1_500_000)]
     with box(home, *contents, options=("--cache-size", size)) as (_, mount, files):
         for _ in range(2):

@@ -53,7 +53,7 @@ def test_every_mail_is_byte_for_byte_in_its_mailboxes_and_nowhere_else(
     assert mount.counts().blobs == len(distinct)
 
 
-def test_looking_at_everything_fetches_nothing(mount: Mounted) -> None:
+def test_listing_everything_fetches_nothing(mount: Mounted) -> None:
     before = mount.counts()
     command("ls", "-lR", mount.path)
     command("find", mount.path, "-size", "+4k", "-newermt", "2002-01-01")
@@ -98,7 +98,7 @@ def test_a_mail_in_three_mailboxes_is_one_file(mount: Mounted) -> None:
     assert all(names[0][1] == 1 for inode, names in inodes.items() if inode not in several)
 
 
-def test_the_orders_agree(mount: Mounted) -> None:
+def test_names_times_and_inodes_have_the_same_order(mount: Mounted) -> None:
     """Name order, readdir order, and (between seconds) inode order are one order."""
     for directory in {Path(path).parent for path in mount.files()}:
         listed = command("ls", "-U", mount.path / directory).splitlines()

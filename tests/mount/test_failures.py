@@ -12,32 +12,13 @@ from typing import Any
 import pytest
 
 from tests.cyrus import Cyrus
-from tests.mounting import Home, Result
+from tests.mounting import Home, assert_refused
 from tests.server import ServerProcess, Status, server_process
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
 PASSWORD = "wr0ng-and-s3cret"
-
-
-def assert_refused(
-    result: Result, home: Home, exit_code: int, *words: str, mountpoint: Path | None = None
-) -> None:
-    """One line on stderr with these words, the exit code, no traceback, no secret, no mount."""
-    assert result.exit_code == exit_code, result
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("jmapfs: ")
-    for word in words:
-        assert word in lines[0]
-    for text in (result.stderr, home.log()):
-        assert "Traceback" not in text
-        assert not home.password or home.password not in text
-    mountpoint = mountpoint or home.directory / "mnt"
-    # Other tests mount at the same time, not all of them at names in UTF-8.
-    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    assert str(mountpoint) not in mounts
 
 
 @pytest.fixture
@@ -71,7 +52,7 @@ def test_unreachable_host(home: Home, mountpoint: Path) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_a_host_that_is_not_there(home: Home, mountpoint: Path) -> None:
+def test_unknown_host(home: Home, mountpoint: Path) -> None:
     assert_refused(home.run("mount", "nowhere.invalid", mountpoint), home, 5, "nowhere.invalid")
 
 
@@ -95,7 +76,7 @@ def test_no_secret_goes_unencrypted_over_a_network(home: Home, mountpoint: Path,
         ({"statuses": [Status("api", 302, count=-1, location="http://127.0.0.1:9/")]}, 6, ""),
     ],
 )
-def test_servers_that_are_no_use(
+def test_servers_that_cannot_be_used(
     home: Home, mountpoint: Path, quirks: dict[str, Any], exit_code: int, word: str
 ) -> None:
     with server_process("empty", **quirks) as server:
@@ -106,7 +87,7 @@ def test_servers_that_are_no_use(
         assert_refused(result, home, result.exit_code, word)
 
 
-def test_mountpoints_that_cannot_be(home: Home, server: ServerProcess) -> None:
+def test_mountpoints_that_cannot_be_used(home: Home, server: ServerProcess) -> None:
     missing = home.directory / "missing"
     assert_refused(home.run("mount", server.url, missing), home, 7, "does not exist")
 
@@ -127,7 +108,7 @@ def test_mountpoints_that_cannot_be(home: Home, server: ServerProcess) -> None:
     assert server.control.counts().http_requests == 0
 
 
-def test_options_and_accounts_that_are_not_known(home: Home, mountpoint: Path) -> None:
+def test_unknown_options_and_accounts(home: Home, mountpoint: Path) -> None:
     assert_refused(home.run("mount", "-o", "nope", "example.org", mountpoint), home, 2, "nope")
     assert_refused(home.run("mount", "-o", "rw", "example.org", mountpoint), home, 2, "read-only")
     assert_refused(home.run("mount", "nobody", mountpoint), home, 3, "nobody")
@@ -149,22 +130,20 @@ def test_nothing_is_mounted(home: Home, mountpoint: Path) -> None:
     assert home.run("status").exit_code == 0
 
 
-def test_mounting_twice_at_one_place(home: Home, server: ServerProcess) -> None:
+def test_a_mountpoint_in_use_is_refused(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url) as mount:
         result = home.run("mount", server.url, mount.path)
         assert result.exit_code == 7
         assert "mounted there already" in result.stderr
 
 
-def test_a_signal_while_listing_leaves_nothing(home: Home, mountpoint: Path) -> None:
+def test_a_signal_during_the_listing_leaves_no_mount(home: Home, mountpoint: Path) -> None:
     with server_process("sample", max_objects_in_get=1, request_delay=0.05) as server:
         command = [*home.program, "mount", server.url, str(mountpoint)]
         with subprocess.Popen(
             command, env=home.environment, stderr=subprocess.PIPE, text=True
         ) as process:
-            while server.control.counts().methods.get("Email/query", 0) < 5:
-                assert process.poll() is None
-                time.sleep(0.02)
+            wait_until(lambda: server.control.counts().methods.get("Email/query", 0) >= 5)
             process.send_signal(signal.SIGINT)
             assert process.stderr is not None
             assert re.fullmatch("\n?jmapfs: interrupted\n", process.stderr.read())

@@ -196,6 +196,18 @@ async def test_a_second_freeze_is_refused(freezer: Freezer, kernel: Kernel) -> N
     assert_thawed(freezer, kernel)
 
 
+async def test_the_timeout_of_a_freeze_does_not_end_the_next_one(
+    freezer: Freezer, kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.autojump_threshold == 0
+    kernel.answers.set()
+    await freezer.freeze(1, limit=1)
+    assert await freezer.thaw()
+    lease = await freezer.freeze(60)
+    await trio.sleep(2)
+    assert is_valid(freezer, lease)
+
+
 async def test_a_freeze_while_another_ends_begins_after_it(
     freezer: Freezer, kernel: Kernel, nursery: trio.Nursery
 ) -> None:

@@ -151,7 +151,7 @@ def _is(line: str, beginnings: tuple[str, ...]) -> bool:
     return line.partition(" ")[2].startswith(beginnings)
 
 
-def test_it_looks_the_same_after_the_cache_is_lost(hostile: Hostile, tmp_path: Path) -> None:
+def test_the_tree_is_the_same_after_the_cache_was_deleted(hostile: Hostile, tmp_path: Path) -> None:
     before = {path: fixed(status) for path, status in hostile.mount.entries().items()}
     home = Home(tmp_path / "other", "alice@example.org", "secret")
     with home.mounted(hostile.server.url) as again:

@@ -30,7 +30,7 @@ from tests.mount.changing_account import (
     small_emails,
     wait_until_thawed,
 )
-from tests.mounting import Home, Mounted
+from tests.mounting import SHORT_LEASE, Home, Mounted
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
 
@@ -48,13 +48,6 @@ with socket_client.FreezeLease(Path(sys.argv[1]), join=True) as lease:
     sys.stdin.readline()
     print("renewed", lease.renew(), flush=True)
 print("released", flush=True)
-"""
-
-IMPATIENT = """
-from jmapfs.control import socket_client
-socket_client.LEASE_SECONDS = 2.0
-from jmapfs.cli.main import main
-main()
 """
 
 
@@ -243,9 +236,7 @@ def test_a_killed_freeze_command_lets_its_lease_expire(home: Home, mount: Mounte
     # The command itself goes on: only `jmapfs freeze` is killed.
     with subprocess.Popen(
         [
-            sys.executable,
-            "-c",
-            IMPATIENT,
+            *SHORT_LEASE,
             "freeze",
             mount.path,
             "sh",

@@ -8,15 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.mounting import Home, Mounted, command
 from tests.server import ServerProcess, server_process
+from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -38,21 +37,6 @@ def failure(attempt: Callable[[], object]) -> int | None:
     except OSError as error:
         return error.errno
     return None
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def has_ended(pid: int) -> bool:
-    """Say whether a process is gone; whose parent has yet to take note of it counts as gone."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_nothing_can_be_written(mount: Mounted, server: ServerProcess) -> None:
@@ -79,7 +63,7 @@ def test_nothing_can_be_written(mount: Mounted, server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(home: Home, server: ServerProcess, number: int) -> None:
+def test_a_signal_unmounts(home: Home, server: ServerProcess, number: int) -> None:
     with home.mounted(server.url) as mount:
         pid = mount.status()["pid"]
         os.kill(pid, number)
@@ -87,7 +71,7 @@ def test_a_signal_ends_it_in_order(home: Home, server: ServerProcess, number: in
         assert list(mount.path.iterdir()) == []
 
 
-def test_the_foreground(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+def test_a_mount_in_the_foreground(home: Home, server: ServerProcess, tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     arguments = [*home.program, "mount", "-f", server.url, str(mountpoint)]
@@ -158,7 +142,7 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
 def test_umount_clears_a_dead_mount(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url) as mount:
         os.kill(mount.status()["pid"], signal.SIGKILL)
-        time.sleep(0.2)
+        wait_until(lambda: failure(lambda: os.statvfs(mount.path)) == errno.ENOTCONN)
         mount.umount()
         assert list(mount.path.iterdir()) == []
 
@@ -177,9 +161,7 @@ main()
 """
 
 
-def test_a_bug_in_a_handler_is_eio_and_logged_and_the_mount_lives_on(
-    home: Home, server: ServerProcess
-) -> None:
+def test_a_bug_in_a_handler_is_logged_and_eio(home: Home, server: ServerProcess) -> None:
     home.program = (sys.executable, "-c", BUG)
     mount = home.mount(server.url, home.directory / "mnt")
     try:
@@ -253,7 +235,9 @@ def test_an_empty_account(home: Home) -> None:
         assert (mount.path / ".jmapfs.json").exists()
 
 
-def test_a_second_mount_reads_along(home: Home, mount: Mounted, server: ServerProcess) -> None:
+def test_a_second_mount_of_an_account_is_read_only(
+    home: Home, mount: Mounted, server: ServerProcess
+) -> None:
     with home.mounted(server.url, path=home.directory / "second") as second:
         assert second.contents() == mount.contents()
         assert "reads along" in second.result.stderr

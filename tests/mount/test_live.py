@@ -224,7 +224,7 @@ def test_emails_change_over_imap(account: Account, watcher: Watcher, tmp_path: P
     assert_like_a_new_mount(watcher, tmp_path / "other")
 
 
-def test_a_flag_changes_nothing_that_is_shown(account: Account, watcher: Watcher) -> None:
+def test_a_flag_changes_nothing_in_the_tree(account: Account, watcher: Watcher) -> None:
     before = watcher.change(lambda: account.store_flags("INBOX", [6], [r"\Seen"]))
     assert {path: fixed(status) for path, status in before.items()} == {
         path: fixed(status) for path, status in watcher.entries.items()
@@ -248,7 +248,7 @@ def test_mailboxes_change_over_imap(account: Account, watcher: Watcher, tmp_path
     assert_like_a_new_mount(watcher, tmp_path / "other")
 
 
-def test_names_that_come_back(account: Account, watcher: Watcher, tmp_path: Path) -> None:
+def test_names_that_are_used_again(account: Account, watcher: Watcher, tmp_path: Path) -> None:
     change = watcher.change
     first = watcher.entries
     change(lambda: account.move("INBOX", [2], "Work"))
@@ -320,7 +320,7 @@ def test_changes_over_jmap(account: Account, watcher: Watcher, tmp_path: Path) -
     assert_like_a_new_mount(watcher, tmp_path / "other")
 
 
-def test_many_at_once(account: Account, watcher: Watcher, tmp_path: Path) -> None:
+def test_many_changes_at_once(account: Account, watcher: Watcher, tmp_path: Path) -> None:
     uids: list[int] = []
     watcher.change(lambda: uids.extend(account.fill("Empty", list_mails(1000, 1000))))
     assert len(uids) == 1000
@@ -331,7 +331,7 @@ def test_many_at_once(account: Account, watcher: Watcher, tmp_path: Path) -> Non
 # --- What it costs
 
 
-def test_a_flag_costs_the_kernel_nothing(account: Account, mount: Mounted) -> None:
+def test_a_flag_invalidates_nothing_in_the_kernel(account: Account, mount: Mounted) -> None:
     paths = [mount.path / path for path in mount.files()]
     contents = [path.read_bytes() for path in paths]
     counts = mount.counts()
@@ -347,7 +347,7 @@ def test_a_flag_costs_the_kernel_nothing(account: Account, mount: Mounted) -> No
     assert (done.fuse.get("lookup", 0), done.fuse.get("getattr", 0)) == (0, 0)
 
 
-def test_what_did_not_change_stays_in_the_kernel(account: Account, mount: Mounted) -> None:
+def test_unchanged_entries_stay_in_the_kernel_caches(account: Account, mount: Mounted) -> None:
     entries = mount.entries()
     inbox = [path for path in entries if path.startswith("Inbox/")]
     others = [path for path in entries if path and not path.startswith("Inbox")]
@@ -472,7 +472,7 @@ def test_a_listing_that_is_older_than_a_change(account: Account, mount: Mounted)
     assert links == [1] * 999 + [2]
 
 
-def test_a_directory_that_is_renamed_while_one_is_in_it(account: Account, mount: Mounted) -> None:
+def test_a_working_directory_that_is_renamed(account: Account, mount: Mounted) -> None:
     inside = os.open(mount.path / "Work" / "Clients", os.O_RDONLY | os.O_DIRECTORY)
     try:
         names = os.listdir(inside)  # noqa: PTH208 - a file descriptor
@@ -529,7 +529,7 @@ def test_two_mounts_of_one_account(account: Account, home: Home) -> None:
         assert shown(second, second.entries()) == on_server(account)
 
 
-def test_the_second_mount_takes_over_when_it_is_asked(account: Account, home: Home) -> None:
+def test_the_second_mount_takes_over_at_a_sync(account: Account, home: Home) -> None:
     with (
         home.mounted(account.url, *QUIET) as first,
         home.mounted(account.url, *QUIET, path=home.directory / "second") as second,

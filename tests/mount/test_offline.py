@@ -25,8 +25,7 @@ import pytest
 from tests import corpus
 from tests.cyrus import Account, Cyrus, Message
 from tests.mails import new_emails, text_mail
-from tests.mount.test_failures import assert_refused
-from tests.mounting import Home, Mounted, fixed
+from tests.mounting import Home, Mounted, assert_refused, fixed
 from tests.server import ControlClient, ServerProcess, Status, server_process
 from tests.server.quirks import EndpointName
 from tests.waits import wait_until
@@ -140,7 +139,7 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
         assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
 
 
-def test_a_mount_of_cyrus_without_it(private_cyrus: Cyrus, tmp_path: Path) -> None:
+def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Path) -> None:
     account = private_cyrus.add_user("alice")
     mails = list(corpus.mails(12))
     fill(account, "INBOX", mails[:6])
@@ -171,7 +170,7 @@ def fill(account: Account, mailbox: str, mails: Sequence[bytes]) -> None:
     )
 
 
-def test_no_server_and_nothing_known(home: Home, small: ServerProcess) -> None:
+def test_a_first_mount_without_its_server_is_refused(home: Home, small: ServerProcess) -> None:
     mountpoint = home.directory / "mnt"
     mountpoint.mkdir()
     small.stop()
@@ -331,7 +330,7 @@ def copied(home: Home, directory: Path) -> Iterator[Home]:
     assert "Traceback" not in other.log()
 
 
-def test_a_password_that_is_changed(home: Home, small: ServerProcess) -> None:
+def test_a_changed_password(home: Home, small: ServerProcess) -> None:
     with home.mounted(small.url) as mount:
         cached = read_in(mount, "Inbox")
         uncached = mount.path / "Work" / min(names_in(mount, "Work"))
@@ -355,7 +354,9 @@ def test_a_password_that_is_changed(home: Home, small: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_server_that_only_says_no(home: Home, small: ServerProcess, status: int) -> None:
+def test_a_server_that_answers_only_with_errors(
+    home: Home, small: ServerProcess, status: int
+) -> None:
     with home.mounted(small.url) as mount:
         cached = read_in(mount, "Inbox")
         # A busy server says when to come again; a broken one breaks one thing only.
@@ -442,7 +443,7 @@ def assert_nothing_of_the_other(home: Home) -> None:
             assert b"not for these eyes" not in path.read_bytes()
 
 
-def test_a_mount_of_what_is_now_another_account(
+def test_an_index_of_another_account_is_refused(
     home: Home, small: ServerProcess, other: ServerProcess
 ) -> None:
     with home.mounted(small.url) as mount:
@@ -458,7 +459,7 @@ def test_a_mount_of_what_is_now_another_account(
     assert_nothing_of_the_other(home)
 
 
-def test_a_mount_whose_api_moved_elsewhere(home: Home, small: ServerProcess) -> None:
+def test_an_index_of_another_server_is_refused(home: Home, small: ServerProcess) -> None:
     with home.mounted(small.url) as mount:
         read_in(mount, "Inbox")
     before = index_files(home)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import random
 import re
 import signal
 import subprocess
@@ -19,35 +18,21 @@ from jmapfs.control.messages import PrefetchRequest
 from tests import corpus
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cyrus import Cyrus, Message
-from tests.mounting import Home, Mounted, Result, command, wait_until
-from tests.server import ControlClient, NewEmail, ServerProcess, server_process
-from tests.server.model import utc_date
+from tests.mails import new_emails, random_mail
+from tests.mounting import Home, Mounted, Result, command
+from tests.server import ControlClient, ServerProcess, server_process
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
 INBOX, WORK, BOTH = 40, 20, 5
 ALL = INBOX + WORK
 SIZE = 3000
-START = datetime(2024, 3, 1, tzinfo=UTC)
-
-
-def mail(number: int, size: int = SIZE) -> bytes:
-    head = f"From: s{number}@example.net\r\nSubject: Number {number}\r\n\r\n".encode()
-    body = random.Random(number).randbytes(size)
-    return head + body[: size - len(head)]
 
 
 def add(control: ControlClient, numbers: range, *mailboxes: str, size: int = SIZE) -> None:
-    control.add_emails(
-        [
-            NewEmail(
-                mail(number, size),
-                mailboxes,
-                received_at=utc_date(START + timedelta(minutes=number)),
-            )
-            for number in numbers
-        ]
-    )
+    contents = (random_mail(number, size) for number in numbers)
+    control.add_emails(new_emails(contents, *mailboxes, first=numbers.start))
 
 
 def fill(control: ControlClient) -> None:
@@ -114,7 +99,7 @@ def cached_mails(mount: Mounted) -> int:
     return blobs
 
 
-def test_everything_once(mount: Mounted, server: ServerProcess) -> None:
+def test_each_mail_is_fetched_once(mount: Mounted, server: ServerProcess) -> None:
     before = mount.counts()
     assert_cached(prefetch(mount), ALL, 0)
     done = mount.counts() - before
@@ -128,12 +113,12 @@ def test_everything_once(mount: Mounted, server: ServerProcess) -> None:
     before = mount.counts()
     assert_cached(prefetch(mount), 0, ALL)
     command("grep", "-rc", "Subject", mount.path)
-    assert sorted(set(mount.contents().values())) == sorted(map(mail, range(ALL)))
+    assert sorted(set(mount.contents().values())) == sorted(map(random_mail, range(ALL)))
     done = mount.counts() - before
     assert (done.blobs, done.http["requests"]) == (0, 0)
 
 
-def test_one_by_one_where_there_are_no_batches(plain: Mounted, server: ServerProcess) -> None:
+def test_a_server_without_blob_get(plain: Mounted, server: ServerProcess) -> None:
     # So long that they meet on the server.
     server.control.set_quirks(download_delay=0.1)
     assert_cached(prefetch(plain), ALL, 0)
@@ -143,7 +128,7 @@ def test_one_by_one_where_there_are_no_batches(plain: Mounted, server: ServerPro
     assert counts.max_concurrent == 8 - 2
 
 
-def test_parts_of_it(mount: Mounted, tmp_path: Path) -> None:
+def test_parts_of_a_mount(mount: Mounted, tmp_path: Path) -> None:
     first = min((mount.path / "Work").iterdir()).name
     assert mount.home.run("prefetch", mount.path / "Work" / first).stdout == (
         "1 mail is cached: 1 fetched (2.9 KiB), 0 were there\n"
@@ -165,17 +150,20 @@ def test_large_mails(mount: Mounted, server: ServerProcess) -> None:
     assert_cached(prefetch(mount), ALL + 3, 0, "4.5 MiB")
     server.stop()
     assert sorted(set(mount.contents().values())) == sorted(
-        [*map(mail, range(ALL)), *(mail(number, 1_500_000) for number in range(ALL, ALL + 3))]
+        [
+            *map(random_mail, range(ALL)),
+            *(random_mail(number, 1_500_000) for number in range(ALL, ALL + 3)),
+        ]
     )
 
 
-def test_an_empty_place(mount: Mounted, server: ServerProcess) -> None:
+def test_an_empty_directory(mount: Mounted, server: ServerProcess) -> None:
     server.control.create_mailbox("Empty")
     mount.sync()
     assert_cached(prefetch(mount, "Empty"), 0, 0)
 
 
-def test_it_goes_on_where_it_was_interrupted(plain: Mounted, server: ServerProcess) -> None:
+def test_an_interrupted_prefetch_can_be_repeated(plain: Mounted, server: ServerProcess) -> None:
     server.control.set_quirks(download_delay=0.5)
     process = subprocess.Popen(
         [*plain.home.program, "prefetch", str(plain.path)],
@@ -204,7 +192,7 @@ def test_it_goes_on_where_it_was_interrupted(plain: Mounted, server: ServerProce
     assert set(server.control.counts().blobs.values()) == {1}
 
 
-def test_without_the_server(mount: Mounted, server: ServerProcess) -> None:
+def test_prefetch_without_the_server(mount: Mounted, server: ServerProcess) -> None:
     assert_cached(prefetch(mount, "Work"), WORK, 0)
     server.stop()
     # Whatever it finds out: that there is no answer, or that it is offline.
@@ -230,12 +218,12 @@ def test_a_server_that_hangs(impatient: Home, server: ServerProcess) -> None:
         assert cached_mails(mount) == ALL
 
 
-def test_a_password_that_is_no_longer_right(mount: Mounted, server: ServerProcess) -> None:
+def test_prefetch_with_a_wrong_password(mount: Mounted, server: ServerProcess) -> None:
     server.control.set_credentials("alice@example.org", "another", None)
     assert_failed(prefetch(mount), 4, f"0 of {ALL} mails are cached")
 
 
-def test_a_mail_that_cannot_be_had(mount: Mounted, server: ServerProcess) -> None:
+def test_a_mail_that_cannot_be_downloaded(mount: Mounted, server: ServerProcess) -> None:
     bad = blob_ids(server, 3, 50)
     server.control.set_quirks(
         download_fault="not-found", blob_fault="not-found", fault_blob_ids=bad
@@ -247,9 +235,7 @@ def test_a_mail_that_cannot_be_had(mount: Mounted, server: ServerProcess) -> Non
 
 
 @pytest.mark.parametrize("batches", [True, False])
-def test_a_mail_that_does_not_come(
-    impatient: Home, server: ServerProcess, *, batches: bool
-) -> None:
+def test_a_mail_that_times_out(impatient: Home, server: ServerProcess, *, batches: bool) -> None:
     server.control.set_quirks(
         blob_get=batches,
         download_fault="stall",
@@ -262,7 +248,7 @@ def test_a_mail_that_does_not_come(
 
 
 @pytest.mark.parametrize("offset", [-1000, 5000])
-def test_sizes_that_are_a_lie_are_found_out(home: Home, server: ServerProcess, offset: int) -> None:
+def test_wrong_sizes_are_corrected(home: Home, server: ServerProcess, offset: int) -> None:
     server.control.set_quirks(size_offsets={"*": offset})
     with home.mounted(server.url) as mount:
         size = f"{ALL * (SIZE + offset) / 1024:.1f} KiB"
@@ -270,7 +256,7 @@ def test_sizes_that_are_a_lie_are_found_out(home: Home, server: ServerProcess, o
         server.stop()
         # Who reads it for the first time is not the one to find out.
         assert {status.st_size for status in mount.files().values()} == {SIZE}
-        assert sorted(set(mount.contents().values())) == sorted(map(mail, range(ALL)))
+        assert sorted(set(mount.contents().values())) == sorted(map(random_mail, range(ALL)))
 
 
 def test_a_cache_that_is_too_small(home: Home, server: ServerProcess) -> None:
@@ -289,7 +275,7 @@ def test_a_cache_that_is_too_small(home: Home, server: ServerProcess) -> None:
         assert_failed(prefetch(mount), 5)
 
 
-def test_a_mount_that_keeps_nothing(home: Home, server: ServerProcess) -> None:
+def test_prefetch_without_a_disk_cache(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, "--cache-size", "0") as mount:
         assert_failed(prefetch(mount), 8, "--cache-size", str(mount.path))
         assert mount.counts().blobs == 0
@@ -316,7 +302,7 @@ def test_a_damaged_cache(mount: Mounted, server: ServerProcess) -> None:
     command("sqlite3", database, "UPDATE content SET data = zeroblob(9) WHERE number IN (3, 7)")
     assert_cached(prefetch(mount), 2, ALL - 2)
     server.stop()
-    assert sorted(set(mount.contents().values())) == sorted(map(mail, range(ALL)))
+    assert sorted(set(mount.contents().values())) == sorted(map(random_mail, range(ALL)))
 
 
 def test_a_frozen_mount(mount: Mounted, server: ServerProcess) -> None:
@@ -331,7 +317,7 @@ def test_a_frozen_mount(mount: Mounted, server: ServerProcess) -> None:
     assert_cached(prefetch(mount), 3, ALL - 1)
 
 
-def test_mail_that_goes_meanwhile(mount: Mounted) -> None:
+def test_inodes_that_are_not_in_the_tree(mount: Mounted) -> None:
     """The daemon is asked about what it does not show, or never did: that is no mail."""
     inodes = [status.st_ino for status in mount.files().values()]
     answer = mount.ask(PrefetchRequest([*inodes[:10], 12345, (1 << 63) - 1]))
@@ -363,7 +349,7 @@ def test_several_accounts_and_mounts(home: Home, server: ServerProcess, tmp_path
         assert_failed(home.run("prefetch", second.path, mount.path), 5, "140 of 180 mails")
 
 
-def test_paths_that_are_none(mount: Mounted, tmp_path: Path) -> None:
+def test_paths_that_are_refused(mount: Mounted, tmp_path: Path) -> None:
     home = mount.home
     assert_failed(home.run("prefetch", tmp_path), 10, str(tmp_path), "not mounted")
     assert_failed(home.run("prefetch", mount.path.parent), 10)
@@ -428,7 +414,10 @@ def test_cyrus_before_a_flight(private_cyrus: Cyrus, tmp_path: Path) -> None:
     for name, some in (("INBOX", mails[::2]), ("Work", mails[1::2])):
         account.fill(
             name,
-            [Message(one, received=START + timedelta(minutes=n)) for n, one in enumerate(some)],
+            [
+                Message(one, received=datetime(2024, 3, 1, tzinfo=UTC) + timedelta(minutes=n))
+                for n, one in enumerate(some)
+            ],
         )
     home = Home(tmp_path, account.name, account.password)
     with home.mounted(account.url) as mount:

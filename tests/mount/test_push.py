@@ -63,7 +63,7 @@ def is_pushed(mount: Mounted) -> bool:
     return mount.status()["push"] is True
 
 
-def test_what_is_told_is_there_at_once(home: Home, server: ServerProcess) -> None:
+def test_pushed_changes_are_shown_at_once(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
         inbox = mount.path / "Inbox"
@@ -90,7 +90,7 @@ def test_what_is_told_is_there_at_once(home: Home, server: ServerProcess) -> Non
         assert after.push_streams == 1
 
 
-def test_all_accounts_are_told_of(home: Home, server: ServerProcess) -> None:
+def test_push_for_all_accounts(home: Home, server: ServerProcess) -> None:
     server.control.add_account("Ateam", "Team")
     with closing(server.control.account("Ateam")) as team:
         team.create_mailbox("Inbox", mailbox_id="Inbox")
@@ -101,7 +101,7 @@ def test_all_accounts_are_told_of(home: Home, server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("push", ["off", "not-found", "forbidden"])
-def test_a_server_without_push_is_asked_now_and_then(home: Home, push: str) -> None:
+def test_a_server_without_push_is_polled(home: Home, push: str) -> None:
     with server_process("empty", push=push) as server:
         server.control.create_mailbox("Inbox", mailbox_id="Inbox")
         with home.mounted(server.url, "--poll-interval", "1") as mount:
@@ -134,7 +134,7 @@ main()
         ("pings-only", 2.0, 60.0),
     ],
 )
-def test_push_that_says_nothing(home: Home, push: str, poll: float, ping: float) -> None:
+def test_push_that_reports_no_changes(home: Home, push: str, poll: float, ping: float) -> None:
     """As with the real times (two minutes of silence, ten to the next question), but shorter."""
     home.program = (sys.executable, "-c", SHORTER.format(poll=poll, ping=ping))
     with server_process("empty", push=push, push_ping=0.5) as server:
@@ -147,7 +147,7 @@ def test_push_that_says_nothing(home: Home, push: str, poll: float, ping: float)
                 wait_until(lambda: server.control.counts().push_streams > 1)
 
 
-def test_a_server_that_comes_back_pushes_again(home: Home, server: ServerProcess) -> None:
+def test_push_resumes_after_a_restart_of_the_server(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
         assert shown(mount.path / "Inbox") == [text_mail(0)]
@@ -160,7 +160,7 @@ def test_a_server_that_comes_back_pushes_again(home: Home, server: ServerProcess
         assert mount.status()["online"] is True
 
 
-def test_a_server_that_takes_its_time_to_come_back(home: Home, server: ServerProcess) -> None:
+def test_push_resumes_after_a_long_outage(home: Home, server: ServerProcess) -> None:
     with home.mounted(server.url, *NEVER) as mount:
         wait_until(lambda: is_pushed(mount))
         assert shown(mount.path / "Inbox") == [text_mail(0)]

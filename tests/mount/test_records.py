@@ -100,7 +100,7 @@ async def all_mails(of: FrozenRecords, path: str, count: int) -> list[EmailRow]:
     return found
 
 
-async def test_a_description_is_of_what_is_at_and_below(
+async def test_a_description_covers_a_directory_and_those_below(
     database: IndexDatabase, stack: ExitStack
 ) -> None:
     here = records(stack, {None: database})
@@ -145,7 +145,7 @@ async def test_records_are_those_of_the_index(database: IndexDatabase, stack: Ex
             assert await all_mails(here, path, count) == direct
 
 
-async def test_it_is_one_state(database: IndexDatabase, stack: ExitStack) -> None:
+async def test_records_are_of_one_state(database: IndexDatabase, stack: ExitStack) -> None:
     here = records(stack, {None: database})
     before = await all_mails(here, "", 1000)
     with database.writer() as writer, writer.transaction():
@@ -177,7 +177,9 @@ async def test_several_accounts(tmp_path: Path, database: IndexDatabase, stack: 
 @pytest.mark.parametrize(
     "path", ["Nothing", "Work/Nothing", "..", ".", ".jmapfs.json", "Work/x.eml"]
 )
-async def test_what_is_no_directory(database: IndexDatabase, stack: ExitStack, path: str) -> None:
+async def test_paths_that_are_no_directories(
+    database: IndexDatabase, stack: ExitStack, path: str
+) -> None:
     for here in (records(stack, {None: database}), records(stack, {"Alice": database})):
         with pytest.raises(UsageError, match="no such directory"):
             await here.describe(path)
@@ -185,7 +187,7 @@ async def test_what_is_no_directory(database: IndexDatabase, stack: ExitStack, p
             await here.mails(path, FIRST, 10)
 
 
-async def test_nothing_is_told_after_the_end(database: IndexDatabase, stack: ExitStack) -> None:
+async def test_closed_records_are_refused(database: IndexDatabase, stack: ExitStack) -> None:
     here = records(stack, {None: database})
     await here.close()
     with pytest.raises(BusyError, match="has ended"):
@@ -207,7 +209,7 @@ async def test_an_index_that_cannot_be_read(
         await here.mails("", FIRST, 10)
 
 
-async def test_the_end_waits_for_who_is_reading(
+async def test_close_waits_for_reads_that_are_under_way(
     database: IndexDatabase, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = records(stack, {None: database})

@@ -143,7 +143,7 @@ class MailServer:
 async def running_server(
     server: MailServer, *, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[str]:
-    """Serve HTTP/1.1 and HTTP/2 (prior knowledge) on loopback; yield the URL without a slash.
+    """Serve on loopback; yield the URL without a slash at its end.
 
     The end of the block closes open connections.
 

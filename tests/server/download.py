@@ -46,24 +46,21 @@ async def serve_download(server: MailServer, request: Request) -> Answer:
 class _BrokenDownload:
     """Sends half a blob, and then ends or stalls.
 
-    "short" announces the whole length. "cut" announces none over HTTP/1.1, so that only the
-    missing last chunk shows the fault; over HTTP/2, only the length can show it.
+    "short" announces the whole length. "cut" announces none, so that only the missing last chunk
+    shows the fault.
     """
 
     def __init__(self, body: bytes, fault: str) -> None:
         self._body = body
         self._fault = fault
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        http2 = scope["http_version"] == "2"
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         headers = [(b"content-type", b"application/octet-stream")]
-        if self._fault != "cut" or http2:
+        if self._fault != "cut":
             headers.append((b"content-length", str(len(self._body)).encode()))
         half = self._body[: len(self._body) // 2]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": half, "more_body": True})
         if self._fault == "stall":
             await wait_for_disconnect(receive)
-        elif http2:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Over HTTP/1.1, Hypercorn closes a connection whose response is unfinished.
+        # Hypercorn closes a connection whose response is unfinished.

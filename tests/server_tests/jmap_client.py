@@ -57,16 +57,12 @@ class JmapClient:
 
 
 @asynccontextmanager
-async def connected(
-    account: Account | None = None, *, http2: bool = False, **quirks: Any
-) -> AsyncIterator[JmapClient]:
+async def connected(account: Account | None = None, **quirks: Any) -> AsyncIterator[JmapClient]:
     """Run a server and connect to it; its default account has an empty Inbox."""
     server = MailServer(account or account_with_inbox(0), quirks=Quirks(**quirks))
     async with (
         running_server(server) as url,
-        httpx.AsyncClient(
-            base_url=url, auth=AUTH, timeout=5, trust_env=False, http1=not http2, http2=http2
-        ) as http,
+        httpx.AsyncClient(base_url=url, auth=AUTH, timeout=5, trust_env=False) as http,
     ):
         yield JmapClient(server, http)
 

@@ -23,7 +23,7 @@ from jmapfs.errors import (
     UsageError,
 )
 from tests.cyrus_mail import StoredMail, sha256
-from tests.mounting import Home, Mounted, wait_until
+from tests.mounting import SHORT_LEASE, Home, Mounted
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,
@@ -32,6 +32,7 @@ from tests.snapshot.accounts import (
     churning,
 )
 from tests.snapshot.commands import dates, require_whole, take, tree_of
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -139,12 +140,12 @@ def test_killed_it_leaves_nothing_frozen(
 ) -> None:
     few.account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(2000)])
     with subprocess.Popen(
-        [*home.program, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
+        [*SHORT_LEASE, "snapshot", "--quiet", mount.path, tmp_path / "dest"],
         env=home.environment,
     ) as process:
         wait_until(lambda: mount.is_frozen, 30)
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not mount.is_frozen, 5)
+    wait_until(lambda: not mount.is_frozen)
     taken = take(home, mount.path, tmp_path / "dest")
     require_whole(taken.path)
     assert len(taken.mails) == 60 + 2000

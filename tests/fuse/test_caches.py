@@ -51,7 +51,7 @@ def names(entries: list[tuple[bytes, object]]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("room", [1, 7, 64, 255, 256, 257, 10_000])
-async def test_what_did_not_change_is_listed_once(
+async def test_an_unchanged_directory_is_listed_once(
     setting: Setting, kernel: Kernel, room: int
 ) -> None:
     inbox = await setting.inode(b"Inbox")
@@ -67,7 +67,7 @@ async def test_what_did_not_change_is_listed_once(
         assert entry.__getstate__() == looked_up.__getstate__()
 
 
-async def test_a_kept_listing_is_read_from_any_position(setting: Setting, kernel: Kernel) -> None:
+async def test_a_cached_listing_is_read_from_any_position(setting: Setting, kernel: Kernel) -> None:
     handle = await kernel.open(await setting.inode(b"Inbox"))
     everything = sorted([b"0-Sub", *map(name, range(COUNT))])
     for position in (290, 3, COUNT, COUNT + 1, COUNT + 1000, 0):
@@ -108,7 +108,7 @@ async def test_every_commit_is_listed(setting: Setting, kernel: Kernel) -> None:
     assert setting.listing_tree.listed == [inbox] * 6
 
 
-async def test_a_commit_while_it_is_listed_is_in_the_next_listing(
+async def test_a_commit_during_a_listing_is_in_the_next_one(
     setting: Setting, kernel: Kernel
 ) -> None:
     inbox = await setting.inode(b"Inbox")
@@ -122,7 +122,9 @@ async def test_a_commit_while_it_is_listed_is_in_the_next_listing(
     assert name(0) not in names(await kernel.list(inbox))
 
 
-async def test_about_is_listed_as_it_is(setting: Setting, kernel: Kernel) -> None:
+async def test_the_status_file_is_listed_with_its_current_attributes(
+    setting: Setting, kernel: Kernel
+) -> None:
     """The server's reach changes without a commit, and `.jmapfs.json` with it."""
     about = STATUS_FILE_NAME.encode()
     sizes = set()
@@ -137,7 +139,9 @@ async def test_about_is_listed_as_it_is(setting: Setting, kernel: Kernel) -> Non
     assert setting.listing_tree.listed == [ROOT] * 3
 
 
-async def test_what_is_older_than_news_is_not_lasting(setting: Setting, kernel: Kernel) -> None:
+async def test_entries_of_an_older_generation_are_not_cached_by_the_kernel(
+    setting: Setting, kernel: Kernel
+) -> None:
     inbox = await setting.inode(b"Inbox")
     handle = await kernel.open(inbox)
     before = await kernel.read(handle, 0, 10)
@@ -182,7 +186,7 @@ async def test_a_frozen_tree_and_the_live_one_have_listings_of_their_own(
 
 
 @pytest.mark.usefixtures("alike")
-async def test_a_listing_that_ends_in_another_tree_is_not_kept(
+async def test_a_listing_that_ends_in_another_tree_is_not_cached(
     setting: Setting, kernel: Kernel
 ) -> None:
     inbox = await setting.inode(b"Inbox")
@@ -203,7 +207,7 @@ def files(count: int, first: int = 0) -> DirectoryListing:
     return DirectoryListing((), listing)
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     listings = DirectoryCache(AttributeWriter(Ownership(0, 0)), limit=100)
     assert listings.put(1, files(101), 1) is None
     assert listings.get(1, 1) is None
@@ -222,7 +226,7 @@ def test_what_is_kept_is_bounded() -> None:
     assert all(listings.get(inode, 1) is None for inode in range(1000))
 
 
-async def test_what_is_too_long_is_listed_each_time(
+async def test_a_listing_that_is_too_long_is_not_cached(
     setting: Setting, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(setting.operations._listings, "_limit", COUNT)
@@ -239,7 +243,7 @@ async def opened_and_closed(setting: Setting, inode: pyfuse3.InodeT) -> None:
     await setting.operations.release(opened.fh)
 
 
-async def test_what_a_file_is_is_asked_once_until_there_are_news(setting: Setting) -> None:
+async def test_the_record_of_a_file_is_cached_for_a_generation(setting: Setting) -> None:
     inode = await setting.inode(b"Inbox", name(5))
     for _ in range(3):
         await opened_and_closed(setting, inode)
@@ -251,7 +255,7 @@ async def test_what_a_file_is_is_asked_once_until_there_are_news(setting: Settin
     assert not setting.content.held
 
 
-async def test_what_is_gone_is_not_opened_after_the_news(setting: Setting) -> None:
+async def test_a_removed_file_cannot_be_opened_in_the_next_generation(setting: Setting) -> None:
     inode = await setting.inode(b"Inbox", name(5))
     await opened_and_closed(setting, inode)
     with setting.writing() as writer:
@@ -273,7 +277,7 @@ async def test_what_is_gone_is_not_opened_after_the_news(setting: Setting) -> No
     await opened_and_closed(setting, inode)
 
 
-async def test_a_corrected_size_is_served_after_the_news(setting: Setting) -> None:
+async def test_a_corrected_size_is_shown_in_the_next_generation(setting: Setting) -> None:
     inode = await setting.inode(b"Inbox", name(5))
     await opened_and_closed(setting, inode)
     with setting.writing() as writer:
@@ -285,7 +289,7 @@ async def test_a_corrected_size_is_served_after_the_news(setting: Setting) -> No
     await setting.operations.release(opened.fh)
 
 
-async def test_a_corrected_size_is_served_without_news_to_who_found_out(setting: Setting) -> None:
+async def test_a_corrected_size_is_shown_at_once_after_a_failed_read(setting: Setting) -> None:
     """The news may fail to come, or be held back; the next to open it has the true size."""
     inode = await setting.inode(b"Inbox", name(5))
     opened = await setting.open(inode)
@@ -302,7 +306,7 @@ async def test_a_corrected_size_is_served_without_news_to_who_found_out(setting:
     await setting.operations.release(again.fh)
 
 
-async def test_a_frozen_tree_says_by_itself_what_a_file_is(setting: Setting) -> None:
+async def test_a_frozen_tree_has_its_own_records_of_files(setting: Setting) -> None:
     inode = await setting.inode(b"Inbox", name(5))
     await opened_and_closed(setting, inode)
     with frozen(setting) as (tree, listing_tree):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,8 +16,10 @@ from jmapfs.daemon.accounts import AccountInodes, AccountPageCache
 from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
 from tests.cyrus import Account, Message
-from tests.mounting import Home, Mounted, command, wait_until
+from tests.mails import fill_new_mailbox, random_mail
+from tests.mounting import Home, Mounted, command
 from tests.server import NewEmail, ServerProcess
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -78,7 +79,7 @@ def test_grep_fetches_everything_once_and_in_few_requests(mount: Mounted) -> Non
     assert mount.status()["pages"]["stored"] > _MANY // 2
 
 
-def test_the_second_time_nothing_is_asked_for(mount: Mounted) -> None:
+def test_a_second_read_needs_no_request(mount: Mounted) -> None:
     grep(mount.path)
     settled(mount)
     before = mount.counts()
@@ -88,7 +89,7 @@ def test_the_second_time_nothing_is_asked_for(mount: Mounted) -> None:
     assert (done.reads, done.blobs, done.http["requests"]) == (2, 0, 0)
 
 
-def test_who_stops_has_not_much_fetched_for_nothing(mount: Mounted) -> None:
+def test_little_is_fetched_in_vain_for_a_reader_that_stops(mount: Mounted) -> None:
     command("tail", "-n", "1", *sorted((mount.path / "Inbox").iterdir())[:100])
     settled(mount)
     assert 100 <= mount.counts().blobs <= 400
@@ -116,9 +117,7 @@ def test_opening_files_fetches_nothing(mount: Mounted) -> None:
     assert mount.counts().blobs == 0
 
 
-def test_borg_opens_every_file_and_has_only_those_fetched_that_it_reads(
-    large: Account, tmp_path: Path
-) -> None:
+def test_only_files_that_borg_reads_are_fetched(large: Account, tmp_path: Path) -> None:
     variables = {
         "BORG_BASE_DIR": str(tmp_path / "borg"),
         "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
@@ -139,7 +138,7 @@ def test_borg_opens_every_file_and_has_only_those_fetched_that_it_reads(
         assert counts.blobs == 0
 
 
-def test_rsync_has_each_mail_fetched_once(mount: Mounted, tmp_path: Path) -> None:
+def test_rsync_fetches_each_mail_once(mount: Mounted, tmp_path: Path) -> None:
     command("rsync", "-a", f"{mount.path}/", tmp_path / "copy")
     counts = mount.counts()
     assert counts.blobs == _MANY + 120
@@ -147,7 +146,7 @@ def test_rsync_has_each_mail_fetched_once(mount: Mounted, tmp_path: Path) -> Non
     assert mount.counts().blobs == _MANY + 120
 
 
-def test_a_large_cache_is_read_ahead_as_well(large: Account, tmp_path: Path) -> None:
+def test_mail_in_a_large_cache_is_read_ahead(large: Account, tmp_path: Path) -> None:
     home = Home(tmp_path, large.name, large.password)
     with home.mounted(large.url) as mount:
         grep(mount.path)
@@ -160,7 +159,7 @@ def test_a_large_cache_is_read_ahead_as_well(large: Account, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("reader", ["xargs", "threads"])
-def test_sixteen_readers_and_hardly_any_cache(
+def test_sixteen_readers_with_a_small_cache(
     fresh_account: Callable[[], Account], tmp_path: Path, reader: str
 ) -> None:
     """Every byte of the whole corpus is right, whoever comes first, and wherever it is kept."""
@@ -221,19 +220,8 @@ class _Pages:
 
 
 def fill(server: ServerProcess, count: int, size: int = 3000) -> dict[str, bytes]:
-    """Put mails into a new mailbox `Box`, a minute apart; return them by their blob ids."""
-    box = server.control.create_mailbox("Box")
-    contents = [
-        f"From: s{number}@example.net\r\nSubject: Number {number}\r\n\r\n".encode()
-        + random.Random(number).randbytes(size)
-        for number in range(count)
-    ]
-    server.control.add_emails(
-        [
-            NewEmail(content, (box,), (), f"2024-03-01T{number // 60:02}:{number % 60:02}:00Z")
-            for number, content in enumerate(contents)
-        ]
-    )
+    """Put messages into a new mailbox `Box`; return them by their blob ids."""
+    box = fill_new_mailbox(server.control, (random_mail(number, size) for number in range(count)))
     emails = server.control.dump().emails_in(box)
     return {email.blob_id: server.control.blob(email.blob_id) for email in emails}
 
@@ -274,7 +262,7 @@ def test_without_blob_get_there_are_several_downloads_at_once(
     assert 3 <= counts.max_concurrent <= limit
 
 
-def test_a_server_that_refuses_blob_get_after_all(server: ServerProcess, home: Home) -> None:
+def test_a_server_that_refuses_blob_get(server: ServerProcess, home: Home) -> None:
     blobs = fill(server, 200)
     server.control.set_quirks(
         method_faults=[{"method": "Blob/get", "error": "unknownMethod", "count": -1}]
@@ -286,7 +274,7 @@ def test_a_server_that_refuses_blob_get_after_all(server: ServerProcess, home: H
     assert counts.endpoints["download"] == 200
 
 
-def test_mail_that_goes_while_it_is_read_ahead(server: ServerProcess, home: Home) -> None:
+def test_mail_that_is_deleted_while_it_is_read_ahead(server: ServerProcess, home: Home) -> None:
     fill(server, 400)
     server.control.set_quirks(request_delay=0.05)
     with home.mounted(server.url) as mount:
