@@ -50,7 +50,7 @@ from jmapfs.tree.status_file import time_text
 _SYNC_SECONDS: Final = 600.0
 _LONGEST_FREEZE: Final = 7 * 24 * 3600.0
 _PREFETCH_SECONDS: Final = 1.0
-# A lookup takes some microseconds; so many delay nobody noticeably.
+# A lookup takes some microseconds: this many do not delay other tasks noticeably.
 _LOOKUPS: Final = 50
 
 
@@ -118,8 +118,8 @@ class Commands:
     async def sync(self, path: str = "") -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
-        With a `path`, only the account is brought up to date whose directory contains it. An error
-        of one account does not keep the others from being brought up to date.
+        With a `path`, only the account whose directory contains it is brought up to date. An error
+        in one account does not keep the others from being brought up to date.
         """
         errors: list[JmapfsError] = []
 

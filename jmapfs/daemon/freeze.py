@@ -200,7 +200,7 @@ class Freezer:
             raise BusyError(f"the mount is not frozen after {_FREEZE_SECONDS:.0f} s") from None
 
     def renew(self, lease_id: str, seconds: float) -> Lease:
-        """Let a lease last for `seconds` from now.
+        """Renew a lease: it lasts for `seconds` from now.
 
         Raises:
             BusyError: it has expired, or the freeze has ended.
@@ -262,10 +262,10 @@ class Freezer:
                 return None
             lease_id = freeze.add(limit)
             try:
-                # Also after joining: who began the freeze may have gone before this was done.
+                # Also after joining: the request that began the freeze may have been cancelled.
                 await self._tell_kernel(freeze)
             except BaseException:
-                # Nobody waits for the freeze any more, so nobody would end it.
+                # The client is gone, so nothing else would give this lease back.
                 if freeze.holds(lease_id):
                     freeze.remove(lease_id)
                 raise
@@ -311,8 +311,7 @@ class Freezer:
     async def _end_after(self, freeze: _Freeze) -> None:
         """End a freeze when its last lease has gone.
 
-        Not in the task of a request: that may be cancelled, and at the end of the mount nobody may
-        be left to answer what the kernel waits for.
+        Not in the task of a request, which may be cancelled.
         """
         with freeze.scope:
             await trio.sleep_forever()

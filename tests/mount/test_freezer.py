@@ -269,7 +269,7 @@ async def test_a_lease_that_joins_waits_for_the_kernel_as_well(
     await kernel.asked.wait()
     nursery.start_soon(second)
     await trio.testing.wait_all_tasks_blocked()
-    # The first may have told the kernel a part of the changes.
+    # The kernel may have been told only a part of the changes.
     scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert not frozen.is_set()
@@ -300,7 +300,7 @@ async def test_a_freeze_waits_for_a_consistent_state(
     assert_thawed(freezer, kernel)
     set_consistent(database, consistent=True)
     await kernel.asked.wait()
-    # The frozen state stays as it is when the index goes on.
+    # Later changes of the index do not end the freeze.
     set_consistent(database, consistent=False)
     assert freezer.frozen is not None
     assert freezer.view.tree is kernel.shown is not LIVE
@@ -321,7 +321,7 @@ async def test_a_freeze_is_refused_while_there_is_no_consistent_state(
 async def test_a_freeze_does_not_wait_while_the_server_is_unreachable(
     freezer: Freezer, kernel: Kernel, database: IndexDatabase, account: Any
 ) -> None:
-    """Nobody brings the index to a consistent state then."""
+    """Then the index would not become consistent."""
     set_consistent(database, consistent=False)
     account.follower.connection = ConnectionState(online=False, since=0.0)
     kernel.answers.set()
