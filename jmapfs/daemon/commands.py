@@ -19,7 +19,6 @@ from jmapfs.control.messages import (
     Done,
     Failure,
     FreezeRequest,
-    FreezeStatus,
     HttpStatus,
     Lease,
     MailsRequest,
@@ -37,7 +36,7 @@ from jmapfs.control.messages import (
     ThawRequest,
 )
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.daemon.freeze import Freezer, FreezeTimes
+from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.view import directory_names
 from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
@@ -101,11 +100,10 @@ class Commands:
 
     async def status(self) -> MountStatus:
         """Return the status of the mount."""
-        frozen = self._freezer.frozen
         return MountStatus(
             mountpoint=os.fsencode(self._request.mountpoint).decode(errors="backslashreplace"),
             pid=os.getpid(),
-            frozen=None if frozen is None else _freeze_status(frozen),
+            frozen=self._freezer.frozen,
             fuse=dict(sorted(self._operations.counts.items())),
             pages=PagesStatus(self._pages.stored),
             accounts=[
@@ -242,18 +240,13 @@ def _require_duration(seconds: float) -> None:
         raise UsageError("a freeze lasts more than no time, and at most a week")
 
 
-def _freeze_status(frozen: FreezeTimes) -> FreezeStatus:
-    until = None if frozen.until is None else time_text(frozen.until)
-    return FreezeStatus(time_text(frozen.since), until)
-
-
 def _account_status(account: MountedAccount) -> AccountStatus:
     with account.database.reader() as reader:
         state = reader.state()
         counts = reader.counts()
     cache = account.disk.statistics()
     counters = account.content.counters
-    traffic = account.traffic.total()
+    traffic = account.follower.traffic()
     follower = account.follower
     return AccountStatus(
         account=state.account_name,

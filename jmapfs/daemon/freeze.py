@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from jmapfs.control.messages import Lease
+from jmapfs.control.messages import FreezeStatus, Lease
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.view import FrozenRecords, MountView, directory_names
 from jmapfs.errors import BusyError, JmapfsError
@@ -29,6 +29,7 @@ from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import wait_until_consistent
 from jmapfs.index.reader import IndexReader
+from jmapfs.tree.status_file import time_text
 
 _log = logging.getLogger(__name__)
 
@@ -131,14 +132,6 @@ def _has_expired(lease: _LeaseTimes) -> bool:
     return lease.deadline <= trio.current_time()
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeTimes:
-    """When a freeze began and ends, in seconds since 1970; `until` is None without a limit."""
-
-    since: float
-    until: float | None
-
-
 class Freezer:
     """Freezes and thaws the tree of a mount.
 
@@ -169,11 +162,13 @@ class Freezer:
         return self._live if freeze is None or freeze.is_ending else freeze.view
 
     @property
-    def frozen(self) -> FreezeTimes | None:
+    def frozen(self) -> FreezeStatus | None:
         """The freeze that is on, if there is one."""
-        if self._freeze is None or self._freeze.is_ending:
+        freeze = self._freeze
+        if freeze is None or freeze.is_ending:
             return None
-        return FreezeTimes(self._freeze.since, self._freeze.until)
+        until = None if freeze.until is None else time_text(freeze.until)
+        return FreezeStatus(time_text(freeze.since), until)
 
     async def freeze(
         self, seconds: float, *, limit: float | None = None, join: bool = False
