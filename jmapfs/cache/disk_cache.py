@@ -69,9 +69,9 @@ class CacheStatistics:
 class DiskCache:
     """A cache of blobs in `directory`, of at most `limit_bytes`; with 0 nothing is stored.
 
-    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite and
-    the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob while
-    it is written, and one damaged file that was set aside.
+    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
+    and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
+    while it is written, and one damaged file that was set aside.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
