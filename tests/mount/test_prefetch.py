@@ -52,12 +52,6 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
-    with home.mounted(server.url) as mount:
-        yield mount
-
-
-@pytest.fixture
 def plain(home: Home, server: ServerProcess) -> Iterator[Mounted]:
     """A mount of a server that gives mail one by one."""
     server.control.set_quirks(blob_get=False)
