@@ -33,6 +33,7 @@ from jmapfs.cache.lru import (
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
+from jmapfs.sqlite import delete_database, quarantined
 
 _log = logging.getLogger(__name__)
 
@@ -356,14 +357,14 @@ class DiskCache:
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True
-        self._files.remove_quarantined()
+        delete_database(quarantined(self._files.current().path))
         # Before anything is evicted: if the disk is too full even for this, evicting would free
         # no space, so everything stays.
-        self._files.empty_log()
+        self._files.current().empty_log()
         with self._files.writer() as lru:
             freed = lru.evict(shortage + _STEP_BYTES, self._pins)
         if freed:
-            self._files.release_pages()
+            self._files.current().release_pages()
         return not self._space.shortage(wanted)
 
     def _shrink(self) -> None:
@@ -374,5 +375,5 @@ class DiskCache:
                     freed = lru.evict(min(excess, _STEP_BYTES), self._pins)
                 if not freed:
                     break
-            if self._files.unused_part() > _UNUSED_PART:
-                self._files.release_pages()
+            if self._files.current().unused_part() > _UNUSED_PART:
+                self._files.current().release_pages()

@@ -29,10 +29,8 @@ from jmapfs.cache.lru import LruIndex
 from jmapfs.sqlite import (
     ForeignFileError,
     connect,
-    delete_database,
     is_damage,
     quarantine,
-    quarantined,
     transaction,
 )
 
@@ -322,40 +320,24 @@ class CacheFiles:
     @contextlib.contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection for reading."""
-        store = self._current()
+        store = self.current()
         if store.replaced:
-            store = self._current(instead_of=store)
+            store = self.current(instead_of=store)
         with store.reader() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[LruIndex]:
         """Lend the index for one transaction."""
-        store = self._current()
+        store = self.current()
         if store.read_only or store.replaced:
-            store = self._current(instead_of=store)
+            store = self.current(instead_of=store)
         if store.read_only:
             raise PermissionError("the cache can only be read")
         with store.writer() as connection:
             index = LruIndex(connection, self.large)
             yield index
             index.save()
-
-    def empty_log(self) -> None:
-        """Return the space of SQLite's write-ahead log to the file system."""
-        self._current().empty_log()
-
-    def release_pages(self) -> None:
-        """Return the space of evicted small blobs to the file system."""
-        self._current().release_pages()
-
-    def remove_quarantined(self) -> None:
-        """Delete a file that was set aside, if there is one."""
-        delete_database(quarantined(self._current().path))
-
-    def unused_part(self) -> float:
-        """Return the unused part of the SQLite file, 0 to 1."""
-        return self._current().unused_part()
 
     def report(self, action: str, error: Exception) -> None:
         """Log an error if its kind is new; stop using a damaged file, which is then set aside."""
@@ -385,7 +367,8 @@ class CacheFiles:
             with contextlib.suppress(sqlite3.Error):
                 store.close()
 
-    def _current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
+    def current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
+        """Return the open SQLite file; open it again if it is `instead_of`."""
         with self._lock:
             store = self._store
             too_early = time.monotonic() < self._retry_at

@@ -48,7 +48,7 @@ def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -
     """
     if command:
         sys.exit(run_frozen(resolve(mountpoint), timeout, command))
-    # A lease that nobody renews.
+    # This lease is not renewed: it ends at the timeout or with `jmapfs thaw`.
     ask(resolve(mountpoint), FreezeRequest(seconds=timeout, limit=timeout))
 
 
@@ -58,7 +58,7 @@ def thaw_command(mountpoint: Path) -> None:
     """End a freeze: MOUNTPOINT follows the account again."""
     mountpoint = resolve(mountpoint)
     if not ask(mountpoint, ThawRequest()).was_frozen:
-        raise UsageError(f"{mountpoint}: not frozen (any more)")
+        raise UsageError(f"{mountpoint}: the mount is not frozen")
 
 
 def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
@@ -79,9 +79,7 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
                 was_frozen = lease.release()
     if was_frozen:
         return code
-    print(  # noqa: T201 - a message of the command line
-        f"jmapfs: {mountpoint}: the freeze had ended before the command did", file=sys.stderr
-    )
+    click.echo(f"jmapfs: {mountpoint}: the freeze had ended before the command did", err=True)
     return code or 1
 
 
@@ -91,16 +89,16 @@ def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], No
             started(process)
             code = process.wait()
     except FileNotFoundError:
-        print(f"jmapfs: {command[0]}: not found", file=sys.stderr)  # noqa: T201
+        click.echo(f"jmapfs: {command[0]}: not found", err=True)
         return _NOT_FOUND
     except OSError as error:
-        print(f"jmapfs: {command[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        click.echo(f"jmapfs: {command[0]}: {error.strerror}", err=True)
         return _NOT_RUNNABLE
     return code if code >= 0 else _KILLED - code
 
 
 class _SignalForwarding:
-    """Forwards signals to the command, within `with`; the thaw comes when that has ended.
+    """Forwards signals to the command within `with`, so that the mount is thawed when it ends.
 
     Signals that come before the command has started are forwarded when it has. It gets Ctrl-C from
     the terminal by itself; before the mount is frozen, Ctrl-C interrupts the wait for that.
@@ -126,7 +124,7 @@ class _SignalForwarding:
             signal.signal(number, handler)
 
     def frozen(self) -> None:
-        """From here on Ctrl-C is left to the command: the freeze must be ended in any case."""
+        """Ignore Ctrl-C from now on: it is for the command, and the mount must be thawed."""
         self._is_waiting = False
 
     def started(self, process: subprocess.Popen[bytes]) -> None:

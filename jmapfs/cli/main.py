@@ -68,7 +68,7 @@ class _LazyGroup(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         if isinstance(command, LazyCommand):
             command = command.load()
-            # `jmapfs.__main__` had set this while modules were imported.
+            # `jmapfs.__main__` sets SIG_DFL for the duration of the imports.
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
         return name, command, rest

@@ -32,7 +32,7 @@ from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageErr
 
 _EMAIL: Final = ".eml"
 
-# So many requests in a row that bring nothing, because of an obstacle, are enough.
+# After this many consecutive requests that fetch nothing because of an obstacle, give up.
 _FUTILE_REQUESTS: Final = 2
 
 
@@ -191,7 +191,7 @@ class _MountPrefetch:
                 progress.advance(len(some) - len(answer.unchecked))
 
     def fetch(self) -> None:
-        """Download what is missing, and find out whether all of it is cached then."""
+        """Download the missing emails, and count those that are still not cached."""
         if not self._sizes:
             return
         size = sum(self._sizes.values())
@@ -201,7 +201,7 @@ class _MountPrefetch:
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:
-        """Download step by step; yield the emails of each step that are done with."""
+        """Download step by step; yield the emails that each step has finished."""
         refusal = obstacle = None
         futile = 0
         pending = deque(self._sizes)

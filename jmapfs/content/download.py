@@ -209,18 +209,10 @@ class Downloader:
         """Divide blobs into requests by the present limits of the server."""
         limits = self.source.batch_limits
         if limits is None:
-            return split_into_batches(
-                blobs,
-                max_blobs=_SINGLES,
-                max_bytes=_SINGLES * SMALL_BYTES,
-                alone_above=SMALL_BYTES,
-            )
-        return split_into_batches(
-            blobs,
-            max_blobs=limits.blobs,
-            max_bytes=limits.bytes,
-            alone_above=limits.bytes // _LARGE_PART,
-        )
+            most, room, largest = _SINGLES, _SINGLES * SMALL_BYTES, SMALL_BYTES
+        else:
+            most, room, largest = limits.blobs, limits.bytes, limits.bytes // _LARGE_PART
+        return split_into_batches(blobs, max_blobs=most, max_bytes=room, alone_above=largest)
 
     async def download_batch(
         self, batch: Sequence[_Blob], *, deadline: float

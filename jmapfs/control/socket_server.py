@@ -1,7 +1,7 @@
 """The server of the control socket: answers the requests to a mount; see `messages`.
 
 The client is listened to while its request is being carried out. If it closes the connection, the
-work is cancelled: nobody would undo, or wait for, what was done for it.
+work is cancelled: otherwise a freeze could stay that no client knows of.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,10 +34,18 @@ from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import Client, connect
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
 from jmapfs.tree.status_file import Reachability
 
 _log = logging.getLogger(__name__)
+
+_MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
+# What is read ahead has to fit into memory if the kernel does not take it.
+_READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
+_CONCURRENCY: Final = 8
+
+Listener = Callable[[], Awaitable[None]]
 
 
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
@@ -92,14 +99,6 @@ def _load_names(path: Path) -> dict[str, str]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, *UNDECODABLE):
         return {}
-
-
-_MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
-# What is read ahead has to fit into memory if the kernel does not take it.
-_READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
-_CONCURRENCY: Final = 8
-
-Listener = Callable[[], Awaitable[None]]
 
 
 class ChangeNotifier:
@@ -229,15 +228,22 @@ async def open_account(
             traffic.begin(client.traffic)
             yield client
 
+    changes = ChangeNotifier()
+
+    async def correct_size(blob_id: str, size: int) -> None:
+        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
+        await trio.to_thread.run_sync(_correct_size, database, blob_id, size)
+        await changes.notify()
+
     async with contextlib.AsyncExitStack() as stack:
         lease = stack.enter_context(WriterLease(database))
         refusal = await trio.to_thread.run_sync(lease.try_acquire)
         if refusal is not None:
-            _require_listed(database, refusal)
+            if not _is_complete(database):
+                raise BusyError(f"{refusal}, and has not listed it yet: try again later")
             report.notice(f"{refusal}; this mount reads along")
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)
         stack.push_async_callback(_close, disk)
-        changes = ChangeNotifier()
         follower = AccountFollower(
             open_client,
             database,
@@ -250,7 +256,7 @@ async def open_account(
                 AccountBlobSource(follower),
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
-                on_size_mismatch=_SizeCorrections(database, changes).correct,
+                on_size_mismatch=correct_size,
             )
         )
         reader, chunk_reader = (stack.enter_context(database.reader()) for _ in range(2))
@@ -284,30 +290,9 @@ async def _close(disk: DiskCache) -> None:
         await trio.to_thread.run_sync(disk.close)
 
 
-class _SizeCorrections:
-    """Corrects sizes of blobs that the server stated wrongly."""
-
-    def __init__(self, database: IndexDatabase, changes: ChangeNotifier) -> None:
-        self._database = database
-        self._changes = changes
-
-    async def correct(self, blob_id: str, size: int) -> None:
-        """Correct the size of a blob to `size` bytes, and notify the listeners."""
-        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
-        await trio.to_thread.run_sync(self._correct_index, blob_id, size)
-        await self._changes.notify()
-
-    def _correct_index(self, blob_id: str, size: int) -> None:
-        try:
-            with self._database.writer() as writer, writer.transaction():
-                writer.correct_size(blob_id, size)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot write the index: {error}") from error
-
-
-def _require_listed(database: IndexDatabase, refusal: BusyError) -> None:
-    if not _is_complete(database):
-        raise BusyError(f"{refusal}, and has not listed it yet: try again later")
+def _correct_size(database: IndexDatabase, blob_id: str, size: int) -> None:
+    with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
+        writer.correct_size(blob_id, size)
 
 
 def _is_complete(database: IndexDatabase) -> bool:

@@ -24,7 +24,7 @@ from jmapfs.errors import (
 from jmapfs.jmap.http import Traffic, Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
-from jmapfs.jmap.response import STALL_TIMEOUT, Request
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
 from jmapfs.jmap.types import R, decode
 
@@ -164,7 +164,7 @@ class Api:
         responses: list[MethodResponse] = []
         for batch in self._split(calls):
             session = await self.current_session(until=until)
-            request = Request(
+            request = HttpRequest(
                 method="POST",
                 url=session.api_url,
                 headers=_JSON,
@@ -231,7 +231,7 @@ class Api:
             self._learned_objects = max(1, min(self._learned_objects, size))
 
     async def _refresh(self, until: float) -> None:
-        request = Request(method="GET", url=self.session.url, headers=SESSION_HEADERS)
+        request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
         session = parse_session(await self.transport.fetch(request, until=until), self.transport)
         # What another account or server says would be stored in the index of this one.
         if origin_of(session.api_url) != origin_of(self.session.api_url):

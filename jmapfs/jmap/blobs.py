@@ -19,7 +19,7 @@ from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
 from jmapfs.jmap.http import RetryPolicy
 from jmapfs.jmap.http_errors import TransientError, printable
-from jmapfs.jmap.response import Request, ResponseReader
+from jmapfs.jmap.response import HttpRequest, ResponseReader
 
 # Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -93,7 +93,7 @@ class BlobStream:
     async def _open(self) -> ResponseReader:
         session = await self._api.current_session(until=self._until)
         url = expand(session.download_url, self._values)
-        request = Request(method="GET", url=url, headers=_HEADERS)
+        request = HttpRequest(method="GET", url=url, headers=_HEADERS)
         exchange = self._api.transport.exchange(request, until=self._until)
         try:
             return await self._attempt.enter_async_context(exchange)

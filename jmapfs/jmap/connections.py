@@ -23,6 +23,8 @@ import httpcore
 import httpx
 import trio
 
+from jmapfs.errors import ConfigError
+
 _KEEPALIVE_SECONDS = 60.0
 
 _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
@@ -45,6 +47,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     The number of connections is not limited here: the caller limits its requests. https:// goes
     through the proxy that the environment names. http:// is for this machine and never does.
+
+    Raises ConfigError for a proxy that is not usable.
     """
 
     def __init__(self) -> None:
@@ -138,7 +142,14 @@ def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | No
     address = proxies.get("https") or proxies.get("all")
     if not address:
         return None
-    proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    try:
+        proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    except (httpx.InvalidURL, ValueError):
+        proxy = None
+    if proxy is None or proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
+        raise ConfigError(
+            "the proxy that the environment names is not usable: give a URL http://… or https://…"
+        )
     return httpcore.AsyncHTTPProxy(
         proxy_url=httpcore.URL(
             scheme=proxy.url.raw_scheme,

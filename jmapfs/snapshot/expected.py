@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError
+from jmapfs.snapshot.files import open_regular
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
     DESCRIPTION,
@@ -29,11 +30,12 @@ from jmapfs.snapshot.manifest import (
     read_description,
     read_last_lines,
 )
-from jmapfs.snapshot.verify_read import Finding, open_file, read_digest, read_error
+from jmapfs.snapshot.verify_read import Finding, read_digest, read_error
 from jmapfs.snapshot.verify_record import Kind
 
 _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_BUFFER_BYTES: Final = 1 << 20
 # Longer than any line; a file that was overwritten may have no line breaks at all.
 _MAX_LINE: Final = 16 << 20
 # Enough for any number of mailboxes; it is read at once.
@@ -152,7 +154,7 @@ class ExpectedContents:
         """Return the checksums of the other two files, from the last lines of SHA256SUMS."""
         sums: dict[str, str | None] = dict.fromkeys(SUMMED_FILES)
         try:
-            with open_file(self._directory / CHECKSUMS) as file:
+            with self._open(CHECKSUMS) as file:
                 lines = read_last_lines(file)
         except OSError as error:
             self._find_unreadable(CHECKSUMS, error)
@@ -207,11 +209,14 @@ class ExpectedContents:
 
     def _lines(self, path: str) -> Iterator[bytes]:
         try:
-            with open_file(self._directory / path) as file:
+            with self._open(path) as file:
                 while line := file.readline(_MAX_LINE):
                     yield line
         except OSError as error:
             self._find_unreadable(path, error)
+
+    def _open(self, path: str) -> BinaryIO:
+        return os.fdopen(open_regular(self._directory / path), "rb", buffering=_BUFFER_BYTES)
 
     def _find_incomplete(self, path: str, detail: str) -> None:
         self.is_complete = False

@@ -39,6 +39,24 @@ def create_file(path: Path | str, mode: int = 0o400, *, append: bool = False) ->
     return os.open(path, flags | (os.O_APPEND if append else 0), mode)
 
 
+def open_regular(path: Path | str) -> int:
+    """Open a regular file for reading; raises OSError, also if it is something else."""
+    # Something else in its place must neither block us (FIFO) nor lead elsewhere (link).
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {describe_type(mode)}", os.fspath(path))
+    return descriptor
+
+
+def describe_type(mode: int) -> str:
+    """Return what something is that is no regular file."""
+    types = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
+    return types.get(stat.S_IFMT(mode), "a special file")
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of `data`, with several calls if necessary; raises OSError."""
     written = os.write(descriptor, data)
@@ -53,11 +71,10 @@ def has_content(path: str, size: int, sha256: str) -> bool:
     They are dropped first. This proves nothing about pages that are still to be written.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_size != size:
+        with os.fdopen(open_regular(path), "rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
                 return False
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
     except OSError:
         return False

@@ -7,7 +7,7 @@ consistent state of it is pinned for the whole copy, and the blobs of that state
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,19 +26,11 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import (
-    BlobRequest,
-    BlobTotals,
-    EarlySink,
-    Sink,
-    SnapshotReport,
-    SourceOpener,
-)
+from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
-from jmapfs.tree.layout import EmailExport
+from jmapfs.tree.layout import EmailExport, lay_out
 from jmapfs.tree.status_file import time_text
-from jmapfs.tree.tree import Tree
 
 _PART_EMAILS: Final = 2000
 _UPDATE_SECONDS: Final = 60.0
@@ -229,7 +221,7 @@ class _PinnedAccount:
     """The state of an account that a reader is pinned to; a `Source`."""
 
     def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
-        layout = Tree(reader).layout()
+        layout = lay_out(reader.mailboxes())
         self.origin = Origin(
             server=state.server,
             account_id=state.account_id,
@@ -242,6 +234,7 @@ class _PinnedAccount:
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
         self.batches = blobs.batches
+        self.download = blobs.download
         self._blobs = blobs
         # A reader is used from one thread at a time.
         self._reading = trio.CapacityLimiter(1)
@@ -257,10 +250,6 @@ class _PinnedAccount:
             return await trio.to_thread.run_sync(
                 partial(self._export.after, position, _PART_EMAILS), limiter=self._reading
             )
-
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
-        """See `Source.download`."""
-        return await self._blobs.download(batch, sink)
 
     async def still_frozen(self) -> bool:
         """Return True: a pinned reader keeps its state."""

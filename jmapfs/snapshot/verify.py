@@ -31,6 +31,7 @@ from jmapfs.errors import (
     lone_errors,
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
+from jmapfs.snapshot.files import describe_type
 from jmapfs.snapshot.manifest import MAIL, Description
 from jmapfs.snapshot.repository import Repository, looks_like_snapshot
 from jmapfs.snapshot.verify_read import (
@@ -38,7 +39,6 @@ from jmapfs.snapshot.verify_read import (
     Finding,
     InodeCache,
     PendingRead,
-    describe_type,
     read_error,
 )
 from jmapfs.snapshot.verify_record import Kind, Outcome

@@ -13,20 +13,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
+from jmapfs.snapshot.files import open_regular
 from jmapfs.snapshot.verify_record import Kind
 
 _BUFFER_BYTES: Final = 1 << 20
-# Something else in the place of a file must neither block us (FIFO) nor lead elsewhere (link).
-_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 # Errors that concern one name of a file, and tell nothing about its other names.
 _NAME_ERRORS: Final = _MISSING | {errno.ELOOP, errno.EINVAL}
@@ -145,11 +142,6 @@ class InodeCache:
                 comparison.finish(content)
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading; raises OSError, also if it is something else."""
-    return os.fdopen(_open(os.fspath(path)), "rb", buffering=_BUFFER_BYTES)
-
-
 def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int]:
     """Read a regular file; return its SHA-256, and its size in bytes.
 
@@ -158,7 +150,7 @@ def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int
     buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
     digest = hashlib.sha256()
     size = 0
-    descriptor = _open(path)
+    descriptor = open_regular(path)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         while count := os.readv(descriptor, [buffer]):
@@ -178,18 +170,3 @@ def read_error(error: OSError) -> ReadError:
     if error.errno == errno.ELOOP:
         return ReadError("altered", "is a symbolic link, not a file")
     return ReadError("altered", f"cannot be read: {error.strerror}")
-
-
-def describe_type(mode: int) -> str:
-    """Return what something is that is no regular file."""
-    types = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
-    return types.get(stat.S_IFMT(mode), "a special file")
-
-
-def _open(path: str) -> int:
-    descriptor = os.open(path, _FLAGS)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {describe_type(mode)}", path)
-    return descriptor

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,7 +18,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, StorageError
-from jmapfs.snapshot.files import create_file, sync_directory
+from jmapfs.snapshot.files import create_file, open_regular, sync_directory
 from jmapfs.snapshot.manifest import parse_date
 
 Kind = Literal["altered", "missing", "extra"]
@@ -146,18 +145,11 @@ def _wait_for_lock(descriptor: int) -> None:
 
 def _read(directory: Path) -> dict[str, Verification]:
     try:
-        document = msgspec.json.decode(_content(directory / _NAME), type=_Document)
+        with os.fdopen(open_regular(directory / _NAME), "rb") as file:
+            document = msgspec.json.decode(file.read(_MAX_BYTES), type=_Document)
     except (OSError, *UNDECODABLE):
         return {}
     return {date: one for date, one in document.snapshots.items() if parse_date(date) is not None}
-
-
-def _content(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        return file.read(_MAX_BYTES)
 
 
 def _write(directory: Path, content: bytes) -> None:

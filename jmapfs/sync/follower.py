@@ -38,7 +38,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batches import BatchLimits
+from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
@@ -352,7 +352,7 @@ class AccountBlobSource:
         return self._client().blob_ids_are_sha1
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
         client = self._follower.client
         return None if client is None else client.batch_limits

@@ -225,7 +225,7 @@ def test_each_account_follows_its_own_changes(
             "Play",
             ".jmapfs.json",
         }
-        # Of the other account nothing changed but what was added to it.
+        # In the other account only the new mail is different.
         after = everything(mount)
         untouched = {p for p in before if p.startswith(OWN_DIRECTORY) and p.endswith(".eml")}
         assert {path: after[path] for path in untouched} == {p: before[p] for p in untouched}

@@ -34,7 +34,7 @@ def box(
     home: Home, *contents: bytes, blob_ids: str = "plain", options: tuple[str, ...] = ()
 ) -> Iterator[tuple[ServerProcess, Mounted, list[Path]]]:
     """Mount an account that holds these mails; give their files, in this order."""
-    # That its blob ids are SHA-1s is told by a capability of Cyrus.
+    # A capability of Cyrus says that its blob ids are SHA-1s.
     quirks: dict[str, Any] = {"blob_capability": CYRUS_BLOB} if blob_ids == "cyrus" else {}
     with server_process("empty", blob_ids=blob_ids, **quirks) as server:
         fill_new_mailbox(server.control, contents)

@@ -1,4 +1,4 @@
-"""A real Cyrus with real mail, mounted for real: what is shown is what is there."""
+"""Real mail on a real Cyrus: the mount shows what the server has."""
 
 from __future__ import annotations
 

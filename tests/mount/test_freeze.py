@@ -1,4 +1,4 @@
-"""Frozen, the tree stands still for a copy, whatever happens to the account meanwhile."""
+"""A frozen tree does not change while the account does."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_rsync_among_changes_copies_one_state(
 def copy_among_changes(
     account: ChangingAccount, mount: Mounted, before: State, target: Path, seconds: int
 ) -> int:
-    """Have rsync take some seconds for one state; return how often there were changes meanwhile."""
+    """Copy with rsync for some seconds among changes; return how often the account changed."""
     size = sum(len(data) for _, data in before.values())
     rate = f"--bwlimit={max(1, size // 1024 // seconds)}"
     changes = 0

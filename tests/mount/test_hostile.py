@@ -1,4 +1,4 @@
-"""The account nobody wants to have, mounted: all of its mail is there, and nothing outside."""
+"""A mount of a hostile account: all of its mail is there, and nothing outside the mount."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def test_a_stopped_process_loses_its_lease_and_notices_it(
 
 
 def test_a_killed_freeze_command_lets_its_lease_expire(home: Home, mount: Mounted) -> None:
-    # The command itself goes on: only `jmapfs freeze` is killed.
+    # Only `jmapfs freeze` is killed; the command continues.
     with subprocess.Popen(
         [
             *SHORT_LEASE,

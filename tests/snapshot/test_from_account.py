@@ -24,6 +24,7 @@ from jmapfs.snapshot.source import SnapshotSummary
 from tests.server import Account, MailServer, running_server
 from tests.snapshot.commands import RecordingReport, dates, require_whole
 from tests.sync.following import CREDENTIALS, message, small_account
+from tests.waits import wait_until_async
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BusyAccount:
     source: AccountSource
     directory: Path
     lease: WriterLease
-    listener: RecordingReport
+    report: RecordingReport
 
     @property
     def dest(self) -> Path:
@@ -48,21 +49,21 @@ class BusyAccount:
 
     async def snapshot(self, *, allow_stale: bool = False) -> SnapshotSummary:
         """Create another snapshot."""
-        return await snapshot(self.source, self.directory, self.listener, allow_stale=allow_stale)
+        return await snapshot(self.source, self.directory, self.report, allow_stale=allow_stale)
 
 
 async def snapshot(
     source: AccountSource,
     directory: Path,
-    listener: RecordingReport,
+    report: RecordingReport,
     *,
     allow_stale: bool = False,
     dest: str = "dest",
 ) -> SnapshotSummary:
     cache = directory / "cache"
-    async with account_opener(source, cache, listener, allow_stale=allow_stale) as opener:
+    async with account_opener(source, cache, report, allow_stale=allow_stale) as opener:
         return await create_snapshot(
-            opener, Repository(directory / dest), max_gone=50, report=listener
+            opener, Repository(directory / dest), max_gone=50, report=report
         )
 
 
@@ -79,37 +80,35 @@ async def busy(tmp_path: Path) -> AsyncIterator[BusyAccount]:
 
 
 @pytest.fixture
-def tried_to_pin(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
-    """Set when the snapshot has tried to pin a state of the index."""
-    event = trio.Event()
+def pin_attempts(monkeypatch: pytest.MonkeyPatch) -> list[IndexReader]:
+    """Gets the reader at each attempt to pin a state of the index."""
+    attempts: list[IndexReader] = []
     try_pin = from_account._AccountOpener._try_pin
 
-    def try_pin_and_tell(self: Any, reader: IndexReader) -> Any:
-        trio.from_thread.run_sync(event.set)
+    def try_pin_recorded(self: Any, reader: IndexReader) -> Any:
+        attempts.append(reader)
         return try_pin(self, reader)
 
-    monkeypatch.setattr(from_account._AccountOpener, "_try_pin", try_pin_and_tell)
-    return event
+    monkeypatch.setattr(from_account._AccountOpener, "_try_pin", try_pin_recorded)
+    return attempts
 
 
 async def test_it_waits_for_a_state_of_the_account(
-    busy: BusyAccount, tried_to_pin: trio.Event
+    busy: BusyAccount, pin_attempts: list[IndexReader]
 ) -> None:
     busy.set_consistent(False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(busy.snapshot)
-        with trio.fail_after(30):
-            await tried_to_pin.wait()
-        await trio.sleep(2 * database._CONSISTENT_INTERVAL)
+        await wait_until_async(lambda: len(pin_attempts) > 2, seconds=30)
         assert len(dates(busy.dest)) == 1
         busy.set_consistent(True)
-    assert busy.listener.notices == []
+    assert busy.report.notices == []
     assert len(dates(busy.dest)) == 2
     for date in dates(busy.dest):
         require_whole(busy.dest / date)
 
 
-async def test_an_index_that_is_between_two_states_for_long(
+async def test_an_index_that_stays_inconsistent_is_an_error(
     busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_CONSISTENT_SECONDS", 0.05)
@@ -120,7 +119,7 @@ async def test_an_index_that_is_between_two_states_for_long(
 
 
 @pytest.mark.parametrize("change", ["a mail", "a name"])
-async def test_an_index_that_nobody_brings_up_to_date(
+async def test_an_index_that_is_not_up_to_date_is_an_error(
     busy: BusyAccount, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """An older state is not presented as the current one."""
@@ -134,11 +133,11 @@ async def test_an_index_that_nobody_brings_up_to_date(
         await busy.snapshot()
     assert len(dates(busy.dest)) == 1
     assert (await busy.snapshot(allow_stale=True)).new == 0
-    [notice] = busy.listener.notices
+    [notice] = busy.report.notices
     assert "not up to date; copying its state of" in notice
 
 
-async def test_an_index_that_stays_between_two_states(
+async def test_an_inconsistent_index_is_copied_if_allowed(
     busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With --allow-stale it is copied as well, with a notice."""
@@ -146,10 +145,20 @@ async def test_an_index_that_stays_between_two_states(
     busy.set_consistent(False)
     busy.account.add_email(message(90), ["P0"])
     assert (await busy.snapshot(allow_stale=True)).new == 0
-    assert [notice for notice in busy.listener.notices if "between two states" in notice]
+    assert [notice for notice in busy.report.notices if "between two states" in notice]
 
 
-async def test_the_other_process_ends(busy: BusyAccount) -> None:
+async def test_it_takes_over_the_index_when_the_other_process_ends(
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[BusyError] = []
+    request_update = from_account._AccountOpener._request_update
+
+    async def request_recorded(self: Any, error: BusyError, waiter: Any) -> Any:
+        requests.append(error)
+        return await request_update(self, error, waiter)
+
+    monkeypatch.setattr(from_account._AccountOpener, "_request_update", request_recorded)
     busy.account.add_email(message(90), ["P0"])
     summaries: list[SnapshotSummary] = []
 
@@ -159,28 +168,28 @@ async def test_the_other_process_ends(busy: BusyAccount) -> None:
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(take)
-            await trio.sleep(2 * from_account._FIRST_PAUSE)
+            await wait_until_async(lambda: len(requests) > 1, seconds=30)
             assert not summaries
             busy.lease.__exit__()
     [summary] = summaries
     assert summary.new == 1
-    assert busy.listener.notices == []
+    assert busy.report.notices == []
 
 
-async def test_several_of_a_new_account_at_once(tmp_path: Path) -> None:
+async def test_several_first_snapshots_at_the_same_time(tmp_path: Path) -> None:
     """Of several lines of a crontab, one lists the account, and the others wait for it."""
     server = MailServer([small_account(500)])
-    listeners = [RecordingReport() for _ in range(3)]
+    reports = [RecordingReport() for _ in range(3)]
     async with running_server(server) as url:
         source = AccountSource("alice", f"{url}/session", CREDENTIALS)
         async with trio.open_nursery() as nursery:
-            for number, listener in enumerate(listeners):
+            for number, report in enumerate(reports):
                 nursery.start_soon(
-                    partial(snapshot, source, tmp_path, listener, dest=f"dest{number}")
+                    partial(snapshot, source, tmp_path, report, dest=f"dest{number}")
                 )
     manifests = set()
-    for number, listener in enumerate(listeners):
-        assert listener.notices == []
+    for number, report in enumerate(reports):
+        assert report.notices == []
         [date] = dates(tmp_path / f"dest{number}")
         require_whole(tmp_path / f"dest{number}" / date)
         manifests.add((tmp_path / f"dest{number}" / date / "manifest.jsonl").read_bytes())

@@ -27,6 +27,7 @@ from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.snapshot.staging import InterruptedRuns
 from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.snapshot.handmade import ORIGIN, Letter, make_snapshot
+from tests.waits import wait_until
 
 DATES = [f"2026-11-{day:02}T120000Z" for day in range(1, 6)]
 NEWEST = DATES[-1]
@@ -593,8 +594,7 @@ def test_the_snapshot_command_finds_a_killed_prune(tmp_path: Path) -> None:
 def test_a_second_prune_at_the_same_time_is_refused(tmp_path: Path) -> None:
     history(tmp_path, mails=100)
     with slow_prune(tmp_path, 0.1) as process:
-        while not Repository(tmp_path).half_removed():
-            time.sleep(0.001)
+        wait_until(lambda: bool(Repository(tmp_path).half_removed()))
         command = [sys.executable, "-m", "jmapfs", "prune", str(tmp_path), "--keep-last", "1"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (result.returncode, result.stdout) == (BusyError.exit_code, "")

@@ -12,7 +12,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from jmapfs.errors import StorageError, UsageError
 from jmapfs.snapshot import expected, verify, verify_read
+from jmapfs.snapshot.files import open_regular
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace, checksum_line
 from jmapfs.snapshot.verify import snapshots_at
 from jmapfs.snapshot.verify_read import InodeCache
@@ -29,8 +30,8 @@ from tests.snapshot.verification import (
     DATE,
     LETTERS,
     Progress,
+    findings,
     flip,
-    found,
     new_snapshot,
     overwrite,
     sha256sum_passes,
@@ -38,7 +39,7 @@ from tests.snapshot.verification import (
     write_snapshot,
 )
 
-TWICE = [f"mail/{mailbox}/0002.eml" for mailbox in ("Inbox", "Work", "Work/Clients")]
+FILES_OF_MAIL_2 = [f"mail/{mailbox}/0002.eml" for mailbox in ("Inbox", "Work", "Work/Clients")]
 METADATA = ["SHA256SUMS", "manifest.jsonl", "snapshot.json"]
 
 
@@ -53,7 +54,7 @@ def files_of(snapshot: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def put_back(path: Path) -> Iterator[bytes]:
+def restored(path: Path) -> Iterator[bytes]:
     content = path.read_bytes()
     try:
         yield content
@@ -81,7 +82,7 @@ def test_mailboxes_may_be_empty(tmp_path: Path) -> None:
     snapshot = write_snapshot(tmp_path / DATE, [], ["Inbox", "Work/Clients/Old"])
     assert verified(snapshot).outcome == "good"
     (snapshot / "mail/Work/Clients/Old").rmdir()
-    assert found(snapshot) == [("missing", "mail/Work/Clients/Old")]
+    assert findings(snapshot) == [("missing", "mail/Work/Clients/Old")]
 
 
 def test_mails_with_the_same_content_are_good(tmp_path: Path) -> None:
@@ -98,43 +99,43 @@ def test_progress_adds_up_to_everything(snapshot: Path) -> None:
 def test_many_mails_are_verified(tmp_path: Path) -> None:
     snapshot = make_snapshot(tmp_path, DATE, [Letter(number) for number in range(1500)])
     assert verified(snapshot).outcome == "good"
-    harmed = [3, 700, 1400]
-    for number in harmed:
+    damaged = [3, 700, 1400]
+    for number in damaged:
         flip(snapshot / f"mail/Inbox/{number:04}.eml")
-    assert found(snapshot) == [("altered", f"mail/Inbox/{number:04}.eml") for number in harmed]
+    assert findings(snapshot) == [("altered", f"mail/Inbox/{number:04}.eml") for number in damaged]
 
 
 # --- Altered files
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reusable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot for many examples; each restores what it changed."""
-    return new_snapshot(tmp_path_factory.mktemp("lasting"))
+    return new_snapshot(tmp_path_factory.mktemp("reusable"))
 
 
 @settings(
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data(), mask=st.integers(1, 255))
-def test_any_altered_byte_is_found(lasting: Path, data: st.DataObject, mask: int) -> None:
-    file = data.draw(st.sampled_from(files_of(lasting)))
-    with put_back(lasting / file) as content:
-        flip(lasting / file, data.draw(st.integers(0, len(content) - 1)), mask)
-        names = TWICE if file in TWICE else [file]
-        assert found(lasting) == [("altered", name) for name in names]
+def test_any_altered_byte_is_found(reusable: Path, data: st.DataObject, mask: int) -> None:
+    file = data.draw(st.sampled_from(files_of(reusable)))
+    with restored(reusable / file) as content:
+        flip(reusable / file, data.draw(st.integers(0, len(content) - 1)), mask)
+        names = FILES_OF_MAIL_2 if file in FILES_OF_MAIL_2 else [file]
+        assert findings(reusable) == [("altered", name) for name in names]
 
 
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_truncation_anywhere_is_found(lasting: Path, data: st.DataObject) -> None:
-    file = data.draw(st.sampled_from(files_of(lasting)))
-    with put_back(lasting / file) as content:
-        overwrite(lasting / file, content[: data.draw(st.integers(0, len(content) - 1))])
-        names = TWICE if file in TWICE else [file]
-        assert found(lasting) == [("altered", name) for name in names]
+def test_truncation_anywhere_is_found(reusable: Path, data: st.DataObject) -> None:
+    file = data.draw(st.sampled_from(files_of(reusable)))
+    with restored(reusable / file) as content:
+        overwrite(reusable / file, content[: data.draw(st.integers(0, len(content) - 1))])
+        names = FILES_OF_MAIL_2 if file in FILES_OF_MAIL_2 else [file]
+        assert findings(reusable) == [("altered", name) for name in names]
 
 
 @settings(
@@ -142,17 +143,17 @@ def test_truncation_anywhere_is_found(lasting: Path, data: st.DataObject) -> Non
 )
 @given(file=st.sampled_from(METADATA), content=st.binary(max_size=300))
 def test_any_content_of_a_metadata_file_is_a_finding(
-    lasting: Path, file: str, content: bytes
+    reusable: Path, file: str, content: bytes
 ) -> None:
-    with put_back(lasting / file):
-        overwrite(lasting / file, content)
-        assert found(lasting) == [("altered", file)]
+    with restored(reusable / file):
+        overwrite(reusable / file, content)
+        assert findings(reusable) == [("altered", file)]
 
 
 def test_an_edited_manifest_is_found(snapshot: Path) -> None:
     manifest = snapshot / "manifest.jsonl"
     overwrite(manifest, manifest.read_bytes().replace(b"$seen", b"$flag"))
-    assert found(snapshot) == found(snapshot, quick=True) == [("altered", "manifest.jsonl")]
+    assert findings(snapshot) == findings(snapshot, quick=True) == [("altered", "manifest.jsonl")]
 
 
 def test_an_edited_manifest_does_not_hide_an_added_file(snapshot: Path) -> None:
@@ -161,7 +162,7 @@ def test_an_edited_manifest_does_not_hide_an_added_file(snapshot: Path) -> None:
     another = Letter(4).saved()
     overwrite(manifest, b"".join([*lines, msgspec.json.encode(another) + b"\n"]))
     (snapshot / another.mailboxes[0].file).write_bytes(Letter(4).bytes)
-    assert found(snapshot) == [("extra", "mail/Inbox/0004.eml"), ("altered", "manifest.jsonl")]
+    assert findings(snapshot) == [("extra", "mail/Inbox/0004.eml"), ("altered", "manifest.jsonl")]
 
 
 def test_an_edited_manifest_with_matching_checksums_is_found(snapshot: Path) -> None:
@@ -174,7 +175,7 @@ def test_an_edited_manifest_with_matching_checksums_is_found(snapshot: Path) -> 
     sums[-2] = checksum_line(hashlib.sha256(b"".join(others)).hexdigest(), "manifest.jsonl")
     overwrite(snapshot / "SHA256SUMS", b"".join(sums[1:]))
     (snapshot / "mail/Inbox/0001.eml").unlink()
-    assert found(snapshot) == [("altered", "snapshot.json")]
+    assert findings(snapshot) == [("altered", "snapshot.json")]
 
 
 def test_an_added_or_removed_checksum_is_found(snapshot: Path) -> None:
@@ -183,10 +184,10 @@ def test_an_added_or_removed_checksum_is_found(snapshot: Path) -> None:
     another = checksum_line("0" * 64, "mail/Inbox/0000.eml")
     for position in range(len(lines) + 1):
         overwrite(sums, b"".join([*lines[:position], another, *lines[position:]]))
-        assert found(snapshot) == [("altered", "SHA256SUMS")]
+        assert findings(snapshot) == [("altered", "SHA256SUMS")]
     for position in range(len(lines)):
         overwrite(sums, b"".join([*lines[:position], *lines[position + 1 :]]))
-        assert found(snapshot) == [("altered", "SHA256SUMS")]
+        assert findings(snapshot) == [("altered", "SHA256SUMS")]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, file: str, *, qu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "lstat", look)
-        assert found(snapshot, quick=quick) == [
+        assert findings(snapshot, quick=quick) == [
             ("altered", "mail/Inbox/0001.eml"),
             ("altered", "manifest.jsonl"),
         ]
@@ -226,14 +227,14 @@ def test_a_description_cannot_name_directories_elsewhere(snapshot: Path, path: s
     told = msgspec.json.decode(description.read_bytes())
     told["mailboxes"][0]["path"] = path
     overwrite(description, msgspec.json.encode(told))
-    assert found(snapshot) == [("missing", "SHA256SUMS"), ("altered", "snapshot.json")]
+    assert findings(snapshot) == [("missing", "SHA256SUMS"), ("altered", "snapshot.json")]
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "x" * 64, "A" * 64])
 def test_a_manifest_with_other_checksums_is_found(tmp_path: Path, sha256: str) -> None:
     bad = msgspec.structs.replace(Letter(1).saved(), sha256=sha256)
     snapshot = write_snapshot(tmp_path / DATE, [bad], ["Inbox"])
-    assert found(snapshot) == [("altered", "manifest.jsonl")]
+    assert findings(snapshot) == [("altered", "manifest.jsonl")]
 
 
 @pytest.mark.parametrize("line", [-2, -1])
@@ -243,7 +244,7 @@ def test_a_damaged_checksum_does_not_discredit_its_file(snapshot: Path, line: in
     lines = sums.read_bytes().splitlines(keepends=True)
     lines[line] = (b"1" if lines[line].startswith(b"0") else b"0") + lines[line][1:]
     overwrite(sums, b"".join(lines))
-    assert found(snapshot) == [("altered", "SHA256SUMS")]
+    assert findings(snapshot) == [("altered", "SHA256SUMS")]
 
 
 def test_deeply_nested_json_is_an_invalid_line(snapshot: Path) -> None:
@@ -252,7 +253,7 @@ def test_deeply_nested_json_is_an_invalid_line(snapshot: Path) -> None:
     deep = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
     overwrite(manifest, deep + manifest.read_bytes())
     flip(snapshot / "mail/Inbox/0001.eml")
-    assert found(snapshot) == [
+    assert findings(snapshot) == [
         ("missing", "SHA256SUMS"),
         ("altered", "mail/Inbox/0001.eml"),
         ("altered", "manifest.jsonl"),
@@ -265,7 +266,7 @@ def test_a_directory_instead_of_a_file_is_found(snapshot: Path) -> None:
     file.mkdir()
     flip(snapshot / "mail/Work/Clients/0003.eml")
     for quick, other in ((True, []), (False, [("altered", "mail/Work/Clients/0003.eml")])):
-        assert found(snapshot, quick=quick) == [("altered", "mail/Inbox/0001.eml"), *other]
+        assert findings(snapshot, quick=quick) == [("altered", "mail/Inbox/0001.eml"), *other]
 
 
 @pytest.mark.parametrize("file", [*METADATA, "mail/Inbox/0001.eml"])
@@ -295,7 +296,7 @@ def test_a_link_instead_of_a_directory_is_found(snapshot: Path) -> None:
     moved = snapshot.parent / "moved"
     (snapshot / "mail/Work").rename(moved)
     (snapshot / "mail/Work").symlink_to(moved)
-    assert ("altered", "mail/Work") in found(snapshot)
+    assert ("altered", "mail/Work") in findings(snapshot)
 
 
 def test_an_unreadable_file_is_found(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,21 +327,20 @@ def test_an_unreadable_directory_is_found(snapshot: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "scandir", scan)
     (snapshot / "note").touch()
-    assert found(snapshot) == [("altered", "mail/Work"), ("extra", "note")]
+    assert findings(snapshot) == [("altered", "mail/Work"), ("extra", "note")]
 
 
 def test_a_manifest_with_a_read_error_is_found(
     snapshot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of the expected files is unknown."""
-    open_file = verify_read.open_file
 
-    def fail(path: Path) -> BinaryIO:
+    def fail(path: Path) -> int:
         if path.name == "manifest.jsonl":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return open_file(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(expected, "open_file", fail)
+    monkeypatch.setattr(expected, "open_regular", fail)
     result = verified(snapshot)
     assert [finding[:2] for finding in result.findings] == [("manifest.jsonl", "altered")]
     assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]
@@ -357,7 +357,7 @@ def test_a_large_mail_is_not_read_into_memory(tmp_path: Path) -> None:
         file.truncate(size)
     tracemalloc.start()
     try:
-        assert found(snapshot) == [("altered", "mail/Inbox/1.eml")]
+        assert findings(snapshot) == [("altered", "mail/Inbox/1.eml")]
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
@@ -373,7 +373,7 @@ def test_large_metadata_is_not_read_into_memory(snapshot: Path, file: str) -> No
         opened.truncate(128 << 20)
     tracemalloc.start()
     try:
-        assert ("altered", file) in found(snapshot)
+        assert ("altered", file) in findings(snapshot)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
@@ -387,10 +387,10 @@ def test_each_missing_file_is_found(snapshot: Path, *, quick: bool) -> None:
     for file in files_of(snapshot):
         moved = snapshot.parent / "moved"
         (snapshot / file).rename(moved)
-        assert found(snapshot, quick=quick) == [("missing", file)]
+        assert findings(snapshot, quick=quick) == [("missing", file)]
         assert not sha256sum_passes(snapshot)
         moved.rename(snapshot / file)
-    assert found(snapshot) == []
+    assert findings(snapshot) == []
 
 
 def test_without_a_manifest_the_checksums_are_used(snapshot: Path) -> None:
@@ -398,7 +398,7 @@ def test_without_a_manifest_the_checksums_are_used(snapshot: Path) -> None:
     flip(snapshot / "mail/Inbox/0001.eml")
     (snapshot / "mail/Work/0002.eml").unlink()
     (snapshot / "mail/Work/9.eml").touch()
-    assert found(snapshot) == [
+    assert findings(snapshot) == [
         ("altered", "mail/Inbox/0001.eml"),
         ("missing", "mail/Work/0002.eml"),
         ("extra", "mail/Work/9.eml"),
@@ -428,21 +428,21 @@ def test_extra_files_are_found(snapshot: Path, where: str, name: str, *, quick: 
     path = snapshot / f"{where}{name}"
     expected = [("extra", f"{where}{name}")]
     path.touch()
-    assert found(snapshot, quick=quick) == expected
+    assert findings(snapshot, quick=quick) == expected
     path.unlink()
     path.symlink_to("nowhere")
-    assert found(snapshot, quick=quick) == expected
+    assert findings(snapshot, quick=quick) == expected
     path.unlink()
     path.mkdir()
-    assert found(snapshot, quick=quick) == expected
+    assert findings(snapshot, quick=quick) == expected
     (path / "inner").touch()
-    assert found(snapshot, quick=quick) == [*expected, ("extra", f"{where}{name}/inner")]
+    assert findings(snapshot, quick=quick) == [*expected, ("extra", f"{where}{name}/inner")]
     assert sha256sum_passes(snapshot)
 
 
 def test_a_missing_directory_is_found(snapshot: Path) -> None:
     shutil.rmtree(snapshot / "mail/Work")
-    assert found(snapshot) == [
+    assert findings(snapshot) == [
         ("missing", "mail/Work"),
         ("missing", "mail/Work/0002.eml"),
         ("missing", "mail/Work/Clients"),
@@ -453,7 +453,7 @@ def test_a_missing_directory_is_found(snapshot: Path) -> None:
 
 def test_missing_mail_is_found(snapshot: Path) -> None:
     shutil.rmtree(snapshot / "mail")
-    assert Counter(kind for kind, _ in found(snapshot)) == {"missing": 4 + 5}
+    assert Counter(kind for kind, _ in findings(snapshot)) == {"missing": 4 + 5}
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -550,7 +550,7 @@ def test_a_copy_without_hard_links_is_good(
     result = verified(copy, quick=quick)
     assert (result.outcome, len(result.remarks)) == ("good", remarks)
     flip(copy / "mail/Inbox/0001.eml")
-    assert found(copy) == [("altered", "mail/Inbox/0001.eml")]
+    assert findings(copy) == [("altered", "mail/Inbox/0001.eml")]
 
 
 def test_copies_by_jmapfs_are_no_remark(snapshot: Path) -> None:
@@ -567,16 +567,16 @@ def test_copies_by_jmapfs_are_no_remark(snapshot: Path) -> None:
 def test_only_the_altered_copy_is_found(snapshot: Path) -> None:
     copy = snapshot.parent / "copy"
     subprocess.run(["cp", "-r", snapshot, copy], check=True)
-    flip(copy / TWICE[1])
-    assert found(copy) == [("altered", TWICE[1])]
+    flip(copy / FILES_OF_MAIL_2[1])
+    assert findings(copy) == [("altered", FILES_OF_MAIL_2[1])]
 
 
 def test_quick_reads_no_mail(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = count_reads(monkeypatch)
     flip(snapshot / "mail/Inbox/0001.eml")
-    assert found(snapshot, quick=True) == []
+    assert findings(snapshot, quick=True) == []
     overwrite(snapshot / "mail/Inbox/0001.eml", b"longer or shorter")
-    assert found(snapshot, quick=True) == [("altered", "mail/Inbox/0001.eml")]
+    assert findings(snapshot, quick=True) == [("altered", "mail/Inbox/0001.eml")]
     assert read == []
 
 
@@ -593,7 +593,7 @@ def test_a_later_format_is_an_error(tmp_path: Path) -> None:
     snapshot = make_snapshot(tmp_path, DATE, LETTERS)
     description = snapshot / "snapshot.json"
     overwrite(description, description.read_bytes().replace(b'"format": 1', b'"format": 2'))
-    assert found(snapshot) == [("altered", "snapshot.json")]
+    assert findings(snapshot) == [("altered", "snapshot.json")]
     (snapshot / "SHA256SUMS").unlink()
     with pytest.raises(StorageError, match="made by a later jmapfs"):
         verified(snapshot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -10,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jmapfs.snapshot.manifest import SavedMail, SavedPlace
 from jmapfs.snapshot.verify_record import VerificationRecord
 from tests.snapshot.handmade import Letter, make_snapshot
 from tests.snapshot.verification import DATE, LETTERS, flip, new_snapshot, write_snapshot
+from tests.waits import wait_until
 
 EARLIER = "2026-11-21T010203Z"
 PROGRAM = "import sys; sys.modules['pyfuse3'] = None; from jmapfs.cli.main import main; main()"
@@ -296,7 +297,7 @@ def test_ctrl_c_ends_a_long_read(tmp_path: Path) -> None:
         [sys.executable, "-c", PROGRAM, "verify", snapshot], stderr=subprocess.PIPE
     ) as process:
         try:
-            reads_until(process, "mail/Inbox/1.eml")
+            wait_until(lambda: has_open(process, "mail/Inbox/1.eml"), seconds=30)
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=20)
         finally:
@@ -305,16 +306,11 @@ def test_ctrl_c_ends_a_long_read(tmp_path: Path) -> None:
     assert on_record(tmp_path, DATE) is None
 
 
-def reads_until(process: subprocess.Popen[bytes], file: str) -> None:
-    """Wait until a process has a file open."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert process.poll() is None
-        for link in Path(f"/proc/{process.pid}/fd").iterdir():
-            try:
-                if link.readlink().match(file):
-                    return
-            except FileNotFoundError:
-                continue
-        time.sleep(0.01)
-    pytest.fail(f"{file} was not opened")
+def has_open(process: subprocess.Popen[bytes], file: str) -> bool:
+    """Return whether a process has a file open."""
+    assert process.poll() is None
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if link.readlink().match(file):
+                return True
+    return False

@@ -59,10 +59,10 @@ def verified(
     )
 
 
-def found(directory: Path, *, quick: bool = False) -> list[tuple[str, str]]:
+def findings(directory: Path, *, quick: bool = False) -> list[tuple[str, str]]:
     """Return the findings: kind and path of each."""
-    findings = verified(directory, quick=quick).findings
-    return [(finding.kind, finding.path) for finding in findings]
+    result = verified(directory, quick=quick)
+    return [(finding.kind, finding.path) for finding in result.findings]
 
 
 def new_snapshot(destination: Path) -> Path:
