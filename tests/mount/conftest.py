@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.changing_account import ChangingAccount
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ServerProcess, server_process
 
 _IMPATIENT = """

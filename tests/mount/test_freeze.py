@@ -23,7 +23,7 @@ from tests.mount.changing_account import (
     tree_of,
     wait_until_thawed,
 )
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, fixed
 from tests.server import ServerProcess
 from tests.waits import has_ended, wait_until
 

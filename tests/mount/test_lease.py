@@ -30,7 +30,7 @@ from tests.mount.changing_account import (
     small_emails,
     wait_until_thawed,
 )
-from tests.mounting import SHORT_LEASE, Home, Mounted
+from tests.mounts import SHORT_LEASE, Home, Mounted
 from tests.server import ServerProcess
 from tests.waits import has_ended, wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
 

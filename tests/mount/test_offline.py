@@ -25,7 +25,7 @@ import pytest
 from tests import corpus
 from tests.cyrus import Cyrus
 from tests.mails import new_emails, text_mail
-from tests.mounting import Home, Mounted, assert_refused, fixed
+from tests.mounts import Home, Mounted, assert_refused, fixed
 from tests.server import ControlClient, ServerProcess, Status, server_process
 from tests.server.quirks import EndpointName
 from tests.waits import wait_until
