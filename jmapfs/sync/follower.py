@@ -108,11 +108,22 @@ class AccountFollower:
         self._after_round = after_round
         self._woken = trio.Event()
         self._requests: list[_RoundRequest] = []
+        self._earlier_traffic = Traffic()
+        self._traffic = Traffic()
 
     @property
     def writes_index(self) -> bool:
         """Whether this process writes the index."""
         return self._writer is not None
+
+    def traffic(self) -> Traffic:
+        """Return what all clients have sent and received so far, the closed ones included."""
+        earlier, current = self._earlier_traffic, self._traffic
+        return Traffic(
+            requests=earlier.requests + current.requests,
+            blobs=earlier.blobs + current.blobs,
+            bytes=earlier.bytes + current.bytes,
+        )
 
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
@@ -168,6 +179,7 @@ class AccountFollower:
             try:
                 with lone_errors():
                     async with self._open_client() as client:
+                        self._earlier_traffic, self._traffic = self.traffic(), client.traffic
                         await self._follow(client, report, startup)
             except JmapfsError as error:
                 if not startup.done and not (may_start_offline and _is_outage(error)):
@@ -318,26 +330,6 @@ def _is_outage(error: JmapfsError) -> bool:
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
-
-
-class TotalTraffic:
-    """The traffic of all connections to a server, the closed ones included."""
-
-    def __init__(self) -> None:
-        self._closed = Traffic()
-        self._open = Traffic()
-
-    def total(self) -> Traffic:
-        """Return the sums."""
-        return Traffic(
-            requests=self._closed.requests + self._open.requests,
-            blobs=self._closed.blobs + self._open.blobs,
-            bytes=self._closed.bytes + self._open.bytes,
-        )
-
-    def begin(self, traffic: Traffic) -> None:
-        """Count a new connection's traffic from now on."""
-        self._closed, self._open = self.total(), traffic
 
 
 class AccountBlobSource:
