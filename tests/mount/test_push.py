@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, ServerProcess, server_process
 from tests.waits import wait_until
 
