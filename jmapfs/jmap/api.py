@@ -212,10 +212,8 @@ class Api:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
 
-    async def _request_one(
-        self, name: str, arguments: Mapping[str, object], type_: type[R], *, deadline: float
-    ) -> R:
-        [response] = await self.request([self._call(name, arguments)], deadline=deadline)
+    async def _request_one(self, name: str, arguments: Mapping[str, object], type_: type[R]) -> R:
+        [response] = await self.request([self._call(name, arguments)])
         return self._decode(response, type_)
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
@@ -229,6 +227,16 @@ class Api:
                     raise
             size //= 2
             self._learned_objects = max(1, min(self._learned_objects, size))
+
+    async def _get_first(
+        self, ids: Sequence[str], get: Callable[[Sequence[str]], Awaitable[T]]
+    ) -> tuple[Sequence[str], T]:
+        """Get the first of `ids`, as many as the server accepts at once; return these ids too."""
+
+        async def get_some(size: int) -> tuple[Sequence[str], T]:
+            return ids[:size], await get(ids[:size])
+
+        return await self._with_fewer(len(ids), get_some)
 
     async def _refresh(self, until: float) -> None:
         request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)

@@ -137,8 +137,6 @@ class BlobMethods(Api):
         *,
         size_hint: int | None = None,
         deadline: float = DEFAULT_DEADLINE,
-        name: str = "blob",
-        media_type: str = "application/octet-stream",
     ) -> bytes:
         """Return the content of a blob, to the end that the server announced.
 
@@ -148,9 +146,7 @@ class BlobMethods(Api):
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
-        async with self.stream_blob(
-            blob_id, deadline=deadline, name=name, media_type=media_type
-        ) as chunks:
+        async with self.stream_blob(blob_id, deadline=deadline) as chunks:
             async for chunk in chunks:
                 content += chunk
                 if len(content) > largest:
@@ -166,8 +162,6 @@ class BlobMethods(Api):
         blob_id: str,
         *,
         deadline: float = DEFAULT_DEADLINE,
-        name: str = "blob",
-        media_type: str = "application/octet-stream",
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
@@ -177,8 +171,8 @@ class BlobMethods(Api):
         values = {
             "accountId": self.account_id,
             "blobId": blob_id,
-            "name": name,
-            "type": media_type,
+            "name": "blob",
+            "type": "application/octet-stream",
         }
         stream = BlobStream(self, values, trio.current_time() + deadline)
         try:

@@ -49,7 +49,7 @@ from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 _log = logging.getLogger(__name__)
 
 ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
-"""Opens a client for the account; each time anew, discovery included."""
+"""Opens a new client for the account, which includes the discovery of its session."""
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
@@ -149,7 +149,10 @@ class AccountFollower:
                 # For its call of `after_round`.
                 await self._next_round()
                 return
-        raise BusyError("another process keeps this account's index: ask its mount")
+        raise BusyError(
+            "another process writes the index of this account, and has not brought it up to date:"
+            " use its mount"
+        )
 
     async def _next_round(self) -> None:
         """Return at the end of a round that begins from now on; raises its error."""

@@ -25,7 +25,7 @@ from jmapfs.errors import (
 from jmapfs.jmap.http import Traffic, Transport, back_off
 from jmapfs.jmap.http_errors import LONGEST_PAUSE, retry_after
 from jmapfs.jmap.response import HttpRequest, HttpResponse
-from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
+from tests.jmap.fake import CREDENTIALS, LIMIT, NO_EMAILS, Chunks, FakeServer, opened, with_limits
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
@@ -486,7 +486,7 @@ async def test_waiting_for_the_budget_has_a_deadline(autojump_clock: MockClock) 
         nursery.start_soon(client.email_state)
         await trio.sleep(1)
         with pytest.raises(DeadlineError, match="could not start"):
-            await client.email_state(deadline=5)
+            await client.request(NO_EMAILS, deadline=5)
         nursery.cancel_scope.cancel()
 
 
