@@ -45,8 +45,7 @@ class LargeBlob:
     def pread(self, length: int, offset: int) -> bytes:
         """Return exactly `min(length, size - offset)` bytes, none of them beyond the end.
 
-        Raises:
-            StorageError: the file cannot be read, is too short, or is closed.
+        Raises StorageError if the file cannot be read, is too short, or is closed.
         """
         wanted = max(0, min(length, self.size - offset))
         parts: list[bytes] = []
@@ -88,11 +87,9 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
 class LargeWriter:
     """Writes a large blob chunk by chunk; without `commit` it is deleted at the end of `with`.
 
-    `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close`
-    is called when the file is closed.
-
-    Raises:
-        OSError: the temporary file cannot be created in `directory`.
+    `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close` is
+    called when the file is closed. Raises OSError if the temporary file cannot be created in
+    `directory`.
     """
 
     def __init__(
@@ -131,9 +128,8 @@ class LargeWriter:
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append a chunk.
 
-        Raises:
-            OSError: it cannot be written; ENOSPC also if the reserve of free space is reached. The
-                writer can then only be aborted.
+        Raises OSError if it cannot be written; ENOSPC also if the reserve of free space is
+        reached. The writer can then only be aborted.
         """
         self._unchecked += len(chunk)
         if self._unchecked >= _SPACE_CHECK_BYTES:
@@ -166,19 +162,11 @@ class LargeWriter:
         return self._file
 
     def sync(self) -> None:
-        """Wait until the content is on the disk.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Wait until the content is on the disk; raises OSError if it cannot be written."""
         os.fsync(self._descriptor)
 
     def rename(self, target: Path) -> None:
-        """Give the file its final name.
-
-        Raises:
-            OSError: it cannot be renamed.
-        """
+        """Give the file its final name; raises OSError if it cannot be renamed."""
         if self._path is None:
             raise OSError(errno.ENOENT, "the file has been deleted")
         self._path.rename(target)
@@ -194,8 +182,7 @@ class LargeWriter:
 def remove_partial_files(directory: Path) -> set[str]:
     """Delete temporary files that no process writes; return the names of all other files.
 
-    Raises:
-        OSError: the directory cannot be read.
+    Raises OSError if the directory cannot be read.
     """
     names = set()
     for path in directory.iterdir():

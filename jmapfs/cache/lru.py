@@ -65,8 +65,7 @@ class FreeSpace:
     def shortage(self, wanted_bytes: int) -> int:
         """Return how many bytes are missing for `wanted_bytes` more; 0 if there is room.
 
-        Raises:
-            OSError: the file system cannot be queried.
+        Raises OSError if the file system cannot be queried.
         """
         try:
             state = os.statvfs(self._directory)
@@ -148,8 +147,7 @@ class CacheEntry(NamedTuple):
 class LruIndex:
     """The index within a transaction of `connection`; call `save` before it commits.
 
-    Raises, in its methods:
-        sqlite3.Error, OSError: the transaction must be rolled back.
+    Its methods raise sqlite3.Error or OSError if the transaction must be rolled back.
     """
 
     def __init__(self, connection: sqlite3.Connection, large_directory: Path) -> None:

@@ -55,11 +55,9 @@ class OpenBlob(Protocol):
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return exactly min(length, size - offset) bytes; StorageError if that fails."""
-        ...
 
     def close(self) -> None:
         """Close it; closing twice does nothing."""
-        ...
 
 
 class MemoryBlob:

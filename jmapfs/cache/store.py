@@ -26,13 +26,7 @@ from typing import Final
 
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
-from jmapfs.sqlite import (
-    ForeignFileError,
-    connect,
-    is_damage,
-    quarantine,
-    transaction,
-)
+from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
 
@@ -88,10 +82,8 @@ class BlobStore:
     """The open SQLite file: one connection for writing, and one for each thread that reads now.
 
     `damaged` is the inode of a file that turned out to be damaged: it is set aside first, if it is
-    still there. `read_only` if nothing can be written.
-
-    Raises, here and in its methods:
-        sqlite3.Error, OSError: the file cannot be used.
+    still there. `read_only` if nothing can be written. The constructor and the methods raise
+    sqlite3.Error or OSError if the file cannot be used.
     """
 
     def __init__(self, path: Path, *, damaged: int | None = None) -> None:
@@ -297,10 +289,8 @@ class _Guard:
 class CacheFiles:
     """The files below `directory`, which is created if needed and shared with other processes.
 
-    `guard` must be around every use of the other methods.
-
-    Raises, in its methods:
-        sqlite3.Error, OSError: the files cannot be used; nothing has changed.
+    `guard` must be around every use of the other methods, which raise sqlite3.Error or OSError if
+    the files cannot be used; nothing has changed then.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -53,12 +53,10 @@ class BatchLimits(Protocol):
     @property
     def blobs(self) -> int:
         """The number of blobs."""
-        ...
 
     @property
     def bytes(self) -> int:
         """The bytes of content, all blobs together."""
-        ...
 
 
 class BlobSource(Protocol):
@@ -71,17 +69,14 @@ class BlobSource(Protocol):
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
-        ...
 
     @property
     def batch_limits(self) -> BatchLimits | None:
         """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
-        ...
 
     @property
     def concurrency(self) -> int:
         """The number of requests that may be under way at once, for all callers together."""
-        ...
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -90,19 +85,16 @@ class BlobSource(Protocol):
 
         None at all if the server does not have Blob/get.
         """
-        ...
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
     ) -> bytes:
         """Return the content of a blob; one much larger than `size_hint` bytes is refused."""
-        ...
 
     def stream_blob(
         self, blob_id: str, *, deadline: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Return the content of a blob chunk by chunk."""
-        ...
 
 
 class SizedBlob(Protocol):
@@ -111,12 +103,10 @@ class SizedBlob(Protocol):
     @property
     def blob_id(self) -> str:
         """Its id."""
-        ...
 
     @property
     def size(self) -> int:
         """Its stated size."""
-        ...
 
 
 _Blob = TypeVar("_Blob", bound=SizedBlob)

@@ -34,8 +34,7 @@ Answer = Callable[[AnyRequest], Awaitable[object]]
 async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
     """Answer requests on the socket at `path` while the context lasts.
 
-    Raises:
-        StorageError: the socket cannot be made.
+    Raises StorageError if the socket cannot be made.
     """
     _remove(path)
     with short_path(path) as short, trio.socket.socket(socket.AF_UNIX) as listening:

@@ -73,15 +73,12 @@ class StartupReport(Protocol):
 
     def progress(self, listed: int, total: int | None) -> None:
         """Report how many emails are listed, of how many if that is known."""
-        ...
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        ...
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
-        ...
 
 
 class StartupMessage(msgspec.Struct, tag=True, frozen=True):

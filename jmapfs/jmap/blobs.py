@@ -132,11 +132,7 @@ class BlobMethods(Api):
     """Downloads. Each counts in the budget of the transport for as long as it lasts."""
 
     async def download_blob(
-        self,
-        blob_id: str,
-        *,
-        size_hint: int | None = None,
-        deadline: float = DEFAULT_DEADLINE,
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
     ) -> bytes:
         """Return the content of a blob, to the end that the server announced.
 
@@ -158,10 +154,7 @@ class BlobMethods(Api):
 
     @asynccontextmanager
     async def stream_blob(
-        self,
-        blob_id: str,
-        *,
-        deadline: float = DEFAULT_DEADLINE,
+        self, blob_id: str, *, deadline: float = DEFAULT_DEADLINE
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 

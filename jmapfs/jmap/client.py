@@ -178,8 +178,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
         mailboxes, *emails = await self.request(
-            [mailbox_call, *self._email_changes_calls(email_state, beside=1)],
-            raise_errors=False,
+            [mailbox_call, *self._email_changes_calls(email_state, beside=1)], raise_errors=False
         )
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
@@ -352,11 +351,8 @@ async def connect(
     `location` is a session URL, a host or a mail address. `account` is the id or name of an
     account, if not the primary one. `deadline` is in seconds, for finding the session.
     `concurrency` bounds the requests in flight. `network` and `resolver` replace the network in
-    tests.
-
-    Raises:
-        ConfigError, AuthenticationError, UnreachableError, ServerError: there is no such session
-            or account.
+    tests. Raises ConfigError, AuthenticationError, UnreachableError or ServerError if there is no
+    such session or account.
     """
     async with Transport(
         credentials, user_agent=user_agent, network=network, concurrency=concurrency

@@ -69,10 +69,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         """Send a request; the caller reads the body of the response.
 
         A kept connection can end while the request is on its way. Then the request, which only
-        reads, is sent again on a new connection.
-
-        Raises:
-            httpx.TransportError: the request or its response failed.
+        reads, is sent again on a new connection. Raises httpx.TransportError if the request or its
+        response failed.
         """
         while True:
             connecting = _ConnectTrace()

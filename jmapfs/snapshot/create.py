@@ -151,8 +151,7 @@ class _Attempt:
     async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
         """Copy the source, and publish the snapshot.
 
-        Raises:
-            _FailedDownloadsError: some blobs of the state cannot be downloaded.
+        Raises _FailedDownloadsError if some blobs of the state cannot be downloaded.
         """
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally

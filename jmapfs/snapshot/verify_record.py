@@ -91,11 +91,8 @@ class VerificationRecord:
 def save_verification(repository: Path, date: str, verification: Verification) -> None:
     """Record a verification on the disk, and drop the records of snapshots that are gone.
 
-    A quick verification does not replace one that has read content and found damage: it cannot
-    tell whether the damage is repaired.
-
-    Raises:
-        StorageError: the record cannot be written.
+    A quick verification does not replace one that has read content and found damage: it cannot tell
+    whether the damage is repaired. Raises StorageError if the record cannot be written.
     """
     directory = repository / STATE_DIRECTORY
     try:

@@ -147,34 +147,27 @@ class TreeView(Protocol):
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
-        ...
 
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
-        ...
 
     def file(self, inode: int) -> FileRecord:
         """Return the file with an inode, or raise EntryNotFoundError."""
-        ...
 
     def status_file(self, inode: int) -> StatusFile | None:
         """Return the content of `.jmapfs.json` if the inode is its inode, else None."""
-        ...
 
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, or raise EntryNotFoundError."""
-        ...
 
     def version(self, inode: int) -> object:
         """Return a value that changes when the entries of a directory may have changed.
 
         Compare it with earlier values for the same directory from the same view.
         """
-        ...
 
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files."""
-        ...
 
 
 class Tree:
