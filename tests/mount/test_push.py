@@ -118,7 +118,8 @@ def test_a_server_without_push_is_polled(home: Home, push: str) -> None:
 SHORTER = """
 import jmapfs.sync.follower
 from jmapfs.jmap.push import PushMethods
-jmapfs.sync.follower._WITH_PUSH = {poll}
+assert jmapfs.sync.follower._POLL_INTERVAL_WITH_PUSH
+jmapfs.sync.follower._POLL_INTERVAL_WITH_PUSH = {poll}
 PushMethods.push.__wrapped__.__kwdefaults__["ping"] = {ping}
 from jmapfs.cli.main import main
 main()
