@@ -1,12 +1,12 @@
 """The blobs on the disk: bounded, verified, shared by all processes that mount one account.
 
-Small blobs (up to 1 MiB) are rows of one SQLite file, large ones are files. Of 20,000 mails of 4 KB
-each takes 34 µs of CPU to store, 100 in a transaction, and 12 µs to load and verify, 128 at once.
-With the kernel's caches dropped a mail is read in 18 µs, and from a file of its own in 133 µs.
-Compressed with zlib it takes half the space and twice the time (measured, tests/bench).
+Small blobs (up to 1 MiB) are rows of one SQLite file, large ones are files. Measured with 20,000
+mails of 4 KB (tests/bench): storing a mail takes 34 µs of CPU time (100 in a transaction), loading
+and verifying it 12 µs (128 at once). Without the kernel's caches a mail is read in 18 µs, and from
+a file of its own in 133 µs. Compression with zlib takes twice the time and half the space.
 
-Which blobs were used is collected in memory and written with the next insert: one write for each
-read would cost more than the read.
+Uses of blobs are collected in memory and written with the next insert: one write for each read
+would cost more than the read.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SMALL_BYTES: Final = 1024 * 1024
 
 _STEP_BYTES: Final = 4 * 1024 * 1024
 _UNUSED_PART: Final = 0.25
-# If the order of use differs from that of storing, writing uses four times as often writes three
-# and a half times as much; less often, a caller waits for more than 30 ms (measured).
+# With a quarter of this, recording uses in another order than that of storing writes 3.5 times as
+# much; with more, a caller waits for more than 30 ms (measured).
 _MOST_TOUCHED: Final = 4096
 
 # For one blob, this takes 9 µs less than `_LOAD_MANY` (measured).
@@ -69,15 +69,15 @@ class CacheStatistics:
 class DiskCache:
     """A cache of blobs in `directory`, of at most `limit_bytes`; with 0 nothing is stored.
 
-    The content counts, and for each blob 1 KiB (small) or 4 KiB (large), which SQLite and the file
-    system use. Not counted: SQLite's write-ahead log (about 8 MiB), a large blob while it is
-    written, and one damaged file that was set aside.
+    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
+    and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
+    while it is written, and one damaged file that was set aside.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
-    Synchronous, for worker threads; safe to use from several threads and several processes. Nothing
-    is raised: what cannot be read is missing, what cannot be written is not stored, and the reason
-    is logged.
+    Synchronous, for worker threads; safe to use from several threads and several processes. No
+    method raises an error: a blob that cannot be read is missing, one that cannot be written is not
+    stored, and the reason is logged.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DiskCache:
             self._shrink()
 
     def load(self, blob_id: str) -> bytes | LargeBlob | None:
-        """Return a blob, its checksum verified: its content, or opened if it has more than 1 MiB.
+        """Return the verified content of a blob, or the open blob if it has more than 1 MiB.
 
         None if it is not in the cache. An open blob is not evicted by this process.
         """

@@ -1,7 +1,7 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
 The caller searches the disk cache first. Blobs that are missing there are fetched in batches
-(`take_batch`, `Downloader.download_batch`) if the server has Blob/get, and large blobs alone. If a
+(`take_batch`, `Downloader.fetch_batch`) if the server has Blob/get, and large blobs alone. If a
 batch does not contain a blob, or contains it with a wrong size or digest, the blob is fetched again
 alone, and that result is final.
 """
@@ -12,7 +12,15 @@ import hashlib
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -78,7 +86,10 @@ class BlobSource(Protocol):
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return the content of the blobs (id, stated size) that one request returned whole."""
+        """Return the content of the blobs (id, stated size) that one request returned whole.
+
+        None at all if the server does not have Blob/get.
+        """
         ...
 
     async def download_blob(
@@ -214,14 +225,22 @@ class Downloader:
             most, room, largest = limits.blobs, limits.bytes, limits.bytes // _LARGE_PART
         return split_into_batches(blobs, max_blobs=most, max_bytes=room, alone_above=largest)
 
-    async def download_batch(
-        self, batch: Sequence[_Blob], *, deadline: float
-    ) -> list[tuple[_Blob, bytes]]:
-        """Return the blobs that one request returns correctly; the caller fetches the others alone.
+    async def fetch_batch(
+        self,
+        batch: Sequence[_Blob],
+        write: Callable[[list[tuple[_Blob, bytes]]], Awaitable[None]],
+        *,
+        deadline: float,
+    ) -> Sequence[_Blob]:
+        """Fetch blobs by one request, and `write` those that are correct; return the others.
+
+        The caller fetches the others alone. A single blob is not fetched here.
 
         Raises:
             UnreachableError, AuthenticationError: other requests would fail as well.
         """
+        if len(batch) < 2:
+            return batch
         try:
             contents = await self.source.download_batch(
                 [(blob.blob_id, blob.size) for blob in batch], deadline=deadline
@@ -230,14 +249,18 @@ class Downloader:
             raise
         except JmapfsError as error:
             _log.warning("a batch of blobs is fetched one by one: %s", error)
-            return []
+            return batch
         arrived = [
             (blob, contents[blob.blob_id])
             for blob in batch
             if blob.blob_id in contents and len(contents[blob.blob_id]) == blob.size
         ]
         wrong = await self._mismatches([(blob.blob_id, data) for blob, data in arrived])
-        return [(blob, data) for blob, data in arrived if blob.blob_id not in wrong]
+        correct = [(blob, data) for blob, data in arrived if blob.blob_id not in wrong]
+        if correct:
+            await write(correct)
+        written = {blob.blob_id for blob, _ in correct}
+        return [blob for blob in batch if blob.blob_id not in written]
 
     async def download_small(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float

@@ -33,9 +33,9 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
-from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.client import connect
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
+from jmapfs.sync.follower import AccountBlobSource, AccountFollower
 from jmapfs.tree.status_file import Reachability
 
 _log = logging.getLogger(__name__)
@@ -161,7 +161,6 @@ class MountedAccount:
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
-    traffic: TotalTraffic
     readahead: Readahead
 
     @property
@@ -217,16 +216,14 @@ async def open_account(
     """
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
-    traffic = TotalTraffic()
     concurrency = max(1, _CONCURRENCY // accounts)
-
-    @contextlib.asynccontextmanager
-    async def open_client() -> AsyncIterator[Client]:
-        async with connect(
-            source.location, source.credentials, account=source.account, concurrency=concurrency
-        ) as client:
-            traffic.begin(client.traffic)
-            yield client
+    open_client = functools.partial(
+        connect,
+        source.location,
+        source.credentials,
+        account=source.account,
+        concurrency=concurrency,
+    )
 
     changes = ChangeNotifier()
 
@@ -279,9 +276,7 @@ async def open_account(
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
-        yield MountedAccount(
-            source, inodes, database, disk, content, follower, changes, traffic, readahead
-        )
+        yield MountedAccount(source, inodes, database, disk, content, follower, changes, readahead)
         nursery.cancel_scope.cancel()
 
 

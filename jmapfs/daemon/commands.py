@@ -246,7 +246,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         counts = reader.counts()
     cache = account.disk.statistics()
     counters = account.content.counters
-    traffic = account.traffic.total()
+    traffic = account.follower.traffic()
     follower = account.follower
     return AccountStatus(
         account=state.account_name,

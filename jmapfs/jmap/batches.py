@@ -55,7 +55,7 @@ _UNKNOWN_CAPABILITY = "urn:ietf:params:jmap:error:unknownCapability"
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
+class BlobGetLimits:
     """How many blobs one call may request, at least 2, and how many bytes they may have in all."""
 
     blobs: int
@@ -99,7 +99,7 @@ class BatchMethods(Api):
         self._supported = True
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """How much to request with `download_batch` now; None if there is no Blob/get.
 
         It can shrink, or become None, with each batch.
@@ -110,7 +110,7 @@ class BatchMethods(Api):
         fitting = (limits.max_size_request - _REQUEST_BYTES) // _ID_BYTES
         blobs = min(self._max_blobs, limits.max_objects_in_get, fitting)
         # A batch of one blob is slower than a download.
-        return BatchLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
+        return BlobGetLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -182,7 +182,7 @@ class BatchMethods(Api):
             self._max_bytes = min(self._max_bytes, size // 2)
 
 
-def _first(pending: dict[str, int], limits: BatchLimits) -> dict[str, int]:
+def _first(pending: dict[str, int], limits: BlobGetLimits) -> dict[str, int]:
     """Return the first of `pending` that fit into one batch."""
     batch: dict[str, int] = {}
     left = limits.bytes

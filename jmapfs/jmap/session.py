@@ -15,7 +15,7 @@ from jmapfs.errors import ConfigError, ProtocolError
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
-from jmapfs.jmap.response import Response
+from jmapfs.jmap.response import HttpResponse
 from jmapfs.jmap.types import Id, decode
 
 CORE = "urn:ietf:params:jmap:core"
@@ -134,7 +134,7 @@ class _AccountDocument(msgspec.Struct, rename="camel"):
     account_capabilities: dict[str, object] | None = None
 
 
-class _Document(msgspec.Struct, rename="camel"):
+class _SessionDocument(msgspec.Struct, rename="camel"):
     api_url: str
     download_url: str
     event_source_url: str | None = None
@@ -152,14 +152,14 @@ class _CoreCapability(msgspec.Struct, rename="camel"):
     max_size_request: int | None = None
 
 
-def parse_session(response: Response, transport: Transport) -> Session:
+def parse_session(response: HttpResponse, transport: Transport) -> Session:
     """Read a session from the response to a request for it; its URL is the base of relative ones.
 
     Raises ProtocolError when it is not a session, or names URLs that must not get credentials.
     """
     base = response.url
     what = f"the session of {host_of(base)}"
-    document = transport.decode(response, _Document, what)
+    document = transport.decode(response, _SessionDocument, what)
     urls = {
         "apiUrl": _absolute(base, document.api_url, f"apiUrl in {what}"),
         "downloadUrl": _absolute(base, document.download_url, f"downloadUrl in {what}"),

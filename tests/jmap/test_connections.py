@@ -21,7 +21,7 @@ from jmapfs.errors import ConfigError, UnreachableError
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import TransientError
-from jmapfs.jmap.response import Request
+from jmapfs.jmap.response import HttpRequest
 from tests.jmap.fake import CREDENTIALS
 
 
@@ -112,8 +112,8 @@ def http(body: bytes, length: int) -> bytes:
 MAIL = http(b"mail", 4)
 
 
-def request_to(server: Server, first_byte_timeout: float = 10.0) -> Request:
-    return Request(method="GET", url=server.url, first_byte_timeout=first_byte_timeout)
+def request_to(server: Server, first_byte_timeout: float = 10.0) -> HttpRequest:
+    return HttpRequest(method="GET", url=server.url, first_byte_timeout=first_byte_timeout)
 
 
 async def get(transport: Transport, server: Server, first_byte_timeout: float = 10.0) -> bytes:

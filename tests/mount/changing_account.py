@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from hashlib import sha256
 
 from tests.mails import list_mails, new_emails
-from tests.mounting import Mounted, fixed
+from tests.mounts import Mounted, fixed
 from tests.server import NewEmail, ServerProcess
 from tests.waits import wait_until
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mounting import Home, Mounted, assert_refused, command, fixed
+from tests.mounts import Home, Mounted, assert_refused, command, fixed
 from tests.server import ControlClient, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount

@@ -19,7 +19,7 @@ import pytest
 
 from tests.cache.small_disk import needs_root
 from tests.mails import fill_new_mailbox, random_mail
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.server.quirks import CYRUS_BLOB
 

@@ -15,7 +15,7 @@ import pytest
 from tests import corpus
 from tests.cyrus import Account, RefusedError
 from tests.cyrus_mail import StoredMail, store_mails
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, fixed
 
 pytestmark = pytest.mark.mount
 

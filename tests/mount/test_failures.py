@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cyrus import Cyrus
-from tests.mounting import Home, assert_refused
+from tests.mounts import Home, assert_refused
 from tests.server import ServerProcess, Status, server_process
 from tests.waits import wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, fixed
 from tests.server import Dump, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount

@@ -8,22 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture
-def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
-    with home.mounted(server.url) as mount:
-        yield mount
 
 
 def a_mail(mount: Mounted) -> Path:

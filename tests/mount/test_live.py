@@ -21,7 +21,7 @@ import pytest
 
 from tests.cyrus import Account
 from tests.mails import list_mails
-from tests.mounting import Home, Mounted, fixed
+from tests.mounts import Home, Mounted, fixed
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from jmapfs.errors import JmapfsError
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process
 
 pytestmark = pytest.mark.mount

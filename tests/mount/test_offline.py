@@ -16,16 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import corpus
-from tests.cyrus import Account, Cyrus, Message
+from tests.cyrus import Cyrus
 from tests.mails import new_emails, text_mail
-from tests.mounting import Home, Mounted, assert_refused, fixed
+from tests.mounts import Home, Mounted, assert_refused, fixed
 from tests.server import ControlClient, ServerProcess, Status, server_process
 from tests.server.quirks import EndpointName
 from tests.waits import wait_until
@@ -142,9 +142,9 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
 def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Path) -> None:
     account = private_cyrus.add_user("alice")
     mails = list(corpus.mails(12))
-    fill(account, "INBOX", mails[:6])
+    account.fill("INBOX", mails[:6])
     account.create_mailbox("Work")
-    fill(account, "Work", mails[6:])
+    account.fill("Work", mails[6:])
     home = Home(tmp_path, account.name, account.password)
     with home.mounted(account.url) as mount:
         before, cached = unchanging(mount), read_in(mount, "Inbox")
@@ -160,14 +160,6 @@ def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Pat
         wait_until_online(mount)
         wait_until(lambda: len(names_in(mount, "Inbox")) == 7)
         assert sorted(read_in(mount, "Work").values()) == sorted(mails[6:])
-
-
-def fill(account: Account, mailbox: str, mails: Sequence[bytes]) -> None:
-    start = datetime(2024, 3, 1, tzinfo=UTC)
-    account.fill(
-        mailbox,
-        [Message(one, received=start + timedelta(minutes=n)) for n, one in enumerate(mails)],
-    )
 
 
 def test_a_first_mount_without_its_server_is_refused(home: Home, small: ServerProcess) -> None:

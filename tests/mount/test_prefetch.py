@@ -19,7 +19,7 @@ from tests import corpus
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cyrus import Cyrus, Message
 from tests.mails import new_emails, random_mail
-from tests.mounting import Home, Mounted, Result, command
+from tests.mounts import Home, Mounted, Result, command
 from tests.server import ControlClient, ServerProcess, server_process
 from tests.waits import wait_until
 
@@ -49,12 +49,6 @@ def server() -> Iterator[ServerProcess]:
     with server_process("empty") as server:
         fill(server.control)
         yield server
-
-
-@pytest.fixture
-def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
-    with home.mounted(server.url) as mount:
-        yield mount
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, ServerProcess, server_process
 from tests.waits import wait_until
 
@@ -118,7 +118,6 @@ def test_a_server_without_push_is_polled(home: Home, push: str) -> None:
 SHORTER = """
 import jmapfs.sync.follower
 from jmapfs.jmap.push import PushMethods
-assert jmapfs.sync.follower._POLL_INTERVAL_WITH_PUSH
 jmapfs.sync.follower._POLL_INTERVAL_WITH_PUSH = {poll}
 PushMethods.push.__wrapped__.__kwdefaults__["ping"] = {ping}
 from jmapfs.cli.main import main

@@ -17,7 +17,7 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
 from tests.cyrus import Account, Message
 from tests.mails import fill_new_mailbox, random_mail
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import NewEmail, ServerProcess
 from tests.waits import wait_until
 

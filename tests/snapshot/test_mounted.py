@@ -23,7 +23,7 @@ from jmapfs.errors import (
     UsageError,
 )
 from tests.cyrus_mail import StoredMail, sha256
-from tests.mounting import SHORT_LEASE, Home, Mounted
+from tests.mounts import SHORT_LEASE, Home, Mounted
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,

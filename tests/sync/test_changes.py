@@ -21,7 +21,7 @@ from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
 from tests.server.large import large_account
 from tests.server.sample import sample_account
-from tests.sync.following import Follower, followed, following, message, small_account
+from tests.sync.followed_account import Follower, followed, following, message, small_account
 
 Operation = Callable[[Account], object]
 

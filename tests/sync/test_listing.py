@@ -18,7 +18,7 @@ from tests.server import Account, MailServer, PageChange, running_server
 from tests.server.account import Listing
 from tests.server.hostile import hostile_account
 from tests.server.sample import sample_account
-from tests.sync.following import (
+from tests.sync.followed_account import (
     CREDENTIALS,
     Follower,
     followed,

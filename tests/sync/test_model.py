@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server import Account
-from tests.sync.following import followed, message, small_account
+from tests.sync.followed_account import followed, message, small_account
 
 KINDS = (
     *("add", "add", "add again", "place", "place", "keywords", "destroy", "destroy some"),

@@ -1,7 +1,7 @@
-"""A server in this process, an index that follows it, and the contents of both, for comparison.
+"""A server in this process, an index that follows it, and comparisons of both.
 
-What the index should be is said twice, by two who know nothing of each other: by the server's own
-objects, and by a new index made from nothing, which has to show the same tree to the last inode.
+The expected contents of an index come from two independent sources: the objects of the server, and
+a new index of the same account, which must have the same tree with the same inodes.
 """
 
 from __future__ import annotations
