@@ -268,6 +268,8 @@ class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
 class RenewRequest(Request[Lease], frozen=True, tag="renew"):
     """Renew a lease: it lasts for `seconds` from now."""
 
+    # The daemon may be busy; without an answer for longer, the lease has expired.
+    timeout: ClassVar[float] = LEASE_SECONDS
     lease: str
     seconds: float
 

@@ -6,6 +6,7 @@ thaws within `LEASE_SECONDS`.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -63,6 +64,8 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             received = _read_to_end(connection)
     except OSError as error:
         raise NotMountedError(f"the daemon does not answer: {error}") from error
+    if not received:
+        raise NotMountedError("the daemon ended before it answered")
     try:
         reply = msgspec.json.decode(received, type=ReplyLine)
         if reply.error is None:
@@ -107,10 +110,13 @@ class FreezeLease:
         self.release()
 
     def renew(self) -> bool:
-        """Renew the lease; return False if it was lost: the tree may have changed since."""
+        """Renew the lease; return False if it was lost: the tree may have changed since.
+
+        Raises NotMountedError if the mount does not answer in time.
+        """
         try:
             ask(self._mountpoint, RenewRequest(self.id, LEASE_SECONDS))
-        except JmapfsError:
+        except RelayedError:
             return False
         return True
 
@@ -125,4 +131,5 @@ class FreezeLease:
     def _keep_renewing(self) -> None:
         # A lease that was lost is noticed by `renew` or `release`.
         while not self._released.wait(RENEWAL_SECONDS):
-            self.renew()
+            with contextlib.suppress(JmapfsError):
+                self.renew()

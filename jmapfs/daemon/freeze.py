@@ -317,9 +317,9 @@ class Freezer:
                 await self._end(freeze)
         except JmapfsError as error:
             _log.error("the kernel could not be told of the thaw: %s", error)
-        finally:
-            self._freeze = None
-            freeze.ended.set()
+        # Not if it is cancelled: then `close` has to close the readers.
+        self._freeze = None
+        freeze.ended.set()
 
     async def _end(self, freeze: _Freeze) -> None:
         self._operations.show(self._live.tree, self._live.listing_tree)

@@ -12,7 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.messages import StatusRequest
+import msgspec
+
+from jmapfs.control.messages import Request
 from jmapfs.control.mounts import Mount, mount_at, require_mount
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, MountpointError
@@ -24,6 +26,14 @@ _MAX_BACKGROUND: Final = 128
 _CONGESTION_THRESHOLD: Final = 96
 _UNMOUNT_SECONDS: Final = 30
 _EXIT_SECONDS: Final = 30
+
+
+class _DaemonProcess(msgspec.Struct, frozen=True):
+    pid: int
+
+
+class _ProcessRequest(Request[_DaemonProcess], frozen=True, tag="status"):
+    """Ask for the status, of which a daemon of any version has the `pid`."""
 
 
 def raise_queue_limits(mount: Mount) -> None:
@@ -138,7 +148,7 @@ def unmount(mountpoint: Path) -> None:
         daemon = None
         # A daemon that died does not answer; its mount is unmounted all the same.
         with contextlib.suppress(JmapfsError, ProcessLookupError):
-            pid = ask(mountpoint, StatusRequest()).pid
+            pid = ask(mountpoint, _ProcessRequest()).pid
             daemon = os.pidfd_open(pid)
             stack.callback(os.close, daemon)
         detach(mountpoint)

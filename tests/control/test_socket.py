@@ -15,6 +15,8 @@ import trio
 
 from jmapfs.control import socket_client
 from jmapfs.control.messages import (
+    LEASE_SECONDS,
+    RENEWAL_SECONDS,
     AnyRequest,
     DescribeRequest,
     Done,
@@ -160,7 +162,7 @@ async def test_the_daemon_ends_before_it_answers(path: Path) -> None:
     daemon = Daemon()
 
     async def require_error() -> None:
-        with pytest.raises(NotMountedError, match="no usable answer"):
+        with pytest.raises(NotMountedError, match="ended before it answered"):
             await reply_to(path, ThawRequest())
 
     async with trio.open_nursery() as nursery, control_socket(path, daemon.answer):
@@ -193,9 +195,12 @@ class Mount:
     def __init__(self) -> None:
         self.requests: list[Request[Any]] = []
         self.lost = False
+        self.silent = False
 
     def ask(self, _mountpoint: Path, request: Request[Any]) -> object:
         self.requests.append(request)
+        if self.silent:
+            raise NotMountedError("the daemon does not answer: timed out")
         match request:
             case FreezeRequest():
                 return Lease("one", 1.5)
@@ -235,3 +240,19 @@ def test_a_lease_that_was_lost_is_noticed(mount: Mount) -> None:
     wait_until(lambda: mount.renewals > before + 2)
     assert not lease.renew()
     assert not lease.release()
+
+
+def test_a_renewal_without_an_answer_is_an_error(mount: Mount) -> None:
+    lease = FreezeLease(Path("/mnt"))
+    mount.silent = True
+    before = mount.renewals
+    wait_until(lambda: mount.renewals > before + 2)
+    with pytest.raises(NotMountedError, match="does not answer"):
+        lease.renew()
+    mount.silent = False
+    assert lease.renew()
+    assert lease.release()
+
+
+def test_a_renewal_waits_for_a_busy_mount_while_the_lease_can_last() -> None:
+    assert RENEWAL_SECONDS < RenewRequest.timeout == LEASE_SECONDS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from jmapfs.daemon.view import MountView
 from jmapfs.errors import BusyError
 from jmapfs.index import database as index_database
 from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
 from jmapfs.sync.follower import ConnectionState
 from jmapfs.tree.status_file import ONLINE, time_text
 
@@ -337,3 +339,31 @@ async def test_a_thaw_does_not_wait_for_a_freeze_that_waits(
     await trio.testing.wait_all_tasks_blocked()
     with trio.fail_after(5):
         assert not await freezer.thaw()
+
+
+async def test_the_readers_are_closed_if_the_mount_ends_during_a_thaw(
+    account: Any, database: IndexDatabase, kernel: Kernel
+) -> None:
+    opened: list[IndexReader] = []
+
+    @contextlib.contextmanager
+    def open_reader() -> Iterator[IndexReader]:
+        with database.reader() as reader:
+            opened.append(reader)
+            yield reader
+            opened.remove(reader)
+
+    account.database = SimpleNamespace(reader=open_reader)
+    stand_in = cast("Any", kernel)
+    async with trio.open_nursery() as nursery:
+        freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE), nursery)
+        with contextlib.closing(freezer):
+            kernel.answers.set()
+            await freezer.freeze(60)
+            assert opened
+            kernel.listed = trio.Event()
+            nursery.start_soon(freezer.thaw)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint_if_cancelled()
+    assert not opened

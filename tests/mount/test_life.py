@@ -6,13 +6,16 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jmapfs.control.messages import short_path
 from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
@@ -88,6 +91,32 @@ def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProc
         mount.umount()
         assert has_ended(pid)
         assert list(mount.path.iterdir()) == []
+
+
+def test_umount_waits_for_a_daemon_of_another_version(home: Home, server: ServerProcess) -> None:
+    with (
+        home.mounted(server.url) as mount,
+        subprocess.Popen(["sleep", "2"]) as daemon,
+        socket.socket(socket.AF_UNIX) as listening,
+    ):
+        (path,) = (home.directory / "run" / "jmapfs").glob("*.sock")
+        path.unlink()
+        with short_path(path) as short:
+            listening.bind(short)
+        listening.listen()
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                # What any version has in its status.
+                connection.sendall(json.dumps({"answer": {"pid": daemon.pid}}).encode() + b"\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        mount.umount()
+        answering.join()
+        assert daemon.poll() == 0
 
 
 def test_umount_of_a_busy_mount_is_refused(home: Home, mount: Mounted) -> None:
