@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic
 
 import msgspec
 import trio
@@ -21,7 +22,7 @@ from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
-from jmapfs.jmap.types import AccountResponse, Id, UnsignedInt, decode
+from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
 BLOB = "urn:ietf:params:jmap:blob"
 """The capability of RFC 9404 §3.1."""
@@ -76,16 +77,8 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
         return self.data is not None and len(self.data) == self.size and not self.is_truncated
 
 
-class _BlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Blob/get."""
-
-    items: list[_Blob] = msgspec.field(name="list")
-
-
-class _RawBlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The same, with blobs that may not be valid."""
-
-    items: list[msgspec.Raw] = msgspec.field(name="list")
+class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    items: list[T] = msgspec.field(name="list")
 
 
 class BatchMethods(Api):
@@ -161,10 +154,10 @@ class BatchMethods(Api):
         try:
             # In the event loop: 1 ms per MiB, in which msgspec holds the interpreter's lock, so a
             # thread would block the loop for as long.
-            return self._decode(response, _BlobGetResponse).items
+            return self._decode(response, _BlobGetResponse[_Blob]).items
         except ProtocolError:
             # One blob that cannot be decoded must not cost the others.
-            return list(_valid(self._decode(response, _RawBlobGetResponse).items))
+            return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits after a rejection; raise the error if it is about something else."""
