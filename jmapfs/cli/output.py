@@ -111,8 +111,8 @@ class MailProgress:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            _MailsColumn(),
-            *((_BytesColumn(), _RateColumn()) if self._counts_bytes else ()),
+            TextColumn("{task.fields[done]:,}/{task.fields[mails]:,} mails"),
+            *((_SizeColumn(), _RateColumn()) if self._counts_bytes else ()),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -141,12 +141,7 @@ class _NoWrapColumn(ProgressColumn):
         super().__init__(table_column=Column(no_wrap=True))
 
 
-class _MailsColumn(_NoWrapColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['done']:,}/{task.fields['mails']:,} mails")
-
-
-class _BytesColumn(_NoWrapColumn):
+class _SizeColumn(_NoWrapColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{format_size(int(task.completed))}/{format_size(int(task.total or 0))}")
 

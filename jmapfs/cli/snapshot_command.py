@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -36,6 +35,8 @@ from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
 
 _LINE_SECONDS: Final = 30.0
+
+_Opening = AbstractAsyncContextManager[SourceOpener]
 
 
 @click.command("snapshot")
@@ -87,30 +88,23 @@ def snapshot_command(
                 )
             path = _path_in(mount, source)
             opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
-            summary = run_with_signals(
-                partial(create_snapshot, opener, repository, max_gone=max_gone, report=display)
-            )
+            opening: _Opening = nullcontext(opener)
         else:
             account = _account(source, read_config(), selection)
-            opening = partial(
-                account_opener, account, cache_dir.absolute(), display, allow_stale=allow_stale
+            opening = account_opener(
+                account, cache_dir.absolute(), display, allow_stale=allow_stale
             )
-            summary = run_with_signals(
-                partial(_copy_account, opening, repository, max_gone, display)
-            )
+        summary = run_with_signals(partial(_create, opening, repository, max_gone, display))
     if as_json:
         click.echo(json_document(summary))
     elif not quiet:
         click.echo(_summary(summary))
 
 
-async def _copy_account(
-    opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
-    repository: Repository,
-    max_gone: float,
-    display: SnapshotDisplay,
+async def _create(
+    opening: _Opening, repository: Repository, max_gone: float, display: SnapshotDisplay
 ) -> SnapshotSummary:
-    async with opening() as opener:
+    async with opening as opener:
         return await create_snapshot(opener, repository, max_gone=max_gone, report=display)
 
 

@@ -23,7 +23,6 @@ from jmapfs.snapshot.manifest import (
     METADATA_FILES,
     SUMMED_FILES,
     Description,
-    SavedMail,
     checksum_line,
     decode_line,
     is_mail_file,
@@ -103,8 +102,9 @@ class ExpectedContents:
         sums = self._lines(CHECKSUMS)
         sums_agree = True
         for number, line in enumerate(self._lines(MANIFEST), 1):
-            mail = _decoded(line)
-            if mail is None:
+            try:
+                mail = decode_line(line)
+            except UNDECODABLE:
                 self._find_incomplete(MANIFEST, f"line {number} is not valid")
                 continue
             files = tuple(place.file for place in mail.mailboxes)
@@ -234,10 +234,3 @@ class ExpectedContents:
         while path not in self.directories:
             self.directories.add(path)
             path = path.rpartition("/")[0]
-
-
-def _decoded(line: bytes) -> SavedMail | None:
-    try:
-        return decode_line(line)
-    except UNDECODABLE:
-        return None

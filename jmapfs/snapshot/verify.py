@@ -177,7 +177,6 @@ class _Verifier:
         self._mails: Iterator[ExpectedMail] = iter(self._expected)
 
     async def run(self, progress: VerifyProgress) -> None:
-        """Verify everything."""
         progress.started(self._expected.description)
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -189,7 +188,6 @@ class _Verifier:
         await _in_thread(self._search_directories)
 
     def result(self) -> VerifyResult:
-        """Return the result."""
         expected, remarks = self._expected, []
         if self._separate:
             have = "mail has" if self._separate == 1 else "mails have"
