@@ -22,14 +22,15 @@ from typing import Any, Final
 
 from jmapfs.cache.large_files import LargeBlob, LargeWriter
 from jmapfs.cache.lru import (
+    SELECT_ENTRY,
     WANTED,
     CacheEntry,
     FreeSpace,
     PinnedBlobs,
     checksum_of,
     cost_of,
-    find,
     key_of,
+    new_entry,
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
@@ -127,11 +128,8 @@ class DiskCache:
         Blobs whose content is damaged count as cached.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
-        present: set[bytes] = set()
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                rows = connection.execute(f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
-                present = {key for (key,) in rows}
+        rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
+        present = {key for (key,) in rows}
         return [blob_id for key, blob_id in keys.items() if key not in present]
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
@@ -155,17 +153,8 @@ class DiskCache:
             if len(data) > SMALL_BYTES:
                 kept[index] = self._put_large(blob_id, data)
             elif self._fits(len(data)):
-                small[index] = (
-                    CacheEntry(
-                        0,
-                        key_of(blob_id),
-                        len(data),
-                        cost_of(len(data), large=False),
-                        checksum_of(data),
-                        large=False,
-                    ),
-                    data,
-                )
+                entry = new_entry(key_of(blob_id), len(data), checksum_of(data), large=False)
+                small[index] = entry, data
         with self._files.guard("keep a blob"):
             if small and self._make_space(sum(entry.cost for entry, _ in small.values())):
                 with self._files.writer() as lru:
@@ -212,10 +201,7 @@ class DiskCache:
 
     def statistics(self) -> CacheStatistics:
         """Return what is stored now, by all processes."""
-        used = blobs = 0
-        if self.limit_bytes:
-            with self._files.guard("be counted"), self._files.reader() as connection:
-                used, blobs = connection.execute("SELECT bytes, blobs FROM usage").fetchone()
+        [(used, blobs)] = self._rows("be counted", "SELECT bytes, blobs FROM usage") or [(0, 0)]
         return CacheStatistics(bytes=used, limit=self.limit_bytes, blobs=blobs)
 
     def close(self) -> None:
@@ -223,24 +209,26 @@ class DiskCache:
         self.write_touches()
         self._files.close()
 
+    def _rows(
+        self, action: str, query: str, parameters: tuple[bytes] | dict[str, bytes] | tuple[()] = ()
+    ) -> list[Any]:
+        """Return the rows of a query; none if it fails, or if nothing is ever stored."""
+        rows: list[Any] = []
+        if self.limit_bytes:
+            with self._files.guard(action), self._files.reader() as connection:
+                rows = connection.execute(query, parameters).fetchall()
+        return rows
+
     def _select(
         self, query: str, parameters: tuple[bytes] | dict[str, bytes]
     ) -> list[tuple[CacheEntry, bytes | None]]:
         """Return the rows of blobs, with the content of small ones."""
-        if not self.limit_bytes:
-            return []
-        rows: list[Any] = []
-        with self._files.guard("read a blob"), self._files.reader() as connection:
-            rows = connection.execute(query, parameters).fetchall()
+        rows = self._rows("read a blob", query, parameters)
         return [(CacheEntry(*row[:-1]), row[-1]) for row in rows]
 
     def _find(self, blob_id: str) -> CacheEntry | None:
-        key = key_of(blob_id)
-        entry = None
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                entry = find(connection, [key]).get(key)
-        return entry
+        rows = self._rows("look a blob up", f"{SELECT_ENTRY} WHERE key = ?", (key_of(blob_id),))
+        return CacheEntry(*rows[0]) if rows else None
 
     def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
         """Return the verified content of a blob, which is `data` or in its file."""
@@ -335,8 +323,7 @@ class DiskCache:
     def _keep_large(self, key: bytes, writer: LargeWriter) -> bool:
         if not self._fits(writer.size, large=True):
             return False
-        cost = cost_of(writer.size, large=True)
-        entry = CacheEntry(0, key, writer.size, cost, writer.checksum.digest(), large=True)
+        entry = new_entry(key, writer.size, writer.checksum(), large=True)
         with self._files.guard("keep a large blob"):
             writer.sync()
             if not self._make_space(0):

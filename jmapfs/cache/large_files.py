@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import weakref
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
-from jmapfs.cache.lru import Checksum, FreeSpace
+from jmapfs.cache.lru import DIGEST_BYTES, FreeSpace
 from jmapfs.errors import StorageError
 
 _PARTIAL: Final = ".partial-"
@@ -64,15 +65,11 @@ class LargeBlob:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def checksum(self) -> bytes:
-        """Return the checksum of the whole content, as it is now.
-
-        Raises:
-            StorageError: as for `pread`.
-        """
-        checksum = Checksum()
+        """Return the checksum of the whole content, as it is now; raises as `pread`."""
+        digest = hashlib.sha256()
         for offset in range(0, self.size, _CHUNK_BYTES):
-            checksum.update(self.pread(_CHUNK_BYTES, offset))
-        return checksum.digest()
+            digest.update(self.pread(_CHUNK_BYTES, offset))
+        return digest.digest()[:DIGEST_BYTES]
 
     def close(self) -> None:
         """Close it; closing twice does nothing."""
@@ -100,7 +97,7 @@ class LargeWriter:
         on_close: Callable[[], None],
     ) -> None:
         self.size = 0
-        self.checksum = Checksum()
+        self._digest = hashlib.sha256()
         self._space = space
         self._keep = keep
         self._path: Path | None = directory / f"{_PARTIAL}{secrets.token_hex(8)}"
@@ -140,8 +137,12 @@ class LargeWriter:
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-        self.checksum.update(chunk)
+        self._digest.update(chunk)
         self.size += len(chunk)
+
+    def checksum(self) -> bytes:
+        """Return the checksum of what was written."""
+        return self._digest.digest()[:DIGEST_BYTES]
 
     def commit(self) -> bool:
         """Store what was written, durably; return False if that is impossible."""

@@ -14,7 +14,6 @@ last inserts, but not the file.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -26,6 +25,7 @@ from typing import Final
 
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
+from jmapfs.locking import wait_for_lock
 from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
@@ -252,15 +252,7 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        wait_for_lock(descriptor, _LOCK_TIMEOUT_SECONDS)
         yield
     finally:
         os.close(descriptor)

@@ -191,8 +191,7 @@ class ContentService:
     async def _find(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob.
 
-        Raises:
-            BlobMismatchError: it has another size; that has been reported.
+        Raises BlobMismatchError if it has another size; that has been reported.
         """
         found = await self._find_any_size(blob_id, expected_size)
         size = len(found) if isinstance(found, bytes) else found.size

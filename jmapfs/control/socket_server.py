@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +44,7 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
             listening.listen()
         except OSError as error:
             raise StorageError(f"cannot make the socket {path}: {error.strerror}") from error
-
-        async def serve(stream: trio.SocketStream) -> None:
-            await _serve(stream, answer)
-
+        serve = partial(_serve, answer=answer)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])

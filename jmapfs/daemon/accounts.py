@@ -51,10 +51,8 @@ Listener = Callable[[], Awaitable[None]]
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
     """Return the accounts to be mounted by their numbers; a single one has the number 0.
 
-    With `all_accounts` their names are saved, for a mount while the server is unreachable.
-
-    Raises:
-        JmapfsError: the server cannot be asked, and no names were saved.
+    With `all_accounts` their names are saved, for a mount while the server is unreachable. Raises
+    JmapfsError if the server cannot be asked, and no names were saved.
     """
     source = request.source
     if not request.all_accounts:

@@ -74,8 +74,7 @@ class Commands:
     async def answer(self, request: AnyRequest) -> object:  # noqa: PLR0911 - one for each request
         """Carry out a request, and return its reply.
 
-        Raises:
-            JmapfsError: it cannot be carried out.
+        Raises JmapfsError if it cannot be carried out.
         """
         match request:
             case StatusRequest():

@@ -175,14 +175,10 @@ class Freezer:
     ) -> Lease:
         """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
-        Args:
-            seconds: how long the lease lasts unless it is renewed.
-            limit: renewals do not extend it beyond so many seconds from now.
-            join: join the freeze that is on, if there is one.
-
-        Raises:
-            BusyError: it is frozen already; or the account does not come to a consistent state, or
-                the kernel does not answer in time.
+        The lease lasts for `seconds` unless it is renewed; renewals do not extend it beyond `limit`
+        seconds from now. With `join`, it joins the freeze that is on, if there is one. Raises
+        BusyError if it is frozen already; or the account does not come to a consistent state, or
+        the kernel does not answer in time.
         """
 
         async def try_to_freeze() -> Lease | None:
@@ -197,8 +193,7 @@ class Freezer:
     def renew(self, lease_id: str, seconds: float) -> Lease:
         """Renew a lease: it lasts for `seconds` from now.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         freeze = self._require(lease_id)
         freeze.renew(lease_id, seconds)
@@ -207,8 +202,7 @@ class Freezer:
     def records(self, lease_id: str) -> FrozenRecords:
         """Return the records of the tree that a lease keeps frozen.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         return self._require(lease_id).records
 

@@ -21,7 +21,7 @@ from jmapfs.errors import (
     ProtocolError,
     RequestError,
 )
-from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
@@ -101,11 +101,12 @@ def is_too_large(error: JmapfsError) -> bool:
 class Api:
     """Makes method calls for one account. Safe for many tasks at once.
 
-    `session` is the session as it was last fetched.
+    `session` is the session as it was last fetched; `traffic` counts what was sent and received.
     """
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         self.transport = transport
+        self.traffic = transport.traffic
         self.session = session
         self.account_id = account_id
         self._refreshing = trio.Lock()
@@ -117,11 +118,6 @@ class Api:
     def account(self) -> SessionAccount:
         """The account in the session."""
         return self.session.accounts[self.account_id]
-
-    @property
-    def traffic(self) -> Traffic:
-        """What was sent and received so far."""
-        return self.transport.traffic
 
     @property
     def concurrency(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic
 
 import msgspec
 import trio
@@ -21,7 +22,7 @@ from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
-from jmapfs.jmap.types import AccountResponse, Id, UnsignedInt, decode
+from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
 BLOB = "urn:ietf:params:jmap:blob"
 """The capability of RFC 9404 §3.1."""
@@ -77,16 +78,8 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
         return self.data is not None and len(self.data) == self.size and not self.is_truncated
 
 
-class _BlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Blob/get."""
-
-    items: list[_Blob] = msgspec.field(name="list")
-
-
-class _RawBlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Blob/get, its blobs not decoded yet: some may be invalid."""
-
-    items: list[msgspec.Raw] = msgspec.field(name="list")
+class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    items: list[T] = msgspec.field(name="list")
 
 
 class BatchMethods(Api):
@@ -163,10 +156,10 @@ class BatchMethods(Api):
         try:
             # Decoding takes 1 ms per MiB. It runs in the event loop because msgspec holds the GIL
             # meanwhile: a worker thread would block the loop for the same time.
-            return self._decode(response, _BlobGetResponse).items
+            return self._decode(response, _BlobGetResponse[_Blob]).items
         except ProtocolError:
             # If one blob cannot be decoded, the others are still used.
-            return list(_valid(self._decode(response, _RawBlobGetResponse).items))
+            return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits after a rejection; raise the error if it is about something else."""

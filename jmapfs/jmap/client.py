@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
@@ -142,11 +143,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
             ProtocolError: a queried email is neither returned nor reported as not found.
         """
-
-        async def page(size: int) -> EmailPage:
-            return await self._page(anchor, size)
-
-        return await self._with_fewer(limit, page)
+        return await self._with_fewer(limit, partial(self._page, anchor))
 
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
@@ -212,18 +209,12 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         )
 
     def _email_changes_calls(self, since_state: str, *, beside: int = 0) -> Sequence[MethodCall]:
-        """Return the calls for the changes of emails, in a request with `beside` other calls.
-
-        If the server accepts enough calls, Email/get refers to the ids in the same request.
-        """
-        changes = self._call("Email/changes", {"sinceState": since_state}, "emails")
-        if self.session.limits.max_calls_in_request < beside + 3:
-            return [changes]
-        return [
-            changes,
-            self._get_referenced("created", "emails", "Email/changes"),
-            self._get_referenced("updated", "emails", "Email/changes"),
-        ]
+        # Email/get refers to the ids in the same request, if it and `beside` other calls fit.
+        calls = [self._call("Email/changes", {"sinceState": since_state}, "emails")]
+        if self.session.limits.max_calls_in_request >= beside + 3:
+            calls.append(self._get_referenced("created", "emails", "Email/changes"))
+            calls.append(self._get_referenced("updated", "emails", "Email/changes"))
+        return calls
 
     async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
         """Decode the responses to `_email_changes_calls`, and get the emails that they lack."""
@@ -246,18 +237,15 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         )
 
     async def _page(self, anchor: str | None, limit: int) -> EmailPage:
-        query = self._call("Email/query", _query_arguments(anchor, limit), "query")
+        calls = [self._call("Email/query", _query_arguments(anchor, limit), "query")]
+        if self.session.limits.max_calls_in_request > 1:
+            calls.append(self._get_referenced("ids", "query", "Email/query"))
+        queried, *got = await self.request(calls)
+        listing = self._decode(queried, QueryResponse)
+        ids = list(dict.fromkeys(listing.ids))
         found = _Found()
-        if self.session.limits.max_calls_in_request < 2:
-            [queried] = await self.request([query])
-            listing = self._decode(queried, QueryResponse)
-            ids = list(dict.fromkeys(listing.ids))
-        else:
-            get = self._get_referenced("ids", "query", "Email/query")
-            queried, got = await self.request([query, get])
-            listing = self._decode(queried, QueryResponse)
-            ids = list(dict.fromkeys(listing.ids))
-            found.add(ids, self._decode(got, GetResponse[Email]))
+        for response in got:
+            found.add(ids, self._decode(response, GetResponse[Email]))
         if anchor is not None and anchor in ids:
             raise ProtocolError("the server answers Email/query with the anchor itself")
         await self._add_missing(ids, found)
@@ -324,8 +312,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
-        arguments = {"ids": ids}
-        return await self._request_one("Mailbox/get", arguments, GetResponse[Mailbox])
+        return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
 
 
 def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:

@@ -172,8 +172,7 @@ class AccountFollower:
     ) -> None:
         """Follow the account until cancelled; started as soon as there is something to show.
 
-        Raises:
-            JmapfsError: the account cannot be shown; only before it has started.
+        Raises JmapfsError if the account cannot be shown; only before it has started.
         """
         self._writer = await trio.to_thread.run_sync(self._lease.writer)
         startup = _Startup(task_status)
