@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -80,6 +80,11 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                         raise
                     await self.close_idle()
                     continue
+                except BaseException:
+                    # httpcore 1.0 leaves a connection open if the request is cancelled in the TLS
+                    # handshake or right after it.
+                    await connecting.aclose()
+                    raise
             return httpx.Response(
                 status_code=response.status,
                 headers=response.headers,
@@ -157,13 +162,23 @@ def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | No
 
 
 class _ConnectTrace:
-    """Whether a request opened a connection, from the trace of httpcore."""
+    """Whether a request opened a connection, and which, from the trace of httpcore."""
 
     def __init__(self) -> None:
         self.started = False
+        self._stream: httpcore.AsyncNetworkStream | None = None
 
-    async def note(self, event: str, _details: object) -> None:
-        self.started = self.started or event == "connection.connect_tcp.started"
+    async def note(self, event: str, details: Mapping[str, object]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.started = True
+        elif event == "connection.connect_tcp.complete":
+            self._stream = cast("httpcore.AsyncNetworkStream", details["return_value"])
+
+    async def aclose(self) -> None:
+        """Close the connection that the request opened, if any."""
+        if self._stream is not None:
+            with trio.CancelScope(shield=True):
+                await self._stream.aclose()
 
 
 class _Body(httpx.AsyncByteStream):

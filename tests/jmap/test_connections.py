@@ -8,7 +8,9 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import trio
@@ -274,6 +276,43 @@ async def test_cancelled_request_closes_its_connection(answer: bytes) -> None:
                 nursery.cancel_scope.cancel()
         await server.until(lambda: not server.open)
     assert server.connections == 3
+
+
+async def test_cancelled_tls_handshake_closes_its_connection() -> None:
+    server = Server()
+    async with running(server):
+        pool = ConnectionPool()
+        request = httpx.Request("GET", server.url.replace("http:", "https:"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.handle_async_request, request)
+            await server.until(lambda: server.asked == 1)
+            gc.disable()
+            nursery.cancel_scope.cancel()
+        try:
+            await server.until(lambda: not server.open)
+        finally:
+            gc.enable()
+        await pool.aclose()
+
+
+async def test_connection_of_a_request_cancelled_once_connected_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(MAIL)
+    scope = trio.CancelScope()
+    connect_tcp = httpcore.TrioBackend.connect_tcp
+
+    async def connect_and_cancel(*arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        stream = await connect_tcp(*arguments, **options)
+        scope.cancel()
+        return stream
+
+    monkeypatch.setattr(httpcore.TrioBackend, "connect_tcp", connect_and_cancel)
+    async with running(server) as transport:
+        with scope:
+            await get(transport, server)
+        assert scope.cancelled_caught
+        await server.until(lambda: server.connections == 1 and not server.open)
 
 
 async def test_refused_connection() -> None:
