@@ -110,10 +110,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
         url = request.url
-        direct = (
-            self._proxy is None or url.scheme == "http" or urllib.request.proxy_bypass(url.host)
-        )
-        pool = self._direct if direct or self._proxy is None else self._proxy
+        pool = self._direct
+        if self._proxy is not None and url.scheme == "https" and not _bypasses_proxy(url):
+            pool = self._proxy
         return await pool.handle_async_request(
             httpcore.Request(
                 method=request.method,
@@ -159,6 +158,11 @@ def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | No
         keepalive_expiry=_KEEPALIVE_SECONDS,
         network_backend=_QuickAckBackend(),
     )
+
+
+def _bypasses_proxy(url: httpx.URL) -> bool:
+    # An entry of NO_PROXY may have a port.
+    return any(map(urllib.request.proxy_bypass, (url.host, f"{url.host}:{url.port or 443}")))
 
 
 class _ConnectTrace:

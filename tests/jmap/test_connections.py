@@ -353,11 +353,14 @@ async def test_https_goes_through_the_proxy_of_the_environment(
     assert server.asked == 1
 
 
-async def test_no_proxy_of_the_environment_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "example.org, 127.0.0.1:9", "*"])
+async def test_no_proxy_of_the_environment_is_respected(
+    no_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = Server(MAIL)
     async with running(server):
         monkeypatch.setenv("HTTPS_PROXY", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("NO_PROXY", no_proxy)
         pool = ConnectionPool()
         with pytest.raises(httpx.ConnectError):
             await pool.handle_async_request(httpx.Request("GET", "https://127.0.0.1:9/"))
