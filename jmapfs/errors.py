@@ -113,7 +113,7 @@ class RequestError(ServerError):
     """The server refused a whole request (RFC 8620 §3.6.1), or its HTTP status is an error.
 
     `status` is the HTTP status; `kind` the problem type (`urn:ietf:params:jmap:error:limit` …),
-    or an empty string; `limit` the name of the limit that was exceeded, if the server says it.
+    or an empty string; `limit` the name of the limit that was exceeded, if the server reports it.
     """
 
     def __init__(self, message: str, *, status: int, kind: str = "", limit: str = "") -> None:

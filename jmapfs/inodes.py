@@ -61,8 +61,7 @@ def directory_inode(path: str, *, attempt: int = 0) -> int:
 def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
     """Return a number from 1 for each account; it seldom changes when others are added or removed.
 
-    Raises:
-        ValueError: there are more accounts than numbers.
+    Raises ValueError if there are more accounts than numbers.
     """
     numbers: dict[str, int] = {}
     taken: set[int] = set()

@@ -7,14 +7,17 @@ The lock file remains; it contains the PID of the holder, for error messages.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final, Self
 
 from jmapfs.errors import BusyError, StorageError
 
 _PID_BYTES: Final = 20
+_PAUSE_SECONDS: Final = 0.02
 
 
 class ProcessLock:
@@ -78,3 +81,20 @@ class ProcessLock:
 
 def _holder(descriptor: int) -> str:
     return os.pread(descriptor, _PID_BYTES, 0).decode(errors="replace").strip()
+
+
+def wait_for_lock(descriptor: int, seconds: float) -> None:
+    """Lock a file or directory that other processes lock only briefly, until it is closed.
+
+    Raises OSError if it cannot be locked: TimeoutError if others hold the lock for so long.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from None
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.cyrus import Account, Message
-from tests.mounting import Home
+from tests.mounts import Home
 
 # Mailboxes on the server, and the directories that show them.
 DIRECTORIES = {

@@ -1,12 +1,12 @@
 """The blobs on the disk: bounded, verified, shared by all processes that mount one account.
 
-Small blobs (up to 1 MiB) are rows of one SQLite file, large ones are files. Of 20,000 mails of 4 KB
-each takes 34 µs of CPU to store, 100 in a transaction, and 12 µs to load and verify, 128 at once.
-With the kernel's caches dropped a mail is read in 18 µs, and from a file of its own in 133 µs.
-Compressed with zlib it takes half the space and twice the time (measured, tests/bench).
+Small blobs (up to 1 MiB) are rows of one SQLite file, large ones are files. Measured with 20,000
+mails of 4 KB (tests/bench): storing a mail takes 34 µs of CPU time (100 in a transaction), loading
+and verifying it 12 µs (128 at once). Without the kernel's caches a mail is read in 18 µs, and from
+a file of its own in 133 µs. Compression with zlib takes twice the time and half the space.
 
-Which blobs were used is collected in memory and written with the next insert: one write for each
-read would cost more than the read.
+Uses of blobs are collected in memory and written with the next insert: one write for each read
+would cost more than the read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from typing import Any, Final
 
 from jmapfs.cache.large_files import LargeBlob, LargeWriter
 from jmapfs.cache.lru import (
+    SELECT_ENTRY,
     WANTED,
     CacheEntry,
     FreeSpace,
     PinnedBlobs,
     checksum_of,
     cost_of,
-    find,
     key_of,
+    new_entry,
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
+from jmapfs.sqlite import delete_database, quarantined
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +42,8 @@ SMALL_BYTES: Final = 1024 * 1024
 
 _STEP_BYTES: Final = 4 * 1024 * 1024
 _UNUSED_PART: Final = 0.25
-# If the order of use differs from that of storing, writing uses four times as often writes three
-# and a half times as much; less often, a caller waits for more than 30 ms (measured).
+# With a quarter of this, recording uses in another order than that of storing writes 3.5 times as
+# much; with more, a caller waits for more than 30 ms (measured).
 _MOST_TOUCHED: Final = 4096
 
 # For one blob, this takes 9 µs less than `_LOAD_MANY` (measured).
@@ -68,15 +70,15 @@ class CacheStatistics:
 class DiskCache:
     """A cache of blobs in `directory`, of at most `limit_bytes`; with 0 nothing is stored.
 
-    The content counts, and for each blob 1 KiB (small) or 4 KiB (large), which SQLite and the file
-    system use. Not counted: SQLite's write-ahead log (about 8 MiB), a large blob while it is
-    written, and one damaged file that was set aside.
+    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
+    and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
+    while it is written, and one damaged file that was set aside.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
-    Synchronous, for worker threads; safe to use from several threads and several processes. Nothing
-    is raised: what cannot be read is missing, what cannot be written is not stored, and the reason
-    is logged.
+    Synchronous, for worker threads; safe to use from several threads and several processes. No
+    method raises an error: a blob that cannot be read is missing, one that cannot be written is not
+    stored, and the reason is logged.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class DiskCache:
             self._shrink()
 
     def load(self, blob_id: str) -> bytes | LargeBlob | None:
-        """Return a blob, its checksum verified: its content, or opened if it has more than 1 MiB.
+        """Return the verified content of a blob, or the open blob if it has more than 1 MiB.
 
         None if it is not in the cache. An open blob is not evicted by this process.
         """
@@ -126,11 +128,8 @@ class DiskCache:
         Blobs whose content is damaged count as cached.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
-        present: set[bytes] = set()
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                rows = connection.execute(f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
-                present = {key for (key,) in rows}
+        rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
+        present = {key for (key,) in rows}
         return [blob_id for key, blob_id in keys.items() if key not in present]
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
@@ -154,17 +153,8 @@ class DiskCache:
             if len(data) > SMALL_BYTES:
                 kept[index] = self._put_large(blob_id, data)
             elif self._fits(len(data)):
-                small[index] = (
-                    CacheEntry(
-                        0,
-                        key_of(blob_id),
-                        len(data),
-                        cost_of(len(data), large=False),
-                        checksum_of(data),
-                        large=False,
-                    ),
-                    data,
-                )
+                entry = new_entry(key_of(blob_id), len(data), checksum_of(data), large=False)
+                small[index] = entry, data
         with self._files.guard("keep a blob"):
             if small and self._make_space(sum(entry.cost for entry, _ in small.values())):
                 with self._files.writer() as lru:
@@ -211,10 +201,7 @@ class DiskCache:
 
     def statistics(self) -> CacheStatistics:
         """Return what is stored now, by all processes."""
-        used = blobs = 0
-        if self.limit_bytes:
-            with self._files.guard("be counted"), self._files.reader() as connection:
-                used, blobs = connection.execute("SELECT bytes, blobs FROM usage").fetchone()
+        [(used, blobs)] = self._rows("be counted", "SELECT bytes, blobs FROM usage") or [(0, 0)]
         return CacheStatistics(bytes=used, limit=self.limit_bytes, blobs=blobs)
 
     def close(self) -> None:
@@ -222,24 +209,26 @@ class DiskCache:
         self.write_touches()
         self._files.close()
 
+    def _rows(
+        self, action: str, query: str, parameters: tuple[bytes] | dict[str, bytes] | tuple[()] = ()
+    ) -> list[Any]:
+        """Return the rows of a query; none if it fails, or if nothing is ever stored."""
+        rows: list[Any] = []
+        if self.limit_bytes:
+            with self._files.guard(action), self._files.reader() as connection:
+                rows = connection.execute(query, parameters).fetchall()
+        return rows
+
     def _select(
         self, query: str, parameters: tuple[bytes] | dict[str, bytes]
     ) -> list[tuple[CacheEntry, bytes | None]]:
         """Return the rows of blobs, with the content of small ones."""
-        if not self.limit_bytes:
-            return []
-        rows: list[Any] = []
-        with self._files.guard("read a blob"), self._files.reader() as connection:
-            rows = connection.execute(query, parameters).fetchall()
+        rows = self._rows("read a blob", query, parameters)
         return [(CacheEntry(*row[:-1]), row[-1]) for row in rows]
 
     def _find(self, blob_id: str) -> CacheEntry | None:
-        key = key_of(blob_id)
-        entry = None
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                entry = find(connection, [key]).get(key)
-        return entry
+        rows = self._rows("look a blob up", f"{SELECT_ENTRY} WHERE key = ?", (key_of(blob_id),))
+        return CacheEntry(*rows[0]) if rows else None
 
     def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
         """Return the verified content of a blob, which is `data` or in its file."""
@@ -334,8 +323,7 @@ class DiskCache:
     def _keep_large(self, key: bytes, writer: LargeWriter) -> bool:
         if not self._fits(writer.size, large=True):
             return False
-        cost = cost_of(writer.size, large=True)
-        entry = CacheEntry(0, key, writer.size, cost, writer.checksum.digest(), large=True)
+        entry = new_entry(key, writer.size, writer.checksum(), large=True)
         with self._files.guard("keep a large blob"):
             writer.sync()
             if not self._make_space(0):
@@ -356,14 +344,14 @@ class DiskCache:
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True
-        self._files.remove_quarantined()
+        delete_database(quarantined(self._files.current().path))
         # Before anything is evicted: if the disk is too full even for this, evicting would free
         # no space, so everything stays.
-        self._files.empty_log()
+        self._files.current().empty_log()
         with self._files.writer() as lru:
             freed = lru.evict(shortage + _STEP_BYTES, self._pins)
         if freed:
-            self._files.release_pages()
+            self._files.current().release_pages()
         return not self._space.shortage(wanted)
 
     def _shrink(self) -> None:
@@ -374,5 +362,5 @@ class DiskCache:
                     freed = lru.evict(min(excess, _STEP_BYTES), self._pins)
                 if not freed:
                     break
-            if self._files.unused_part() > _UNUSED_PART:
-                self._files.release_pages()
+            if self._files.current().unused_part() > _UNUSED_PART:
+                self._files.current().release_pages()

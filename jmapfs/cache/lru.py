@@ -20,32 +20,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_DIGEST_BYTES: Final = 16
+DIGEST_BYTES: Final = 16
+"""The length of keys and checksums: the first half of a SHA-256."""
 
 
 def key_of(blob_id: str) -> bytes:
     """Return the key of a blob id: 16 bytes; any string has one."""
-    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def checksum_of(data: bytes | memoryview) -> bytes:
     """Return the checksum of a content: 16 bytes."""
-    return hashlib.sha256(data).digest()[:_DIGEST_BYTES]
-
-
-class Checksum:
-    """The checksum of a content that is computed chunk by chunk."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Add the next chunk."""
-        self._hash.update(data)
-
-    def digest(self) -> bytes:
-        """Return `checksum_of` all chunks together."""
-        return self._hash.digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 _MOST_RESERVED_BYTES: Final = 1024**3
@@ -65,8 +51,7 @@ class FreeSpace:
     def shortage(self, wanted_bytes: int) -> int:
         """Return how many bytes are missing for `wanted_bytes` more; 0 if there is room.
 
-        Raises:
-            OSError: the file system cannot be queried.
+        Raises OSError if the file system cannot be queried.
         """
         try:
             state = os.statvfs(self._directory)
@@ -145,11 +130,15 @@ class CacheEntry(NamedTuple):
     large: bool
 
 
+def new_entry(key: bytes, size: int, checksum: bytes, *, large: bool) -> CacheEntry:
+    """Return the row of a blob that is to be inserted, which gives it its number."""
+    return CacheEntry(0, key, size, cost_of(size, large=large), checksum, large)
+
+
 class LruIndex:
     """The index within a transaction of `connection`; call `save` before it commits.
 
-    Raises, in its methods:
-        sqlite3.Error, OSError: the transaction must be rolled back.
+    Its methods raise sqlite3.Error or OSError if the transaction must be rolled back.
     """
 
     def __init__(self, connection: sqlite3.Connection, large_directory: Path) -> None:
@@ -173,7 +162,10 @@ class LruIndex:
     def find(self, keys: Collection[bytes]) -> dict[bytes, CacheEntry]:
         """Return the rows of the blobs that are in the cache, by their keys."""
         self._write()
-        return find(self._connection, keys)
+        rows = self._connection.execute(
+            f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)}
+        ).fetchall()
+        return {entry.key: entry for entry in map(CacheEntry._make, rows)}
 
     def touch(self, keys: Collection[bytes]) -> None:
         """Record that blobs were used, in this order."""
@@ -215,7 +207,7 @@ class LruIndex:
 
     def recount(self, large_files: Collection[str]) -> None:
         """Compute the totals, and remove the blobs whose file is not among `large_files`."""
-        rows = self._connection.execute(f"{_SELECT} WHERE large").fetchall()
+        rows = self._connection.execute(f"{SELECT_ENTRY} WHERE large").fetchall()
         lost = [
             entry for entry in map(CacheEntry._make, rows) if entry.key.hex() not in large_files
         ]
@@ -236,33 +228,17 @@ class LruIndex:
         if old and not old.large and data is not None and old.checksum == new.checksum:
             self.touch([new.key])
             return True
-        wanted = new.cost - (old.cost if old else 0)
-        evicted = self._make_room(wanted, limit, pins, exclude=new.key)
-        if evicted is None:
+        excess = self.bytes + new.cost - (old.cost if old else 0) - limit
+        victims = self._victims(excess + headroom(limit), pins, new.key) if excess > 0 else []
+        if sum(entry.cost for entry in victims) < excess:
             return False
-        for entry in evicted:
+        for entry in victims:
             known.pop(entry.key, None)
-        if old:
-            self.remove([old])
+        replaced = [*victims, old] if old else victims
+        if replaced:
+            self.remove(replaced)
         known[new.key] = self._add_row(new, data)
         return True
-
-    def _make_room(
-        self, wanted: int, limit: int, pins: PinnedBlobs, *, exclude: bytes
-    ) -> Collection[CacheEntry] | None:
-        """Evict the blobs used least recently until `wanted` bytes fit below `limit`.
-
-        Pinned blobs and the key `exclude` are not evicted. Returns what was evicted; or None, with
-        nothing evicted, if that is not enough.
-        """
-        excess = self.bytes + wanted - limit
-        if excess <= 0:
-            return ()
-        victims = self._victims(excess + headroom(limit), pins, exclude)
-        if sum(entry.cost for entry in victims) < excess:
-            return None
-        self.remove(victims)
-        return victims
 
     def _add_row(self, new: CacheEntry, data: bytes | None) -> CacheEntry:
         if self._touches:
@@ -287,7 +263,7 @@ class LruIndex:
         # A list: rows must not be deleted while a statement reads the same index.
         victims: list[CacheEntry] = []
         freed = 0
-        for row in self._connection.execute(f"{_SELECT} ORDER BY used"):
+        for row in self._connection.execute(f"{SELECT_ENTRY} ORDER BY used"):
             if freed >= wanted:
                 break
             entry = CacheEntry(*row)
@@ -317,7 +293,9 @@ class LruIndex:
             self._touches.clear()
 
 
-_SELECT: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
+SELECT_ENTRY: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
+"""Selects what a CacheEntry has."""
+
 _SELECT_WANTED: Final = (
     "SELECT number, key, size, charge, checksum, large"
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
@@ -325,9 +303,3 @@ _SELECT_WANTED: Final = (
 _TOUCH_WANTED: Final = (
     "UPDATE entry SET used = :clock + at / 16 FROM wanted WHERE key = substr(:keys, at, 16)"
 )
-
-
-def find(connection: sqlite3.Connection, keys: Collection[bytes]) -> dict[bytes, CacheEntry]:
-    """Return the rows of the blobs that are in the cache, by their keys."""
-    rows = connection.execute(f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)})
-    return {entry.key: entry for entry in map(CacheEntry._make, rows)}

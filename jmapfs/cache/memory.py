@@ -8,8 +8,6 @@ from typing import Final, Protocol
 
 import cachetools
 
-DEFAULT_LIMIT_BYTES: Final = 32 * 1024 * 1024
-
 # What CPython spends in addition to the content: the headers of the key and the value, and their
 # places in the dictionaries of an LRUCache. 262 bytes were measured with ids of 41 characters; ids
 # may have 255.
@@ -27,7 +25,7 @@ class MemoryCache:
     kept: it would evict many that are more likely to be read again.
     """
 
-    def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self._blobs: cachetools.LRUCache[str, bytes] = cachetools.LRUCache(
             max(limit_bytes, 0), getsizeof=_cost
         )
@@ -36,11 +34,6 @@ class MemoryCache:
     def __contains__(self, blob_id: str) -> bool:
         """Tell whether the blob is here; this does not count as a use."""
         return blob_id in self._blobs
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes in use: content, and a constant for each blob."""
-        return int(self._blobs.currsize)
 
     def get(self, blob_id: str) -> bytes | None:
         """Return the blob, which is now the most recently used one, or None."""
@@ -62,11 +55,9 @@ class OpenBlob(Protocol):
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return exactly min(length, size - offset) bytes; StorageError if that fails."""
-        ...
 
     def close(self) -> None:
         """Close it; closing twice does nothing."""
-        ...
 
 
 class MemoryBlob:

@@ -14,7 +14,6 @@ last inserts, but not the file.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -26,15 +25,8 @@ from typing import Final
 
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
-from jmapfs.sqlite import (
-    ForeignFileError,
-    connect,
-    delete_database,
-    is_damage,
-    quarantine,
-    quarantined,
-    transaction,
-)
+from jmapfs.locking import wait_for_lock
+from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
 
@@ -90,10 +82,8 @@ class BlobStore:
     """The open SQLite file: one connection for writing, and one for each thread that reads now.
 
     `damaged` is the inode of a file that turned out to be damaged: it is set aside first, if it is
-    still there. `read_only` if nothing can be written.
-
-    Raises, here and in its methods:
-        sqlite3.Error, OSError: the file cannot be used.
+    still there. `read_only` if nothing can be written. The constructor and the methods raise
+    sqlite3.Error or OSError if the file cannot be used.
     """
 
     def __init__(self, path: Path, *, damaged: int | None = None) -> None:
@@ -262,15 +252,7 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
         return
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        wait_for_lock(descriptor, _LOCK_TIMEOUT_SECONDS)
         yield
     finally:
         os.close(descriptor)
@@ -299,10 +281,8 @@ class _Guard:
 class CacheFiles:
     """The files below `directory`, which is created if needed and shared with other processes.
 
-    `guard` must be around every use of the other methods.
-
-    Raises, in its methods:
-        sqlite3.Error, OSError: the files cannot be used; nothing has changed.
+    `guard` must be around every use of the other methods, which raise sqlite3.Error or OSError if
+    the files cannot be used; nothing has changed then.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -322,40 +302,24 @@ class CacheFiles:
     @contextlib.contextmanager
     def reader(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection for reading."""
-        store = self._current()
+        store = self.current()
         if store.replaced:
-            store = self._current(instead_of=store)
+            store = self.current(instead_of=store)
         with store.reader() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[LruIndex]:
         """Lend the index for one transaction."""
-        store = self._current()
+        store = self.current()
         if store.read_only or store.replaced:
-            store = self._current(instead_of=store)
+            store = self.current(instead_of=store)
         if store.read_only:
             raise PermissionError("the cache can only be read")
         with store.writer() as connection:
             index = LruIndex(connection, self.large)
             yield index
             index.save()
-
-    def empty_log(self) -> None:
-        """Return the space of SQLite's write-ahead log to the file system."""
-        self._current().empty_log()
-
-    def release_pages(self) -> None:
-        """Return the space of evicted small blobs to the file system."""
-        self._current().release_pages()
-
-    def remove_quarantined(self) -> None:
-        """Delete a file that was set aside, if there is one."""
-        delete_database(quarantined(self._current().path))
-
-    def unused_part(self) -> float:
-        """Return the unused part of the SQLite file, 0 to 1."""
-        return self._current().unused_part()
 
     def report(self, action: str, error: Exception) -> None:
         """Log an error if its kind is new; stop using a damaged file, which is then set aside."""
@@ -385,7 +349,8 @@ class CacheFiles:
             with contextlib.suppress(sqlite3.Error):
                 store.close()
 
-    def _current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
+    def current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
+        """Return the open SQLite file; open it again if it is `instead_of`."""
         with self._lock:
             store = self._store
             too_early = time.monotonic() < self._retry_at

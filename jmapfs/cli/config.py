@@ -72,8 +72,7 @@ def config_path() -> Path:
 def read_config() -> Config:
     """Read the configuration file; without one, there are no accounts.
 
-    Raises:
-        ConfigError: it cannot be read or is not valid; the message says where.
+    Raises ConfigError if it cannot be read or is not valid; the message says where.
     """
     path = config_path()
     try:
@@ -110,10 +109,8 @@ def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401
 def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
     """Return the account that the user names: one of the configuration, or by its location.
 
-    `account` comes from the command line and overrides the configuration.
-
-    Raises:
-        ConfigError: there is no such account, or its secret is not available.
+    `account` comes from the command line and overrides the configuration. Raises ConfigError if
+    there is no such account, or its secret is not available.
     """
     table = config.accounts.get(argument)
     if table is not None:

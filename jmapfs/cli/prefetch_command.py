@@ -164,8 +164,7 @@ class _MountPrefetch:
     def find_missing(self) -> None:
         """Find the emails that are not cached.
 
-        Raises:
-            StorageError: the cache is too small for all emails.
+        Raises StorageError if the cache is too small for all emails.
         """
         used: Counter[str] = Counter()
         room: dict[str, int] = {}

@@ -50,9 +50,7 @@ _LINE_SECONDS: Final = 30.0
     help="Make no snapshot if more of the last snapshot's mail than this is gone.",
 )
 @click.option(
-    "--allow-stale",
-    is_flag=True,
-    help="Copy an older state if the current one is not available.",
+    "--allow-stale", is_flag=True, help="Copy an older state if the current one is not available."
 )
 @account_option
 @cache_directory_option

@@ -85,12 +85,6 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),
         ("emails", f"{status.emails} in {status.mailboxes} mailboxes"),
-        (
-            "cache",
-            f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails",
-        ),
-        (
-            "network",
-            f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}",
-        ),
+        ("cache", f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails"),
+        ("network", f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}"),
     ]

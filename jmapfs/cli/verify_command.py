@@ -66,11 +66,7 @@ class _VerifyRun:
             with _Display(directory.name, quick=self._quick, quiet=self._quiet) as display:
                 result = run_with_signals(
                     partial(
-                        verify,
-                        directory,
-                        quick=self._quick,
-                        inodes=self._inodes,
-                        progress=display,
+                        verify, directory, quick=self._quick, inodes=self._inodes, progress=display
                     )
                 )
         except StorageError as error:
@@ -89,11 +85,7 @@ class _VerifyRun:
             self._show(result, record_error)
 
     def finish(self) -> None:
-        """Show the summary.
-
-        Raises:
-            JmapfsError: something is wrong with a snapshot.
-        """
+        """Show the summary; raises JmapfsError if something is wrong with a snapshot."""
         error = error_for(self._results)
         if self._as_json:
             click.echo(json_document({"snapshots": self._documents}))
@@ -185,11 +177,7 @@ def _document(result: VerifyResult, remarks: Sequence[str]) -> dict[str, Any]:
         "bytes_read": result.bytes_read,
         **{kind: counts[kind] for kind in KINDS},
         "findings": [
-            {
-                "kind": finding.kind,
-                "path": escaped(finding.path),
-                "detail": escaped(finding.detail),
-            }
+            {"kind": finding.kind, "path": escaped(finding.path), "detail": escaped(finding.detail)}
             for finding in result.findings
         ],
         "remarks": remarks,

@@ -1,7 +1,7 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
 The caller searches the disk cache first. Blobs that are missing there are fetched in batches
-(`take_batch`, `Downloader.download_batch`) if the server has Blob/get, and large blobs alone. If a
+(`take_batch`, `Downloader.fetch_batch`) if the server has Blob/get, and large blobs alone. If a
 batch does not contain a blob, or contains it with a wrong size or digest, the blob is fetched again
 alone, and that result is final.
 """
@@ -12,7 +12,15 @@ import hashlib
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -45,12 +53,10 @@ class BatchLimits(Protocol):
     @property
     def blobs(self) -> int:
         """The number of blobs."""
-        ...
 
     @property
     def bytes(self) -> int:
         """The bytes of content, all blobs together."""
-        ...
 
 
 class BlobSource(Protocol):
@@ -63,35 +69,32 @@ class BlobSource(Protocol):
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
-        ...
 
     @property
     def batch_limits(self) -> BatchLimits | None:
         """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
-        ...
 
     @property
     def concurrency(self) -> int:
         """The number of requests that may be under way at once, for all callers together."""
-        ...
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return the content of the blobs (id, stated size) that one request returned whole."""
-        ...
+        """Return the content of the blobs (id, stated size) that one request returned whole.
+
+        None at all if the server does not have Blob/get.
+        """
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
     ) -> bytes:
         """Return the content of a blob; one much larger than `size_hint` bytes is refused."""
-        ...
 
     def stream_blob(
         self, blob_id: str, *, deadline: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Return the content of a blob chunk by chunk."""
-        ...
 
 
 class SizedBlob(Protocol):
@@ -100,12 +103,10 @@ class SizedBlob(Protocol):
     @property
     def blob_id(self) -> str:
         """Its id."""
-        ...
 
     @property
     def size(self) -> int:
         """Its stated size."""
-        ...
 
 
 _Blob = TypeVar("_Blob", bound=SizedBlob)
@@ -209,27 +210,27 @@ class Downloader:
         """Divide blobs into requests by the present limits of the server."""
         limits = self.source.batch_limits
         if limits is None:
-            return split_into_batches(
-                blobs,
-                max_blobs=_SINGLES,
-                max_bytes=_SINGLES * SMALL_BYTES,
-                alone_above=SMALL_BYTES,
-            )
-        return split_into_batches(
-            blobs,
-            max_blobs=limits.blobs,
-            max_bytes=limits.bytes,
-            alone_above=limits.bytes // _LARGE_PART,
-        )
+            most, room, largest = _SINGLES, _SINGLES * SMALL_BYTES, SMALL_BYTES
+        else:
+            most, room, largest = limits.blobs, limits.bytes, limits.bytes // _LARGE_PART
+        return split_into_batches(blobs, max_blobs=most, max_bytes=room, alone_above=largest)
 
-    async def download_batch(
-        self, batch: Sequence[_Blob], *, deadline: float
-    ) -> list[tuple[_Blob, bytes]]:
-        """Return the blobs that one request returns correctly; the caller fetches the others alone.
+    async def fetch_batch(
+        self,
+        batch: Sequence[_Blob],
+        write: Callable[[list[tuple[_Blob, bytes]]], Awaitable[None]],
+        *,
+        deadline: float,
+    ) -> Sequence[_Blob]:
+        """Fetch blobs by one request, and `write` those that are correct; return the others.
+
+        The caller fetches the others alone. A single blob is not fetched here.
 
         Raises:
             UnreachableError, AuthenticationError: other requests would fail as well.
         """
+        if len(batch) < 2:
+            return batch
         try:
             contents = await self.source.download_batch(
                 [(blob.blob_id, blob.size) for blob in batch], deadline=deadline
@@ -238,14 +239,18 @@ class Downloader:
             raise
         except JmapfsError as error:
             _log.warning("a batch of blobs is fetched one by one: %s", error)
-            return []
+            return batch
         arrived = [
             (blob, contents[blob.blob_id])
             for blob in batch
             if blob.blob_id in contents and len(contents[blob.blob_id]) == blob.size
         ]
         wrong = await self._mismatches([(blob.blob_id, data) for blob, data in arrived])
-        return [(blob, data) for blob, data in arrived if blob.blob_id not in wrong]
+        correct = [(blob, data) for blob, data in arrived if blob.blob_id not in wrong]
+        if correct:
+            await write(correct)
+        written = {blob.blob_id for blob, _ in correct}
+        return [blob for blob in batch if blob.blob_id not in written]
 
     async def download_small(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 import trio
@@ -150,16 +151,17 @@ class BatchDownloader:
             await queue.publish([(download.blob_id, data)])
 
     async def _run_batch(self, queue: DownloadQueue, batch: list[Download]) -> None:
+        receive = partial(self._publisher.receive_batch, publish=queue.publish)
         try:
-            arrived = await self._downloader.download_batch(batch, deadline=self._publisher.timeout)
+            rest = await self._downloader.fetch_batch(
+                batch, receive, deadline=self._publisher.timeout
+            )
         except (UnreachableError, AuthenticationError) as error:
             # No reader needs these blobs yet; one that does will get its own error.
             _log.info("downloads in advance end: %s", error)
             queue.cancel()
             return
-        await self._publisher.receive_batch(arrived, queue.publish)
-        missing = [one for one in batch if one.state is DownloadState.RUNNING]
-        for download in missing:
+        for download in rest:
             download.requeue()
-        queue.add_alone(missing)
+        queue.add_alone(rest)
         self._serve(queue)

@@ -46,7 +46,6 @@ class KernelPageCache(Protocol):
 
         For worker threads.
         """
-        ...
 
 
 class PublishedFiles:

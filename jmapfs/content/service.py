@@ -34,9 +34,6 @@ _log = logging.getLogger(__name__)
 OnSizeMismatch = Callable[[str, int], Awaitable[None]]
 """Called with a blob's id and its true size in bytes."""
 
-DEFAULT_READ_TIMEOUT: Final = 30.0
-DEFAULT_DOWNLOAD_TIMEOUT: Final = 60.0
-
 _FLUSH_SECONDS: Final = 5.0
 
 
@@ -194,8 +191,7 @@ class ContentService:
     async def _find(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob.
 
-        Raises:
-            BlobMismatchError: it has another size; that has been reported.
+        Raises BlobMismatchError if it has another size; that has been reported.
         """
         found = await self._find_any_size(blob_id, expected_size)
         size = len(found) if isinstance(found, bytes) else found.size
@@ -277,12 +273,12 @@ class _SizeMismatches:
 async def open_content_service(
     source: BlobSource,
     disk_cache: DiskCache,
-    memory_cache: MemoryCache | None = None,
+    memory_cache: MemoryCache,
     *,
     on_size_mismatch: OnSizeMismatch,
     parallel_downloads: int = 8,
-    read_timeout: float = DEFAULT_READ_TIMEOUT,
-    download_timeout: float = DEFAULT_DOWNLOAD_TIMEOUT,
+    read_timeout: float = 30.0,
+    download_timeout: float = 60.0,
 ) -> AsyncIterator[ContentService]:
     """Serve content while the context lasts; the caller closes the caches.
 
@@ -296,7 +292,7 @@ async def open_content_service(
         content = ContentService(
             source,
             disk_cache,
-            MemoryCache() if memory_cache is None else memory_cache,
+            memory_cache,
             nursery,
             on_size_mismatch=on_size_mismatch,
             parallel_downloads=parallel_downloads,

@@ -266,7 +266,7 @@ class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
 
 
 class RenewRequest(Request[Lease], frozen=True, tag="renew"):
-    """Let a lease last for `seconds` from now."""
+    """Renew a lease: it lasts for `seconds` from now."""
 
     lease: str
     seconds: float

@@ -1,8 +1,6 @@
-"""Which of our mounts there are, from /proc/self/mountinfo (proc_pid_mountinfo(5)).
+"""The mounts of jmapfs, from /proc/self/mountinfo (proc_pid_mountinfo(5)), and their sockets.
 
-Asking the kernel's table never touches a mount, so a dead or hanging one cannot hold us up.
-
-Where a mount is, and where the control socket of its daemon is.
+Reading the kernel's table does not touch a mount, so a dead or hanging one does not block.
 """
 
 from __future__ import annotations
@@ -18,11 +16,15 @@ from typing import Final
 from jmapfs.errors import NotMountedError, StorageError
 from jmapfs.names import key, safe_text
 
+SUBTYPE: Final = "jmapfs"
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
 
 def resolve(mountpoint: Path) -> Path:
-    """Return the absolute path of a mountpoint, without asking what is mounted on it.
+    """Return the absolute path of a mountpoint, without touching what is mounted on it.
 
-    A dead mount answers every question about itself with an error, so only its parent is resolved.
+    A dead mount answers every call with an error, so only its parent is resolved.
     """
     absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
@@ -31,11 +33,10 @@ def resolve(mountpoint: Path) -> Path:
 def _socket_directory() -> Path:
     """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
 
-    Raises:
-        StorageError: it cannot be made, or it belongs to somebody else.
+    Raises StorageError if it cannot be made, or it belongs to another user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    # A service of the system, or a container, has neither.
+    # In a system service or a container, neither may exist.
     directory = (
         Path(runtime) / "jmapfs"
         if Path(runtime).is_dir()
@@ -46,9 +47,9 @@ def _socket_directory() -> Path:
         status = directory.lstat()
     except OSError as error:
         raise StorageError(f"cannot make {directory}: {error.strerror}") from error
-    # Without XDG_RUNTIME_DIR it may be in a directory where everybody writes.
+    # Without XDG_RUNTIME_DIR it may be in a directory that is writable by all.
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-        raise StorageError(f"{directory} belongs to somebody else: set XDG_RUNTIME_DIR")
+        raise StorageError(f"{directory} belongs to another user: set XDG_RUNTIME_DIR")
     if status.st_mode & 0o077:
         directory.chmod(0o700)
     return directory
@@ -57,21 +58,15 @@ def _socket_directory() -> Path:
 def socket_path(mountpoint: Path) -> Path:
     """Return the control socket of a mountpoint.
 
-    Raises:
-        StorageError: its directory cannot be made, or it belongs to another user.
+    Raises StorageError if its directory cannot be made, or it belongs to another user.
     """
     return _socket_directory() / f"{file_stem(mountpoint)}.sock"
 
 
 def file_stem(mountpoint: Path) -> str:
-    """Return what the files that belong to a mountpoint are called, without an ending."""
+    """Return the name, without suffix, of the files that belong to a mountpoint."""
     name = safe_text(mountpoint.name, limit=40) or "root"
     return f"{name}_{key(os.fsencode(mountpoint).hex())}"
-
-
-SUBTYPE: Final = "jmapfs"
-
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,7 @@ class Mount:
 
 
 def mounts() -> list[Mount]:
-    """Return all mounts, in the order in which they were made."""
+    """Return all mounts, the oldest first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
@@ -103,15 +98,14 @@ def mounts() -> list[Mount]:
 
 
 def mount_at(mountpoint: Path) -> Mount | None:
-    """Return what is mounted at exactly that path, the topmost of several; or None."""
+    """Return the topmost mount at exactly that path, or None."""
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
 
 
 def require_mount(mountpoint: Path) -> Mount:
     """Return the mount of ours at a resolved path.
 
-    Raises:
-        NotMountedError: nothing of ours is mounted there.
+    Raises NotMountedError if nothing of ours is mounted there.
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
@@ -120,10 +114,10 @@ def require_mount(mountpoint: Path) -> Mount:
 
 
 def mount_of(path: Path) -> Mount | None:
-    """Return the mount that a resolved path is in, if it is one of jmapfs; or None."""
+    """Return the mount that contains a resolved path, if it is one of jmapfs; otherwise None."""
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
-    # Of several at one place the last one is on top.
+    # Of several at one mountpoint, the last one is on top.
     top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
     return top if top is not None and top.ours else None
 

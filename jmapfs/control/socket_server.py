@@ -1,7 +1,7 @@
 """The server of the control socket: answers the requests to a mount; see `messages`.
 
 The client is listened to while its request is being carried out. If it closes the connection, the
-work is cancelled: nobody would undo, or wait for, what was done for it.
+work is cancelled: otherwise a freeze could stay that no client knows of.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,7 @@ Answer = Callable[[AnyRequest], Awaitable[object]]
 async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
     """Answer requests on the socket at `path` while the context lasts.
 
-    Raises:
-        StorageError: the socket cannot be made.
+    Raises StorageError if the socket cannot be made.
     """
     _remove(path)
     with short_path(path) as short, trio.socket.socket(socket.AF_UNIX) as listening:
@@ -44,10 +44,7 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
             listening.listen()
         except OSError as error:
             raise StorageError(f"cannot make the socket {path}: {error.strerror}") from error
-
-        async def serve(stream: trio.SocketStream) -> None:
-            await _serve(stream, answer)
-
+        serve = partial(_serve, answer=answer)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,20 +33,26 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
-from jmapfs.jmap.client import Client, connect
-from jmapfs.sync.follower import AccountBlobSource, AccountFollower, TotalTraffic
+from jmapfs.jmap.client import connect
+from jmapfs.sqlite import sqlite_errors
+from jmapfs.sync.follower import AccountBlobSource, AccountFollower
 from jmapfs.tree.status_file import Reachability
 
 _log = logging.getLogger(__name__)
+
+_MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
+# What is read ahead has to fit into memory if the kernel does not take it.
+_READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
+_CONCURRENCY: Final = 8
+
+Listener = Callable[[], Awaitable[None]]
 
 
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
     """Return the accounts to be mounted by their numbers; a single one has the number 0.
 
-    With `all_accounts` their names are saved, for a mount while the server is unreachable.
-
-    Raises:
-        JmapfsError: the server cannot be asked, and no names were saved.
+    With `all_accounts` their names are saved, for a mount while the server is unreachable. Raises
+    JmapfsError if the server cannot be asked, and no names were saved.
     """
     source = request.source
     if not request.all_accounts:
@@ -92,14 +97,6 @@ def _load_names(path: Path) -> dict[str, str]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     except (OSError, *UNDECODABLE):
         return {}
-
-
-_MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
-# What is read ahead has to fit into memory if the kernel does not take it.
-_READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
-_CONCURRENCY: Final = 8
-
-Listener = Callable[[], Awaitable[None]]
 
 
 class ChangeNotifier:
@@ -162,7 +159,6 @@ class MountedAccount:
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
-    traffic: TotalTraffic
     readahead: Readahead
 
     @property
@@ -218,26 +214,31 @@ async def open_account(
     """
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
-    traffic = TotalTraffic()
     concurrency = max(1, _CONCURRENCY // accounts)
+    open_client = functools.partial(
+        connect,
+        source.location,
+        source.credentials,
+        account=source.account,
+        concurrency=concurrency,
+    )
 
-    @contextlib.asynccontextmanager
-    async def open_client() -> AsyncIterator[Client]:
-        async with connect(
-            source.location, source.credentials, account=source.account, concurrency=concurrency
-        ) as client:
-            traffic.begin(client.traffic)
-            yield client
+    changes = ChangeNotifier()
+
+    async def correct_size(blob_id: str, size: int) -> None:
+        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
+        await trio.to_thread.run_sync(_correct_size, database, blob_id, size)
+        await changes.notify()
 
     async with contextlib.AsyncExitStack() as stack:
         lease = stack.enter_context(WriterLease(database))
         refusal = await trio.to_thread.run_sync(lease.try_acquire)
         if refusal is not None:
-            _require_listed(database, refusal)
+            if not _is_complete(database):
+                raise BusyError(f"{refusal}, and has not listed it yet: try again later")
             report.notice(f"{refusal}; this mount reads along")
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)
         stack.push_async_callback(_close, disk)
-        changes = ChangeNotifier()
         follower = AccountFollower(
             open_client,
             database,
@@ -250,7 +251,7 @@ async def open_account(
                 AccountBlobSource(follower),
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
-                on_size_mismatch=_SizeCorrections(database, changes).correct,
+                on_size_mismatch=correct_size,
             )
         )
         reader, chunk_reader = (stack.enter_context(database.reader()) for _ in range(2))
@@ -273,9 +274,7 @@ async def open_account(
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
-        yield MountedAccount(
-            source, inodes, database, disk, content, follower, changes, traffic, readahead
-        )
+        yield MountedAccount(source, inodes, database, disk, content, follower, changes, readahead)
         nursery.cancel_scope.cancel()
 
 
@@ -284,30 +283,9 @@ async def _close(disk: DiskCache) -> None:
         await trio.to_thread.run_sync(disk.close)
 
 
-class _SizeCorrections:
-    """Corrects sizes of blobs that the server stated wrongly."""
-
-    def __init__(self, database: IndexDatabase, changes: ChangeNotifier) -> None:
-        self._database = database
-        self._changes = changes
-
-    async def correct(self, blob_id: str, size: int) -> None:
-        """Correct the size of a blob to `size` bytes, and notify the listeners."""
-        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
-        await trio.to_thread.run_sync(self._correct_index, blob_id, size)
-        await self._changes.notify()
-
-    def _correct_index(self, blob_id: str, size: int) -> None:
-        try:
-            with self._database.writer() as writer, writer.transaction():
-                writer.correct_size(blob_id, size)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot write the index: {error}") from error
-
-
-def _require_listed(database: IndexDatabase, refusal: BusyError) -> None:
-    if not _is_complete(database):
-        raise BusyError(f"{refusal}, and has not listed it yet: try again later")
+def _correct_size(database: IndexDatabase, blob_id: str, size: int) -> None:
+    with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
+        writer.correct_size(blob_id, size)
 
 
 def _is_complete(database: IndexDatabase) -> bool:

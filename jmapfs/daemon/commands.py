@@ -19,7 +19,6 @@ from jmapfs.control.messages import (
     Done,
     Failure,
     FreezeRequest,
-    FreezeStatus,
     HttpStatus,
     Lease,
     MailsRequest,
@@ -37,7 +36,7 @@ from jmapfs.control.messages import (
     ThawRequest,
 )
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.daemon.freeze import Freezer, FreezeTimes
+from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.view import directory_names
 from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
@@ -50,7 +49,7 @@ from jmapfs.tree.status_file import time_text
 _SYNC_SECONDS: Final = 600.0
 _LONGEST_FREEZE: Final = 7 * 24 * 3600.0
 _PREFETCH_SECONDS: Final = 1.0
-# A lookup takes some microseconds; so many delay nobody noticeably.
+# A lookup takes some microseconds: this many do not delay other tasks noticeably.
 _LOOKUPS: Final = 50
 
 
@@ -75,8 +74,7 @@ class Commands:
     async def answer(self, request: AnyRequest) -> object:  # noqa: PLR0911 - one for each request
         """Carry out a request, and return its reply.
 
-        Raises:
-            JmapfsError: it cannot be carried out.
+        Raises JmapfsError if it cannot be carried out.
         """
         match request:
             case StatusRequest():
@@ -101,11 +99,10 @@ class Commands:
 
     async def status(self) -> MountStatus:
         """Return the status of the mount."""
-        frozen = self._freezer.frozen
         return MountStatus(
             mountpoint=os.fsencode(self._request.mountpoint).decode(errors="backslashreplace"),
             pid=os.getpid(),
-            frozen=None if frozen is None else _freeze_status(frozen),
+            frozen=self._freezer.frozen,
             fuse=dict(sorted(self._operations.counts.items())),
             pages=PagesStatus(self._pages.stored),
             accounts=[
@@ -118,8 +115,8 @@ class Commands:
     async def sync(self, path: str = "") -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
-        With a `path`, only the account is brought up to date whose directory contains it. An error
-        of one account does not keep the others from being brought up to date.
+        With a `path`, only the account whose directory contains it is brought up to date. An error
+        in one account does not keep the others from being brought up to date.
         """
         errors: list[JmapfsError] = []
 
@@ -242,18 +239,13 @@ def _require_duration(seconds: float) -> None:
         raise UsageError("a freeze lasts more than no time, and at most a week")
 
 
-def _freeze_status(frozen: FreezeTimes) -> FreezeStatus:
-    until = None if frozen.until is None else time_text(frozen.until)
-    return FreezeStatus(time_text(frozen.since), until)
-
-
 def _account_status(account: MountedAccount) -> AccountStatus:
     with account.database.reader() as reader:
         state = reader.state()
         counts = reader.counts()
     cache = account.disk.statistics()
     counters = account.content.counters
-    traffic = account.traffic.total()
+    traffic = account.follower.traffic()
     follower = account.follower
     return AccountStatus(
         account=state.account_name,

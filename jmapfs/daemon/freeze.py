@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from jmapfs.control.messages import Lease
+from jmapfs.control.messages import FreezeStatus, Lease
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.view import FrozenRecords, MountView, directory_names
 from jmapfs.errors import BusyError, JmapfsError
@@ -29,6 +29,7 @@ from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import wait_until_consistent
 from jmapfs.index.reader import IndexReader
+from jmapfs.tree.status_file import time_text
 
 _log = logging.getLogger(__name__)
 
@@ -131,14 +132,6 @@ def _has_expired(lease: _LeaseTimes) -> bool:
     return lease.deadline <= trio.current_time()
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeTimes:
-    """When a freeze began and ends, in seconds since 1970; `until` is None without a limit."""
-
-    since: float
-    until: float | None
-
-
 class Freezer:
     """Freezes and thaws the tree of a mount.
 
@@ -169,25 +162,23 @@ class Freezer:
         return self._live if freeze is None or freeze.is_ending else freeze.view
 
     @property
-    def frozen(self) -> FreezeTimes | None:
+    def frozen(self) -> FreezeStatus | None:
         """The freeze that is on, if there is one."""
-        if self._freeze is None or self._freeze.is_ending:
+        freeze = self._freeze
+        if freeze is None or freeze.is_ending:
             return None
-        return FreezeTimes(self._freeze.since, self._freeze.until)
+        until = None if freeze.until is None else time_text(freeze.until)
+        return FreezeStatus(time_text(freeze.since), until)
 
     async def freeze(
         self, seconds: float, *, limit: float | None = None, join: bool = False
     ) -> Lease:
         """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
-        Args:
-            seconds: how long the lease lasts unless it is renewed.
-            limit: renewals do not extend it beyond so many seconds from now.
-            join: join the freeze that is on, if there is one.
-
-        Raises:
-            BusyError: it is frozen already; or the account does not come to a consistent state, or
-                the kernel does not answer in time.
+        The lease lasts for `seconds` unless it is renewed; renewals do not extend it beyond `limit`
+        seconds from now. With `join`, it joins the freeze that is on, if there is one. Raises
+        BusyError if it is frozen already; or the account does not come to a consistent state, or
+        the kernel does not answer in time.
         """
 
         async def try_to_freeze() -> Lease | None:
@@ -200,10 +191,9 @@ class Freezer:
             raise BusyError(f"the mount is not frozen after {_FREEZE_SECONDS:.0f} s") from None
 
     def renew(self, lease_id: str, seconds: float) -> Lease:
-        """Let a lease last for `seconds` from now.
+        """Renew a lease: it lasts for `seconds` from now.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         freeze = self._require(lease_id)
         freeze.renew(lease_id, seconds)
@@ -212,8 +202,7 @@ class Freezer:
     def records(self, lease_id: str) -> FrozenRecords:
         """Return the records of the tree that a lease keeps frozen.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         return self._require(lease_id).records
 
@@ -262,10 +251,10 @@ class Freezer:
                 return None
             lease_id = freeze.add(limit)
             try:
-                # Also after joining: who began the freeze may have gone before this was done.
+                # Also after joining: the request that began the freeze may have been cancelled.
                 await self._tell_kernel(freeze)
             except BaseException:
-                # Nobody waits for the freeze any more, so nobody would end it.
+                # The client is gone, so nothing else would give this lease back.
                 if freeze.holds(lease_id):
                     freeze.remove(lease_id)
                 raise
@@ -311,8 +300,7 @@ class Freezer:
     async def _end_after(self, freeze: _Freeze) -> None:
         """End a freeze when its last lease has gone.
 
-        Not in the task of a request: that may be cancelled, and at the end of the mount nobody may
-        be left to answer what the kernel waits for.
+        Not in the task of a request, which may be cancelled.
         """
         with freeze.scope:
             await trio.sleep_forever()

@@ -44,10 +44,8 @@ def raise_queue_limits(mount: Mount) -> None:
 def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """Check that `mountpoint`, a resolved path, can be mounted on.
 
-    A dead mount of ours there is no obstacle.
-
-    Raises:
-        MountpointError: it cannot; the message says why.
+    A dead mount of ours there is no obstacle. Raises MountpointError if it cannot; the message says
+    why.
     """
     if is_dead_mount(mountpoint):
         return
@@ -103,8 +101,7 @@ def detach(mountpoint: Path) -> None:
 def is_dead_mount(mountpoint: Path) -> bool:
     """Return whether a mount of ours is there whose daemon has died.
 
-    Raises:
-        MountpointError: there is a dead mount, and it is not ours.
+    Raises MountpointError if there is a dead mount, and it is not ours.
     """
     try:
         # Not stat: the kernel answers that from its cache.

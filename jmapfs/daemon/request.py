@@ -35,8 +35,7 @@ class MountOptions:
 def parse_options(arguments: Iterable[str]) -> MountOptions:
     """Parse the values of `-o`: options separated by commas, later ones win.
 
-    Raises:
-        UsageError: an option is not known, or its value is not a number.
+    Raises UsageError if an option is not known, or its value is not a number.
     """
     options = MountOptions()
     for argument in arguments:

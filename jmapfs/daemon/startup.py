@@ -42,11 +42,7 @@ def log_to_stderr(*, verbose: bool) -> None:
 
 
 def log_to_file(path: Path, *, verbose: bool) -> None:
-    """Log to a file of limited size from now on.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
+    """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -73,15 +69,12 @@ class StartupReport(Protocol):
 
     def progress(self, listed: int, total: int | None) -> None:
         """Report how many emails are listed, of how many if that is known."""
-        ...
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        ...
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
-        ...
 
 
 class StartupMessage(msgspec.Struct, tag=True, frozen=True):

@@ -105,7 +105,7 @@ class CacheInvalidator:
             stale, state = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
         # Without changes too: only `.jmapfs.json` says that the server is unreachable.
         self._start_generation()
-        # At the end of a mount nobody may be left to answer what the kernel waits for.
+        # At the end of a mount, the requests that the kernel waits for may stay unanswered.
         await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter, abandon_on_cancel=True)
         self._known = state
 

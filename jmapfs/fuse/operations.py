@@ -128,15 +128,12 @@ class FileContent(Protocol):
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return `length` bytes of a file from `offset` on, or fewer at its end."""
-        ...
 
     def hold(self, record: FileRecord) -> None:
         """Keep what is read of an open file until it is released."""
-        ...
 
     def release(self, record: FileRecord) -> None:
         """Drop what was kept of a file that was closed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,9 @@ class IndexDatabase:
         """Create the index if there is none that can be used; the caller holds the account's lock.
 
         An index that is damaged, foreign or of another version is deleted: the server has
-        everything that was in it. With `in_use` it is not deleted, since other processes would
-        go on reading the deleted file without noticing.
-
-        Raises:
-            StorageError: the index can be neither read nor created.
+        everything that was in it. With `in_use` it is not deleted, since other processes would go
+        on reading the deleted file without noticing. Raises StorageError if the index can be
+        neither read nor created.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,8 +73,7 @@ class IndexDatabase:
     def state(self) -> AccountState:
         """Return the state that the index holds; the initial one if there is no index yet.
 
-        Raises:
-            StorageError: the index cannot be read.
+        Raises StorageError if the index cannot be read.
         """
         if not self.path.exists():
             return AccountState()
@@ -160,8 +157,7 @@ class WriterLease:
     def try_acquire(self) -> BusyError | None:
         """Acquire the lease if it is free, and prepare the index; otherwise return who has it.
 
-        Raises:
-            StorageError: the index cannot be used.
+        Raises StorageError if the index cannot be used.
         """
         if self._writer is not None:
             return None
@@ -192,10 +188,8 @@ async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> 
     """Return the first result of `try_pin` that is not None; try every quarter of a second.
 
     `try_pin` pins the current state of an index and returns None if that is not consistent
-    (`AccountState.consistent`): the process that writes the index is between two states.
-
-    Raises:
-        BusyError: no attempt has succeeded within two minutes.
+    (`AccountState.consistent`): the process that writes the index is between two states. Raises
+    BusyError if no attempt has succeeded within two minutes.
     """
     deadline = trio.current_time() + _CONSISTENT_SECONDS
     while (pinned := await try_pin()) is None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 VERSION: Final = 1
-"""Incremented when the tables or the rules for names and inodes change: the index is made anew."""
+"""Incremented when the tables, or the rules for names and inodes, change: a new index is made."""
 
 APPLICATION_ID: Final = 0x6A6D6673  # "jmfs"
 

@@ -161,7 +161,7 @@ class IndexWriter(IndexReader):
         return bool(changed)
 
     def retire_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
-        """Mark mailboxes as no longer known to the server, and remove all such that are empty.
+        """Mark mailboxes as unknown to the server, and remove all unknown mailboxes that are empty.
 
         One that has emails stays: the server may have left it out by mistake.
         """

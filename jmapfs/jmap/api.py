@@ -21,10 +21,10 @@ from jmapfs.errors import (
     ProtocolError,
     RequestError,
 )
-from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
-from jmapfs.jmap.response import STALL_TIMEOUT, Request
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
 from jmapfs.jmap.types import R, decode
 
@@ -101,11 +101,12 @@ def is_too_large(error: JmapfsError) -> bool:
 class Api:
     """Makes method calls for one account. Safe for many tasks at once.
 
-    `session` is the session as it was last fetched.
+    `session` is the session as it was last fetched; `traffic` counts what was sent and received.
     """
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         self.transport = transport
+        self.traffic = transport.traffic
         self.session = session
         self.account_id = account_id
         self._refreshing = trio.Lock()
@@ -117,11 +118,6 @@ class Api:
     def account(self) -> SessionAccount:
         """The account in the session."""
         return self.session.accounts[self.account_id]
-
-    @property
-    def traffic(self) -> Traffic:
-        """What was sent and received so far."""
-        return self.transport.traffic
 
     @property
     def concurrency(self) -> int:
@@ -164,7 +160,7 @@ class Api:
         responses: list[MethodResponse] = []
         for batch in self._split(calls):
             session = await self.current_session(until=until)
-            request = Request(
+            request = HttpRequest(
                 method="POST",
                 url=session.api_url,
                 headers=_JSON,
@@ -212,10 +208,8 @@ class Api:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
 
-    async def _request_one(
-        self, name: str, arguments: Mapping[str, object], type_: type[R], *, deadline: float
-    ) -> R:
-        [response] = await self.request([self._call(name, arguments)], deadline=deadline)
+    async def _request_one(self, name: str, arguments: Mapping[str, object], type_: type[R]) -> R:
+        [response] = await self.request([self._call(name, arguments)])
         return self._decode(response, type_)
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
@@ -230,8 +224,18 @@ class Api:
             size //= 2
             self._learned_objects = max(1, min(self._learned_objects, size))
 
+    async def _get_first(
+        self, ids: Sequence[str], get: Callable[[Sequence[str]], Awaitable[T]]
+    ) -> tuple[Sequence[str], T]:
+        """Get the first of `ids`, as many as the server accepts at once; return these ids too."""
+
+        async def get_some(size: int) -> tuple[Sequence[str], T]:
+            return ids[:size], await get(ids[:size])
+
+        return await self._with_fewer(len(ids), get_some)
+
     async def _refresh(self, until: float) -> None:
-        request = Request(method="GET", url=self.session.url, headers=SESSION_HEADERS)
+        request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
         session = parse_session(await self.transport.fetch(request, until=until), self.transport)
         # What another account or server says would be stored in the index of this one.
         if origin_of(session.api_url) != origin_of(self.session.api_url):

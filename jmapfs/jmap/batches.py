@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic
 
 import msgspec
 import trio
@@ -21,7 +22,7 @@ from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
-from jmapfs.jmap.types import AccountResponse, Id, UnsignedInt, decode
+from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
 BLOB = "urn:ietf:params:jmap:blob"
 """The capability of RFC 9404 §3.1."""
@@ -55,7 +56,7 @@ _UNKNOWN_CAPABILITY = "urn:ietf:params:jmap:error:unknownCapability"
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
+class BlobGetLimits:
     """How many blobs one call may request, at least 2, and how many bytes they may have in all."""
 
     blobs: int
@@ -76,16 +77,8 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
         return self.data is not None and len(self.data) == self.size and not self.is_truncated
 
 
-class _BlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Blob/get."""
-
-    items: list[_Blob] = msgspec.field(name="list")
-
-
-class _RawBlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The same, with blobs that may not be valid."""
-
-    items: list[msgspec.Raw] = msgspec.field(name="list")
+class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    items: list[T] = msgspec.field(name="list")
 
 
 class BatchMethods(Api):
@@ -99,7 +92,7 @@ class BatchMethods(Api):
         self._supported = True
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """How much to request with `download_batch` now; None if there is no Blob/get.
 
         It can shrink, or become None, with each batch.
@@ -110,7 +103,7 @@ class BatchMethods(Api):
         fitting = (limits.max_size_request - _REQUEST_BYTES) // _ID_BYTES
         blobs = min(self._max_blobs, limits.max_objects_in_get, fitting)
         # A batch of one blob is slower than a download.
-        return BatchLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
+        return BlobGetLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -161,10 +154,10 @@ class BatchMethods(Api):
         try:
             # In the event loop: 1 ms per MiB, in which msgspec holds the interpreter's lock, so a
             # thread would block the loop for as long.
-            return self._decode(response, _BlobGetResponse).items
+            return self._decode(response, _BlobGetResponse[_Blob]).items
         except ProtocolError:
             # One blob that cannot be decoded must not cost the others.
-            return list(_valid(self._decode(response, _RawBlobGetResponse).items))
+            return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits after a rejection; raise the error if it is about something else."""
@@ -182,7 +175,7 @@ class BatchMethods(Api):
             self._max_bytes = min(self._max_bytes, size // 2)
 
 
-def _first(pending: dict[str, int], limits: BatchLimits) -> dict[str, int]:
+def _first(pending: dict[str, int], limits: BlobGetLimits) -> dict[str, int]:
     """Return the first of `pending` that fit into one batch."""
     batch: dict[str, int] = {}
     left = limits.bytes

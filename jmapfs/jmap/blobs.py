@@ -19,7 +19,7 @@ from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
 from jmapfs.jmap.http import RetryPolicy
 from jmapfs.jmap.http_errors import TransientError, printable
-from jmapfs.jmap.response import Request, ResponseReader
+from jmapfs.jmap.response import HttpRequest, ResponseReader
 
 # Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -93,7 +93,7 @@ class BlobStream:
     async def _open(self) -> ResponseReader:
         session = await self._api.current_session(until=self._until)
         url = expand(session.download_url, self._values)
-        request = Request(method="GET", url=url, headers=_HEADERS)
+        request = HttpRequest(method="GET", url=url, headers=_HEADERS)
         exchange = self._api.transport.exchange(request, until=self._until)
         try:
             return await self._attempt.enter_async_context(exchange)
@@ -132,13 +132,7 @@ class BlobMethods(Api):
     """Downloads. Each counts in the budget of the transport for as long as it lasts."""
 
     async def download_blob(
-        self,
-        blob_id: str,
-        *,
-        size_hint: int | None = None,
-        deadline: float = DEFAULT_DEADLINE,
-        name: str = "blob",
-        media_type: str = "application/octet-stream",
+        self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
     ) -> bytes:
         """Return the content of a blob, to the end that the server announced.
 
@@ -148,9 +142,7 @@ class BlobMethods(Api):
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
-        async with self.stream_blob(
-            blob_id, deadline=deadline, name=name, media_type=media_type
-        ) as chunks:
+        async with self.stream_blob(blob_id, deadline=deadline) as chunks:
             async for chunk in chunks:
                 content += chunk
                 if len(content) > largest:
@@ -162,12 +154,7 @@ class BlobMethods(Api):
 
     @asynccontextmanager
     async def stream_blob(
-        self,
-        blob_id: str,
-        *,
-        deadline: float = DEFAULT_DEADLINE,
-        name: str = "blob",
-        media_type: str = "application/octet-stream",
+        self, blob_id: str, *, deadline: float = DEFAULT_DEADLINE
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
@@ -177,8 +164,8 @@ class BlobMethods(Api):
         values = {
             "accountId": self.account_id,
             "blobId": blob_id,
-            "name": name,
-            "type": media_type,
+            "name": "blob",
+            "type": "application/octet-stream",
         }
         stream = BlobStream(self, values, trio.current_time() + deadline)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
@@ -27,9 +28,8 @@ from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,
     ChangesResponse,
     Email,
-    EmailGetResponse,
+    GetResponse,
     Mailbox,
-    MailboxGetResponse,
     QueryResponse,
 )
 
@@ -42,15 +42,13 @@ _MAX_LISTINGS = 4
 class EmailPage:
     """A page of the listing: `ids` in the order of receipt, and the emails in the same order.
 
-    `not_found` are those of `ids` that were destroyed meanwhile. `state` is the Email state of the
-    get. `total` is set on the first page only, if the server counts. An empty page is the end.
+    `not_found` are those of `ids` that were destroyed meanwhile. `total` is set on the first page
+    only, if the server counts. An empty page is the end.
     """
 
     ids: tuple[str, ...]
     emails: tuple[Email, ...]
     not_found: tuple[str, ...]
-    query_state: str
-    state: str
     total: int | None
 
 
@@ -92,7 +90,7 @@ class _Found:
         self.emails: dict[str, Email] = {}
         self.not_found: set[str] = set()
 
-    def add(self, requested: Iterable[str], response: EmailGetResponse) -> None:
+    def add(self, requested: Iterable[str], response: GetResponse[Email]) -> None:
         """Add the emails that were requested; others are ignored."""
         wanted = set(requested)
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
@@ -112,31 +110,29 @@ class _Found:
 class Client(BlobMethods, BatchMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once.
 
-    All methods raise what Api.request raises. `deadline` is in seconds, for each request.
+    All methods raise what Api.request raises. Each request has DEFAULT_DEADLINE seconds.
     """
 
-    async def mailboxes(self, *, deadline: float = DEFAULT_DEADLINE) -> tuple[list[Mailbox], str]:
+    async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return every mailbox of the account and their Mailbox state.
 
         In parts where the server rejects all of them as too much. The state is then the one from
         before the first part. Raises ProtocolError when the server leaves mailboxes out.
         """
         try:
-            response = await self._get_mailboxes(None, deadline)
+            response = await self._get_mailboxes(None)
         except (MethodError, RequestError) as error:
             if not is_too_large(error):
                 raise
-            return await self._mailboxes_in_parts(deadline)
+            return await self._mailboxes_in_parts()
         unique = {mailbox.id: mailbox for mailbox in response.items}
         return list(unique.values()), response.state
 
-    async def email_state(self, *, deadline: float = DEFAULT_DEADLINE) -> str:
+    async def email_state(self) -> str:
         """Return the current Email state, without any email."""
-        return (await self._get_emails([], deadline)).state
+        return (await self._get_emails([])).state
 
-    async def query_page(
-        self, anchor: str | None, limit: int, *, deadline: float = DEFAULT_DEADLINE
-    ) -> EmailPage:
+    async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
         """Return the first page, or the one after the email `anchor`: at most `limit` emails.
 
         Usually one HTTP request. The page is smaller where the server rejects `limit` as too large,
@@ -146,15 +142,9 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
             ProtocolError: a queried email is neither returned nor reported as not found.
         """
+        return await self._with_fewer(limit, partial(self._page, anchor))
 
-        async def page(size: int) -> EmailPage:
-            return await self._page(anchor, size, deadline)
-
-        return await self._with_fewer(limit, page)
-
-    async def emails(
-        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
-    ) -> tuple[list[Email], list[str]]:
+    async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
 
         As many requests in turn as the server's limits need. Raises ProtocolError for an id that
@@ -167,7 +157,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         for _ in range(2):
             pending, missing = missing, []
             while pending:
-                requested = await self._add_emails(pending, deadline, found)
+                requested, response = await self._get_first(pending, self._get_emails)
+                found.add(requested, response)
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
         if missing:
@@ -177,36 +168,29 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             )
         return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
 
-    async def changes(
-        self, mailbox_state: str, email_state: str, *, deadline: float = DEFAULT_DEADLINE
-    ) -> tuple[Changes, EmailChanges]:
+    async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails, in one HTTP request if possible.
 
         The server reports the mailboxes first. Raises as `mailbox_changes` and `email_changes`.
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
-        mailboxes, *emails = await self._request_changes(email_state, deadline, mailbox_call)
+        mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
-        return changes, await self._decode_email_changes(emails, deadline)
+        return changes, await self._decode_email_changes(emails)
 
-    async def mailbox_changes(
-        self, since_state: str, *, deadline: float = DEFAULT_DEADLINE
-    ) -> Changes:
+    async def mailbox_changes(self, since_state: str) -> Changes:
         """Return the changes of mailboxes since a state.
 
         Raises MethodError, of kind `cannotCalculateChanges` (or, for an unknown state,
         `invalidArguments` or `serverFail`) where everything has to be listed again.
         """
         call = self._call("Mailbox/changes", {"sinceState": since_state})
-        [response] = await self.request([call], deadline=deadline)
+        [response] = await self.request([call])
         return self._decode_changes(response)
 
-    async def email_changes(
-        self, since_state: str, *, deadline: float = DEFAULT_DEADLINE
-    ) -> EmailChanges:
+    async def email_changes(self, since_state: str) -> EmailChanges:
         """Return the changes of emails since a state, with the emails. Raises as the above."""
-        responses = await self._request_changes(since_state, deadline)
-        return await self._decode_email_changes(responses, deadline)
+        return await self._decode_email_changes(await self._request_changes(since_state))
 
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
@@ -220,9 +204,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             updated_properties=None if properties is None else frozenset(properties),
         )
 
-    async def _request_changes(
-        self, since_state: str, deadline: float, *before: MethodCall
-    ) -> list[MethodResponse]:
+    async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
         """Make the calls `before` and Email/changes, and return their responses, errors included.
 
         The responses to Email/get for the changed emails follow, if the server accepts these calls
@@ -235,16 +217,14 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         ]
         if self.session.limits.max_calls_in_request >= len(calls) + len(gets):
             try:
-                return await self.request([*calls, *gets], deadline=deadline, raise_errors=False)
+                return await self.request([*calls, *gets], raise_errors=False)
             except RequestError as error:
                 # Some servers reject the whole request if more emails changed than they return.
                 if not is_too_large(error):
                     raise
-        return await self.request(calls, deadline=deadline, raise_errors=False)
+        return await self.request(calls, raise_errors=False)
 
-    async def _decode_email_changes(
-        self, responses: Sequence[MethodResponse], deadline: float
-    ) -> EmailChanges:
+    async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
         """Decode Email/changes and the Email/get after it, and get the emails that they lack."""
         changes = self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
@@ -252,8 +232,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         for response in responses[1:]:
             # More emails than the server returns at once are an error here: they are got in parts.
             if response.error is None:
-                found.add(ids, self._decode(response, EmailGetResponse))
-        await self._add_missing(ids, deadline, found)
+                found.add(ids, self._decode(response, GetResponse[Email]))
+        await self._add_missing(ids, found)
         # Servers may name an id in several lists: an email that was found is not gone.
         gone = found.not_found.union(changes.destroyed).difference(found.emails)
         return EmailChanges(
@@ -263,56 +243,34 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             gone=tuple(sorted(gone)),
         )
 
-    async def _page(self, anchor: str | None, limit: int, deadline: float) -> EmailPage:
-        query = self._call("Email/query", _query_arguments(anchor, limit), "query")
+    async def _page(self, anchor: str | None, limit: int) -> EmailPage:
+        calls = [self._call("Email/query", _query_arguments(anchor, limit), "query")]
+        if self.session.limits.max_calls_in_request > 1:
+            calls.append(self._get_referenced("ids", "query", "Email/query"))
+        queried, *got = await self.request(calls)
+        listing = self._decode(queried, QueryResponse)
+        ids = list(dict.fromkeys(listing.ids))
         found = _Found()
-        if self.session.limits.max_calls_in_request < 2:
-            [queried] = await self.request([query], deadline=deadline)
-            listing = self._decode(queried, QueryResponse)
-            ids = list(dict.fromkeys(listing.ids))
-            # The state from before the emails: changes in between will be reported again.
-            state = await self.email_state(deadline=deadline)
-        else:
-            get = self._get_referenced("ids", "query", "Email/query")
-            queried, got = await self.request([query, get], deadline=deadline)
-            listing = self._decode(queried, QueryResponse)
-            response = self._decode(got, EmailGetResponse)
-            ids = list(dict.fromkeys(listing.ids))
-            state = response.state
-            found.add(ids, response)
+        for response in got:
+            found.add(ids, self._decode(response, GetResponse[Email]))
         if anchor is not None and anchor in ids:
             raise ProtocolError("the server answers Email/query with the anchor itself")
-        await self._add_missing(ids, deadline, found)
+        await self._add_missing(ids, found)
         return EmailPage(
             ids=tuple(ids),
             emails=found.in_order(ids),
             not_found=tuple(id_ for id_ in ids if id_ in found.not_found),
-            query_state=listing.query_state or "",
-            state=state,
             total=listing.total if anchor is None else None,
         )
 
-    async def _add_missing(self, ids: Sequence[str], deadline: float, found: _Found) -> None:
-        emails, not_found = await self.emails(found.missing(ids), deadline=deadline)
+    async def _add_missing(self, ids: Sequence[str], found: _Found) -> None:
+        emails, not_found = await self.emails(found.missing(ids))
         found.emails.update((email.id, email) for email in emails)
         found.not_found.update(not_found)
 
-    async def _add_emails(
-        self, pending: Sequence[str], deadline: float, found: _Found
-    ) -> Sequence[str]:
-        """Get the first of `pending`, as many as the server accepts; return their ids."""
-
-        async def get(size: int) -> tuple[Sequence[str], EmailGetResponse]:
-            chunk = pending[:size]
-            return chunk, await self._get_emails(chunk, deadline)
-
-        requested, response = await self._with_fewer(len(pending), get)
-        found.add(requested, response)
-        return requested
-
-    async def _get_emails(self, ids: Sequence[str], deadline: float) -> EmailGetResponse:
+    async def _get_emails(self, ids: Sequence[str]) -> GetResponse[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
-        return await self._request_one("Email/get", arguments, EmailGetResponse, deadline=deadline)
+        return await self._request_one("Email/get", arguments, GetResponse[Email])
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
         """Return an Email/get of the ids at `path` in the result of another call (§3.7)."""
@@ -321,12 +279,12 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             "Email/get", {"#ids": reference, "properties": EMAIL_PROPERTIES}, f"get {path}"
         )
 
-    async def _mailboxes_in_parts(self, deadline: float) -> tuple[list[Mailbox], str]:
-        before = await self._get_mailboxes([], deadline)
-        ids = await self._mailbox_ids(deadline)
+    async def _mailboxes_in_parts(self) -> tuple[list[Mailbox], str]:
+        before = await self._get_mailboxes([])
+        ids = await self._mailbox_ids()
         found: dict[str, Mailbox] = {}
         while ids:
-            requested, response = await self._mailbox_part(ids, deadline)
+            requested, response = await self._get_first(ids, self._get_mailboxes)
             found.update((mailbox.id, mailbox) for mailbox in response.items)
             gone = set(response.not_found or ())
             missing = [id_ for id_ in requested if id_ not in found and id_ not in gone]
@@ -338,25 +296,14 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             ids = ids[len(requested) :]
         return list(found.values()), before.state
 
-    async def _mailbox_part(
-        self, ids: Sequence[str], deadline: float
-    ) -> tuple[Sequence[str], MailboxGetResponse]:
-        async def get(size: int) -> tuple[Sequence[str], MailboxGetResponse]:
-            chunk = ids[:size]
-            return chunk, await self._get_mailboxes(chunk, deadline)
-
-        return await self._with_fewer(len(ids), get)
-
-    async def _mailbox_ids(self, deadline: float) -> Sequence[str]:
+    async def _mailbox_ids(self) -> Sequence[str]:
         """Return the ids of all mailboxes, all pages of them in one state of the query."""
         for _ in range(_MAX_LISTINGS):
             ids: dict[str, None] = {}
             states: set[str | None] = set()
             while True:
                 arguments = {"position": len(ids), "limit": self.max_objects_in_get}
-                page = await self._request_one(
-                    "Mailbox/query", arguments, QueryResponse, deadline=deadline
-                )
+                page = await self._request_one("Mailbox/query", arguments, QueryResponse)
                 states.add(page.query_state)
                 fresh = [id_ for id_ in page.ids if id_ not in ids]
                 ids.update(dict.fromkeys(fresh))
@@ -371,13 +318,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
                 return list(ids)
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
 
-    async def _get_mailboxes(
-        self, ids: Sequence[str] | None, deadline: float
-    ) -> MailboxGetResponse:
-        arguments = {"ids": ids}
-        return await self._request_one(
-            "Mailbox/get", arguments, MailboxGetResponse, deadline=deadline
-        )
+    async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
+        return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
 
 
 def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:
@@ -405,11 +347,8 @@ async def connect(
     `location` is a session URL, a host or a mail address. `account` is the id or name of an
     account, if not the primary one. `deadline` is in seconds, for finding the session.
     `concurrency` bounds the requests in flight. `network` and `resolver` replace the network in
-    tests.
-
-    Raises:
-        ConfigError, AuthenticationError, UnreachableError, ServerError: there is no such session
-            or account.
+    tests. Raises ConfigError, AuthenticationError, UnreachableError or ServerError if there is no
+    such session or account.
     """
     async with Transport(
         credentials, user_agent=user_agent, network=network, concurrency=concurrency

@@ -23,6 +23,8 @@ import httpcore
 import httpx
 import trio
 
+from jmapfs.errors import ConfigError
+
 _KEEPALIVE_SECONDS = 60.0
 
 _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
@@ -45,30 +47,24 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     The number of connections is not limited here: the caller limits its requests. https:// goes
     through the proxy that the environment names. http:// is for this machine and never does.
+
+    Raises ConfigError for a proxy that is not usable.
     """
 
     def __init__(self) -> None:
         tls = _tls_context()
-        self._direct = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=None,
-            # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones
-            # too early.
-            max_keepalive_connections=None,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
-            network_backend=_QuickAckBackend(),
-        )
-        self._proxy = _environment_proxy(tls)
+        proxy = _environment_proxy(tls)
+        self._direct = _pool(tls)
+        self._proxied = None if proxy is None else _pool(tls, proxy)
+        self._pools = [pool for pool in (self._direct, self._proxied) if pool is not None]
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the caller reads the body of the response.
 
         A kept connection can end while the request is on its way. Then the request, which only
-        reads, is sent again on a new connection.
-
-        Raises:
-            httpx.TransportError: the request or its response failed.
+        reads, is sent again on a new connection. Raises httpx.TransportError if the request or its
+        response failed.
         """
         while True:
             connecting = _ConnectTrace()
@@ -97,7 +93,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
         A request that was just given one of them gets a new connection from the pool.
         """
-        for pool in self._pools():
+        for pool in self._pools:
             for connection in pool.connections:
                 if connection.is_idle():
                     await connection.aclose()
@@ -105,28 +101,23 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections, including those in use."""
         self._closed = True
-        for pool in self._pools():
+        for pool in self._pools:
             await pool.aclose()
 
     async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
         url = request.url
         pool = self._direct
-        if self._proxy is not None and url.scheme == "https" and not _bypasses_proxy(url):
-            pool = self._proxy
+        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
+            pool = self._proxied
         return await pool.handle_async_request(
             httpcore.Request(
                 method=request.method,
-                url=httpcore.URL(
-                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-                ),
+                url=_httpcore_url(url),
                 headers=request.headers.raw,
                 content=request.stream,
                 extensions={**request.extensions, "trace": connecting.note},
             )
         )
-
-    def _pools(self) -> list[httpcore.AsyncConnectionPool]:
-        return [self._direct] if self._proxy is None else [self._direct, self._proxy]
 
 
 def _tls_context() -> ssl.SSLContext:
@@ -137,26 +128,39 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | None:
+def _pool(tls: ssl.SSLContext, proxy: httpcore.Proxy | None = None) -> httpcore.AsyncConnectionPool:
+    return httpcore.AsyncConnectionPool(
+        ssl_context=tls,
+        proxy=proxy,
+        max_connections=None,
+        # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones too
+        # early.
+        max_keepalive_connections=None,
+        keepalive_expiry=_KEEPALIVE_SECONDS,
+        network_backend=_QuickAckBackend(),
+    )
+
+
+def _environment_proxy(tls: ssl.SSLContext) -> httpcore.Proxy | None:
     proxies = urllib.request.getproxies()
     address = proxies.get("https") or proxies.get("all")
     if not address:
         return None
-    proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
-    return httpcore.AsyncHTTPProxy(
-        proxy_url=httpcore.URL(
-            scheme=proxy.url.raw_scheme,
-            host=proxy.url.raw_host,
-            port=proxy.url.port,
-            target=proxy.url.raw_path,
-        ),
-        proxy_auth=proxy.raw_auth,
-        ssl_context=tls,
-        proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
-        max_connections=None,
-        max_keepalive_connections=None,
-        keepalive_expiry=_KEEPALIVE_SECONDS,
-        network_backend=_QuickAckBackend(),
+    try:
+        proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    except (httpx.InvalidURL, ValueError):
+        proxy = None
+    if proxy is None or proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
+        raise ConfigError(
+            "the proxy that the environment names is not usable: give a URL http://… or https://…"
+        )
+    tls_to_proxy = tls if proxy.url.scheme == "https" else None
+    return httpcore.Proxy(_httpcore_url(proxy.url), auth=proxy.raw_auth, ssl_context=tls_to_proxy)
+
+
+def _httpcore_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(
+        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
 
 

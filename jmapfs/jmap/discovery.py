@@ -23,7 +23,7 @@ from jmapfs.errors import ConfigError, ProtocolError, UnreachableError
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import REDIRECTS, printable
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
-from jmapfs.jmap.response import Request, Response
+from jmapfs.jmap.response import HttpRequest, HttpResponse
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
 
 _LOOKUP_TIMEOUT = 10.0
@@ -162,9 +162,9 @@ async def _session_at(url: str, transport: Transport, until: float) -> Session:
     raise ProtocolError(f"discovery was redirected more than {_MAX_REDIRECTS} times")
 
 
-async def _get_session(url: str, transport: Transport, until: float) -> Response:
+async def _get_session(url: str, transport: Transport, until: float) -> HttpResponse:
     """Send the credentials only if the place does not redirect without them."""
-    anonymous = Request(
+    anonymous = HttpRequest(
         method="GET",
         url=url,
         headers=SESSION_HEADERS,
@@ -178,13 +178,13 @@ async def _get_session(url: str, transport: Transport, until: float) -> Response
     if response.status in REDIRECTS:
         return response
     transport.trust({secure_origin(url, naming="a URL in discovery", error=ProtocolError)})
-    authenticated = Request(
+    authenticated = HttpRequest(
         method="GET", url=url, headers=SESSION_HEADERS, expected=frozenset({200}) | REDIRECTS
     )
     return await transport.fetch(authenticated, until=until)
 
 
-def _redirect_target(response: Response) -> str:
+def _redirect_target(response: HttpResponse) -> str:
     location: str = response.headers.get("location", "")
     naming = f"the redirect of {host_of(response.url)}"
     if not location:

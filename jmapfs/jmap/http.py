@@ -32,7 +32,7 @@ from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, http_error, network_error
 from jmapfs.jmap.origins import host_of, secure_origin
-from jmapfs.jmap.response import STALL_TIMEOUT, Request, Response, ResponseReader
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, ResponseReader
 from jmapfs.jmap.types import decode
 
 T = TypeVar("T")
@@ -196,7 +196,7 @@ class Transport:
         """Return `text`, which a server sent, without the secret."""
         return self._credentials.redact(text)
 
-    def decode(self, response: Response, type_: type[T], what: str) -> T:
+    def decode(self, response: HttpResponse, type_: type[T], what: str) -> T:
         """Decode the body of a response; raises ProtocolError, which does not quote the secret."""
         content_type = response.headers.get("content-type", "no content type")
         try:
@@ -205,8 +205,8 @@ class Transport:
             raise ProtocolError(self.redact(str(error))) from None
 
     async def fetch(
-        self, request: Request, *, until: float, largest: int | None = None
-    ) -> Response:
+        self, request: HttpRequest, *, until: float, largest: int | None = None
+    ) -> HttpResponse:
         """Send a request, retry it where that may help, and return the whole response.
 
         `until` is a moment of trio's clock; `largest` bounds the response in bytes, below the
@@ -226,12 +226,14 @@ class Transport:
             try:
                 async with self.exchange(request, until=until) as reader:
                     content = await reader.read(limit)
-                    return Response(reader.status, reader.headers, request.url, content)
+                    return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
                 await retries.wait_after(failure)
 
     @asynccontextmanager
-    async def exchange(self, request: Request, *, until: float) -> AsyncIterator[ResponseReader]:
+    async def exchange(
+        self, request: HttpRequest, *, until: float
+    ) -> AsyncIterator[ResponseReader]:
         """Make one attempt; yields the reader of a response whose status is expected.
 
         The request counts in the budget until the block ends. Raises TransientError in addition to
@@ -257,7 +259,7 @@ class Transport:
 
     @asynccontextmanager
     async def subscribe(
-        self, request: Request, *, until: float, silence: float
+        self, request: HttpRequest, *, until: float, silence: float
     ) -> AsyncIterator[ResponseReader]:
         """Open a response without an end, which may be silent for `silence` seconds at a time.
 
@@ -282,7 +284,7 @@ class Transport:
             reader.status, reader.headers, body, host=reader.host, credentials=self._credentials
         )
 
-    def _check(self, request: Request) -> str:
+    def _check(self, request: HttpRequest) -> str:
         """Return the host, for error texts, of a URL that the request may be sent to."""
         # The answer depends only on the start of the URL, so a session needs one check for each.
         match = _AUTHORITY.match(request.url)
@@ -299,7 +301,7 @@ class Transport:
 
     @asynccontextmanager
     async def _attempt(
-        self, request: Request, until: float, host: str
+        self, request: HttpRequest, until: float, host: str
     ) -> AsyncIterator[ResponseReader]:
         if self._closed:
             raise UnreachableError("the connection to the server was closed")
@@ -318,7 +320,7 @@ class Transport:
             if reader.failed:
                 await self._close_idle()
 
-    async def _send(self, request: Request, until: float, host: str) -> httpx.Response:
+    async def _send(self, request: HttpRequest, until: float, host: str) -> httpx.Response:
         timeout = min(request.first_byte_timeout, max(until - trio.current_time(), 0.0))
         headers = {
             "User-Agent": self._user_agent,

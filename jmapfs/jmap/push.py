@@ -28,7 +28,7 @@ from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
 from jmapfs.jmap.http_errors import TransientError, printable
 from jmapfs.jmap.origins import host_of, secure_origin
-from jmapfs.jmap.response import Request, ResponseReader
+from jmapfs.jmap.response import HttpRequest, ResponseReader
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import decode
 
@@ -196,7 +196,7 @@ class PushMethods(Api):
         async with AsyncExitStack() as stack:
             # Not around the body of the block: its errors are not those of push.
             with _push_errors():
-                request = Request(
+                request = HttpRequest(
                     method="GET",
                     url=_event_source(self.session, seconds),
                     headers=_REQUEST_HEADERS,

@@ -32,7 +32,7 @@ _MAX_BUFFERED_CHUNKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class HttpRequest:
     """A whole request, which can be sent again.
 
     `authenticated` says whether the credentials are sent; `expected` are the statuses that are not
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """A whole response; `url` is the URL of the request."""
 
     status: int

@@ -8,7 +8,7 @@ only ProtocolError.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -146,19 +146,11 @@ class AccountResponse(msgspec.Struct, kw_only=True, rename="camel"):
 R = TypeVar("R", bound=AccountResponse)
 
 
-class EmailGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Email/get (RFC 8620 §5.1)."""
+class GetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    """The response to a /get (RFC 8620 §5.1)."""
 
     state: State
-    items: list[Email] = msgspec.field(name="list")
-    not_found: list[Id] | None = None
-
-
-class MailboxGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Mailbox/get."""
-
-    state: State
-    items: list[Mailbox] = msgspec.field(name="list")
+    items: list[T] = msgspec.field(name="list")
     not_found: list[Id] | None = None
 
 

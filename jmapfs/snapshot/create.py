@@ -12,7 +12,6 @@ synced, and then renamed to its date.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -52,7 +51,7 @@ from jmapfs.snapshot.staging import InterruptedRuns, Staging
 from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.layout import FIRST
 
-_ATTEMPTS: Final = 5
+_MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
 # With more failures than this the mails are not the cause.
 _MAX_FAILED: Final = 1000
@@ -81,13 +80,15 @@ async def create_snapshot(
     with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}"):
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
-        for number in itertools.count(1):
+        attempts = 0
+        while True:
+            attempts += 1
             try:
                 with storage_errors(repository.path), _Attempt(repository, report) as attempt:
                     async with opener.open(attempt) as source:
                         summary = await attempt.copy(source, max_gone)
             except _FailedDownloadsError as error:
-                if number == _ATTEMPTS or error.errors.keys() <= failed:
+                if attempts == _MAX_ATTEMPTS or error.errors.keys() <= failed:
                     raise error.as_incomplete() from None
                 failed, downloaded = error.errors.keys(), downloaded + error.downloaded
             else:
@@ -97,10 +98,9 @@ async def create_snapshot(
                     fetched=summary.fetched + downloaded.blobs,
                     fetched_bytes=summary.fetched_bytes + downloaded.bytes,
                     taken_over=max(0, summary.taken_over - downloaded.blobs),
-                    attempts=number,
+                    attempts=attempts,
                     seconds=round(time.monotonic() - began, 3),
                 )
-        raise AssertionError
 
 
 class _FailedDownloadsError(Exception):
@@ -117,12 +117,8 @@ class _FailedDownloadsError(Exception):
     def as_incomplete(self) -> IncompleteError:
         """Return the error for the user."""
         first = next(iter(self.errors.values()))
-        if len(self.errors) == 1:
-            return IncompleteError(f"no snapshot was made: a mail cannot be downloaded: {first}")
-        return IncompleteError(
-            f"no snapshot was made: {len(self.errors):,} mails cannot be downloaded,"
-            f" the first because: {first}"
-        )
+        mails = "a mail" if len(self.errors) == 1 else f"{len(self.errors):,} mails"
+        return IncompleteError(f"no snapshot was made: {mails} cannot be downloaded: {first}")
 
 
 class _Attempt:
@@ -155,8 +151,7 @@ class _Attempt:
     async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
         """Copy the source, and publish the snapshot.
 
-        Raises:
-            _FailedDownloadsError: some blobs of the state cannot be downloaded.
+        Raises _FailedDownloadsError if some blobs of the state cannot be downloaded.
         """
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
@@ -207,11 +202,12 @@ class _Attempt:
 
     def _open_target(self, origin: Origin) -> _Target:
         if self._target is None:
-            self._target = _Target(self._repository, origin, self._notice)
+            self._target = _Target(
+                self._repository,
+                origin,
+                lambda text: trio.from_thread.run_sync(self._report.notice, text),
+            )
         return self._target
-
-    def _notice(self, text: str) -> None:
-        trio.from_thread.run_sync(self._report.notice, text)
 
 
 class _Target:

@@ -61,10 +61,8 @@ class ExpectedContents:
     `directories` then has those of all mailboxes if `knows_directories`; `is_complete` tells
     whether all expected files are known.
 
-    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`.
-
-    Raises:
-        StorageError: a later jmapfs made the snapshot.
+    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`. Raises StorageError
+    if a later jmapfs made the snapshot.
     """
 
     def __init__(self, directory: Path, findings: list[Finding]) -> None:

@@ -53,14 +53,10 @@ class BlobFetcher:
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
         """Download contents; see `Source.download`."""
-        batch = await self._write_cached(batch, sink)
-        if len(batch) > 1 and self._source.batch_limits is not None:
-            arrived = await self._downloader.download_batch(batch, deadline=_DEADLINE_SECONDS)
-            await sink.write(arrived)
-            written = {request.blob_id for request, _ in arrived}
-            batch = [request for request in batch if request.blob_id not in written]
+        rest = await self._write_cached(batch, sink)
+        rest = await self._downloader.fetch_batch(rest, sink.write, deadline=_DEADLINE_SECONDS)
         failed: dict[str, JmapfsError] = {}
-        for request in batch:
+        for request in rest:
             try:
                 await self._download_alone(request, sink)
             except ServerError as error:

@@ -44,10 +44,8 @@ async def account_opener(
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account; the result opens its states.
 
-    With `allow_stale`, an older state is copied if the index cannot be brought up to date.
-
-    Raises:
-        JmapfsError: the server cannot be reached, or refuses.
+    With `allow_stale`, an older state is copied if the index cannot be brought up to date. Raises
+    JmapfsError if the server cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
     async with (
@@ -81,8 +79,8 @@ class _AccountOpener:
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
         """Bring the index up to date, and pin its state.
 
-        Raises:
-            BusyError: another process writes the index, and it is not up to date or not consistent.
+        Raises BusyError if another process writes the index, and it is not up to date or
+        not consistent.
         """
         await self._bring_up_to_date(early)
         with self._database.reader() as reader:

@@ -38,13 +38,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import (
-    BlobRequest,
-    BlobTotals,
-    EarlySink,
-    Sink,
-    SnapshotReport,
-)
+from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
 from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")

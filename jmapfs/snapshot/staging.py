@@ -74,10 +74,8 @@ class Staging:
     """A new directory `path` for a snapshot; it stays when its context ends.
 
     It is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what the
-    source has written. `len` is the number of contents that wait for their place.
-
-    Raises:
-        StorageError: it cannot be created.
+    source has written. `len` is the number of contents that wait for their place. Raises
+    StorageError if it cannot be created.
     """
 
     def __init__(self, repository: Repository, date: str, origin: Origin) -> None:
@@ -141,11 +139,7 @@ class Staging:
         return True
 
     async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
-        """Store contents, in a worker thread.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
+        """Store contents, in a worker thread; raises StorageError if they cannot be written."""
         self._add(await self._in_thread(partial(self._write_files, contents)))
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
@@ -248,8 +242,7 @@ class Staging:
 class InterruptedRuns:
     """The directories that interrupted runs have left: `paths`.
 
-    Raises:
-        StorageError: the repository cannot be read.
+    Raises StorageError if the repository cannot be read.
     """
 
     def __init__(self, repository: Repository) -> None:

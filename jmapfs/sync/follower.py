@@ -38,7 +38,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batches import BatchLimits
+from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
@@ -49,7 +49,7 @@ from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 _log = logging.getLogger(__name__)
 
 ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
-"""Opens a client for the account; each time anew, discovery included."""
+"""Opens a new client for the account, which includes the discovery of its session."""
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
@@ -108,11 +108,22 @@ class AccountFollower:
         self._after_round = after_round
         self._woken = trio.Event()
         self._requests: list[_RoundRequest] = []
+        self._earlier_traffic = Traffic()
+        self._traffic = Traffic()
 
     @property
     def writes_index(self) -> bool:
         """Whether this process writes the index."""
         return self._writer is not None
+
+    def traffic(self) -> Traffic:
+        """Return what all clients have sent and received so far, the closed ones included."""
+        earlier, current = self._earlier_traffic, self._traffic
+        return Traffic(
+            requests=earlier.requests + current.requests,
+            blobs=earlier.blobs + current.blobs,
+            bytes=earlier.bytes + current.bytes,
+        )
 
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
@@ -138,7 +149,10 @@ class AccountFollower:
                 # For its call of `after_round`.
                 await self._next_round()
                 return
-        raise BusyError("another process keeps this account's index: ask its mount")
+        raise BusyError(
+            "another process writes the index of this account, and has not brought it up to date:"
+            " use its mount"
+        )
 
     async def _next_round(self) -> None:
         """Return at the end of a round that begins from now on; raises its error."""
@@ -158,8 +172,7 @@ class AccountFollower:
     ) -> None:
         """Follow the account until cancelled; started as soon as there is something to show.
 
-        Raises:
-            JmapfsError: the account cannot be shown; only before it has started.
+        Raises JmapfsError if the account cannot be shown; only before it has started.
         """
         self._writer = await trio.to_thread.run_sync(self._lease.writer)
         startup = _Startup(task_status)
@@ -168,6 +181,7 @@ class AccountFollower:
             try:
                 with lone_errors():
                     async with self._open_client() as client:
+                        self._earlier_traffic, self._traffic = self.traffic(), client.traffic
                         await self._follow(client, report, startup)
             except JmapfsError as error:
                 if not startup.done and not (may_start_offline and _is_outage(error)):
@@ -320,26 +334,6 @@ def _is_outage(error: JmapfsError) -> bool:
     )
 
 
-class TotalTraffic:
-    """The traffic of all connections to a server, the closed ones included."""
-
-    def __init__(self) -> None:
-        self._closed = Traffic()
-        self._open = Traffic()
-
-    def total(self) -> Traffic:
-        """Return the sums."""
-        return Traffic(
-            requests=self._closed.requests + self._open.requests,
-            blobs=self._closed.blobs + self._open.blobs,
-            bytes=self._closed.bytes + self._open.bytes,
-        )
-
-    def begin(self, traffic: Traffic) -> None:
-        """Count a new connection's traffic from now on."""
-        self._closed, self._open = self.total(), traffic
-
-
 class AccountBlobSource:
     """Downloads blobs with the follower's client; fails at once while there is none."""
 
@@ -352,7 +346,7 @@ class AccountBlobSource:
         return self._client().blob_ids_are_sha1
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
         client = self._follower.client
         return None if client is None else client.batch_limits

@@ -25,7 +25,7 @@ from tests.bench.harness import (
 )
 from tests.bench.source_account import SourceAccount, create_source_account, mail_files
 from tests.cyrus import Account, Cyrus, running_cyrus
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 
 #: A mailbox of at most 1,000 mails, and its directory.
 SEARCHED = "Lists"

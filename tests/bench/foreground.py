@@ -16,7 +16,7 @@ from tests.bench.fixtures import Fixtures
 from tests.bench.harness import grep, rounds, timed
 from tests.bench.source_account import create_source_account
 from tests.cyrus import Account
-from tests.mounting import Mounted
+from tests.mounts import Mounted
 
 _ROUND_TRIP = 0.05
 _BULK = "Bulk"

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.bench.disk import on_disk
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.waits import has_ended
 
 _VARIABLE = "JMAPFS_BENCH"

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.import_graph import ImportGraph
-from tests.mounting import Home, command
+from tests.mounts import Home, command
 from tests.server.control_client import ControlClient
 from tests.server.counts import Counts
 from tests.server.process import server_process

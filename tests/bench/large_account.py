@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.bench.figures import Figure, Target
 from tests.bench.harness import bench_home, memory, timed, timed_mount, unmount
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.server import server_process
 
 _DEADLINE_SECONDS = 900

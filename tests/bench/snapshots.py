@@ -20,7 +20,7 @@ from tests.bench.figures import Bar, Figure, at_least, at_most
 from tests.bench.fixtures import Fixtures
 from tests.bench.harness import bench_directory, bench_home, memory, rounds
 from tests.bench.source_account import mail_files
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.server import server_process
 
 _BUDGET_SECONDS = 150

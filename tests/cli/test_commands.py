@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jmapfs import __version__
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.server import server_process
 
 SECRET = "s3cret-0f-alice"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jmapfs.cli.main import LazyCommand, cli
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.server import server_process
 
 # Runs `jmapfs` with the arguments that follow, and prints what it imported as its last line.

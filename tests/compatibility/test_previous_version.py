@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.server import server_process
 
 FILES = Path(__file__).with_name("previous_version.tar.xz")

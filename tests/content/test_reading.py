@@ -12,7 +12,6 @@ import trio
 import trio.testing
 
 from jmapfs.cache.disk_cache import DiskCache
-from jmapfs.content.service import open_content_service
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cache.stored import stored
@@ -183,13 +182,3 @@ async def test_large_blobs_are_read_without_space_on_the_disk(tmp_path: Path) ->
             with pytest.raises(StorageError):
                 await content.read("huge", 40 * MIB, 0, 10)
             assert not await needs_no_network(content, "b")
-
-
-async def test_the_memory_cache_has_a_default(tmp_path: Path) -> None:
-    disk = DiskCache(tmp_path, 0)
-    source = FakeSource({"b": b"mail"})
-    async with open_content_service(source, disk, on_size_mismatch=Corrections()) as content:
-        for _ in range(2):
-            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
-    disk.close()
-    assert source.asked["b"] == 1

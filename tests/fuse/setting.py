@@ -29,7 +29,7 @@ COUNT = 300
 
 
 class NotedContent:
-    """Blobs of one letter, and who holds them; `error` is raised instead once it is set."""
+    """Blobs of one letter, and how often each is held; `error` is raised instead if it is set."""
 
     def __init__(self) -> None:
         self.held: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""What is kept so that it need not be asked for again, and what makes it be asked for all the same.
+"""The caches of the operations: listings and records of files, and what makes them invalid.
 
-Nothing here but `start_generation` and `show` tells the operations of a change: the index changes
-behind them, as it does behind a mount.
+Only `start_generation` and `show` tell the operations of a change: the index is changed by others,
+as in a mount.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def test_a_cached_listing_is_read_from_any_position(setting: Setting, kern
 
 
 async def test_every_commit_is_listed(setting: Setting, kernel: Kernel) -> None:
-    """Also before the kernel is told of it, as without anything kept."""
+    """Also before the kernel is told, as without a cache."""
     inbox = await setting.inode(b"Inbox")
     before = dict(await kernel.list(inbox))
 
@@ -150,7 +150,7 @@ async def test_entries_of_an_older_generation_are_not_cached_by_the_kernel(
     assert [each for each, _, _ in after][:10] == [each for each, _, _ in before]
     assert len(after) == COUNT + 1
     assert all(entry.entry_timeout == entry.attr_timeout == 0 for _, entry, _ in after)
-    # Whoever opens it now has nothing that is out of date.
+    # A listing that is opened now is up to date.
     assert all(entry.entry_timeout >= 3600 for _, entry in await kernel.list(inbox))
     assert all(entry.attr_timeout >= 3600 for _, entry in await kernel.list(inbox))
     assert setting.listing_tree.listed == [inbox]
@@ -260,10 +260,10 @@ async def test_a_removed_file_cannot_be_opened_in_the_next_generation(setting: S
     await opened_and_closed(setting, inode)
     with setting.writing() as writer:
         writer.remove_emails(["M5"])
-    # The kernel has not been told yet, and opens what it knows.
+    # The kernel has not been told yet, and opens the inode that it knows.
     opened = await setting.open(inode)
     setting.operations.start_generation()
-    # Who has it open reads on.
+    # The open file can still be read.
     assert bytes(await setting.operations.read(opened.fh, 0, 4)) == b"xxxx"
     await setting.operations.release(opened.fh)
     for _ in range(2):
@@ -271,7 +271,7 @@ async def test_a_removed_file_cannot_be_opened_in_the_next_generation(setting: S
             await setting.open(inode)
         assert failure.value.errno == errno.ENOENT
     assert setting.tree.asked == [inode] * 3
-    # What comes back is there again at once: that something is not there is never kept.
+    # It is found as soon as it is back: missing files are not cached.
     with setting.writing() as writer:
         writer.put_emails([email(5, "a")])
     await opened_and_closed(setting, inode)
@@ -290,7 +290,7 @@ async def test_a_corrected_size_is_shown_in_the_next_generation(setting: Setting
 
 
 async def test_a_corrected_size_is_shown_at_once_after_a_failed_read(setting: Setting) -> None:
-    """The news may fail to come, or be held back; the next to open it has the true size."""
+    """The next open has the true size, even if the kernel is not told of the change."""
     inode = await setting.inode(b"Inbox", name(5))
     opened = await setting.open(inode)
     with setting.writing() as writer:
@@ -315,7 +315,7 @@ async def test_a_frozen_tree_has_its_own_records_of_files(setting: Setting) -> N
         setting.operations.show(tree, listing_tree)
         await opened_and_closed(setting, inode)
         assert tree.asked == [inode]
-        # It is gone from the live tree, and stays in this one whatever news there are.
+        # It is gone from the live tree, and stays in this one in each generation.
         setting.operations.start_generation()
         await opened_and_closed(setting, inode)
         setting.operations.show(setting.tree, setting.listing_tree)

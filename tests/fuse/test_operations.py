@@ -1,4 +1,4 @@
-"""The operations without a mount: what the kernel asks, and what it is told."""
+"""The operations without a mount: requests of the kernel, and their answers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_unknown_names(setting: Setting, missing: bytes) -> None:
     for directory in (ROOT, await setting.inode(b"Inbox")):
         entry = await setting.operations.lookup(directory, pyfuse3.FileNameT(missing), CONTEXT)
         assert entry.st_ino == 0
-        # Only for a moment: nobody tells the kernel when it comes to be.
+        # Only for a moment: a new name may not be announced to the kernel.
         assert 0 < entry.entry_timeout <= 5
 
 
@@ -151,7 +151,7 @@ async def test_an_open_file_outlives_its_mail(setting: Setting) -> None:
 
 
 async def test_a_corrected_size_applies_from_the_next_open(setting: Setting) -> None:
-    """Who has it open was told another size: the kernel must not get the content all the same."""
+    """An open file keeps its wrong size, so its content must not be returned."""
     operations, content = setting.operations, setting.content
     inode = await setting.inode(b"Inbox", name(5))
     opened = await setting.open(inode)
@@ -232,7 +232,7 @@ async def test_only_fuse_errors_leave_a_handler(
     assert [record.levelno for record in caplog.records] == ([] if level is None else [level])
     is_bug = not isinstance(error, JmapfsError | sqlite3.Error | pyfuse3.FUSEError)
     assert ("Traceback" in caplog.text) == is_bug
-    # And it goes on, if only with another mail: some failures are remembered for a moment.
+    # Operations continue, with another mail: some failures are remembered for a moment.
     setting.content.error = None
     other = await setting.open(await setting.inode(b"Inbox", name(6)))
     assert bytes(await setting.operations.read(other.fh, 0, 2)) == b"xx"

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import httpx
 import trio
 
+from jmapfs.jmap.api import MethodCall
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.jmap.discovery import ServiceTarget
@@ -28,6 +29,10 @@ CREDENTIALS = BasicCredentials("alice", "correct-horse")
 CORE = "urn:ietf:params:jmap:core"
 MAIL = "urn:ietf:params:jmap:mail"
 LIMIT = "urn:ietf:params:jmap:error:limit"
+
+
+NO_EMAILS = [MethodCall("Email/get", {"accountId": "A1", "ids": []})]
+"""A request without a result that takes part in the budget."""
 
 
 class RefusedError(Exception):

@@ -20,7 +20,7 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
-from jmapfs.jmap.batches import BLOB, CYRUS_BLOB, MAX_BLOBS, MAX_BYTES, BatchLimits
+from jmapfs.jmap.batches import BLOB, CYRUS_BLOB, MAX_BLOBS, MAX_BYTES, BlobGetLimits
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.jmap.http import Traffic
@@ -43,7 +43,7 @@ from tests.server import Account, MailServer, MethodFault, running_server
 # ruff: noqa: ARG001 - the fixture sets the clock
 
 
-MOST = BatchLimits(MAX_BLOBS, MAX_BYTES)
+MOST = BlobGetLimits(MAX_BLOBS, MAX_BYTES)
 
 
 def session_with(*capabilities: str, **limits: Any) -> dict[str, Any]:
@@ -292,7 +292,7 @@ async def test_blob_that_is_not_found_is_left_out() -> None:
 async def test_session_limits_bound_the_batch(limits: dict[str, int], blobs: int | None) -> None:
     server = serving(MAX_BLOBS + 10, **limits)
     async with opened(server) as client:
-        assert client.batch_limits == (None if blobs is None else BatchLimits(blobs, MAX_BYTES))
+        assert client.batch_limits == (None if blobs is None else BlobGetLimits(blobs, MAX_BYTES))
         found = await batch(client, all_of(server))
     assert found == ({} if blobs is None else server.blobs)
     asked = sizes_asked(server)
@@ -338,7 +338,7 @@ async def test_batch_with_too_many_blobs_is_halved() -> None:
     async with opened(server) as client:
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [40, 20, 10, 10, 10, 10]
-        assert client.batch_limits == BatchLimits(10, MAX_BYTES)
+        assert client.batch_limits == BlobGetLimits(10, MAX_BYTES)
         assert client.traffic.blobs == 40
         # The lower limit is kept, and does not apply to emails.
         server.requests.clear()
@@ -377,7 +377,7 @@ async def test_request_that_is_too_large_is_halved(refused: httpx.Response) -> N
         server.before = lambda request: refused if len(request.content) > 350 else None
         assert await batch(client, all_of(server)) == server.blobs
         assert sizes_asked(server) == [40, 20, 20]
-        assert client.batch_limits == BatchLimits(20, MAX_BYTES)
+        assert client.batch_limits == BlobGetLimits(20, MAX_BYTES)
 
 
 @pytest.mark.parametrize("refused", [RefusedError("requestTooLarge"), httpx.Response(413)])

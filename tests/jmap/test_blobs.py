@@ -22,7 +22,7 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import Traffic
-from tests.jmap.fake import Chunks, FakeServer, opened, session_document
+from tests.jmap.fake import NO_EMAILS, Chunks, FakeServer, opened, session_document
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
@@ -79,9 +79,9 @@ async def test_download_url_may_be_on_another_host() -> None:
     server = FakeServer(session=session_document(downloadUrl=url))
     async with opened(server) as client:
         server.before = lambda _: httpx.Response(200, content=b"mail")
-        await client.download_blob("B1", name="a b.eml", media_type="message/rfc822")
+        await client.download_blob("B 1")
     assert str(server.requests[0].url) == (
-        "https://content.example.net/A1/B1?n=a%20b.eml&t=message%2Frfc822"
+        "https://content.example.net/A1/B%201?n=blob&t=application%2Foctet-stream"
     )
 
 
@@ -226,7 +226,7 @@ async def test_stream_counts_in_the_budget(autojump_clock: MockClock) -> None:
     async with opened(server) as client, client.stream_blob("B0") as chunks:
         await anext(chunks)
         with pytest.raises(DeadlineError):
-            await client.email_state(deadline=3)
+            await client.request(NO_EMAILS, deadline=3)
         assert await anext(chunks) == b"y"
 
 

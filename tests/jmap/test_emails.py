@@ -139,7 +139,7 @@ async def test_first_page_is_one_request() -> None:
         page = await client.query_page(None, 4)
     assert page.ids == ("M0", "M1", "M2", "M3")
     assert [email.id for email in page.emails] == ["M0", "M1", "M2", "M3"]
-    assert (page.not_found, page.query_state, page.state, page.total) == ((), "q1", "e1", 10)
+    assert (page.not_found, page.total) == ((), 10)
     assert len(server.requests) == 1
     (_, query), (_, get) = server.calls
     assert query == {

@@ -24,8 +24,8 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.http import Traffic, Transport, back_off
 from jmapfs.jmap.http_errors import LONGEST_PAUSE, retry_after
-from jmapfs.jmap.response import Request, Response
-from tests.jmap.fake import CREDENTIALS, LIMIT, Chunks, FakeServer, opened, with_limits
+from jmapfs.jmap.response import HttpRequest, HttpResponse
+from tests.jmap.fake import CREDENTIALS, LIMIT, NO_EMAILS, Chunks, FakeServer, opened, with_limits
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
@@ -66,10 +66,10 @@ async def transport_to(
 
 async def fetch(
     *answers: httpx.Response | Exception, deadline: float = 30.0
-) -> tuple[Response, Script]:
+) -> tuple[HttpResponse, Script]:
     script = Script(*answers)
     async with transport_to(script) as transport:
-        request = Request(method="GET", url=URL)
+        request = HttpRequest(method="GET", url=URL)
         answer = await transport.fetch(request, until=trio.current_time() + deadline)
         assert transport.traffic == Traffic(requests=len(script.times))
         return answer, script
@@ -82,7 +82,7 @@ async def failing(
     started = trio.current_time()
     async with transport_to(script) as transport:
         with pytest.raises(JmapfsError) as caught:
-            await transport.fetch(Request(method="GET", url=URL), until=started + deadline)
+            await transport.fetch(HttpRequest(method="GET", url=URL), until=started + deadline)
     assert "\n" not in str(caught.value)
     return caught.value, script, trio.current_time() - started
 
@@ -116,9 +116,9 @@ async def test_fetch_returns_the_response(autojump_clock: MockClock) -> None:
 async def test_only_responses_from_other_machines_are_compressed(url: str, coding: str) -> None:
     server = FakeServer()
     async with transport_to(server) as transport:
-        request = Request(method="GET", url=url, authenticated=False, expected=frozenset({401}))
+        request = HttpRequest(method="GET", url=url, authenticated=False, expected=frozenset({401}))
         await transport.fetch(request, until=trio.current_time() + 30)
-        asked = Request(
+        asked = HttpRequest(
             method="GET",
             url=url,
             headers={"Accept-Encoding": "br"},
@@ -147,14 +147,16 @@ async def test_credentials_go_to_no_other_origin(url: str, autojump_clock: MockC
     script = Script(OK)
     async with transport_to(script) as transport:
         with pytest.raises(ProtocolError):
-            await transport.fetch(Request(method="GET", url=url), until=trio.current_time() + 30)
+            await transport.fetch(
+                HttpRequest(method="GET", url=url), until=trio.current_time() + 30
+            )
     assert not script.times
 
 
 async def test_unauthenticated_request_has_no_credentials(autojump_clock: MockClock) -> None:
     server = FakeServer()
     async with transport_to(server) as transport:
-        request = Request(
+        request = HttpRequest(
             method="GET",
             url="https://other.example.org/",
             authenticated=False,
@@ -254,7 +256,7 @@ async def test_all_requests_wait_for_retry_after(autojump_clock: MockClock) -> N
         until = trio.current_time() + 30
 
         async def ask() -> None:
-            await transport.fetch(Request(method="GET", url=URL), until=until)
+            await transport.fetch(HttpRequest(method="GET", url=URL), until=until)
 
         nursery.start_soon(ask)
         await trio.sleep(1)
@@ -269,7 +271,7 @@ async def test_requests_waiting_for_the_budget_wait_for_retry_after(
     busy = httpx.Response(429, headers={"Retry-After": "7"})
     script = Script(busy, busy, OK)
     async with transport_to(script) as transport, trio.open_nursery() as nursery:
-        request = Request(method="GET", url=URL)
+        request = HttpRequest(method="GET", url=URL)
         for _ in range(5):
             nursery.start_soon(partial(transport.fetch, request, until=trio.current_time() + 30))
     assert script.pauses == [0.0, 7.0, 0.0, 0.0, 0.0, 0.0]
@@ -313,7 +315,7 @@ async def test_requests_rejected_together_are_one_failure(autojump_clock: MockCl
             return httpx.Response(429 if trio.current_time() <= busy + 0.2 else 200)
 
         server.before = before
-        request = Request(method="GET", url=URL)
+        request = HttpRequest(method="GET", url=URL)
         for _ in range(8):
             nursery.start_soon(partial(transport.fetch, request, until=busy + 60))
     assert len(server.requests) == 16
@@ -372,7 +374,7 @@ async def test_request_ends_at_the_deadline(autojump_clock: MockClock) -> None:
     server.delay = 1000
     async with transport_to(server) as transport:
         with pytest.raises(DeadlineError, match=r"mail\.example\.org"):
-            await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 5)
+            await transport.fetch(HttpRequest(method="GET", url=URL), until=trio.current_time() + 5)
     assert server.in_flight == 0
 
 
@@ -381,7 +383,9 @@ async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: 
     server.delay = 1000
     async with transport_to(server) as transport:
         with pytest.raises(DeadlineError):
-            await transport.fetch(Request(method="GET", url=URL), until=trio.current_time() + 25)
+            await transport.fetch(
+                HttpRequest(method="GET", url=URL), until=trio.current_time() + 25
+            )
     assert len(server.requests) == 3
 
 
@@ -429,7 +433,7 @@ async def test_body_that_is_too_large_is_an_error(autojump_clock: MockClock) -> 
 
 async def test_size_of_one_response_can_be_bounded(autojump_clock: MockClock) -> None:
     async with transport_to(Script(httpx.Response(200, stream=Chunks(b"x" * 100)))) as transport:
-        request, until = Request(method="GET", url=URL), trio.current_time() + 30
+        request, until = HttpRequest(method="GET", url=URL), trio.current_time() + 30
         assert (await transport.fetch(request, until=until, largest=100)).content == b"x" * 100
         with pytest.raises(ProtocolError, match="larger than 99 bytes"):
             await transport.fetch(request, until=until, largest=99)
@@ -482,7 +486,7 @@ async def test_waiting_for_the_budget_has_a_deadline(autojump_clock: MockClock) 
         nursery.start_soon(client.email_state)
         await trio.sleep(1)
         with pytest.raises(DeadlineError, match="could not start"):
-            await client.email_state(deadline=5)
+            await client.request(NO_EMAILS, deadline=5)
         nursery.cancel_scope.cancel()
 
 

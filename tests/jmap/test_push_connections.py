@@ -15,6 +15,7 @@ from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.jmap.push import Connected, PushStream, PushUnavailableError, StateChange
 from tests.server import Account, MailServer, Quirks, Status, running_server
+from tests.waits import wait_until_async
 
 CREDENTIALS = BasicCredentials("alice@example.org", "secret")
 MAILBOX = StateChange(frozenset({"Mailbox"}))
@@ -30,15 +31,13 @@ async def serving(**quirks: Any) -> AsyncIterator[tuple[MailServer, Client]]:
     async with running_server(server) as url:
         async with connect(f"{url}/session", CREDENTIALS) as client:
             yield server, client
-            await quiet(server)
+            await wait_for_streams(server, 0)
         gc.collect()
 
 
-async def quiet(server: MailServer, streams: int = 0) -> None:
-    """Wait until the server has `streams` open streams."""
-    with trio.fail_after(10):
-        while server.in_flight["push"] != streams:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+async def wait_for_streams(server: MailServer, count: int) -> None:
+    """Wait until the server has `count` open streams."""
+    await wait_until_async(lambda: server.in_flight["push"] == count)
 
 
 @asynccontextmanager
@@ -82,7 +81,7 @@ async def test_two_streams_can_be_open() -> None:
         async with listening(client) as one, listening(client) as two:
             server.primary.rename_mailbox("Pinbox", "In")
             assert (await soon(one), await soon(two)) == (MAILBOX, MAILBOX)
-            await quiet(server, 2)
+            await wait_for_streams(server, 2)
         assert server.counts.push_streams == 2
 
 
@@ -160,11 +159,11 @@ async def test_stream_is_closed_between_events() -> None:
         async with listening(client) as stream:
             server.primary.rename_mailbox("Pinbox", "In")
             assert await soon(stream) == MAILBOX
-        await quiet(server)
+        await wait_for_streams(server, 0)
         with pytest.raises(ZeroDivisionError):
             async with listening(client):
                 raise ZeroDivisionError
-        await quiet(server)
+        await wait_for_streams(server, 0)
 
 
 async def test_stream_is_closed_while_waiting() -> None:
@@ -173,12 +172,12 @@ async def test_stream_is_closed_while_waiting() -> None:
             with trio.move_on_after(0.05):
                 async with listening(client) as stream:
                     await anext(stream)
-            await quiet(server)
+            await wait_for_streams(server, 0)
         server.quirks.hang.append("push")
         with trio.move_on_after(0.05):
             async with client.push():
                 pass
-        await quiet(server)
+        await wait_for_streams(server, 0)
 
 
 async def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from hashlib import sha256
 
 from tests.mails import list_mails, new_emails
-from tests.mounting import Mounted, fixed
+from tests.mounts import Mounted, fixed
 from tests.server import NewEmail, ServerProcess
 from tests.waits import wait_until
 
@@ -94,7 +94,7 @@ def assert_live(mount: Mounted, account: ChangingAccount, before: State) -> None
 
 
 def wait_until_thawed(mount: Mounted, seconds: float = 15) -> None:
-    """Wait for a thaw that nobody asked for, until the kernel has been told of it."""
+    """Wait for a thaw without a request, until the kernel has been told."""
     wait_until(lambda: not mount.is_frozen, seconds)
     # The reply comes when a thaw that is under way has ended.
     assert not mount.thaw()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted
+from tests.mount.changing_account import ChangingAccount
+from tests.mounts import Home, Mounted
 from tests.server import ServerProcess, server_process
 
 _IMPATIENT = """
@@ -39,6 +40,13 @@ def server() -> Iterator[ServerProcess]:
     """The small server with its sample account."""
     with server_process("sample") as server:
         yield server
+
+
+@pytest.fixture
+def account() -> Iterator[ChangingAccount]:
+    """An account that changes, on its own server."""
+    with server_process("empty") as server:
+        yield ChangingAccount(server)
 
 
 @pytest.fixture

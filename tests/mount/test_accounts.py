@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mounting import Home, Mounted, assert_refused, command, fixed
+from tests.mounts import Home, Mounted, assert_refused, command, fixed
 from tests.server import ControlClient, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount
@@ -225,7 +225,7 @@ def test_each_account_follows_its_own_changes(
             "Play",
             ".jmapfs.json",
         }
-        # Of the other account nothing changed but what was added to it.
+        # In the other account only the new mail is different.
         after = everything(mount)
         untouched = {p for p in before if p.startswith(OWN_DIRECTORY) and p.endswith(".eml")}
         assert {path: after[path] for path in untouched} == {p: before[p] for p in untouched}

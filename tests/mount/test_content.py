@@ -19,7 +19,7 @@ import pytest
 
 from tests.cache.small_disk import needs_root
 from tests.mails import fill_new_mailbox, random_mail
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.server.quirks import CYRUS_BLOB
 
@@ -34,7 +34,7 @@ def box(
     home: Home, *contents: bytes, blob_ids: str = "plain", options: tuple[str, ...] = ()
 ) -> Iterator[tuple[ServerProcess, Mounted, list[Path]]]:
     """Mount an account that holds these mails; give their files, in this order."""
-    # That its blob ids are SHA-1s is told by a capability of Cyrus.
+    # A capability of Cyrus says that its blob ids are SHA-1s.
     quirks: dict[str, Any] = {"blob_capability": CYRUS_BLOB} if blob_ids == "cyrus" else {}
     with server_process("empty", blob_ids=blob_ids, **quirks) as server:
         fill_new_mailbox(server.control, contents)

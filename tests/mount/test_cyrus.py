@@ -1,4 +1,4 @@
-"""A real Cyrus with real mail, mounted for real: what is shown is what is there."""
+"""Real mail on a real Cyrus: the mount shows what the server has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests import corpus
 from tests.cyrus import Account, RefusedError
 from tests.cyrus_mail import StoredMail, store_mails
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, fixed
 
 pytestmark = pytest.mark.mount
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, NewEmail, server_process
 
 pytestmark = pytest.mark.mount
@@ -53,7 +53,7 @@ class Size:
 
 
 class Life:
-    """What happens to an account: mail comes, is read, is filed, and goes."""
+    """Changes of an account: mail arrives, is read, is moved, and is deleted."""
 
     def __init__(self, control: ControlClient) -> None:
         self._control = control
@@ -69,7 +69,7 @@ class Life:
             self._emails[email_id] = email.mailbox_ids[0]
 
     def go_on(self, changes: int) -> None:
-        """Make so many changes, a quarter of each kind; what comes and goes is in balance."""
+        """Make so many changes, a quarter of each kind; the number of emails stays the same."""
         quarter = changes // 4
         for _ in range(quarter):
             keywords = self._random.sample(["$seen", "$flagged", "$answered"], 2)

@@ -1,4 +1,4 @@
-"""What goes wrong before there is a mount: one clear line, a documented exit code, nothing left."""
+"""Failures before the mount exists: one clear line, a documented exit code, nothing left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cyrus import Cyrus
-from tests.mounting import Home, assert_refused
+from tests.mounts import Home, assert_refused
 from tests.server import ServerProcess, Status, server_process
 from tests.waits import wait_until
 
@@ -151,7 +151,7 @@ def test_a_signal_during_the_listing_leaves_no_mount(home: Home, mountpoint: Pat
         listed = server.control.counts().methods["Email/query"]
         assert listed < 400
 
-        # And the next one goes on where it was.
+        # The next mount continues the listing.
         server.control.set_quirks(max_objects_in_get=500, request_delay=0)
         server.control.reset_counts()
         with home.mounted(server.url) as mount:

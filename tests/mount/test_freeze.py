@@ -1,4 +1,4 @@
-"""Frozen, the tree stands still for a copy, whatever happens to the account meanwhile."""
+"""A frozen tree does not change while the account does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,28 +23,16 @@ from tests.mount.changing_account import (
     tree_of,
     wait_until_thawed,
 )
-from tests.mounting import Home, Mounted, command, fixed
-from tests.server import ServerProcess, server_process
+from tests.mounts import Home, Mounted, command, fixed
+from tests.server import ServerProcess
 from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def server() -> Iterator[ServerProcess]:
-    with server_process("empty") as server:
-        yield server
-
-
-@pytest.fixture
-def account(server: ServerProcess) -> ChangingAccount:
-    return ChangingAccount(server)
-
-
-@pytest.fixture
-def mount(home: Home, account: ChangingAccount) -> Iterator[Mounted]:
-    with home.mounted(account.server.url) as mount:
-        yield mount
+def server(account: ChangingAccount) -> ServerProcess:
+    return account.server
 
 
 def freeze(mount: Mounted, *options: str) -> None:
@@ -110,7 +97,7 @@ def test_rsync_among_changes_copies_one_state(
 def copy_among_changes(
     account: ChangingAccount, mount: Mounted, before: State, target: Path, seconds: int
 ) -> int:
-    """Have rsync take some seconds for one state; return how often there were changes meanwhile."""
+    """Copy with rsync for some seconds among changes; return how often the account changed."""
     size = sum(len(data) for _, data in before.values())
     rate = f"--bwlimit={max(1, size // 1024 // seconds)}"
     changes = 0

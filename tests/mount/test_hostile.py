@@ -1,4 +1,4 @@
-"""The account nobody wants to have, mounted: all of its mail is there, and nothing outside."""
+"""A mount of a hostile account: all of its mail is there, and nothing outside the mount."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, fixed
 from tests.server import Dump, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount

@@ -30,8 +30,8 @@ from tests.mount.changing_account import (
     small_emails,
     wait_until_thawed,
 )
-from tests.mounting import SHORT_LEASE, Home, Mounted
-from tests.server import ServerProcess, server_process
+from tests.mounts import SHORT_LEASE, Home, Mounted
+from tests.server import ServerProcess
 from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
@@ -52,20 +52,8 @@ print("released", flush=True)
 
 
 @pytest.fixture
-def server() -> Iterator[ServerProcess]:
-    with server_process("empty") as server:
-        yield server
-
-
-@pytest.fixture
-def account(server: ServerProcess) -> ChangingAccount:
-    return ChangingAccount(server)
-
-
-@pytest.fixture
-def mount(home: Home, account: ChangingAccount) -> Iterator[Mounted]:
-    with home.mounted(account.server.url) as mount:
-        yield mount
+def server(account: ChangingAccount) -> ServerProcess:
+    return account.server
 
 
 @contextlib.contextmanager
@@ -155,7 +143,6 @@ def test_requests_that_cannot_be_answered(mount: Mounted) -> None:
 
 
 def test_several_accounts(home: Home, server: ServerProcess) -> None:
-    ChangingAccount(server)
     server.control.add_account("Ateam", "The Team")
     with closing(server.control.account("Ateam")) as team:
         inbox = team.create_mailbox("Inbox", mailbox_id="Inbox")
@@ -233,7 +220,7 @@ def test_a_stopped_process_loses_its_lease_and_notices_it(
 
 
 def test_a_killed_freeze_command_lets_its_lease_expire(home: Home, mount: Mounted) -> None:
-    # The command itself goes on: only `jmapfs freeze` is killed.
+    # Only `jmapfs freeze` is killed; the command continues.
     with subprocess.Popen(
         [
             *SHORT_LEASE,

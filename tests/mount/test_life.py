@@ -8,22 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture
-def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
-    with home.mounted(server.url) as mount:
-        yield mount
 
 
 def a_mail(mount: Mounted) -> Path:
@@ -79,7 +73,7 @@ def test_a_mount_in_the_foreground(home: Home, server: ServerProcess, tmp_path: 
         arguments, env=home.environment, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        # It says so a moment after the mount is there.
+        # The message comes a moment after the mount.
         assert any("is mounted" in line for line in process.stderr)
         assert (mountpoint / ".jmapfs.json").exists()
         process.send_signal(signal.SIGINT)
@@ -111,7 +105,7 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         before = mount.contents()
         target = tmp_path / "copy"
         command("rsync", "-a", f"{mount.path}/", target)
-        # What is only in its memory goes with it.
+        # Content that is only in its memory is lost.
         inodes = {status.st_ino for status in mount.files().values()}
         wait_until(lambda: mount.ask_status().accounts[0].cache.blobs == len(inodes))
         os.kill(mount.status()["pid"], signal.SIGKILL)

@@ -21,7 +21,7 @@ import pytest
 
 from tests.cyrus import Account
 from tests.mails import list_mails
-from tests.mounting import Home, Mounted, fixed
+from tests.mounts import Home, Mounted, fixed
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
@@ -61,7 +61,7 @@ def home_of(account: Account, directory: Path) -> Home:
     return Home(directory, account.name, account.password)
 
 
-# --- What the server has, and what is shown
+# --- Comparison of the mount with the server
 
 
 def on_server(account: Account) -> dict[str, Counter[tuple[object, ...]]]:
@@ -87,7 +87,7 @@ def on_server(account: Account) -> dict[str, Counter[tuple[object, ...]]]:
 
 
 def shown(mount: Mounted, entries: Entries) -> dict[str, Counter[tuple[object, ...]]]:
-    """Return the same of what is shown; every mail is read."""
+    """Return the same for the mount; every mail is read."""
     tree: defaultdict[str, Counter[tuple[object, ...]]] = defaultdict(Counter)
     for path, status in entries.items():
         if stat.S_ISDIR(status.st_mode):
@@ -107,7 +107,7 @@ def without_links(status: os.stat_result) -> tuple[int, ...]:
 
 
 def members(entries: Entries) -> dict[str, set[str]]:
-    """Return the paths of what is in each directory."""
+    """Return the paths of the entries of each directory."""
     found: dict[str, set[str]] = {
         path: set() for path, status in entries.items() if stat.S_ISDIR(status.st_mode)
     }
@@ -152,7 +152,7 @@ class Watcher:
         return before
 
     def _paths(self, coming: Iterable[str]) -> set[str]:
-        """Return every name in every directory, whether it is there or not."""
+        """Return every name in every directory, whether it exists there or not."""
         directories = set(members(self.entries)).union(coming)
         names = {path.rpartition("/")[2] for path in self.entries if path.endswith(".eml")}
         return {
@@ -163,7 +163,7 @@ class Watcher:
 
     def _look_up(self, paths: Iterable[str]) -> dict[str, os.stat_result | None]:
         found: dict[str, os.stat_result | None] = dict.fromkeys(paths)
-        # What is there last: to look for what is not can throw out nothing of it.
+        # Existing entries last: lookups of missing names must not drop them from the caches.
         for path in sorted(found, key=lambda path: path in self.entries):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found[path] = (self.mount.path / path).lstat()
@@ -210,7 +210,7 @@ def test_emails_change_over_imap(account: Account, watcher: Watcher, tmp_path: P
     change = watcher.change
     change(lambda: account.append("INBOX", list_mails(20, 1)[0]))
     change(lambda: account.append("Empty", list_mails(21, 1)[0]))
-    # What is there already: the server makes of it what it wants.
+    # The server may merge it with an existing mailbox.
     change(lambda: account.append("INBOX", list_mails(20, 1)[0]))
     change(lambda: account.append("Work", list_mails(20, 1)[0]))
     change(lambda: account.copy("INBOX", [2, 3], "Work"))
@@ -373,7 +373,7 @@ def test_unchanged_entries_stay_in_the_kernel_caches(account: Account, mount: Mo
     assert {path: (mount.path / path).read_bytes() for path in inbox} == contents
     assert (mount.counts() - counts).reads == 0
 
-    # Of mail that is moved, its own names and links are news, and those of nothing else.
+    # A moved email invalidates its own names and link count, and nothing else.
     account.move("INBOX", [1], "Work")
     mount.sync()
     stayed = [path for path in inbox + others if (mount.path / path).exists()]
@@ -420,7 +420,7 @@ def test_a_small_change_costs_a_handful_of_requests(
     }
 
 
-# --- What is in use
+# --- Open files and directories
 
 
 def test_an_open_mail_that_is_expunged_can_be_read_to_its_end(
@@ -454,7 +454,7 @@ def test_an_open_mail_that_is_expunged_can_be_read_to_its_end(
 
 
 def test_a_listing_that_is_older_than_a_change(account: Account, mount: Mounted) -> None:
-    """Who goes on with a listing sees what was; what he sees is not what the kernel remembers."""
+    """An open listing shows the earlier state, and the kernel does not cache its entries."""
     account.fill("Empty", list_mails(1000, 2000))
     mount.sync()
     with os.scandir(mount.path / "Empty") as listing:

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from jmapfs.errors import JmapfsError
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process
 
 pytestmark = pytest.mark.mount
@@ -116,7 +116,7 @@ class Model:
 
 
 class Memory:
-    """What was seen the first time, and is never to be different."""
+    """What was seen first, and must never change."""
 
     def __init__(self) -> None:
         self.names: dict[Identity, str] = {}
@@ -188,7 +188,7 @@ class Watcher(threading.Thread):
         self._outages += 1
 
     def undisturbed(self) -> threading.Lock:
-        """For what fails while somebody has a directory open."""
+        """Pause the watcher: the operation fails while a directory is open."""
         return self._listing
 
     def stop(self) -> None:
@@ -469,11 +469,11 @@ class Machine(RuleBasedStateMachine):
             self._online()
         self._settle()
 
-    # What was only synced behind a freeze was never seen: its name is not known yet.
+    # Mail that was synced during a freeze was never seen: its name is not known yet.
     @precondition(lambda self: self.offline is None and self.frozen is None)
     @rule()
     def disconnect(self) -> None:
-        """The server answers nobody but us: the account goes on, unseen by the mount."""
+        """Only the test reaches the server: the account changes, and the mount does not see it."""
         self._settle()
         self.offline = copy.deepcopy(self.model)
         self.control.set_quirks(
@@ -565,7 +565,7 @@ class Machine(RuleBasedStateMachine):
         self._change(lambda: self.control.add_emails(new))
 
     def _change(self, operation: Callable[[], object]) -> None:
-        """Do on the server what was done to the model, and let the watcher know first."""
+        """Do on the server what was done to the model; the watcher is told first."""
         self.watcher.keep(self.memory.entries(self.model))
         operation()
 
@@ -774,6 +774,6 @@ class TestModelForLong:
         play(tmp_path, examples=12 * EXAMPLES, steps=2 * STEPS, phases=tuple(Phase))
 
     def test_mailboxes_that_swap_names_while_they_are_looked_at(self, home: Home) -> None:
-        """About one swap in a hundred left names behind, where the look met the news."""
+        """About one swap in a hundred left names behind, when a lookup met an invalidation."""
         with server_process("empty") as server, home.mounted(server.url) as mount:
             swap_under_eyes(mount, server.control, seconds=60)

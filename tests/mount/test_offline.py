@@ -1,6 +1,6 @@
-"""Without the server: what is known is shown and what is cached is read; the rest fails, and soon.
+"""Without the server, the tree is shown and cached mail is read; the rest fails soon.
 
-Nothing hangs for good, nothing comes back cut, and another account never takes the place of ours.
+No operation hangs forever, no content is truncated, and no other account is ever shown.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import corpus
-from tests.cyrus import Account, Cyrus, Message
+from tests.cyrus import Cyrus
 from tests.mails import new_emails, text_mail
-from tests.mounting import Home, Mounted, assert_refused, fixed
+from tests.mounts import Home, Mounted, assert_refused, fixed
 from tests.server import ControlClient, ServerProcess, Status, server_process
 from tests.server.quirks import EndpointName
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
-# What a read of uncached mail may take while the server is known to be gone.
+# The longest read of uncached mail while the server is known to be unreachable.
 AT_ONCE = 5.0
 
 #: How long a program may be kept waiting by one mail that does not come.
@@ -50,7 +50,7 @@ def small() -> Iterator[ServerProcess]:
 
 
 def stop(server: ServerProcess) -> None:
-    """End it, so that `restart_on_same_port` goes on where it was."""
+    """Stop it, so that `restart_on_same_port` continues with its state."""
     server.control.save(server._saved)
     server.stop()
 
@@ -66,7 +66,7 @@ def online(mount: Mounted) -> bool:
 
 
 def wait_until_online(mount: Mounted) -> None:
-    """Wait until it finds its server again, of which nobody tells it."""
+    """Wait until it has found its server again by itself."""
     # The longer a server is away, the longer are the pauses between attempts, up to 72 s.
     wait_until(lambda: online(mount), seconds=90)
 
@@ -112,7 +112,7 @@ def unchanging(mount: Mounted) -> dict[str, tuple[int, ...]]:
 def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
     with home.mounted(small.url) as mount:
         before, cached = unchanging(mount), read_in(mount, "Inbox")
-    # It changes while nobody is looking.
+    # It changes while it is not mounted.
     small.control.add_emails(new_emails([text_mail(20)], "Inbox", first=20))
     stop(small)
     began = time.time()
@@ -142,9 +142,9 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
 def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Path) -> None:
     account = private_cyrus.add_user("alice")
     mails = list(corpus.mails(12))
-    fill(account, "INBOX", mails[:6])
+    account.fill("INBOX", mails[:6])
     account.create_mailbox("Work")
-    fill(account, "Work", mails[6:])
+    account.fill("Work", mails[6:])
     home = Home(tmp_path, account.name, account.password)
     with home.mounted(account.url) as mount:
         before, cached = unchanging(mount), read_in(mount, "Inbox")
@@ -162,14 +162,6 @@ def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Pat
         assert sorted(read_in(mount, "Work").values()) == sorted(mails[6:])
 
 
-def fill(account: Account, mailbox: str, mails: Sequence[bytes]) -> None:
-    start = datetime(2024, 3, 1, tzinfo=UTC)
-    account.fill(
-        mailbox,
-        [Message(one, received=start + timedelta(minutes=n)) for n, one in enumerate(mails)],
-    )
-
-
 def test_a_first_mount_without_its_server_is_refused(home: Home, small: ServerProcess) -> None:
     mountpoint = home.directory / "mnt"
     mountpoint.mkdir()
@@ -182,7 +174,7 @@ def test_a_first_mount_without_its_server_is_refused(home: Home, small: ServerPr
     assert_refused(home.run("mount", small.url, mountpoint), home, 5, "127.0.0.1")
 
 
-# --- The server goes while the mount is in use
+# --- The server fails while the mount is in use
 
 
 @dataclass
@@ -235,7 +227,7 @@ def assert_tools_cope(
     found = {line for line in grep.output.splitlines() if not line.startswith("grep: ")}
     assert found == {str(mount.path / path) for path in cached}
     assert grep.output.count("Input/output error") == len(uncached)
-    # Listing asks nobody, whatever else is stuck.
+    # A listing needs no server, even if other requests hang.
     assert ls.exit_code == 0
     assert ls.seconds < AT_ONCE
     assert ls.output.count(".eml\n") == len(cached) + len(uncached)
@@ -294,7 +286,7 @@ def test_a_server_that_hangs_while_programs_read(
         with copied(home, tmp_path / "other") as other:
             small.pause()
             began = time.monotonic()
-            # Meanwhile another mount begins, against the same silence.
+            # Another mount starts while the server does not answer.
             starting = threading.Thread(
                 target=lambda: results.append(
                     other.run("mount", small.url, other.directory / "mnt", seconds=75)
@@ -337,7 +329,7 @@ def test_a_changed_password(home: Home, small: ServerProcess) -> None:
         small.control.set_credentials(home.username, "another", None)
         began = time.time()
         assert_unreadable(uncached)
-        # Nobody has to ask: the refused read is a reason to look.
+        # No sync is needed: the refused read makes the mount reconnect.
         wait_until(lambda: not online(mount))
         assert_says_offline(mount, "does not accept the credentials", "401", before=began)
         refused = home.run("sync", mount.path)
@@ -497,7 +489,7 @@ def test_another_account_behind_a_mount(
 
 
 def test_an_api_that_moves_elsewhere_behind_a_mount(home: Home, small: ServerProcess) -> None:
-    """The same session URL, the same account id, and somebody else's mail in it."""
+    """The same session URL and account id, with the mail of another user."""
     with server_process("empty") as other, home.mounted(small.url) as mount:
         other.control.create_mailbox("Inbox", mailbox_id="Inbox")
         other.control.add_email(SECRET, ["Inbox"])

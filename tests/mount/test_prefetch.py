@@ -19,7 +19,7 @@ from tests import corpus
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cyrus import Cyrus, Message
 from tests.mails import new_emails, random_mail
-from tests.mounting import Home, Mounted, Result, command
+from tests.mounts import Home, Mounted, Result, command
 from tests.server import ControlClient, ServerProcess, server_process
 from tests.waits import wait_until
 
@@ -49,12 +49,6 @@ def server() -> Iterator[ServerProcess]:
     with server_process("empty") as server:
         fill(server.control)
         yield server
-
-
-@pytest.fixture
-def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
-    with home.mounted(server.url) as mount:
-        yield mount
 
 
 @pytest.fixture
@@ -124,7 +118,7 @@ def test_a_server_without_blob_get(plain: Mounted, server: ServerProcess) -> Non
     assert_cached(prefetch(plain), ALL, 0)
     counts = server.control.counts()
     assert set(counts.blobs.values()) == {1}
-    # Two requests are left to those who read.
+    # Two requests are left for reads.
     assert counts.max_concurrent == 8 - 2
 
 
@@ -135,7 +129,7 @@ def test_parts_of_a_mount(mount: Mounted, tmp_path: Path) -> None:
     )
     assert_cached(prefetch(mount, "Work"), WORK - 1, 1)
     assert mount.counts().blobs == WORK
-    # What is in both is one file, and so is what is named twice.
+    # A mail in both directories is one file, and counts once; so does a path that is given twice.
     assert_cached(prefetch(mount, "Inbox", "", f"Work/{first}"), INBOX, WORK)
     # However it is named.
     link = tmp_path / "link"
@@ -177,7 +171,7 @@ def test_an_interrupted_prefetch_can_be_repeated(plain: Mounted, server: ServerP
     stdout, stderr = process.communicate(timeout=10)
     assert (process.returncode, stdout) == (130, b"")
     assert stderr.split() == [b"jmapfs:", b"interrupted"]
-    # The step that was under way comes to its end, and that is all.
+    # Only the request that was under way is completed.
     came = [-1]
 
     def quiet() -> bool:
@@ -254,7 +248,7 @@ def test_wrong_sizes_are_corrected(home: Home, server: ServerProcess, offset: in
         size = f"{ALL * (SIZE + offset) / 1024:.1f} KiB"
         assert_cached(prefetch(mount), ALL, 0, size)
         server.stop()
-        # Who reads it for the first time is not the one to find out.
+        # The first read does not have to find out.
         assert {status.st_size for status in mount.files().values()} == {SIZE}
         assert sorted(set(mount.contents().values())) == sorted(map(random_mail, range(ALL)))
 
@@ -265,7 +259,7 @@ def test_a_cache_that_is_too_small(home: Home, server: ServerProcess) -> None:
         assert_failed(prefetch(mount), 8, "235.8 KiB", "193.8 KiB", "--cache-size", str(mount.path))
         assert mount.counts().blobs == 0
         assert_cached(prefetch(mount, "Inbox"), INBOX + BOTH, 0)
-        # Of what is there and wanted, nothing makes room for the rest.
+        # Wanted mail that is cached is not evicted for the rest.
         assert_cached(prefetch(mount, "Work"), WORK - BOTH, BOTH)
         server.stop()
         assert len(list((mount.path / "Work").iterdir())) == WORK
@@ -291,7 +285,7 @@ def test_a_disk_that_is_full(home: Home, server: ServerProcess) -> None:
     with tmpfs(account / "blobs", "2m"), home.mounted(server.url) as mount:
         result = prefetch(mount)
         assert_failed(result, 8, f"of {ALL + 10} mails are cached")
-        # What it says is what is there.
+        # The report agrees with the cache.
         (count,) = re.findall(r"(\d+) of ", result.stderr)
         assert cached_mails(mount) == int(count) < ALL + 10
 
@@ -311,14 +305,14 @@ def test_a_frozen_mount(mount: Mounted, server: ServerProcess) -> None:
     server.control.destroy_emails(gone)
     add(server.control, range(ALL, ALL + 3), "Work")
     mount.sync()
-    # What is shown is wanted, whatever has become of it.
+    # Mail in the frozen tree is wanted, even if the server has deleted it.
     assert_failed(prefetch(mount), 6, f"{ALL - 1} of {ALL} mails are cached, 1 not: ", "blob")
     mount.thaw()
     assert_cached(prefetch(mount), 3, ALL - 1)
 
 
 def test_inodes_that_are_not_in_the_tree(mount: Mounted) -> None:
-    """The daemon is asked about what it does not show, or never did: that is no mail."""
+    """They are no longer in the tree, or never were."""
     inodes = [status.st_ino for status in mount.files().values()]
     answer = mount.ask(PrefetchRequest([*inodes[:10], 12345, (1 << 63) - 1]))
     assert answer.gone == [12345, (1 << 63) - 1]
@@ -400,7 +394,7 @@ def _on_a_terminal(home: Home, *arguments: str | Path) -> str:
 
 
 def _read(descriptor: int) -> bytes:
-    # Linux answers EIO once nobody has the other end open.
+    # Linux answers EIO when the other end is closed.
     try:
         return os.read(descriptor, 4096)
     except OSError:

@@ -1,4 +1,4 @@
-"""Push: what the server tells of is there at once; and what it does not tell of, soon."""
+"""Push: changes are shown at once, and those that are not pushed are shown soon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mails import received_at, text_mail
-from tests.mounting import Home, Mounted
+from tests.mounts import Home, Mounted
 from tests.server import ControlClient, ServerProcess, server_process
 from tests.waits import wait_until
 
@@ -53,7 +53,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
 
 
 def assert_arrives(control: ControlClient, inbox: Path, *numbers: int) -> float:
-    """The last of the mails is delivered now; return after how many seconds it is there."""
+    """Deliver the last of these mails; return the seconds until it is shown."""
     deliver(control, numbers[-1])
     expected = [text_mail(number) for number in numbers]
     return seconds_until(lambda: shown(inbox) == expected)
@@ -82,7 +82,7 @@ def test_pushed_changes_are_shown_at_once(home: Home, server: ServerProcess) -> 
         post = mount.path / "Post"
         wait_until(post.exists)
         assert not inbox.exists()
-        # One stream, and nobody asks where nothing happens.
+        # There is one stream, and no other request while nothing happens.
         before = server.control.counts()
         time.sleep(1)
         after = server.control.counts()
@@ -118,7 +118,7 @@ def test_a_server_without_push_is_polled(home: Home, push: str) -> None:
 SHORTER = """
 import jmapfs.sync.follower
 from jmapfs.jmap.push import PushMethods
-jmapfs.sync.follower._WITH_PUSH = {poll}
+jmapfs.sync.follower._POLL_INTERVAL_WITH_PUSH = {poll}
 PushMethods.push.__wrapped__.__kwdefaults__["ping"] = {ping}
 from jmapfs.cli.main import main
 main()

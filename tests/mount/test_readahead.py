@@ -17,7 +17,7 @@ from jmapfs.fuse.page_cache import PageCacheWriter
 from tests import corpus
 from tests.cyrus import Account, Message
 from tests.mails import fill_new_mailbox, random_mail
-from tests.mounting import Home, Mounted, command
+from tests.mounts import Home, Mounted, command
 from tests.server import NewEmail, ServerProcess
 from tests.waits import wait_until
 
@@ -74,7 +74,7 @@ def test_grep_fetches_everything_once_and_in_few_requests(mount: Mounted) -> Non
     done = mount.counts() - before
     assert done.blobs == _MANY
     assert done.http["requests"] <= 40
-    # What was read ahead did not have to be asked for.
+    # Mail that was read ahead needs no READ.
     assert done.reads < _MANY // 5
     assert mount.status()["pages"]["stored"] > _MANY // 2
 
@@ -162,7 +162,7 @@ def test_mail_in_a_large_cache_is_read_ahead(large: Account, tmp_path: Path) -> 
 def test_sixteen_readers_with_a_small_cache(
     fresh_account: Callable[[], Account], tmp_path: Path, reader: str
 ) -> None:
-    """Every byte of the whole corpus is right, whoever comes first, and wherever it is kept."""
+    """Every byte of the corpus is right, no matter who reads first and where it is cached."""
     account = fresh_account()
     mails = corpus.all_mails()
     account.create_mailbox("Half")
@@ -235,7 +235,7 @@ def test_one_bad_blob_of_a_batch_costs_only_that(
     server.control.set_quirks(blob_fault=fault, fault_blob_ids=[bad])
     with home.mounted(server.url) as mount:
         contents = [path.read_bytes() for path in sorted((mount.path / "Box").iterdir())]
-        # Bytes that are wrong cannot be told where ids are no checksums; all else is set right.
+        # Wrong bytes cannot be detected if ids are no checksums; other faults are repaired.
         wrong = sorted(set(contents) - set(blobs.values()))
         assert len(wrong) == (1 if fault == "wrong-bytes" else 0)
         assert len(set(contents)) == 300

@@ -1,4 +1,4 @@
-"""What is known of the mails of a frozen tree, part by part, as of one state; without a mount."""
+"""The records of the emails of a frozen tree, without a mount."""
 
 from __future__ import annotations
 

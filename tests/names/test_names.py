@@ -1,4 +1,4 @@
-"""Names: safe on any shell and file system, the same everywhere, one for each thing."""
+"""Names and inodes: safe for shells and file systems, and the same on every machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_safe(name: str) -> None:
     ANY_TEXT,
     st.integers(1, 10**6),
 )
-def test_an_email_has_a_safe_name_whatever_a_stranger_wrote(
+def test_an_email_has_a_safe_name_whatever_its_headers_contain(
     received_at: int,
     sender_name: str | None,
     sender: str | None,
@@ -76,7 +76,7 @@ def test_names_sort_by_time_of_receipt(first: int, second: int, one: str, other:
     assert [name.encode() for name in names] == sorted(name.encode() for name in names)
 
 
-def test_an_email_is_named_as_the_documents_say() -> None:
+def test_an_email_has_the_documented_name() -> None:
     stem = email_stem(
         received_at=1709288100,
         sender_name="Alice Ng",
@@ -87,7 +87,7 @@ def test_an_email_is_named_as_the_documents_say() -> None:
     assert stem == f"20240301-101500_Alice-Ng_Quarterly-report_{key('G0123')}"
 
 
-def test_missing_parts_have_their_own_words() -> None:
+def test_missing_parts_are_replaced_by_words() -> None:
     stem = email_stem(received_at=0, sender_name="", sender=None, subject="///", blob="b")
     assert stem == f"19700101-000000_unknown_no-subject_{key('b')}"
 
@@ -129,7 +129,7 @@ MAILBOX_NAMES = st.dictionaries(
 
 
 @given(MAILBOX_NAMES)
-def test_siblings_have_safe_names_that_stay_apart(mailboxes: dict[str, str]) -> None:
+def test_siblings_have_safe_and_different_names(mailboxes: dict[str, str]) -> None:
     names = sibling_names(mailboxes)
     assert names.keys() == mailboxes.keys()
     for name in names.values():
@@ -147,7 +147,7 @@ def test_a_mailbox_keeps_its_name_when_ids_change(mailboxes: dict[str, str]) -> 
     assert {f"new-{mailbox_id}": name for mailbox_id, name in before.items()} == after
 
 
-def test_twins_are_told_apart_and_others_are_left_alone() -> None:
+def test_only_siblings_with_equal_names_get_a_key() -> None:
     names = sibling_names(
         {"1": "Été", "2": "E\u0301te\u0301", "3": "Work", "4": "same", "5": "same"}
     )
@@ -176,32 +176,32 @@ def test_email_inodes_grow_with_time(first: int, second: int, one: str, other: s
 
 
 @given(ANY_TEXT)
-def test_directories_have_a_range_of_their_own(path: str) -> None:
+def test_directory_inodes_have_a_separate_range(path: str) -> None:
     assert 1 << 61 <= directory_inode(path) < 1 << 62
 
 
-def test_numbers_and_keys_are_these_for_ever() -> None:
-    """Written down: a change here renames or renumbers every mail of every user."""
+def test_inodes_and_keys_never_change() -> None:
+    """A change of these would rename or renumber every mail of every user."""
     assert key("G0123") == "n5jm2ida"
     assert email_inode("G0123", 1709288100) == 917667061120594945
     assert directory_inode("Work/Clients") == 2354170121547513468
 
 
 @given(st.integers(1, 31), ANY_TEXT, SECONDS)
-def test_several_accounts_have_inodes_of_their_own(slot: int, text: str, at: int) -> None:
+def test_accounts_have_separate_inodes(number: int, text: str, at: int) -> None:
     for inode in (email_inode(text, at), directory_inode(text), ROOT_INODE, STATUS_FILE_INODE):
-        outer = to_mount(slot, inode)
+        outer = to_mount(number, inode)
         assert 1 < outer < 1 << 62
-        assert to_account(outer) == (slot, inode)
+        assert to_account(outer) == (number, inode)
         assert to_account(inode) == (0, inode) or inode in {ROOT_INODE, STATUS_FILE_INODE}
 
 
 @given(st.sets(ANY_TEXT, max_size=31))
-def test_each_account_has_a_slot(account_ids: set[str]) -> None:
-    slots = account_numbers(account_ids)
-    assert slots.keys() == account_ids
-    assert len(set(slots.values())) == len(account_ids)
-    assert all(0 < slot < 32 for slot in slots.values())
+def test_each_account_has_a_number(account_ids: set[str]) -> None:
+    numbers = account_numbers(account_ids)
+    assert numbers.keys() == account_ids
+    assert len(set(numbers.values())) == len(account_ids)
+    assert all(0 < number < 32 for number in numbers.values())
 
 
 def test_too_many_accounts() -> None:

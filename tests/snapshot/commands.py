@@ -12,7 +12,7 @@ from typing import Any
 
 from jmapfs.snapshot.manifest import SavedMail, read_manifest
 from jmapfs.snapshot.repository import Repository
-from tests.mounting import Home
+from tests.mounts import Home
 
 
 class RecordingReport:

@@ -31,8 +31,8 @@ class FakeAccount:
     attempts: int = 0
 
     @contextlib.asynccontextmanager
-    async def open(self, ahead: EarlySink) -> AsyncIterator[_State]:
-        del ahead
+    async def open(self, early: EarlySink) -> AsyncIterator[_State]:
+        del early
         self.attempts += 1
         self.opened(self.attempts)
         yield _State(self)
@@ -59,9 +59,9 @@ class _State:
         mails = [_mail(letter) for letter in self._letters[position:end]]
         return EmailSlice(mails, end if end < len(self._letters) else None)
 
-    def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
-        for first in range(0, len(wanted), 3):
-            yield wanted[first : first + 3]
+    def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
+        for first in range(0, len(requests), 3):
+            yield requests[first : first + 3]
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
         lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.unavailable}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.cyrus import Message
 from tests.cyrus_mail import START, StoredMail, sha256
-from tests.mounting import command
+from tests.mounts import command
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,

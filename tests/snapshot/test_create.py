@@ -31,7 +31,7 @@ from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
 from jmapfs.snapshot.verify_record import Verification, save_verification
 from tests.cache.small_disk import needs_root, tmpfs
-from tests.mounting import command
+from tests.mounts import command
 from tests.snapshot.commands import RecordingReport, dates, everything_in, require_whole
 from tests.snapshot.fake_source import FakeAccount
 from tests.snapshot.handmade import Letter, make_snapshot

@@ -23,7 +23,7 @@ from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
 from tests.server import Account, MailServer, running_server
 from tests.snapshot.commands import RecordingReport, dates, require_whole
-from tests.sync.following import CREDENTIALS, message, small_account
+from tests.sync.followed_account import CREDENTIALS, message, small_account
 from tests.waits import wait_until_async
 
 

@@ -30,7 +30,7 @@ from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
 from tests.cyrus import Account, Message
 from tests.cyrus_mail import START, sha256
-from tests.mounting import Home
+from tests.mounts import Home
 from tests.relay import Relay
 from tests.server import server_process
 from tests.snapshot.commands import dates, everything_in, require_whole, take, tree_of

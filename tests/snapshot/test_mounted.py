@@ -1,4 +1,4 @@
-"""Snapshots of a mounted tree: the same as those of its account, and of one state as well."""
+"""Snapshots of a mounted tree: the same as those of its account, and of one state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jmapfs.errors import (
     UsageError,
 )
 from tests.cyrus_mail import StoredMail, sha256
-from tests.mounting import SHORT_LEASE, Home, Mounted
+from tests.mounts import SHORT_LEASE, Home, Mounted
 from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,
@@ -67,7 +67,7 @@ def test_by_account_and_by_mount_they_are_the_same(stored: StoredMail, tmp_path:
         json.loads((taken.path / "snapshot.json").read_bytes()) for taken in (by_account, by_mount)
     )
     assert {**one, "date": two["date"]} == two
-    # Each goes on from the other's.
+    # Each continues with the other's snapshot.
     with home.mounted(stored.account.url) as mount:
         again = take(home, mount.path, tmp_path / "one")
         assert mount.status()["fuse"].get("read", 0) == 0
@@ -190,7 +190,7 @@ def test_a_thaw_in_between_ends_it(
 
 
 def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: Path) -> None:
-    """What was frozen for another reason stays so, and is what is copied."""
+    """A mount that was frozen stays frozen, and that state is copied."""
     mount.sync()
     mount.freeze(600)
     few.account.expunge("Work", [1])
@@ -204,7 +204,7 @@ def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: 
 
 
 def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
-    """What is cached can be copied without the server; what is not, when it is back."""
+    """Cached mail can be copied without the server, the rest when it is back."""
     with Relay(few.account.http_port) as relay:
         url = few.account.url.replace(str(few.account.http_port), str(relay.port))
         with home.mounted(url, "--poll-interval", "1") as mount:
@@ -213,7 +213,7 @@ def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
                 path.read_bytes()
             relay.break_after(0)
             wait_until(lambda: not mount.ask_status().online, 60)
-            # What is here may be of last year: it is not passed off as the state of now.
+            # The state may be old: without --allow-stale it is not taken for the current one.
             result = home.run("snapshot", mount.path / "Work", tmp_path / "dest")
             assert result.exit_code == UnreachableError.exit_code, result.stderr
             assert "cannot be brought up to date" in result.stderr

@@ -68,7 +68,7 @@ def test_a_saved_verification_is_found(
 
 
 @pytest.mark.parametrize(
-    ("other", "own", "doubted"),
+    ("other", "own", "suspect"),
     [
         ((60, "altered", False), None, True),
         ((60, "missing", True), None, True),
@@ -87,7 +87,7 @@ def test_damage_found_later_concerns_snapshots_that_share_files(
     destination: Repository,
     other: tuple[int, Outcome, bool],
     own: tuple[int, Outcome, bool] | None,
-    doubted: bool,  # noqa: FBT001
+    suspect: bool,  # noqa: FBT001
 ) -> None:
     """Another snapshot may share the damaged files."""
     taken = datetime(2026, 11, 21, tzinfo=UTC)
@@ -96,7 +96,7 @@ def test_damage_found_later_concerns_snapshots_that_share_files(
             seconds, outcome, quick = found
             when = taken + timedelta(seconds=seconds)
             save_verification(destination.path, date, Verification(when, outcome, quick))
-    assert VerificationRecord(destination.path).may_be_damaged(DATES[1], taken) == doubted
+    assert VerificationRecord(destination.path).may_be_damaged(DATES[1], taken) == suspect
 
 
 @pytest.mark.parametrize(

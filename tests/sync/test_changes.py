@@ -1,4 +1,4 @@
-"""Following an account: the index is the account, mail stays what and where it is, cheaply."""
+"""Following an account: the index equals it, and names and inodes stay, with few requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
 from tests.server.large import large_account
 from tests.server.sample import sample_account
-from tests.sync.following import Follower, followed, following, message, small_account
+from tests.sync.followed_account import Follower, followed, following, message, small_account
 
 Operation = Callable[[Account], object]
 
@@ -134,14 +134,14 @@ async def test_every_operation(tmp_path: Path, name: str, max_changes: int | Non
         after = f.shown()
         if name in SAME_TREE:
             assert after == before
-        # Mail that is still there has the inode and the name that it had, wherever it is.
+        # Mail that still exists has the same inode and name, also in another mailbox.
         files, known = by_blob(after), by_blob(before)
         assert {stem: files[stem] for stem in known if stem in files} == {
             stem: known[stem] for stem in known if stem in files
         }
         if not name.startswith(("destroy", "all sorts")):
             assert known.keys() <= files.keys()
-        # And a second time there is nothing to do.
+        # A second update has nothing to do.
         f.counts.reset()
         assert not await f.update()
         assert f.counts.http_requests == 1
@@ -165,7 +165,7 @@ async def test_only_the_directories_that_changed_look_changed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("make", [sample_account, lambda: large_account(5000)])
-async def test_a_small_change_costs_a_handful_of_requests(
+async def test_a_small_change_takes_few_requests(
     tmp_path: Path, make: Callable[[], Account]
 ) -> None:
     async with followed(make(), tmp_path, max_objects_in_get=4096) as f:
@@ -207,8 +207,8 @@ async def test_a_long_chain_of_changes(tmp_path: Path) -> None:
         await f.assert_as_if_new()
 
 
-async def test_a_chain_that_brings_emails_back_under_other_ids(tmp_path: Path) -> None:
-    """The old ids go with one step, the new ones come with another: the mail stays all along."""
+async def test_a_chain_that_changes_email_ids_never_hides_mail(tmp_path: Path) -> None:
+    """One step removes the old ids, another adds the new ones: the mail stays in the tree."""
     async with followed(small_account(), tmp_path, max_changes=3) as f:
         await f.update()
         before = set(f.emails_shown())
@@ -231,10 +231,10 @@ async def test_a_chain_that_brings_emails_back_under_other_ids(tmp_path: Path) -
         await f.assert_as_if_new()
 
 
-async def test_the_time_of_a_state_is_that_of_asking(
+async def test_synced_at_is_before_the_first_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the server had by then is in the index; of what came later nothing is said."""
+    """The index has everything from before `synced_at`, perhaps not everything from after it."""
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         changes = Client.changes
@@ -251,7 +251,7 @@ async def test_the_time_of_a_state_is_that_of_asking(
         assert before <= f.writer.state().synced_at <= asked[0]
 
 
-async def test_a_mailbox_that_is_left_out_once_keeps_its_mail(
+async def test_a_mailbox_missing_from_one_response_keeps_its_mail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with followed(small_account(), tmp_path) as f:
@@ -276,7 +276,7 @@ async def test_a_mailbox_that_is_left_out_once_keeps_its_mail(
         await f.assert_as_if_new()
 
 
-async def test_an_email_that_is_named_as_created_and_destroyed_is_asked_for(
+async def test_an_email_reported_as_updated_and_destroyed_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with followed(small_account(), tmp_path) as f:
@@ -294,7 +294,7 @@ async def test_an_email_that_is_named_as_created_and_destroyed_is_asked_for(
         assert set(f.emails_shown()) == before
 
 
-async def test_a_chain_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+async def test_an_interrupted_chain_resumes(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path, max_changes=2) as f:
         await f.update()
         for number in range(100, 120):
@@ -330,7 +330,7 @@ def cancelling(scope: trio.CancelScope, *, after: int) -> Iterator[None]:
         yield
 
 
-# --- Servers that cannot, or will not, say what changed
+# --- Servers that cannot report changes
 
 
 def forget_as_cyrus(f: Follower) -> None:
@@ -351,7 +351,7 @@ TROUBLE: dict[str, Callable[[Follower], object]] = {
 
 @pytest.mark.parametrize("operation", ["destroy", "all sorts", "both ids", "destroy all mailboxes"])
 @pytest.mark.parametrize("trouble", TROUBLE)
-async def test_where_the_changes_are_not_known_it_is_listed_again(
+async def test_unknown_changes_cause_a_listing(
     tmp_path: Path, trouble: str, operation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
@@ -372,7 +372,7 @@ async def test_where_the_changes_are_not_known_it_is_listed_again(
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
-async def test_where_nothing_changed_it_is_not_listed_again(tmp_path: Path, trouble: str) -> None:
+async def test_without_changes_there_is_no_listing(tmp_path: Path, trouble: str) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         TROUBLE[trouble](f)
@@ -385,7 +385,7 @@ async def test_where_nothing_changed_it_is_not_listed_again(tmp_path: Path, trou
 
 
 @pytest.mark.parametrize("trouble", ["has more, it says", "cannot calculate"])
-async def test_a_new_mailbox_alone_is_no_reason_to_list_again(tmp_path: Path, trouble: str) -> None:
+async def test_changed_mailboxes_alone_cause_no_listing(tmp_path: Path, trouble: str) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         TROUBLE[trouble](f)
@@ -399,7 +399,7 @@ async def test_a_new_mailbox_alone_is_no_reason_to_list_again(tmp_path: Path, tr
 
 
 @pytest.mark.parametrize("trouble", ["has more, it says", "cannot calculate", "fails always"])
-async def test_servers_that_never_say_are_listed_for_the_first_time(
+async def test_servers_that_never_report_changes_can_be_listed(
     tmp_path: Path, trouble: str
 ) -> None:
     async with followed(small_account(), tmp_path) as f:
@@ -409,7 +409,7 @@ async def test_servers_that_never_say_are_listed_for_the_first_time(
         f.assert_true()
 
 
-async def test_an_account_that_never_rests_and_never_says_is_an_error(tmp_path: Path) -> None:
+async def test_an_account_that_changes_during_every_listing_is_an_error(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path, cannot_calculate=True) as f:
         numbers = iter(range(100, 10_000))
 
@@ -422,7 +422,7 @@ async def test_an_account_that_never_rests_and_never_says_is_an_error(tmp_path: 
         assert not f.writer.state().complete
 
 
-async def test_other_errors_are_not_taken_for_a_reason_to_list(tmp_path: Path) -> None:
+async def test_other_errors_cause_no_listing(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         before = f.shown()
@@ -449,7 +449,7 @@ async def test_other_errors_are_not_taken_for_a_reason_to_list(tmp_path: Path) -
 async def test_changes_between_two_requests(
     tmp_path: Path, name: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens in between: afterwards, at the latest the second time, it is all right."""
+    """Whatever changes between two requests, the index is right after the second update."""
     # With few calls in a request, the emails are not requested together with the changes.
     calls = 2 if moment == "_add_missing" else 16
     async with followed(small_account(), tmp_path, max_calls_in_request=calls) as f:
@@ -473,34 +473,33 @@ async def test_changes_between_two_requests(
         await f.assert_as_if_new()
 
 
-# --- At no committed state is mail out of the tree
+# --- Mail is in the tree at every committed state
 
 
 class Commits:
-    """The blobs that have a name, as of every commit of an index.
+    """The blobs that have a name after each commit of an index.
 
-    Besides, the trees of those commits that are said to be a state of the account, and of those
-    that are said to be between two.
+    Also the trees of the consistent commits, and of those between two states.
     """
 
     def __init__(self, follower: Follower) -> None:
         self.seen: list[set[str]] = []
-        self.settled: list[dict[str, Attributes]] = []
+        self.consistent: list[dict[str, Attributes]] = []
         self.between: list[dict[str, Attributes]] = []
         self._follower = follower
 
     def look(self) -> None:
         writer = self._follower.writer
-        settled = writer.state().consistent
-        assert not (settled and writer.orphaned_emails())
-        (self.settled if settled else self.between).append(self._follower.shown())
+        consistent = writer.state().consistent
+        assert not (consistent and writer.orphaned_emails())
+        (self.consistent if consistent else self.between).append(self._follower.shown())
         tree = self._follower.emails_shown()
         self.seen.append({path.rpartition("/")[2].split("_")[3][:8] for path in tree})
 
 
 @contextlib.contextmanager
 def watched(follower: Follower) -> Iterator[Commits]:
-    """Look at the tree after every commit, with a reader of its own."""
+    """Look at the tree after every commit, with another reader."""
     commits = Commits(follower)
     transaction = IndexWriter.transaction
 
@@ -570,9 +569,7 @@ async def test_moved_mail_is_in_the_tree_at_every_commit(
 
 @pytest.mark.parametrize("how", ["changes", "listing"])
 @pytest.mark.parametrize("name", [*MOVES, "email ids"])
-async def test_a_commit_between_two_states_says_that_it_is(
-    tmp_path: Path, name: str, how: str
-) -> None:
+async def test_a_state_between_two_is_not_consistent(tmp_path: Path, name: str, how: str) -> None:
     async with followed(small_account(), tmp_path, max_changes=1, max_objects_in_get=5) as f:
         await f.update()
         before = f.shown()
@@ -585,15 +582,15 @@ async def test_a_commit_between_two_states_says_that_it_is(
             await f.update()
         after = f.shown()
         assert any(tree not in (before, after) for tree in commits.between)
-        assert commits.settled
-        for tree in commits.settled:
+        assert commits.consistent
+        for tree in commits.consistent:
             assert tree in (before, after)
 
 
 # --- Several accounts of one server
 
 
-async def test_accounts_beside_each_other(tmp_path: Path) -> None:
+async def test_two_accounts_of_one_server_are_independent(tmp_path: Path) -> None:
     first, second = small_account(5), Account("Ateam", "team@example.org")
     box = second.create_mailbox("Rota")
     second.add_email(message(1), [box])

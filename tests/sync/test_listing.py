@@ -1,4 +1,4 @@
-"""The first listing, and listing again: whole or not at all, whatever happens in between."""
+"""The first listing and later ones: complete or resumed, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server import Account, MailServer, PageChange, running_server
 from tests.server.account import Listing
 from tests.server.hostile import hostile_account
 from tests.server.sample import sample_account
-from tests.sync.following import (
+from tests.sync.followed_account import (
     CREDENTIALS,
     Follower,
     followed,
@@ -44,7 +44,7 @@ async def test_the_first_listing_is_what_the_server_has(
         assert (state.server, state.account_id) == (f"{f.url}/jmap/api", account.id)
         assert (state.account_name, state.username) == (account.name, "alice@example.org")
         assert state.mailbox_state == account.states["Mailbox"]
-        # An email has a name for each of its mailboxes, and they are one file.
+        # An email has a name in each of its mailboxes; all are links to one file.
         names = sum(len(email.mailbox_ids) for email in account.emails.values())
         files = f.emails_shown().values()
         assert len(files) == names
@@ -54,7 +54,7 @@ async def test_the_first_listing_is_what_the_server_has(
         assert len(by_inode) == len(blobs)
 
 
-async def test_paths(tmp_path: Path) -> None:
+async def test_paths_of_the_tree(tmp_path: Path) -> None:
     async with followed(small_account(5), tmp_path) as f:
         await f.update()
         paths = sorted(path.rpartition("_")[0] for path in f.emails_shown())
@@ -71,7 +71,7 @@ async def test_paths(tmp_path: Path) -> None:
 
 
 def _numbered(f: Follower, stem: str) -> list[str]:
-    """Return what comes before the number of the second copy of a message in one mailbox."""
+    """Return a name without the number of the second copy of a message in a mailbox."""
     second = [path for path in f.emails_shown() if path.endswith("_2.eml")]
     assert len(second) == 1
     assert second[0].startswith(stem)
@@ -87,17 +87,19 @@ def _numbered(f: Follower, stem: str) -> list[str]:
         ({"max_objects_in_get": 50, "max_calls_in_request": 1}, 50),
     ],
 )
-async def test_limits_of_the_server(tmp_path: Path, quirks: dict[str, int], size: int) -> None:
+async def test_listing_within_the_limits_of_the_server(
+    tmp_path: Path, quirks: dict[str, int], size: int
+) -> None:
     async with followed(sample_account(), tmp_path, **quirks) as f:
         await f.update()
         f.assert_true()
-        # Only an empty page ends it.
+        # Only an empty page ends the listing.
         pages = math.ceil(len(f.account.emails) / size)
         assert f.counts.methods["Email/query"] == pages + 1
         assert [listed for listed, _ in f.progress] == sorted(listed for listed, _ in f.progress)
 
 
-async def test_interrupted_at_every_page_it_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_a_listing_interrupted_at_any_page_resumes(tmp_path: Path) -> None:
     account, size = small_account(30), 5
     server = MailServer(account)
     server.quirks.max_objects_in_get = size
@@ -112,7 +114,7 @@ async def test_interrupted_at_every_page_it_goes_on_where_it_was(tmp_path: Path)
                 progress = f.writer.listing_progress()
                 assert progress is not None
                 assert not f.writer.state().complete
-                # The page that was asked for, and at most two on their way to the disk, are lost.
+                # The requested page is lost, and at most two that were not stored yet.
                 durable = progress.listed // size
                 assert interrupted - 3 <= durable <= interrupted - 1
                 server.counts.reset()
@@ -122,7 +124,7 @@ async def test_interrupted_at_every_page_it_goes_on_where_it_was(tmp_path: Path)
                 assert f.shown() == expected
 
 
-async def test_interrupted_again_and_again_it_ends(tmp_path: Path) -> None:
+async def test_a_listing_interrupted_repeatedly_completes(tmp_path: Path) -> None:
     async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
         listed = 0
         for _ in range(3):
@@ -137,7 +139,7 @@ async def test_interrupted_again_and_again_it_ends(tmp_path: Path) -> None:
 
 
 async def _interrupted_at(f: Follower, page: int) -> None:
-    """List, and cancel when the server is asked for a page."""
+    """List, and cancel when a page is requested."""
     with trio.CancelScope() as scope:
 
         def interrupt(_account: Account, asked: int) -> None:
@@ -152,8 +154,8 @@ async def _interrupted_at(f: Follower, page: int) -> None:
     assert scope.cancelled_caught
 
 
-async def test_interrupted_and_changed_before_it_goes_on(tmp_path: Path) -> None:
-    """Also the anchor is gone: the listing then begins again."""
+async def test_changes_before_an_interrupted_listing_resumes(tmp_path: Path) -> None:
+    """The anchor is gone as well, so the listing restarts."""
     async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
         await _interrupted_at(f, 5)
         progress = f.writer.listing_progress()
@@ -167,7 +169,7 @@ async def test_interrupted_and_changed_before_it_goes_on(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("lost", [[2], [5], [2, 4, 5], [7]])
-async def test_a_lost_anchor_begins_it_again(tmp_path: Path, lost: list[int]) -> None:
+async def test_a_lost_anchor_restarts_the_listing(tmp_path: Path, lost: list[int]) -> None:
     async with followed(
         small_account(30), tmp_path, max_objects_in_get=5, anchor_lost_at_pages=list(lost)
     ) as f:
@@ -206,7 +208,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("page", [3, 7])
 @pytest.mark.parametrize("name", CHANGES)
-async def test_changes_while_it_is_listed(tmp_path: Path, name: str, page: int) -> None:
+async def test_changes_during_a_listing(tmp_path: Path, name: str, page: int) -> None:
     method, arguments = CHANGES[name]
     async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
         f.quirks.page_changes.append(PageChange(page, method, dict(arguments)))
@@ -216,12 +218,12 @@ async def test_changes_while_it_is_listed(tmp_path: Path, name: str, page: int) 
 
 
 @pytest.mark.parametrize("page", [1, 3, 7])
-async def test_everything_changes_while_it_is_listed(tmp_path: Path, page: int) -> None:
+async def test_a_complete_change_during_a_listing(tmp_path: Path, page: int) -> None:
     async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
         f.quirks.page_changes = [
             PageChange(page, method, dict(arguments))
             for name, (method, arguments) in CHANGES.items()
-            # After these the ids of the others are no longer there.
+            # After this the other ids do not exist any more.
             if name not in {"email ids", "some email ids", "mailbox ids", "the log"}
             and not name.startswith("vanishes")
             and name != "a mailbox goes"
@@ -231,7 +233,7 @@ async def test_everything_changes_while_it_is_listed(tmp_path: Path, page: int) 
         await f.assert_as_if_new()
 
 
-async def test_mail_that_is_left_out_silently_is_an_error(tmp_path: Path) -> None:
+async def test_emails_missing_from_responses_are_an_error(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path, max_objects_in_get=5, omit_ids=["M7"]) as f:
         with pytest.raises(ProtocolError, match="M7"):
             await f.update()
@@ -244,7 +246,7 @@ async def test_mail_that_is_left_out_silently_is_an_error(tmp_path: Path) -> Non
         await f.assert_as_if_new()
 
 
-async def test_mail_that_is_left_out_silently_of_changes_is_an_error(tmp_path: Path) -> None:
+async def test_emails_missing_after_changes_are_an_error(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         before = held_by_index(f.database), f.writer.state()
@@ -258,10 +260,10 @@ async def test_mail_that_is_left_out_silently_of_changes_is_an_error(tmp_path: P
         f.assert_true()
 
 
-async def test_what_a_second_listing_does_not_name_is_asked_for(
+async def test_emails_missing_from_a_second_listing_are_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query that leaves mail out deletes nothing: only notFound of Email/get does."""
+    """An email missing from a query is not removed: only notFound of Email/get removes it."""
     hidden = {"M3", "M10", "M22"}
     async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
         await f.update()
@@ -285,7 +287,7 @@ async def test_what_a_second_listing_does_not_name_is_asked_for(
         assert len(gone) == 1
 
 
-async def test_a_second_listing_that_names_nothing_deletes_nothing(
+async def test_an_empty_second_listing_removes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
@@ -299,13 +301,13 @@ async def test_a_second_listing_that_names_nothing_deletes_nothing(
         assert f.shown() == before
 
 
-async def test_only_not_found_deletes(tmp_path: Path) -> None:
-    """It is believed, in a second listing as among changes; and what it took comes again."""
+async def test_only_not_found_removes_emails(tmp_path: Path) -> None:
+    """notFound is believed, in a second listing and after changes; the email can come back."""
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         before = f.shown()
         f.quirks.not_found_ids.append("M7")
-        assert not await f.update()  # nobody asked for it
+        assert not await f.update()  # it was not requested
         assert f.shown() == before
         f.account.set_keywords("M8", [])
         f.account.forget_changes()
@@ -318,7 +320,7 @@ async def test_only_not_found_deletes(tmp_path: Path) -> None:
         assert f.shown() == before
 
 
-async def test_interrupted_while_it_is_listed_again_nothing_is_gone(tmp_path: Path) -> None:
+async def test_an_interrupted_second_listing_removes_nothing(tmp_path: Path) -> None:
     async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
         await f.update()
         before = f.shown()
@@ -335,13 +337,18 @@ async def test_interrupted_while_it_is_listed_again_nothing_is_gone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("other", ["account", "server"])
-async def test_the_index_of_another_is_refused_and_left_alone(tmp_path: Path, other: str) -> None:
+async def test_the_index_of_another_account_is_refused_unchanged(
+    tmp_path: Path, other: str
+) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         state = f.writer.state()
-        changed = {"account_id": "Aother"} if other == "account" else {"server": "https://other/"}
+        if other == "account":
+            state = replace(state, account_id="Aother")
+        else:
+            state = replace(state, server="https://other/")
         with f.writer.transaction():
-            f.writer.set_state(replace(state, **changed))  # type: ignore[arg-type]
+            f.writer.set_state(state)
         before = f.database.path.read_bytes(), f.shown(), f.writer.state()
         f.account.destroy_email("M1")
         f.counts.reset()
@@ -352,7 +359,7 @@ async def test_the_index_of_another_is_refused_and_left_alone(tmp_path: Path, ot
         assert f.counts.http_requests == 0
 
 
-async def test_another_account_of_the_same_server_is_another_account(tmp_path: Path) -> None:
+async def test_accounts_of_one_server_have_separate_indexes(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         f.server.add_account(Account("Ateam", "team@example.org"))

@@ -1,4 +1,4 @@
-"""Anything may happen to an account, in any order: the index is what the account is."""
+"""After any sequence of operations on an account, the index equals the account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server import Account
-from tests.sync.following import followed, message, small_account
+from tests.sync.followed_account import followed, message, small_account
 
 KINDS = (
     *("add", "add", "add again", "place", "place", "keywords", "destroy", "destroy some"),
@@ -19,7 +19,7 @@ KINDS = (
 )
 NAMES = ("a", "A", "b", "é", "..", "a/b", "")
 
-# An operation, and numbers that choose what it is done to.
+# An operation, and numbers that choose its objects.
 STEPS = st.lists(
     st.tuples(st.sampled_from(KINDS), *(st.integers(0, 30) for _ in range(3))),
     min_size=1,
@@ -28,7 +28,7 @@ STEPS = st.lists(
 
 
 def operate(account: Account, kind: str, a: int, b: int, c: int) -> None:
-    """Do what is meant, or nothing where there is nothing to do it to."""
+    """Perform an operation, or nothing if it has no object."""
     emails, boxes = sorted(account.emails), sorted(account.mailboxes)
     email = emails[a % len(emails)] if emails else None
     chosen = {boxes[b % len(boxes)], boxes[c % len(boxes)]} if boxes else set()

@@ -1,4 +1,4 @@
-"""The tree without a mount: one place for everything, the same attributes by every way."""
+"""The tree without a mount: directories, listings and attributes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_missing_parents_and_cycles() -> None:
     assert paths == {"", "lost", "one", "one/two", "one/two/below", "self"}
 
 
-def test_a_deep_chain_is_no_recursion() -> None:
+def test_deeply_nested_mailboxes_do_not_exhaust_the_stack() -> None:
     rows = [row(0, "0", "n")] + [row(i, str(i), "n", str(i - 1)) for i in range(1, 3000)]
     assert len(lay_out(rows).directories) == 3001
 
@@ -138,14 +138,14 @@ def test_entries_come_in_byte_order_from_any_position(tree: Tree) -> None:
     names = [name for name, _ in everything]
     assert names == sorted(names)
     assert len(names) == len(listing) == 13
-    # One directory stands before the emails, one in their middle is told by its name, one after.
+    # One directory is before the emails, one among them, one after them.
     assert names[0] == b"0-Early"
     assert names[-1] == b"Zz"
     for start in range(len(names) + 2):
         assert list(listing.entries(start)) == everything[start:]
 
 
-def test_what_is_not_there(tree: Tree) -> None:
+def test_missing_names_and_inodes_are_errors(tree: Tree) -> None:
     inbox = tree.lookup(ROOT_INODE, b"Inbox").inode
     for parent, name in ((ROOT_INODE, b"nope"), (inbox, b"\xff\xfe"), (99, b"x"), (inbox, b"..")):
         with pytest.raises(EntryNotFoundError):
@@ -157,13 +157,13 @@ def test_what_is_not_there(tree: Tree) -> None:
         tree.lookup(inbox, STATUS_FILE_NAME.encode())
 
 
-def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -> None:
-    about = tree.lookup(ROOT_INODE, STATUS_FILE_NAME.encode())
-    assert about.inode == STATUS_FILE_INODE
-    described = tree.status_file()
-    assert described is not None
-    assert about.size == len(described.content)
-    assert about.time_ns == 1_700_000_001 * 10**9
+def test_the_status_file_is_newer_than_every_email(tree: Tree, database: IndexDatabase) -> None:
+    attributes = tree.lookup(ROOT_INODE, STATUS_FILE_NAME.encode())
+    assert attributes.inode == STATUS_FILE_INODE
+    file = tree.status_file()
+    assert file is not None
+    assert attributes.size == len(file.content)
+    assert attributes.time_ns == 1_700_000_001 * 10**9
     with database.writer() as writer, writer.transaction():
         writer.put_emails([email("future", "in", at=4_000_000_000)])
     fresh = Tree(database.reader())
@@ -171,7 +171,9 @@ def test_about_is_younger_than_every_mail(tree: Tree, database: IndexDatabase) -
     assert fresh.attributes(STATUS_FILE_INODE).time_ns > newest
 
 
-def test_a_directory_time_moves_with_its_members_only(tree: Tree, database: IndexDatabase) -> None:
+def test_a_directory_time_changes_with_its_entries_only(
+    tree: Tree, database: IndexDatabase
+) -> None:
     def times() -> tuple[int, int]:
         inbox = tree.lookup(ROOT_INODE, b"Inbox")
         return tree.attributes(ROOT_INODE).time_ns, inbox.time_ns

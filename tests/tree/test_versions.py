@@ -1,4 +1,4 @@
-"""Versions of directories: what makes another of one, and what does not."""
+"""Versions of directories: what changes them and what does not."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.indexed import email, mailbox
 
 
 class Account:
-    """An index with an empty `Inbox`, the tree of it, and what that says of the server's reach."""
+    """An index with an empty `Inbox`, and its tree with a changeable reachability."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.database = IndexDatabase(directory)
         self.database.prepare()
         with self.database.writer() as writer, writer.transaction():
             writer.replace_mailboxes([mailbox("in", "Inbox")])
-        self.reach = Reachability(online=True)
+        self.reachability = Reachability(online=True)
         self.reader: IndexReader = stack.enter_context(self.database.reader())
-        self.tree = Tree(self.reader, lambda: self.reach)
+        self.tree = Tree(self.reader, lambda: self.reachability)
         self.inbox = self.tree.lookup(ROOT_INODE, b"Inbox").inode
 
     def add(self, number: int) -> None:
@@ -42,12 +42,12 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_every_commit_makes_another_version(tmp_path: Path, stack: ExitStack) -> None:
+def test_every_commit_changes_the_version(tmp_path: Path, stack: ExitStack) -> None:
     account = Account(tmp_path, stack)
     seen = []
     for number in range(5):
         seen.append(account.tree.version(account.inbox))
-        # Reading makes none.
+        # Reading does not change it.
         account.tree.listing(account.inbox)
         assert account.tree.version(account.inbox) == seen[-1]
         account.add(number)
@@ -63,26 +63,28 @@ def test_a_pinned_tree_has_one_version(tmp_path: Path, stack: ExitStack) -> None
     assert account.tree.version(account.inbox) != version
 
 
-def test_the_reach_is_in_the_version_of_the_root_alone(tmp_path: Path, stack: ExitStack) -> None:
+def test_reachability_changes_only_the_version_of_the_root(
+    tmp_path: Path, stack: ExitStack
+) -> None:
     account = Account(tmp_path, stack)
     root, inbox = account.tree.version(ROOT_INODE), account.tree.version(account.inbox)
-    account.reach = Reachability(online=False, since=1.0, error="refused")
+    account.reachability = Reachability(online=False, since=1.0, error="refused")
     assert account.tree.version(ROOT_INODE) != root
     assert account.tree.version(account.inbox) == inbox
-    account.reach = Reachability(online=True)
+    account.reachability = Reachability(online=True)
     assert account.tree.version(ROOT_INODE) == root
 
 
-def test_accounts_have_versions_of_their_own(tmp_path: Path, stack: ExitStack) -> None:
-    accounts = {slot: Account(tmp_path / str(slot), stack) for slot in (1, 2)}
+def test_accounts_have_separate_versions(tmp_path: Path, stack: ExitStack) -> None:
+    accounts = {number: Account(tmp_path / str(number), stack) for number in (1, 2)}
     combined = CombinedTree(
-        {slot: account.tree for slot, account in accounts.items()}, {1: "one", 2: "two"}
+        {number: account.tree for number, account in accounts.items()}, {1: "one", 2: "two"}
     )
 
     def versions() -> list[object]:
         inodes = [ROOT_INODE]
-        for slot, account in accounts.items():
-            inodes += [to_mount(slot, ROOT_INODE), to_mount(slot, account.inbox)]
+        for number, account in accounts.items():
+            inodes += [to_mount(number, ROOT_INODE), to_mount(number, account.inbox)]
         return [combined.version(inode) for inode in inodes]
 
     def changed(before: list[object]) -> list[bool]:
@@ -93,7 +95,7 @@ def test_accounts_have_versions_of_their_own(tmp_path: Path, stack: ExitStack) -
     accounts[2].add(1)
     assert changed(before) == [True, False, False, True, True]
     before = versions()
-    accounts[1].reach = Reachability(online=False)
+    accounts[1].reachability = Reachability(online=False)
     assert changed(before) == [True, True, False, False, False]
     with pytest.raises(EntryNotFoundError):
         combined.version(to_mount(3, ROOT_INODE))

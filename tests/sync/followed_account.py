@@ -1,7 +1,7 @@
-"""A server in this process, an index that follows it, and what both of them hold, to compare.
+"""A server in this process, an index that follows it, and comparisons of both.
 
-What the index should be is said twice, by two who know nothing of each other: by the server's own
-objects, and by a new index made from nothing, which has to show the same tree to the last inode.
+The expected contents of an index come from two independent sources: the objects of the server, and
+a new index of the same account, which must have the same tree with the same inodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CREDENTIALS = BasicCredentials("alice@example.org", "secret")
 
 @dataclass(frozen=True)
 class HeldEmail:
-    """All that an index keeps of an email, and a server says of it."""
+    """The properties of an email that both an index and a server have."""
 
     blob_id: str
     thread_id: str
@@ -40,7 +40,7 @@ class HeldEmail:
 
 @dataclass(frozen=True)
 class HeldMailbox:
-    """All that an index keeps of a mailbox, and a server says of it."""
+    """The properties of a mailbox that both an index and a server have."""
 
     name: str
     parent_id: str | None
@@ -50,7 +50,7 @@ class HeldMailbox:
 
 @dataclass(frozen=True)
 class Held:
-    """An account, as a server or an index has it: emails and mailboxes by id."""
+    """The emails and mailboxes of an account by id, in a server or an index."""
 
     emails: dict[str, HeldEmail]
     mailboxes: dict[str, HeldMailbox]
@@ -115,7 +115,7 @@ def held_by_index(database: IndexDatabase) -> Held:
 
 
 def shown(database: IndexDatabase) -> dict[str, Attributes]:
-    """Return everything in the tree, by path; `.jmapfs.json` aside, which tells the time."""
+    """Return everything in the tree by path, except `.jmapfs.json`, which has the time."""
     with database.reader() as reader:
         return dict(_walk(Tree(reader)))
 
@@ -140,7 +140,7 @@ def _walk(tree: Tree) -> Iterator[tuple[str, Attributes]]:
 
 @dataclass
 class Follower:
-    """An index that follows an account, and the server that it follows."""
+    """An index that follows an account, and the server."""
 
     server: MailServer
     account: Account
@@ -161,7 +161,7 @@ class Follower:
         return self.server.quirks
 
     async def update(self) -> bool:
-        """Bring the index up to date, as a process does that was just started."""
+        """Bring the index up to date with a new Synchronizer."""
         synchronizer = Synchronizer(self.client, self.database, self.writer)
         return await synchronizer.bring_up_to_date(
             lambda listed, total: self.progress.append((listed, total))
@@ -174,7 +174,7 @@ class Follower:
         return emails_shown(self.database)
 
     def assert_true(self) -> None:
-        """Check that the index has exactly what the server has, and claims to."""
+        """Check that the index has exactly what the server has, and the state for it."""
         assert held_by_index(self.database) == held_by_server(self.account)
         state = self.writer.state()
         assert state.complete
@@ -183,7 +183,7 @@ class Follower:
         assert self.writer.listing_progress() is None
 
     async def assert_as_if_new(self) -> None:
-        """Check also that an index made from nothing shows the same tree."""
+        """Check also that a new index has the same tree."""
         self.assert_true()
         async with following(
             self.server, self.directory / f"new{next(self._numbers)}", self.url, self.account
@@ -196,7 +196,7 @@ class Follower:
 async def following(
     server: MailServer, directory: Path, url: str, account: Account | None = None
 ) -> AsyncIterator[Follower]:
-    """Open an index in `directory` for an account of a server that runs; nothing is fetched yet."""
+    """Create an index in `directory` for an account of a running server; it is still empty."""
     account = account or server.primary
     database = IndexDatabase(directory)
     database.prepare()
@@ -207,7 +207,7 @@ async def following(
 
 @contextlib.asynccontextmanager
 async def followed(account: Account, directory: Path, **quirks: Any) -> AsyncIterator[Follower]:
-    """Run a server for an account, and open an index for it."""
+    """Run a server for an account, and create an empty index for it."""
     server = MailServer(account, quirks=Quirks(**quirks))
     async with running_server(server) as url, following(server, directory / "index", url) as f:
         yield f

@@ -1,4 +1,4 @@
-"""Real mounts for tests: the real command, in a home of its own, gone again at the end.
+"""Real mounts for tests: the real command in its own home; everything is unmounted at the end.
 
 with Home(tmp_path, account) as home, home.mounted(url) as mount:
     (mount.path / "Inbox").iterdir()
@@ -136,7 +136,7 @@ class Home:
 
 @dataclass
 class Mounted:
-    """A mount that is there."""
+    """A mount that exists."""
 
     home: Home
     path: Path
