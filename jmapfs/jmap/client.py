@@ -116,8 +116,9 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return every mailbox of the account and their Mailbox state.
 
-        In parts where the server rejects all of them as too much. The state is then the one from
-        before the first part. Raises ProtocolError when the server leaves mailboxes out.
+        If the server rejects a request for all of them as too large, they are requested in parts.
+        The state is then the one from before the first part. Raises ProtocolError when the server
+        leaves mailboxes out.
         """
         try:
             response = await self._get_mailboxes(None)
@@ -135,8 +136,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
         """Return the first page, or the one after the email `anchor`: at most `limit` emails.
 
-        Usually one HTTP request. The page is smaller where the server rejects `limit` as too large,
-        and some servers return fewer emails by themselves.
+        This usually takes one HTTP request. The page is smaller if the server rejects `limit` as
+        too large. Some servers also return fewer emails without rejecting anything.
 
         Raises:
             MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
@@ -147,8 +148,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
 
-        As many requests in turn as the server's limits need. Raises ProtocolError for an id that
-        is neither returned nor reported as not found, twice.
+        The limits of the server may make several requests necessary; they are sent in turn. Raises
+        ProtocolError if two responses neither contain an email nor report it as not found.
         """
         wanted = list(dict.fromkeys(ids))
         found = _Found()
@@ -230,7 +231,8 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
         found = _Found()
         for response in responses[1:]:
-            # More emails than the server returns at once are an error here: they are got in parts.
+            # The call fails if there are more emails than the server returns at once. Then
+            # `_add_missing` requests them in parts.
             if response.error is None:
                 found.add(ids, self._decode(response, GetResponse[Email]))
         await self._add_missing(ids, found)
@@ -310,10 +312,10 @@ class Client(BlobMethods, BatchMethods, PushMethods):
                 if not page.ids:
                     break
                 if not fresh:
-                    # The same ids again: positions have moved, or this server ignores them.
+                    # All ids are repeated: the list has changed, or the server ignores `position`.
                     states.add("")
                     break
-            # A mailbox that moved from one page to the next would be missed.
+            # If the list changed between two pages, a mailbox may be on neither of them.
             if len(states) == 1:
                 return list(ids)
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
@@ -325,7 +327,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
 def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:
     arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
     if anchor is None:
-        # Counting costs a server as much as the listing: once is enough.
+        # Counting takes a server as long as listing, so only the first page asks for the total.
         return {**arguments, "position": 0, "calculateTotal": True}
     return {**arguments, "anchor": anchor, "anchorOffset": 1}
 

@@ -45,8 +45,9 @@ _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
 class ConnectionPool(httpx.AsyncBaseTransport):
     """Kept connections to any number of servers.
 
-    The number of connections is not limited here: the caller limits its requests. https:// goes
-    through the proxy that the environment names. http:// is for this machine and never does.
+    The number of connections is not limited here: the caller limits its requests. Requests to
+    https:// use the proxy that the environment names. Requests to http:// never use a proxy,
+    because http:// is allowed for this machine only.
 
     Raises ConfigError for a proxy that is not usable.
     """
