@@ -175,9 +175,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         The server reports the mailboxes first. Raises as `mailbox_changes` and `email_changes`.
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
-        mailboxes, *emails = await self.request(
-            [mailbox_call, *self._email_changes_calls(email_state, beside=1)], raise_errors=False
-        )
+        mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
 
@@ -193,8 +191,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
 
     async def email_changes(self, since_state: str) -> EmailChanges:
         """Return the changes of emails since a state, with the emails. Raises as the above."""
-        responses = await self.request(self._email_changes_calls(since_state), raise_errors=False)
-        return await self._decode_email_changes(responses)
+        return await self._decode_email_changes(await self._request_changes(since_state))
 
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
@@ -208,16 +205,28 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             updated_properties=None if properties is None else frozenset(properties),
         )
 
-    def _email_changes_calls(self, since_state: str, *, beside: int = 0) -> Sequence[MethodCall]:
-        # Email/get refers to the ids in the same request, if it and `beside` other calls fit.
-        calls = [self._call("Email/changes", {"sinceState": since_state}, "emails")]
-        if self.session.limits.max_calls_in_request >= beside + 3:
-            calls.append(self._get_referenced("created", "emails", "Email/changes"))
-            calls.append(self._get_referenced("updated", "emails", "Email/changes"))
-        return calls
+    async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
+        """Make the calls `before` and Email/changes, and return their responses, errors included.
+
+        The responses to Email/get for the changed emails follow, if the server accepts these calls
+        in the same request.
+        """
+        calls = [*before, self._call("Email/changes", {"sinceState": since_state}, "emails")]
+        gets = [
+            self._get_referenced("created", "emails", "Email/changes"),
+            self._get_referenced("updated", "emails", "Email/changes"),
+        ]
+        if self.session.limits.max_calls_in_request >= len(calls) + len(gets):
+            try:
+                return await self.request([*calls, *gets], raise_errors=False)
+            except RequestError as error:
+                # Some servers reject the whole request if more emails changed than they return.
+                if not is_too_large(error):
+                    raise
+        return await self.request(calls, raise_errors=False)
 
     async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
-        """Decode the responses to `_email_changes_calls`, and get the emails that they lack."""
+        """Decode Email/changes and the Email/get after it, and get the emails that they lack."""
         changes = self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
         found = _Found()
