@@ -1,7 +1,7 @@
 """Locks between processes.
 
-They are advisory locks of the kernel (flock), which ends them with the process, however it ends.
-The lock file remains; it contains the PID of the holder, for error messages.
+They are advisory locks of the kernel (flock). The kernel releases a lock when the process ends,
+also after a crash. The lock file remains; it contains the PID of the holder, for error messages.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PAUSE_SECONDS: Final = 0.02
 
 
 class ProcessLock:
-    """A lock on the file `path`, held within `with`; messages call its object `what`.
+    """A lock on the file `path`, held within `with`; `what` says in messages what it protects.
 
-    One process holds it, or any number of processes with `shared`. With `parents`, missing
-    directories of the file are created, accessible to the owner only.
+    One process at a time holds the lock, or any number of processes if all use `shared`. With
+    `parents`, missing directories of the file are created, accessible to the owner only.
 
     Raises on entry:
         BusyError: another process holds it; the message has its PID.
@@ -60,7 +60,7 @@ class ProcessLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Of several processes that share the lock, the file has the PID of the last.
+        # If several processes share the lock, the file contains the PID of the last one.
         with contextlib.suppress(OSError):
             if _holder(self._descriptor) == str(os.getpid()):
                 os.ftruncate(self._descriptor, 0)

@@ -1,4 +1,4 @@
-"""What the index and the disk cache share of SQLite: connections, transactions and damage.
+"""The use of SQLite by the index and the disk cache: connections, transactions and damage.
 
     SQLite error code       meaning                                      is_damage
     SQLITE_CORRUPT          a page or an index cannot be right           yes

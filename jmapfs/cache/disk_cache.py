@@ -42,8 +42,9 @@ SMALL_BYTES: Final = 1024 * 1024
 
 _STEP_BYTES: Final = 4 * 1024 * 1024
 _UNUSED_PART: Final = 0.25
-# With a quarter of this, recording uses in another order than that of storing writes 3.5 times as
-# much; with more, a caller waits for more than 30 ms (measured).
+# How many uses are collected before they are written. If the order of use differs from the order of
+# storing, a quarter of this number causes 3.5 times as many writes. With a larger number, the
+# caller waits for more than 30 ms (measured).
 _MOST_TOUCHED: Final = 4096
 
 # For one blob, this takes 9 µs less than `_LOAD_MANY` (measured).
@@ -72,7 +73,7 @@ class DiskCache:
 
     The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
     and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
-    while it is written, and one damaged file that was set aside.
+    while it is written, and one damaged file in quarantine.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
@@ -110,8 +111,8 @@ class DiskCache:
     def load_many(self, blob_ids: Sequence[str]) -> dict[str, bytes]:
         """Return those of the blobs that are cached and have at most 1 MiB, in this order.
 
-        Their checksums are verified, and they count as used in this order. From 64 blobs on, one
-        costs less than half of what `load` does.
+        Their checksums are verified, and they count as used in this order. For 64 blobs and more,
+        this takes less than half the time of calling `load` for each.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         found: dict[bytes, bytes] = {}
@@ -123,9 +124,9 @@ class DiskCache:
         return {keys[key]: data for key, data in found.items()}
 
     def missing(self, blob_ids: Sequence[str]) -> list[str]:
-        """Return those of the blobs that are not cached, in this order; this is not a use.
+        """Return those of the blobs that are not cached, in this order.
 
-        Blobs whose content is damaged count as cached.
+        This does not count as a use. Blobs whose content is damaged count as cached.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
@@ -167,8 +168,8 @@ class DiskCache:
     def begin_large(self, blob_id: str, expected_size: int = 0) -> LargeWriter | None:
         """Return a writer for a blob in a file of its own, of about `expected_size` bytes.
 
-        If it cannot be stored, the file has no name: it can be read, and is gone once it is closed.
-        None if no file can be created.
+        If the blob cannot be stored, the file has no name: it can be read, and is deleted when it
+        is closed. Returns None if no file can be created.
         """
         key = key_of(blob_id)
         keep: partial[bool] | None = partial(self._keep_large, key)
@@ -332,21 +333,21 @@ class DiskCache:
                 lru.touch(self._take_touched())
                 if not all(lru.insert([(entry, None)], self.limit_bytes, self._pins)):
                     return False
-                # Before the commit, so that no row is without its file. A file without a row is
-                # deleted when the cache is opened.
+                # The file is renamed before the commit, so that no row is without its file. A file
+                # without a row is deleted when the cache is opened.
                 writer.rename(self._files.large / key.hex())
             return True
         return False
 
     def _make_space(self, wanted: int) -> bool:
         """Evict if the file system is short of space for `wanted` more bytes."""
-        # Twice: for a while the content is in the write-ahead log and in the file.
+        # The space is needed twice: for a while the content is in the write-ahead log and the file.
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True
         delete_database(quarantined(self._files.current().path))
-        # Before anything is evicted: if the disk is too full even for this, evicting would free
-        # no space, so everything stays.
+        # The log is emptied first. If the disk is too full even for that, this raises an error, and
+        # nothing is evicted: eviction would not free space on such a disk.
         self._files.current().empty_log()
         with self._files.writer() as lru:
             freed = lru.evict(shortage + _STEP_BYTES, self._pins)

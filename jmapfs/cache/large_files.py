@@ -1,7 +1,7 @@
 """Large blobs: each in a file of its own, written under a temporary name and then renamed.
 
-A temporary file is locked while its writer exists. So a process that opens the cache can tell the
-files of another process from those that a killed one has left, and deletes the latter.
+A temporary file is locked while its writer exists. So a process that opens the cache can tell which
+temporary files belong to a running process. It deletes the others: a killed process has left them.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class LargeWriter:
             self._file.close()
 
     def detach(self) -> LargeBlob:
-        """Return the open blob after `commit`, whatever it returned; the caller closes it."""
+        """Return the open blob after `commit`, also if it was not stored; the caller closes it."""
         self._file.size = self.size
         self._detached = True
         return self._file

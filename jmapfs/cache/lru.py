@@ -1,7 +1,7 @@
 """Which blobs the disk cache keeps: their keys and costs, the order of use, and what must stay.
 
-`LruIndex` works inside one transaction, so its totals match the rows whatever other processes
-write, and whenever a process is killed. Rows and uses are collected and written to SQLite together.
+`LruIndex` works inside one transaction. So its totals match the rows even if other processes write
+too, or if a process is killed. Rows and uses are collected and written to SQLite together.
 The order of use is exact: `used` is a counter that grows with every use, not the time of day.
 
 A blob id is any string that a server chooses, so it never becomes a path or a part of one. The key
@@ -56,7 +56,8 @@ class FreeSpace:
         try:
             state = os.statvfs(self._directory)
         except FileNotFoundError:
-            # Not created yet, or deleted: creating it will show whether there is space.
+            # The directory does not exist yet, or was deleted. Creating it fails if there is no
+            # space.
             return 0
         reserve = self._reserve_bytes
         if reserve is None:
@@ -65,10 +66,10 @@ class FreeSpace:
 
 
 class PinnedBlobs:
-    """Counts the users of each key in this process, which must not evict it; thread-safe."""
+    """Counts the users of each key; this process must not evict a key with users. Thread-safe."""
 
     def __init__(self) -> None:
-        # Reentrant: the garbage collector may unpin a forgotten blob anywhere.
+        # The lock is reentrant because the garbage collector may call `unpin` at any point.
         self._lock = threading.RLock()
         self._counts: Counter[bytes] = Counter()
 
@@ -131,7 +132,7 @@ class CacheEntry(NamedTuple):
 
 
 def new_entry(key: bytes, size: int, checksum: bytes, *, large: bool) -> CacheEntry:
-    """Return the row of a blob that is to be inserted, which gives it its number."""
+    """Return the row of a blob for `LruIndex.insert`, which assigns the number."""
     return CacheEntry(0, key, size, cost_of(size, large=large), checksum, large)
 
 
@@ -180,8 +181,9 @@ class LruIndex:
     ) -> list[bool]:
         """Insert blobs one after the other; tell for each whether it is in the index now.
 
-        Each replaces the row with the same key, and evicts the blobs used least recently, except
-        pinned ones, until it fits below `limit`. Content None is in a file of its own.
+        A blob replaces the row with the same key. The least recently used blobs that are not pinned
+        are evicted until the new one fits below `limit`. If a content is None, it is in a file of
+        its own.
         """
         known = self.find([entry.key for entry, _ in blobs])
         return [self._insert_one(known, entry, data, limit, pins) for entry, data in blobs]
@@ -189,7 +191,8 @@ class LruIndex:
     def remove(self, entries: Collection[CacheEntry]) -> None:
         """Remove blobs, and their files."""
         self._write()
-        # While the write lock is held: later, another process may have stored a new file there.
+        # The files are deleted while the write lock is held: after that, another process may store
+        # a new file with the same name.
         for entry in entries:
             if entry.large:
                 (self._large_directory / entry.key.hex()).unlink(missing_ok=True)
@@ -250,7 +253,8 @@ class LruIndex:
         if data is not None:
             self._contents.append((entry.number, data))
         else:
-            # Its file is renamed next; the row must be written by then, or the disk may be full.
+            # The caller renames the file next. The row is written first, because that fails if the
+            # disk is full.
             self._write()
         self.bytes += entry.cost
         self.blobs += 1
@@ -260,7 +264,7 @@ class LruIndex:
         self, wanted: int, pins: PinnedBlobs, exclude: bytes | None = None
     ) -> list[CacheEntry]:
         self._write()
-        # A list: rows must not be deleted while a statement reads the same index.
+        # The victims are collected first: rows must not be deleted while a statement reads them.
         victims: list[CacheEntry] = []
         freed = 0
         for row in self._connection.execute(f"{SELECT_ENTRY} ORDER BY used"):
@@ -273,7 +277,11 @@ class LruIndex:
         return victims
 
     def _write(self) -> None:
-        """Write the rows or uses that were collected; never both, to keep their order."""
+        """Write the rows or the uses that were collected.
+
+        There are never both: the one kind is written before the other is collected, so their order
+        is kept.
+        """
         if self._entries:
             self._connection.executemany(
                 "INSERT INTO entry (number, key, size, charge, checksum, large, used)"
@@ -284,7 +292,7 @@ class LruIndex:
             self._entries.clear()
             self._contents.clear()
         if self._touches:
-            # One statement, so that the GIL is released once and not for each of them.
+            # All uses are in one statement, so that the GIL is released only once.
             self._connection.execute(
                 f"{WANTED} {_TOUCH_WANTED}",
                 {"keys": b"".join(self._touches), "clock": self._clock + 1},

@@ -95,7 +95,7 @@ class IndexDatabase:
             return IndexWriter(self._connect("mode=rw"))
 
     def _create(self) -> None:
-        # Under another name first, so that an interruption leaves no incomplete index.
+        # The file gets its name when it is complete, so an interruption leaves no partial index.
         partial = self.path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)
@@ -187,9 +187,9 @@ class WriterLease:
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
     """Return the first result of `try_pin` that is not None; try every quarter of a second.
 
-    `try_pin` pins the current state of an index and returns None if that is not consistent
-    (`AccountState.consistent`): the process that writes the index is between two states. Raises
-    BusyError if no attempt has succeeded within two minutes.
+    `try_pin` pins the current state of an index, or returns None if this state is not consistent
+    (`AccountState.consistent`), because the writing process is between two states. Raises BusyError
+    if no attempt has succeeded within two minutes.
     """
     deadline = trio.current_time() + _CONSISTENT_SECONDS
     while (pinned := await try_pin()) is None:

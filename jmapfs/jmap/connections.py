@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -45,8 +45,9 @@ _HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
 class ConnectionPool(httpx.AsyncBaseTransport):
     """Kept connections to any number of servers.
 
-    The number of connections is not limited here: the caller limits its requests. https:// goes
-    through the proxy that the environment names. http:// is for this machine and never does.
+    The number of connections is not limited here: the caller limits its requests. Requests to
+    https:// use the proxy that the environment names. Requests to http:// never use a proxy,
+    because http:// is allowed for this machine only.
 
     Raises ConfigError for a proxy that is not usable.
     """
@@ -76,6 +77,11 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                         raise
                     await self.close_idle()
                     continue
+                except BaseException:
+                    # httpcore 1.0 leaves a connection open if the request is cancelled in the TLS
+                    # handshake or right after it.
+                    await connecting.aclose()
+                    raise
             return httpx.Response(
                 status_code=response.status,
                 headers=response.headers,
@@ -102,7 +108,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
         url = request.url
         pool = self._direct
-        if self._proxied and url.scheme != "http" and not urllib.request.proxy_bypass(url.host):
+        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
             pool = self._proxied
         return await pool.handle_async_request(
             httpcore.Request(
@@ -159,14 +165,29 @@ def _httpcore_url(url: httpx.URL) -> httpcore.URL:
     )
 
 
+def _bypasses_proxy(url: httpx.URL) -> bool:
+    # An entry of NO_PROXY may have a port.
+    return any(map(urllib.request.proxy_bypass, (url.host, f"{url.host}:{url.port or 443}")))
+
+
 class _ConnectTrace:
-    """Whether a request opened a connection, from the trace of httpcore."""
+    """Whether a request opened a connection, and which, from the trace of httpcore."""
 
     def __init__(self) -> None:
         self.started = False
+        self._stream: httpcore.AsyncNetworkStream | None = None
 
-    async def note(self, event: str, _details: object) -> None:
-        self.started = self.started or event == "connection.connect_tcp.started"
+    async def note(self, event: str, details: Mapping[str, object]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.started = True
+        elif event == "connection.connect_tcp.complete":
+            self._stream = cast("httpcore.AsyncNetworkStream", details["return_value"])
+
+    async def aclose(self) -> None:
+        """Close the connection that the request opened, if any."""
+        if self._stream is not None:
+            with trio.CancelScope(shield=True):
+                await self._stream.aclose()
 
 
 class _Body(httpx.AsyncByteStream):

@@ -55,7 +55,11 @@ class Ownership:
     umask: int = 0o077
 
     def mode(self, kind: Kind) -> int:
-        """Return `st_mode`: files are read-only; copies of directories can be deleted."""
+        """Return `st_mode`.
+
+        Files are read-only. Directories are writable for the owner: a backup tool copies the mode,
+        and a copy could not be deleted otherwise.
+        """
         base = _DIRECTORY_MODE if kind is Kind.DIRECTORY else _FILE_MODE
         return kind.value | (base & ~self.umask)
 
