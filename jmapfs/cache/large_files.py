@@ -15,7 +15,7 @@ import secrets
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from jmapfs.cache.lru import DIGEST_BYTES, FreeSpace
 from jmapfs.errors import StorageError
@@ -25,7 +25,7 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _SPACE_CHECK_BYTES: Final = 16 * 1024 * 1024
 
 
-class LargeBlob:
+class LargeBlob(contextlib.AbstractContextManager["LargeBlob"]):
     """An open large blob of `size` bytes; it can still be read after it was evicted.
 
     Safe to use from several threads, except `close`.
@@ -36,9 +36,6 @@ class LargeBlob:
         self._descriptor = descriptor
         # If the thread that opened it was abandoned, the garbage collector closes it.
         self._close = weakref.finalize(self, _close, descriptor, on_close)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -81,7 +78,7 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
     on_close()
 
 
-class LargeWriter:
+class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     """Writes a large blob chunk by chunk; without `commit` it is deleted at the end of `with`.
 
     `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close` is
@@ -115,9 +112,6 @@ class LargeWriter:
         except BaseException:
             self.abort()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.abort()

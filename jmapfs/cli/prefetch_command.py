@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import MailProgress, console
+from jmapfs.cli.output import MailProgress
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -167,7 +167,7 @@ class _MountPrefetch:
     def check(self) -> None:
         """Read what is cached: find damage, and mark it as used so that it is not evicted."""
         pending = deque(inode for inode in self.wanted if inode not in self.sizes)
-        with MailProgress(console, "checking the cache", len(pending)) as progress:
+        with MailProgress("checking the cache", len(pending)) as progress:
             while pending:
                 some = _next_step(pending)
                 answer = ask(self._mountpoint, MissingRequest(some, read=True))
@@ -181,7 +181,7 @@ class _MountPrefetch:
         if not self.sizes:
             return
         size = sum(self.sizes.values())
-        with MailProgress(console, "fetching mail", len(self.sizes), size) as progress:
+        with MailProgress("fetching mail", len(self.sizes), size) as progress:
             for some in self._fetch_all():
                 progress.advance(len(some), sum(self.sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import click
 from rich.console import Console
@@ -109,7 +109,6 @@ async def _create(
 
 
 def _require_apart(destination: Path, mount: Mount | None) -> None:
-    """Refuse a destination inside a mount, and one that contains the mount to be copied."""
     if mount_of(destination) is not None:
         raise UsageError(
             f"{destination} is inside a mount of jmapfs, which is read-only: choose another"
@@ -144,7 +143,7 @@ def _summary(summary: SnapshotSummary) -> str:
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
 
 
-class SnapshotDisplay:
+class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
     """Shows the progress of a snapshot (`SnapshotReport`); a context manager.
 
     With `quiet`, nothing is shown. `path` is the finished snapshot, or None.
@@ -167,9 +166,6 @@ class SnapshotDisplay:
         self._task = self._progress.add_task("", total=None, text="")
         self._stage = ""
         self._stage_began = self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._progress.stop()

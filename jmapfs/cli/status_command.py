@@ -51,7 +51,6 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    """Print a table of lines for each mountpoint."""
     console = Console(highlight=False, soft_wrap=True)
     if not tables:
         console.print("nothing is mounted")

@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -136,7 +136,7 @@ class IndexDatabase:
         )
 
 
-class WriterLease:
+class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
     """The right to write an index: held by one process at a time, from `try_acquire` to the end.
 
     It is the lock on the account's directory, released at the end of `with`.
@@ -147,9 +147,6 @@ class WriterLease:
         self._stack = contextlib.ExitStack()
         self._writer: IndexWriter | None = None
         self._in_use = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

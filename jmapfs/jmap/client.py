@@ -99,11 +99,9 @@ class _Found:
         )
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Return those of `ids` that were neither returned nor reported as not found."""
         return [id_ for id_ in ids if id_ not in self.emails and id_ not in self.not_found]
 
     def in_order(self, ids: Iterable[str]) -> tuple[Email, ...]:
-        """Return the emails among `ids`, in this order."""
         return tuple(self.emails[id_] for id_ in ids if id_ in self.emails)
 
 

@@ -206,7 +206,6 @@ class _Body(httpx.AsyncByteStream):
 
 @contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """Raise the error of httpx that corresponds to an error of httpcore."""
     try:
         yield
     except tuple(_HTTPX_ERRORS) as error:

@@ -20,9 +20,9 @@ import math
 import random
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import httpx
 import trio
@@ -135,7 +135,7 @@ class Traffic:
     bytes: int = 0
 
 
-class Transport:
+class Transport(AbstractAsyncContextManager["Transport"]):
     """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks.
 
     An asynchronous context manager, which closes all connections at its end. `network` replaces
@@ -163,9 +163,6 @@ class Transport:
         self._cooldown = Cooldown()
         self._trusted: frozenset[str] = frozenset()
         self._trusted_hosts: dict[str, str] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()

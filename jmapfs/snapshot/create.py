@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -117,7 +117,7 @@ class _FailedDownloadsError(IncompleteError):
         self.downloaded = downloaded
 
 
-class _Attempt:
+class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
     """An attempt to copy one state: the `EarlySink` of its source, and the owner of its target.
 
     The target is opened as soon as the account is known: for early downloads, or for the copy.
@@ -127,9 +127,6 @@ class _Attempt:
         self._repository = repository
         self._report = report
         self._target: _Target | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._target is not None:

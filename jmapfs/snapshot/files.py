@@ -20,7 +20,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal
 
 Links = Literal["hard", "reflink", "copy"]
 """How files of the same content share it: several names of one file, shared blocks, or not."""
@@ -80,15 +80,12 @@ def has_content(path: str, size: int, sha256: str) -> bool:
         return False
 
 
-class FileSystem:
+class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
     """The file system of a directory; failed writes are watched for from construction on."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._descriptor = os.open(directory, _OPEN_DIRECTORY)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)

@@ -24,7 +24,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Self, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -70,7 +70,7 @@ class StagedContent(NamedTuple):
     number: int
 
 
-class Staging:
+class Staging(contextlib.AbstractContextManager["Staging"]):
     """A new directory `path` for a snapshot; it stays when its context ends.
 
     It is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what the
@@ -98,9 +98,6 @@ class Staging:
             except BaseException:
                 os.close(self._journal)
                 raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._journal)
