@@ -121,6 +121,7 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
             return False
 
     def _keep_renewing(self) -> None:
-        # A lease that was lost is noticed by `renew` or `release`.
+        # The result is ignored: the owner calls `renew` or `release`, which tell if the lease is
+        # lost.
         while not self._released.wait(RENEWAL_SECONDS):
             self.renew()

@@ -68,7 +68,7 @@ class StartupReport(Protocol):
     """Receives the reports of a daemon that is starting."""
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
+        """Report how many emails are listed, and the total if it is known."""
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
@@ -82,7 +82,7 @@ class StartupMessage(msgspec.Struct, tag=True, frozen=True):
 
 
 class Progress(StartupMessage, frozen=True):
-    """So many emails are listed."""
+    """How many emails are listed, and the total if it is known."""
 
     listed: int
     total: int | None
@@ -115,7 +115,7 @@ class PipeStartupReport:
         self._descriptor = descriptor
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
+        """Report how many emails are listed, and the total if it is known."""
         self._send(Progress(listed, total))
 
     def notice(self, text: str) -> None:
@@ -171,7 +171,8 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
             _leave_terminal()
             code = daemon(PipeStartupReport(write_end))
         finally:
-            # After any exception: this process must not go on as a second command line.
+            # This also happens after an exception: the child must not go on as a second command
+            # line.
             os._exit(code)
     os.close(write_end)
     try:

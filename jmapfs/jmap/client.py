@@ -209,7 +209,9 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         The responses to Email/get for the changed emails follow, if the server accepts these calls
         in the same request.
         """
-        calls = [*before, self._call("Email/changes", {"sinceState": since_state}, "emails")]
+        # One response must not have more changed emails than Email/get returns at once.
+        arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
+        calls = [*before, self._call("Email/changes", arguments, "emails")]
         gets = [
             self._get_referenced("created", "emails", "Email/changes"),
             self._get_referenced("updated", "emails", "Email/changes"),
