@@ -249,7 +249,6 @@ class _SizeMismatches:
         self._closed = False
 
     def close(self) -> None:
-        """Start no more reports."""
         self._closed = True
 
     async def report(self, blob_id: str, size: int) -> None:

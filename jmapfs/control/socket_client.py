@@ -33,10 +33,7 @@ _R = TypeVar("_R")
 def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
     """Send a request to the mount at a resolved path, and return its reply.
 
-    Args:
-        mountpoint: where it is mounted.
-        request: what it is asked.
-        timeout: in seconds; by default that of the request.
+    `timeout` is in seconds; by default it is that of the request.
 
     Raises:
         NotMountedError: nothing of ours is mounted there, or there is no reply in time.

@@ -29,6 +29,7 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
     lone_errors,
+    storage_errors,
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
@@ -122,14 +123,12 @@ def snapshots_at(place: Path) -> list[Path]:
         StorageError: it cannot be read.
     """
     directory = Path(os.path.realpath(place))
-    try:
+    with storage_errors(place):
         if not directory.is_dir():
             what = "not a directory" if directory.exists() else "no such directory"
             raise UsageError(f"{place}: {what}")
         if looks_like_snapshot(directory):
             return [directory]
-    except OSError as error:
-        raise StorageError(f"{place}: {error.strerror}") from error
     paths = [snapshot.path for snapshot in Repository(directory).snapshots()]
     if not paths:
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
