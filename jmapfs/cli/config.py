@@ -17,8 +17,6 @@ configuration file, in a message or in a log.
 An unknown key is an error: a misspelt one would otherwise be noticed when a backup is needed.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import stat

@@ -3,8 +3,6 @@
 Only `mount` needs FUSE, so it imports the daemon when it runs.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from functools import partial

@@ -6,8 +6,6 @@ alone. If a batch does not contain a blob, or contains it with a wrong size or d
 fetched again alone, and that result is final.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

@@ -5,8 +5,6 @@ starts a download in the service's nursery, or joins one, and waits. So a read c
 any point, and no lock is needed, because nothing changes between two awaits.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager

@@ -4,8 +4,6 @@ Blocking calls, for any thread. A process that is killed stops renewing its leas
 thaws within `LEASE_SECONDS`.
 """
 
-from __future__ import annotations
-
 import socket
 import threading
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The accounts of a mount: which ones it shows, and each with its index, caches and content."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -18,8 +18,6 @@ goes to the log, the caller gets EIO, and the mount goes on. `handler` wraps a c
 makes one coroutine instead of two, which is noticeable for OPEN and RELEASE.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import itertools

@@ -4,8 +4,6 @@ An Api also keeps the session up to date: every response carries the state of th
 that changes, the session is fetched again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar

@@ -8,8 +8,6 @@ large, the limit that the batch came closest to is halved: the number of blobs o
 is independent of how many emails the server allows at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

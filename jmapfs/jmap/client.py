@@ -4,8 +4,6 @@
 accounted for: it is returned, or it is reported as not found, or an error is raised.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass

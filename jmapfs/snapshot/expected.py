@@ -5,8 +5,6 @@ else that SHA256SUMS has. So if they disagree, it can be told which of them was 
 manifest is not used: then SHA256SUMS alone says which files there should be.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ A listing waits for the server, then for SQLite; in between there is time for bo
 stored under their blob ids, and get their places once the state to copy is known.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence

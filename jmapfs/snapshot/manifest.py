@@ -12,8 +12,6 @@ the checksums of the manifest and of `snapshot.json`. With these no byte of a sn
 without a checksum that shows it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

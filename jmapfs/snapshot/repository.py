@@ -9,8 +9,6 @@ All other files are left alone. The names of snapshots are times in UTC, and sor
 which the snapshots were made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

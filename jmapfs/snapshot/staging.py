@@ -14,8 +14,6 @@ Files are numbered, because their names are known only when the whole state is. 
 taken of the downloaded bytes, before they are written, so reading a file again can verify it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

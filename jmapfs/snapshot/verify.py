@@ -7,8 +7,6 @@
 share them.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import stat

@@ -8,8 +8,6 @@ that are not written yet). They are dropped afterwards as well: reading a whole 
 not drive out of memory what others read every day.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
