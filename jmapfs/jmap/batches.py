@@ -70,11 +70,6 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
     size: UnsignedInt | None = None
     is_truncated: bool | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Whether this is all of the blob, according to the server."""
-        return self.data is not None and len(self.data) == self.size and not self.is_truncated
-
 
 class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
     items: list[T] = msgspec.field(name="list")
@@ -202,7 +197,8 @@ def _whole(requested: Iterable[str], blobs: Iterable[_Blob]) -> dict[str, bytes]
     for blob in blobs:
         if blob.id not in wanted:
             continue
-        if blob.data is None or not blob.whole or found.setdefault(blob.id, blob.data) != blob.data:
+        whole = blob.data is not None and len(blob.data) == blob.size and not blob.is_truncated
+        if blob.data is None or not whole or found.setdefault(blob.id, blob.data) != blob.data:
             wanted.discard(blob.id)
             found.pop(blob.id, None)
     return found

@@ -55,8 +55,8 @@ class ExpectedContents:
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
-    `directories` then has those of all mailboxes if `knows_directories`; `is_complete` tells
-    whether all expected files are known.
+    `directories` then has those of empty mailboxes too, unless `description` is None;
+    `is_complete` tells whether all expected files are known.
 
     Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`. Raises StorageError
     if a later jmapfs made the snapshot.
@@ -83,11 +83,6 @@ class ExpectedContents:
         if self.description is not None:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
-
-    @property
-    def knows_directories(self) -> bool:
-        """Whether the directories of empty mailboxes are known."""
-        return self.description is not None
 
     def is_expected(self, path: str) -> bool:
         """Return whether a file belongs to the snapshot."""

@@ -299,7 +299,7 @@ class _Verifier:
                 detail = f"is {_type_of(entry)}, not a directory"
                 self._findings.append(Finding(path, "altered", detail))
         elif not path.startswith(f"{MAIL}/") or (
-            expected.knows_directories if is_directory else expected.is_complete
+            expected.description is not None if is_directory else expected.is_complete
         ):
             detail = f"is {_type_of(entry)} that does not belong to the snapshot"
             self._findings.append(Finding(path, "extra", detail))
