@@ -41,8 +41,7 @@ def account_directory(cache_root: Path, source: AccountSource) -> Path:
 async def mail_accounts(source: AccountSource) -> list[SessionAccount]:
     """Return the accounts with mail that the user can see, the primary one first.
 
-    Raises:
-        JmapfsError: the server cannot be asked.
+    Raises JmapfsError if the server cannot be asked.
     """
     async with connect(source.location, source.credentials) as client:
         return client.session.mail_accounts()

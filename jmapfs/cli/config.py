@@ -72,8 +72,7 @@ def config_path() -> Path:
 def read_config() -> Config:
     """Read the configuration file; without one, there are no accounts.
 
-    Raises:
-        ConfigError: it cannot be read or is not valid; the message says where.
+    Raises ConfigError if it cannot be read or is not valid; the message says where.
     """
     path = config_path()
     try:
@@ -110,10 +109,8 @@ def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401
 def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
     """Return the account that the user names: one of the configuration, or by its location.
 
-    `account` comes from the command line and overrides the configuration.
-
-    Raises:
-        ConfigError: there is no such account, or its secret is not available.
+    `account` comes from the command line and overrides the configuration. Raises ConfigError if
+    there is no such account, or its secret is not available.
     """
     table = config.accounts.get(argument)
     if table is not None:
@@ -194,7 +191,7 @@ def _from_command(where: str, command: str) -> str:
         raise ConfigError(f"{where}: no output within {_COMMAND_SECONDS} s") from None
     if result.returncode != 0:
         raise ConfigError(f"{where}: the command failed with exit code {result.returncode}")
-    return _first_line(where, _decoded(where, result.stdout))
+    return _first_line(where, result.stdout)
 
 
 def _from_file(where: str, name: str) -> str:
@@ -211,7 +208,7 @@ def _from_file(where: str, name: str) -> str:
         raise ConfigError(f"{where}: {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: not a file name: {error}") from error
-    return _first_line(where, _decoded(where, content))
+    return _first_line(where, content)
 
 
 def _from_variable(where: str, name: str) -> str:
@@ -221,14 +218,11 @@ def _from_variable(where: str, name: str) -> str:
     return _first_line(where, secret)
 
 
-def _decoded(where: str, content: bytes) -> str:
+def _first_line(where: str, content: str | bytes) -> str:
     try:
-        return content.decode()
+        text = content.decode() if isinstance(content, bytes) else content
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
-
-
-def _first_line(where: str, text: str) -> str:
     # Files of `pass` and similar programs have notes below the first line.
     secret = text.split("\n", 1)[0].rstrip("\r")
     if not secret:

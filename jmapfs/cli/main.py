@@ -30,16 +30,10 @@ _COMMANDS: Final = {
     "mount": ("mount_command", "Mount ACCOUNT at MOUNTPOINT, an empty directory."),
     "prefetch": ("prefetch_command", "Fetch all mail below each PATH into the cache."),
     "prune": ("snapshots_command", "Remove the snapshots in DEST that no rule keeps."),
-    "snapshot": (
-        "snapshot_command",
-        "Copy the current mail of SOURCE into a directory of DEST.",
-    ),
+    "snapshot": ("snapshot_command", "Copy the current mail of SOURCE into a directory of DEST."),
     "snapshots": ("snapshots_command", "List the snapshots in DEST, the oldest first."),
     "status": ("status_command", "Show the status of one mount, or of all mounts."),
-    "sync": (
-        "freeze_command",
-        "Ask for changes now, and wait until MOUNTPOINT shows them.",
-    ),
+    "sync": ("freeze_command", "Ask for changes now, and wait until MOUNTPOINT shows them."),
     "thaw": ("freeze_command", "End a freeze: MOUNTPOINT follows the account again."),
     "umount": ("mount_command", "Unmount MOUNTPOINT, and wait until its daemon has ended."),
     "verify": ("verify_command", "Compare one snapshot, or all in DEST, with their checksums."),

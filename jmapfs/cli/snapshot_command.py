@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import click
 from rich.console import Console
@@ -37,6 +36,8 @@ from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
 
 _LINE_SECONDS: Final = 30.0
 
+_Opening = AbstractAsyncContextManager[SourceOpener]
+
 
 @click.command("snapshot")
 @click.argument("source")
@@ -50,9 +51,7 @@ _LINE_SECONDS: Final = 30.0
     help="Make no snapshot if more of the last snapshot's mail than this is gone.",
 )
 @click.option(
-    "--allow-stale",
-    is_flag=True,
-    help="Copy an older state if the current one is not available.",
+    "--allow-stale", is_flag=True, help="Copy an older state if the current one is not available."
 )
 @account_option
 @cache_directory_option
@@ -89,35 +88,27 @@ def snapshot_command(
                 )
             path = _path_in(mount, source)
             opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
-            summary = run_with_signals(
-                partial(create_snapshot, opener, repository, max_gone=max_gone, report=display)
-            )
+            opening: _Opening = nullcontext(opener)
         else:
             account = _account(source, read_config(), selection)
-            opening = partial(
-                account_opener, account, cache_dir.absolute(), display, allow_stale=allow_stale
+            opening = account_opener(
+                account, cache_dir.absolute(), display, allow_stale=allow_stale
             )
-            summary = run_with_signals(
-                partial(_copy_account, opening, repository, max_gone, display)
-            )
+        summary = run_with_signals(partial(_create, opening, repository, max_gone, display))
     if as_json:
         click.echo(json_document(summary))
     elif not quiet:
         click.echo(_summary(summary))
 
 
-async def _copy_account(
-    opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
-    repository: Repository,
-    max_gone: float,
-    display: SnapshotDisplay,
+async def _create(
+    opening: _Opening, repository: Repository, max_gone: float, display: SnapshotDisplay
 ) -> SnapshotSummary:
-    async with opening() as opener:
+    async with opening as opener:
         return await create_snapshot(opener, repository, max_gone=max_gone, report=display)
 
 
 def _require_apart(destination: Path, mount: Mount | None) -> None:
-    """Refuse a destination inside a mount, and one that contains the mount to be copied."""
     if mount_of(destination) is not None:
         raise UsageError(
             f"{destination} is inside a mount of jmapfs, which is read-only: choose another"
@@ -152,7 +143,7 @@ def _summary(summary: SnapshotSummary) -> str:
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
 
 
-class SnapshotDisplay:
+class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
     """Shows the progress of a snapshot (`SnapshotReport`); a context manager.
 
     With `quiet`, nothing is shown. `path` is the finished snapshot, or None.
@@ -175,9 +166,6 @@ class SnapshotDisplay:
         self._task = self._progress.add_task("", total=None, text="")
         self._stage = ""
         self._stage_began = self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._progress.stop()

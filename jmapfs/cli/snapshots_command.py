@@ -189,7 +189,6 @@ class _CountParameter(click.ParamType[int]):
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Return the number, or UNLIMITED."""
         if isinstance(value, int):
             return value
         if value == _UNLIMITED:
@@ -216,17 +215,7 @@ def _keep_option(name: str, help_text: str) -> Callable[[click.decorators.FC], c
 @click.option("--json", "as_json", is_flag=True, help="Print the result for each snapshot as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def prune_command(
-    destination: Path,
-    last: int | None,
-    hourly: int | None,
-    daily: int | None,
-    weekly: int | None,
-    monthly: int | None,
-    yearly: int | None,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
+    destination: Path, *, dry_run: bool, as_json: bool, quiet: bool, **rules: int | None
 ) -> None:
     """Remove the snapshots in DEST that no rule keeps.
 
@@ -235,7 +224,7 @@ def prune_command(
     did not make, and snapshots of other accounts, are left alone.
     """
     repository = Repository(destination)
-    policy = RetentionPolicy(last, hourly, daily, weekly, monthly, yearly)
+    policy = RetentionPolicy(**rules)
     if dry_run:
         pruned = PruneResult(plan_pruning(repository, policy), 0)
     else:

@@ -51,7 +51,6 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    """Print a table of lines for each mountpoint."""
     console = Console(highlight=False, soft_wrap=True)
     if not tables:
         console.print("nothing is mounted")
@@ -85,12 +84,6 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),
         ("emails", f"{status.emails} in {status.mailboxes} mailboxes"),
-        (
-            "cache",
-            f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails",
-        ),
-        (
-            "network",
-            f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}",
-        ),
+        ("cache", f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails"),
+        ("network", f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}"),
     ]

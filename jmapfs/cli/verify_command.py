@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 
 from jmapfs.cli.options import directory_type, escaped, format_size
-from jmapfs.cli.output import MailProgress, console, json_document, notice
+from jmapfs.cli.output import MailProgress, json_document, notice
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import StorageError
 from jmapfs.snapshot.manifest import Description
@@ -66,11 +66,7 @@ class _VerifyRun:
             with _Display(directory.name, quick=self._quick, quiet=self._quiet) as display:
                 result = run_with_signals(
                     partial(
-                        verify,
-                        directory,
-                        quick=self._quick,
-                        inodes=self._inodes,
-                        progress=display,
+                        verify, directory, quick=self._quick, inodes=self._inodes, progress=display
                     )
                 )
         except StorageError as error:
@@ -89,11 +85,7 @@ class _VerifyRun:
             self._show(result, record_error)
 
     def finish(self) -> None:
-        """Show the summary.
-
-        Raises:
-            JmapfsError: something is wrong with a snapshot.
-        """
+        """Show the summary; raises JmapfsError if something is wrong with a snapshot."""
         error = error_for(self._results)
         if self._as_json:
             click.echo(json_document({"snapshots": self._documents}))
@@ -120,7 +112,7 @@ class _VerifyRun:
             notice(record_error)
 
 
-class _Display:
+class _Display(contextlib.AbstractContextManager["_Display"]):
     """Shows the progress of verifying one snapshot; a context manager."""
 
     def __init__(self, name: str, *, quick: bool, quiet: bool) -> None:
@@ -130,9 +122,6 @@ class _Display:
         self._stack = contextlib.ExitStack()
         self._progress: MailProgress | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
@@ -141,11 +130,10 @@ class _Display:
         if self._quiet or description is None:
             return
         size = None if self._quick else description.bytes
-        bar = MailProgress(console, self._title, description.mails, size)
+        bar = MailProgress(self._title, description.mails, size)
         self._progress = self._stack.enter_context(bar)
 
     def checked(self, mails: int, size: int) -> None:
-        """Show that this many more mails, and bytes, are verified."""
         if self._progress is not None:
             self._progress.advance(mails, size)
 
@@ -185,11 +173,7 @@ def _document(result: VerifyResult, remarks: Sequence[str]) -> dict[str, Any]:
         "bytes_read": result.bytes_read,
         **{kind: counts[kind] for kind in KINDS},
         "findings": [
-            {
-                "kind": finding.kind,
-                "path": escaped(finding.path),
-                "detail": escaped(finding.detail),
-            }
+            {"kind": finding.kind, "path": escaped(finding.path), "detail": escaped(finding.detail)}
             for finding in result.findings
         ],
         "remarks": remarks,

@@ -1,9 +1,9 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
-The caller searches the disk cache first. Blobs that are missing there are fetched in batches
-(`take_batch`, `Downloader.fetch_batch`) if the server has Blob/get, and large blobs alone. If a
-batch does not contain a blob, or contains it with a wrong size or digest, the blob is fetched again
-alone, and that result is final.
+The caller searches the disk cache first. If the server has Blob/get, small blobs that are missing
+there are fetched in batches (`take_batch`, `Downloader.fetch_batch`). Large blobs are fetched
+alone. If a batch does not contain a blob, or contains it with a wrong size or digest, the blob is
+fetched again alone, and that result is final.
 """
 
 from __future__ import annotations
@@ -43,66 +43,58 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _MARGIN_BYTES: Final = 64 * 1024 * 1024
 # A blob larger than this part of a batch is fetched alone: the others must not wait for it.
 _LARGE_PART: Final = 4
-# Without Blob/get, one snapshot task fetches so many small blobs, one after the other.
+# Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
 _SINGLES: Final = 8
 
 
 class BatchLimits(Protocol):
-    """The most that one request for several blobs may ask for."""
+    """The limits of one request for several blobs."""
 
     @property
     def blobs(self) -> int:
         """The number of blobs."""
-        ...
 
     @property
     def bytes(self) -> int:
         """The bytes of content, all blobs together."""
-        ...
 
 
 class BlobSource(Protocol):
     """Downloads whole blobs; `deadline` is in seconds from now, for the whole transfer.
 
     Raises, in its methods and from the iteration:
-        JmapfsError: the blob cannot be fetched. A stream that breaks off never just ends.
+        JmapfsError: the blob cannot be fetched, or the stream breaks off.
     """
 
     @property
     def blob_ids_are_sha1(self) -> bool:
         """Whether ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
-        ...
 
     @property
     def batch_limits(self) -> BatchLimits | None:
         """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
-        ...
 
     @property
     def concurrency(self) -> int:
         """The number of requests that may be under way at once, for all callers together."""
-        ...
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return the content of the blobs (id, stated size) that one request returned whole.
+        """Request blobs (id, stated size) together; return the content of those received whole.
 
-        None at all if the server does not have Blob/get.
+        Returns no content if the server does not have Blob/get.
         """
-        ...
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
     ) -> bytes:
-        """Return the content of a blob; one much larger than `size_hint` bytes is refused."""
-        ...
+        """Return the content of a blob; it is an error if it is much larger than `size_hint`."""
 
     def stream_blob(
         self, blob_id: str, *, deadline: float
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Return the content of a blob chunk by chunk."""
-        ...
 
 
 class SizedBlob(Protocol):
@@ -111,12 +103,10 @@ class SizedBlob(Protocol):
     @property
     def blob_id(self) -> str:
         """Its id."""
-        ...
 
     @property
     def size(self) -> int:
         """Its stated size."""
-        ...
 
 
 _Blob = TypeVar("_Blob", bound=SizedBlob)
@@ -135,10 +125,11 @@ def take_batch(
     alone_above: int | None = None,
     accept: Callable[[_Blob], bool] | None = None,
 ) -> list[_Blob]:
-    """Remove the next batch from `pending`, in order: so many blobs, and so many bytes together.
+    """Remove the next batch from `pending`, in order.
 
-    A blob of more than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob
-    that is not accepted is removed and left out.
+    A batch has at most `max_blobs` blobs and at most `max_bytes` bytes together. A blob of more
+    than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob that is not
+    accepted is removed and left out.
     """
     batch: list[_Blob] = []
     largest = max_bytes if alone_above is None else alone_above

@@ -33,11 +33,10 @@ def resolve(mountpoint: Path) -> Path:
 def _socket_directory() -> Path:
     """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
 
-    Raises:
-        StorageError: it cannot be made, or it belongs to another user.
+    Raises StorageError if it cannot be made, or it belongs to another user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    # In a system service or a container, neither may exist.
+    # A system service or a container may have neither of these directories.
     directory = (
         Path(runtime) / "jmapfs"
         if Path(runtime).is_dir()
@@ -59,8 +58,7 @@ def _socket_directory() -> Path:
 def socket_path(mountpoint: Path) -> Path:
     """Return the control socket of a mountpoint.
 
-    Raises:
-        StorageError: its directory cannot be made, or it belongs to another user.
+    Raises StorageError if its directory cannot be made, or it belongs to another user.
     """
     return _socket_directory() / f"{file_stem(mountpoint)}.sock"
 
@@ -107,8 +105,7 @@ def mount_at(mountpoint: Path) -> Mount | None:
 def require_mount(mountpoint: Path) -> Mount:
     """Return the mount of ours at a resolved path.
 
-    Raises:
-        NotMountedError: nothing of ours is mounted there.
+    Raises NotMountedError if nothing of ours is mounted there.
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
@@ -120,7 +117,7 @@ def mount_of(path: Path) -> Mount | None:
     """Return the mount that contains a resolved path, if it is one of jmapfs; otherwise None."""
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
-    # Of several at one mountpoint, the last one is on top.
+    # If several mounts have the same mountpoint, the last one is on top.
     top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
     return top if top is not None and top.ours else None
 

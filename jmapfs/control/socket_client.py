@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -79,7 +80,7 @@ def _read_to_end(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-class FreezeLease:
+class FreezeLease(AbstractContextManager["FreezeLease"]):
     """Keeps a mount frozen: a thread renews the lease until it is given back.
 
     `id` names the lease in other requests. `since` is when the freeze began, in seconds since 1970:
@@ -99,9 +100,6 @@ class FreezeLease:
         self.since = lease.since
         self._released = threading.Event()
         threading.Thread(target=self._keep_renewing, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -123,6 +121,7 @@ class FreezeLease:
             return False
 
     def _keep_renewing(self) -> None:
-        # A lease that was lost is noticed by `renew` or `release`.
+        # The result is ignored: the owner calls `renew` or `release`, which tell if the lease is
+        # lost.
         while not self._released.wait(RENEWAL_SECONDS):
             self.renew()

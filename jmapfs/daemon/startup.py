@@ -42,11 +42,7 @@ def log_to_stderr(*, verbose: bool) -> None:
 
 
 def log_to_file(path: Path, *, verbose: bool) -> None:
-    """Log to a file of limited size from now on.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
+    """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -72,16 +68,13 @@ class StartupReport(Protocol):
     """Receives the reports of a daemon that is starting."""
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
-        ...
+        """Report how many emails are listed, and the total if it is known."""
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        ...
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
-        ...
 
 
 class StartupMessage(msgspec.Struct, tag=True, frozen=True):
@@ -89,7 +82,7 @@ class StartupMessage(msgspec.Struct, tag=True, frozen=True):
 
 
 class Progress(StartupMessage, frozen=True):
-    """So many emails are listed."""
+    """How many emails are listed, and the total if it is known."""
 
     listed: int
     total: int | None
@@ -122,7 +115,7 @@ class PipeStartupReport:
         self._descriptor = descriptor
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
+        """Report how many emails are listed, and the total if it is known."""
         self._send(Progress(listed, total))
 
     def notice(self, text: str) -> None:
@@ -178,7 +171,8 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
             _leave_terminal()
             code = daemon(PipeStartupReport(write_end))
         finally:
-            # After any exception: this process must not go on as a second command line.
+            # This also happens after an exception: the child must not go on as a second command
+            # line.
             os._exit(code)
     os.close(write_end)
     try:

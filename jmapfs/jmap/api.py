@@ -21,7 +21,7 @@ from jmapfs.errors import (
     ProtocolError,
     RequestError,
 )
-from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
@@ -34,7 +34,7 @@ DEFAULT_DEADLINE = 30.0
 """Seconds for a request with all its retries, if the caller does not say."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-# A request that meets a dead connection must leave time for a second one.
+# If the connection turns out to be dead, there must be time left for a second attempt.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
 # Larger pages are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
@@ -101,11 +101,12 @@ def is_too_large(error: JmapfsError) -> bool:
 class Api:
     """Makes method calls for one account. Safe for many tasks at once.
 
-    `session` is the session as it was last fetched.
+    `session` is the session as it was last fetched; `traffic` counts what was sent and received.
     """
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         self.transport = transport
+        self.traffic = transport.traffic
         self.session = session
         self.account_id = account_id
         self._refreshing = trio.Lock()
@@ -119,11 +120,6 @@ class Api:
         return self.session.accounts[self.account_id]
 
     @property
-    def traffic(self) -> Traffic:
-        """What was sent and received so far."""
-        return self.transport.traffic
-
-    @property
     def concurrency(self) -> int:
         """The number of requests that may be in flight at once, now."""
         return self.transport.concurrency
@@ -135,7 +131,10 @@ class Api:
 
     @property
     def max_objects_in_get(self) -> int:
-        """How many ids to request at once: the limit of the session, or a lower one learned."""
+        """How many ids to request at once.
+
+        This is the limit of the session, or a lower one after the server has rejected a request.
+        """
         return min(self.session.limits.max_objects_in_get, self._learned_objects)
 
     async def request(
@@ -148,11 +147,11 @@ class Api:
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
-        One HTTP request, or several in turn if the server accepts fewer calls in one. Calls that
-        refer to each other must be in one request, so there may be at most `max_calls_in_request`.
-        `deadline` is in seconds, for everything. A method-level error is raised as MethodError, the
-        first one in order; without `raise_errors` it is in the response. `largest_response` bounds
-        the response to each HTTP request, in bytes.
+        The calls are sent in one HTTP request, or in several in turn if the server does not accept
+        so many calls in one. Calls that refer to each other must be in one request, so there may be
+        at most `max_calls_in_request` of them. `deadline` limits the whole call, in seconds. The
+        first method-level error is raised as MethodError; without `raise_errors` the errors are in
+        the responses. `largest_response` bounds the response to each HTTP request, in bytes.
 
         Raises:
             RequestError: the request as a whole was rejected.
@@ -196,7 +195,7 @@ class Api:
         if self._stale:
             with trio.move_on_at(until) as scope:
                 async with self._refreshing:
-                    # Another task may have done it while this one waited.
+                    # Another task may have fetched the session while this one waited.
                     if self._stale:
                         await self._refresh(until)
             if scope.cancelled_caught:
@@ -241,7 +240,7 @@ class Api:
     async def _refresh(self, until: float) -> None:
         request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
         session = parse_session(await self.transport.fetch(request, until=until), self.transport)
-        # What another account or server says would be stored in the index of this one.
+        # Data of another server or account must not get into the index of this account.
         if origin_of(session.api_url) != origin_of(self.session.api_url):
             raise ConfigError(
                 f"the server's API moved from {self.session.api_url} to {session.api_url}; start"
@@ -310,7 +309,8 @@ class Api:
 def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
     """Return the Request object as JSON (RFC 8620 §3.3).
 
-    Raises the RequestError that the server would answer, if it is larger than the server accepts.
+    If the server does not accept a request of this size, this raises the RequestError that the
+    server would return.
     """
     needed = {name for call in calls for name in call.using}
     content = msgspec.json.encode(

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from jmapfs.errors import IncompleteError, StorageError
 from jmapfs.index.rows import EmailRow
@@ -40,15 +41,12 @@ from jmapfs.tree.layout import ExportedMailbox
 _LINE_BYTES: Final = 4096
 
 
-class BlobIndex:
+class BlobIndex(AbstractContextManager["BlobIndex"]):
     """The lines of a manifest by blob id; the first line of a blob counts."""
 
     def __init__(self, manifest: Path) -> None:
         self._positions: dict[int, int] = {}
         self._descriptor = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)

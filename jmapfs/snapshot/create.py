@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -89,7 +89,7 @@ async def create_snapshot(
                         summary = await attempt.copy(source, max_gone)
             except _FailedDownloadsError as error:
                 if attempts == _MAX_ATTEMPTS or error.errors.keys() <= failed:
-                    raise error.as_incomplete() from None
+                    raise
                 failed, downloaded = error.errors.keys(), downloaded + error.downloaded
             else:
                 return msgspec.structs.replace(
@@ -103,25 +103,21 @@ async def create_snapshot(
                 )
 
 
-class _FailedDownloadsError(Exception):
+class _FailedDownloadsError(IncompleteError):
     """Some blobs cannot be downloaded; the next state may not have them any more.
 
     `errors` has the reason by blob id; `downloaded` counts what arrived all the same.
     """
 
     def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
-        super().__init__(f"{len(errors)} blobs")
+        first = next(iter(errors.values()))
+        mails = "a mail" if len(errors) == 1 else f"{len(errors):,} mails"
+        super().__init__(f"no snapshot was made: {mails} cannot be downloaded: {first}")
         self.errors = errors
         self.downloaded = downloaded
 
-    def as_incomplete(self) -> IncompleteError:
-        """Return the error for the user."""
-        first = next(iter(self.errors.values()))
-        mails = "a mail" if len(self.errors) == 1 else f"{len(self.errors):,} mails"
-        return IncompleteError(f"no snapshot was made: {mails} cannot be downloaded: {first}")
 
-
-class _Attempt:
+class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
     """An attempt to copy one state: the `EarlySink` of its source, and the owner of its target.
 
     The target is opened as soon as the account is known: for early downloads, or for the copy.
@@ -132,28 +128,18 @@ class _Attempt:
         self._report = report
         self._target: _Target | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         if self._target is not None:
             self._target.close()
 
     async def prepare(self, origin: Origin) -> Sink:
-        """See `EarlySink.prepare`."""
         return (await trio.to_thread.run_sync(self._open_target, origin)).staging
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """See `EarlySink.missing`."""
         assert self._target is not None  # noqa: S101 - `prepare` comes first
         return await trio.to_thread.run_sync(self._target.builder.missing, candidates)
 
     async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
-        """Copy the source, and publish the snapshot.
-
-        Raises:
-            _FailedDownloadsError: some blobs of the state cannot be downloaded.
-        """
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
         failed = await _Copy(source, target, self._report).run()
@@ -214,11 +200,8 @@ class _Attempt:
 class _Target:
     """The snapshot that is being made, with everything that it is made from; see `close`.
 
-    Its methods are for worker threads.
-
-    Raises:
-        ConfigError: the repository belongs to another account.
-        StorageError, OSError: the repository cannot be written.
+    Its methods are for worker threads. Raises ConfigError if the repository belongs to another
+    account, and StorageError or OSError if it cannot be written.
     """
 
     def __init__(
@@ -249,14 +232,12 @@ class _Target:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Close all files."""
         self._stack.close()
 
     def finish(self, source: Source, date: str, max_gone: float) -> Description:
         """Write the metadata of the finished tree.
 
-        Raises:
-            TooMuchGoneError: more than `max_gone` percent of the base snapshot's mail is gone.
+        Raises TooMuchGoneError if more than `max_gone` percent of the base snapshot's mail is gone.
         """
         base, tally = self.base, self.builder.tally
         gone = 0 if base is None else base.count_missing_from(self.builder.blobs)
@@ -321,8 +302,6 @@ class _Part:
 
 
 class _Copy:
-    """Copies a source into a target, once."""
-
     def __init__(self, source: Source, target: _Target, report: SnapshotReport) -> None:
         self._source = source
         self._builder = target.builder
@@ -336,12 +315,8 @@ class _Copy:
     async def run(self) -> Mapping[str, JmapfsError]:
         """Copy everything that can be downloaded; return the errors of the rest by blob id.
 
-        The tree is complete if there are none.
-
-        Raises:
-            StorageError: the repository cannot be written.
-            IncompleteError: so many downloads failed that the rest was not tried.
-            JmapfsError: the errors of the source.
+        The tree is complete if there are none. Raises IncompleteError if so many downloads failed
+        that the rest was not tried.
         """
         with lone_errors():
             async with trio.open_nursery() as nursery:

@@ -23,7 +23,6 @@ from jmapfs.snapshot.manifest import (
     METADATA_FILES,
     SUMMED_FILES,
     Description,
-    SavedMail,
     checksum_line,
     decode_line,
     is_mail_file,
@@ -61,10 +60,8 @@ class ExpectedContents:
     `directories` then has those of all mailboxes if `knows_directories`; `is_complete` tells
     whether all expected files are known.
 
-    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`.
-
-    Raises:
-        StorageError: a later jmapfs made the snapshot.
+    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`. Raises StorageError
+    if a later jmapfs made the snapshot.
     """
 
     def __init__(self, directory: Path, findings: list[Finding]) -> None:
@@ -105,8 +102,9 @@ class ExpectedContents:
         sums = self._lines(CHECKSUMS)
         sums_agree = True
         for number, line in enumerate(self._lines(MANIFEST), 1):
-            mail = _decoded(line)
-            if mail is None:
+            try:
+                mail = decode_line(line)
+            except UNDECODABLE:
                 self._find_incomplete(MANIFEST, f"line {number} is not valid")
                 continue
             files = tuple(place.file for place in mail.mailboxes)
@@ -236,10 +234,3 @@ class ExpectedContents:
         while path not in self.directories:
             self.directories.add(path)
             path = path.rpartition("/")[0]
-
-
-def _decoded(line: bytes) -> SavedMail | None:
-    try:
-        return decode_line(line)
-    except UNDECODABLE:
-        return None

@@ -20,7 +20,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal
 
 Links = Literal["hard", "reflink", "copy"]
 """How files of the same content share it: several names of one file, shared blocks, or not."""
@@ -80,15 +80,12 @@ def has_content(path: str, size: int, sha256: str) -> bool:
         return False
 
 
-class FileSystem:
+class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
     """The file system of a directory; failed writes are watched for from construction on."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._descriptor = os.open(directory, _OPEN_DIRECTORY)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
@@ -96,8 +93,7 @@ class FileSystem:
     def sync(self) -> None:
         """Return when everything is on the disk.
 
-        Raises:
-            OSError: something is not on the disk, and may never be.
+        Raises OSError if something is not on the disk, and may never be.
         """
         if _libc.syncfs(self._descriptor) != 0:
             number = ctypes.get_errno()
@@ -116,10 +112,8 @@ def sync_directory(directory: Path) -> None:
 class Linker:
     """Gives files further names, by the best means of the file system: `links`.
 
-    `copied_bytes` counts the bytes that had to be written for it.
-
-    Raises:
-        OSError: nothing can be written in `directory`.
+    `copied_bytes` counts the bytes that had to be written for it. Raises OSError if nothing can be
+    written in `directory`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -129,8 +123,7 @@ class Linker:
     def link(self, source: str, target: str, sha256: str) -> bool:
         """Give the file `source` the name `target` as well; False if its content has changed.
 
-        Raises:
-            OSError: the name cannot be created.
+        Raises OSError if the name cannot be created.
         """
         if self.links == "hard":
             try:
@@ -204,12 +197,10 @@ class _Level:
 def delete_tree(path: Path) -> int:
     """Delete a directory with everything in it; return the bytes that no other name shares.
 
-    Everything is deleted by name relative to an open directory. No symbolic link is followed and
-    no other file system is entered, so nothing outside of `path` is deleted. Only one directory is
-    open at a time: mailboxes may nest deeper than the limit of open files.
-
-    Raises:
-        OSError: something cannot be deleted, is on another file system, or is being moved.
+    Everything is deleted by name relative to an open directory. No symbolic link is followed and no
+    other file system is entered, so nothing outside of `path` is deleted. Only one directory is
+    open at a time: mailboxes may nest deeper than the limit of open files. Raises OSError if
+    something cannot be deleted, is on another file system, or is being moved.
     """
     flags = _OPEN_DIRECTORY | os.O_NOFOLLOW
     freed = 0

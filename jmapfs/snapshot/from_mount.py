@@ -38,13 +38,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.source import (
-    BlobRequest,
-    BlobTotals,
-    EarlySink,
-    Sink,
-    SnapshotReport,
-)
+from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
 from jmapfs.tree.status_file import time_text
 
 _T = TypeVar("_T")
@@ -145,7 +139,6 @@ class _MountedTree:
         self.mailboxes = description.mailboxes
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """Return some emails from a position on, in order."""
         request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)
         return await trio.to_thread.run_sync(ask, self._mountpoint, request)
 
@@ -158,7 +151,6 @@ class _MountedTree:
             )
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
-        """Read contents; see `Source.download`."""
         failed: dict[str, JmapfsError] = {}
         if batch[0].size > SMALL_BYTES:
             await self._read_large(batch[0], sink, failed)
@@ -229,12 +221,7 @@ class _MountedTree:
                 entry.stat(follow_symlinks=False)
 
     def _require_online(self) -> None:
-        """Check that the mount is online, so that the emails are the cause of a failure.
-
-        Raises:
-            UnreachableError: the mount is offline.
-            NotMountedError: its daemon does not answer.
-        """
+        """Raise UnreachableError if the mount is offline: the emails are not the cause then."""
         status = ask(self._mountpoint, StatusRequest(), timeout=_STATUS_SECONDS)
         for account in status.accounts:
             if account.account_id == self.origin.account_id and not account.online:

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -146,7 +146,7 @@ def checksum_line(sha256: str, file: str) -> bytes:
     return f"{sha256}  {file}\n".encode()
 
 
-class ManifestWriter:
+class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
     """Writes the three files into the directory of a snapshot; all methods raise OSError."""
 
     def __init__(self, directory: Path) -> None:
@@ -155,9 +155,6 @@ class ManifestWriter:
         self._position = 0
         self._manifest = _create(directory / MANIFEST)
         self._checksums = _create(directory / CHECKSUMS)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         # `finish` has flushed and synced; the buffers of a failed run need not fit on the disk.

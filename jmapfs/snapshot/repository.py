@@ -44,11 +44,7 @@ from jmapfs.snapshot.manifest import (
     parse_date,
     read_description,
 )
-from jmapfs.snapshot.verify_record import (
-    STATE_DIRECTORY,
-    Verification,
-    VerificationRecord,
-)
+from jmapfs.snapshot.verify_record import STATE_DIRECTORY, Verification, VerificationRecord
 
 LATEST: Final = "latest"
 
@@ -125,8 +121,7 @@ class Repository:
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, the oldest first.
 
-        Raises:
-            StorageError: the directory cannot be read.
+        Raises StorageError if the directory cannot be read.
         """
         return [
             Snapshot(Path(entry.path), taken)
@@ -137,8 +132,7 @@ class Repository:
     def snapshot(self, date: str) -> Snapshot:
         """Return the snapshot with this date, or that of `latest`.
 
-        Raises:
-            UsageError: it does not exist.
+        Raises UsageError if it does not exist.
         """
         name = date
         with contextlib.suppress(OSError):
@@ -158,8 +152,7 @@ class Repository:
     def unfinished(self) -> list[Path]:
         """Return the directories of interrupted runs, those of `jmapfs prune` included.
 
-        Raises:
-            StorageError: the directory cannot be read.
+        Raises StorageError if the directory cannot be read.
         """
         return [
             Path(entry.path)
@@ -225,10 +218,7 @@ class Repository:
         """Point `latest` to the snapshot of a date; the caller holds the lock.
 
         It does nothing where the file system has no symbolic links, and where `latest` is not a
-        symbolic link: then it belongs to the user.
-
-        Raises:
-            OSError: the link cannot be written.
+        symbolic link: then it belongs to the user. Raises OSError if the link cannot be written.
         """
         link = self.path / LATEST
         if os.path.lexists(link) and not link.is_symlink():
@@ -248,8 +238,7 @@ class Repository:
     def require_account(self, origin: Origin, others: Iterable[Origin]) -> None:
         """Check that the repository, and all `others`, belong to the account `origin`.
 
-        Raises:
-            ConfigError: one of them belongs to another account, or another part of it.
+        Raises ConfigError if one of them belongs to another account, or another part of it.
         """
         for other in (*others, *self._newest_origin()):
             if account_key(other) != account_key(origin):
@@ -285,8 +274,7 @@ def looks_like_snapshot(directory: Path) -> bool:
 def repository_of(directory: Path) -> Repository | None:
     """Return the repository that a snapshot is in; None for a copy somewhere else.
 
-    Raises:
-        StorageError: the directory around it cannot be read.
+    Raises StorageError if the directory around it cannot be read.
     """
     if parse_date(directory.name) is None:
         return None

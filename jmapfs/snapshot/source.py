@@ -26,23 +26,18 @@ class SnapshotReport(Protocol):
 
     def listed(self, listed: int, total: int | None) -> None:
         """Report how many emails are listed, and the total if it is known."""
-        ...
 
     def copied(self, mails: int, total: int, size: int) -> None:
         """Report the mails in the snapshot, their approximate total, and the bytes downloaded."""
-        ...
 
     def syncing(self) -> None:
         """Report that all files are written, and that syncing them to the disk begins."""
-        ...
 
     def published(self, path: Path) -> None:
         """Report that the snapshot exists under its date, whatever happens afterwards."""
-        ...
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        ...
 
 
 class SnapshotSummary(msgspec.Struct, frozen=True):
@@ -104,65 +99,43 @@ class Sink(Protocol):
 
     async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
         """Store contents; raises StorageError."""
-        ...
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
         """Store a content in chunks of about 1 MiB; nothing is stored if `chunks` raises."""
-        ...
 
 
 class Source(Protocol):
-    """An account, or a part of it, at one state."""
+    """An account, or a part of it, at one state.
 
-    @property
-    def origin(self) -> Origin:
-        """The account that the mail belongs to."""
-        ...
+    `origin` is the account that the mail belongs to, `email_state` the state of its emails (RFC
+    8620 §1.6.3). `mailboxes` are in the order of their paths. `mail_count` is approximate.
+    `concurrency` is the number of batches to download at a time.
+    """
 
-    @property
-    def email_state(self) -> str:
-        """The state of the emails (RFC 8620 §1.6.3)."""
-        ...
-
-    @property
-    def mailboxes(self) -> Sequence[ExportedMailbox]:
-        """The mailboxes, in the order of their paths."""
-        ...
-
-    @property
-    def mail_count(self) -> int:
-        """The approximate number of mails."""
-        ...
-
-    @property
-    def concurrency(self) -> int:
-        """The number of batches to download at a time."""
-        ...
+    origin: Origin
+    email_state: str
+    mailboxes: list[ExportedMailbox]
+    mail_count: int
+    concurrency: int
 
     @property
     def cached(self) -> BlobTotals:
         """The blobs that were downloaded without the server, as far as the source knows."""
-        ...
 
     async def emails_after(self, position: int) -> EmailSlice:
         """Return the next emails after a position, in order."""
-        ...
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
         """Divide requests into batches that are best downloaded together."""
-        ...
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
         """Download contents into a sink; return the blobs that failed, each with its error.
 
-        Raises:
-            JmapfsError: something failed that is not the fault of a single blob.
+        Raises JmapfsError if something failed that is not the fault of a single blob.
         """
-        ...
 
     async def still_frozen(self) -> bool:
         """Return whether everything downloaded so far belongs to the one state."""
-        ...
 
 
 class EarlySink(Protocol):
@@ -175,11 +148,9 @@ class EarlySink(Protocol):
             ConfigError: the repository belongs to another account.
             StorageError: the repository cannot be written.
         """
-        ...
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
         """Return the candidates that must be downloaded; each is returned only once."""
-        ...
 
 
 class SourceOpener(Protocol):
@@ -190,4 +161,3 @@ class SourceOpener(Protocol):
 
         Contents may be written to `early` before the context is entered.
         """
-        ...

@@ -24,7 +24,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Self, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -70,14 +70,12 @@ class StagedContent(NamedTuple):
     number: int
 
 
-class Staging:
+class Staging(contextlib.AbstractContextManager["Staging"]):
     """A new directory `path` for a snapshot; it stays when its context ends.
 
     It is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what the
-    source has written. `len` is the number of contents that wait for their place.
-
-    Raises:
-        StorageError: it cannot be created.
+    source has written. `len` is the number of contents that wait for their place. Raises
+    StorageError if it cannot be created.
     """
 
     def __init__(self, repository: Repository, date: str, origin: Origin) -> None:
@@ -100,9 +98,6 @@ class Staging:
             except BaseException:
                 os.close(self._journal)
                 raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._journal)
@@ -141,11 +136,7 @@ class Staging:
         return True
 
     async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
-        """Store contents, in a worker thread.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
+        """Store contents, in a worker thread; raises StorageError if they cannot be written."""
         self._add(await self._in_thread(partial(self._write_files, contents)))
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
@@ -248,8 +239,7 @@ class Staging:
 class InterruptedRuns:
     """The directories that interrupted runs have left: `paths`.
 
-    Raises:
-        StorageError: the repository cannot be read.
+    Raises StorageError if the repository cannot be read.
     """
 
     def __init__(self, repository: Repository) -> None:

@@ -34,13 +34,7 @@ from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
 from jmapfs.snapshot.manifest import MAIL, Description
 from jmapfs.snapshot.repository import Repository, looks_like_snapshot
-from jmapfs.snapshot.verify_read import (
-    Comparison,
-    Finding,
-    InodeCache,
-    PendingRead,
-    read_error,
-)
+from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, PendingRead, read_error
 from jmapfs.snapshot.verify_record import Kind, Outcome
 
 KINDS: Final[tuple[Kind, ...]] = ("altered", "missing", "extra")
@@ -115,11 +109,9 @@ class VerifyProgress(Protocol):
 
     def started(self, description: Description | None) -> None:
         """Begin; the description is None if it is damaged."""
-        ...
 
     def checked(self, mails: int, size: int) -> None:
         """Add mails that were checked, and their bytes, each blob once."""
-        ...
 
 
 def snapshots_at(place: Path) -> list[Path]:
@@ -149,10 +141,8 @@ async def verify(
 ) -> VerifyResult:
     """Verify a snapshot; with `quick`, everything but the content of the mail.
 
-    `inodes` has what is known of files, and is added to.
-
-    Raises:
-        StorageError: the snapshot was removed meanwhile, or a later jmapfs made it.
+    `inodes` has what is known of files, and is added to. Raises StorageError if the snapshot was
+    removed meanwhile, or a later jmapfs made it.
     """
     inodes.forget_pending()
     verifier = await _in_thread(partial(_Verifier, directory, quick=quick, inodes=inodes))
@@ -187,7 +177,6 @@ class _Verifier:
         self._mails: Iterator[ExpectedMail] = iter(self._expected)
 
     async def run(self, progress: VerifyProgress) -> None:
-        """Verify everything."""
         progress.started(self._expected.description)
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -199,7 +188,6 @@ class _Verifier:
         await _in_thread(self._search_directories)
 
     def result(self) -> VerifyResult:
-        """Return the result."""
         expected, remarks = self._expected, []
         if self._separate:
             have = "mail has" if self._separate == 1 else "mails have"

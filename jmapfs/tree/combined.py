@@ -37,7 +37,7 @@ class CombinedTree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # Accounts have no times, and are seldom added or removed.
+            # The time of the root is constant: accounts have no times, and seldom change.
             return directory_attributes(
                 ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
             )
