@@ -212,14 +212,16 @@ class ContentService:
             waited = True
             download = self._single_flight.get(blob_id)
             if download is None:
-                if self._closing:
-                    raise UnreachableError("the content of mails is no longer served")
                 download = self._single_flight.create(blob_id, expected_size)
             data = await download.wait()
             if data is not None:
                 return data
 
     def _start_download(self, download: Download) -> None:
+        if self._closing:
+            # Also one that was queued before; the nursery may have ended.
+            download.fail(UnreachableError("the content of mails is no longer served"))
+            return
         self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
