@@ -1,7 +1,5 @@
 """Which account is meant, which accounts a user has, and where the data of an account is kept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -31,8 +31,6 @@ A message is one line for the user: what is wrong and, if that is not obvious, w
 never contains a secret. Any other exception is a bug.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 from collections.abc import Iterator

@@ -14,8 +14,6 @@ In a mount of one account, the account has the number 0. In a mount of several a
 different number from 1 (`account_numbers`), and `to_mount` puts this number into the inodes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from typing import Final

@@ -4,8 +4,6 @@ They are advisory locks of the kernel (flock). The kernel releases a lock when t
 also after a crash. The lock file remains; it contains the PID of the holder, for error messages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -23,8 +23,6 @@ the key comes from the full name and stays the same when mailbox ids change. If 
 rule, the key comes from the name and the id.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

@@ -9,8 +9,6 @@
 A damaged file is never repaired: everything in it can be downloaded again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence

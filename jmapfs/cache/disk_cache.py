@@ -9,8 +9,6 @@ Uses of blobs are collected in memory and written with the next insert: one writ
 would cost more than the read.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

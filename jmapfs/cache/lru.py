@@ -9,8 +9,6 @@ of a blob is a digest of it. Keys and checksums are SHA-256: with the SHA instru
 processors it takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs (measured).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """Blobs in this process: recently used small ones in memory, and those of open files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol

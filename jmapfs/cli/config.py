@@ -17,8 +17,6 @@ configuration file, in a message or in a log.
 An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import stat

@@ -1,7 +1,5 @@
 """`jmapfs sync`, `freeze` and `thaw`: requests to a running mount."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Progress bars are shown only on a terminal.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager

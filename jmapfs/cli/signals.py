@@ -6,8 +6,6 @@ middle of the output. Here a signal is received as an event and cancels the work
 every `finally` runs.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar

@@ -86,8 +86,9 @@ def snapshot_command(
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"
                 )
-            path = _path_in(mount, source)
-            opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
+            path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
+            inside = "" if path == Path() else str(path)
+            opener = MountOpener(mount.mountpoint, inside, display, allow_stale=allow_stale)
             opening: _Opening = nullcontext(opener)
         else:
             account = _account(source, read_config(), selection)
@@ -118,11 +119,6 @@ def _require_apart(destination: Path, mount: Mount | None) -> None:
         raise UsageError(
             f"{destination} contains the mount {mount.mountpoint}: choose another destination"
         )
-
-
-def _path_in(mount: Mount, source: str) -> str:
-    path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
-    return "" if path == Path() else str(path)
 
 
 def _account(source: str, config: Config, selection: str | None) -> AccountSource:

@@ -1,7 +1,5 @@
 """`jmapfs snapshots`, `diff` and `prune`: list, compare and remove the snapshots in DEST."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """`jmapfs status`: the status of running mounts, as JSON or for people."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

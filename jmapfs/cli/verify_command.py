@@ -1,7 +1,5 @@
 """`jmapfs verify`: shows the progress and the findings, and records the outcome in DEST."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -6,8 +6,6 @@ alone. If a batch does not contain a blob, or contains it with a wrong size or d
 fetched again alone, and that result is final.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re
@@ -178,7 +176,10 @@ def take_request(
 
 
 class _DigestCheck:
-    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`."""
+    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`.
+
+    `verify` raises BlobMismatchError if they differ.
+    """
 
     def __init__(self, blob_id: str, *, enabled: bool) -> None:
         match = _SHA1_BLOB_ID.fullmatch(blob_id) if enabled else None
@@ -186,16 +187,10 @@ class _DigestCheck:
         self._hash = hashlib.sha1(usedforsecurity=False)
 
     def update(self, data: bytes) -> None:
-        """Add the next chunk."""
         if self._expected is not None:
             self._hash.update(data)
 
     def verify(self) -> None:
-        """Compare.
-
-        Raises:
-            BlobMismatchError: this is not the content of the blob.
-        """
         if self._expected is not None and self._hash.hexdigest() != self._expected:
             raise BlobMismatchError("the content of a blob does not have the SHA-1 in its id")
 

@@ -5,8 +5,6 @@ tasks serve the queues in turn, one request each, and leave two of the server's 
 to readers. A reader that needs a queued blob starts its download at once.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ and the next step joins it.
 Each step has a download queue, so it does not delay readers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque

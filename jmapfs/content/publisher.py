@@ -5,8 +5,6 @@ streamed into a file of the cache. They are never whole in memory unless the dis
 only one at a time.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass

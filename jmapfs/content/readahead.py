@@ -10,8 +10,6 @@ many rows, access to the disk cache, and notifications of the kernel. A failure 
 read fail: the content is then fetched when it is read.
 """
 
-from __future__ import annotations
-
 import logging
 import sqlite3
 from collections import OrderedDict, defaultdict, deque

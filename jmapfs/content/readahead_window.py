@@ -9,8 +9,6 @@ next one is due, and is twice as long. The kernel reads ahead within a file by t
 This module only computes; it fetches nothing.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final

@@ -5,8 +5,6 @@ starts a download in the service's nursery, or joins one, and waits. So a read c
 any point, and no lock is needed, because nothing changes between two awaits.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -214,14 +212,16 @@ class ContentService:
             waited = True
             download = self._single_flight.get(blob_id)
             if download is None:
-                if self._closing:
-                    raise UnreachableError("the content of mails is no longer served")
                 download = self._single_flight.create(blob_id, expected_size)
             data = await download.wait()
             if data is not None:
                 return data
 
     def _start_download(self, download: Download) -> None:
+        if self._closing:
+            # Also one that was queued before; the nursery may have ended.
+            download.fail(UnreachableError("the content of mails is no longer served"))
+            return
         self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
@@ -249,7 +249,6 @@ class _SizeMismatches:
         self._closed = False
 
     def close(self) -> None:
-        """Start no more reports."""
         self._closed = True
 
     async def report(self, blob_id: str, size: int) -> None:

@@ -12,8 +12,6 @@ A *lease* keeps the tree frozen. It expires unless it is renewed, and the mount 
 lease has expired or was given back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Reading the kernel's table does not touch a mount, so a dead or hanging one does not block.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -4,8 +4,6 @@ Blocking calls, for any thread. A process that is killed stops renewing its leas
 thaws within `LEASE_SECONDS`.
 """
 
-from __future__ import annotations
-
 import socket
 import threading
 from contextlib import AbstractContextManager
@@ -33,10 +31,7 @@ _R = TypeVar("_R")
 def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
     """Send a request to the mount at a resolved path, and return its reply.
 
-    Args:
-        mountpoint: where it is mounted.
-        request: what it is asked.
-        timeout: in seconds; by default that of the request.
+    `timeout` is in seconds; by default it is that of the request.
 
     Raises:
         NotMountedError: nothing of ours is mounted there, or there is no reply in time.

@@ -4,8 +4,6 @@ While a request is being carried out, the server watches the connection. If the 
 the work is cancelled. Otherwise a freeze could remain that no client knows of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

@@ -1,7 +1,5 @@
 """The accounts of a mount: which ones it shows, and each with its index, caches and content."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -200,13 +198,8 @@ async def open_account(
 ) -> AsyncIterator[MountedAccount]:
     """Open an account, bring it up to date, and keep it so while the context lasts.
 
-    Args:
-        request: what is mounted.
-        source: the account.
-        report: receives progress and notices.
-        pages: receives content that is read ahead.
-        number: the number of the account in the mount.
-        accounts: how many accounts share the server's limits and the memory.
+    `pages` receives content that is read ahead. `number` is that of the account in the mount, and
+    `accounts` is how many share the server's limits and the memory.
 
     Raises:
         BusyError: another process is still listing it.

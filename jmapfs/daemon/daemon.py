@@ -9,8 +9,6 @@ orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN
 it were unmounted, a backup would find an empty directory, as if all mail had been deleted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -9,8 +9,6 @@ Each freeze has one or more leases. It ends when the last lease has expired or w
 a user thaws it, and with the daemon.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

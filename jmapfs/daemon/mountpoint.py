@@ -1,7 +1,5 @@
 """The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

@@ -3,8 +3,6 @@
 Options are spelled as for mount(8) and sshfs.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

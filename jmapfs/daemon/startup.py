@@ -5,8 +5,6 @@ daemon reports through it as lines of JSON until the mount is usable or has fail
 foreground the reports go straight to the terminal.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import logging.handlers

@@ -84,7 +84,6 @@ class _CombinedContent:
         self._accounts = accounts
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
-        """Return bytes of a file."""
         return await self._account(record).read(record, offset, length)
 
     def hold(self, record: FileRecord) -> None:

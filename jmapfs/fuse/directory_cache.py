@@ -4,8 +4,6 @@
 is valid for one version of its directory (see `TreeView.version`).
 """
 
-from __future__ import annotations
-
 from itertools import count, islice, repeat
 from typing import Final
 

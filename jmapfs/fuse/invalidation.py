@@ -8,8 +8,6 @@ All of it happens in a worker thread. In the event loop it would deadlock: the k
 notification wait for a request on the same inode, and only the event loop can answer that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator

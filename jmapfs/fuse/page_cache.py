@@ -5,8 +5,6 @@ the same inode, the kernel makes the notification wait for its answer, and only 
 give that.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Sequence

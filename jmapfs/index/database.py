@@ -5,8 +5,6 @@ the writer nor holds it up. With `synchronous=FULL` a committed transaction surv
 failure.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sqlite3

@@ -6,8 +6,6 @@ candidates. After a first listing, colliding files are assigned again in the ord
 ids, so that every listing of the same account gives the same inodes.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import zlib
 from collections import defaultdict

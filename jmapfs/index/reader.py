@@ -7,8 +7,6 @@ File names begin with the time of receipt. So the order of names is the order in
 are listed and, except for emails of the same second, the order of inodes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 from collections import defaultdict

@@ -3,8 +3,6 @@
 So a reader sees all of a change or nothing of it, also after a crash.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager

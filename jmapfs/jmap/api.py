@@ -4,10 +4,8 @@ An Api also keeps the session up to date: every response carries the state of th
 that changes, the session is fetched again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -51,12 +49,7 @@ class MethodCall:
     name: str
     arguments: Mapping[str, object]
     call_id: str = "0"
-    using: frozenset[str] = field(default=frozenset())
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether it uses a result of another call of the same request (RFC 8620 §3.7)."""
-        return any(argument.startswith("#") for argument in self.arguments)
+    using: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +247,10 @@ class Api:
 
     def _split(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
         largest = self.session.limits.max_calls_in_request
-        if len(calls) > largest and any(call.has_reference for call in calls):
+        # An argument with this sign uses the result of another call (RFC 8620 §3.7).
+        if len(calls) > largest and any(
+            argument.startswith("#") for call in calls for argument in call.arguments
+        ):
             raise ValueError("calls that refer to each other do not fit into one request")
         for start in range(0, len(calls), largest):
             yield calls[start : start + largest]

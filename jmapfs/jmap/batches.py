@@ -8,8 +8,6 @@ large, the limit that the batch came closest to is halved: the number of blobs o
 is independent of how many emails the server allows at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,11 +69,6 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
     data: bytes | None = msgspec.field(name="data:asBase64", default=None)
     size: UnsignedInt | None = None
     is_truncated: bool | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether this is all of the blob, according to the server."""
-        return self.data is not None and len(self.data) == self.size and not self.is_truncated
 
 
 class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
@@ -204,7 +197,8 @@ def _whole(requested: Iterable[str], blobs: Iterable[_Blob]) -> dict[str, bytes]
     for blob in blobs:
         if blob.id not in wanted:
             continue
-        if blob.data is None or not blob.whole or found.setdefault(blob.id, blob.data) != blob.data:
+        whole = blob.data is not None and len(blob.data) == blob.size and not blob.is_truncated
+        if blob.data is None or not whole or found.setdefault(blob.id, blob.data) != blob.data:
             wanted.discard(blob.id)
             found.pop(blob.id, None)
     return found

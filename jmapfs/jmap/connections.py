@@ -27,19 +27,14 @@ from jmapfs.errors import ConfigError
 
 _KEEPALIVE_SECONDS = 60.0
 
-_HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
-    httpcore.ConnectTimeout: httpx.ConnectTimeout,
-    httpcore.ReadTimeout: httpx.ReadTimeout,
-    httpcore.WriteTimeout: httpx.WriteTimeout,
-    httpcore.PoolTimeout: httpx.PoolTimeout,
-    httpcore.ConnectError: httpx.ConnectError,
-    httpcore.ReadError: httpx.ReadError,
-    httpcore.WriteError: httpx.WriteError,
-    httpcore.ProxyError: httpx.ProxyError,
-    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
-    httpcore.LocalProtocolError: httpx.LocalProtocolError,
-    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
-}
+# Their subclasses have the same names in httpx.
+_HTTPCORE_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
@@ -208,8 +203,8 @@ class _Body(httpx.AsyncByteStream):
 def _httpx_errors() -> Iterator[None]:
     try:
         yield
-    except tuple(_HTTPX_ERRORS) as error:
-        raise _HTTPX_ERRORS[type(error)](str(error)) from error
+    except _HTTPCORE_ERRORS as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
 
 
 class _QuickAckBackend(httpcore.AsyncNetworkBackend):

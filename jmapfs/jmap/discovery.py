@@ -4,8 +4,6 @@ Redirects are followed here and nowhere else. Each URL is first requested withou
 that a server that only redirects never receives them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

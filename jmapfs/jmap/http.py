@@ -13,8 +13,6 @@ after a request that failed or stalled, the idle connections are closed, and the
 a new connection.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import random

@@ -4,8 +4,6 @@ What a server sends may be long, HTML, or contain control characters. `printable
 make it fit to be shown.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import socket

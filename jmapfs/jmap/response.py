@@ -7,8 +7,6 @@ httpx can decode gzip too, but it does not notice that a gzip body is truncated,
 limit the decoded size of a small body. So gzip is decoded here.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import suppress

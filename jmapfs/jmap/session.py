@@ -3,8 +3,6 @@
 A Session is immutable: a changed session is a new object. Its URLs are absolute.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit

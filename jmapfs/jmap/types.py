@@ -5,8 +5,6 @@ missing and what may be null. Everything that a server sends is decoded by `deco
 only ProtocolError.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 

@@ -292,14 +292,12 @@ class _Target:
 
 @dataclass(slots=True)
 class _Part:
-    """A plan, and the number of its requests that are neither downloaded nor failed."""
-
+    # `pending` counts the requests that are neither downloaded nor failed.
     plan: BuildPlan
     pending: int
     complete: trio.Event = field(default_factory=trio.Event)
 
     def finish(self, count: int) -> None:
-        """Note that some requests are downloaded, or have failed."""
         self.pending -= count
         if not self.pending:
             self.complete.set()

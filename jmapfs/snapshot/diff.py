@@ -5,8 +5,6 @@ Several emails with the same blob and time are matched by what else they have in
 that are the same in both snapshots, then the most similar ones, and so on.
 """
 
-from __future__ import annotations
-
 import heapq
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence

@@ -5,8 +5,6 @@ else that SHA256SUMS has. So if they disagree, it can be told which of them was 
 manifest is not used: then SHA256SUMS alone says which files there should be.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator
@@ -57,7 +55,8 @@ class ExpectedContents:
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
-    If `knows_directories`, `directories` then contains the directories of all mailboxes.
+    `directories` then also contains the directories of empty mailboxes, unless `description` is
+    None.
     `is_complete` tells whether all expected files are known.
 
     A hash of each path and blob id is stored, about 50 bytes; see `InodeCache`. Raises StorageError
@@ -85,11 +84,6 @@ class ExpectedContents:
         if self.description is not None:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
-
-    @property
-    def knows_directories(self) -> bool:
-        """Whether the directories of empty mailboxes are known."""
-        return self.description is not None
 
     def is_expected(self, path: str) -> bool:
         """Return whether a file belongs to the snapshot."""

@@ -7,8 +7,6 @@ A listing uses the server and SQLite in turn, so downloads have time in between.
 under their blob ids, and get their places once the state to copy is known.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence

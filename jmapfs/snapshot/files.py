@@ -10,8 +10,6 @@ by others, and since Linux 5.8 it reports writes that have failed since its desc
 An fsync of each file would wait once per file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -12,8 +12,6 @@ the checksums of the manifest and of `snapshot.json`. So for every byte of a sna
 checksum that shows a change.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -9,8 +9,6 @@ rule also keeps the oldest snapshot, so that history grows until there are enoug
 one rule keeps is not removed by others. Periods are in UTC, as the names of snapshots are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime

@@ -14,8 +14,6 @@ Files are numbered, because their names are known only when the whole state is k
 is computed from the downloaded bytes, before they are written. So reading a file again verifies it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

@@ -7,8 +7,6 @@
 share them.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import stat
@@ -29,6 +27,7 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
     lone_errors,
+    storage_errors,
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
@@ -122,14 +121,12 @@ def snapshots_at(place: Path) -> list[Path]:
         StorageError: it cannot be read.
     """
     directory = Path(os.path.realpath(place))
-    try:
+    with storage_errors(place):
         if not directory.is_dir():
             what = "not a directory" if directory.exists() else "no such directory"
             raise UsageError(f"{place}: {what}")
         if looks_like_snapshot(directory):
             return [directory]
-    except OSError as error:
-        raise StorageError(f"{place}: {error.strerror}") from error
     paths = [snapshot.path for snapshot in Repository(directory).snapshots()]
     if not paths:
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
@@ -302,7 +299,7 @@ class _Verifier:
                 detail = f"is {_type_of(entry)}, not a directory"
                 self._findings.append(Finding(path, "altered", detail))
         elif not path.startswith(f"{MAIL}/") or (
-            expected.knows_directories if is_directory else expected.is_complete
+            expected.description is not None if is_directory else expected.is_complete
         ):
             detail = f"is {_type_of(entry)} that does not belong to the snapshot"
             self._findings.append(Finding(path, "extra", detail))

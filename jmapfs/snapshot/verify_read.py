@@ -8,8 +8,6 @@ that are not written yet). They are dropped afterwards as well: otherwise readin
 once would evict the files that other programs read every day.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

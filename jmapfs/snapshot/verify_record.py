@@ -3,8 +3,6 @@
 The record is a memory, not a proof: without it, no snapshot counts as verified or as damaged.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ therefore always followed by `Synchronizer` storing these changes.
 An interrupted listing resumes after the last durable page.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

@@ -12,8 +12,6 @@ with the last step. Each step is one transaction, together with the state it lea
 An orphaned email is in a mailbox that the server has not described.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Awaitable, Sequence

@@ -4,8 +4,6 @@ Each account has its own tree with its own inodes. In the combined tree the inod
 number of the account (see `inodes`), and the roots of the accounts have names.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace

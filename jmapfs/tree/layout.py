@@ -10,8 +10,6 @@ A snapshot is made from an `EmailExport`: all emails at or below one directory, 
 always those from the root of the tree.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,8 +8,6 @@ Modes, owners and all attributes of an email are constant (SEMANTICS.md): backup
 change of attributes for a change of content.
 """
 
-from __future__ import annotations
-
 import enum
 import stat
 from bisect import bisect_left
