@@ -1,8 +1,8 @@
 """The entry point of `jmapfs` and `python -m jmapfs`.
 
-Importing a command takes up to half a second. Until then Ctrl-C ends the process silently, without
-the traceback of the module that was being imported; `jmapfs.cli.main` ends this when the command
-is imported.
+Importing a command takes up to half a second. During the import, Ctrl-C ends the process silently,
+without the traceback of the module that is being imported. After the import, `jmapfs.cli.main`
+restores Python's handler of SIGINT.
 """
 
 import signal

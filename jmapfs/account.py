@@ -1,7 +1,5 @@
 """Which account is meant, which accounts a user has, and where the data of an account is kept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +39,7 @@ def account_directory(cache_root: Path, source: AccountSource) -> Path:
 async def mail_accounts(source: AccountSource) -> list[SessionAccount]:
     """Return the accounts with mail that the user can see, the primary one first.
 
-    Raises:
-        JmapfsError: the server cannot be asked.
+    Raises JmapfsError if the server cannot be asked.
     """
     async with connect(source.location, source.credentials) as client:
         return client.session.mail_accounts()

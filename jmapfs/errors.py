@@ -25,13 +25,11 @@
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
 Exit code 0 is success, 1 is a bug (its traceback is in the log) and 130 an interruption by Ctrl-C.
-The codes are part of the interface: README.md lists them, and they do not change.
+The codes are part of the interface and do not change; docs/commands.md lists them.
 
 A message is one line for the user: what is wrong and, if that is not obvious, what to do. It
 never contains a secret. Any other exception is a bug.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -203,7 +201,7 @@ class EntryNotFoundError(JmapfsError):
 
 @contextlib.contextmanager
 def lone_errors() -> Iterator[None]:
-    """Raise an error that is the only one in an exception group without the group.
+    """If an exception group contains only one error, raise that error instead of the group.
 
     Nurseries wrap every error in a group (trio's strict exception groups). If one task fails and
     the others are only cancelled, the caller wants that error.
@@ -221,7 +219,7 @@ def lone_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def storage_errors(place: object) -> Iterator[None]:
-    """Raise a StorageError for an OSError: about the file that it names, or about `place`."""
+    """Convert an OSError to a StorageError that names the file of the OSError, or else `place`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Inode numbers, computed from what they identify instead of counted.
+"""Inode numbers. They are computed from the email or directory, not assigned by a counter.
 
     bit   61  60 ...... 29  28 .. 24  23 ......... 0
     mail   0  receivedAt,s  account   hash of the blob id
@@ -10,11 +10,9 @@ An email's inode grows with its time of receipt, so the order of inodes (Borg, `
 inodes are the same after the cache is lost and on another machine. All of them are below 2^62;
 0 and 1 are never used.
 
-If one account is mounted, its number is 0. If several are, each has another number
-(`account_numbers`), which `to_mount` puts into its inodes.
+In a mount of one account, the account has the number 0. In a mount of several accounts, each has a
+different number from 1 (`account_numbers`), and `to_mount` puts this number into the inodes.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
@@ -44,7 +42,10 @@ def inode_range(received_at: int) -> range:
 
 
 def email_inode(blob_id: str, received_at: int, *, attempt: int = 0) -> int:
-    """Return a candidate for the inode of an email; `attempt` counts those in use already."""
+    """Return a candidate for the inode of an email.
+
+    `attempt` is 0 for the first candidate, 1 for the next if the first is in use, and so on.
+    """
     inodes = inode_range(received_at)
     return inodes[_hashed(f"{attempt}:{blob_id}", 64) % len(inodes)]
 
@@ -61,8 +62,7 @@ def directory_inode(path: str, *, attempt: int = 0) -> int:
 def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
     """Return a number from 1 for each account; it seldom changes when others are added or removed.
 
-    Raises:
-        ValueError: there are more accounts than numbers.
+    Raises ValueError if there are more accounts than numbers.
     """
     numbers: dict[str, int] = {}
     taken: set[int] = set()

@@ -1,27 +1,28 @@
 """Locks between processes.
 
-They are advisory locks of the kernel (flock), which ends them with the process, however it ends.
-The lock file remains; it contains the PID of the holder, for error messages.
+They are advisory locks of the kernel (flock). The kernel releases a lock when the process ends,
+also after a crash. The lock file remains; it contains the PID of the holder, for error messages.
 """
 
-from __future__ import annotations
-
 import contextlib
+import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Final, Self
 
 from jmapfs.errors import BusyError, StorageError
 
 _PID_BYTES: Final = 20
+_PAUSE_SECONDS: Final = 0.02
 
 
 class ProcessLock:
-    """A lock on the file `path`, held within `with`; messages call its object `what`.
+    """A lock on the file `path`, held within `with`; `what` says in messages what it protects.
 
-    One process holds it, or any number of processes with `shared`. With `parents`, missing
-    directories of the file are created, accessible to the owner only.
+    One process at a time holds the lock, or any number of processes if all use `shared`. With
+    `parents`, missing directories of the file are created, accessible to the owner only.
 
     Raises on entry:
         BusyError: another process holds it; the message has its PID.
@@ -57,7 +58,7 @@ class ProcessLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Of several processes that share the lock, the file has the PID of the last.
+        # If several processes share the lock, the file contains the PID of the last one.
         with contextlib.suppress(OSError):
             if _holder(self._descriptor) == str(os.getpid()):
                 os.ftruncate(self._descriptor, 0)
@@ -78,3 +79,20 @@ class ProcessLock:
 
 def _holder(descriptor: int) -> str:
     return os.pread(descriptor, _PID_BYTES, 0).decode(errors="replace").strip()
+
+
+def wait_for_lock(descriptor: int, seconds: float) -> None:
+    """Lock a file or directory that other processes lock only briefly, until it is closed.
+
+    Raises OSError if it cannot be locked: TimeoutError if others hold the lock for so long.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from None
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return

@@ -19,11 +19,9 @@ are unassigned in 3.2 are kept.
 The directory of a mailbox: the name of a mailbox can be any text (Cyrus accepts `..` and `.`,
 others `a/b`). It becomes safe text. Siblings whose names would be the same, also if case or
 Unicode form is ignored, get a key at the end. RFC 8621 §2 forbids siblings with the same name, so
-the key comes from the full name and stays the same when mailbox ids change. Only if a server
-breaks that rule does the key come from the id as well.
+the key comes from the full name and stays the same when mailbox ids change. If a server breaks that
+rule, the key comes from the name and the id.
 """
-
-from __future__ import annotations
 
 import base64
 import hashlib
@@ -86,7 +84,8 @@ def safe_text(text: str, *, limit: int) -> str:
 
     The result is in NFC, has no leading or trailing hyphen or dot, and is cut between characters.
     """
-    # Normalized before as well: that turns U+037E into a semicolon, U+1FEF into a backquote.
+    # Normalize before the translation too: NFC turns U+037E into a semicolon and U+1FEF into a
+    # backquote.
     mapped = unicodedata.normalize("NFC", text).translate(_TABLE)
     tidy = _HYPHENS.sub("-", unicodedata.normalize("NFC", mapped)).strip("-.")
     if len(tidy) * 4 <= limit:

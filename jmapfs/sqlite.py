@@ -1,4 +1,4 @@
-"""What the index and the disk cache share of SQLite: connections, transactions and damage.
+"""The use of SQLite by the index and the disk cache: connections, transactions and damage.
 
     SQLite error code       meaning                                      is_damage
     SQLITE_CORRUPT          a page or an index cannot be right           yes
@@ -8,8 +8,6 @@
 
 A damaged file is never repaired: everything in it can be downloaded again.
 """
-
-from __future__ import annotations
 
 import contextlib
 import sqlite3
@@ -46,10 +44,8 @@ def connect(
     """Open an existing file in autocommit mode, for use by one thread at a time.
 
     `query` is the part of the URI behind the `?` (https://sqlite.org/uri.html). `busy_seconds` is
-    how long a statement waits for the lock of another connection.
-
-    Raises:
-        sqlite3.Error: the file cannot be opened, or a pragma fails.
+    how long a statement waits for the lock of another connection. Raises sqlite3.Error if the file
+    cannot be opened, or a pragma fails.
     """
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
@@ -95,8 +91,7 @@ def sqlite_errors(action: str) -> Iterator[None]:
 def quarantine(path: Path) -> None:
     """Rename a damaged database to `quarantined(path)`; an earlier one there is replaced.
 
-    Raises:
-        OSError: it cannot be renamed.
+    Raises OSError if it cannot be renamed.
     """
     for suffix in _FILE_SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
@@ -111,8 +106,7 @@ def quarantined(path: Path) -> Path:
 def delete_database(path: Path) -> None:
     """Delete a database with its write-ahead log; files that do not exist are ignored.
 
-    Raises:
-        OSError: a file cannot be deleted.
+    Raises OSError if a file cannot be deleted.
     """
     for suffix in _FILE_SUFFIXES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)

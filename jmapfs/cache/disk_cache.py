@@ -9,8 +9,6 @@ Uses of blobs are collected in memory and written with the next insert: one writ
 would cost more than the read.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading
@@ -22,14 +20,15 @@ from typing import Any, Final
 
 from jmapfs.cache.large_files import LargeBlob, LargeWriter
 from jmapfs.cache.lru import (
+    SELECT_ENTRY,
     WANTED,
     CacheEntry,
     FreeSpace,
     PinnedBlobs,
     checksum_of,
     cost_of,
-    find,
     key_of,
+    new_entry,
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
@@ -41,8 +40,9 @@ SMALL_BYTES: Final = 1024 * 1024
 
 _STEP_BYTES: Final = 4 * 1024 * 1024
 _UNUSED_PART: Final = 0.25
-# With a quarter of this, recording uses in another order than that of storing writes 3.5 times as
-# much; with more, a caller waits for more than 30 ms (measured).
+# How many uses are collected before they are written. If the order of use differs from the order of
+# storing, a quarter of this number causes 3.5 times as many writes. With a larger number, the
+# caller waits for more than 30 ms (measured).
 _MOST_TOUCHED: Final = 4096
 
 # For one blob, this takes 9 µs less than `_LOAD_MANY` (measured).
@@ -71,7 +71,7 @@ class DiskCache:
 
     The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
     and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
-    while it is written, and one damaged file that was set aside.
+    while it is written, and one damaged file in quarantine.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
@@ -109,8 +109,8 @@ class DiskCache:
     def load_many(self, blob_ids: Sequence[str]) -> dict[str, bytes]:
         """Return those of the blobs that are cached and have at most 1 MiB, in this order.
 
-        Their checksums are verified, and they count as used in this order. From 64 blobs on, one
-        costs less than half of what `load` does.
+        Their checksums are verified, and they count as used in this order. For 64 blobs and more,
+        this takes less than half the time of calling `load` for each.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         found: dict[bytes, bytes] = {}
@@ -122,16 +122,13 @@ class DiskCache:
         return {keys[key]: data for key, data in found.items()}
 
     def missing(self, blob_ids: Sequence[str]) -> list[str]:
-        """Return those of the blobs that are not cached, in this order; this is not a use.
+        """Return those of the blobs that are not cached, in this order.
 
-        Blobs whose content is damaged count as cached.
+        This does not count as a use. Blobs whose content is damaged count as cached.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
-        present: set[bytes] = set()
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                rows = connection.execute(f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
-                present = {key for (key,) in rows}
+        rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
+        present = {key for (key,) in rows}
         return [blob_id for key, blob_id in keys.items() if key not in present]
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
@@ -155,17 +152,8 @@ class DiskCache:
             if len(data) > SMALL_BYTES:
                 kept[index] = self._put_large(blob_id, data)
             elif self._fits(len(data)):
-                small[index] = (
-                    CacheEntry(
-                        0,
-                        key_of(blob_id),
-                        len(data),
-                        cost_of(len(data), large=False),
-                        checksum_of(data),
-                        large=False,
-                    ),
-                    data,
-                )
+                entry = new_entry(key_of(blob_id), len(data), checksum_of(data), large=False)
+                small[index] = entry, data
         with self._files.guard("keep a blob"):
             if small and self._make_space(sum(entry.cost for entry, _ in small.values())):
                 with self._files.writer() as lru:
@@ -178,8 +166,8 @@ class DiskCache:
     def begin_large(self, blob_id: str, expected_size: int = 0) -> LargeWriter | None:
         """Return a writer for a blob in a file of its own, of about `expected_size` bytes.
 
-        If it cannot be stored, the file has no name: it can be read, and is gone once it is closed.
-        None if no file can be created.
+        If the blob cannot be stored, the file has no name: it can be read, and is deleted when it
+        is closed. Returns None if no file can be created.
         """
         key = key_of(blob_id)
         keep: partial[bool] | None = partial(self._keep_large, key)
@@ -212,10 +200,7 @@ class DiskCache:
 
     def statistics(self) -> CacheStatistics:
         """Return what is stored now, by all processes."""
-        used = blobs = 0
-        if self.limit_bytes:
-            with self._files.guard("be counted"), self._files.reader() as connection:
-                used, blobs = connection.execute("SELECT bytes, blobs FROM usage").fetchone()
+        [(used, blobs)] = self._rows("be counted", "SELECT bytes, blobs FROM usage") or [(0, 0)]
         return CacheStatistics(bytes=used, limit=self.limit_bytes, blobs=blobs)
 
     def close(self) -> None:
@@ -223,24 +208,26 @@ class DiskCache:
         self.write_touches()
         self._files.close()
 
+    def _rows(
+        self, action: str, query: str, parameters: tuple[bytes] | dict[str, bytes] | tuple[()] = ()
+    ) -> list[Any]:
+        """Return the rows of a query; none if it fails, or if nothing is ever stored."""
+        rows: list[Any] = []
+        if self.limit_bytes:
+            with self._files.guard(action), self._files.reader() as connection:
+                rows = connection.execute(query, parameters).fetchall()
+        return rows
+
     def _select(
         self, query: str, parameters: tuple[bytes] | dict[str, bytes]
     ) -> list[tuple[CacheEntry, bytes | None]]:
         """Return the rows of blobs, with the content of small ones."""
-        if not self.limit_bytes:
-            return []
-        rows: list[Any] = []
-        with self._files.guard("read a blob"), self._files.reader() as connection:
-            rows = connection.execute(query, parameters).fetchall()
+        rows = self._rows("read a blob", query, parameters)
         return [(CacheEntry(*row[:-1]), row[-1]) for row in rows]
 
     def _find(self, blob_id: str) -> CacheEntry | None:
-        key = key_of(blob_id)
-        entry = None
-        if self.limit_bytes:
-            with self._files.guard("look a blob up"), self._files.reader() as connection:
-                entry = find(connection, [key]).get(key)
-        return entry
+        rows = self._rows("look a blob up", f"{SELECT_ENTRY} WHERE key = ?", (key_of(blob_id),))
+        return CacheEntry(*rows[0]) if rows else None
 
     def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
         """Return the verified content of a blob, which is `data` or in its file."""
@@ -335,8 +322,7 @@ class DiskCache:
     def _keep_large(self, key: bytes, writer: LargeWriter) -> bool:
         if not self._fits(writer.size, large=True):
             return False
-        cost = cost_of(writer.size, large=True)
-        entry = CacheEntry(0, key, writer.size, cost, writer.checksum.digest(), large=True)
+        entry = new_entry(key, writer.size, writer.checksum(), large=True)
         with self._files.guard("keep a large blob"):
             writer.sync()
             if not self._make_space(0):
@@ -345,21 +331,21 @@ class DiskCache:
                 lru.touch(self._take_touched())
                 if not all(lru.insert([(entry, None)], self.limit_bytes, self._pins)):
                     return False
-                # Before the commit, so that no row is without its file. A file without a row is
-                # deleted when the cache is opened.
+                # The file is renamed before the commit, so that no row is without its file. A file
+                # without a row is deleted when the cache is opened.
                 writer.rename(self._files.large / key.hex())
             return True
         return False
 
     def _make_space(self, wanted: int) -> bool:
         """Evict if the file system is short of space for `wanted` more bytes."""
-        # Twice: for a while the content is in the write-ahead log and in the file.
+        # The space is needed twice: for a while the content is in the write-ahead log and the file.
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True
         delete_database(quarantined(self._files.current().path))
-        # Before anything is evicted: if the disk is too full even for this, evicting would free
-        # no space, so everything stays.
+        # The log is emptied first. If the disk is too full even for that, this raises an error, and
+        # nothing is evicted: eviction would not free space on such a disk.
         self._files.current().empty_log()
         with self._files.writer() as lru:
             freed = lru.evict(shortage + _STEP_BYTES, self._pins)

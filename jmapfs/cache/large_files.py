@@ -1,7 +1,7 @@
 """Large blobs: each in a file of its own, written under a temporary name and then renamed.
 
-A temporary file is locked while its writer exists. So a process that opens the cache can tell the
-files of another process from those that a killed one has left, and deletes the latter.
+A temporary file is locked while its writer exists. So a process that opens the cache can tell which
+temporary files belong to a running process. It deletes the others: a killed process has left them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from jmapfs.cache.lru import Checksum, FreeSpace
+from jmapfs.cache.lru import DIGEST_BYTES, FreeSpace
 from jmapfs.errors import StorageError
 
 _PARTIAL: Final = ".partial-"
@@ -24,7 +25,7 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _SPACE_CHECK_BYTES: Final = 16 * 1024 * 1024
 
 
-class LargeBlob:
+class LargeBlob(contextlib.AbstractContextManager["LargeBlob"]):
     """An open large blob of `size` bytes; it can still be read after it was evicted.
 
     Safe to use from several threads, except `close`.
@@ -35,9 +36,6 @@ class LargeBlob:
         self._descriptor = descriptor
         # If the thread that opened it was abandoned, the garbage collector closes it.
         self._close = weakref.finalize(self, _close, descriptor, on_close)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -64,15 +62,14 @@ class LargeBlob:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def checksum(self) -> bytes:
-        """Return the checksum of the whole content, as it is now.
+        """Return the checksum of the whole content, read from the file now.
 
-        Raises:
-            StorageError: as for `pread`.
+        Raises the same errors as `pread`.
         """
-        checksum = Checksum()
+        digest = hashlib.sha256()
         for offset in range(0, self.size, _CHUNK_BYTES):
-            checksum.update(self.pread(_CHUNK_BYTES, offset))
-        return checksum.digest()
+            digest.update(self.pread(_CHUNK_BYTES, offset))
+        return digest.digest()[:DIGEST_BYTES]
 
     def close(self) -> None:
         """Close it; closing twice does nothing."""
@@ -84,7 +81,7 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
     on_close()
 
 
-class LargeWriter:
+class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     """Writes a large blob chunk by chunk; without `commit` it is deleted at the end of `with`.
 
     `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close` is
@@ -100,7 +97,7 @@ class LargeWriter:
         on_close: Callable[[], None],
     ) -> None:
         self.size = 0
-        self.checksum = Checksum()
+        self._digest = hashlib.sha256()
         self._space = space
         self._keep = keep
         self._path: Path | None = directory / f"{_PARTIAL}{secrets.token_hex(8)}"
@@ -118,9 +115,6 @@ class LargeWriter:
         except BaseException:
             self.abort()
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.abort()
@@ -140,8 +134,12 @@ class LargeWriter:
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-        self.checksum.update(chunk)
+        self._digest.update(chunk)
         self.size += len(chunk)
+
+    def checksum(self) -> bytes:
+        """Return the checksum of what was written."""
+        return self._digest.digest()[:DIGEST_BYTES]
 
     def commit(self) -> bool:
         """Store what was written, durably; return False if that is impossible."""
@@ -156,7 +154,7 @@ class LargeWriter:
             self._file.close()
 
     def detach(self) -> LargeBlob:
-        """Return the open blob after `commit`, whatever it returned; the caller closes it."""
+        """Return the open blob after `commit`, also if it was not stored; the caller closes it."""
         self._file.size = self.size
         self._detached = True
         return self._file

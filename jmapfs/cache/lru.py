@@ -1,15 +1,13 @@
 """Which blobs the disk cache keeps: their keys and costs, the order of use, and what must stay.
 
-`LruIndex` works inside one transaction, so its totals match the rows whatever other processes
-write, and whenever a process is killed. Rows and uses are collected and written to SQLite together.
+`LruIndex` works inside one transaction. So its totals match the rows even if other processes write
+too, or if a process is killed. Rows and uses are collected and written to SQLite together.
 The order of use is exact: `used` is a counter that grows with every use, not the time of day.
 
 A blob id is any string that a server chooses, so it never becomes a path or a part of one. The key
 of a blob is a digest of it. Keys and checksums are SHA-256: with the SHA instructions of today's
 processors it takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs (measured).
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
@@ -20,32 +18,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
-_DIGEST_BYTES: Final = 16
+DIGEST_BYTES: Final = 16
+"""The length of keys and checksums: the first half of a SHA-256."""
 
 
 def key_of(blob_id: str) -> bytes:
     """Return the key of a blob id: 16 bytes; any string has one."""
-    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def checksum_of(data: bytes | memoryview) -> bytes:
     """Return the checksum of a content: 16 bytes."""
-    return hashlib.sha256(data).digest()[:_DIGEST_BYTES]
-
-
-class Checksum:
-    """The checksum of a content that is computed chunk by chunk."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Add the next chunk."""
-        self._hash.update(data)
-
-    def digest(self) -> bytes:
-        """Return `checksum_of` all chunks together."""
-        return self._hash.digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 _MOST_RESERVED_BYTES: Final = 1024**3
@@ -70,7 +54,8 @@ class FreeSpace:
         try:
             state = os.statvfs(self._directory)
         except FileNotFoundError:
-            # Not created yet, or deleted: creating it will show whether there is space.
+            # The directory does not exist yet, or was deleted. Creating it fails if there is no
+            # space.
             return 0
         reserve = self._reserve_bytes
         if reserve is None:
@@ -79,10 +64,10 @@ class FreeSpace:
 
 
 class PinnedBlobs:
-    """Counts the users of each key in this process, which must not evict it; thread-safe."""
+    """Counts the users of each key; this process must not evict a key with users. Thread-safe."""
 
     def __init__(self) -> None:
-        # Reentrant: the garbage collector may unpin a forgotten blob anywhere.
+        # The lock is reentrant because the garbage collector may call `unpin` at any point.
         self._lock = threading.RLock()
         self._counts: Counter[bytes] = Counter()
 
@@ -144,6 +129,11 @@ class CacheEntry(NamedTuple):
     large: bool
 
 
+def new_entry(key: bytes, size: int, checksum: bytes, *, large: bool) -> CacheEntry:
+    """Return the row of a blob for `LruIndex.insert`, which assigns the number."""
+    return CacheEntry(0, key, size, cost_of(size, large=large), checksum, large)
+
+
 class LruIndex:
     """The index within a transaction of `connection`; call `save` before it commits.
 
@@ -171,7 +161,10 @@ class LruIndex:
     def find(self, keys: Collection[bytes]) -> dict[bytes, CacheEntry]:
         """Return the rows of the blobs that are in the cache, by their keys."""
         self._write()
-        return find(self._connection, keys)
+        rows = self._connection.execute(
+            f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)}
+        ).fetchall()
+        return {entry.key: entry for entry in map(CacheEntry._make, rows)}
 
     def touch(self, keys: Collection[bytes]) -> None:
         """Record that blobs were used, in this order."""
@@ -186,8 +179,9 @@ class LruIndex:
     ) -> list[bool]:
         """Insert blobs one after the other; tell for each whether it is in the index now.
 
-        Each replaces the row with the same key, and evicts the blobs used least recently, except
-        pinned ones, until it fits below `limit`. Content None is in a file of its own.
+        A blob replaces the row with the same key. The least recently used blobs that are not pinned
+        are evicted until the new one fits below `limit`. If a content is None, it is in a file of
+        its own.
         """
         known = self.find([entry.key for entry, _ in blobs])
         return [self._insert_one(known, entry, data, limit, pins) for entry, data in blobs]
@@ -195,7 +189,8 @@ class LruIndex:
     def remove(self, entries: Collection[CacheEntry]) -> None:
         """Remove blobs, and their files."""
         self._write()
-        # While the write lock is held: later, another process may have stored a new file there.
+        # The files are deleted while the write lock is held: after that, another process may store
+        # a new file with the same name.
         for entry in entries:
             if entry.large:
                 (self._large_directory / entry.key.hex()).unlink(missing_ok=True)
@@ -213,7 +208,7 @@ class LruIndex:
 
     def recount(self, large_files: Collection[str]) -> None:
         """Compute the totals, and remove the blobs whose file is not among `large_files`."""
-        rows = self._connection.execute(f"{_SELECT} WHERE large").fetchall()
+        rows = self._connection.execute(f"{SELECT_ENTRY} WHERE large").fetchall()
         lost = [
             entry for entry in map(CacheEntry._make, rows) if entry.key.hex() not in large_files
         ]
@@ -234,33 +229,17 @@ class LruIndex:
         if old and not old.large and data is not None and old.checksum == new.checksum:
             self.touch([new.key])
             return True
-        wanted = new.cost - (old.cost if old else 0)
-        evicted = self._make_room(wanted, limit, pins, exclude=new.key)
-        if evicted is None:
+        excess = self.bytes + new.cost - (old.cost if old else 0) - limit
+        victims = self._victims(excess + headroom(limit), pins, new.key) if excess > 0 else []
+        if sum(entry.cost for entry in victims) < excess:
             return False
-        for entry in evicted:
+        for entry in victims:
             known.pop(entry.key, None)
-        if old:
-            self.remove([old])
+        replaced = [*victims, old] if old else victims
+        if replaced:
+            self.remove(replaced)
         known[new.key] = self._add_row(new, data)
         return True
-
-    def _make_room(
-        self, wanted: int, limit: int, pins: PinnedBlobs, *, exclude: bytes
-    ) -> Collection[CacheEntry] | None:
-        """Evict the blobs used least recently until `wanted` bytes fit below `limit`.
-
-        Pinned blobs and the key `exclude` are not evicted. Returns what was evicted; or None, with
-        nothing evicted, if that is not enough.
-        """
-        excess = self.bytes + wanted - limit
-        if excess <= 0:
-            return ()
-        victims = self._victims(excess + headroom(limit), pins, exclude)
-        if sum(entry.cost for entry in victims) < excess:
-            return None
-        self.remove(victims)
-        return victims
 
     def _add_row(self, new: CacheEntry, data: bytes | None) -> CacheEntry:
         if self._touches:
@@ -272,7 +251,8 @@ class LruIndex:
         if data is not None:
             self._contents.append((entry.number, data))
         else:
-            # Its file is renamed next; the row must be written by then, or the disk may be full.
+            # The caller renames the file next. The row is written first, because that fails if the
+            # disk is full.
             self._write()
         self.bytes += entry.cost
         self.blobs += 1
@@ -282,10 +262,10 @@ class LruIndex:
         self, wanted: int, pins: PinnedBlobs, exclude: bytes | None = None
     ) -> list[CacheEntry]:
         self._write()
-        # A list: rows must not be deleted while a statement reads the same index.
+        # The victims are collected first: rows must not be deleted while a statement reads them.
         victims: list[CacheEntry] = []
         freed = 0
-        for row in self._connection.execute(f"{_SELECT} ORDER BY used"):
+        for row in self._connection.execute(f"{SELECT_ENTRY} ORDER BY used"):
             if freed >= wanted:
                 break
             entry = CacheEntry(*row)
@@ -295,7 +275,11 @@ class LruIndex:
         return victims
 
     def _write(self) -> None:
-        """Write the rows or uses that were collected; never both, to keep their order."""
+        """Write the rows or the uses that were collected.
+
+        There are never both: the one kind is written before the other is collected, so their order
+        is kept.
+        """
         if self._entries:
             self._connection.executemany(
                 "INSERT INTO entry (number, key, size, charge, checksum, large, used)"
@@ -306,7 +290,7 @@ class LruIndex:
             self._entries.clear()
             self._contents.clear()
         if self._touches:
-            # One statement, so that the GIL is released once and not for each of them.
+            # All uses are in one statement, so that the GIL is released only once.
             self._connection.execute(
                 f"{WANTED} {_TOUCH_WANTED}",
                 {"keys": b"".join(self._touches), "clock": self._clock + 1},
@@ -315,7 +299,9 @@ class LruIndex:
             self._touches.clear()
 
 
-_SELECT: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
+SELECT_ENTRY: Final = "SELECT number, key, size, charge, checksum, large FROM entry"
+"""Selects what a CacheEntry has."""
+
 _SELECT_WANTED: Final = (
     "SELECT number, key, size, charge, checksum, large"
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
@@ -323,9 +309,3 @@ _SELECT_WANTED: Final = (
 _TOUCH_WANTED: Final = (
     "UPDATE entry SET used = :clock + at / 16 FROM wanted WHERE key = substr(:keys, at, 16)"
 )
-
-
-def find(connection: sqlite3.Connection, keys: Collection[bytes]) -> dict[bytes, CacheEntry]:
-    """Return the rows of the blobs that are in the cache, by their keys."""
-    rows = connection.execute(f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)})
-    return {entry.key: entry for entry in map(CacheEntry._make, rows)}

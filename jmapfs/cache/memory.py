@@ -1,7 +1,5 @@
 """Blobs in this process: recently used small ones in memory, and those of open files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -21,8 +19,8 @@ def _cost(data: bytes) -> int:
 class MemoryCache:
     """The most recently used small blobs; for the thread of the event loop.
 
-    `limit_bytes` bounds content and overhead together. A blob larger than a quarter of it is not
-    kept: it would evict many that are more likely to be read again.
+    `limit_bytes` bounds content and overhead together. A blob larger than a quarter of the limit is
+    not kept: it would evict many blobs that are more likely to be read again.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -61,7 +59,7 @@ class OpenBlob(Protocol):
 
 
 class MemoryBlob:
-    """An open blob that no cache took: it exists while it is held."""
+    """An open blob that is in no cache; it exists until its last holder releases it."""
 
     def __init__(self, data: bytes | bytearray, on_close: Callable[[], None] | None = None) -> None:
         self.size = len(data)
@@ -92,7 +90,7 @@ class OpenBlobs:
         self._open: dict[str, OpenBlob] = {}
 
     def hold(self, blob_id: str) -> None:
-        """Keep the blob open once it has been opened."""
+        """Count one more holder: once the blob is open, it stays open until `release`."""
         self._holders[blob_id] += 1
 
     def release(self, blob_id: str) -> None:
@@ -123,8 +121,8 @@ class OpenBlobs:
 
     def forget(self, blob_id: str, blob: OpenBlob) -> None:
         """Forget a blob that cannot be read; its holders open it again."""
-        # Not closed: another thread may be reading from the descriptor, whose number must not be
-        # reused meanwhile. The garbage collector closes it.
+        # The blob is not closed here: another thread may be reading from the descriptor, and its
+        # number must not be reused meanwhile. The garbage collector closes it.
         if self._open.get(blob_id) is blob:
             del self._open[blob_id]
 

@@ -1,20 +1,20 @@
-"""The directory of the disk cache: opened in any state, and reopened when it can be used again.
+"""The directory of the disk cache. It can be damaged, full or read-only, and recover from that.
 
     blobs.sqlite     the small blobs, and the index of all      large/   a file for each large blob
     lock             held while blobs.sqlite is opened or replaced
 
-No error leaves the cache: a cache that cannot be used is an empty one. Each kind of error is logged
-once. A file that is damaged, or belongs to another version, is set aside and a new one is created,
-since everything in it can be downloaded again. Several processes may have the files open.
+The cache does not raise errors: if it cannot be used, it behaves like an empty cache. Each kind of
+error is logged once. A file that is damaged, or belongs to another version, is quarantined, and a
+new one is created, since everything in it can be downloaded again. Several processes may have the
+files open.
 
-WAL, so that readers never wait; `synchronous=NORMAL`, because a crash of the machine may cost the
-last inserts, but not the file.
+The file is in WAL mode, so readers never wait. With `synchronous=NORMAL`, a crash of the machine
+may lose the last inserts, but it does not damage the file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -26,6 +26,7 @@ from typing import Final
 
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
+from jmapfs.locking import wait_for_lock
 from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
@@ -41,14 +42,14 @@ _PRAGMAS: Final = (
     # file is not mapped into memory: an error of the disk would be a signal and end the mount.
     "cache_size = -1024",
     "journal_size_limit = 8388608",
-    # Debian's SQLite overwrites deleted content with zeros. With an eviction for each insert that
-    # was a quarter of what was written, and of the time (measured).
+    # By default, Debian's SQLite overwrites deleted content with zeros. If each insert evicts, that
+    # was a quarter of the bytes written, and a quarter of the time (measured).
     "secure_delete = FAST",
 )
 
-# Pages have 4096 bytes. With 16384, storing a mail takes a quarter less time, but a mail of 9 KB
-# then takes 8 KB in addition to its content, and one of mixed sizes around 20 KB takes 3 KB; with
-# 4096 it is less than 1 KB (measured).
+# Pages have 4096 bytes, and a mail uses less than 1 KB in addition to its content (measured). With
+# pages of 16384 bytes, storing a mail takes a quarter less time, but a mail of 9 KB uses 8 KB in
+# addition, and mails of mixed sizes around 20 KB use 3 KB on average.
 # Content has a table of its own, so that recording a use does not rewrite it.
 _SCHEMA: Final = """
     BEGIN IMMEDIATE;
@@ -81,9 +82,9 @@ _IDENTITY: Final = (0x6A6D4243, 1)
 class BlobStore:
     """The open SQLite file: one connection for writing, and one for each thread that reads now.
 
-    `damaged` is the inode of a file that turned out to be damaged: it is set aside first, if it is
-    still there. `read_only` if nothing can be written. The constructor and the methods raise
-    sqlite3.Error or OSError if the file cannot be used.
+    `damaged` is the inode of a file that turned out to be damaged; if the path still has this
+    inode, the file is quarantined first. `read_only` tells that nothing can be written. The
+    constructor and the methods raise sqlite3.Error or OSError if the file cannot be used.
     """
 
     def __init__(self, path: Path, *, damaged: int | None = None) -> None:
@@ -103,7 +104,7 @@ class BlobStore:
 
     @property
     def replaced(self) -> bool:
-        """Whether another process has set this file aside and created a new one."""
+        """Whether another process has quarantined this file and created a new one."""
         try:
             # Not `Path.stat`, which is slower: this is called before every read.
             return os.stat(self._name).st_ino != self.inode  # noqa: PTH116
@@ -143,8 +144,8 @@ class BlobStore:
             before = -1
             while (unused := _pragma(connection, "freelist_count")) and unused != before:
                 before = unused
-                # In steps: the pages that move go through the write-ahead log, and there may be
-                # little space for it. A script, because `execute` would release one page only.
+                # A step moves few pages, because moved pages are written to the write-ahead log,
+                # and there may be little space. `execute` would release only one page.
                 connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
                 _empty_log(connection)
 
@@ -189,8 +190,9 @@ class BlobStore:
         os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
-        # On a read-only file system SQLite cannot create the -shm file that WAL needs. `immutable`
-        # works without; if another process writes after all, the checksums detect torn reads.
+        # On a read-only file system SQLite cannot create the -shm file that WAL needs. With
+        # `immutable` it needs no such file. If another process writes after all, the checksums
+        # detect inconsistent reads.
         for query in ("mode=ro", "immutable=1"):
             self._query = query
             with contextlib.suppress(sqlite3.Error):
@@ -233,7 +235,10 @@ def _empty_log(connection: sqlite3.Connection) -> None:
 
 
 def _is_cache(connection: sqlite3.Connection) -> bool:
-    """Tell a cache of this version (True) from an empty file; raise ForeignFileError otherwise."""
+    """Return True for a cache of this version, and False for an empty file.
+
+    Raises ForeignFileError for any other database.
+    """
     identity = (_pragma(connection, "application_id"), _pragma(connection, "user_version"))
     if identity == _IDENTITY:
         return True
@@ -248,19 +253,11 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     except OSError:
-        # Read-only or full: no process can replace the file either.
+        # The directory is read-only or the disk is full, so no process can replace the file either.
         yield
         return
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        wait_for_lock(descriptor, _LOCK_TIMEOUT_SECONDS)
         yield
     finally:
         os.close(descriptor)
@@ -271,7 +268,7 @@ class CacheUnavailableError(OSError):
 
 
 class _Guard:
-    """A context that ends at an error of SQLite or the file system; the error is reported."""
+    """A context that suppresses errors of SQLite and the file system, and reports them."""
 
     def __init__(self, files: CacheFiles, action: str) -> None:
         self._files = files
@@ -289,8 +286,8 @@ class _Guard:
 class CacheFiles:
     """The files below `directory`, which is created if needed and shared with other processes.
 
-    `guard` must be around every use of the other methods, which raise sqlite3.Error or OSError if
-    the files cannot be used; nothing has changed then.
+    The other methods raise sqlite3.Error or OSError if the files cannot be used; then nothing has
+    changed. So they must be used within `guard`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -304,7 +301,7 @@ class CacheFiles:
         self._closed = False
 
     def guard(self, action: str) -> _Guard:
-        """Return a context that ends at an error and logs it: "the cache ... cannot `action`"."""
+        """Return a context that suppresses errors and logs: "the cache ... cannot `action`"."""
         return _Guard(self, action)
 
     @contextlib.contextmanager
@@ -330,7 +327,7 @@ class CacheFiles:
             index.save()
 
     def report(self, action: str, error: Exception) -> None:
-        """Log an error if its kind is new; stop using a damaged file, which is then set aside."""
+        """Log an error if its kind is new; close a damaged file, which is then quarantined."""
         if isinstance(error, CacheUnavailableError):
             return
         kind = getattr(error, "sqlite_errorname", None) or getattr(error, "errno", None)
@@ -386,7 +383,8 @@ class CacheFiles:
         try:
             with store.writer() as connection:
                 index = LruIndex(connection, self.large)
-                # With the write lock, no other process is between renaming a file and its row.
+                # The write lock is held, so no other process has renamed a file whose row is not
+                # committed yet.
                 names = remove_partial_files(self.large)
                 index.recount(names)
                 known = {

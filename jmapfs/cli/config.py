@@ -14,10 +14,8 @@
 A secret comes from a command, a file or the environment. It is never on a command line, in the
 configuration file, in a message or in a log.
 
-An unknown key is an error: a misspelt one would otherwise be noticed when a backup is needed.
+An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 """
-
-from __future__ import annotations
 
 import os
 import shlex
@@ -191,7 +189,7 @@ def _from_command(where: str, command: str) -> str:
         raise ConfigError(f"{where}: no output within {_COMMAND_SECONDS} s") from None
     if result.returncode != 0:
         raise ConfigError(f"{where}: the command failed with exit code {result.returncode}")
-    return _first_line(where, _decoded(where, result.stdout))
+    return _first_line(where, result.stdout)
 
 
 def _from_file(where: str, name: str) -> str:
@@ -208,7 +206,7 @@ def _from_file(where: str, name: str) -> str:
         raise ConfigError(f"{where}: {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{where}: not a file name: {error}") from error
-    return _first_line(where, _decoded(where, content))
+    return _first_line(where, content)
 
 
 def _from_variable(where: str, name: str) -> str:
@@ -218,14 +216,11 @@ def _from_variable(where: str, name: str) -> str:
     return _first_line(where, secret)
 
 
-def _decoded(where: str, content: bytes) -> str:
+def _first_line(where: str, content: str | bytes) -> str:
     try:
-        return content.decode()
+        text = content.decode() if isinstance(content, bytes) else content
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
-
-
-def _first_line(where: str, text: str) -> str:
     # Files of `pass` and similar programs have notes below the first line.
     secret = text.split("\n", 1)[0].rstrip("\r")
     if not secret:

@@ -7,8 +7,6 @@ Each subcommand is imported when it is called: `jmapfs --help` is fast, and only
 needs FUSE.
 """
 
-from __future__ import annotations
-
 import importlib
 import signal
 import sys

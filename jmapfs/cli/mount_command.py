@@ -3,8 +3,6 @@
 Only `mount` needs FUSE, so it imports the daemon when it runs.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from functools import partial
@@ -112,9 +110,7 @@ def mount_command(
 def _mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
     """Mount; in the foreground, return when it is unmounted again.
 
-    Raises:
-        JmapfsError: it cannot be mounted.
-        KeyboardInterrupt: Ctrl-C before it was mounted.
+    Raises KeyboardInterrupt for Ctrl-C before it was mounted.
     """
     from jmapfs.daemon.daemon import Stopped, run_daemon  # noqa: PLC0415 - needs FUSE
 

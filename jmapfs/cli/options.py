@@ -1,7 +1,5 @@
 """Options that several commands share, and the text form of sizes, durations and names."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Final

@@ -3,10 +3,9 @@
 Progress bars are shown only on a terminal.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Self
 
 import msgspec
@@ -67,7 +66,7 @@ def columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> It
         yield "  ".join(cells).rstrip()
 
 
-class MountDisplay:
+class MountDisplay(AbstractContextManager["MountDisplay"]):
     """Shows the start of a mount: the `StartupReport` of a command on a terminal."""
 
     def __init__(self) -> None:
@@ -80,9 +79,6 @@ class MountDisplay:
             disable=not console.is_interactive,
         )
         self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
@@ -103,16 +99,14 @@ class MountDisplay:
 class MailProgress:
     """A progress bar for a known number of mails and, with `size`, of bytes; a context manager."""
 
-    def __init__(
-        self, console: Console, description: str, mails: int, size: int | None = None
-    ) -> None:
+    def __init__(self, description: str, mails: int, size: int | None = None) -> None:
         self._done = 0
         self._counts_bytes = size is not None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            _MailsColumn(),
-            *((_BytesColumn(), _RateColumn()) if self._counts_bytes else ()),
+            TextColumn("{task.fields[done]:,}/{task.fields[mails]:,} mails"),
+            *((_BytesColumn(),) if self._counts_bytes else ()),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -136,21 +130,10 @@ class MailProgress:
         self._progress.update(self._task, advance=step, done=self._done)
 
 
-class _NoWrapColumn(ProgressColumn):
+class _BytesColumn(ProgressColumn):
     def __init__(self) -> None:
         super().__init__(table_column=Column(no_wrap=True))
 
-
-class _MailsColumn(_NoWrapColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.fields['done']:,}/{task.fields['mails']:,} mails")
-
-
-class _BytesColumn(_NoWrapColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{format_size(int(task.completed))}/{format_size(int(task.total or 0))}")
-
-
-class _RateColumn(_NoWrapColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{format_size(int(task.speed))}/s" if task.speed else "")
+        size = f"{format_size(int(task.completed))}/{format_size(int(task.total or 0))}"
+        return Text(f"{size} {format_size(int(task.speed))}/s" if task.speed else size)

@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import MailProgress, console
+from jmapfs.cli.output import MailProgress
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -37,7 +37,7 @@ _FUTILE_REQUESTS: Final = 2
 
 
 def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """Return the inodes of the emails at and below paths, each once, by the mountpoint.
+    """Return the inodes of the emails at and below paths, without duplicates, by mountpoint.
 
     Raises:
         NotMountedError: a path is in no mount of ours, or in one whose daemon has died.
@@ -47,16 +47,11 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
     found: dict[Path, dict[int, None]] = {}
     for path in paths:
         actual = Path(os.path.realpath(path))
-        inodes = found.setdefault(_mountpoint_of(actual), {})
-        inodes.update(dict.fromkeys(_mails(actual)))
+        mount = mount_of(actual)
+        if mount is None:
+            raise NotMountedError(f"{actual}: jmapfs is not mounted there")
+        found.setdefault(mount.mountpoint, {}).update(dict.fromkeys(_mails(actual)))
     return {mountpoint: list(inodes) for mountpoint, inodes in found.items()}
-
-
-def _mountpoint_of(path: Path) -> Path:
-    mount = mount_of(path)
-    if mount is None:
-        raise NotMountedError(f"{path}: jmapfs is not mounted there")
-    return mount.mountpoint
 
 
 def _mails(path: Path) -> Iterator[int]:
@@ -126,12 +121,11 @@ def prefetch(paths: Sequence[Path]) -> str:
     if missing:
         raise _error(mounts, wanted, missing)
     fetched = sum(len(mount.fetched) for mount in mounts)
-    size = format_size(sum(mount.fetched_bytes for mount in mounts))
+    size = format_size(sum(mount.sizes[inode] for mount in mounts for inode in mount.fetched))
     return f"{_count(wanted)} cached: {fetched:,} fetched ({size}), {wanted - fetched:,} were there"
 
 
 def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> JmapfsError:
-    """Return the error with the number of missing emails and the first reason."""
     reason = next((mount.reason for mount in mounts if mount.reason), None)
     if reason is None:
         # The disk is nearly full, or other programs have read a great deal meanwhile.
@@ -145,7 +139,8 @@ def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> Jmapf
 class _MountPrefetch:
     """The emails of one mount that are `wanted` in its cache, and those that were `fetched`.
 
-    In the end, `missing` is how many are not cached, and `reason` why.
+    `sizes` are those of the emails that were not cached before, in bytes. In the end, `missing` is
+    how many are still not cached, and `reason` why.
     """
 
     def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
@@ -154,22 +149,14 @@ class _MountPrefetch:
         self.missing = 0
         self.reason: Failure | None = None
         self._mountpoint = mountpoint
-        self._sizes: dict[int, int] = {}
-
-    @property
-    def fetched_bytes(self) -> int:
-        """The size of the emails that were fetched."""
-        return sum(self._sizes[inode] for inode in self.fetched)
+        self.sizes: dict[int, int] = {}
 
     def find_missing(self) -> None:
-        """Find the emails that are not cached.
-
-        Raises StorageError if the cache is too small for all emails.
-        """
+        """Find the emails that are not cached; raises StorageError if there is no room for all."""
         used: Counter[str] = Counter()
         room: dict[str, int] = {}
         for answer in self._missing():
-            self._sizes.update(answer.missing)
+            self.sizes.update(answer.missing)
             for cache in answer.caches:
                 used[cache.account] += cache.wanted
                 room[cache.account] = cache.room
@@ -178,32 +165,32 @@ class _MountPrefetch:
             _require_room(place, size, room[account])
 
     def check(self) -> None:
-        """Read what is cached: find damage, and mark it as used so that it is not evicted."""
-        pending = deque(inode for inode in self.wanted if inode not in self._sizes)
-        with MailProgress(console, "checking the cache", len(pending)) as progress:
+        """Read the cached emails, to find damage, and to count them as used, against eviction."""
+        pending = deque(inode for inode in self.wanted if inode not in self.sizes)
+        with MailProgress("checking the cache", len(pending)) as progress:
             while pending:
                 some = _next_step(pending)
                 answer = ask(self._mountpoint, MissingRequest(some, read=True))
                 self._drop(answer.gone)
-                self._sizes.update(answer.missing)
+                self.sizes.update(answer.missing)
                 pending.extendleft(reversed(answer.unchecked))
                 progress.advance(len(some) - len(answer.unchecked))
 
     def fetch(self) -> None:
         """Download the missing emails, and count those that are still not cached."""
-        if not self._sizes:
+        if not self.sizes:
             return
-        size = sum(self._sizes.values())
-        with MailProgress(console, "fetching mail", len(self._sizes), size) as progress:
+        size = sum(self.sizes.values())
+        with MailProgress("fetching mail", len(self.sizes), size) as progress:
             for some in self._fetch_all():
-                progress.advance(len(some), sum(self._sizes[inode] for inode in some))
+                progress.advance(len(some), sum(self.sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:
         """Download step by step; yield the emails that each step has finished."""
         refusal = obstacle = None
         futile = 0
-        pending = deque(self._sizes)
+        pending = deque(self.sizes)
         while pending and futile < _FUTILE_REQUESTS:
             some = _next_step(pending)
             answer = ask(self._mountpoint, PrefetchRequest(some))

@@ -1,12 +1,10 @@
 """Runs the work of a command so that a signal cancels it in order.
 
-By default, trio raises KeyboardInterrupt at any point of the program, also after a coroutine is
-created and before it is awaited. The work of a library is then left undone, and Python prints a
-warning in the middle of the output. Here a signal is received as an event and cancels the work
-instead, so that every `finally` runs.
+By default, trio raises KeyboardInterrupt at any point of the program, also between the creation of
+a coroutine and its `await`. Then the coroutine never runs, and Python prints a warning in the
+middle of the output. Here a signal is received as an event and cancels the work instead, so that
+every `finally` runs.
 """
-
-from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -48,34 +46,21 @@ def run_with_signals(work: Callable[[], Awaitable[_Result]]) -> _Result:
 async def _run(
     work: Callable[[], Awaitable[_Result]], numbers: Sequence[signal.Signals]
 ) -> _Result:
-    async with trio.open_nursery() as nursery:
-        interruption = _Interruption()
-        if numbers:
-            await nursery.start(interruption.watch, nursery.cancel_scope, numbers)
-        result = await work()
-        nursery.cancel_scope.cancel()
-    if interruption.received:
-        raise InterruptedBySignal
-    return result
+    received: list[int] = []
 
-
-class _Interruption:
-    """Cancels the work when a signal is received, and records that it was."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    async def watch(
-        self,
-        scope: trio.CancelScope,
-        numbers: Sequence[signal.Signals],
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
+    async def watch(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(*numbers) as signals:
             task_status.started()
-            async for _ in signals:
-                self.received = True
-                break
-        if self.received and signal.SIGINT in numbers:
+            received.append(await anext(signals))
+        if signal.SIGINT in numbers:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        scope.cancel()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        if numbers:
+            await nursery.start(watch)
+        result = await work()
+        nursery.cancel_scope.cancel()
+    if received:
+        raise InterruptedBySignal
+    return result

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import click
 from rich.console import Console
@@ -36,6 +35,8 @@ from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
 
 _LINE_SECONDS: Final = 30.0
+
+_Opening = AbstractAsyncContextManager[SourceOpener]
 
 
 @click.command("snapshot")
@@ -85,37 +86,30 @@ def snapshot_command(
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"
                 )
-            path = _path_in(mount, source)
-            opener = MountOpener(mount.mountpoint, path, display, allow_stale=allow_stale)
-            summary = run_with_signals(
-                partial(create_snapshot, opener, repository, max_gone=max_gone, report=display)
-            )
+            path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
+            inside = "" if path == Path() else str(path)
+            opener = MountOpener(mount.mountpoint, inside, display, allow_stale=allow_stale)
+            opening: _Opening = nullcontext(opener)
         else:
             account = _account(source, read_config(), selection)
-            opening = partial(
-                account_opener, account, cache_dir.absolute(), display, allow_stale=allow_stale
+            opening = account_opener(
+                account, cache_dir.absolute(), display, allow_stale=allow_stale
             )
-            summary = run_with_signals(
-                partial(_copy_account, opening, repository, max_gone, display)
-            )
+        summary = run_with_signals(partial(_create, opening, repository, max_gone, display))
     if as_json:
         click.echo(json_document(summary))
     elif not quiet:
         click.echo(_summary(summary))
 
 
-async def _copy_account(
-    opening: Callable[[], AbstractAsyncContextManager[SourceOpener]],
-    repository: Repository,
-    max_gone: float,
-    display: SnapshotDisplay,
+async def _create(
+    opening: _Opening, repository: Repository, max_gone: float, display: SnapshotDisplay
 ) -> SnapshotSummary:
-    async with opening() as opener:
+    async with opening as opener:
         return await create_snapshot(opener, repository, max_gone=max_gone, report=display)
 
 
 def _require_apart(destination: Path, mount: Mount | None) -> None:
-    """Refuse a destination inside a mount, and one that contains the mount to be copied."""
     if mount_of(destination) is not None:
         raise UsageError(
             f"{destination} is inside a mount of jmapfs, which is read-only: choose another"
@@ -125,11 +119,6 @@ def _require_apart(destination: Path, mount: Mount | None) -> None:
         raise UsageError(
             f"{destination} contains the mount {mount.mountpoint}: choose another destination"
         )
-
-
-def _path_in(mount: Mount, source: str) -> str:
-    path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
-    return "" if path == Path() else str(path)
 
 
 def _account(source: str, config: Config, selection: str | None) -> AccountSource:
@@ -150,7 +139,7 @@ def _summary(summary: SnapshotSummary) -> str:
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
 
 
-class SnapshotDisplay:
+class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
     """Shows the progress of a snapshot (`SnapshotReport`); a context manager.
 
     With `quiet`, nothing is shown. `path` is the finished snapshot, or None.
@@ -173,9 +162,6 @@ class SnapshotDisplay:
         self._task = self._progress.add_task("", total=None, text="")
         self._stage = ""
         self._stage_began = self._last_line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._progress.stop()

@@ -1,7 +1,5 @@
 """`jmapfs snapshots`, `diff` and `prune`: list, compare and remove the snapshots in DEST."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -189,14 +187,14 @@ class _CountParameter(click.ParamType[int]):
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Return the number, or UNLIMITED."""
         if isinstance(value, int):
             return value
         if value == _UNLIMITED:
             return UNLIMITED
         if not (value.isascii() and value.isdecimal() and value.strip("0")):
             self.fail(f"{value!r} is not a number from 1, nor {_UNLIMITED}", param, ctx)
-        # Python does not convert numbers of arbitrary length, and there are fewer snapshots.
+        # A number of ten or more digits is the same as `unlimited`: there are never so many
+        # snapshots. Python does not convert numbers of any length.
         return int(value) if len(value) < 10 else UNLIMITED
 
 
@@ -216,17 +214,7 @@ def _keep_option(name: str, help_text: str) -> Callable[[click.decorators.FC], c
 @click.option("--json", "as_json", is_flag=True, help="Print the result for each snapshot as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def prune_command(
-    destination: Path,
-    last: int | None,
-    hourly: int | None,
-    daily: int | None,
-    weekly: int | None,
-    monthly: int | None,
-    yearly: int | None,
-    *,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
+    destination: Path, *, dry_run: bool, as_json: bool, quiet: bool, **rules: int | None
 ) -> None:
     """Remove the snapshots in DEST that no rule keeps.
 
@@ -235,7 +223,7 @@ def prune_command(
     did not make, and snapshots of other accounts, are left alone.
     """
     repository = Repository(destination)
-    policy = RetentionPolicy(last, hourly, daily, weekly, monthly, yearly)
+    policy = RetentionPolicy(**rules)
     if dry_run:
         pruned = PruneResult(plan_pruning(repository, policy), 0)
     else:

@@ -1,7 +1,5 @@
 """`jmapfs status`: the status of running mounts, as JSON or for people."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +49,6 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    """Print a table of lines for each mountpoint."""
     console = Console(highlight=False, soft_wrap=True)
     if not tables:
         console.print("nothing is mounted")

@@ -1,18 +1,16 @@
 """`jmapfs verify`: shows the progress and the findings, and records the outcome in DEST."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 
 from jmapfs.cli.options import directory_type, escaped, format_size
-from jmapfs.cli.output import MailProgress, console, json_document, notice
+from jmapfs.cli.output import MailProgress, json_document, notice
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import StorageError
 from jmapfs.snapshot.manifest import Description
@@ -112,7 +110,7 @@ class _VerifyRun:
             notice(record_error)
 
 
-class _Display:
+class _Display(contextlib.AbstractContextManager["_Display"]):
     """Shows the progress of verifying one snapshot; a context manager."""
 
     def __init__(self, name: str, *, quick: bool, quiet: bool) -> None:
@@ -122,9 +120,6 @@ class _Display:
         self._stack = contextlib.ExitStack()
         self._progress: MailProgress | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
@@ -133,11 +128,10 @@ class _Display:
         if self._quiet or description is None:
             return
         size = None if self._quick else description.bytes
-        bar = MailProgress(console, self._title, description.mails, size)
+        bar = MailProgress(self._title, description.mails, size)
         self._progress = self._stack.enter_context(bar)
 
     def checked(self, mails: int, size: int) -> None:
-        """Show that this many more mails, and bytes, are verified."""
         if self._progress is not None:
             self._progress.advance(mails, size)
 

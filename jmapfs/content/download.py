@@ -1,12 +1,10 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
-The caller searches the disk cache first. Blobs that are missing there are fetched in batches
-(`take_batch`, `Downloader.fetch_batch`) if the server has Blob/get, and large blobs alone. If a
-batch does not contain a blob, or contains it with a wrong size or digest, the blob is fetched again
-alone, and that result is final.
+The caller searches the disk cache first. If the server has Blob/get, small blobs that are missing
+there are fetched in batches (`take_batch`, `Downloader.fetch_batch`). Large blobs are fetched
+alone. If a batch does not contain a blob, or contains it with a wrong size or digest, the blob is
+fetched again alone, and that result is final.
 """
-
-from __future__ import annotations
 
 import hashlib
 import logging
@@ -43,12 +41,12 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _MARGIN_BYTES: Final = 64 * 1024 * 1024
 # A blob larger than this part of a batch is fetched alone: the others must not wait for it.
 _LARGE_PART: Final = 4
-# Without Blob/get, one snapshot task fetches so many small blobs, one after the other.
+# Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
 _SINGLES: Final = 8
 
 
 class BatchLimits(Protocol):
-    """The most that one request for several blobs may ask for."""
+    """The limits of one request for several blobs."""
 
     @property
     def blobs(self) -> int:
@@ -63,7 +61,7 @@ class BlobSource(Protocol):
     """Downloads whole blobs; `deadline` is in seconds from now, for the whole transfer.
 
     Raises, in its methods and from the iteration:
-        JmapfsError: the blob cannot be fetched. A stream that breaks off never just ends.
+        JmapfsError: the blob cannot be fetched, or the stream breaks off.
     """
 
     @property
@@ -81,15 +79,15 @@ class BlobSource(Protocol):
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return the content of the blobs (id, stated size) that one request returned whole.
+        """Request blobs (id, stated size) together; return the content of those received whole.
 
-        None at all if the server does not have Blob/get.
+        Returns no content if the server does not have Blob/get.
         """
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
     ) -> bytes:
-        """Return the content of a blob; one much larger than `size_hint` bytes is refused."""
+        """Return the content of a blob; it is an error if it is much larger than `size_hint`."""
 
     def stream_blob(
         self, blob_id: str, *, deadline: float
@@ -125,10 +123,11 @@ def take_batch(
     alone_above: int | None = None,
     accept: Callable[[_Blob], bool] | None = None,
 ) -> list[_Blob]:
-    """Remove the next batch from `pending`, in order: so many blobs, and so many bytes together.
+    """Remove the next batch from `pending`, in order.
 
-    A blob of more than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob
-    that is not accepted is removed and left out.
+    A batch has at most `max_blobs` blobs and at most `max_bytes` bytes together. A blob of more
+    than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob that is not
+    accepted is removed and left out.
     """
     batch: list[_Blob] = []
     largest = max_bytes if alone_above is None else alone_above
@@ -177,7 +176,10 @@ def take_request(
 
 
 class _DigestCheck:
-    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`."""
+    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`.
+
+    `verify` raises BlobMismatchError if they differ.
+    """
 
     def __init__(self, blob_id: str, *, enabled: bool) -> None:
         match = _SHA1_BLOB_ID.fullmatch(blob_id) if enabled else None
@@ -185,16 +187,10 @@ class _DigestCheck:
         self._hash = hashlib.sha1(usedforsecurity=False)
 
     def update(self, data: bytes) -> None:
-        """Add the next chunk."""
         if self._expected is not None:
             self._hash.update(data)
 
     def verify(self) -> None:
-        """Compare.
-
-        Raises:
-            BlobMismatchError: this is not the content of the blob.
-        """
         if self._expected is not None and self._hash.hexdigest() != self._expected:
             raise BlobMismatchError("the content of a blob does not have the SHA-1 in its id")
 

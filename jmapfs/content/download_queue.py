@@ -1,11 +1,9 @@
 """Queues of downloads in advance, and the tasks that serve them.
 
-Each reader that is read ahead for has a `DownloadQueue`, and so has each step of a prefetch. A few
+Each reader in `readahead` has a `DownloadQueue`, and each step of a prefetch has one. A few
 tasks serve the queues in turn, one request each, and leave two of the server's concurrent requests
 to readers. A reader that needs a queued blob starts its download at once.
 """
-
-from __future__ import annotations
 
 import logging
 from collections import deque
@@ -69,7 +67,7 @@ class DownloadQueue:
         return batch
 
     def note_ended(self, count: int) -> None:
-        """Note that so many of the downloads that were taken have ended."""
+        """Note that this many downloads that `take` has returned have ended."""
         self._running -= count
         self._notify()
 

@@ -7,8 +7,6 @@ and the next step joins it.
 Each step has a download queue, so it does not delay readers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque
@@ -33,7 +31,7 @@ BlobSizes = Mapping[str, int]
 _T = TypeVar("_T")
 
 _THREADS: Final = 2
-# What is loaded from the disk cache at a time: it is in memory at once.
+# How much is loaded from the disk cache at a time; all of it is in memory together.
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 
@@ -60,7 +58,7 @@ class _Sized(NamedTuple):
 
 
 def is_temporary(error: Exception) -> bool:
-    """Tell whether the same blob may well be fetched at another time."""
+    """Tell whether a later attempt to fetch the same blob may succeed."""
     return isinstance(error, UnreachableError | AuthenticationError | StorageError)
 
 
@@ -90,7 +88,7 @@ class Prefetcher:
     async def check(self, wanted: BlobSizes, seconds: float) -> CheckResult:
         """Read blobs from the disk for `seconds`; tell which are missing or damaged.
 
-        Those that are cached count as used, so that blobs which are fetched next evict others.
+        The cached ones count as used. So the blobs that are fetched next evict other blobs first.
         """
         read = partial(self._read, wanted, time.monotonic() + seconds)
         sizes, unchecked = await self._in_thread(read)
@@ -150,7 +148,11 @@ class Prefetcher:
         return {blob_id: size for blob_id, size in sizes.items() if size is not None}
 
     async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        """Correct sizes that the server stated wrongly: a read that finds out is an error."""
+        """Correct sizes that the server stated wrongly.
+
+        A read finds and reports a wrong size, and then fails. Here its error is ignored; the next
+        read by a user then succeeds.
+        """
         for blob_id, size in sizes.items():
             if size != wanted[blob_id]:
                 with contextlib.suppress(JmapfsError):
@@ -240,7 +242,7 @@ class _Step:
             self._extra_errors[blob_id] = error
 
     async def _wait_for_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
-        """Wait until the blobs can be written; return all ids, since memory is left to readers."""
+        """Wait until the blobs can be written; return all ids, so that none is kept in memory."""
         sizes = {blob_id: len(data) for blob_id, data in arrived}
         self.sizes |= sizes
         await self._content.write_behind.wait_for_room(sum(sizes.values()))

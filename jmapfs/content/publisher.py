@@ -5,8 +5,6 @@ streamed into a file of the cache. They are never whole in memory unless the dis
 only one at a time.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -42,13 +40,13 @@ _LARGEST_IN_MEMORY_BYTES: Final = 32 * 1024 * 1024
 
 
 class DiskThreads:
-    """Runs functions in worker threads; disk work has a limit of its own and waits for no other."""
+    """Runs disk work in worker threads; their number is limited independently of other threads."""
 
     def __init__(self) -> None:
         self.limiter = trio.CapacityLimiter(_DISK_THREADS)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns; a cancellation waits until it has."""
+        """Return what `work` returns; a cancellation takes effect only after `work` has ended."""
         return await trio.to_thread.run_sync(work, limiter=self.limiter)
 
     async def run_abandonable(self, work: Callable[[], T]) -> T:
@@ -60,8 +58,8 @@ class DiskThreads:
 class ContentCounters:
     """What `jmapfs status` shows, counted from 0.
 
-    `hits` are reads that needed no download. `ahead_downloaded` and `ahead_recalled` are blobs that
-    were read ahead, from the server and from the disk cache.
+    `hits` are reads that needed no download. `ahead_downloaded` counts blobs that were read ahead
+    from the server, `ahead_recalled` those that were read ahead from the disk cache.
     """
 
     hits: int = 0
@@ -79,7 +77,8 @@ class WriteBehind:
     """Writes small blobs to the disk cache in the background, in the task `run`.
 
     The pending blobs are bounded in bytes, and can be read. A blob that does not fit is not
-    written, and is downloaded again later. Blobs that arrive during a transaction share the next.
+    written, and is downloaded again later. Blobs that arrive during a transaction are written
+    together in the next one.
     """
 
     def __init__(self, disk: DiskCache, threads: DiskThreads) -> None:
@@ -119,7 +118,7 @@ class WriteBehind:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Write until cancelled, and every minute without work the uses of cached blobs."""
+        """Write blobs until cancelled; after a minute without blobs, write the uses of blobs."""
         while True:
             with trio.move_on_after(_TOUCHES_SECONDS):
                 while not self._pending:
@@ -218,9 +217,9 @@ class ContentPublisher:
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content has arrived, first those that have readers.
 
-        The others are published to the kernel before they are done, so that a reader a moment later
-        finds the content there. A reader that starts to wait meanwhile is answered at once: its
-        READ has locked the page that publishing needs.
+        The others are published to the kernel first, and finished after that: a program that reads
+        the file a moment later then finds the content in the page cache. If a READ starts to wait
+        meanwhile, it is answered at once, because it has locked the page that publishing needs.
         """
         unread: list[Arrived] = []
         for download, data in arrived:
@@ -275,7 +274,7 @@ class ContentPublisher:
             return
         kept = keep and self._memory.put(download.blob_id, found)
         if not kept and self._open_blobs.is_held(download.blob_id):
-            # Otherwise each READ of a part of it would be a disk access or a download.
+            # Otherwise each READ of a part of the blob would need a disk access or a download.
             self._open_blobs.add(download.blob_id, MemoryBlob(found))
         download.finish(found)
 
@@ -303,7 +302,7 @@ class ContentPublisher:
             await self._threads.run(writer.commit)
             return writer.detach()
         finally:
-            # Even when cancelled: the file must not be left behind.
+            # A cancellation must not leave the file behind.
             with trio.CancelScope(shield=True):
                 await self._threads.run(writer.abort)
 
@@ -318,7 +317,7 @@ class ContentPublisher:
             self._large_in_memory.release_on_behalf_of(owner)
             raise
         token = trio.lowlevel.current_trio_token()
-        # It is closed in a worker thread, like any other.
+        # The blob is closed in a worker thread, like all open blobs.
         release = partial(self._large_in_memory.release_on_behalf_of, owner)
         return MemoryBlob(content, partial(token.run_sync_soon, release))
 

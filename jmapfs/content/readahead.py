@@ -5,11 +5,10 @@ opening a file does not count. Then a `ReadaheadWindow` decides how far ahead to
 `ChunkLoader` loads the files from the disk cache or the server. Their content goes into the
 kernel's page cache, which answers most reads without a READ.
 
-Everything runs in the event loop except SQL that returns many rows, the disk and the kernel. A
-failure here never makes a read fail: that content is fetched when it is read.
+Everything runs in the event loop except three things, which run in worker threads: SQL that returns
+many rows, access to the disk cache, and notifications of the kernel. A failure here never makes a
+read fail: the content is then fetched when it is read.
 """
-
-from __future__ import annotations
 
 import logging
 import sqlite3
@@ -31,7 +30,8 @@ from jmapfs.index.rows import NamedFile
 
 _log = logging.getLogger(__name__)
 
-# What one access to the disk cache loads. More would delay a reader that waits for the first file.
+# How much one access to the disk cache loads. A larger access would delay a reader that waits for
+# its first file.
 _RECALL_FILES: Final = 64
 _RECALL_BYTES: Final = 1024 * 1024
 
@@ -65,7 +65,11 @@ class PublishedFiles:
             self._inodes.popitem(last=False)
 
     def record_read(self, inode: int) -> None:
-        """Record a READ. If the kernel had that content, its page cache has been emptied."""
+        """Record a READ.
+
+        If the kernel had received this content, it has dropped it, and probably that of other files
+        too. So all inodes are forgotten.
+        """
         if inode in self._inodes:
             self._inodes.clear()
         self.add([inode])
@@ -74,8 +78,8 @@ class PublishedFiles:
 class ChunkLoader:
     """Loads the next files for one reader, in the order of the calls.
 
-    What the kernel takes is not kept in memory as well, except the content of `probes` (inodes).
-    Files among `published` are not loaded again.
+    Content that the kernel takes is not kept in memory. The content of `probes` (inodes) is kept in
+    memory and not given to the kernel. Files among `published` are not loaded again.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class ChunkLoader:
         self._queue.cancel()
 
     async def load(self, files: Sequence[NamedFile]) -> None:
-        """Load files; return when what the disk cache has is loaded, and the rest is queued."""
+        """Load the files that the disk cache has, and queue downloads of the others."""
         downloads: deque[Download] = deque()
         pages: list[tuple[int, bytes]] = []
         for file in files:
@@ -124,7 +128,7 @@ class ChunkLoader:
         """Load what is not in memory; each download is removed once it is queued or started."""
         missing = partial(self._disk.missing, [one.blob_id for one in downloads])
         absent = set(await trio.to_thread.run_sync(missing, limiter=self._threads))
-        # The others have been started by readers meanwhile.
+        # Readers may have started some of the downloads meanwhile.
         queued = [one for one in downloads if one.state is DownloadState.QUEUED]
         downloads.clear()
         downloads.extend(one for one in queued if one.blob_id not in absent)
@@ -157,7 +161,8 @@ class ChunkLoader:
         return {file.blob_id for file, _ in files if file and file.inode in taken}
 
     def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
-        # Content of another size would change the size of the file; a READ corrects it properly.
+        # Content of a different size would change the size of the file in the kernel. A READ
+        # reports the wrong size, and the index is corrected.
         if file.inode in self.probes or len(data) != file.size:
             return []
         return [(file.inode, data)]
@@ -166,7 +171,8 @@ class ChunkLoader:
         if not pages:
             return set()
         store = partial(self._page_cache.store, pages)
-        # The kernel may wait for a READ, which is not answered while the mount ends.
+        # The thread is abandoned if the mount ends: the kernel may make it wait for a READ, and
+        # then nothing answers READs.
         refused = await trio.to_thread.run_sync(
             store, limiter=self._threads, abandon_on_cancel=True
         )
@@ -175,11 +181,11 @@ class ChunkLoader:
         return taken
 
 
-# Two files read among the eight before this one are a reader. Programs that read in parallel, or
-# in inode order, do not read strictly in name order.
+# If two of the eight files before this one were read recently, a program is reading the directory.
+# Programs that read in parallel, or in inode order, do not read strictly in name order.
 _NEAR: Final = 8
 _ENOUGH_NEAR: Final = 2
-# How far behind the last chunk a READ may be and still belong to that reader.
+# How many files after the end of a window a READ may be and still belong to the reader.
 _SLACK: Final = 64
 _RECENT_SECONDS: Final = 60.0
 _RECENT_NAMES: Final = 64
@@ -190,10 +196,10 @@ _MOST_READERS: Final = 16
 
 
 class _Reader:
-    """A program that reads a directory, and is read ahead for.
+    """A program that reads a directory, and for which files are read ahead.
 
-    `extending` while a chunk is being loaded, `starved` if the last chunk had no room, `finished`
-    at the end of the directory.
+    `extending` is true while a chunk is being determined, `starved` if there was no room for the
+    last chunk, and `finished` at the end of the directory.
     """
 
     def __init__(self, window: ReadaheadWindow, loader: ChunkLoader) -> None:
@@ -265,7 +271,7 @@ class Readahead:
         self._readers.move_to_end(reader)
 
     def _find_reader(self, mailbox: int, name: str) -> None:
-        """Find out which reader has read a file outside all windows, or whether it is a new one."""
+        """Find the reader that has read a file outside all windows, or recognize a new reader."""
         now = trio.current_time()
         recent = self._recent[mailbox]
         recent[name] = now
@@ -274,7 +280,7 @@ class Readahead:
         before = self._reader.names_before(mailbox, name, _SLACK)
         for reader in self._readers:
             window = reader.window
-            # One that has finished its directory does not read mail that arrives there later.
+            # If a reader has finished its directory, it is not reading mail that arrives later.
             if window.mailbox != mailbox or reader.finished:
                 continue
             if before and before[-1] <= window.end < name:

@@ -9,8 +9,6 @@ next one is due, and is twice as long. The kernel reads ahead within a file by t
 This module only computes; it fetches nothing.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -25,7 +23,7 @@ LARGEST_CHUNK: Final = 512
 
 _PROBE_EVERY: Final = 64
 _SHRINK_FACTOR: Final = 4
-# The chunk before the newest one is still being read.
+# How many chunks stay in the window: while a new one is added, an older one is still being read.
 _KEPT_CHUNKS: Final = 3
 
 
@@ -92,12 +90,12 @@ class ReadaheadWindow:
         if position < self._newest_chunk:
             return False
         self._adapt_chunk(position)
-        # Due once for each chunk.
+        # Other READs in the same chunk must not make another chunk due.
         self._newest_chunk = self._next_position
         return True
 
     def record_passed(self) -> None:
-        """Record that the reader is behind the newest chunk: the next one is due."""
+        """Record that the reader is already after the newest chunk, so the next chunk is due."""
         self._advance_to(self._next_position)
         self._adapt_chunk(self._next_position)
         self._newest_chunk = self._next_position

@@ -5,8 +5,6 @@ starts a download in the service's nursery, or joins one, and waits. So a read c
 any point, and no lock is needed, because nothing changes between two awaits.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -80,7 +78,7 @@ class ContentService:
         self.counters: ContentCounters = self._publisher.counters
 
     def hold(self, blob_id: str) -> None:
-        """Keep the blob open once it has been read, until `release`: a file was opened."""
+        """Note that a file was opened: the first read opens the blob, `release` may close it."""
         self._open_blobs.hold(blob_id)
 
     def release(self, blob_id: str) -> None:
@@ -98,12 +96,13 @@ class ContentService:
     ) -> bytes | memoryview:
         """Return exactly `min(length, expected_size - offset)` bytes; none beyond the end.
 
-        `timeout` is in seconds; None means 30 (or what the service was opened with), and for a
-        large blob the extra time that it needs at 256 KiB per second.
+        `timeout` is in seconds. None means the `read_timeout` of the service (by default 30), and
+        for a large blob also the time that it needs at 256 KiB per second.
 
         Raises:
             DeadlineError: it took too long; the download goes on for a while, for the next read.
-            BlobMismatchError: the blob has another size, which was reported, or other bytes.
+            BlobMismatchError: the blob has a different size, which has been reported to
+                `on_size_mismatch`, or its content does not match its SHA-1.
             StorageError: there is no room for a large blob, or the disk failed twice.
             JmapfsError: what the source raises.
         """
@@ -142,8 +141,8 @@ class ContentService:
     def create_download(self, blob_id: str, size: int) -> Download | None:
         """Return a new, queued download of a blob of `size` bytes, which reads will join.
 
-        The caller runs it, by `downloads` or `publish`, or cancels it. None if the blob is in
-        memory or being downloaded; the disk cache is not searched.
+        The caller runs it, by `downloads` or `publish`, or cancels it. Returns None if the blob is
+        in memory or being downloaded; the disk cache is not searched.
         """
         if self._closing or self.is_cached(blob_id) or self._single_flight.get(blob_id) is not None:
             return None
@@ -160,7 +159,7 @@ class ContentService:
             await self.write_behind.run()
 
     async def flush(self) -> None:
-        """Start no more downloads, and return when all content is written; `run` is running."""
+        """Start no more downloads, and return when `run` has written all content."""
         self._closing = True
         self._mismatches.close()
         await self.write_behind.flush()
@@ -179,7 +178,7 @@ class ContentService:
             try:
                 return await self._threads.run_abandonable(partial(found.pread, length, offset))
             except StorageError as error:
-                # Only its text: the traceback keeps the descriptor open.
+                # Log only the text of the error: its traceback would keep the descriptor open.
                 _log.warning("a cached mail is fetched again: %s", str(error))
             self._open_blobs.forget(blob_id, found)
             await self._threads.run_abandonable(partial(self._disk.discard, blob_id))
@@ -191,8 +190,7 @@ class ContentService:
     async def _find(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob.
 
-        Raises:
-            BlobMismatchError: it has another size; that has been reported.
+        If it has a different size, reports this size and raises BlobMismatchError.
         """
         found = await self._find_any_size(blob_id, expected_size)
         size = len(found) if isinstance(found, bytes) else found.size
@@ -214,14 +212,16 @@ class ContentService:
             waited = True
             download = self._single_flight.get(blob_id)
             if download is None:
-                if self._closing:
-                    raise UnreachableError("the content of mails is no longer served")
                 download = self._single_flight.create(blob_id, expected_size)
             data = await download.wait()
             if data is not None:
                 return data
 
     def _start_download(self, download: Download) -> None:
+        if self._closing:
+            # Also one that was queued before; the nursery may have ended.
+            download.fail(UnreachableError("the content of mails is no longer served"))
+            return
         self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
@@ -237,7 +237,7 @@ class ContentService:
 
 
 class _SizeMismatches:
-    """Reports blobs of another size than stated, once for all readers that have found out.
+    """Reports blobs whose size is not the stated one; several readers share one report.
 
     The reports run in tasks of `nursery`, so that a reader that leaves does not cancel them.
     """
@@ -249,7 +249,6 @@ class _SizeMismatches:
         self._closed = False
 
     def close(self) -> None:
-        """Start no more reports."""
         self._closed = True
 
     async def report(self, blob_id: str, size: int) -> None:
@@ -283,8 +282,8 @@ async def open_content_service(
 ) -> AsyncIterator[ContentService]:
     """Serve content while the context lasts; the caller closes the caches.
 
-    `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have another size than
-    expected, before that read fails; the content is kept. `read_timeout` and `download_timeout`
+    `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have a size other than
+    expected. After that the read fails; the content is kept. `read_timeout` and `download_timeout`
     are in seconds; a download may go on after the last reader has left, until its own timeout. At
     the end, the last content is written to the disk, for 5 seconds at most.
     """
@@ -300,7 +299,7 @@ async def open_content_service(
             read_timeout=read_timeout,
             download_timeout=download_timeout,
         )
-        # Shielded: content that has arrived is written first, even after a cancellation.
+        # The shield makes sure that content that has arrived is written after a cancellation too.
         writing = trio.CancelScope(shield=True)
         nursery.start_soon(content.run, writing)
         try:

@@ -16,9 +16,9 @@ blob, the download is DONE), then the download waits for one of the few slots. R
 is being fetched. PUBLISHING: the kernel is being given the content. A reader that starts to wait
 then gets the content at once, since the kernel may need that answer before it can go on.
 
-Not drawn: any state leads to FAILED with an error. QUEUED leads to CANCELLED if its queue is
-cancelled, REQUESTED if the last reader leaves, RUNNING if its queue gives up.
-A reader of a cancelled download starts a new one.
+Not drawn: in any state, an error leads to FAILED. Three states can lead to CANCELLED: QUEUED, if
+the queue is cancelled; REQUESTED, if the last reader stops waiting; RUNNING, if the queue cannot
+get the content. A reader that waits for a cancelled download starts a new one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.CANC
 
 
 class Download:
-    """The download of one blob of (presumably) `size` bytes.
+    """The download of one blob; `size` is its stated size in bytes.
 
     `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled when the last
     waiter leaves before the download has a slot. `error` is why it has failed.
@@ -119,7 +119,7 @@ class Download:
         self._finish_early = finish
 
     def finish(self, data: bytes | None) -> None:
-        """Give the content to all waiters; None if they find it open (a large blob)."""
+        """Give the content to all waiters; `data` is None for a large blob, which is open now."""
         # Drop the bytes if nobody is waiting: queues keep the object.
         self._data = data if self.waiters else None
         self._end(DownloadState.DONE)

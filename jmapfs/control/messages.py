@@ -12,8 +12,6 @@ A *lease* keeps the tree frozen. It expires unless it is renewed, and the mount 
 lease has expired or was given back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator
@@ -30,7 +28,7 @@ PREFETCH_STEP: Final = 2000
 """How many emails a request to prefetch may name."""
 
 LEASE_SECONDS: Final = 30.0
-"""How long a lease lasts that a process renews."""
+"""The duration of a lease that a process renews regularly."""
 
 RENEWAL_SECONDS: Final = 10.0
 """How often such a process renews its lease."""
@@ -142,7 +140,7 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Thawed(msgspec.Struct, frozen=True):
-    """Whether the freeze, or the lease that was given back, had still been there."""
+    """Whether the freeze, or the given lease, still existed at the time of the request."""
 
     was_frozen: bool
 
@@ -194,7 +192,7 @@ class MissingMails(msgspec.Struct):
     """The emails (inode and size in bytes) that are not in the cache.
 
     There was no time to look at those in `unchecked`. Those in `gone` are no longer in the tree.
-    `caches` has what the emails that were checked take together.
+    `caches` has the space that all checked emails take, for each account.
     """
 
     missing: list[tuple[int, int]] = []
@@ -206,9 +204,10 @@ class MissingMails(msgspec.Struct):
 class PrefetchedMails(msgspec.Struct):
     """The emails (inodes) that are not in the cache after a request to prefetch them.
 
-    There was no time for those in `left`. `unreached` failed for a reason that is not theirs,
-    `obstacle`. `refused` cannot be downloaded; `refusal` is the reason of the first of them. Those
-    in `gone` are no longer in the tree.
+    There was no time for those in `left`. Those in `unreached` failed for a reason that does not
+    depend on the email, such as an unreachable server; `obstacle` is this reason. Those in
+    `refused` cannot be downloaded; `refusal` is the reason of the first of them. Those in `gone`
+    are no longer in the tree.
     """
 
     left: list[int] = []
@@ -246,7 +245,7 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
     `path` limits this to the account whose directory contains it.
     """
 
-    # The mount gives up before that.
+    # The mount itself gives up a little earlier.
     timeout: ClassVar[float] = 630.0
     path: str = ""
 
@@ -254,11 +253,11 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
 class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
     """Freeze the tree under a lease of `seconds`.
 
-    Renewals do not extend the lease beyond `limit` seconds from the request. A tree that is frozen
-    already is an error, unless the request may `join` that freeze.
+    Renewals do not extend the lease beyond `limit` seconds from the request. If the tree is frozen
+    already, the reply is an error, or with `join` a lease on that freeze.
     """
 
-    # The kernel may have to drop a hundred thousand names.
+    # A freeze can take long: the kernel may have to drop a hundred thousand names.
     timeout: ClassVar[float] = 310.0
     seconds: float
     limit: float | None = None
@@ -302,8 +301,8 @@ class MailsRequest(Request[EmailSlice], frozen=True, tag="mails"):
 class MissingRequest(Request[MissingMails], frozen=True, tag="missing"):
     """Find the emails that are not cached; with `read`, read the others and find damage.
 
-    A reply takes a second or two, and names what there was no time for: the client asks again for
-    the rest. The mount remembers nothing between two requests.
+    A reply takes a second or two. It names the emails for which there was no time; the client sends
+    another request for these. The mount remembers nothing between two requests.
     """
 
     # The daemon may be busy.
@@ -342,7 +341,7 @@ class ReplyLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """Yield a path to a socket that fits into its address: 108 bytes (unix(7))."""
+    """Yield another path to a socket, one that fits into a socket address (108 bytes, unix(7))."""
     descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{path.name}"

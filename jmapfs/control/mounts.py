@@ -3,8 +3,6 @@
 Reading the kernel's table does not touch a mount, so a dead or hanging one does not block.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -36,7 +34,7 @@ def _socket_directory() -> Path:
     Raises StorageError if it cannot be made, or it belongs to another user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    # In a system service or a container, neither may exist.
+    # A system service or a container may have neither of these directories.
     directory = (
         Path(runtime) / "jmapfs"
         if Path(runtime).is_dir()
@@ -117,7 +115,7 @@ def mount_of(path: Path) -> Mount | None:
     """Return the mount that contains a resolved path, if it is one of jmapfs; otherwise None."""
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
-    # Of several at one mountpoint, the last one is on top.
+    # If several mounts have the same mountpoint, the last one is on top.
     top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
     return top if top is not None and top.ours else None
 

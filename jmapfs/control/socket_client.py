@@ -4,13 +4,11 @@ Blocking calls, for any thread. A process that is killed stops renewing its leas
 thaws within `LEASE_SECONDS`.
 """
 
-from __future__ import annotations
-
-import contextlib
 import socket
 import threading
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -33,10 +31,7 @@ _R = TypeVar("_R")
 def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
     """Send a request to the mount at a resolved path, and return its reply.
 
-    Args:
-        mountpoint: where it is mounted.
-        request: what it is asked.
-        timeout: in seconds; by default that of the request.
+    `timeout` is in seconds; by default it is that of the request.
 
     Raises:
         NotMountedError: nothing of ours is mounted there, or there is no reply in time.
@@ -82,7 +77,7 @@ def _read_to_end(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-class FreezeLease:
+class FreezeLease(AbstractContextManager["FreezeLease"]):
     """Keeps a mount frozen: a thread renews the lease until it is given back.
 
     `id` names the lease in other requests. `since` is when the freeze began, in seconds since 1970:
@@ -102,9 +97,6 @@ class FreezeLease:
         self.since = lease.since
         self._released = threading.Event()
         threading.Thread(target=self._keep_renewing, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -129,7 +121,8 @@ class FreezeLease:
             return False
 
     def _keep_renewing(self) -> None:
-        # A lease that was lost is noticed by `renew` or `release`.
+        # The result is ignored: the owner calls `renew` or `release`, which tell if the lease is
+        # lost.
         while not self._released.wait(RENEWAL_SECONDS):
-            with contextlib.suppress(JmapfsError):
+            with suppress(JmapfsError):
                 self.renew()

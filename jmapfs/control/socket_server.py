@@ -1,15 +1,14 @@
 """The server of the control socket: answers the requests to a mount; see `messages`.
 
-The client is listened to while its request is being carried out. If it closes the connection, the
-work is cancelled: otherwise a freeze could stay that no client knows of.
+While a request is being carried out, the server watches the connection. If the client closes it,
+the work is cancelled. Otherwise a freeze could remain that no client knows of.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _LINE_LIMIT: Final = 1 << 20
 _REQUEST_SECONDS: Final = 10
-# A client that is stopped (Ctrl-Z) for longer has lost its lease too.
+# A client that does not read its reply for so long (Ctrl-Z) has lost its lease anyway.
 _REPLY_SECONDS: Final = 30
 
 Answer = Callable[[AnyRequest], Awaitable[object]]
@@ -43,10 +42,7 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
             listening.listen()
         except OSError as error:
             raise StorageError(f"cannot make the socket {path}: {error.strerror}") from error
-
-        async def serve(stream: trio.SocketStream) -> None:
-            await _serve(stream, answer)
-
+        serve = partial(_serve, answer=answer)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])

@@ -1,7 +1,5 @@
 """The accounts of a mount: which ones it shows, and each with its index, caches and content."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -51,10 +49,8 @@ Listener = Callable[[], Awaitable[None]]
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
     """Return the accounts to be mounted by their numbers; a single one has the number 0.
 
-    With `all_accounts` their names are saved, for a mount while the server is unreachable.
-
-    Raises:
-        JmapfsError: the server cannot be asked, and no names were saved.
+    With `all_accounts` their names are saved. If the server is unreachable at a later mount, the
+    saved names are used. Raises JmapfsError if the server cannot be asked and no names were saved.
     """
     source = request.source
     if not request.all_accounts:
@@ -127,11 +123,11 @@ class AccountInodes:
     number: int
 
     def to_mount(self, inode: int) -> int:
-        """Return the mount's inode of an inode of this account."""
+        """Convert an inode of this account to an inode of the mount."""
         return to_mount(self.number, inode) if self.number else inode
 
     def to_account(self, inode: int) -> int:
-        """Return this account's inode of an inode of the mount."""
+        """Convert an inode of the mount to an inode of this account."""
         return to_account(inode)[1] if self.number else inode
 
 
@@ -146,7 +142,7 @@ class AccountPageCache:
         """Store contents (by inode) in the page cache; return the inodes it did not take."""
         to_mount = self.inodes.to_mount
         refused = self.pages.store([(to_mount(inode), data) for inode, data in files])
-        # A file may be there twice: under two names in one directory.
+        # `files` may have an inode twice: a file can have two names in one directory.
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
 
@@ -182,11 +178,11 @@ class MountedAccount:
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Keep what is read of an open file until it is released."""
+        """Note that a file is open: content that was read stays available until `release`."""
         self.content.hold(record.blob_id)
 
     def release(self, record: FileRecord) -> None:
-        """Drop what was kept of a file that was closed."""
+        """Note that a file was closed: its content need not stay available."""
         self.content.release(record.blob_id)
 
 
@@ -202,13 +198,8 @@ async def open_account(
 ) -> AsyncIterator[MountedAccount]:
     """Open an account, bring it up to date, and keep it so while the context lasts.
 
-    Args:
-        request: what is mounted.
-        source: the account.
-        report: receives progress and notices.
-        pages: receives content that is read ahead.
-        number: the number of the account in the mount.
-        accounts: how many accounts share the server's limits and the memory.
+    `pages` receives content that is read ahead. `number` is that of the account in the mount, and
+    `accounts` is how many share the server's limits and the memory.
 
     Raises:
         BusyError: another process is still listing it.
@@ -238,7 +229,9 @@ async def open_account(
         if refusal is not None:
             if not _is_complete(database):
                 raise BusyError(f"{refusal}, and has not listed it yet: try again later")
-            report.notice(f"{refusal}; this mount reads along")
+            report.notice(
+                f"{refusal} and keeps the index up to date; this mount only reads the index"
+            )
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)
         stack.push_async_callback(_close, disk)
         follower = AccountFollower(

@@ -74,8 +74,7 @@ class Commands:
     async def answer(self, request: AnyRequest) -> object:  # noqa: PLR0911 - one for each request
         """Carry out a request, and return its reply.
 
-        Raises:
-            JmapfsError: it cannot be carried out.
+        Raises JmapfsError if it cannot be carried out.
         """
         match request:
             case StatusRequest():
@@ -171,7 +170,7 @@ class Commands:
         return reply
 
     async def _records(self, inodes: Iterable[int], gone: list[int]) -> dict[int, list[FileRecord]]:
-        """Return the files by the number of their account; add inodes of no file to `gone`."""
+        """Return the files by the number of their account; add inodes without a file to `gone`."""
         records: dict[int, list[FileRecord]] = {number: [] for number in self._prefetchers}
         for count, inode in enumerate(inodes, 1):
             if count % _LOOKUPS == 0:
@@ -237,7 +236,7 @@ class _AccountPrefetcher:
 
 def _require_duration(seconds: float) -> None:
     if not 0 < seconds <= _LONGEST_FREEZE:
-        raise UsageError("a freeze lasts more than no time, and at most a week")
+        raise UsageError("a freeze must last more than 0 seconds, and at most a week")
 
 
 def _account_status(account: MountedAccount) -> AccountStatus:

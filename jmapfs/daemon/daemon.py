@@ -1,15 +1,13 @@
-"""The daemon of a mount: opens the accounts, mounts their tree, and serves it to the end.
+"""The daemon of a mount: opens the accounts, mounts their tree, and serves it until the end.
 
     open the accounts: lock, index, connection, sync
       mount, and answer the kernel and the control socket
         until the mount is gone or a signal ends it
 
 The mount comes last: nothing can be seen before the tree is complete. It is unmounted only at an
-orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN to everything: to a
-backup, an empty directory in its place would be the deletion of all mail.
+orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN to everything. If
+it were unmounted, a backup would find an empty directory, as if all mail had been deleted.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
@@ -39,8 +37,8 @@ from jmapfs.names import safe_text
 
 _log = logging.getLogger(__name__)
 
-# Tasks that answer the kernel. The network has limits of its own; READs that wait for it must not
-# use up the tasks, or `ls` would wait too.
+# The number of tasks that answer the kernel. It is large, because READs that wait for the network
+# must not occupy all tasks: `ls` would wait too. Requests to the server have a limit of their own.
 _MAX_TASKS: Final = 256
 
 _GRACE_SECONDS: Final = 5
@@ -74,7 +72,10 @@ async def _run(request: MountRequest, report: StartupReport) -> None:
 
 
 class _Signals:
-    """Ends the daemon on SIGINT and SIGTERM: if it is mounted by unmounting, later by force."""
+    """Ends the daemon on SIGINT and SIGTERM.
+
+    A mount is ended by `pyfuse3.terminate`; if that does not help, the tasks are cancelled.
+    """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.mounted = False
@@ -114,7 +115,8 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         operations = MailOperations(
             view.tree, view.listing_tree, content_of(accounts), request.options.ownership
         )
-        # Before the kernel caches anything: from here on it is told what changes.
+        # The invalidators begin before the mount: the kernel must be told all changes after the
+        # state that it caches first.
         invalidators = [
             CacheInvalidator(reader, account.inodes.to_mount, operations.start_generation)
             for account, (_, _, reader) in zip(accounts, readers, strict=True)
@@ -149,9 +151,10 @@ async def _report_ready(path: Path, report: StartupReport) -> None:
 
 
 def _clear_dead_mount(request: MountRequest, report: StartupReport) -> None:
-    """Unmount a dead mount of ours, only now that another can take its place.
+    """Unmount a dead mount of ours, immediately before the new mount replaces it.
 
-    In between there is an empty directory, which must not be taken for an empty account.
+    In between, the mountpoint is an empty directory, and a backup could take that for an empty
+    account. So the time in between must be short.
     """
     if mountpoint.is_dead_mount(request.mountpoint):
         report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
@@ -167,7 +170,7 @@ def _mounted(
     invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
 ) -> Iterator[None]:
-    """Mount the operations; unmount at an orderly end, and at no other."""
+    """Mount the operations; unmount only at an orderly end."""
     options = request.options
     # A comma would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -196,5 +199,5 @@ def _mounted(
         for invalidator in invalidators:
             invalidator.stop()
         pages.stop()
-        # A bug elsewhere cancels this block: only a signal makes that an orderly end.
+        # If the block was cancelled, that was a signal or a bug. Only a signal is an orderly end.
         pyfuse3.close(unmount=orderly or signals.received)

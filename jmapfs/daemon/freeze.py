@@ -1,14 +1,13 @@
 """The freeze: the tree stays at one state, so that a backup of an hour copies one state.
 
-A frozen tree is read through read transactions that stay open (SQLite, WAL): the sync goes on
-writing behind them, and the kernel keeps what it has cached. A freeze begins at a consistent state
-of the account, except while the server is unreachable: then waiting would not help.
+A frozen tree is read in read transactions that stay open (SQLite, WAL). The index is still updated
+meanwhile, but these transactions do not see that, and the kernel keeps what it has cached. A freeze
+begins at a consistent state of the account, except while the server is unreachable: then waiting
+would not help.
 
 Each freeze has one or more leases. It ends when the last lease has expired or was given back, when
 a user thaws it, and with the daemon.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
@@ -47,7 +46,11 @@ class _PinnedReaders(NamedTuple):
 
 @dataclass(slots=True)
 class _LeaseTimes:
-    """When a lease expires, and when at the latest (trio's clock); the latter as wall clock too."""
+    """When a lease expires.
+
+    `deadline` is when it expires without another renewal, and `latest` when it expires in any case,
+    both by trio's clock. `until` is `latest` in seconds since 1970, or None if there is no limit.
+    """
 
     deadline: float
     latest: float
@@ -98,7 +101,7 @@ class _Freeze:
         return lease is not None and not _has_expired(lease) and not self.is_ending
 
     def add(self, limit: float | None) -> str:
-        """Add a lease that does not expire before it is renewed, but after `limit` seconds."""
+        """Add a lease. Until its first renewal, only `limit` (in seconds) makes it expire."""
         lease_id = secrets.token_hex(8)
         latest, until = math.inf, None
         if limit is not None:
@@ -175,14 +178,10 @@ class Freezer:
     ) -> Lease:
         """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
-        Args:
-            seconds: how long the lease lasts unless it is renewed.
-            limit: renewals do not extend it beyond so many seconds from now.
-            join: join the freeze that is on, if there is one.
-
-        Raises:
-            BusyError: it is frozen already; or the account does not come to a consistent state, or
-                the kernel does not answer in time.
+        The lease lasts for `seconds` unless it is renewed; renewals do not extend it beyond `limit`
+        seconds from now. With `join`, it joins the freeze that is on, if there is one. Raises
+        BusyError if it is frozen already; or the account does not come to a consistent state, or
+        the kernel does not answer in time.
         """
 
         async def try_to_freeze() -> Lease | None:
@@ -197,8 +196,7 @@ class Freezer:
     def renew(self, lease_id: str, seconds: float) -> Lease:
         """Renew a lease: it lasts for `seconds` from now.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         freeze = self._require(lease_id)
         freeze.renew(lease_id, seconds)
@@ -207,15 +205,14 @@ class Freezer:
     def records(self, lease_id: str) -> FrozenRecords:
         """Return the records of the tree that a lease keeps frozen.
 
-        Raises:
-            BusyError: it has expired, or the freeze has ended.
+        Raises BusyError if it has expired, or the freeze has ended.
         """
         return self._require(lease_id).records
 
     async def thaw(self, lease_id: str | None = None) -> bool:
-        """End the freeze, or give back one lease; return whether that was there.
+        """End the freeze, or give back one lease; return whether the freeze or lease existed.
 
-        Returns when the kernel has been told, if this ends the freeze.
+        If the freeze ends, this returns when the kernel has been told.
         """
         freeze = self._freeze
         if freeze is None:
@@ -244,9 +241,9 @@ class Freezer:
     async def _try_to_freeze(
         self, seconds: float, limit: float | None, *, join: bool
     ) -> Lease | None:
-        """Freeze the tree; return None if another attempt is needed a moment later.
+        """Freeze the tree; return None if the caller has to try again a moment later.
 
-        The lock is not held in between, so a thaw need not wait for that.
+        The lock is not held between two attempts, so a thaw does not wait for them.
         """
         async with self._lock:
             freeze = self._freeze
@@ -257,7 +254,8 @@ class Freezer:
                 return None
             lease_id = freeze.add(limit)
             try:
-                # Also after joining: the request that began the freeze may have been cancelled.
+                # This is needed also if the lease joins a freeze: the request that began the freeze
+                # may have been cancelled before the kernel was told.
                 await self._tell_kernel(freeze)
             except BaseException:
                 # The client is gone, so nothing else would give this lease back.
@@ -270,9 +268,10 @@ class Freezer:
             return Lease(lease_id, freeze.since)
 
     def _begin(self) -> _Freeze | None:
-        """Show the tree as it is now; None if that is between two states of an account.
+        """Show the tree at its current state from now on.
 
-        There is no await in here: the kernel must not see a later state in between.
+        Returns None if that is between two states of an account. There is no await in here, because
+        the kernel must not see a later state meanwhile.
         """
         with contextlib.ExitStack() as stack:
             readers = [_pinned_readers(account, stack) for account in self._accounts]
@@ -306,7 +305,7 @@ class Freezer:
     async def _end_after(self, freeze: _Freeze) -> None:
         """End a freeze when its last lease has gone.
 
-        Not in the task of a request, which may be cancelled.
+        This runs in a task of its own, because the task of a request may be cancelled.
         """
         with freeze.scope:
             await trio.sleep_forever()
@@ -323,7 +322,7 @@ class Freezer:
 
     async def _end(self, freeze: _Freeze) -> None:
         self._operations.show(self._live.tree, self._live.listing_tree)
-        # A listing of the frozen tree may still be under way in its thread, or a description.
+        # A worker thread may still be listing or describing the frozen tree.
         await self._operations.wait_for_listings()
         await freeze.records.close()
         freeze.stack.close()

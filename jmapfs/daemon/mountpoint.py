@@ -1,7 +1,5 @@
 """The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging
@@ -39,8 +37,8 @@ class _ProcessRequest(Request[_DaemonProcess], frozen=True, tag="status"):
 def raise_queue_limits(mount: Mount) -> None:
     """Raise the number of requests that the kernel keeps under way on a mount.
 
-    With its default of 12, parallel readers wait for each other and reads shrink to single pages.
-    Only root may change it, and not everywhere; otherwise the mount is just slower.
+    With the default of 12, parallel readers wait for each other and reads shrink to single pages.
+    Only root may change the number, and not on every system. Otherwise the mount is only slower.
     See Documentation/filesystems/fuse.rst in the kernel's sources.
     """
     connection = _CONNECTIONS / mount.device.partition(":")[2]
@@ -54,10 +52,8 @@ def raise_queue_limits(mount: Mount) -> None:
 def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """Check that `mountpoint`, a resolved path, can be mounted on.
 
-    A dead mount of ours there is no obstacle.
-
-    Raises:
-        MountpointError: it cannot; the message says why.
+    It may be a dead mount of ours. Raises MountpointError if it cannot be mounted on; the message
+    says why.
     """
     if is_dead_mount(mountpoint):
         return
@@ -113,11 +109,10 @@ def detach(mountpoint: Path) -> None:
 def is_dead_mount(mountpoint: Path) -> bool:
     """Return whether a mount of ours is there whose daemon has died.
 
-    Raises:
-        MountpointError: there is a dead mount, and it is not ours.
+    Raises MountpointError if there is a dead mount, and it is not ours.
     """
     try:
-        # Not stat: the kernel answers that from its cache.
+        # stat is not used, because the kernel answers it from its cache.
         os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:

@@ -3,8 +3,6 @@
 Options are spelled as for mount(8) and sshfs.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,7 @@ from jmapfs.account import AccountSource
 from jmapfs.errors import UsageError
 from jmapfs.tree.tree import Ownership
 
-# mount(8) and fstab pass these along, or they hold in any case.
+# These are accepted and ignored: mount(8) and fstab pass them on, and some are always in effect.
 _WITHOUT_EFFECT: Final = frozenset(
     {"ro", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "nosuid", "nodev", "noexec"}
 )
@@ -35,8 +33,7 @@ class MountOptions:
 def parse_options(arguments: Iterable[str]) -> MountOptions:
     """Parse the values of `-o`: options separated by commas, later ones win.
 
-    Raises:
-        UsageError: an option is not known, or its value is not a number.
+    Raises UsageError if an option is not known, or its value is not a number.
     """
     options = MountOptions()
     for argument in arguments:

@@ -5,8 +5,6 @@ daemon reports through it as lines of JSON until the mount is usable or has fail
 foreground the reports go straight to the terminal.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import logging.handlers
@@ -42,11 +40,7 @@ def log_to_stderr(*, verbose: bool) -> None:
 
 
 def log_to_file(path: Path, *, verbose: bool) -> None:
-    """Log to a file of limited size from now on.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
+    """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -72,7 +66,7 @@ class StartupReport(Protocol):
     """Receives the reports of a daemon that is starting."""
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
+        """Report how many emails are listed, and the total if it is known."""
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
@@ -86,7 +80,7 @@ class StartupMessage(msgspec.Struct, tag=True, frozen=True):
 
 
 class Progress(StartupMessage, frozen=True):
-    """So many emails are listed."""
+    """How many emails are listed, and the total if it is known."""
 
     listed: int
     total: int | None
@@ -119,7 +113,7 @@ class PipeStartupReport:
         self._descriptor = descriptor
 
     def progress(self, listed: int, total: int | None) -> None:
-        """Report how many emails are listed, of how many if that is known."""
+        """Report how many emails are listed, and the total if it is known."""
         self._send(Progress(listed, total))
 
     def notice(self, text: str) -> None:
@@ -175,7 +169,8 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
             _leave_terminal()
             code = daemon(PipeStartupReport(write_end))
         finally:
-            # After any exception: this process must not go on as a second command line.
+            # This also happens after an exception: the child must not go on as a second command
+            # line.
             os._exit(code)
     os.close(write_end)
     try:

@@ -73,7 +73,7 @@ def directory_names(accounts: Sequence[MountedAccount]) -> dict[int, str]:
 
 
 def content_of(accounts: Sequence[MountedAccount]) -> FileContent:
-    """Return where the bytes of the accounts' files come from."""
+    """Return the object that reads the files of these accounts."""
     if accounts[0].number == 0:
         return accounts[0]
     return _CombinedContent({account.number: account for account in accounts})
@@ -84,15 +84,14 @@ class _CombinedContent:
         self._accounts = accounts
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
-        """Return bytes of a file."""
         return await self._account(record).read(record, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Keep what is read of an open file until it is released."""
+        """Note that a file is open: content that was read stays available until `release`."""
         self._account(record).hold(record)
 
     def release(self, record: FileRecord) -> None:
-        """Drop what was kept of a file that was closed."""
+        """Note that a file was closed: its content need not stay available."""
         self._account(record).release(record)
 
     def _account(self, record: FileRecord) -> MountedAccount:
@@ -167,7 +166,7 @@ class _AccountRecords:
     def __init__(self, reader: IndexReader) -> None:
         self._reader = reader
         self._tree = Tree(reader)
-        # A client asks for all emails of one directory, part by part.
+        # The export is kept, because a client requests all emails of one directory part by part.
         self._latest: tuple[Directory, EmailExport] | None = None
 
     def describe(self, root: str, names: tuple[str, ...]) -> TreeDescription:
@@ -189,7 +188,8 @@ class _AccountRecords:
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
         part = self._export(self._directory(names)).after(position, count)
-        # Encoded here, not in the event loop: any number of emails may have come in one second.
+        # The part is encoded in this thread, because it can be large: it contains all emails of its
+        # last second.
         return msgspec.Raw(msgspec.json.encode(part))
 
     def _directory(self, names: tuple[str, ...]) -> Directory:
@@ -205,7 +205,10 @@ class _AccountRecords:
         return self._latest[1]
 
     def _count(self, directory: Directory) -> int:
-        """Count the emails; below a directory, copies that came in the same second count once."""
+        """Return the number of emails; for a part of the tree this is an estimate.
+
+        Then the files are counted: copies of a message from the same second share one file.
+        """
         if directory.mailbox is None:
             return self._reader.counts().emails
         inodes: set[int] = set()

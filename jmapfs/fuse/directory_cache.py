@@ -4,8 +4,6 @@
 is valid for one version of its directory (see `TreeView.version`).
 """
 
-from __future__ import annotations
-
 from itertools import count, islice, repeat
 from typing import Final
 
@@ -26,7 +24,7 @@ _READ_SIZE: Final = 128 * 1024  # st_blksize: the read size of stdio and cp
 # How many entries are cached in all; each takes about 350 bytes.
 _LIMIT: Final = 24 * 1024
 
-# What a directory costs besides its entries, in entries: there may be many empty directories.
+# A cached directory counts as this many entries, in addition to its own: many may be empty.
 _OVERHEAD: Final = 4
 
 # How many entries are made at once, before it is known how many the kernel takes.
@@ -95,7 +93,8 @@ class CachedDirectory:
         while start < len(self.listing):
             stop = start + _CHUNK
             self._make(stop)
-            # `map` instead of a Python loop, in which a warm `find` would spend most of its time.
+            # `map` is faster than a Python loop, in which `find` would spend most of its time if
+            # all listings are cached.
             taken = map(
                 pyfuse3.readdir_reply,
                 repeat(token),

@@ -8,8 +8,6 @@ All of it happens in a worker thread. In the event loop it would deadlock: the k
 notification wait for a request on the same inode, and only the event loop can answer that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from jmapfs.tree.layout import Layout, lay_out
 
 _log = logging.getLogger(__name__)
 
-# Its own, so that invalidations and readers do not wait for each other's threads.
+# A limiter of its own: invalidations and readers must not wait for each other's threads.
 _limiter: Final = trio.CapacityLimiter(4)
 
 
@@ -35,9 +33,9 @@ _limiter: Final = trio.CapacityLimiter(4)
 class _StaleEntries:
     """What the kernel has to drop: names by directory, attributes by inode.
 
-    `moved` are the mailboxes that have moved, by the inode of the directory they had. Their emails
-    are dropped name by name: with the name of a directory the kernel drops only what is not in use
-    at that moment, and not what an answer on its way to the kernel is about to bring.
+    `moved` are the mailboxes that have moved, by the inode of the directory they had. The names of
+    their emails are dropped one by one. To drop only the name of the directory is not enough: the
+    kernel then keeps entries that are in use, and entries of a reply that it has not received yet.
     """
 
     names: set[tuple[int, str]] = field(default_factory=set)
@@ -103,9 +101,11 @@ class CacheInvalidator:
     async def _invalidate(self, reader: IndexReader) -> None:
         with sqlite_errors("read the index"):
             stale, state = await trio.to_thread.run_sync(self._compare, reader, limiter=_limiter)
-        # Without changes too: only `.jmapfs.json` says that the server is unreachable.
+        # This happens also without changes in the index: `.jmapfs.json` may have changed, because
+        # the server became reachable or unreachable.
         self._start_generation()
-        # At the end of a mount, the requests that the kernel waits for may stay unanswered.
+        # The thread can be abandoned: at the end of a mount the kernel may make it wait for a
+        # request that is never answered.
         await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter, abandon_on_cancel=True)
         self._known = state
 
@@ -136,7 +136,7 @@ class CacheInvalidator:
             with _errors_logged():
                 pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(inode)), attr_only=True)
         if not self._stopped:
-            # With its content: it is small, and may differ each time.
+            # The content of `.jmapfs.json` is dropped too: it is small and changes often.
             with _errors_logged():
                 pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(STATUS_FILE_INODE)))
 

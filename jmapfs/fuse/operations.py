@@ -9,7 +9,7 @@ than a thread costs. Listings grow with the mailbox and are made in a worker thr
 
 Two things are cached. Listings are cached until the directory changes (see `directory_cache`). The
 records of files are cached for a *generation*: until the kernel is about to be told of changes, or
-another tree is shown. The kernel opens files by inodes that it remembers until then.
+another tree is shown. Until then the kernel may open files by inodes that it has cached.
 
 Handlers are wrapped: calls are counted, and errors become FUSEError with their errno. Any other
 exception would end `pyfuse3.main`, and with it the mount. An unexpected one is a bug: its traceback
@@ -17,8 +17,6 @@ goes to the log, the caller gets EIO, and the mount goes on. `handler` wraps a c
 `immediate` wraps a plain function: no `await` can come between two of its steps, and each call
 makes one coroutine instead of two, which is noticeable for OPEN and RELEASE.
 """
-
-from __future__ import annotations
 
 import errno
 import functools
@@ -80,17 +78,12 @@ def immediate(
     method: Callable[Concatenate[_C, _P], _R],
 ) -> Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]]:
     """Make a handler of a function that does not wait; otherwise like `handler`."""
-    name = method.__name__
 
     @functools.wraps(method)
-    async def guarded(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        self.counts[name] += 1
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - a bug must not end the mount
-            raise _fuse_error(name, error) from None
+    async def without_wait(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return method(self, *args, **kwargs)
 
-    return guarded
+    return handler(without_wait)
 
 
 def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
@@ -130,10 +123,10 @@ class FileContent(Protocol):
         """Return `length` bytes of a file from `offset` on, or fewer at its end."""
 
     def hold(self, record: FileRecord) -> None:
-        """Keep what is read of an open file until it is released."""
+        """Note that a file is open: content that was read stays available until `release`."""
 
     def release(self, record: FileRecord) -> None:
-        """Drop what was kept of a file that was closed."""
+        """Note that a file was closed: its content need not stay available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +140,7 @@ class _OpenDirectory:
 
 @dataclass(slots=True)
 class _OpenFile:
-    """A file that is open `opens` times; `failure` is that of its last READ."""
+    """A file that is open `opens` times; `failure` is the error of its last READ, if it failed."""
 
     record: FileRecord
     opens: int = 0
@@ -195,7 +188,7 @@ class MailOperations(pyfuse3.Operations):
 
     @immediate
     def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
-        """Do nothing: there is no state for an inode that the kernel knows."""
+        """Do nothing: no state is kept for the inodes that the kernel knows."""
 
     @immediate
     def getattr(
@@ -221,8 +214,8 @@ class MailOperations(pyfuse3.Operations):
     ) -> pyfuse3.FileHandleT:
         """Make an immutable listing, from which `readdir` answers by position."""
         generation, tree = self._generation, self._tree
-        # Before the listing: a change while it is made may be missing from it, and has another
-        # version.
+        # The version is read before the listing is made. If something changes meanwhile, the
+        # listing may lack the change, and the version then shows that the listing is outdated.
         version = tree.version(inode)
         cached = self._listings.get(inode, version)
         if cached is None:
@@ -241,7 +234,8 @@ class MailOperations(pyfuse3.Operations):
         """Return entries and their attributes from a position on, as many as the kernel takes."""
         entry = self._attributes.entry
         directory = self._directories[fh]
-        # The kernel caches these entries. It has already dropped those that are outdated by now.
+        # The kernel caches these entries. Entries of an older generation must not be cached: the
+        # kernel was told already to drop them, and will not be told again.
         lasting = directory.generation == self._generation
         if lasting and directory.cached is not None:
             directory.cached.reply(token, start_id)
@@ -294,7 +288,8 @@ class MailOperations(pyfuse3.Operations):
         if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
             raise UnreachableError(f"{opened.failure} (a moment ago)")
         if not opened.held:
-            # Not at OPEN: most files are then read from the page cache, or not at all.
+            # This is not done at OPEN, because most opened files are read from the page cache, or
+            # not at all.
             opened.held = True
             self._content.hold(opened.record)
         try:
@@ -347,7 +342,7 @@ class MailOperations(pyfuse3.Operations):
         self._listings.clear()
 
     def start_generation(self) -> None:
-        """Drop the cached records of files, and let the kernel cache no entries of older listings.
+        """Drop the cached records of files, and stop the caching of entries of older listings.
 
         Called before the kernel is told of changes. Files may be gone, or have other sizes.
         """
@@ -362,7 +357,7 @@ class MailOperations(pyfuse3.Operations):
     def _open_status_file(self, content: bytes) -> pyfuse3.FileInfo:
         handle = next(self._handles)
         self._status_files[handle] = content
-        # Not through the page cache, which would truncate it at the size that it has at a READ.
+        # The page cache is not used: it would truncate the content at the size that the kernel has.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False)
 
     async def _in_thread(self, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:

@@ -5,8 +5,6 @@ the same inode, the kernel makes the notification wait for its answer, and only 
 give that.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Sequence
@@ -32,9 +30,10 @@ class PageCacheWriter:
         self._idle = threading.Condition()
 
     def stop(self) -> None:
-        """Store nothing more: the mount is about to end. Waits briefly for what is under way.
+        """Store nothing more: the mount is about to end.
 
-        Not for long: the kernel may be waiting for an answer that will never come.
+        Waits for calls that are under way, but only briefly: the kernel may be waiting for an
+        answer that will never come.
         """
         with self._idle:
             self._stopped = True
@@ -43,7 +42,7 @@ class PageCacheWriter:
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
         """Store whole contents (by inode); return the inodes that the kernel did not take.
 
-        It takes only content of inodes that it knows.
+        The kernel takes only content of inodes that it knows.
         """
         with self._idle:
             self._storing += 1

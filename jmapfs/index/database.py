@@ -5,14 +5,12 @@ the writer nor holds it up. With `synchronous=FULL` a committed transaction surv
 failure.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -51,11 +49,9 @@ class IndexDatabase:
         """Create the index if there is none that can be used; the caller holds the account's lock.
 
         An index that is damaged, foreign or of another version is deleted: the server has
-        everything that was in it. With `in_use` it is not deleted, since other processes would
-        go on reading the deleted file without noticing.
-
-        Raises:
-            StorageError: the index can be neither read nor created.
+        everything that was in it. With `in_use` it is not deleted, since other processes would go
+        on reading the deleted file without noticing. Raises StorageError if the index can be
+        neither read nor created.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,8 +71,7 @@ class IndexDatabase:
     def state(self) -> AccountState:
         """Return the state that the index holds; the initial one if there is no index yet.
 
-        Raises:
-            StorageError: the index cannot be read.
+        Raises StorageError if the index cannot be read.
         """
         if not self.path.exists():
             return AccountState()
@@ -98,7 +93,7 @@ class IndexDatabase:
             return IndexWriter(self._connect("mode=rw"))
 
     def _create(self) -> None:
-        # Under another name first, so that an interruption leaves no incomplete index.
+        # The file gets its name when it is complete, so an interruption leaves no partial index.
         partial = self.path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600)
@@ -139,7 +134,7 @@ class IndexDatabase:
         )
 
 
-class WriterLease:
+class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
     """The right to write an index: held by one process at a time, from `try_acquire` to the end.
 
     It is the lock on the account's directory, released at the end of `with`.
@@ -151,17 +146,13 @@ class WriterLease:
         self._writer: IndexWriter | None = None
         self._in_use = False
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def try_acquire(self) -> BusyError | None:
         """Acquire the lease if it is free, and prepare the index; otherwise return who has it.
 
-        Raises:
-            StorageError: the index cannot be used.
+        Raises StorageError if the index cannot be used.
         """
         if self._writer is not None:
             return None
@@ -191,11 +182,9 @@ class WriterLease:
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
     """Return the first result of `try_pin` that is not None; try every quarter of a second.
 
-    `try_pin` pins the current state of an index and returns None if that is not consistent
-    (`AccountState.consistent`): the process that writes the index is between two states.
-
-    Raises:
-        BusyError: no attempt has succeeded within two minutes.
+    `try_pin` pins the current state of an index, or returns None if this state is not consistent
+    (`AccountState.consistent`), because the writing process is between two states. Raises BusyError
+    if no attempt has succeeded within two minutes.
     """
     deadline = trio.current_time() + _CONSISTENT_SECONDS
     while (pinned := await try_pin()) is None:

@@ -6,8 +6,6 @@ candidates. After a first listing, colliding files are assigned again in the ord
 ids, so that every listing of the same account gives the same inodes.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import zlib
 from collections import defaultdict
@@ -22,7 +20,7 @@ from jmapfs.names import email_stem, numbered_name
 # A mailbox's digest becomes the nanoseconds of its directory's mtime.
 _DIGEST_MODULUS: Final = 1_000_000_000
 
-_JOURNAL_ROWS: Final = 100_000  # a month of an ordinary account
+_JOURNAL_ROWS: Final = 100_000  # the changes of about a month in an ordinary account
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
@@ -186,7 +184,11 @@ class EmailBatch:
             number += 1
 
     def _remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
-        """Remove a name; the last of several copies gets it, so that the numbers have no gap."""
+        """Remove a name of an email in a mailbox.
+
+        If there are more copies of the message, the one with the highest number is renamed to this
+        name, so that the numbers have no gap.
+        """
         self._connection.execute(
             "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
         )
@@ -236,7 +238,7 @@ def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
         if new != old:
             moved.append((old, new))
     for table in ("email", "membership"):
-        # By way of negative numbers: the new number of one file may be the old one of another.
+        # The inodes are negative in between: the new inode of a file may be another's old inode.
         statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
         connection.executemany(statement, [(-new, old) for old, new in moved])
         connection.executemany(statement, [(new, -new) for _, new in moved])
@@ -288,5 +290,5 @@ def increment_layout_version(connection: sqlite3.Connection) -> None:
 
 
 def _received_at(email: Email) -> int:
-    # Whole seconds: servers and backup tools would not all preserve a fraction.
+    # Fractions of a second are dropped: not all servers and backup tools preserve them.
     return (email.received_at - _EPOCH) // _SECOND

@@ -7,8 +7,6 @@ File names begin with the time of receipt. So the order of names is the order in
 are listed and, except for emails of the same second, the order of inodes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 from collections import defaultdict
@@ -83,8 +81,8 @@ class IndexReader(SqliteConnection):
         return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def state(self) -> AccountState:
-        """Return the account and the state of it that the index holds."""
-        # As bytes: for invalid UTF-8, sqlite3 raises an error without a code.
+        """Return which account the index belongs to, and which state of it the index has."""
+        # The values are read as bytes: for invalid UTF-8, sqlite3 raises an error without a code.
         rows = self._connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
         values = {
             STATE_FIELDS[name]: decode_json(value, Any)
@@ -184,9 +182,10 @@ class IndexReader(SqliteConnection):
     ) -> EmailSlice:
         """Return the emails of about `count` files whose inodes are greater than `inode`.
 
-        They are in the order of receipt, then of blob id, then of email id. A slice ends with a
-        whole second, so that it can be sorted by itself: inodes grow with the second of receipt.
-        Before 1970 and after 2105 all emails have the same second.
+        They are in the order of receipt, then of blob id, then of email id. Inodes grow with the
+        second of receipt, but not within a second. So a slice always contains all emails of its
+        last second; then sorting each slice sorts all emails. All emails from before 1970 count as
+        one second, and so do all from after 2105.
 
         `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
         none of them are left out.

@@ -50,9 +50,9 @@ class ListingProgress:
 class MailboxRow:
     """A mailbox.
 
-    `number` is the index's own and stays the same when the mailbox id changes. `digest` changes
-    whenever a name in the mailbox is added or removed. `known` is false if emails refer to a
-    mailbox that the server has not described.
+    `number` is assigned by the index and stays the same when the mailbox id changes. `digest`
+    changes whenever a name in the mailbox is added or removed. `known` is false if emails refer to
+    a mailbox that the server has not described.
     """
 
     number: int
@@ -83,7 +83,7 @@ class EmailRow(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EmailSlice:
-    """Some emails in order; the next slice begins at `position`, None after the last."""
+    """Some emails in order. The next slice begins at `position`; it is None after the last one."""
 
     emails: list[EmailRow]
     position: int | None
@@ -149,9 +149,9 @@ class DirectoryRows:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A name in a mailbox (its number) was added or removed, which changes the links of `inode`.
+    """A name was added to the mailbox with this number, or removed; `inode` is that of the file.
 
-    With an empty name: the size of `inode` was corrected.
+    If the name is empty, the size of `inode` was corrected instead.
     """
 
     mailbox: int

@@ -14,8 +14,6 @@
 order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and rsync.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 VERSION: Final = 1

@@ -1,9 +1,7 @@
-"""Writing the index, in transactions that always include the state they lead to.
+"""Writing the index. Each transaction contains changes and the account state that results.
 
-A reader, or the next start after a crash, therefore sees all of a change or nothing of it.
+So a reader sees all of a change or nothing of it, also after a crash.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +61,7 @@ class IndexWriter(IndexReader):
         return decode_json(row[0], ListingProgress) if row else None
 
     def begin_listing(self, progress: ListingProgress) -> None:
-        """Begin to list all emails: `unlisted_emails` counts from here."""
+        """Begin to list all emails: `unlisted_emails` are those that are not put from now on."""
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
         self.set_listing_progress(progress)
 
@@ -120,9 +118,9 @@ class IndexWriter(IndexReader):
     def replace_mailboxes(self, mailboxes: Sequence[Mailbox]) -> list[str]:
         """Store the complete list of mailboxes; return the known ids that are not in it.
 
-        Their rows stay until `retire_mailboxes`: their emails may be elsewhere by then. Where
-        only the id of a mailbox has changed (a server migration), its row gets the new id, so
-        that its emails are never missing from the tree.
+        The rows of missing mailboxes stay until `retire_mailboxes`, because their emails may be
+        moved to other mailboxes before that. If only the id of a mailbox has changed (a server
+        migration), its row gets the new id. So no email is missing from the tree meanwhile.
         """
         known = [row for row in self.mailboxes() if row.known]
         removed = {row.id for row in known}.difference(mailbox.id for mailbox in mailboxes)
@@ -152,7 +150,10 @@ class IndexWriter(IndexReader):
         return gone
 
     def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
-        """Change the id of a mailbox; False if emails that came first have made a row for it."""
+        """Change the id of a mailbox; return False if the new id has a row already.
+
+        Emails with the new mailbox id create such a row if they are stored first.
+        """
         changed = self._connection.execute(
             "UPDATE OR IGNORE mailbox SET id = ? WHERE id = ?", (new_id, old_id)
         ).rowcount
@@ -163,7 +164,7 @@ class IndexWriter(IndexReader):
     def retire_mailboxes(self, mailbox_ids: Iterable[str]) -> None:
         """Mark mailboxes as unknown to the server, and remove all unknown mailboxes that are empty.
 
-        One that has emails stays: the server may have left it out by mistake.
+        A mailbox with emails stays: the server may have left it out by mistake.
         """
         self._connection.executemany(
             "UPDATE mailbox SET known = 0 WHERE id = ?",
@@ -204,7 +205,8 @@ class IndexWriter(IndexReader):
     def reassign_colliding_inodes(self) -> None:
         """Resolve collisions of inodes as if all emails had been added at once.
 
-        Call it at the end of a first listing: the server chooses the order of the pages.
+        Call it at the end of a first listing. Otherwise the inodes would depend on the order in
+        which the server lists the emails.
         """
         reassign_colliding_inodes(self._connection)
 

@@ -4,10 +4,8 @@ An Api also keeps the session up to date: every response carries the state of th
 that changes, the session is fetched again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +19,7 @@ from jmapfs.errors import (
     ProtocolError,
     RequestError,
 )
-from jmapfs.jmap.http import Traffic, Transport
+from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT, printable
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
@@ -34,7 +32,7 @@ DEFAULT_DEADLINE = 30.0
 """Seconds for a request with all its retries, if the caller does not say."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-# A request that meets a dead connection must leave time for a second one.
+# If the connection turns out to be dead, there must be time left for a second attempt.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
 # Larger pages are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
@@ -51,12 +49,7 @@ class MethodCall:
     name: str
     arguments: Mapping[str, object]
     call_id: str = "0"
-    using: frozenset[str] = field(default=frozenset())
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether it uses a result of another call of the same request (RFC 8620 §3.7)."""
-        return any(argument.startswith("#") for argument in self.arguments)
+    using: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +94,12 @@ def is_too_large(error: JmapfsError) -> bool:
 class Api:
     """Makes method calls for one account. Safe for many tasks at once.
 
-    `session` is the session as it was last fetched.
+    `session` is the session as it was last fetched; `traffic` counts what was sent and received.
     """
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         self.transport = transport
+        self.traffic = transport.traffic
         self.session = session
         self.account_id = account_id
         self._refreshing = trio.Lock()
@@ -119,11 +113,6 @@ class Api:
         return self.session.accounts[self.account_id]
 
     @property
-    def traffic(self) -> Traffic:
-        """What was sent and received so far."""
-        return self.transport.traffic
-
-    @property
     def concurrency(self) -> int:
         """The number of requests that may be in flight at once, now."""
         return self.transport.concurrency
@@ -135,7 +124,10 @@ class Api:
 
     @property
     def max_objects_in_get(self) -> int:
-        """How many ids to request at once: the limit of the session, or a lower one learned."""
+        """How many ids to request at once.
+
+        This is the limit of the session, or a lower one after the server has rejected a request.
+        """
         return min(self.session.limits.max_objects_in_get, self._learned_objects)
 
     async def request(
@@ -148,11 +140,11 @@ class Api:
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
-        One HTTP request, or several in turn if the server accepts fewer calls in one. Calls that
-        refer to each other must be in one request, so there may be at most `max_calls_in_request`.
-        `deadline` is in seconds, for everything. A method-level error is raised as MethodError, the
-        first one in order; without `raise_errors` it is in the response. `largest_response` bounds
-        the response to each HTTP request, in bytes.
+        The calls are sent in one HTTP request, or in several in turn if the server does not accept
+        so many calls in one. Calls that refer to each other must be in one request, so there may be
+        at most `max_calls_in_request` of them. `deadline` limits the whole call, in seconds. The
+        first method-level error is raised as MethodError; without `raise_errors` the errors are in
+        the responses. `largest_response` bounds the response to each HTTP request, in bytes.
 
         Raises:
             RequestError: the request as a whole was rejected.
@@ -196,7 +188,7 @@ class Api:
         if self._stale:
             with trio.move_on_at(until) as scope:
                 async with self._refreshing:
-                    # Another task may have done it while this one waited.
+                    # Another task may have fetched the session while this one waited.
                     if self._stale:
                         await self._refresh(until)
             if scope.cancelled_caught:
@@ -241,7 +233,7 @@ class Api:
     async def _refresh(self, until: float) -> None:
         request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
         session = parse_session(await self.transport.fetch(request, until=until), self.transport)
-        # What another account or server says would be stored in the index of this one.
+        # Data of another server or account must not get into the index of this account.
         if origin_of(session.api_url) != origin_of(self.session.api_url):
             raise ConfigError(
                 f"the server's API moved from {self.session.api_url} to {session.api_url}; start"
@@ -255,7 +247,10 @@ class Api:
 
     def _split(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
         largest = self.session.limits.max_calls_in_request
-        if len(calls) > largest and any(call.has_reference for call in calls):
+        # An argument with this sign uses the result of another call (RFC 8620 §3.7).
+        if len(calls) > largest and any(
+            argument.startswith("#") for call in calls for argument in call.arguments
+        ):
             raise ValueError("calls that refer to each other do not fit into one request")
         for start in range(0, len(calls), largest):
             yield calls[start : start + largest]
@@ -310,7 +305,8 @@ class Api:
 def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
     """Return the Request object as JSON (RFC 8620 §3.3).
 
-    Raises the RequestError that the server would answer, if it is larger than the server accepts.
+    If the server does not accept a request of this size, this raises the RequestError that the
+    server would return.
     """
     needed = {name for call in calls for name in call.using}
     content = msgspec.json.encode(

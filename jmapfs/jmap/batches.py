@@ -1,18 +1,17 @@
 """Downloads of many blobs in one request (Blob/get, RFC 9404 §4.2), where the server supports it.
 
-A batch is only an optimisation. A blob that is not received whole is left out, and is downloaded by
-itself, which reports what is wrong with it.
+A batch is only an optimisation. If the response does not contain a whole blob, the blob is left out
+of the result. The caller then downloads it by itself, and that download reports what is wrong.
 
 No server says how many bytes its response to Blob/get may have. So when it rejects a batch as too
 large, the limit that the batch came closest to is halved: the number of blobs or their bytes. This
 is independent of how many emails the server allows at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic
 
 import msgspec
 import trio
@@ -21,7 +20,7 @@ from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
-from jmapfs.jmap.types import AccountResponse, Id, UnsignedInt, decode
+from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
 BLOB = "urn:ietf:params:jmap:blob"
 """The capability of RFC 9404 §3.1."""
@@ -31,21 +30,22 @@ CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 
 _CAPABILITIES = frozenset({BLOB, CYRUS_BLOB})
 
-# With Cyrus on loopback and two or three calls in flight, 50 blobs per call give 5,000 blobs a
-# second, 200 give 7,000 for half the work here, and 400 no more. A download beside them waits as
-# long with each. On a slow line it waits for the bytes, so those are few.
+# Measured with Cyrus on loopback and two or three calls in flight: 50 blobs per call give 5,000
+# blobs a second, 200 give 7,000 and need half the CPU time of jmapfs, and 400 give no more than
+# 200. Another download at the same time is delayed equally in all three cases. On a slow line that
+# delay grows with the bytes of a batch, so MAX_BYTES is small.
 MAX_BLOBS = 200
 MAX_BYTES = 2**20
 
-# The size of a request without ids, and of one id: 255 characters, two quotes and a comma. Longer
-# ids, in UTF-8, exceed the limit where the request is encoded.
+# The size of a request without ids, and of one id: 255 characters, two quotes and a comma. Ids that
+# are not ASCII take more bytes; if the request is then too large, encoding it raises an error.
 _REQUEST_BYTES = 1024
 _ID_BYTES = 258
 # Cyrus 3.6 returns the id always, and rejects it in `properties`.
 _PROPERTIES = ("data:asBase64", "size")
-# How much larger than expected a response may be before it is given up, to bound memory; and the
-# size of a blob in it besides its content.
+# A response that is larger than expected by more than this is an error, to bound memory.
 _MARGIN = 16 * 2**20
+# The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
 # Errors that the next call would get too, because only the ids in the arguments change.
 _UNSUPPORTED = frozenset(
@@ -70,30 +70,17 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
     size: UnsignedInt | None = None
     is_truncated: bool | None = None
 
-    @property
-    def whole(self) -> bool:
-        """Whether this is all of the blob, according to the server."""
-        return self.data is not None and len(self.data) == self.size and not self.is_truncated
 
-
-class _BlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The response to Blob/get."""
-
-    items: list[_Blob] = msgspec.field(name="list")
-
-
-class _RawBlobGetResponse(AccountResponse, kw_only=True, rename="camel"):
-    """The same, with blobs that may not be valid."""
-
-    items: list[msgspec.Raw] = msgspec.field(name="list")
+class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    items: list[T] = msgspec.field(name="list")
 
 
 class BatchMethods(Api):
-    """Blob/get (RFC 9404 §4.2). A batch counts in the budget of the transport as one request."""
+    """Blob/get (RFC 9404 §4.2). In the request budget of the transport a batch is one request."""
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         super().__init__(transport, session, account_id)
-        # What rejected batches taught, for the life of this client, whatever its session says.
+        # Limits learned from rejected batches. They stay when the session is fetched again.
         self._max_blobs = MAX_BLOBS
         self._max_bytes = MAX_BYTES
         self._supported = True
@@ -117,15 +104,15 @@ class BatchMethods(Api):
     ) -> dict[str, bytes]:
         """Return the content of those of `blobs` that are received whole, by blob id.
 
-        `blobs` are ids and expected sizes in bytes. One request within `batch_limits`; beyond, and
-        where the server rejects it as too large, several in turn. `deadline` is in seconds, for
-        everything.
+        `blobs` are ids and expected sizes in bytes. Blobs within `batch_limits` are requested at
+        once. More blobs, or a batch that the server rejects as too large, take several requests in
+        turn. `deadline` limits the whole call, in seconds.
 
-        Left out are blobs that the server does not have, that it returns in part or in another
-        length than it states in the same response, that cannot be decoded, or that are larger than
-        the limits: download these one by one. Content of another length than in `blobs` is returned
-        as it is: the caller has to check it. If the server turns out to have no Blob/get,
-        everything is left out, and `batch_limits` is None from then on.
+        The result lacks blobs that the server does not have, that it returns only in part, whose
+        length differs from the size in the same response, that cannot be decoded, or that are
+        larger than the limits. The caller has to download these one by one. The caller also has to
+        compare the length of a content with the size in `blobs`. If the server turns out to have no
+        Blob/get, the result is empty, and `batch_limits` is None from then on.
 
         Raises:
             ProtocolError: the response is not valid, or larger than expected by over 16 MiB.
@@ -147,7 +134,8 @@ class BatchMethods(Api):
         return found
 
     async def _get_blobs(self, batch: dict[str, int], deadline: float) -> dict[str, bytes]:
-        # Without offset and length: with one of them Cyrus reports the blob as truncated.
+        # The call has no `offset` and no `length`: with either, Cyrus reports the blob as
+        # truncated.
         call = MethodCall(
             "Blob/get",
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
@@ -159,12 +147,12 @@ class BatchMethods(Api):
 
     def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
         try:
-            # In the event loop: 1 ms per MiB, in which msgspec holds the interpreter's lock, so a
-            # thread would block the loop for as long.
-            return self._decode(response, _BlobGetResponse).items
+            # Decoding takes 1 ms per MiB. It runs in the event loop because msgspec holds the GIL
+            # meanwhile: a worker thread would block the loop for the same time.
+            return self._decode(response, _BlobGetResponse[_Blob]).items
         except ProtocolError:
-            # One blob that cannot be decoded must not cost the others.
-            return list(_valid(self._decode(response, _RawBlobGetResponse).items))
+            # If one blob cannot be decoded, the others are still used.
+            return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits after a rejection; raise the error if it is about something else."""
@@ -209,7 +197,8 @@ def _whole(requested: Iterable[str], blobs: Iterable[_Blob]) -> dict[str, bytes]
     for blob in blobs:
         if blob.id not in wanted:
             continue
-        if blob.data is None or not blob.whole or found.setdefault(blob.id, blob.data) != blob.data:
+        whole = blob.data is not None and len(blob.data) == blob.size and not blob.is_truncated
+        if blob.data is None or not whole or found.setdefault(blob.id, blob.data) != blob.data:
             wanted.discard(blob.id)
             found.pop(blob.id, None)
     return found

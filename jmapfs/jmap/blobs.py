@@ -1,8 +1,8 @@
 """Downloads of blobs by the session's download URL (RFC 8620 §6.2): whole, or as a stream.
 
-A blob is immutable. So a download that breaks off is started again, and what was returned already
-is skipped after a check that it is the same. A download that breaks off never ends like a whole
-blob.
+A blob is immutable. So if a download breaks off, it is started again. The bytes that were returned
+already are skipped, after a check that they are the same. A download that breaks off always ends
+with an error, so its content cannot be taken for a whole blob.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from jmapfs.jmap.http import RetryPolicy
 from jmapfs.jmap.http_errors import TransientError, printable
 from jmapfs.jmap.response import HttpRequest, ResponseReader
 
-# Cyrus negotiates on Accept. A coding would only cost time: mail is small, or compressed already.
+# Cyrus uses the header Accept. Compression would only take time: mail is small, or compressed
+# already.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
-# How much larger than expected a blob may be before it is given up, to bound memory.
+# A blob that is larger than expected by more than this is an error, to bound memory.
 _MARGIN = 64 * 2**20
 _LARGEST_BLOB = 1 << 30
 
@@ -34,7 +35,7 @@ def expand(template: str, values: Mapping[str, str]) -> str:
 
     def value(match: re.Match[str]) -> str:
         text = values.get(match[1], "")
-        # A path segment of dots alone would lead to another place.
+        # A path segment of only dots, such as `..`, would change the path.
         return text.replace(".", "%2E") if text.strip(".") == "" else quote(text, safe="")
 
     return _VARIABLE.sub(value, template)
@@ -119,7 +120,7 @@ class BlobStream:
             left = max(0, left - len(chunk))
             if surplus:
                 reader.put_back(surplus)
-                # It is counted when it is read again.
+                # The surplus is counted when the next `_receive` returns it.
                 self._api.traffic.bytes -= len(surplus)
         if digest.digest() != self._digest.digest():
             raise BlobMismatchError(f"the {self._name()} is not what it was a moment ago")
@@ -129,16 +130,16 @@ class BlobStream:
 
 
 class BlobMethods(Api):
-    """Downloads. Each counts in the budget of the transport for as long as it lasts."""
+    """Downloads. Each is one request in the budget of the transport until it ends."""
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
     ) -> bytes:
-        """Return the content of a blob, to the end that the server announced.
+        """Return the whole content of a blob.
 
-        `size_hint` is the expected size in bytes. Content of another length is returned as it is,
-        unless it is larger by more than 64 MiB: the caller has to check it. `deadline` is in
-        seconds, for everything. Raises as BlobStream.
+        `size_hint` is the expected size in bytes. The caller has to compare it with the length of
+        the content: only a content that is larger by more than 64 MiB is an error here. `deadline`
+        limits the whole call, in seconds. Raises the same errors as BlobStream.
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
@@ -159,7 +160,7 @@ class BlobMethods(Api):
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
         `deadline` is in seconds from now to the last chunk. The content is whole if, and only if,
-        the iteration ends by itself. The iteration raises as BlobStream.
+        the iteration ends by itself. The iteration raises the same errors as BlobStream.
         """
         values = {
             "accountId": self.account_id,

@@ -4,11 +4,10 @@
 accounted for: it is returned, or it is reported as not found, or an error is raised.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
@@ -98,11 +97,9 @@ class _Found:
         )
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Return those of `ids` that were neither returned nor reported as not found."""
         return [id_ for id_ in ids if id_ not in self.emails and id_ not in self.not_found]
 
     def in_order(self, ids: Iterable[str]) -> tuple[Email, ...]:
-        """Return the emails among `ids`, in this order."""
         return tuple(self.emails[id_] for id_ in ids if id_ in self.emails)
 
 
@@ -115,8 +112,9 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return every mailbox of the account and their Mailbox state.
 
-        In parts where the server rejects all of them as too much. The state is then the one from
-        before the first part. Raises ProtocolError when the server leaves mailboxes out.
+        If the server rejects a request for all of them as too large, they are requested in parts.
+        The state is then the one from before the first part. Raises ProtocolError when the server
+        leaves mailboxes out.
         """
         try:
             response = await self._get_mailboxes(None)
@@ -134,24 +132,20 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
         """Return the first page, or the one after the email `anchor`: at most `limit` emails.
 
-        Usually one HTTP request. The page is smaller where the server rejects `limit` as too large,
-        and some servers return fewer emails by themselves.
+        This usually takes one HTTP request. The page is smaller if the server rejects `limit` as
+        too large. Some servers also return fewer emails without rejecting anything.
 
         Raises:
             MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
             ProtocolError: a queried email is neither returned nor reported as not found.
         """
-
-        async def page(size: int) -> EmailPage:
-            return await self._page(anchor, size)
-
-        return await self._with_fewer(limit, page)
+        return await self._with_fewer(limit, partial(self._page, anchor))
 
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
 
-        As many requests in turn as the server's limits need. Raises ProtocolError for an id that
-        is neither returned nor reported as not found, twice.
+        The limits of the server may make several requests necessary; they are sent in turn. Raises
+        ProtocolError if two responses neither contain an email nor report it as not found.
         """
         wanted = list(dict.fromkeys(ids))
         found = _Found()
@@ -174,12 +168,10 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails, in one HTTP request if possible.
 
-        The server reports the mailboxes first. Raises as `mailbox_changes` and `email_changes`.
+        The server reports the mailboxes first. Raises the same errors as `mailbox_changes`.
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
-        mailboxes, *emails = await self.request(
-            [mailbox_call, *self._email_changes_calls(email_state, beside=1)], raise_errors=False
-        )
+        mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
 
@@ -194,9 +186,11 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return self._decode_changes(response)
 
     async def email_changes(self, since_state: str) -> EmailChanges:
-        """Return the changes of emails since a state, with the emails. Raises as the above."""
-        responses = await self.request(self._email_changes_calls(since_state), raise_errors=False)
-        return await self._decode_email_changes(responses)
+        """Return the changes of emails since a state, with the emails.
+
+        Raises the same errors as `mailbox_changes`.
+        """
+        return await self._decode_email_changes(await self._request_changes(since_state))
 
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
@@ -210,27 +204,36 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             updated_properties=None if properties is None else frozenset(properties),
         )
 
-    def _email_changes_calls(self, since_state: str, *, beside: int = 0) -> Sequence[MethodCall]:
-        """Return the calls for the changes of emails, in a request with `beside` other calls.
+    async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
+        """Make the calls `before` and Email/changes, and return their responses, errors included.
 
-        If the server accepts enough calls, Email/get refers to the ids in the same request.
+        The responses to Email/get for the changed emails follow, if the server accepts these calls
+        in the same request.
         """
-        changes = self._call("Email/changes", {"sinceState": since_state}, "emails")
-        if self.session.limits.max_calls_in_request < beside + 3:
-            return [changes]
-        return [
-            changes,
+        # One response must not have more changed emails than Email/get returns at once.
+        arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
+        calls = [*before, self._call("Email/changes", arguments, "emails")]
+        gets = [
             self._get_referenced("created", "emails", "Email/changes"),
             self._get_referenced("updated", "emails", "Email/changes"),
         ]
+        if self.session.limits.max_calls_in_request >= len(calls) + len(gets):
+            try:
+                return await self.request([*calls, *gets], raise_errors=False)
+            except RequestError as error:
+                # Some servers reject the whole request if more emails changed than they return.
+                if not is_too_large(error):
+                    raise
+        return await self.request(calls, raise_errors=False)
 
     async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
-        """Decode the responses to `_email_changes_calls`, and get the emails that they lack."""
+        """Decode Email/changes and the Email/get after it, and get the emails that they lack."""
         changes = self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
         found = _Found()
         for response in responses[1:]:
-            # More emails than the server returns at once are an error here: they are got in parts.
+            # The call fails if there are more emails than the server returns at once. Then
+            # `_add_missing` requests them in parts.
             if response.error is None:
                 found.add(ids, self._decode(response, GetResponse[Email]))
         await self._add_missing(ids, found)
@@ -244,18 +247,15 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         )
 
     async def _page(self, anchor: str | None, limit: int) -> EmailPage:
-        query = self._call("Email/query", _query_arguments(anchor, limit), "query")
+        calls = [self._call("Email/query", _query_arguments(anchor, limit), "query")]
+        if self.session.limits.max_calls_in_request > 1:
+            calls.append(self._get_referenced("ids", "query", "Email/query"))
+        queried, *got = await self.request(calls)
+        listing = self._decode(queried, QueryResponse)
+        ids = list(dict.fromkeys(listing.ids))
         found = _Found()
-        if self.session.limits.max_calls_in_request < 2:
-            [queried] = await self.request([query])
-            listing = self._decode(queried, QueryResponse)
-            ids = list(dict.fromkeys(listing.ids))
-        else:
-            get = self._get_referenced("ids", "query", "Email/query")
-            queried, got = await self.request([query, get])
-            listing = self._decode(queried, QueryResponse)
-            ids = list(dict.fromkeys(listing.ids))
-            found.add(ids, self._decode(got, GetResponse[Email]))
+        for response in got:
+            found.add(ids, self._decode(response, GetResponse[Email]))
         if anchor is not None and anchor in ids:
             raise ProtocolError("the server answers Email/query with the anchor itself")
         await self._add_missing(ids, found)
@@ -313,23 +313,22 @@ class Client(BlobMethods, BatchMethods, PushMethods):
                 if not page.ids:
                     break
                 if not fresh:
-                    # The same ids again: positions have moved, or this server ignores them.
+                    # All ids are repeated: the list has changed, or the server ignores `position`.
                     states.add("")
                     break
-            # A mailbox that moved from one page to the next would be missed.
+            # If the list changed between two pages, a mailbox may be on neither of them.
             if len(states) == 1:
                 return list(ids)
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
-        arguments = {"ids": ids}
-        return await self._request_one("Mailbox/get", arguments, GetResponse[Mailbox])
+        return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
 
 
 def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:
     arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
     if anchor is None:
-        # Counting costs a server as much as the listing: once is enough.
+        # Counting takes a server as long as listing, so only the first page asks for the total.
         return {**arguments, "position": 0, "calculateTotal": True}
     return {**arguments, "anchor": anchor, "anchorOffset": 1}
 

@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -27,42 +27,32 @@ from jmapfs.errors import ConfigError
 
 _KEEPALIVE_SECONDS = 60.0
 
-_HTTPX_ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
-    httpcore.ConnectTimeout: httpx.ConnectTimeout,
-    httpcore.ReadTimeout: httpx.ReadTimeout,
-    httpcore.WriteTimeout: httpx.WriteTimeout,
-    httpcore.PoolTimeout: httpx.PoolTimeout,
-    httpcore.ConnectError: httpx.ConnectError,
-    httpcore.ReadError: httpx.ReadError,
-    httpcore.WriteError: httpx.WriteError,
-    httpcore.ProxyError: httpx.ProxyError,
-    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
-    httpcore.LocalProtocolError: httpx.LocalProtocolError,
-    httpcore.UnsupportedProtocol: httpx.UnsupportedProtocol,
-}
+# Their subclasses have the same names in httpx.
+_HTTPCORE_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
     """Kept connections to any number of servers.
 
-    The number of connections is not limited here: the caller limits its requests. https:// goes
-    through the proxy that the environment names. http:// is for this machine and never does.
+    The number of connections is not limited here: the caller limits its requests. Requests to
+    https:// use the proxy that the environment names. Requests to http:// never use a proxy,
+    because http:// is allowed for this machine only.
 
     Raises ConfigError for a proxy that is not usable.
     """
 
     def __init__(self) -> None:
         tls = _tls_context()
-        self._direct = httpcore.AsyncConnectionPool(
-            ssl_context=tls,
-            max_connections=None,
-            # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones
-            # too early.
-            max_keepalive_connections=None,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
-            network_backend=_QuickAckBackend(),
-        )
-        self._proxy = _environment_proxy(tls)
+        proxy = _environment_proxy(tls)
+        self._direct = _pool(tls)
+        self._proxied = None if proxy is None else _pool(tls, proxy)
+        self._pools = [pool for pool in (self._direct, self._proxied) if pool is not None]
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -82,6 +72,11 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                         raise
                     await self.close_idle()
                     continue
+                except BaseException:
+                    # httpcore 1.0 leaves a connection open if the request is cancelled in the TLS
+                    # handshake or right after it.
+                    await connecting.aclose()
+                    raise
             return httpx.Response(
                 status_code=response.status,
                 headers=response.headers,
@@ -94,7 +89,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
         A request that was just given one of them gets a new connection from the pool.
         """
-        for pool in self._pools():
+        for pool in self._pools:
             for connection in pool.connections:
                 if connection.is_idle():
                     await connection.aclose()
@@ -102,29 +97,23 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections, including those in use."""
         self._closed = True
-        for pool in self._pools():
+        for pool in self._pools:
             await pool.aclose()
 
     async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
         url = request.url
-        direct = (
-            self._proxy is None or url.scheme == "http" or urllib.request.proxy_bypass(url.host)
-        )
-        pool = self._direct if direct or self._proxy is None else self._proxy
+        pool = self._direct
+        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
+            pool = self._proxied
         return await pool.handle_async_request(
             httpcore.Request(
                 method=request.method,
-                url=httpcore.URL(
-                    scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-                ),
+                url=_httpcore_url(url),
                 headers=request.headers.raw,
                 content=request.stream,
                 extensions={**request.extensions, "trace": connecting.note},
             )
         )
-
-    def _pools(self) -> list[httpcore.AsyncConnectionPool]:
-        return [self._direct] if self._proxy is None else [self._direct, self._proxy]
 
 
 def _tls_context() -> ssl.SSLContext:
@@ -135,7 +124,20 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | None:
+def _pool(tls: ssl.SSLContext, proxy: httpcore.Proxy | None = None) -> httpcore.AsyncConnectionPool:
+    return httpcore.AsyncConnectionPool(
+        ssl_context=tls,
+        proxy=proxy,
+        max_connections=None,
+        # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones too
+        # early.
+        max_keepalive_connections=None,
+        keepalive_expiry=_KEEPALIVE_SECONDS,
+        network_backend=_QuickAckBackend(),
+    )
+
+
+def _environment_proxy(tls: ssl.SSLContext) -> httpcore.Proxy | None:
     proxies = urllib.request.getproxies()
     address = proxies.get("https") or proxies.get("all")
     if not address:
@@ -148,31 +150,39 @@ def _environment_proxy(tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool | No
         raise ConfigError(
             "the proxy that the environment names is not usable: give a URL http://… or https://…"
         )
-    return httpcore.AsyncHTTPProxy(
-        proxy_url=httpcore.URL(
-            scheme=proxy.url.raw_scheme,
-            host=proxy.url.raw_host,
-            port=proxy.url.port,
-            target=proxy.url.raw_path,
-        ),
-        proxy_auth=proxy.raw_auth,
-        ssl_context=tls,
-        proxy_ssl_context=tls if proxy.url.scheme == "https" else None,
-        max_connections=None,
-        max_keepalive_connections=None,
-        keepalive_expiry=_KEEPALIVE_SECONDS,
-        network_backend=_QuickAckBackend(),
+    tls_to_proxy = tls if proxy.url.scheme == "https" else None
+    return httpcore.Proxy(_httpcore_url(proxy.url), auth=proxy.raw_auth, ssl_context=tls_to_proxy)
+
+
+def _httpcore_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(
+        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
 
 
+def _bypasses_proxy(url: httpx.URL) -> bool:
+    # An entry of NO_PROXY may have a port.
+    return any(map(urllib.request.proxy_bypass, (url.host, f"{url.host}:{url.port or 443}")))
+
+
 class _ConnectTrace:
-    """Whether a request opened a connection, from the trace of httpcore."""
+    """Whether a request opened a connection, and which, from the trace of httpcore."""
 
     def __init__(self) -> None:
         self.started = False
+        self._stream: httpcore.AsyncNetworkStream | None = None
 
-    async def note(self, event: str, _details: object) -> None:
-        self.started = self.started or event == "connection.connect_tcp.started"
+    async def note(self, event: str, details: Mapping[str, object]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.started = True
+        elif event == "connection.connect_tcp.complete":
+            self._stream = cast("httpcore.AsyncNetworkStream", details["return_value"])
+
+    async def aclose(self) -> None:
+        """Close the connection that the request opened, if any."""
+        if self._stream is not None:
+            with trio.CancelScope(shield=True):
+                await self._stream.aclose()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -191,11 +201,10 @@ class _Body(httpx.AsyncByteStream):
 
 @contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """Raise the error of httpx that corresponds to an error of httpcore."""
     try:
         yield
-    except tuple(_HTTPX_ERRORS) as error:
-        raise _HTTPX_ERRORS[type(error)](str(error)) from error
+    except _HTTPCORE_ERRORS as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
 
 
 class _QuickAckBackend(httpcore.AsyncNetworkBackend):

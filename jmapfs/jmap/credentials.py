@@ -4,8 +4,6 @@ The secret appears in `authorization` only: not in the repr, not in an error tex
 repeat it in a response, so every text of a server that is shown goes through `redact`.
 """
 
-from __future__ import annotations
-
 import base64
 from dataclasses import dataclass, field
 from typing import TypeAlias

@@ -1,10 +1,8 @@
 """Discovery: from a URL, a host or a mail address to the session (RFC 8620 §2.2).
 
-Only here are redirects followed. Each place is first asked without credentials, so that a server
-that only redirects never sees them.
+Redirects are followed here and nowhere else. Each URL is first requested without credentials, so
+that a server that only redirects never receives them.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
@@ -33,8 +31,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\\\[\]]+)(:\d{1,5})?")
 
 _NOT_FOUND = frozenset({404, 410})
-# A request without credentials may be rejected with any of these. Only "not found" is believed, and
-# the statuses of a busy or broken server.
+# After these responses to a request without credentials, the redirect is followed, or the request
+# is sent again with credentials. Other statuses are errors: "not found", or a busy or broken
+# server.
 _UNAUTHENTICATED = frozenset({200, 400, 401, 402, 403, 405, 406, 407, 451}) | REDIRECTS
 
 
@@ -163,7 +162,7 @@ async def _session_at(url: str, transport: Transport, until: float) -> Session:
 
 
 async def _get_session(url: str, transport: Transport, until: float) -> HttpResponse:
-    """Send the credentials only if the place does not redirect without them."""
+    """Request the session; send the credentials only to a URL that does not redirect."""
     anonymous = HttpRequest(
         method="GET",
         url=url,

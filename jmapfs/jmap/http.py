@@ -6,23 +6,21 @@ cooldown of a busy server, and the counters.
 
 A server that is busy (429, 503, the `limit` problem) is busy for every request, so the pause that
 it asks for, the cooldown, delays all of them, including new ones. Other failures delay only the
-request that met them.
+request that failed.
 
-After a suspend or a change of network, kept connections are dead without a sign of it. So after a
-request that failed or stalled, the idle connections are closed, and the next request opens a new
-one.
+After a suspend or a change of network, kept connections are dead, but nothing reports that. So
+after a request that failed or stalled, the idle connections are closed, and the next request opens
+a new connection.
 """
-
-from __future__ import annotations
 
 import logging
 import math
 import random
 import re
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import httpx
 import trio
@@ -48,14 +46,14 @@ CONNECT_TIMEOUT = 10.0
 _INITIAL_CONCURRENCY = 2
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
-# A busy server is waited for until the deadline. A broken one usually stays broken for longer than
-# a user wants to wait for the error.
+# How often a request to a broken server is tried: the server usually stays broken for longer than a
+# user wants to wait for the error. A request to a busy server is tried until the deadline.
 _ATTEMPTS = 4
 _LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
 _AUTHORITY = re.compile(r"[^:/?#]*://[^/?#]*")
-# Waiting for a response is timed here and in ResponseReader.
+# httpx has no read timeout: `_send` and ResponseReader limit the wait for a response.
 _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
 
 
@@ -105,7 +103,7 @@ class Cooldown:
 
 
 class RetryPolicy:
-    """The retries of one request: until a moment, and a few attempts for a broken server."""
+    """Limits the retries of one request: by time, and for a broken server also by number."""
 
     def __init__(self, until: float) -> None:
         self.until = until
@@ -114,7 +112,7 @@ class RetryPolicy:
     async def wait_after(self, failure: TransientError) -> None:
         """Wait before the next attempt; raise `failure.error` if no further attempt is useful.
 
-        After a throttled request this does not wait: the shared cooldown does.
+        After a throttled request this returns at once: the next attempt waits for the cooldown.
         """
         if failure.throttled:
             return
@@ -135,7 +133,7 @@ class Traffic:
     bytes: int = 0
 
 
-class Transport:
+class Transport(AbstractAsyncContextManager["Transport"]):
     """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks.
 
     An asynchronous context manager, which closes all connections at its end. `network` replaces
@@ -163,9 +161,6 @@ class Transport:
         self._cooldown = Cooldown()
         self._trusted: frozenset[str] = frozenset()
         self._trusted_hosts: dict[str, str] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -209,8 +204,8 @@ class Transport:
     ) -> HttpResponse:
         """Send a request, retry it where that may help, and return the whole response.
 
-        `until` is a moment of trio's clock; `largest` bounds the response in bytes, below the
-        bound that all responses have.
+        `until` is a moment of trio's clock. `largest` bounds the response in bytes, in addition to
+        the bound for all responses.
 
         Raises:
             UnreachableError, DeadlineError: there was no usable response in time.
@@ -240,7 +235,7 @@ class Transport:
         what `fetch` raises.
         """
         host = self._check(request)
-        # One task may read several streams at a time, so the task cannot be the borrower.
+        # The borrower of a slot cannot be the task: one task may read several streams at a time.
         borrower = object()
         with trio.move_on_at(until) as scope:
             while True:
@@ -261,10 +256,11 @@ class Transport:
     async def subscribe(
         self, request: HttpRequest, *, until: float, silence: float
     ) -> AsyncIterator[ResponseReader]:
-        """Open a response without an end, which may be silent for `silence` seconds at a time.
+        """Open an endless response, such as an event stream.
 
-        It takes no part in the budget, but waits for the end of the cooldown. `until` is for the
-        head of the response. Raises as `exchange`.
+        The response may be silent for `silence` seconds at a time. It does not count in the budget,
+        but the request waits for the end of the cooldown. The head of the response must arrive
+        before `until`. Raises the same errors as `exchange`.
         """
         host = self._check(request)
         try:
@@ -286,7 +282,8 @@ class Transport:
 
     def _check(self, request: HttpRequest) -> str:
         """Return the host, for error texts, of a URL that the request may be sent to."""
-        # The answer depends only on the start of the URL, so a session needs one check for each.
+        # The result depends only on scheme, host and port, so it is cached for the start of the
+        # URL.
         match = _AUTHORITY.match(request.url)
         start = match[0] if match else request.url
         if host := self._trusted_hosts.get(start):
@@ -324,7 +321,7 @@ class Transport:
         timeout = min(request.first_byte_timeout, max(until - trio.current_time(), 0.0))
         headers = {
             "User-Agent": self._user_agent,
-            # http:// is this machine: compression takes longer there than it saves.
+            # http:// means this machine, where compression takes more time than it saves.
             "Accept-Encoding": "identity" if request.url[:5].lower() == "http:" else "gzip",
             **request.headers,
         }

@@ -4,8 +4,6 @@ What a server sends may be long, HTML, or contain control characters. `printable
 make it fit to be shown.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import socket
@@ -39,7 +37,8 @@ HTTP_FAILURES = (
 )
 """What sending a request and reading its response can raise."""
 
-# The innermost cause says most: which name was not found, what is wrong with the certificate.
+# The innermost cause has the most detail: which name was not found, or why a certificate is
+# rejected.
 _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (httpx.ConnectTimeout, "{host} cannot be reached: no answer in time"),
     (httpx.TimeoutException, "{host} is silent"),
@@ -72,7 +71,7 @@ _HTML = re.compile(r"<\s*(!doctype|html|head|body|h\d|p|div|br|title)\b", re.IGN
 
 
 class TransientError(Exception):
-    """A failure that may pass. `error` is what to raise if it does not.
+    """A failure after which a retry may succeed. `error` is raised if no retry succeeds.
 
     `throttled` says that the server is busy rather than broken; `retry_after` is the pause that it
     asked for, in seconds. This exception never leaves `jmap/`.
@@ -102,7 +101,7 @@ def sanitize(body: bytes, limit: int) -> str:
 
 
 def network_error(error: Exception, host: str) -> JmapfsError | TransientError:
-    """Return what to raise for one of HTTP_FAILURES: transient where another try may help."""
+    """Return the error to raise for one of HTTP_FAILURES: transient if a retry may succeed."""
     if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
         return ProtocolError(f"a URL of {host} is not usable")
     causes = list(_causes(error))

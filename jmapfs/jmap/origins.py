@@ -4,8 +4,6 @@ Credentials go to origins (scheme, host and port). So every URL that a user or a
 reduced to its origin here, by the same parser that sends the request later.
 """
 
-from __future__ import annotations
-
 import ipaddress
 
 import httpx

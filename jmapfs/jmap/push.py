@@ -3,7 +3,7 @@
 Push is only a hint: events that cannot be understood are ignored, and the listener has to ask what
 changed, also once after connecting.
 
-A stream lasts for hours. So it takes no part in the budget of requests in flight.
+A stream lasts for hours. So it does not count in the budget of requests in flight.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ _REQUEST_HEADERS: Final = {
     "Accept-Encoding": "identity",
     "Cache-Control": "no-store",
 }
-# Seconds. No server pings so rarely: a larger number is in milliseconds, as Stalwart sends it.
+# Seconds. No server pings less often. A larger number is in milliseconds: Stalwart sends these.
 _LONGEST_INTERVAL: Final = 1000.0
 
 
 class PushUnavailableError(ServerError):
     """The server does not support push, or not in a usable way; do not ask again this session.
 
-    It is not in the tree of `jmapfs.errors`, because it never ends a command: polling remains.
+    It is not defined in `jmapfs.errors`, because it never ends a command: the account is polled
+    instead.
     """
 
 
@@ -84,17 +85,18 @@ class EventDecoder:
     def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
         """Yield the events that `data` completes; iterate to the end before the next call.
 
-        Raises ProtocolError when one is larger than LARGEST_EVENT.
+        Raises ProtocolError when an event is larger than LARGEST_EVENT.
         """
-        # An event ends with an empty line. The last of these, if any, is in the new data.
+        # An event ends with an empty line. The pending data contains no complete event, so only the
+        # new data can end one.
         start = max(0, len(self._pending) - 1)
         self._pending += self._with_lf(data)
         if (end := self._pending.rfind(b"\n\n", start)) >= 0:
             complete = bytes(self._pending[: end + 2])
             del self._pending[: end + 2]
-            # httpx-sse reads responses only, and its asynchronous iterator leaves the generators
-            # of httpx below it to the garbage collector when it is left early. So the complete
-            # events become a small response, which is read without waiting.
+            # httpx-sse can only read from a response. If its asynchronous iterator is not read to
+            # the end, the generators of httpx inside are left to the garbage collector. So the
+            # complete events are put into a small response, which is read synchronously.
             yield from EventSource(
                 httpx.Response(200, headers=_EVENT_HEADERS, content=complete)
             ).iter_sse()
@@ -183,24 +185,25 @@ class PushMethods(Api):
         """Open an event stream: its first event is Connected, all others are StateChanges.
 
         `ping` is the requested interval of pings in seconds, rounded up to whole ones; the server
-        may not follow a value below 30. After silence for two such intervals, or two of the
-        server's own if they are longer, the stream counts as broken.
+        may ignore a value below 30. The stream counts as broken after a silence of two intervals:
+        the requested ones, or those that the server states, if they are longer.
 
         Raises, when it is opened and iterated:
             PushUnavailableError: there is no push in this session.
             UnreachableError: connect again, with back-off. If the server is busy, opening waits for
-                the end of the shared cooldown, or raises this at once if that is too far away.
+                the end of the shared cooldown. If the cooldown ends too late, this is raised at
+                once.
             AuthenticationError: the server does not accept the credentials (only when opened).
         """
         seconds = max(1, math.ceil(ping))
         async with AsyncExitStack() as stack:
-            # Not around the body of the block: its errors are not those of push.
+            # The `yield` is outside: errors in the caller's block are not errors of push.
             with _push_errors():
                 request = HttpRequest(
                     method="GET",
                     url=_event_source(self.session, seconds),
                     headers=_REQUEST_HEADERS,
-                    # 403 is about push: the same credentials may do everything else.
+                    # 403 only means that push is not allowed; the credentials may be right.
                     expected=frozenset({HTTPStatus.OK, HTTPStatus.FORBIDDEN}),
                     first_byte_timeout=math.inf,
                 )
@@ -247,7 +250,7 @@ async def _check_response(reader: ResponseReader, transport: Transport) -> None:
 
 @contextmanager
 def _push_errors() -> Iterator[None]:
-    """Turn errors into the few that matter to the listener."""
+    """Convert TransientError and ServerError to UnreachableError and PushUnavailableError."""
     try:
         yield
     except TransientError as failure:

@@ -1,13 +1,11 @@
 """An HTTP request, and its response: read chunk by chunk, decoded and checked.
 
-A body that breaks off must never pass for content, and a silent server is not waited for longer
-than a stall and a deadline allow.
+A body that breaks off is always an error. The wait for a silent server is limited by a stall
+timeout and by a deadline.
 
-httpx decodes too, but it neither distinguishes a truncated gzip body from a whole one nor bounds
-what a small one may grow to. So gzip is decoded here.
+httpx can decode gzip too, but it does not notice that a gzip body is truncated, and it does not
+limit the decoded size of a small body. So gzip is decoded here.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterable, Iterator, Mapping
@@ -26,8 +24,8 @@ STALL_TIMEOUT = 10.0
 
 _STEP = 1 << 20
 _GZIP = 16 + zlib.MAX_WBITS
-# Reading under a cancelled scope ends at the first wait for the network. Before that it can return
-# what was received already, which is no more than this many chunks.
+# In a cancelled scope, reading ends at the first wait for the network. Before that, it returns
+# chunks that were received already; there are never more than this.
 _MAX_BUFFERED_CHUNKS = 10_000
 
 
@@ -73,7 +71,7 @@ class ResponseReader:
         self.stall_timeout = STALL_TIMEOUT
         self.failed = False
         self._response = response
-        # The iterators of httpx.Response leave the ones below them open when they fail.
+        # The iterators of httpx.Response are not used: when they fail, they leave inner ones open.
         self._chunks = aiter(cast("AsyncIterable[bytes]", response.stream))
         self._ended = False
         self._put_back = b""
@@ -162,8 +160,8 @@ class ResponseReader:
         raise TransientError(UnreachableError(f"the response of {self.host} broke off: {came}"))
 
     async def _unwind(self) -> None:
-        # The body comes through a chain of asynchronous generators. Closing the outermost closes no
-        # other, and the garbage collector would have to. A cancelled read goes through all of them.
+        # The body comes through a chain of asynchronous generators. Closing the outermost one
+        # leaves the others to the garbage collector. A cancelled read ends all of them.
         self._ended = True
         chunks = 0
         with suppress(*HTTP_FAILURES), trio.CancelScope(shield=True) as scope:

@@ -3,8 +3,6 @@
 A Session is immutable: a changed session is a new object. Its URLs are absolute.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
@@ -34,8 +32,7 @@ class SessionAccount:
     capabilities: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, rename="camel"):
     """What the server allows (RFC 8620 §2), each at least 1; sizes in bytes."""
 
     max_objects_in_get: int = 500
@@ -145,13 +142,6 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
     capabilities: dict[str, object] | None = None
 
 
-class _CoreCapability(msgspec.Struct, rename="camel"):
-    max_objects_in_get: int | None = None
-    max_calls_in_request: int | None = None
-    max_concurrent_requests: int | None = None
-    max_size_request: int | None = None
-
-
 def parse_session(response: HttpResponse, transport: Transport) -> Session:
     """Read a session from the response to a request for it; its URL is the base of relative ones.
 
@@ -218,15 +208,12 @@ def _absolute(base: str, url: str, naming: str) -> str:
 
 
 def _limits(core: object, what: str) -> Limits:
-    document = decode(
-        msgspec.json.encode(core if core is not None else {}),
-        _CoreCapability,
-        f"the capability {CORE} in {what}",
-    )
-    sent = {
-        name: value for name, value in msgspec.structs.asdict(document).items() if value is not None
-    }
-    return Limits(**{name: max(1, value) for name, value in sent.items()})
+    if core is None:
+        return Limits()
+    if isinstance(core, dict):
+        core = {name: value for name, value in core.items() if value is not None}
+    sent = decode(msgspec.json.encode(core), Limits, f"the capability {CORE} in {what}")
+    return Limits(*(max(1, value) for value in msgspec.structs.astuple(sent)))
 
 
 def _is_cyrus(capability: str) -> bool:

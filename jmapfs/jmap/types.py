@@ -5,8 +5,6 @@ missing and what may be null. Everything that a server sends is decoded by `deco
 only ProtocolError.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
@@ -89,7 +87,7 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
 
 def _decode_flags(type_: type[Any], value: object) -> object:
     if type_ not in _FLAGS:
-        # msgspec also asks about `object`, which any value is.
+        # msgspec also calls this for `object`, which fits every value.
         return value
     flags: dict[str, bool] = msgspec.convert(value, _FLAGS[type_]) or {}
     return type_(key for key, true in flags.items() if true)

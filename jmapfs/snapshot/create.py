@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import trio
@@ -53,7 +53,7 @@ from jmapfs.tree.layout import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
-# With more failures than this the mails are not the cause.
+# If more mails fail than this, the cause is something else than the mails.
 _MAX_FAILED: Final = 1000
 
 _T = TypeVar("_T")
@@ -89,7 +89,7 @@ async def create_snapshot(
                         summary = await attempt.copy(source, max_gone)
             except _FailedDownloadsError as error:
                 if attempts == _MAX_ATTEMPTS or error.errors.keys() <= failed:
-                    raise error.as_incomplete() from None
+                    raise
                 failed, downloaded = error.errors.keys(), downloaded + error.downloaded
             else:
                 return msgspec.structs.replace(
@@ -103,28 +103,24 @@ async def create_snapshot(
                 )
 
 
-class _FailedDownloadsError(Exception):
+class _FailedDownloadsError(IncompleteError):
     """Some blobs cannot be downloaded; the next state may not have them any more.
 
-    `errors` has the reason by blob id; `downloaded` counts what arrived all the same.
+    `errors` has the reason by blob id; `downloaded` counts the blobs that were downloaded.
     """
 
     def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
-        super().__init__(f"{len(errors)} blobs")
+        first = next(iter(errors.values()))
+        mails = "a mail" if len(errors) == 1 else f"{len(errors):,} mails"
+        super().__init__(f"no snapshot was made: {mails} cannot be downloaded: {first}")
         self.errors = errors
         self.downloaded = downloaded
 
-    def as_incomplete(self) -> IncompleteError:
-        """Return the error for the user."""
-        first = next(iter(self.errors.values()))
-        mails = "a mail" if len(self.errors) == 1 else f"{len(self.errors):,} mails"
-        return IncompleteError(f"no snapshot was made: {mails} cannot be downloaded: {first}")
 
+class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
+    """An attempt to copy one state. It is the `EarlySink` for its source, and owns its target.
 
-class _Attempt:
-    """An attempt to copy one state: the `EarlySink` of its source, and the owner of its target.
-
-    The target is opened as soon as the account is known: for early downloads, or for the copy.
+    The target is opened by the first of `prepare` and `copy`, because they know the account.
     """
 
     def __init__(self, repository: Repository, report: SnapshotReport) -> None:
@@ -132,39 +128,34 @@ class _Attempt:
         self._report = report
         self._target: _Target | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         if self._target is not None:
             self._target.close()
 
     async def prepare(self, origin: Origin) -> Sink:
-        """See `EarlySink.prepare`."""
         return (await trio.to_thread.run_sync(self._open_target, origin)).staging
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """See `EarlySink.missing`."""
         assert self._target is not None  # noqa: S101 - `prepare` comes first
         return await trio.to_thread.run_sync(self._target.builder.missing, candidates)
 
     async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
-        """Copy the source, and publish the snapshot.
-
-        Raises _FailedDownloadsError if some blobs of the state cannot be downloaded.
-        """
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
         failed = await _Copy(source, target, self._report).run()
         if failed:
             raise _FailedDownloadsError(failed, staging.downloaded)
         if not await source.still_frozen():
-            raise StorageError("the mount was thawed during the copy, so no one state was copied")
+            raise StorageError(
+                "no snapshot was made: the mount was thawed during the copy, so the copy may be a"
+                " mixture of several states"
+            )
         description = await trio.to_thread.run_sync(target.finish, source, date, max_gone)
         self._report.syncing()
-        # Ctrl-C need not wait for a slow disk.
+        # Ctrl-C abandons the thread, so that it does not wait for a slow disk.
         await trio.to_thread.run_sync(target.file_system.sync, abandon_on_cancel=True)
-        # One uninterrupted job: once the snapshot has its date, the run must not fail.
+        # A cancellation waits for this thread: when the snapshot has its date, the run must
+        # succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
         if error is not None:
@@ -211,13 +202,10 @@ class _Attempt:
 
 
 class _Target:
-    """The snapshot that is being made, with everything that it is made from; see `close`.
+    """The snapshot that is being made, with its base and its staging directory.
 
-    Its methods are for worker threads.
-
-    Raises:
-        ConfigError: the repository belongs to another account.
-        StorageError, OSError: the repository cannot be written.
+    Its methods are for worker threads. Call `close` at the end. Raises ConfigError if the
+    repository belongs to another account, and StorageError or OSError if it cannot be written.
     """
 
     def __init__(
@@ -232,7 +220,7 @@ class _Target:
             self.staging = stack.enter_context(Staging(repository, date, origin))
             self.file_system = stack.enter_context(FileSystem(self.staging.path))
             if interrupted.paths:
-                # Only what is on the disk can be read from the disk; see `has_content`.
+                # `has_content` must read from the disk, so everything is written to the disk first.
                 self.file_system.sync()
                 interrupted.move_to(self.staging)
             self._linker = Linker(self.staging.path)
@@ -248,14 +236,12 @@ class _Target:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Close all files."""
         self._stack.close()
 
     def finish(self, source: Source, date: str, max_gone: float) -> Description:
         """Write the metadata of the finished tree.
 
-        Raises:
-            TooMuchGoneError: more than `max_gone` percent of the base snapshot's mail is gone.
+        Raises TooMuchGoneError if more than `max_gone` percent of the base snapshot's mail is gone.
         """
         base, tally = self.base, self.builder.tally
         gone = 0 if base is None else base.count_missing_from(self.builder.blobs)
@@ -298,30 +284,26 @@ class _Target:
     def _open_base(self) -> BaseSnapshot | None:
         for snapshot in reversed(self._repository.snapshots()):
             if is_intact(snapshot.path):
-                # A copy reads the file anyway.
+                # If files are copied, their content is read anyway, so it can also be verified.
                 return BaseSnapshot(snapshot, verify_content=self._linker.links == "copy")
-            self._notice(f"{snapshot.path} is damaged and will not be built upon: run verify")
+            self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
         return None
 
 
 @dataclass(slots=True)
 class _Part:
-    """A plan, and the number of its requests that are neither downloaded nor failed."""
-
+    # `pending` counts the requests that are neither downloaded nor failed.
     plan: BuildPlan
     pending: int
     complete: trio.Event = field(default_factory=trio.Event)
 
     def finish(self, count: int) -> None:
-        """Note that some requests are downloaded, or have failed."""
         self.pending -= count
         if not self.pending:
             self.complete.set()
 
 
 class _Copy:
-    """Copies a source into a target, once."""
-
     def __init__(self, source: Source, target: _Target, report: SnapshotReport) -> None:
         self._source = source
         self._builder = target.builder
@@ -335,12 +317,8 @@ class _Copy:
     async def run(self) -> Mapping[str, JmapfsError]:
         """Copy everything that can be downloaded; return the errors of the rest by blob id.
 
-        The tree is complete if there are none.
-
-        Raises:
-            StorageError: the repository cannot be written.
-            IncompleteError: so many downloads failed that the rest was not tried.
-            JmapfsError: the errors of the source.
+        If there are no errors, the tree is complete. Raises IncompleteError if so many downloads
+        failed that the rest was not tried.
         """
         with lone_errors():
             async with trio.open_nursery() as nursery:

@@ -1,11 +1,9 @@
-"""The files that a snapshot should have, by its three metadata files; and whether these agree.
+"""The files that a snapshot should have according to its metadata files, and whether these agree.
 
 SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
 else that SHA256SUMS has. So if they disagree, it can be told which of them was altered. An altered
 manifest is not used: then SHA256SUMS alone says which files there should be.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -23,7 +21,6 @@ from jmapfs.snapshot.manifest import (
     METADATA_FILES,
     SUMMED_FILES,
     Description,
-    SavedMail,
     checksum_line,
     decode_line,
     is_mail_file,
@@ -58,10 +55,11 @@ class ExpectedContents:
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
-    `directories` then has those of all mailboxes if `knows_directories`; `is_complete` tells
-    whether all expected files are known.
+    `directories` then also contains the directories of empty mailboxes, unless `description` is
+    None.
+    `is_complete` tells whether all expected files are known.
 
-    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`. Raises StorageError
+    A hash of each path and blob id is stored, about 50 bytes; see `InodeCache`. Raises StorageError
     if a later jmapfs made the snapshot.
     """
 
@@ -87,11 +85,6 @@ class ExpectedContents:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
 
-    @property
-    def knows_directories(self) -> bool:
-        """Whether the directories of empty mailboxes are known."""
-        return self.description is not None
-
     def is_expected(self, path: str) -> bool:
         """Return whether a file belongs to the snapshot."""
         return path in METADATA_FILES or hash(path) in self._paths
@@ -103,8 +96,9 @@ class ExpectedContents:
         sums = self._lines(CHECKSUMS)
         sums_agree = True
         for number, line in enumerate(self._lines(MANIFEST), 1):
-            mail = _decoded(line)
-            if mail is None:
+            try:
+                mail = decode_line(line)
+            except UNDECODABLE:
                 self._find_incomplete(MANIFEST, f"line {number} is not valid")
                 continue
             files = tuple(place.file for place in mail.mailboxes)
@@ -166,7 +160,7 @@ class ExpectedContents:
         return sums
 
     def _is_right(self, path: str, expected: str | None) -> bool:
-        """Return whether a file can be used: it matches its checksum, or that is damaged."""
+        """Return whether a file can be used: its checksum is right, or the checksum is damaged."""
         try:
             digest = read_digest(os.fspath(self._directory / path))[0].hex()
         except OSError as error:
@@ -234,10 +228,3 @@ class ExpectedContents:
         while path not in self.directories:
             self.directories.add(path)
             path = path.rpartition("/")[0]
-
-
-def _decoded(line: bytes) -> SavedMail | None:
-    try:
-        return decode_line(line)
-    except UNDECODABLE:
-        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -53,34 +54,25 @@ async def account_opener(
         open_cache(directory / "blobs") as cache,
     ):
         database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
-        yield _AccountOpener(client, database, blobs, report, allow_stale=allow_stale)
+        yield _AccountOpener(client, database, blobs, report, allow_stale)
 
 
+@dataclass(slots=True)
 class _AccountOpener:
     """Opens the current state of an account, once for each attempt."""
 
-    def __init__(
-        self,
-        client: Client,
-        database: IndexDatabase,
-        blobs: BlobFetcher,
-        report: SnapshotReport,
-        *,
-        allow_stale: bool,
-    ) -> None:
-        self._client = client
-        self._database = database
-        self._blobs = blobs
-        self._report = report
-        self._allow_stale = allow_stale
-        self._is_stale = False
+    _client: Client
+    _database: IndexDatabase
+    _blobs: BlobFetcher
+    _report: SnapshotReport
+    _allow_stale: bool
+    _is_stale: bool = False
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
         """Bring the index up to date, and pin its state.
 
-        Raises BusyError if another process writes the index, and it is not up to date or
-        not consistent.
+        Raises BusyError if another process writes the index, and it is outdated or inconsistent.
         """
         await self._bring_up_to_date(early)
         with self._database.reader() as reader:
@@ -98,7 +90,9 @@ class _AccountOpener:
                 return None
             if not state.consistent:
                 trio.from_thread.run_sync(
-                    self._report.notice, "the index is between two states: that is no one state"
+                    self._report.notice,
+                    "the index is between two states of the account: the snapshot will be a mixture"
+                    " of them",
                 )
             return _PinnedAccount(reader, state, self._blobs)
 
@@ -162,10 +156,7 @@ class _AccountOpener:
                         fetcher.stop()
 
     async def _request_update(self, busy: BusyError, waiter: StateWaiter) -> BusyError | None:
-        """Ask mounts to bring the index up to date; return the error if it is not afterwards.
-
-        `busy` names the process that writes it.
-        """
+        # `busy` names the process that writes the index. Returns None if it is up to date.
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             return BusyError(f"{busy}, and has not listed all of it yet: try again later")
@@ -178,7 +169,7 @@ class _AccountOpener:
         return BusyError(f"{busy}; the index is not up to date")
 
     async def _accept_stale(self, obstacle: BusyError) -> None:
-        """Accept the present state of the index, if the user allows that; raises `obstacle`."""
+        """Use the present state of the index if the user allows that; otherwise raise an error."""
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             raise obstacle
@@ -189,12 +180,10 @@ class _AccountOpener:
 
 
 def _sync_mounts(state: AccountState) -> None:
-    """Ask the mounts that write an index of this account to bring it up to date.
+    """Ask all mounts that write an index of this account to bring it up to date.
 
-    There may be several, each with an index in a cache directory of its own.
-
-    Raises:
-        JmapfsError: the first error; the other mounts were asked all the same.
+    There may be several, each with an index in a cache directory of its own. Raises the first
+    error of them, after all were asked.
     """
     failure: JmapfsError | None = None
     for mount in mounts():
@@ -239,16 +228,14 @@ class _PinnedAccount:
 
     @property
     def cached(self) -> BlobTotals:
-        """The blobs that were in the cache of the account's mounts."""
         return self._blobs.cached
 
     async def emails_after(self, position: int) -> EmailSlice:
-        """See `Source.emails_after`."""
         with sqlite_errors("read the index"):
             return await trio.to_thread.run_sync(
                 partial(self._export.after, position, _PART_EMAILS), limiter=self._reading
             )
 
     async def still_frozen(self) -> bool:
-        """Return True: a pinned reader keeps its state."""
+        # A pinned reader keeps its state.
         return True

@@ -9,8 +9,6 @@ All other files are left alone. The names of snapshots are times in UTC, and sor
 which the snapshots were made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -74,7 +72,7 @@ class Snapshot:
         return self.path.name
 
     def description(self) -> Description:
-        """Return its description; raises as `read_description`."""
+        """Return its description; raises the same errors as `read_description`."""
         return read_description(self.path)
 
 
@@ -161,7 +159,7 @@ class Repository:
         ]
 
     def half_removed(self) -> list[Path]:
-        """Return the snapshots that have lost their date and are not deleted yet."""
+        """Return the snapshots that prune has renamed already, and has not deleted completely."""
         return [path for path in self.unfinished() if path.name.endswith(_PRUNED)]
 
     def new_partial(self, date: str) -> Path:
@@ -175,9 +173,10 @@ class Repository:
         return path
 
     def remove_snapshot(self, date: str) -> int:
-        """Rename a snapshot in one step, so that no half of it has a date, then delete it.
+        """Delete a snapshot.
 
-        Returns and raises as `remove_partial`.
+        It is renamed first, so that a snapshot that is only partly deleted never has a date as its
+        name. Returns the same as `remove_partial`, and raises the same errors.
         """
         path = self.path / f"{_PARTIAL}{date}{_PRUNED}"
         try:
@@ -190,8 +189,8 @@ class Repository:
     def remove_partial(self, path: Path) -> int:
         """Delete one of the `unfinished` directories, if it still exists.
 
-        Return the size of the files that had no other name. Files that are shared with snapshots
-        stay there.
+        Returns the size of the files that had no other name. Snapshots that share files with it
+        keep these files.
 
         Raises:
             StorageError: it cannot be deleted.
@@ -322,6 +321,9 @@ class SnapshotStatus(msgspec.Struct, frozen=True):
     verified: Verification | None = None
 
 
+_DESCRIBED: Final = ("mails", "files", "bytes", "previous", "new", "gone", "added_bytes")
+
+
 class RepositoryOverview(msgspec.Struct, frozen=True):
     """All snapshots of a repository, the oldest first.
 
@@ -354,18 +356,8 @@ def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotSt
         state = "damaged"
     if description is None:
         return SnapshotStatus(snapshot.date, state, verified=verification)
-    return SnapshotStatus(
-        date=snapshot.date,
-        state=state,
-        mails=description.mails,
-        files=description.files,
-        bytes=description.bytes,
-        previous=description.previous,
-        new=description.new,
-        gone=description.gone,
-        added_bytes=description.added_bytes,
-        verified=verification,
-    )
+    counts = {name: getattr(description, name) for name in _DESCRIBED}
+    return SnapshotStatus(snapshot.date, state, verified=verification, **counts)
 
 
 def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:

@@ -105,27 +105,18 @@ class Sink(Protocol):
 
 
 class Source(Protocol):
-    """An account, or a part of it, at one state."""
+    """An account, or a part of it, at one state.
 
-    @property
-    def origin(self) -> Origin:
-        """The account that the mail belongs to."""
+    `origin` is the account that the mail belongs to, `email_state` the state of its emails (RFC
+    8620 §1.6.3). `mailboxes` are in the order of their paths. `mail_count` is approximate.
+    `concurrency` is the number of batches to download at a time.
+    """
 
-    @property
-    def email_state(self) -> str:
-        """The state of the emails (RFC 8620 §1.6.3)."""
-
-    @property
-    def mailboxes(self) -> Sequence[ExportedMailbox]:
-        """The mailboxes, in the order of their paths."""
-
-    @property
-    def mail_count(self) -> int:
-        """The approximate number of mails."""
-
-    @property
-    def concurrency(self) -> int:
-        """The number of batches to download at a time."""
+    origin: Origin
+    email_state: str
+    mailboxes: list[ExportedMailbox]
+    mail_count: int
+    concurrency: int
 
     @property
     def cached(self) -> BlobTotals:

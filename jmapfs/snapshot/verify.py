@@ -7,8 +7,6 @@
 share them.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import stat
@@ -29,6 +27,7 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
     lone_errors,
+    storage_errors,
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
@@ -38,7 +37,7 @@ from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, Pending
 from jmapfs.snapshot.verify_record import Kind, Outcome
 
 KINDS: Final[tuple[Kind, ...]] = ("altered", "missing", "extra")
-"""All kinds of findings. The first one that was found is the outcome."""
+"""All kinds of findings, the worst first. The worst kind that was found is the outcome."""
 
 _ERRORS: Final[Mapping[Kind, type[JmapfsError]]] = {
     "altered": AlteredFilesError,
@@ -122,14 +121,12 @@ def snapshots_at(place: Path) -> list[Path]:
         StorageError: it cannot be read.
     """
     directory = Path(os.path.realpath(place))
-    try:
+    with storage_errors(place):
         if not directory.is_dir():
             what = "not a directory" if directory.exists() else "no such directory"
             raise UsageError(f"{place}: {what}")
         if looks_like_snapshot(directory):
             return [directory]
-    except OSError as error:
-        raise StorageError(f"{place}: {error.strerror}") from error
     paths = [snapshot.path for snapshot in Repository(directory).snapshots()]
     if not paths:
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
@@ -141,8 +138,8 @@ async def verify(
 ) -> VerifyResult:
     """Verify a snapshot; with `quick`, everything but the content of the mail.
 
-    `inodes` has what is known of files, and is added to. Raises StorageError if the snapshot was
-    removed meanwhile, or a later jmapfs made it.
+    Files that are known in `inodes` are not read again; those that are read are added to it. Raises
+    StorageError if the snapshot was removed meanwhile, or a later jmapfs made it.
     """
     inodes.forget_pending()
     verifier = await _in_thread(partial(_Verifier, directory, quick=quick, inodes=inodes))
@@ -152,7 +149,7 @@ async def verify(
 
 @dataclass(slots=True)
 class _Part:
-    """Mails that were checked by name and size: their number and bytes, and what is to read."""
+    """Mails whose names and sizes were checked: their number and bytes, and the files to read."""
 
     mails: int = 0
     size: int = 0
@@ -177,7 +174,6 @@ class _Verifier:
         self._mails: Iterator[ExpectedMail] = iter(self._expected)
 
     async def run(self, progress: VerifyProgress) -> None:
-        """Verify everything."""
         progress.started(self._expected.description)
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -189,7 +185,6 @@ class _Verifier:
         await _in_thread(self._search_directories)
 
     def result(self) -> VerifyResult:
-        """Return the result."""
         expected, remarks = self._expected, []
         if self._separate:
             have = "mail has" if self._separate == 1 else "mails have"
@@ -304,7 +299,7 @@ class _Verifier:
                 detail = f"is {_type_of(entry)}, not a directory"
                 self._findings.append(Finding(path, "altered", detail))
         elif not path.startswith(f"{MAIL}/") or (
-            expected.knows_directories if is_directory else expected.is_complete
+            expected.description is not None if is_directory else expected.is_complete
         ):
             detail = f"is {_type_of(entry)} that does not belong to the snapshot"
             self._findings.append(Finding(path, "extra", detail))
@@ -325,7 +320,7 @@ class _Verifier:
 
 
 def _type_of(entry: os.DirEntry[str]) -> str:
-    # Without stat(2): an entry may be gone by now.
+    # This does not call stat(2), because the entry may be gone by now.
     if entry.is_file(follow_symlinks=False):
         return "a file"
     if entry.is_dir(follow_symlinks=False):
@@ -334,5 +329,5 @@ def _type_of(entry: os.DirEntry[str]) -> str:
 
 
 async def _in_thread(work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
-    # A disk that does not answer must not keep the user from ending it.
+    # The thread can be abandoned: Ctrl-C must work even if the disk does not answer.
     return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)

@@ -3,13 +3,8 @@
 The record is a memory, not a proof: without it, no snapshot counts as verified or as damaged.
 """
 
-from __future__ import annotations
-
 import contextlib
-import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, StorageError
+from jmapfs.locking import wait_for_lock
 from jmapfs.snapshot.files import create_file, open_regular, sync_directory
 from jmapfs.snapshot.manifest import parse_date
 
@@ -33,7 +29,6 @@ _NEW_NAME: Final = "verified.json.new"
 # A snapshot takes about 100 bytes.
 _MAX_BYTES: Final = 64 << 20
 _LOCK_SECONDS: Final = 10.0
-_PAUSE_SECONDS: Final = 0.05
 _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 
 
@@ -117,27 +112,16 @@ def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes from writing the record between our read and our write."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _wait_for_lock(descriptor)
+        try:
+            wait_for_lock(descriptor, _LOCK_SECONDS)
+        except TimeoutError:
+            raise
+        except OSError:
+            # Some file systems cannot lock a directory (NFS); the last writer wins there.
+            pass
         yield
     finally:
         os.close(descriptor)
-
-
-def _wait_for_lock(descriptor: int) -> None:
-    """Wait for the lock, which others hold only briefly; raises TimeoutError."""
-    until = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from None
-            time.sleep(_PAUSE_SECONDS)
-        except OSError:
-            # Some file systems cannot lock a directory (NFS); the last writer wins there.
-            return
-        else:
-            return
 
 
 def _read(directory: Path) -> dict[str, Verification]:

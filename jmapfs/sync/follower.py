@@ -4,15 +4,15 @@
        ↑                                  ↑─────────────────────────────────┘
        └── pause (longer each time) ── offline, if any of it fails
 
-Each way from "bring up to date" back to it is a round. The reasons for one are a push event, a
-request, a download that failed, and time. A push event is only a hint: the server is asked for
-the changes whatever the event contains.
+The part from one "bring up to date" to the next is a round. A round begins because of a push event,
+a request, a failed download, or because time has passed. A push event is only a hint: the server is
+asked for the changes whatever the event contains.
 
-If the index is not complete when the follower starts, the errors of the first round are the
-caller's: there is nothing to show yet.
+If the index is not complete when the follower starts, an error of the first round is raised to the
+caller, because there is nothing to show yet.
 
-Several processes may follow one account. One of them has the lease of the index's writer; the
-others are read-only followers, which see what that one stores.
+Several processes may follow one account. One of them has the writer lease of the index. The others
+are read-only followers: they see what that process stores.
 """
 
 from __future__ import annotations
@@ -130,14 +130,14 @@ class AccountFollower:
         self._woken.set()
 
     async def sync_now(self) -> None:
-        """Bring the index up to date; return when that and `after_round` are done.
+        """Bring the index up to date; return when the round and `after_round` are done.
 
         Raises:
             BusyError: another process writes the index, and does not bring it up to date soon.
             JmapfsError: the server cannot be asked.
         """
         await self._next_round()
-        # Checked after the round, which takes the lease if it is free.
+        # This is checked after the round, because the round takes the lease if it is free.
         if self.writes_index:
             return
         if self.client is not None:
@@ -146,7 +146,7 @@ class AccountFollower:
                 while not await waiter.reached():  # noqa: ASYNC110 - in another process
                     await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
-                # For its call of `after_round`.
+                # Another round calls `after_round` for what the other process has stored.
                 await self._next_round()
                 return
         raise BusyError(
@@ -155,7 +155,7 @@ class AccountFollower:
         )
 
     async def _next_round(self) -> None:
-        """Return at the end of a round that begins from now on; raises its error."""
+        """Wait for the end of a round that has not begun yet; raises the error of the round."""
         request = _RoundRequest()
         self._requests.append(request)
         self.wake()
@@ -170,10 +170,9 @@ class AccountFollower:
         may_start_offline: bool,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Follow the account until cancelled; started as soon as there is something to show.
+        """Follow the account until cancelled; has started when there is something to show.
 
-        Raises:
-            JmapfsError: the account cannot be shown; only before it has started.
+        Raises JmapfsError only before it has started: the account cannot be shown.
         """
         self._writer = await trio.to_thread.run_sync(self._lease.writer)
         startup = _Startup(task_status)
@@ -221,7 +220,7 @@ class AccountFollower:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             self.connection = replace(self.connection, error=str(error) if error else None)
-            # Before the requests are answered: the kernel then knows of the changes.
+            # `after_round` comes before the answers, so the kernel knows of the changes by then.
             await self._after_round()
         except JmapfsError as failure:
             error = failure
@@ -262,7 +261,7 @@ class AccountFollower:
 
     def _interval(self) -> float:
         interval = self._poll_interval
-        # Push events report the server's changes, not when another process has stored them.
+        # Push events say that the server has changes, not that another process has stored them.
         if self.push_active and self.writes_index:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
@@ -287,8 +286,8 @@ class AccountFollower:
             while True:
                 try:
                     async with client.push() as events:
-                        # The first event is the connection itself; something may have changed
-                        # while there was none.
+                        # The first event means that the stream is open. It starts a round too,
+                        # because something may have changed before that.
                         async for event in events:
                             _log.debug("push: %s", event)
                             self.push_active = True
@@ -300,7 +299,8 @@ class AccountFollower:
                 except JmapfsError as error:
                     _log.info("push ended: %s", error)
                 if self.push_active:
-                    # The server may be unreachable; and the poll interval is shorter without push.
+                    # A round finds out whether the server is unreachable. After it, the shorter
+                    # poll interval applies.
                     self.push_active = False
                     self.wake()
                 await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
@@ -329,14 +329,14 @@ def _answer(requests: Iterable[_RoundRequest], error: JmapfsError | None) -> Non
 
 
 def _is_outage(error: JmapfsError) -> bool:
-    """Tell whether the server is only unreachable, as opposed to the wrong one."""
+    """Tell whether the server is temporarily unreachable, and not wrongly configured."""
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
 
 
 class AccountBlobSource:
-    """Downloads blobs with the follower's client; fails at once while there is none."""
+    """Downloads blobs with the follower's client; fails at once while the follower has none."""
 
     def __init__(self, follower: AccountFollower) -> None:
         self._follower = follower

@@ -7,8 +7,6 @@ therefore always followed by `Synchronizer` storing these changes.
 An interrupted listing resumes after the last durable page.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,7 +65,7 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
             # Mailboxes that are gone stay until their emails are known to be elsewhere.
             writer.replace_mailboxes(mailboxes)
             writer.begin_listing(progress)
-            # Until the changes since `email_state` are stored as well.
+            # The index is consistent again when the changes since `email_state` are stored.
             writer.set_state(replace(writer.state(), consistent=False))
 
     await trio.to_thread.run_sync(begin)
@@ -102,7 +100,8 @@ async def _fetch_pages(
     async with send:
         while True:
             page = await client.query_page(anchor, limit)
-            # Servers may lower the limit: a short page means nothing, only an empty one does.
+            # Servers may lower the limit, so a short page need not be the last. An empty page is
+            # the end.
             if not page.ids:
                 return
             if page.ids[-1] in anchors or anchor in page.ids:
@@ -127,7 +126,7 @@ async def _end(client: Client, writer: IndexWriter, email_state: str) -> None:
         with writer.transaction():
             writer.put_emails(emails)
             writer.remove_emails(not_found)
-            # Without a mailbox state: the mailboxes are requested again after the listing.
+            # The mailbox state is empty, so the mailboxes are requested again after the listing.
             writer.set_state(replace(writer.state(), email_state=email_state, mailbox_state=""))
             writer.end_listing()
 

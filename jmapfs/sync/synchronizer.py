@@ -12,8 +12,6 @@ with the last step. Each step is one transaction, together with the state it lea
 An orphaned email is in a mailbox that the server has not described.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Awaitable, Sequence
@@ -54,7 +52,7 @@ class _UnknownChangesError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _IndexStatus:
-    """Everything of the index that decides what to do next; read in one run of a worker thread."""
+    """What the next step depends on, as the index has it; read by one worker thread at once."""
 
     state: AccountState
     listing: ListingProgress | None
@@ -134,14 +132,14 @@ class Synchronizer:
                 len(status.orphaned),
             )
         if not status.state.consistent:
-            # The server has no more to say about it.
+            # More requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
         return changed
 
     async def _follow_once(
         self, status: _IndexStatus, *, all_mailboxes: bool = False
     ) -> tuple[bool, _IndexStatus]:
-        # Taken before the first request: the index will have everything from before this time.
+        # The time is taken before the first request: the index will have all earlier changes.
         began = time.time()
         state = status.state
         mailboxes, emails = await self._changes(state, all_mailboxes=all_mailboxes)
@@ -182,15 +180,16 @@ class Synchronizer:
             # the next changes then repeat what is already stored.
             mailbox_state = changes.new_state
             mailboxes, _ = await client.mailboxes()
-        # The emails after the mailboxes, so that no email is in a mailbox newer than the list.
+        # Emails are requested after the mailboxes, so that no email is in a mailbox newer than the
+        # list.
         emails = await _known(client.email_changes(state.email_state))
         return _MailboxUpdate(mailbox_state, mailboxes), emails
 
     async def _complete_if_current(self) -> bool:
-        """If the server's emails still have the index's state, complete the index; else False.
+        """Complete the index if the server still has the Email state of the index.
 
-        A server that cannot report changes can still be asked for its Email state. The mailboxes
-        are few: all of them are stored.
+        Returns False if the server has a different state. This is for servers that cannot report
+        changes: they can still report their Email state. All mailboxes are stored; there are few.
         """
         began = time.time()
         state = await trio.to_thread.run_sync(self._writer.state)
@@ -252,9 +251,11 @@ class Synchronizer:
             if mailboxes.mailboxes is not None:
                 gone = writer.replace_mailboxes(mailboxes.mailboxes)
             writer.put_emails(emails.emails)
-            # A later step may bring an email back under another id, so it stays until the last.
+            # A later step may bring an email back under another id, so emails are removed only in
+            # the last step.
             writer.add_pending_removals(emails.gone)
-            # A state between two steps may be none that the account ever had (RFC 8620 §5.2).
+            # Between two steps, the index may have a state that the account never had (RFC 8620
+            # §5.2).
             if not emails.has_more:
                 writer.apply_pending_removals()
                 writer.retire_mailboxes(gone)
@@ -283,17 +284,18 @@ class Synchronizer:
 
 
 class StateWaiter:
-    """Tells when an index that another process writes has the server's state of now, or a later.
+    """Tells when an index that another process writes has the current state of the server.
 
-    That process may be unable to follow the server although we can reach it: its password may be
-    old, or it was a snapshot that has just ended. So the server is asked for its states (RFC 8620
-    §5.1): the index has to have these, or to have been brought up to date since.
+    "Current" means the state at the construction, or a later one. The other process may be unable
+    to follow the server although this process can reach it: its password may be old, or it was a
+    snapshot that has just ended. So this class asks the server for its states (RFC 8620 §5.1). The
+    index must have these states, or must have been brought up to date since.
     """
 
     def __init__(self, client: Client, database: IndexDatabase) -> None:
         self._client = client
         self._database = database
-        # The machine's clock, as for `synced_at`, which another process sets.
+        # This is compared with `synced_at` of another process, so it cannot be trio's clock.
         self._began = time.time()
 
     async def reached(self) -> bool:
@@ -314,7 +316,7 @@ class StateWaiter:
 
 
 def check_account(database: IndexDatabase, client: Client) -> None:
-    """Check that the index is of the account of the client. A new index fits any account.
+    """Check that the index belongs to the client's account. A new index fits any account.
 
     Raises:
         ConfigError: the index belongs to another account, or another server.
@@ -336,7 +338,7 @@ def _check_owner(state: AccountState, database: IndexDatabase, client: Client) -
 
 
 def _only_counts(changes: Changes) -> bool:
-    """Tell whether nothing of the mailboxes has changed but their numbers of emails."""
+    """Tell whether only the numbers of emails in the mailboxes have changed."""
     if changes.created or changes.destroyed:
         return False
     # RFC 8621 §2.2: null means that anything may have changed.

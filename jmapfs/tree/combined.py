@@ -4,8 +4,6 @@ Each account has its own tree with its own inodes. In the combined tree the inod
 number of the account (see `inodes`), and the roots of the accounts have names.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,7 +35,7 @@ class CombinedTree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # Accounts have no times, and are seldom added or removed.
+            # The time of the root is constant: accounts have no times, and seldom change.
             return directory_attributes(
                 ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
             )

@@ -3,14 +3,12 @@
 There is one directory for each mailbox, in exactly one place.
 
 The directory of a mailbox is in that of its parent. Servers also send parents that do not exist:
-such mailboxes become top-level directories. Of mailboxes that form a cycle, the one with the
-smallest id becomes a top-level directory.
+such mailboxes become top-level directories. If mailboxes form a cycle, the one with the smallest id
+becomes a top-level directory.
 
 A snapshot is made from an `EmailExport`: all emails at or below one directory, in order. Paths are
 always those from the root of the tree.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections import defaultdict
@@ -178,5 +176,5 @@ class EmailExport:
         return sorted(self._mailboxes, key=lambda mailbox: mailbox.path.encode())
 
     def after(self, position: int, count: int) -> EmailSlice:
-        """Return some `count` emails from a position on: in order of receipt, blob id and id."""
+        """Return about `count` emails after a position, in the order of the index."""
         return self._reader.emails_after(position, count, self._directories)

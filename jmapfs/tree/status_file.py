@@ -5,8 +5,6 @@ would otherwise read the newest mail again in every run. Its content changes onl
 the account does, or the server becomes reachable or unreachable, so a second backup reads nothing.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime

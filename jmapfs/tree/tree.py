@@ -8,8 +8,6 @@ Modes, owners and all attributes of an email are constant (SEMANTICS.md): backup
 change of attributes for a change of content.
 """
 
-from __future__ import annotations
-
 import enum
 import stat
 from bisect import bisect_left
@@ -55,7 +53,11 @@ class Ownership:
     umask: int = 0o077
 
     def mode(self, kind: Kind) -> int:
-        """Return `st_mode`: files are read-only; copies of directories can be deleted."""
+        """Return `st_mode`.
+
+        Files are read-only. Directories are writable for the owner: a backup tool copies the mode,
+        and a copy could not be deleted otherwise.
+        """
         base = _DIRECTORY_MODE if kind is Kind.DIRECTORY else _FILE_MODE
         return kind.value | (base & ~self.umask)
 
@@ -197,8 +199,7 @@ class Tree:
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of a name in the directory with inode `parent`.
 
-        Raises:
-            EntryNotFoundError: there is no such directory, or no such name in it.
+        Raises EntryNotFoundError if there is no such directory, or no such name in it.
         """
         layout = self.layout()
         directory = layout.directories.get(parent)
@@ -218,8 +219,7 @@ class Tree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode.
 
-        Raises:
-            EntryNotFoundError: there is no such inode.
+        Raises EntryNotFoundError if there is no such inode.
         """
         if inode == STATUS_FILE_INODE:
             return self._status_file_attributes()
@@ -229,11 +229,7 @@ class Tree:
         return _attributes(self.file(inode))
 
     def file(self, inode: int) -> FileRecord:
-        """Return the file with an inode.
-
-        Raises:
-            EntryNotFoundError: no email has that inode.
-        """
+        """Return the file with an inode; raises EntryNotFoundError if no email has that inode."""
         record = self._reader.file(inode)
         if record is None:
             raise EntryNotFoundError(f"no file has inode {inode}")
@@ -242,8 +238,7 @@ class Tree:
     def listing(self, inode: int) -> DirectoryListing:
         """Return all entries of a directory, from one state of the index.
 
-        Raises:
-            EntryNotFoundError: there is no such directory.
+        Raises EntryNotFoundError if there is no such directory.
         """
         with self._reader.pinned():
             directory = self.layout().directories.get(inode)

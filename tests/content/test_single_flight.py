@@ -146,6 +146,13 @@ async def test_closing_ends_running_downloads(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "large").iterdir()) == []
 
 
+async def test_closing_ends_queued_downloads_that_are_read(tmp_path: Path) -> None:
+    async with serving(FakeSource({"b": b"mail"}), tmp_path) as content:
+        assert content.create_download("b", 4) is not None
+    with pytest.raises(UnreachableError):
+        await content.read("b", 4, 0, 4)
+
+
 async def test_closing_when_cancelled_still_writes(tmp_path: Path) -> None:
     source = FakeSource({"b": b"mail"})
     with trio.CancelScope() as scope:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
-from jmapfs.errors import MethodError, ProtocolError
+from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.client import Changes
-from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
+from tests.jmap.fake import LIMIT, Arguments, FakeServer, RefusedError, opened, with_limits
 
 
 def with_changes(**limits: Any) -> FakeServer:
@@ -45,7 +46,7 @@ async def test_both_changes_and_the_emails_are_one_request() -> None:
         "Email/get",
     ]
     assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1"}
-    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1"}
+    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1", "maxChanges": 500}
 
 
 @pytest.mark.parametrize(("most", "requests"), [(4, 1), (3, 2), (2, 2), (1, 3)])
@@ -95,6 +96,33 @@ async def test_more_emails_than_the_server_returns_at_once() -> None:
     assert [email.id for email in changes.emails] == list(server.emails)
     assert changes.gone == ("gone",)
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("limit", ["maxObjectsInGet", "maxSizeRequest"])
+async def test_request_that_is_rejected_for_its_emails(limit: str) -> None:
+    server = with_changes(maxObjectsInGet=2)
+
+    def reject(request: httpx.Request) -> httpx.Response | None:
+        if b"#ids" not in request.content:
+            return None
+        return httpx.Response(400, json={"type": LIMIT, "limit": limit})
+
+    server.before = reject
+    async with opened(server) as client:
+        mailboxes, emails = await client.changes("m1", "e1")
+    assert mailboxes == MAILBOX_CHANGES
+    assert [email.id for email in emails.emails] == ["M1", "M2", "M3"]
+    assert emails.gone == ("M9", "gone")
+    assert len(server.requests) == 4
+
+
+async def test_other_rejections_of_changes_are_errors() -> None:
+    server = with_changes()
+    async with opened(server) as client:
+        server.before = lambda _: httpx.Response(400, json={"type": "urn:x"})
+        with pytest.raises(RequestError):
+            await client.changes("m1", "e1")
+    assert len(server.requests) == 1
 
 
 async def test_emails_that_the_server_leaves_out_are_requested_again() -> None:

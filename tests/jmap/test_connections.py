@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import trio
@@ -294,6 +296,43 @@ async def test_cancelled_request_closes_its_connection(answer: bytes) -> None:
     assert server.connections == 3
 
 
+async def test_cancelled_tls_handshake_closes_its_connection() -> None:
+    server = Server()
+    async with running(server):
+        pool = ConnectionPool()
+        request = httpx.Request("GET", server.url.replace("http:", "https:"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.handle_async_request, request)
+            await server.until(lambda: server.asked == 1)
+            gc.disable()
+            nursery.cancel_scope.cancel()
+        try:
+            await server.until(lambda: not server.open)
+        finally:
+            gc.enable()
+        await pool.aclose()
+
+
+async def test_connection_of_a_request_cancelled_once_connected_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(MAIL)
+    scope = trio.CancelScope()
+    connect_tcp = httpcore.TrioBackend.connect_tcp
+
+    async def connect_and_cancel(*arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        stream = await connect_tcp(*arguments, **options)
+        scope.cancel()
+        return stream
+
+    monkeypatch.setattr(httpcore.TrioBackend, "connect_tcp", connect_and_cancel)
+    async with running(server) as transport:
+        with scope:
+            await get(transport, server)
+        assert scope.cancelled_caught
+        await server.until(lambda: server.connections == 1 and not server.open)
+
+
 async def test_refused_connection() -> None:
     with trio.socket.socket() as unused:
         await unused.bind(("127.0.0.1", 0))
@@ -332,11 +371,14 @@ async def test_https_goes_through_the_proxy_of_the_environment(
     assert server.asked == 1
 
 
-async def test_no_proxy_of_the_environment_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "example.org, 127.0.0.1:9", "*"])
+async def test_no_proxy_of_the_environment_is_respected(
+    no_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = Server(MAIL)
     async with running(server):
         monkeypatch.setenv("HTTPS_PROXY", server.url)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("NO_PROXY", no_proxy)
         pool = ConnectionPool()
         with pytest.raises(httpx.ConnectError):
             await pool.handle_async_request(httpx.Request("GET", "https://127.0.0.1:9/"))

@@ -263,7 +263,7 @@ def test_a_second_mount_of_an_account_is_read_only(
 ) -> None:
     with home.mounted(server.url, path=home.directory / "second") as second:
         assert second.contents() == mount.contents()
-        assert "reads along" in second.result.stderr
+        assert "this mount only reads the index" in second.result.stderr
 
 
 def test_the_file_system_statistics(mount: Mounted) -> None:

@@ -529,6 +529,25 @@ def test_a_file_placed_by_an_interrupted_run_is_reused(dest: Path) -> None:
     assert account.downloaded == []
 
 
+def test_the_journal_of_another_version_is_read(dest: Path) -> None:
+    account = FakeAccount(letters(2))
+    run = dest / ".partial-2026-11-22T010203Z"
+    (run / "content").mkdir(parents=True)
+    (run / "snapshot" / "mail" / "Inbox").mkdir(parents=True)
+    (run / "content" / "1").write_bytes(account.letters[0].bytes)
+    (run / "snapshot" / "mail" / "Inbox" / "2.eml").write_bytes(account.letters[1].bytes)
+    first, second = (letter.saved().sha256 for letter in account.letters)
+    (run / "journal.jsonl").write_text(
+        '{"origin":{"server":"https://mail.example/jmap/","accountId":"u1",'
+        '"accountName":"alice","username":"alice@mail.example","directory":""}}\n'
+        f'["B1",28,"{first}","content/1"]\n'
+        f'["B2",28,"{second}","content/2"]\n'
+        f'["B2",28,"{second}","snapshot/mail/Inbox/2.eml"]\n'
+    )
+    assert take(account, dest).taken_over == 2
+    assert account.downloaded == []
+
+
 # --- File systems
 
 
