@@ -258,7 +258,7 @@ async def open_account(
             )
         )
         if not follower.connection.online:
-            report.notice(f"offline, showing what is known: {follower.connection.error}")
+            report.notice(f"offline, showing the last known state: {follower.connection.error}")
         inodes = AccountInodes(number)
         readahead = Readahead(
             content,

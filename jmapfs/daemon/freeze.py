@@ -310,7 +310,7 @@ class Freezer:
         with freeze.scope:
             await trio.sleep_forever()
         if freeze.has_leases:
-            _log.warning("the freeze ends after its time: no lease was renewed")
+            _log.warning("the freeze ends because its last lease has expired")
         try:
             async with self._lock:
                 await self._end(freeze)

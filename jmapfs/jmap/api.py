@@ -276,7 +276,9 @@ class Api:
         for name, arguments, call_id in document.method_responses:
             call = pending.get(call_id)
             if call is None:
-                raise ProtocolError(f"the server answers no call of ours: {printable(name, 80)}")
+                raise ProtocolError(
+                    f"the server answers a call that was not made: {printable(name, 80)}"
+                )
             if call_id in responses:
                 raise ProtocolError(f"the server answers {call.name} twice")
             if name == "error":

@@ -195,7 +195,9 @@ def prune(
 
 def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
     if not policy.has_rules:
-        raise UsageError("say what to keep, such as --keep-daily 14: all else is removed")
+        raise UsageError(
+            "say what to keep, such as --keep-daily 14: all other snapshots are removed"
+        )
     repository.require_directory()
 
 
