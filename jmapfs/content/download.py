@@ -27,6 +27,7 @@ import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
 from jmapfs.errors import AuthenticationError, BlobMismatchError, JmapfsError, UnreachableError
+from jmapfs.jmap.batches import BlobGetLimits
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +46,6 @@ _LARGE_PART: Final = 4
 _SINGLES: Final = 8
 
 
-class BatchLimits(Protocol):
-    """The limits of one request for several blobs."""
-
-    @property
-    def blobs(self) -> int:
-        """The number of blobs."""
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of content, all blobs together."""
-
-
 class BlobSource(Protocol):
     """Downloads whole blobs; `deadline` is in seconds from now, for the whole transfer.
 
@@ -69,7 +58,7 @@ class BlobSource(Protocol):
         """Whether ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
 
     @property
@@ -161,7 +150,7 @@ def split_into_batches(
 
 
 def take_request(
-    pending: deque[_Blob], limits: BatchLimits | None, most: int, accept: Callable[[_Blob], bool]
+    pending: deque[_Blob], limits: BlobGetLimits | None, most: int, accept: Callable[[_Blob], bool]
 ) -> list[_Blob]:
     """Remove from `pending` the blobs for one request to the server, at most `most`."""
     if limits is None:

@@ -203,7 +203,6 @@ class _Step:
         await self._content.write_behind.wait_until_written(self._downloads)
 
     def stop(self) -> None:
-        """Start no more downloads."""
         self._queue.cancel()
 
     def pending(self) -> set[str]:

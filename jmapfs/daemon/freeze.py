@@ -120,7 +120,6 @@ class _Freeze:
         self._update_deadline()
 
     def end(self) -> None:
-        """Drop all leases."""
         self._leases.clear()
         self.scope.cancel()
 

@@ -33,7 +33,7 @@ from jmapfs.errors import (
     lone_errors,
     storage_errors,
 )
-from jmapfs.locking import ProcessLock
+from jmapfs.locking import process_lock
 from jmapfs.snapshot.builder import BaseSnapshot, BuildPlan, TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
@@ -77,7 +77,7 @@ async def create_snapshot(
     """
     began = time.monotonic()
     repository.create()
-    with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}"):
+    with process_lock(repository.lock_path, f"the snapshots in {repository.path}"):
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
         attempts = 0
