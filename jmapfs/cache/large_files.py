@@ -62,7 +62,10 @@ class LargeBlob(contextlib.AbstractContextManager["LargeBlob"]):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def checksum(self) -> bytes:
-        """Return the checksum of the whole content, as it is now; raises as `pread`."""
+        """Return the checksum of the whole content, read from the file now.
+
+        Raises the same errors as `pread`.
+        """
         digest = hashlib.sha256()
         for offset in range(0, self.size, _CHUNK_BYTES):
             digest.update(self.pread(_CHUNK_BYTES, offset))

@@ -14,7 +14,7 @@
 A secret comes from a command, a file or the environment. It is never on a command line, in the
 configuration file, in a message or in a log.
 
-An unknown key is an error: a misspelt one would otherwise be noticed when a backup is needed.
+An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 """
 
 import os

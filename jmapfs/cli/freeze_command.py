@@ -96,10 +96,11 @@ def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], No
 
 
 class _SignalForwarding:
-    """Forwards signals to the command within `with`, so that the mount is thawed when it ends.
+    """Forwards signals to the command within `with`, instead of ending this process.
 
-    Signals that come before the command has started are forwarded when it has. It gets Ctrl-C from
-    the terminal by itself; before the mount is frozen, Ctrl-C interrupts the wait for that.
+    So the mount can be thawed when the command has ended. Signals that come before the command has
+    started are forwarded when it has started. Ctrl-C is not forwarded, because the terminal sends
+    it to the command too. Before the mount is frozen, Ctrl-C interrupts the freeze request.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class _SignalForwarding:
             signal.signal(number, handler)
 
     def frozen(self) -> None:
-        """Ignore Ctrl-C from now on: it is for the command, and the mount must be thawed."""
+        """Ignore Ctrl-C from now on: it is meant for the command; this process thaws the mount."""
         self._is_waiting = False
 
     def started(self, process: subprocess.Popen[bytes]) -> None:

@@ -37,7 +37,7 @@ _FUTILE_REQUESTS: Final = 2
 
 
 def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """Return the inodes of the emails at and below paths, each once, by the mountpoint.
+    """Return the inodes of the emails at and below paths, without duplicates, by mountpoint.
 
     Raises:
         NotMountedError: a path is in no mount of ours, or in one whose daemon has died.
@@ -165,7 +165,7 @@ class _MountPrefetch:
             _require_room(place, size, room[account])
 
     def check(self) -> None:
-        """Read what is cached: find damage, and mark it as used so that it is not evicted."""
+        """Read the cached emails, to find damage, and to count them as used, against eviction."""
         pending = deque(inode for inode in self.wanted if inode not in self.sizes)
         with MailProgress("checking the cache", len(pending)) as progress:
             while pending:

@@ -1,9 +1,9 @@
 """Runs the work of a command so that a signal cancels it in order.
 
-By default, trio raises KeyboardInterrupt at any point of the program, also after a coroutine is
-created and before it is awaited. The work of a library is then left undone, and Python prints a
-warning in the middle of the output. Here a signal is received as an event and cancels the work
-instead, so that every `finally` runs.
+By default, trio raises KeyboardInterrupt at any point of the program, also between the creation of
+a coroutine and its `await`. Then the coroutine never runs, and Python prints a warning in the
+middle of the output. Here a signal is received as an event and cancels the work instead, so that
+every `finally` runs.
 """
 
 import signal

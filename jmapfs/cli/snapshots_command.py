@@ -193,7 +193,8 @@ class _CountParameter(click.ParamType[int]):
             return UNLIMITED
         if not (value.isascii() and value.isdecimal() and value.strip("0")):
             self.fail(f"{value!r} is not a number from 1, nor {_UNLIMITED}", param, ctx)
-        # Python does not convert numbers of arbitrary length, and there are fewer snapshots.
+        # A number of ten or more digits is the same as `unlimited`: there are never so many
+        # snapshots. Python does not convert numbers of any length.
         return int(value) if len(value) < 10 else UNLIMITED
 
 

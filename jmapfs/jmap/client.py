@@ -168,7 +168,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails, in one HTTP request if possible.
 
-        The server reports the mailboxes first. Raises as `mailbox_changes` and `email_changes`.
+        The server reports the mailboxes first. Raises the same errors as `mailbox_changes`.
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
@@ -186,7 +186,10 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return self._decode_changes(response)
 
     async def email_changes(self, since_state: str) -> EmailChanges:
-        """Return the changes of emails since a state, with the emails. Raises as the above."""
+        """Return the changes of emails since a state, with the emails.
+
+        Raises the same errors as `mailbox_changes`.
+        """
         return await self._decode_email_changes(await self._request_changes(since_state))
 
     def _decode_changes(self, response: MethodResponse) -> Changes:

@@ -6,8 +6,8 @@ an interrupted run. When they are staged, `place` moves each new content to its 
 tree, and links all other names to an existing file.
 
 `BlobIndex` finds the manifest line of a blob, in the base snapshot and in the new one. It stores
-two integers per blob: the hash of its id, and the position of its line. A lookup reads the line,
-which tells whether it is the blob that was meant.
+two integers per blob: the hash of its id, and the position of its line. A lookup reads the line and
+compares the id, because two ids can have the same hash.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class TreeBuilder:
         self._tree = os.fspath(staging.tree)
 
     def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return the candidates that must be downloaded, before the state to copy is known."""
+        """Return the candidates that must be downloaded; for use before the state is known."""
         missing = []
         for request in candidates:
             blob_id = request.blob_id
@@ -188,7 +188,7 @@ class TreeBuilder:
         return missing
 
     def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
-        """Begin the tree of a state; all early downloads have ended."""
+        """Begin the tree of a state; all early downloads must have ended before."""
         self._requested.clear()
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
         self._staging.make_directories([mailbox.path for mailbox in mailboxes])
@@ -216,7 +216,7 @@ class TreeBuilder:
         return plan
 
     def place(self, plan: BuildPlan) -> None:
-        """Write the files and lines of a plan's mails; all requested contents are staged.
+        """Write the files and lines of a plan's mails; all requested contents must be staged.
 
         Raises:
             IncompleteError: a requested content is missing.

@@ -53,7 +53,7 @@ from jmapfs.tree.layout import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
-# With more failures than this the mails are not the cause.
+# If more mails fail than this, the cause is something else than the mails.
 _MAX_FAILED: Final = 1000
 
 _T = TypeVar("_T")
@@ -106,7 +106,7 @@ async def create_snapshot(
 class _FailedDownloadsError(IncompleteError):
     """Some blobs cannot be downloaded; the next state may not have them any more.
 
-    `errors` has the reason by blob id; `downloaded` counts what arrived all the same.
+    `errors` has the reason by blob id; `downloaded` counts the blobs that were downloaded.
     """
 
     def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
@@ -118,9 +118,9 @@ class _FailedDownloadsError(IncompleteError):
 
 
 class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
-    """An attempt to copy one state: the `EarlySink` of its source, and the owner of its target.
+    """An attempt to copy one state. It is the `EarlySink` for its source, and owns its target.
 
-    The target is opened as soon as the account is known: for early downloads, or for the copy.
+    The target is opened by the first of `prepare` and `copy`, because they know the account.
     """
 
     def __init__(self, repository: Repository, report: SnapshotReport) -> None:
@@ -146,12 +146,16 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         if failed:
             raise _FailedDownloadsError(failed, staging.downloaded)
         if not await source.still_frozen():
-            raise StorageError("the mount was thawed during the copy, so no one state was copied")
+            raise StorageError(
+                "no snapshot was made: the mount was thawed during the copy, so the copy may be a"
+                " mixture of several states"
+            )
         description = await trio.to_thread.run_sync(target.finish, source, date, max_gone)
         self._report.syncing()
-        # Ctrl-C need not wait for a slow disk.
+        # Ctrl-C abandons the thread, so that it does not wait for a slow disk.
         await trio.to_thread.run_sync(target.file_system.sync, abandon_on_cancel=True)
-        # One uninterrupted job: once the snapshot has its date, the run must not fail.
+        # A cancellation waits for this thread: when the snapshot has its date, the run must
+        # succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
         if error is not None:
@@ -198,10 +202,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
 
 
 class _Target:
-    """The snapshot that is being made, with everything that it is made from; see `close`.
+    """The snapshot that is being made, with its base and its staging directory.
 
-    Its methods are for worker threads. Raises ConfigError if the repository belongs to another
-    account, and StorageError or OSError if it cannot be written.
+    Its methods are for worker threads. Call `close` at the end. Raises ConfigError if the
+    repository belongs to another account, and StorageError or OSError if it cannot be written.
     """
 
     def __init__(
@@ -216,7 +220,7 @@ class _Target:
             self.staging = stack.enter_context(Staging(repository, date, origin))
             self.file_system = stack.enter_context(FileSystem(self.staging.path))
             if interrupted.paths:
-                # Only what is on the disk can be read from the disk; see `has_content`.
+                # `has_content` must read from the disk, so everything is written to the disk first.
                 self.file_system.sync()
                 interrupted.move_to(self.staging)
             self._linker = Linker(self.staging.path)
@@ -280,9 +284,9 @@ class _Target:
     def _open_base(self) -> BaseSnapshot | None:
         for snapshot in reversed(self._repository.snapshots()):
             if is_intact(snapshot.path):
-                # A copy reads the file anyway.
+                # If files are copied, their content is read anyway, so it can also be verified.
                 return BaseSnapshot(snapshot, verify_content=self._linker.links == "copy")
-            self._notice(f"{snapshot.path} is damaged and will not be built upon: run verify")
+            self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
         return None
 
 
@@ -313,8 +317,8 @@ class _Copy:
     async def run(self) -> Mapping[str, JmapfsError]:
         """Copy everything that can be downloaded; return the errors of the rest by blob id.
 
-        The tree is complete if there are none. Raises IncompleteError if so many downloads failed
-        that the rest was not tried.
+        If there are no errors, the tree is complete. Raises IncompleteError if so many downloads
+        failed that the rest was not tried.
         """
         with lone_errors():
             async with trio.open_nursery() as nursery:

@@ -1,8 +1,8 @@
 """Compares the mail of two snapshots: both manifests are read in step, line by line.
 
 Mails are matched by blob and time of receipt; the ids of emails may differ in every snapshot.
-Several emails with the same blob and time are matched by what else they have in common: first
-those that are the same in both snapshots, then those that are ever less similar.
+Several emails with the same blob and time are matched by what else they have in common: first those
+that are the same in both snapshots, then the most similar ones, and so on.
 """
 
 import heapq
@@ -172,7 +172,7 @@ def _match(
 
 
 def _differences(old: SavedMail, new: SavedMail) -> Iterator[Change]:
-    # Renaming a mailbox moves no mail, nor does replacing it by one with a new id.
+    # If a mailbox was renamed, or has a new id, its mails do not count as moved.
     if _mailboxes(old) != _mailboxes(new) and set(_files(old)) != set(_files(new)):
         yield MailMoved(new.id, new.blob_id, new.received_at, _files(old), _files(new))
     before, after = set(old.keywords), set(new.keywords)
@@ -195,7 +195,8 @@ def _mailboxes(mail: SavedMail) -> frozenset[str]:
     return frozenset(place.id for place in mail.mailboxes)
 
 
-# What mails of the same content are matched by, best first. The first two leave no change.
+# The criteria by which mails of the same content are matched, the best first. Mails that are
+# matched by one of the first two have not changed.
 _CRITERIA: Final[Sequence[Callable[[SavedMail], Hashable]]] = (
     lambda mail: (_mailboxes(mail), frozenset(mail.keywords)),
     lambda mail: (frozenset(_files(mail)), frozenset(mail.keywords)),

@@ -1,4 +1,4 @@
-"""The files that a snapshot should have, by its three metadata files; and whether these agree.
+"""The files that a snapshot should have according to its metadata files, and whether these agree.
 
 SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
 else that SHA256SUMS has. So if they disagree, it can be told which of them was altered. An altered
@@ -55,10 +55,11 @@ class ExpectedContents:
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
-    `directories` then has those of empty mailboxes too, unless `description` is None;
+    `directories` then also contains the directories of empty mailboxes, unless `description` is
+    None.
     `is_complete` tells whether all expected files are known.
 
-    Of each path and blob id it stores a hash, about 50 bytes; see `InodeCache`. Raises StorageError
+    A hash of each path and blob id is stored, about 50 bytes; see `InodeCache`. Raises StorageError
     if a later jmapfs made the snapshot.
     """
 
@@ -159,7 +160,7 @@ class ExpectedContents:
         return sums
 
     def _is_right(self, path: str, expected: str | None) -> bool:
-        """Return whether a file can be used: it matches its checksum, or that is damaged."""
+        """Return whether a file can be used: its checksum is right, or the checksum is damaged."""
         try:
             digest = read_digest(os.fspath(self._directory / path))[0].hex()
         except OSError as error:

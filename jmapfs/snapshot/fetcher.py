@@ -3,8 +3,8 @@
 Nothing is put into the cache: a snapshot of everything would evict what people read.
 
 While an account is listed for the first time, its contents are downloaded already (`EarlyFetcher`).
-A listing waits for the server, then for SQLite; in between there is time for both. Contents are
-stored under their blob ids, and get their places once the state to copy is known.
+A listing uses the server and SQLite in turn, so downloads have time in between. Contents are stored
+under their blob ids, and get their places once the state to copy is known.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from jmapfs.sqlite import sqlite_errors
 
 # Each request gets this time, and a single blob also the time that it needs at `LEAST_RATE`.
 _DEADLINE_SECONDS: Final = 120.0
-# The cache evicts when something is put into it, and nothing is.
+# A snapshot needs no limit: it adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
 
@@ -146,7 +146,8 @@ class EarlyFetcher:
     async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
         position = 0
         while not self._stopped:
-            # Before the index is read: `note_listed` may be called meanwhile.
+            # The event is made before the index is read, because `note_listed` may be called
+            # meanwhile.
             self._more_listed = trio.Event()
             added = await self._blobs_added_after(position)
             if not added:

@@ -1,8 +1,9 @@
 """File operations that `os` and `shutil` lack: exclusive creation, links, syncing and deletion.
 
-Files of the same content share it, as far as the file system allows: by hard links; where there
-are none (exFAT, SMB) by shared blocks (FICLONE, ioctl_ficlone(2)); otherwise by copies, whose
-checksums are verified while they are written.
+Files with the same content share the space on the disk if the file system allows it. They are hard
+links of one file. If the file system has no hard links (exFAT, SMB), they share blocks (FICLONE,
+ioctl_ficlone(2)). If it cannot do that either, they are copies, and the checksum of each copy is
+verified while it is written.
 
 A snapshot is synced with syncfs(2): it waits for everything written to the file system, by us and
 by others, and since Linux 5.8 it reports writes that have failed since its descriptor was opened.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 Links = Literal["hard", "reflink", "copy"]
-"""How files of the same content share it: several names of one file, shared blocks, or not."""
+"""How files with the same content share space: as names of one file, by shared blocks, or not."""
 
 _FICLONE: Final = 0x40049409
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
@@ -39,7 +40,7 @@ def create_file(path: Path | str, mode: int = 0o400, *, append: bool = False) ->
 
 def open_regular(path: Path | str) -> int:
     """Open a regular file for reading; raises OSError, also if it is something else."""
-    # Something else in its place must neither block us (FIFO) nor lead elsewhere (link).
+    # There may be something else at this path: a FIFO must not block, a link must not be followed.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags)
     mode = os.fstat(descriptor).st_mode
@@ -50,7 +51,7 @@ def open_regular(path: Path | str) -> int:
 
 
 def describe_type(mode: int) -> str:
-    """Return what something is that is no regular file."""
+    """Return the kind of a file that is not a regular file, as text."""
     types = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
     return types.get(stat.S_IFMT(mode), "a special file")
 
@@ -79,7 +80,7 @@ def has_content(path: str, size: int, sha256: str) -> bool:
 
 
 class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
-    """The file system of a directory; failed writes are watched for from construction on."""
+    """The file system of a directory; `sync` reports writes that failed after the construction."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -91,7 +92,7 @@ class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
     def sync(self) -> None:
         """Return when everything is on the disk.
 
-        Raises OSError if something is not on the disk, and may never be.
+        Raises OSError if something could not be written to the disk.
         """
         if _libc.syncfs(self._descriptor) != 0:
             number = ctypes.get_errno()
@@ -108,10 +109,10 @@ def sync_directory(directory: Path) -> None:
 
 
 class Linker:
-    """Gives files further names, by the best means of the file system: `links`.
+    """Gives files further names; `links` is the best way that the file system supports.
 
-    `copied_bytes` counts the bytes that had to be written for it. Raises OSError if nothing can be
-    written in `directory`.
+    `copied_bytes` counts the bytes of all copies. Raises OSError if nothing can be written in
+    `directory`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -127,7 +128,7 @@ class Linker:
             try:
                 os.link(source, target, follow_symlinks=False)
             except OSError as error:
-                # A file can have only so many names: further ones link to a copy.
+                # The number of names of a file is limited. Beyond that, the new name gets a copy.
                 if error.errno != errno.EMLINK:
                     raise
             else:
@@ -152,7 +153,7 @@ class Linker:
 
 
 def _supported_links(directory: Path) -> Links:
-    """Try it with a file of one byte: an empty file can be cloned on every file system."""
+    """Try which links work, with a file of one byte: every file system can clone an empty file."""
     one, other = directory / "links-one", directory / "links-other"
     one.write_bytes(b"1")
     try:

@@ -90,7 +90,9 @@ class _AccountOpener:
                 return None
             if not state.consistent:
                 trio.from_thread.run_sync(
-                    self._report.notice, "the index is between two states: that is no one state"
+                    self._report.notice,
+                    "the index is between two states of the account: the snapshot will be a mixture"
+                    " of them",
                 )
             return _PinnedAccount(reader, state, self._blobs)
 
@@ -167,7 +169,7 @@ class _AccountOpener:
         return BusyError(f"{busy}; the index is not up to date")
 
     async def _accept_stale(self, obstacle: BusyError) -> None:
-        """Accept the present state of the index, if the user allows that; raises `obstacle`."""
+        """Use the present state of the index if the user allows that; otherwise raise an error."""
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             raise obstacle

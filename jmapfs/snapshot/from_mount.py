@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 _PAGE_EMAILS: Final = 2000
 _STATUS_SECONDS: Final = 300.0
-# Without an answer in this time, the lease expires by itself.
+# If the mount does not answer in this time, the lease is not given back, and expires by itself.
 _RELEASE_SECONDS: Final = 10.0
 
 # One batch is read while another is written. The files of a directory are read in order, one after
@@ -81,12 +81,14 @@ class MountOpener:
                 partial(ask, self._mountpoint, DescribeRequest(lease.id, self._path))
             )
             if lease.since < began:
-                self._notice(f"is frozen: what follows is its state of {time_text(lease.since)}")
+                self._notice(f"is frozen: copying its state of {time_text(lease.since)}")
             elif not is_up_to_date:
                 synced_at = time_text(description.synced_at)
-                self._notice(f"is behind: what follows is its state of {synced_at}")
+                self._notice(f"is not up to date: copying its state of {synced_at}")
             if not description.consistent:
-                self._notice("is between two states of the account: what follows is no one state")
+                self._notice(
+                    "is between two states of the account: the snapshot will be a mixture of them"
+                )
             yield _MountedTree(lease, description, self._mountpoint, self._path)
         finally:
             with trio.move_on_after(_RELEASE_SECONDS, shield=True):
@@ -96,7 +98,7 @@ class MountOpener:
         self._report.notice(f"{self._mountpoint} {text}")
 
     async def _bring_up_to_date(self) -> bool:
-        """Have the mount ask the server; return False if it cannot and an older state will do."""
+        """Have the mount ask the server; return False if that failed but `allow_stale` is set."""
         try:
             await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
         except NotMountedError:
@@ -155,7 +157,8 @@ class _MountedTree:
         if batch[0].size > SMALL_BYTES:
             await self._read_large(batch[0], sink, failed)
         else:
-            # A daemon that is stopped answers no READ; an interrupted snapshot does not wait.
+            # A stopped daemon does not answer a READ, so an interrupted snapshot abandons the
+            # thread.
             found = await trio.to_thread.run_sync(
                 self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
             )
@@ -215,7 +218,7 @@ class _MountedTree:
         if directory in self._listed:
             return
         self._listed.add(directory)
-        # An error shows again when its files are read.
+        # Errors are ignored here: they occur again when the files are read.
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 entry.stat(follow_symlinks=False)

@@ -5,11 +5,11 @@
     SHA256SUMS       the checksums of everything, for `sha256sum -c`
 
 The members of the JSON are those of JMAP (RFC 8621 §2 and §4), so that a restore finds what
-`Email/import` needs. README.md describes them. A change of their meaning is a new `FORMAT`.
+`Email/import` needs. docs/snapshots.md describes them. A change of their meaning is a new `FORMAT`.
 
 `SHA256SUMS` contains nothing that the manifest does not contain, except for its last two lines:
-the checksums of the manifest and of `snapshot.json`. With these no byte of a snapshot can change
-without a checksum that shows it.
+the checksums of the manifest and of `snapshot.json`. So for every byte of a snapshot there is a
+checksum that shows a change.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ SUMMED_FILES: Final = (MANIFEST, DESCRIPTION)
 _MAX_PATH: Final = 4096
 _INVALID_NAMES: Final = frozenset({"", ".", ".."})
 _BUFFER_BYTES: Final = 1 << 20
-# More than the last two lines of SHA256SUMS take.
+# The last two lines of SHA256SUMS are shorter than this.
 _TAIL_BYTES: Final = 1024
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE_FORMAT: Final = "%Y-%m-%dT%H%M%SZ"
@@ -112,7 +112,7 @@ _decoder: Final = msgspec.json.Decoder(SavedMail)
 
 def utc_date(seconds: int) -> str:
     """Return seconds since 1970 as a UTCDate (RFC 8620 §1.4)."""
-    # Not fromtimestamp: it does not support years before 1970 on every platform.
+    # fromtimestamp is not used: it does not support years before 1970 on every platform.
     return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")[:-6] + "Z"
 
 
@@ -155,7 +155,8 @@ class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
         self._checksums = _create(directory / CHECKSUMS)
 
     def __exit__(self, *_: object) -> None:
-        # `finish` has flushed and synced; the buffers of a failed run need not fit on the disk.
+        # After `finish` nothing is left to write. After a failure, the rest of the buffers is not
+        # needed, so errors of writing it (a full disk) are ignored.
         for file in (self._manifest, self._checksums):
             with contextlib.suppress(OSError):
                 file.close()

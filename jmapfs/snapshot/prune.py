@@ -44,7 +44,7 @@ class RetentionPolicy:
         return any(getattr(self, field.name) is not None for field in fields(self))
 
 
-# What identifies the period of a snapshot; it never grows towards older snapshots.
+# What identifies the period of a snapshot. The value of an older snapshot is never larger.
 _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
     "last": lambda taken: taken.utctimetuple()[:6],
     "hourly": lambda taken: taken.utctimetuple()[:4],
@@ -146,7 +146,8 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
             f"{repository.path}: no snapshot in it is known to be good, so none is removed;"
             " take a new one first"
         )
-    # A damaged snapshot counts, but not instead of a good one, which is kept as well.
+    # The rules are applied twice: to the snapshots that are not damaged, and to all. So a damaged
+    # snapshot can be kept, but never takes the place of a good one.
     reasons = dates_to_keep((one.taken for one in ours if one.date not in damaged), policy)
     for taken, rules in dates_to_keep((one.taken for one in ours), policy).items():
         known = reasons.setdefault(taken, [])
@@ -169,14 +170,14 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
 def prune(
     repository: Repository, policy: RetentionPolicy, report: Callable[[str], None]
 ) -> PruneResult:
-    """Remove what the policy does not keep; `report` is called with each date before that.
+    """Remove what the policy does not keep; `report` is called with each date before its removal.
 
     Snapshots that a killed run has left half removed are removed first.
 
     Raises:
         BusyError: another process is using the repository.
         StorageError: something cannot be removed.
-        JmapfsError: as `plan_pruning`.
+        JmapfsError: the errors of `plan_pruning`.
     """
     _check_arguments(repository, policy)
     if not repository.snapshots() and not repository.half_removed():
@@ -228,7 +229,7 @@ def _last_good(snapshots: Sequence[Snapshot], damaged: set[str]) -> Snapshot | N
 
 
 def _update_latest(repository: Repository, plan: PrunePlan) -> None:
-    """Point `latest` to a snapshot that stays, if its snapshot is to be removed, or is gone."""
+    """Point `latest` to a kept snapshot if its target will be removed or does not exist."""
     date = repository.latest_date()
     kept = [verdict.date for verdict in plan.snapshots if verdict.kept]
     removed = {verdict.date for verdict in plan.removed}

@@ -72,7 +72,7 @@ class Snapshot:
         return self.path.name
 
     def description(self) -> Description:
-        """Return its description; raises as `read_description`."""
+        """Return its description; raises the same errors as `read_description`."""
         return read_description(self.path)
 
 
@@ -159,7 +159,7 @@ class Repository:
         ]
 
     def half_removed(self) -> list[Path]:
-        """Return the snapshots that have lost their date and are not deleted yet."""
+        """Return the snapshots that prune has renamed already, and has not deleted completely."""
         return [path for path in self.unfinished() if path.name.endswith(_PRUNED)]
 
     def new_partial(self, date: str) -> Path:
@@ -173,9 +173,10 @@ class Repository:
         return path
 
     def remove_snapshot(self, date: str) -> int:
-        """Rename a snapshot in one step, so that no half of it has a date, then delete it.
+        """Delete a snapshot.
 
-        Returns and raises as `remove_partial`.
+        It is renamed first, so that a snapshot that is only partly deleted never has a date as its
+        name. Returns the same as `remove_partial`, and raises the same errors.
         """
         path = self.path / f"{_PARTIAL}{date}{_PRUNED}"
         try:
@@ -188,8 +189,8 @@ class Repository:
     def remove_partial(self, path: Path) -> int:
         """Delete one of the `unfinished` directories, if it still exists.
 
-        Return the size of the files that had no other name. Files that are shared with snapshots
-        stay there.
+        Returns the size of the files that had no other name. Snapshots that share files with it
+        keep these files.
 
         Raises:
             StorageError: it cannot be deleted.

@@ -1,4 +1,4 @@
-"""The directory in which a snapshot is made, and what interrupted runs have left of theirs.
+"""The directory in which a snapshot is made, and the directories of interrupted runs.
 
     DEST/.partial-2026-11-22T010203Z/
       journal.jsonl     the contents that were stored, and where
@@ -6,12 +6,12 @@
       snapshot/         the tree; one rename publishes it
 
 The journal gets a line before the file it describes is moved, and nothing here is synced. So the
-journal of an interrupted run may end anywhere, and each line is a claim. The next run moves the
+journal of an interrupted run may end anywhere, and its lines may be wrong. The next run moves the
 files into its own directory, and compares each with its checksum before it is used: after a crash
 of the machine a file may contain anything. Contents without a valid line are downloaded again.
 
-Files are numbered, because their names are known only when the whole state is. The checksum is
-taken of the downloaded bytes, before they are written, so reading a file again can verify it.
+Files are numbered, because their names are known only when the whole state is known. The checksum
+is computed from the downloaded bytes, before they are written. So reading a file again verifies it.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class StagedContent(NamedTuple):
 
 
 class Staging(contextlib.AbstractContextManager["Staging"]):
-    """A new directory `path` for a snapshot; it stays when its context ends.
+    """A new directory `path` for a snapshot; it is not deleted at the end of `with`.
 
     It is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what the
     source has written. `len` is the number of contents that wait for their place. Raises
@@ -223,7 +223,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
 
     def _record(self, entries: Iterable[_Entry]) -> None:
         """Append to the journal; called from any thread."""
-        # In one write: other threads append between two of them.
+        # All lines are written by one call: other threads may append between two calls.
         write_all(self._journal, b"".join(msgspec.json.encode(one) + b"\n" for one in entries))
 
     def _create(self, number: int) -> int:

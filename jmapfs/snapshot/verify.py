@@ -37,7 +37,7 @@ from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, Pending
 from jmapfs.snapshot.verify_record import Kind, Outcome
 
 KINDS: Final[tuple[Kind, ...]] = ("altered", "missing", "extra")
-"""All kinds of findings. The first one that was found is the outcome."""
+"""All kinds of findings, the worst first. The worst kind that was found is the outcome."""
 
 _ERRORS: Final[Mapping[Kind, type[JmapfsError]]] = {
     "altered": AlteredFilesError,
@@ -138,8 +138,8 @@ async def verify(
 ) -> VerifyResult:
     """Verify a snapshot; with `quick`, everything but the content of the mail.
 
-    `inodes` has what is known of files, and is added to. Raises StorageError if the snapshot was
-    removed meanwhile, or a later jmapfs made it.
+    Files that are known in `inodes` are not read again; those that are read are added to it. Raises
+    StorageError if the snapshot was removed meanwhile, or a later jmapfs made it.
     """
     inodes.forget_pending()
     verifier = await _in_thread(partial(_Verifier, directory, quick=quick, inodes=inodes))
@@ -149,7 +149,7 @@ async def verify(
 
 @dataclass(slots=True)
 class _Part:
-    """Mails that were checked by name and size: their number and bytes, and what is to read."""
+    """Mails whose names and sizes were checked: their number and bytes, and the files to read."""
 
     mails: int = 0
     size: int = 0
@@ -320,7 +320,7 @@ class _Verifier:
 
 
 def _type_of(entry: os.DirEntry[str]) -> str:
-    # Without stat(2): an entry may be gone by now.
+    # This does not call stat(2), because the entry may be gone by now.
     if entry.is_file(follow_symlinks=False):
         return "a file"
     if entry.is_dir(follow_symlinks=False):
@@ -329,5 +329,5 @@ def _type_of(entry: os.DirEntry[str]) -> str:
 
 
 async def _in_thread(work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
-    # A disk that does not answer must not keep the user from ending it.
+    # The thread can be abandoned: Ctrl-C must work even if the disk does not answer.
     return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)

@@ -4,8 +4,8 @@ A file of several snapshots, or with several names in one, is read for the first
 
 The content must come from the disk, so the kernel's cached pages of a file are dropped before it
 is read (posix_fadvise(2), POSIX_FADV_DONTNEED: some microseconds per file, and no effect on pages
-that are not written yet). They are dropped afterwards as well: reading a whole account once must
-not drive out of memory what others read every day.
+that are not written yet). They are dropped afterwards as well: otherwise reading a whole account
+once would evict the files that other programs read every day.
 """
 
 import errno
@@ -45,7 +45,7 @@ class ReadError(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A file of a snapshot that must have a content; if it has not, `findings` gets a finding."""
+    """A file of a snapshot, and its expected digest; a difference is added to `findings`."""
 
     path: str
     digest: bytes
@@ -72,9 +72,8 @@ class PendingRead:
 class InodeCache:
     """What was read of each file, by inode; `bytes_read` is the total. It is thread-safe.
 
-    Of files that are right and have several names it stores one hash each: about 50 bytes.
-    Hashes have 64 bits and a random key in each process, so nobody can choose names or contents
-    that collide.
+    For each file that is right and has several names it stores a hash, about 50 bytes. Hashes have
+    64 bits and a random key in each process, so nobody can choose names or contents that collide.
     """
 
     def __init__(self) -> None:
@@ -85,7 +84,7 @@ class InodeCache:
         self._lock = threading.Lock()
 
     def forget_pending(self) -> None:
-        """Expect nothing more of pending reads: their verification may have been cancelled."""
+        """Forget all pending reads: a cancelled verification may have left some."""
         with self._lock:
             self._pending.clear()
 

@@ -198,7 +198,7 @@ def test_within_a_freeze(few: StoredMail, home: Home, mount: Mounted, tmp_path: 
     assert by_directory(taken) == few.digests
     result = home.run("snapshot", mount.path, tmp_path / "dest")
     assert result.exit_code == 0
-    assert f"{mount.path} is frozen: what follows is its state of" in result.stderr
+    assert f"{mount.path} is frozen: copying its state of" in result.stderr
     assert mount.status()["frozen"]
     mount.thaw()
 
@@ -222,7 +222,7 @@ def test_offline(few: StoredMail, home: Home, tmp_path: Path) -> None:
             assert "is offline" in result.stderr
             assert dates(tmp_path / "dest") == []
             result = home.run("snapshot", "--allow-stale", mount.path / "Work", tmp_path / "work")
-            assert "is behind: what follows is its state of 20" in result.stderr
+            assert "is not up to date: copying its state of 20" in result.stderr
             taken = take(home, mount.path / "Work", tmp_path / "work", "--allow-stale")
             assert by_directory(taken)["Work"] == few.digests["Work"]
             relay.restore()
