@@ -242,9 +242,7 @@ class Downloader:
     ) -> bytes:
         """Return the content of a blob, in memory.
 
-        Raises:
-            BlobMismatchError: the digest is wrong.
-            JmapfsError: what the source raises.
+        Raises BlobMismatchError if the digest is wrong; other errors are those of the source.
         """
         data = await self.source.download_blob(blob_id, size_hint=size_hint, deadline=deadline)
         for error in (await self._mismatches([(blob_id, data)])).values():
