@@ -181,9 +181,8 @@ class Api:
     async def current_session(self, *, until: float) -> Session:
         """Return the session, fetched again if a response said that it changed.
 
-        Raises:
-            ConfigError: the session has another server or lacks the account.
-            JmapfsError: the session could not be fetched.
+        Raises ConfigError if the session has another server or lacks the account, and JmapfsError
+        if the session could not be fetched.
         """
         if self._stale:
             with trio.move_on_at(until) as scope:
