@@ -1,4 +1,4 @@
-"""Locks between processes: exclusive and shared ones, and their end with the process."""
+"""Locks between processes: who holds them, and their end with the process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from jmapfs.errors import BusyError, StorageError
-from jmapfs.locking import ProcessLock
+from jmapfs.locking import process_lock
 
 WHAT = "this thing"
 
 
 @contextlib.contextmanager
-def held_elsewhere(path: Path, *, shared: bool = False) -> Iterator[int]:
+def held_elsewhere(path: Path) -> Iterator[int]:
     """Have another process hold a lock, and kill it at the end; its id."""
     ready, go = os.pipe()
     child = os.fork()
     if child == 0:
-        with ProcessLock(path, WHAT, shared=shared):
+        with process_lock(path, WHAT):
             os.write(go, b".")
             time.sleep(60)
         os._exit(0)
@@ -39,34 +39,29 @@ def held_elsewhere(path: Path, *, shared: bool = False) -> Iterator[int]:
 
 def test_one_process_holds_a_lock_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with held_elsewhere(path) as holder:
-        for shared in (False, True):
-            with (
-                pytest.raises(BusyError, match=f"^process {holder} is using {WHAT}$"),
-                ProcessLock(path, WHAT, shared=shared),
-            ):
-                pass
-    with ProcessLock(path, WHAT):
+    with (
+        held_elsewhere(path) as holder,
+        pytest.raises(BusyError, match=f"^process {holder} is using {WHAT}$"),
+        process_lock(path, WHAT),
+    ):
+        pass
+    with process_lock(path, WHAT):
         assert path.read_text() == f"{os.getpid()}\n"
     assert path.read_text() == ""
 
 
-def test_shared_locks_exclude_only_an_exclusive_one(tmp_path: Path) -> None:
+def test_a_holder_that_has_not_recorded_its_pid_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    with held_elsewhere(path, shared=True):
-        with ProcessLock(path, WHAT, shared=True):
+    with held_elsewhere(path):
+        path.write_text("")
+        with pytest.raises(BusyError, match="another process is using"), process_lock(path, WHAT):
             pass
-        # The last process that recorded its PID has released the lock; the holder is unknown.
-        with pytest.raises(BusyError, match="another process is using"), ProcessLock(path, WHAT):
-            pass
-    with ProcessLock(path, WHAT):
-        pass
 
 
 def test_missing_directories_are_created_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "one" / "two" / "lock"
-    with pytest.raises(StorageError, match="No such file"), ProcessLock(path, WHAT):
+    with pytest.raises(StorageError, match="No such file"), process_lock(path, WHAT):
         pass
-    with ProcessLock(path, WHAT, parents=True):
+    with process_lock(path, WHAT, parents=True):
         assert path.parent.stat().st_mode & 0o777 == 0o700
         assert path.stat().st_mode & 0o777 == 0o600

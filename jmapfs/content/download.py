@@ -27,6 +27,7 @@ import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
 from jmapfs.errors import AuthenticationError, BlobMismatchError, JmapfsError, UnreachableError
+from jmapfs.jmap.batches import BlobGetLimits
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ LEAST_RATE: Final = 256 * 1024
 """Bytes per second: a large blob gets the extra time that it needs at this rate."""
 
 _SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
+_WRONG_DIGEST: Final = "the content of a blob does not have the SHA-1 in its id"
 # SHA-1 takes 0.6 ms for 1 MiB, which is too long for the event loop.
 _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -43,18 +45,6 @@ _MARGIN_BYTES: Final = 64 * 1024 * 1024
 _LARGE_PART: Final = 4
 # Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
 _SINGLES: Final = 8
-
-
-class BatchLimits(Protocol):
-    """The limits of one request for several blobs."""
-
-    @property
-    def blobs(self) -> int:
-        """The number of blobs."""
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of content, all blobs together."""
 
 
 class BlobSource(Protocol):
@@ -69,7 +59,7 @@ class BlobSource(Protocol):
         """Whether ids of `G` and 40 hexadecimal digits are SHA-1s of the content (Cyrus)."""
 
     @property
-    def batch_limits(self) -> BatchLimits | None:
+    def batch_limits(self) -> BlobGetLimits | None:
         """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
 
     @property
@@ -161,7 +151,7 @@ def split_into_batches(
 
 
 def take_request(
-    pending: deque[_Blob], limits: BatchLimits | None, most: int, accept: Callable[[_Blob], bool]
+    pending: deque[_Blob], limits: BlobGetLimits | None, most: int, accept: Callable[[_Blob], bool]
 ) -> list[_Blob]:
     """Remove from `pending` the blobs for one request to the server, at most `most`."""
     if limits is None:
@@ -176,10 +166,7 @@ def take_request(
 
 
 class _DigestCheck:
-    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`.
-
-    `verify` raises BlobMismatchError if they differ.
-    """
+    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`."""
 
     def __init__(self, blob_id: str, *, enabled: bool) -> None:
         match = _SHA1_BLOB_ID.fullmatch(blob_id) if enabled else None
@@ -190,9 +177,8 @@ class _DigestCheck:
         if self._expected is not None:
             self._hash.update(data)
 
-    def verify(self) -> None:
-        if self._expected is not None and self._hash.hexdigest() != self._expected:
-            raise BlobMismatchError("the content of a blob does not have the SHA-1 in its id")
+    def is_right(self) -> bool:
+        return self._expected is None or self._hash.hexdigest() == self._expected
 
 
 class Downloader:
@@ -253,13 +239,11 @@ class Downloader:
     ) -> bytes:
         """Return the content of a blob, in memory.
 
-        Raises:
-            BlobMismatchError: the digest is wrong.
-            JmapfsError: what the source raises.
+        Raises BlobMismatchError if the digest is wrong; other errors are those of the source.
         """
         data = await self.source.download_blob(blob_id, size_hint=size_hint, deadline=deadline)
-        for error in (await self._mismatches([(blob_id, data)])).values():
-            raise error
+        if await self._mismatches([(blob_id, data)]):
+            raise BlobMismatchError(_WRONG_DIGEST)
         return data
 
     @asynccontextmanager
@@ -295,12 +279,13 @@ class Downloader:
                 yield b"".join(parts)
                 parts.clear()
                 joined = 0
-        check.verify()
+        if not check.is_right():
+            raise BlobMismatchError(_WRONG_DIGEST)
         if parts:
             yield b"".join(parts)
 
-    async def _mismatches(self, blobs: Sequence[tuple[str, bytes]]) -> dict[str, BlobMismatchError]:
-        """Return an error for each blob whose digest is wrong, by blob id."""
+    async def _mismatches(self, blobs: Sequence[tuple[str, bytes]]) -> set[str]:
+        """Return the ids of the blobs whose digest is wrong."""
         enabled = self.source.blob_ids_are_sha1
         if sum(len(data) for _, data in blobs) <= _HASHED_IN_LOOP_BYTES:
             return _mismatches(blobs, enabled=enabled)
@@ -308,15 +293,11 @@ class Downloader:
         return await trio.to_thread.run_sync(verify, limiter=self._limiter, abandon_on_cancel=True)
 
 
-def _mismatches(
-    blobs: Sequence[tuple[str, bytes]], *, enabled: bool
-) -> dict[str, BlobMismatchError]:
-    wrong = {}
+def _mismatches(blobs: Sequence[tuple[str, bytes]], *, enabled: bool) -> set[str]:
+    wrong = set()
     for blob_id, data in blobs:
         check = _DigestCheck(blob_id, enabled=enabled)
         check.update(data)
-        try:
-            check.verify()
-        except BlobMismatchError as error:
-            wrong[blob_id] = error
+        if not check.is_right():
+            wrong.add(blob_id)
     return wrong

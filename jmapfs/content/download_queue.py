@@ -14,10 +14,11 @@ from typing import Final
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.content.download import BatchLimits, Downloader, take_request
+from jmapfs.content.download import Downloader, take_request
 from jmapfs.content.publisher import ContentPublisher, PublishToKernel
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import AuthenticationError, UnreachableError
+from jmapfs.jmap.batches import BlobGetLimits
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class DownloadQueue:
         """Add downloads before all others, each for a request of its own."""
         self._alone.extend(downloads)
 
-    def take(self, limits: BatchLimits | None, idle_tasks: int) -> list[Download]:
+    def take(self, limits: BlobGetLimits | None, idle_tasks: int) -> list[Download]:
         """Start the downloads for the next request, and return them; none if nothing is pending.
 
         `idle_tasks` is the number of tasks that share what is pending, including the caller.

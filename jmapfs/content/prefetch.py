@@ -148,11 +148,7 @@ class Prefetcher:
         return {blob_id: size for blob_id, size in sizes.items() if size is not None}
 
     async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        """Correct sizes that the server stated wrongly.
-
-        A read finds and reports a wrong size, and then fails. Here its error is ignored; the next
-        read by a user then succeeds.
-        """
+        # A read finds and reports a wrong size, and then fails; a user's next read succeeds.
         for blob_id, size in sizes.items():
             if size != wanted[blob_id]:
                 with contextlib.suppress(JmapfsError):
@@ -203,7 +199,6 @@ class _Step:
         await self._content.write_behind.wait_until_written(self._downloads)
 
     def stop(self) -> None:
-        """Start no more downloads."""
         self._queue.cancel()
 
     def pending(self) -> set[str]:

@@ -87,9 +87,8 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
     def __init__(self, mountpoint: Path, *, limit: float | None = None, join: bool = False) -> None:
         """Freeze the mount at a resolved path, for `limit` seconds at most.
 
-        Raises:
-            NotMountedError: nothing of ours is mounted there, or there is no reply in time.
-            RelayedError: the mount cannot be frozen; or it is frozen already, without `join`.
+        Raises NotMountedError if nothing of ours is mounted there, or there is no reply in time,
+        and RelayedError if the mount cannot be frozen, or is frozen already, without `join`.
         """
         self._mountpoint = mountpoint
         lease = ask(mountpoint, FreezeRequest(seconds=LEASE_SECONDS, limit=limit, join=join))

@@ -199,11 +199,8 @@ async def open_account(
     """Open an account, bring it up to date, and keep it so while the context lasts.
 
     `pages` receives content that is read ahead. `number` is that of the account in the mount, and
-    `accounts` is how many share the server's limits and the memory.
-
-    Raises:
-        BusyError: another process is still listing it.
-        JmapfsError: it cannot be shown.
+    `accounts` is how many share the server's limits and the memory. Raises BusyError if another
+    process is still listing the account, and JmapfsError if the account cannot be shown.
     """
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
@@ -258,7 +255,7 @@ async def open_account(
             )
         )
         if not follower.connection.online:
-            report.notice(f"offline, showing what is known: {follower.connection.error}")
+            report.notice(f"offline, showing the last known state: {follower.connection.error}")
         inodes = AccountInodes(number)
         readahead = Readahead(
             content,

@@ -52,9 +52,8 @@ class Stopped(Exception):  # noqa: N818 - an end, not an error
 def run_daemon(request: MountRequest, report: StartupReport) -> None:
     """Mount an account and serve it until it is unmounted, or SIGINT or SIGTERM comes.
 
-    Raises:
-        Stopped: a signal came before the mount was there.
-        JmapfsError: the mount cannot be made.
+    Raises Stopped if a signal came before the mount was there, and JmapfsError if the mount cannot
+    be made.
     """
     with lone_errors():
         trio.run(_run, request, report)

@@ -120,7 +120,6 @@ class _Freeze:
         self._update_deadline()
 
     def end(self) -> None:
-        """Drop all leases."""
         self._leases.clear()
         self.scope.cancel()
 
@@ -303,14 +302,11 @@ class Freezer:
             await invalidator.invalidate_up_to(readers.invalidation)
 
     async def _end_after(self, freeze: _Freeze) -> None:
-        """End a freeze when its last lease has gone.
-
-        This runs in a task of its own, because the task of a request may be cancelled.
-        """
+        # This runs in a task of its own, because the task of a request may be cancelled.
         with freeze.scope:
             await trio.sleep_forever()
         if freeze.has_leases:
-            _log.warning("the freeze ends after its time: no lease was renewed")
+            _log.warning("the freeze ends because its last lease has expired")
         try:
             async with self._lock:
                 await self._end(freeze)

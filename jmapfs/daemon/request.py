@@ -59,7 +59,9 @@ def _with_option(options: MountOptions, option: str) -> MountOptions:
             raise UsageError(f"-o {option}: the value is not a number")
         return replace(options, ownership=replace(options.ownership, **{name: number}))
     if name in {"rw", "nonempty"}:
-        raise UsageError(f"-o {option}: a jmapfs mount is read-only, on an empty directory")
+        raise UsageError(
+            f"-o {option}: a jmapfs mount is read-only, and its directory must be empty"
+        )
     known = sorted(_FLAGS | {"fsname=NAME"} | {f"{known}=N" for known in _NUMBERS})
     raise UsageError(f"-o {option}: no such option; there are {', '.join(known)}")
 

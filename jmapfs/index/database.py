@@ -19,7 +19,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
-from jmapfs.locking import ProcessLock
+from jmapfs.locking import process_lock
 from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
 
 _log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(
-                    ProcessLock(directory / "lock", f"this account ({directory})", parents=True)
+                    process_lock(directory / "lock", f"this account ({directory})", parents=True)
                 )
             except BusyError as error:
                 self._in_use = True

@@ -181,9 +181,8 @@ class Api:
     async def current_session(self, *, until: float) -> Session:
         """Return the session, fetched again if a response said that it changed.
 
-        Raises:
-            ConfigError: the session has another server or lacks the account.
-            JmapfsError: the session could not be fetched.
+        Raises ConfigError if the session has another server or lacks the account, and JmapfsError
+        if the session could not be fetched.
         """
         if self._stale:
             with trio.move_on_at(until) as scope:
@@ -276,7 +275,9 @@ class Api:
         for name, arguments, call_id in document.method_responses:
             call = pending.get(call_id)
             if call is None:
-                raise ProtocolError(f"the server answers no call of ours: {printable(name, 80)}")
+                raise ProtocolError(
+                    f"the server answers a call that was not made: {printable(name, 80)}"
+                )
             if call_id in responses:
                 raise ProtocolError(f"the server answers {call.name} twice")
             if name == "error":

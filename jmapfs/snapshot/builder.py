@@ -218,9 +218,8 @@ class TreeBuilder:
     def place(self, plan: BuildPlan) -> None:
         """Write the files and lines of a plan's mails; all requested contents must be staged.
 
-        Raises:
-            IncompleteError: a requested content is missing.
-            StorageError: a file of the base snapshot changed meanwhile.
+        Raises IncompleteError if a requested content is missing, and StorageError if a file of the
+        base snapshot changed meanwhile.
         """
         files = self._move_staged(plan.mails) | plan.shared
         for mail in plan.mails:

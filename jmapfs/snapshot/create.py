@@ -33,7 +33,7 @@ from jmapfs.errors import (
     lone_errors,
     storage_errors,
 )
-from jmapfs.locking import ProcessLock
+from jmapfs.locking import process_lock
 from jmapfs.snapshot.builder import BaseSnapshot, BuildPlan, TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
@@ -55,6 +55,8 @@ _MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
 # If more mails fail than this, the cause is something else than the mails.
 _MAX_FAILED: Final = 1000
+# What a summary takes from the description.
+_DESCRIBED: Final = frozenset(SnapshotSummary.__struct_fields__) & {*Description.__struct_fields__}
 
 _T = TypeVar("_T")
 
@@ -77,7 +79,7 @@ async def create_snapshot(
     """
     began = time.monotonic()
     repository.create()
-    with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}"):
+    with process_lock(repository.lock_path, f"the snapshots in {repository.path}"):
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
         attempts = 0
@@ -162,21 +164,13 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             self._report.notice(f"the snapshot is complete, but cleaning up failed: {error}")
         return SnapshotSummary(
             path=str(path),
-            date=date,
-            email_state=description.email_state,
-            mails=description.mails,
-            files=description.files,
-            bytes=description.bytes,
-            previous=description.previous,
-            new=description.new,
-            gone=description.gone,
             fetched=staging.downloaded.blobs - source.cached.blobs,
             fetched_bytes=staging.downloaded.bytes - source.cached.bytes,
             cached=source.cached.blobs,
             taken_over=tally.taken_over,
-            links=description.links,
             attempts=1,
             seconds=0.0,
+            **{name: getattr(description, name) for name in _DESCRIBED},
         )
 
     def _begin(self, source: Source) -> tuple[_Target, str]:

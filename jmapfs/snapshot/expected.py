@@ -56,8 +56,7 @@ class ExpectedContents:
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
     `directories` then also contains the directories of empty mailboxes, unless `description` is
-    None.
-    `is_complete` tells whether all expected files are known.
+    None. `is_complete` tells whether all expected files are known.
 
     A hash of each path and blob id is stored, about 50 bytes; see `InodeCache`. Raises StorageError
     if a later jmapfs made the snapshot.

@@ -131,9 +131,8 @@ class EarlyFetcher:
     async def run(self) -> None:
         """Download contents.
 
-        Raises:
-            StorageError: they cannot be stored.
-            JmapfsError: the server is out of reach.
+        Raises StorageError if contents cannot be stored, and JmapfsError if the server is out of
+        reach.
         """
         send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
         async with trio.open_nursery() as nursery:

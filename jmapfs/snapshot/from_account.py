@@ -41,7 +41,7 @@ _MAX_PAUSE: Final = 5.0
 
 @contextlib.asynccontextmanager
 async def account_opener(
-    source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool = False
+    source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account; the result opens its states.
 

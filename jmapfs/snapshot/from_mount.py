@@ -63,7 +63,7 @@ class MountOpener:
     """
 
     def __init__(
-        self, mountpoint: Path, path: str, report: SnapshotReport, *, allow_stale: bool = False
+        self, mountpoint: Path, path: str, report: SnapshotReport, *, allow_stale: bool
     ) -> None:
         self._allow_stale = allow_stale
         self._mountpoint = mountpoint

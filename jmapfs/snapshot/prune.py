@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
-from jmapfs.locking import ProcessLock
+from jmapfs.locking import process_lock
 from jmapfs.snapshot.manifest import is_intact
 from jmapfs.snapshot.repository import Repository, Snapshot, account_key
 from jmapfs.snapshot.verify_record import VerificationRecord
@@ -183,7 +183,7 @@ def prune(
     if not repository.snapshots() and not repository.half_removed():
         # Nothing here is ours, so write nothing here, not even a lock.
         return PruneResult(PrunePlan(), 0)
-    with ProcessLock(repository.lock_path, f"the snapshots in {repository.path}", parents=True):
+    with process_lock(repository.lock_path, f"the snapshots in {repository.path}", parents=True):
         freed = sum(repository.remove_partial(path) for path in repository.half_removed())
         plan = plan_pruning(repository, policy)
         _update_latest(repository, plan)
@@ -195,7 +195,9 @@ def prune(
 
 def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
     if not policy.has_rules:
-        raise UsageError("say what to keep, such as --keep-daily 14: all else is removed")
+        raise UsageError(
+            "say what to keep, such as --keep-daily 14: all other snapshots are removed"
+        )
     repository.require_directory()
 
 

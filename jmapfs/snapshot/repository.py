@@ -95,9 +95,8 @@ class Repository:
     def create(self) -> None:
         """Create the directory if it does not exist, but not its parents.
 
-        Raises:
-            UsageError: its parent does not exist, or something else has its name.
-            StorageError: it cannot be created.
+        Raises UsageError if its parent does not exist, or something else has its name, and
+        StorageError if it cannot be created.
         """
         try:
             self.path.mkdir(mode=_MODE, exist_ok=True)
@@ -190,11 +189,8 @@ class Repository:
         """Delete one of the `unfinished` directories, if it still exists.
 
         Returns the size of the files that had no other name. Snapshots that share files with it
-        keep these files.
-
-        Raises:
-            StorageError: it cannot be deleted.
-            ValueError: it is not an unfinished directory, and is left alone.
+        keep these files. Raises StorageError if it cannot be deleted. Raises ValueError, and leaves
+        it alone, if it is not an unfinished directory.
         """
         if not os.path.lexists(path):
             return 0
@@ -339,9 +335,7 @@ class RepositoryOverview(msgspec.Struct, frozen=True):
 def list_snapshots(repository: Repository) -> RepositoryOverview:
     """List the snapshots with their recorded states, without reading their manifests.
 
-    Raises:
-        UsageError: the directory does not exist.
-        StorageError: it cannot be read.
+    Raises UsageError if the directory does not exist, and StorageError if it cannot be read.
     """
     repository.require_directory()
     record = VerificationRecord(repository.path)

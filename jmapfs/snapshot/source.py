@@ -144,9 +144,8 @@ class EarlySink(Protocol):
     async def prepare(self, origin: Origin) -> Sink:
         """Begin the snapshot of this account, and return the sink for its contents.
 
-        Raises:
-            ConfigError: the repository belongs to another account.
-            StorageError: the repository cannot be written.
+        Raises ConfigError if the repository belongs to another account, and StorageError if the
+        repository cannot be written.
         """
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:

@@ -116,9 +116,8 @@ class VerifyProgress(Protocol):
 def snapshots_at(place: Path) -> list[Path]:
     """Return the snapshot at a path, or the snapshots of the repository there, the oldest first.
 
-    Raises:
-        UsageError: it is neither a snapshot nor a repository that has some.
-        StorageError: it cannot be read.
+    Raises UsageError if it is neither a snapshot nor a repository that has some, and StorageError
+    if it cannot be read.
     """
     directory = Path(os.path.realpath(place))
     with storage_errors(place):

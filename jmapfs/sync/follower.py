@@ -132,9 +132,8 @@ class AccountFollower:
     async def sync_now(self) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        Raises:
-            BusyError: another process writes the index, and does not bring it up to date soon.
-            JmapfsError: the server cannot be asked.
+        Raises BusyError if another process writes the index, and does not bring it up to date soon,
+        and JmapfsError if the server cannot be asked.
         """
         await self._next_round()
         # This is checked after the round, because the round takes the lease if it is free.

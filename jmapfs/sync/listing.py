@@ -31,11 +31,8 @@ async def list_emails(client: Client, writer: IndexWriter, report: ListingReport
     """List all emails into the index; an interrupted listing is resumed.
 
     Afterwards the index has the state from before the listing. Emails that were not listed are
-    removed if the server does not find them any more.
-
-    Raises:
-        ServerError: the email to resume from disappears again and again, or pages repeat.
-        JmapfsError: raised by the client.
+    removed if the server does not find them any more. Raises ServerError if the email to resume
+    from disappears again and again, or pages repeat; other errors are those of the client.
     """
     for _ in range(_MAX_RESTARTS):
         progress = await trio.to_thread.run_sync(writer.listing_progress)

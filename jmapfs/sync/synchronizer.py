@@ -301,9 +301,7 @@ class StateWaiter:
     async def reached(self) -> bool:
         """Tell whether the index has that state.
 
-        Raises:
-            StorageError: the index cannot be read.
-            JmapfsError: raised by the client.
+        Raises StorageError if the index cannot be read; other errors are those of the client.
         """
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete or state.synced_at >= self._began:
@@ -318,9 +316,8 @@ class StateWaiter:
 def check_account(database: IndexDatabase, client: Client) -> None:
     """Check that the index belongs to the client's account. A new index fits any account.
 
-    Raises:
-        ConfigError: the index belongs to another account, or another server.
-        StorageError: the index cannot be read.
+    Raises ConfigError if the index belongs to another account, or another server, and StorageError
+    if the index cannot be read.
     """
     state = database.state()
     if state.account_id:

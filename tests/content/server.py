@@ -14,15 +14,15 @@ from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import BlobNotFoundError
+from jmapfs.jmap.batches import BlobGetLimits
 
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Limits:
+@dataclass(frozen=True, slots=True)
+class Limits(BlobGetLimits):
     """The limits of one request for several blobs."""
 
-    blobs: int
     bytes: int = MIB
 
 

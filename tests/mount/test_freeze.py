@@ -201,7 +201,7 @@ def test_a_freeze_ends_after_its_timeout(
         assert not mount.is_frozen or shown == before.keys()
     wait_until_thawed(mount)
     assert_live(mount, account, before)
-    assert "the freeze ends after its time" in home.log()
+    assert "the freeze ends because its last lease has expired" in home.log()
     assert home.run("thaw", mount.path).exit_code == 2
 
 

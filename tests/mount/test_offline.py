@@ -119,7 +119,7 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
     with home.mounted(small.url) as mount:
         notice = mount.result.stderr.splitlines()
         assert len(notice) == 1
-        assert "offline, showing what is known" in notice[0]
+        assert "offline, showing the last known state" in notice[0]
         assert_says_offline(mount, "127.0.0.1", before=began)
         assert unchanging(mount) == before
         assert read_in(mount, "Inbox") == cached
