@@ -166,9 +166,7 @@ def accounts_command(account: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(accounts, indent=2))
         return
-    table = Table(box=None)
-    for heading in ("NAME", "ID", "WHOSE"):
-        table.add_column(heading)
+    table = Table("NAME", "ID", "WHOSE", box=None)
     for one in accounts:
         table.add_row(one["name"], one["id"], "own" if one["personal"] else "shared")
     Console(highlight=False, soft_wrap=True, markup=False).print(table)

@@ -88,7 +88,7 @@ def snapshot_command(
                 )
             path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
             inside = "" if path == Path() else str(path)
-            opener = MountOpener(mount.mountpoint, inside, display, allow_stale=allow_stale)
+            opener = MountOpener(mount.mountpoint, inside, display, allow_stale)
             opening: _Opening = nullcontext(opener)
         else:
             account = _account(source, read_config(), selection)

@@ -56,7 +56,8 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             connection.settimeout(request.timeout if timeout is None else timeout)
             connection.connect(short)
             connection.sendall(line)
-            received = _read_to_end(connection)
+            with connection.makefile("rb") as stream:
+                received = stream.read()
     except OSError as error:
         raise NotMountedError(f"the daemon does not answer: {error}") from error
     if not received:
@@ -68,13 +69,6 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
     except UNDECODABLE as error:
         raise NotMountedError(f"the daemon sent no usable answer: {error}") from error
     raise RelayedError(reply.error, reply.exit_code)
-
-
-def _read_to_end(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(1 << 18):
-        parts.append(part)
-    return b"".join(parts)
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):

@@ -262,10 +262,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         emails=counts.emails,
         mailboxes=counts.mailboxes,
         cache=CacheStatus(
-            bytes=cache.bytes,
-            limit=cache.limit,
-            blobs=cache.blobs,
-            hits=counters.hits,
+            bytes=cache.bytes, limit=cache.limit, blobs=cache.blobs, hits=counters.hits
         ),
         ahead=ReadaheadStatus(
             downloaded=counters.ahead_downloaded, recalled=counters.ahead_recalled

@@ -273,9 +273,7 @@ class MailOperations(pyfuse3.Operations):
         # sends no READ, and if the server states that size wrongly, the email would be an empty
         # file. With `direct_io` it sends one.
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(inode),
-            keep_cache=True,
-            direct_io=opened.record.size == 0,
+            fh=pyfuse3.FileHandleT(inode), keep_cache=True, direct_io=opened.record.size == 0
         )
 
     @handler

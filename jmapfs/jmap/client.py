@@ -4,7 +4,7 @@
 accounted for: it is returned, or it is reported as not found, or an error is raised.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -247,7 +247,13 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         )
 
     async def _page(self, anchor: str | None, limit: int) -> EmailPage:
-        calls = [self._call("Email/query", _query_arguments(anchor, limit), "query")]
+        arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
+        if anchor is None:
+            # Counting takes a server as long as listing, so only the first page asks for the total.
+            arguments |= {"position": 0, "calculateTotal": True}
+        else:
+            arguments |= {"anchor": anchor, "anchorOffset": 1}
+        calls = [self._call("Email/query", arguments, "query")]
         if self.session.limits.max_calls_in_request > 1:
             calls.append(self._get_referenced("ids", "query", "Email/query"))
         queried, *got = await self.request(calls)
@@ -323,14 +329,6 @@ class Client(BlobMethods, BatchMethods, PushMethods):
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
         return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
-
-
-def _query_arguments(anchor: str | None, limit: int) -> Mapping[str, object]:
-    arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
-    if anchor is None:
-        # Counting takes a server as long as listing, so only the first page asks for the total.
-        return {**arguments, "position": 0, "calculateTotal": True}
-    return {**arguments, "anchor": anchor, "anchorOffset": 1}
 
 
 @asynccontextmanager

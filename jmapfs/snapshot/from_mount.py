@@ -12,6 +12,7 @@ import io
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -56,19 +57,17 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 _CHUNK_BYTES: Final = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
 class MountOpener:
     """Opens states of the mount at `mountpoint`, or of the part of it below `path`.
 
     With `allow_stale`, the mount need not be up to date.
     """
 
-    def __init__(
-        self, mountpoint: Path, path: str, report: SnapshotReport, *, allow_stale: bool
-    ) -> None:
-        self._allow_stale = allow_stale
-        self._mountpoint = mountpoint
-        self._path = path
-        self._report = report
+    _mountpoint: Path
+    _path: str
+    _report: SnapshotReport
+    _allow_stale: bool
 
     @contextlib.asynccontextmanager
     async def open(self, _early_sink: EarlySink) -> AsyncIterator[_MountedTree]:
@@ -147,7 +146,7 @@ class _MountedTree:
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide blobs by directories, in the order of their files: so the mount reads ahead."""
         in_order = sorted(wanted, key=lambda one: one.file.encode())
-        for _, files in groupby(in_order, key=_directory):
+        for _, files in groupby(in_order, key=lambda one: one.file.rpartition("/")[0]):
             yield from split_into_batches(
                 files, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES, alone_above=SMALL_BYTES
             )
@@ -234,10 +233,6 @@ class _MountedTree:
 async def _in_thread(function: Callable[[], _T]) -> _T:
     # When it is cancelled, an open connection is left behind, until the process ends.
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
-
-
-def _directory(wanted: BlobRequest) -> str:
-    return wanted.file.rpartition("/")[0]
 
 
 def _failure(path: Path, error: OSError) -> JmapfsError:

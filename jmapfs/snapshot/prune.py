@@ -140,7 +140,9 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    last_good = _last_good(ours, damaged)
+    # As far as can be told without reading the mail.
+    good = (one for one in reversed(ours) if one.date not in damaged and is_intact(one.path))
+    last_good = next(good, None)
     if last_good is None:
         raise AlteredFilesError(
             f"{repository.path}: no snapshot in it is known to be good, so none is removed;"
@@ -222,12 +224,6 @@ def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Left
         else:
             left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
     return ours[::-1], left_alone[::-1]
-
-
-def _last_good(snapshots: Sequence[Snapshot], damaged: set[str]) -> Snapshot | None:
-    """Return the newest snapshot that is good, as far as can be told without reading mail."""
-    candidates = (one for one in reversed(snapshots) if one.date not in damaged)
-    return next((one for one in candidates if is_intact(one.path)), None)
 
 
 def _update_latest(repository: Repository, plan: PrunePlan) -> None:

@@ -128,8 +128,7 @@ class Synchronizer:
             changed |= changed_again
         if status.orphaned:
             _log.warning(
-                "%d emails are in mailboxes that the server does not describe",
-                len(status.orphaned),
+                "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
         if not status.state.consistent:
             # More requests would not help: the server does not describe these mailboxes.
