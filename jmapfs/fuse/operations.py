@@ -78,12 +78,17 @@ def immediate(
     method: Callable[Concatenate[_C, _P], _R],
 ) -> Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]]:
     """Make a handler of a function that does not wait; otherwise like `handler`."""
+    name = method.__name__
 
     @functools.wraps(method)
-    async def without_wait(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return method(self, *args, **kwargs)
+    async def guarded(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self.counts[name] += 1
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a bug must not end the mount
+            raise _fuse_error(name, error) from None
 
-    return handler(without_wait)
+    return guarded
 
 
 def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:

@@ -55,8 +55,6 @@ _MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
 # If more mails fail than this, the cause is something else than the mails.
 _MAX_FAILED: Final = 1000
-# What a summary takes from the description.
-_DESCRIBED: Final = frozenset(SnapshotSummary.__struct_fields__) & {*Description.__struct_fields__}
 
 _T = TypeVar("_T")
 
@@ -164,13 +162,21 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             self._report.notice(f"the snapshot is complete, but cleaning up failed: {error}")
         return SnapshotSummary(
             path=str(path),
+            date=description.date,
+            email_state=description.email_state,
+            mails=description.mails,
+            files=description.files,
+            bytes=description.bytes,
+            previous=description.previous,
+            new=description.new,
+            gone=description.gone,
+            links=description.links,
             fetched=staging.downloaded.blobs - source.cached.blobs,
             fetched_bytes=staging.downloaded.bytes - source.cached.bytes,
             cached=source.cached.blobs,
             taken_over=tally.taken_over,
             attempts=1,
             seconds=0.0,
-            **{name: getattr(description, name) for name in _DESCRIBED},
         )
 
     def _begin(self, source: Source) -> tuple[_Target, str]:

@@ -317,9 +317,6 @@ class SnapshotStatus(msgspec.Struct, frozen=True):
     verified: Verification | None = None
 
 
-_DESCRIBED: Final = ("mails", "files", "bytes", "previous", "new", "gone", "added_bytes")
-
-
 class RepositoryOverview(msgspec.Struct, frozen=True):
     """All snapshots of a repository, the oldest first.
 
@@ -350,8 +347,18 @@ def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotSt
         state = "damaged"
     if description is None:
         return SnapshotStatus(snapshot.date, state, verified=verification)
-    counts = {name: getattr(description, name) for name in _DESCRIBED}
-    return SnapshotStatus(snapshot.date, state, verified=verification, **counts)
+    return SnapshotStatus(
+        date=snapshot.date,
+        state=state,
+        mails=description.mails,
+        files=description.files,
+        bytes=description.bytes,
+        previous=description.previous,
+        new=description.new,
+        gone=description.gone,
+        added_bytes=description.added_bytes,
+        verified=verification,
+    )
 
 
 def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
