@@ -1,6 +1,7 @@
 """Options that several commands share, and the text form of sizes, durations and names."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -71,10 +72,6 @@ def escaped(text: str) -> str:
     )
 
 
-def _default_cache_root() -> Path:
-    return platformdirs.user_cache_path("jmapfs")
-
-
 directory_type: Final = click.Path(path_type=Path)
 
 mountpoint_argument: Final = click.argument("mountpoint", type=directory_type)
@@ -93,6 +90,6 @@ account_option: Final = click.option(
 cache_directory_option: Final = click.option(
     "--cache-dir",
     type=directory_type,
-    default=_default_cache_root,
+    default=partial(platformdirs.user_cache_path, "jmapfs"),
     help="Keep the index and the mail in this directory.  [default: $XDG_CACHE_HOME/jmapfs]",
 )

@@ -48,23 +48,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Counting(Protocol):
-    """An object with a count for each operation."""
-
-    counts: Counter[str]
-
-
-_C = TypeVar("_C", bound=Counting)
-
-
 def handler(
-    method: Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]],
-) -> Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]]:
+    method: Callable[Concatenate["MailOperations", _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate["MailOperations", _P], Coroutine[Any, Any, _R]]:
     """Count the calls of a handler by its name, and turn what it raises into FUSEError."""
     name = method.__name__
 
     @functools.wraps(method)
-    async def guarded(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    async def guarded(self: "MailOperations", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         self.counts[name] += 1
         try:
             return await method(self, *args, **kwargs)
@@ -75,13 +66,13 @@ def handler(
 
 
 def immediate(
-    method: Callable[Concatenate[_C, _P], _R],
-) -> Callable[Concatenate[_C, _P], Coroutine[Any, Any, _R]]:
+    method: Callable[Concatenate["MailOperations", _P], _R],
+) -> Callable[Concatenate["MailOperations", _P], Coroutine[Any, Any, _R]]:
     """Make a handler of a function that does not wait; otherwise like `handler`."""
     name = method.__name__
 
     @functools.wraps(method)
-    async def guarded(self: _C, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    async def guarded(self: "MailOperations", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         self.counts[name] += 1
         try:
             return method(self, *args, **kwargs)
@@ -107,7 +98,6 @@ def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(errno.EIO)
 
 
-_T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 # The kernel follows a READ that failed with another, for a single page. A program that has waited
@@ -363,5 +353,5 @@ class MailOperations(pyfuse3.Operations):
         # The page cache is not used: it would truncate the content at the size that the kernel has.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=True, keep_cache=False)
 
-    async def _in_thread(self, function: Callable[[Unpack[_Ts]], _T], *args: *_Ts) -> _T:
+    async def _in_thread(self, function: Callable[[Unpack[_Ts]], _R], *args: *_Ts) -> _R:
         return await trio.to_thread.run_sync(function, *args, limiter=self._listing_limiter)
