@@ -5,10 +5,10 @@
     bit   61  60 .. 56  55 ......................... 0
     dir    1  account   hash of the path of the directory
 
-An email's inode grows with its time of receipt, so the order of inodes (Borg, `cp -a`, large
-`grep -r`) is the order of names, except for emails of the same second. Without a counter, the
-inodes are the same after the cache is lost and on another machine. All of them are below 2^62;
-0 and 1 are never used.
+The later an email was received, the larger is its inode. So programs that read files in the order
+of inodes (Borg, `cp -a`, large `grep -r`) read them in the order of names, except for emails of the
+same second. Without a counter, the inodes are the same after the cache is lost and on another
+machine. All of them are below 2^62; 0 and 1 are never used.
 
 In a mount of one account, the account has the number 0. In a mount of several accounts, each has a
 different number from 1 (`account_numbers`), and `to_mount` puts this number into the inodes.

@@ -145,7 +145,8 @@ class BlobStore:
             while (unused := _pragma(connection, "freelist_count")) and unused != before:
                 before = unused
                 # A step moves few pages, because moved pages are written to the write-ahead log,
-                # and there may be little space. `execute` would release only one page.
+                # and there may be little space. `executescript` runs the statement to its end;
+                # `execute` would stop after one page.
                 connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
                 _empty_log(connection)
 
@@ -355,7 +356,7 @@ class CacheFiles:
                 store.close()
 
     def current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
-        """Return the open SQLite file; open it again if it is `instead_of`."""
+        """Return the open SQLite file. If that is `instead_of`, which has failed, open it again."""
         with self._lock:
             store = self._store
             too_early = time.monotonic() < self._retry_at

@@ -100,7 +100,7 @@ class BatchDownloader:
         self._busy_tasks = 0
 
     def add(self, queue: DownloadQueue, downloads: Iterable[Download]) -> None:
-        """Add downloads at the end of a queue, which is served from now on."""
+        """Add downloads at the end of a queue, and start the tasks that serve it."""
         queue.add(downloads)
         self._serve(queue)
 

@@ -218,8 +218,8 @@ class ContentPublisher:
         """Finish downloads whose content has arrived, first those that have readers.
 
         The others are published to the kernel first, and finished after that: a program that reads
-        the file a moment later then finds the content in the page cache. If a READ starts to wait
-        meanwhile, it is answered at once, because it has locked the page that publishing needs.
+        the file a moment later then finds the content in the page cache. A READ that arrives in
+        between is answered at once: until then the kernel locks the page, and publishing waits.
         """
         unread: list[Arrived] = []
         for download, data in arrived:

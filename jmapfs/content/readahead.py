@@ -383,7 +383,8 @@ class Readahead:
 def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[NamedFile]:
     """Return the first files that have at most `share` and `room` bytes together.
 
-    A file that is larger than any chunk is a chunk of its own, and is not loaded in advance.
+    If the first file alone is larger than `share`, it is returned alone. Such a file is not loaded
+    in advance.
     """
     if files[0].size > share:
         return files[:1]

@@ -78,7 +78,7 @@ class ContentService:
         self.counters: ContentCounters = self._publisher.counters
 
     def hold(self, blob_id: str) -> None:
-        """Note that a file was opened: the first read opens the blob, `release` may close it."""
+        """Count one more open file: a read opens the blob, the last `release` closes it."""
         self._open_blobs.hold(blob_id)
 
     def release(self, blob_id: str) -> None:
@@ -135,7 +135,7 @@ class ContentService:
         return self.write_behind.get(blob_id) if data is None else data
 
     def get_download(self, blob_id: str) -> Download | None:
-        """Return the download of a blob that has not ended, or None."""
+        """Return the download of a blob, or None if there is none or it has ended."""
         return self._single_flight.get(blob_id)
 
     def create_download(self, blob_id: str, size: int) -> Download | None:
@@ -149,7 +149,7 @@ class ContentService:
         return self._single_flight.create(blob_id, size)
 
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
-        """Finish downloads with verified content from the disk cache, and publish it."""
+        """Finish downloads whose content was found in the disk cache and verified; publish it."""
         self.counters.ahead_recalled += len(arrived)
         await self._publisher.publish(arrived, publish)
 

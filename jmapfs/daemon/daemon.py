@@ -114,8 +114,8 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         operations = MailOperations(
             view.tree, view.listing_tree, content_of(accounts), request.options.ownership
         )
-        # The invalidators begin before the mount: the kernel must be told all changes after the
-        # state that it caches first.
+        # The invalidators begin before the mount: as soon as the kernel has cached a state, it must
+        # be told of every later change.
         invalidators = [
             CacheInvalidator(reader, account.inodes.to_mount, operations.start_generation)
             for account, (_, _, reader) in zip(accounts, readers, strict=True)

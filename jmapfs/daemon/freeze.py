@@ -178,9 +178,9 @@ class Freezer:
         """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
         The lease lasts for `seconds` unless it is renewed; renewals do not extend it beyond `limit`
-        seconds from now. With `join`, it joins the freeze that is on, if there is one. Raises
-        BusyError if it is frozen already; or the account does not come to a consistent state, or
-        the kernel does not answer in time.
+        seconds from now. With `join`, it joins the freeze that is on, if there is one. Without
+        `join`, BusyError is raised if the tree is frozen already. BusyError is also raised if the
+        account does not come to a consistent state in time, or the kernel does not answer in time.
         """
 
         async def try_to_freeze() -> Lease | None:

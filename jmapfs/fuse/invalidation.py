@@ -1,4 +1,4 @@
-"""Invalidating the kernel's caches: it is told every change, so it may keep the rest for a day.
+"""Invalidating the kernel's caches. The kernel may keep entries for a day: it is told every change.
 
 The changes come from the index's journal, whichever process wrote it. Names that appeared or
 disappeared are invalidated by name, directories and files whose attributes changed by inode.

@@ -264,9 +264,9 @@ class MailOperations(pyfuse3.Operations):
         opened.opens += 1
         # A new open retries at once.
         opened.failure = None
-        # Content is immutable, so the kernel may keep its pages. For a file of size 0 the kernel
-        # sends no READ, and if the server states that size wrongly, the email would be an empty
-        # file. With `direct_io` it sends one.
+        # Content is immutable, so the kernel may keep its pages. For a file of size 0, however,
+        # the kernel sends a READ only with `direct_io`. Without that READ, an email whose size the
+        # server wrongly states as 0 would be an empty file.
         return pyfuse3.FileInfo(
             fh=pyfuse3.FileHandleT(inode), keep_cache=True, direct_io=opened.record.size == 0
         )

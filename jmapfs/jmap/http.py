@@ -46,8 +46,8 @@ CONNECT_TIMEOUT = 10.0
 _INITIAL_CONCURRENCY = 2
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
-# How often a request to a broken server is tried: the server usually stays broken for longer than a
-# user wants to wait for the error. A request to a busy server is tried until the deadline.
+# The number of attempts if the server is broken. There are few, because a broken server usually
+# stays broken, and the user waits for the error. If it is busy, attempts go on until the deadline.
 _ATTEMPTS = 4
 _LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10

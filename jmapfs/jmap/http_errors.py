@@ -161,9 +161,9 @@ def http_error(
 ) -> JmapfsError | TransientError:
     """Return what to raise for a response with an unexpected status.
 
-    `body` is its start. Transient for a busy or broken server: 408, 429, 5xx, and the `limit`
-    problem where waiting helps. A 401 can mean a wrong password, a wrong scope or throttling, so
-    the error quotes the server.
+    `body` is the start of the response. The error is transient if the server is busy or broken:
+    408, 429, 5xx, and a `limit` problem that ends after some time. A 401 can mean a wrong password,
+    a wrong scope or throttling, so the error quotes the server.
     """
     problem = _problem(body)
     said = _message(problem, body)

@@ -3,10 +3,11 @@
 Only what jmapfs made is removed: a directory with the name of a snapshot, whose description has
 the same date, and that belongs to the same account as the newest one.
 
-The rules count snapshots, hours, days, weeks, months and years, as in restic. A period counts if
-it has a snapshot, and its newest one is kept. If there are fewer periods than a rule asks for, the
-rule also keeps the oldest snapshot, so that history grows until there are enough. A snapshot that
-one rule keeps is not removed by others. Periods are in UTC, as the names of snapshots are.
+The rules count snapshots, hours, days, weeks, months and years, as in restic. Only periods with a
+snapshot count, and the newest snapshot of each is kept. If there are fewer periods than a rule asks
+for, the rule also keeps the oldest snapshot, so that history grows until there are enough. A
+snapshot that one rule keeps is not removed by others. Periods are in UTC, as the names of snapshots
+are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +101,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class LeftAlone(msgspec.Struct, frozen=True):
-    """A directory with the name of a snapshot that jmapfs must not remove, and why."""
+    """A directory that has the name of a snapshot, and the reason why jmapfs must not remove it."""
 
     date: str
     reason: str

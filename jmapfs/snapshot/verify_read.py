@@ -61,7 +61,10 @@ class Comparison(NamedTuple):
 
 @dataclass(slots=True)
 class PendingRead:
-    """A file to read, by its absolute path; `comparisons` are those of all its names so far."""
+    """A file to read, by its absolute path.
+
+    Each name of the file that is found before the end of the read adds one of the `comparisons`.
+    """
 
     inode: _Inode
     path: str
