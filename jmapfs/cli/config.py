@@ -11,8 +11,8 @@
     token_file = "~/.config/jmapfs/work.token"   # or token_command, token_env
     account = "Shared"                    # one of the accounts that the user can see
 
-A secret comes from a command, a file or the environment. It is never on a command line, in the
-configuration file, in a message or in a log.
+A secret comes from a command, a file or the environment. A secret is never on a command line, in
+the configuration file, in a message or in a log.
 
 An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 """
@@ -55,7 +55,7 @@ _KEYS: Final = frozenset(AccountTable.__struct_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The accounts of the configuration file by name; `path` need not exist."""
+    """The accounts of the configuration file, by name. The file `path` need not exist."""
 
     path: Path
     accounts: dict[str, AccountTable]
@@ -68,9 +68,9 @@ def config_path() -> Path:
 
 
 def read_config() -> Config:
-    """Read the configuration file; without one, there are no accounts.
+    """Read the configuration file. If the file does not exist, there are no accounts.
 
-    Raises ConfigError if it cannot be read or is not valid; the message says where.
+    Raises ConfigError if the file cannot be read or is not valid. The message says where.
     """
     path = config_path()
     try:
@@ -105,7 +105,7 @@ def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401
 
 
 def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
-    """Return the account that the user names: one of the configuration, or by its location.
+    """Return the account that the user names: by its name in the configuration, or its location.
 
     `account` comes from the command line and overrides the configuration. Raises ConfigError if
     there is no such account, or its secret is not available.
@@ -221,7 +221,7 @@ def _first_line(where: str, content: str | bytes) -> str:
         text = content.decode() if isinstance(content, bytes) else content
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: the secret is not UTF-8 text") from None
-    # Files of `pass` and similar programs have notes below the first line.
+    # The secret is the first line: files of `pass` and similar programs have notes below.
     secret = text.split("\n", 1)[0].rstrip("\r")
     if not secret:
         raise ConfigError(f"{where}: the secret is empty")

@@ -46,7 +46,7 @@ def freeze_command(mountpoint: Path, command: tuple[str, ...], timeout: float) -
     """
     if command:
         sys.exit(run_frozen(resolve(mountpoint), timeout, command))
-    # This lease is not renewed: it ends at the timeout or with `jmapfs thaw`.
+    # The lease is not renewed. It ends at the timeout or with `jmapfs thaw`.
     ask(resolve(mountpoint), FreezeRequest(seconds=timeout, limit=timeout))
 
 
@@ -60,9 +60,9 @@ def thaw_command(mountpoint: Path) -> None:
 
 
 def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
-    """Run a command while a mount is frozen, for `seconds` at most; return its exit code.
+    """Freeze a mount for `seconds` at most, and run a command. Return its exit code.
 
-    If the freeze ended before the command did, the command may have seen two states: a message on
+    If the freeze ended before the command, the command may have seen two states. Then a message on
     stderr says so, and an exit code of 0 is changed to 1.
     """
     lease: FreezeLease | None = None
@@ -98,9 +98,9 @@ def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], No
 class _SignalForwarding:
     """Forwards signals to the command within `with`, instead of ending this process.
 
-    So the mount can be thawed when the command has ended. Signals that come before the command has
-    started are forwarded when it has started. Ctrl-C is not forwarded, because the terminal sends
-    it to the command too. Before the mount is frozen, Ctrl-C interrupts the freeze request.
+    So this process can thaw the mount when the command has ended. Signals that come before the
+    command has started are forwarded when it has started. Ctrl-C is not forwarded, because the
+    terminal sends it to the command too. Before the freeze, Ctrl-C interrupts the request for it.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class _SignalForwarding:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # The command inherits that a signal is ignored (nohup), but not a handler of ours.
+        # Ignored signals stay ignored (nohup). The command does not inherit these handlers.
         self._before = {
             number: signal.signal(number, self._forward)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -123,7 +123,7 @@ class _SignalForwarding:
             signal.signal(number, handler)
 
     def frozen(self) -> None:
-        """Ignore Ctrl-C from now on: it is meant for the command; this process thaws the mount."""
+        """Ignore Ctrl-C from now on: the command gets it, and this process thaws the mount."""
         self._is_waiting = False
 
     def started(self, process: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,7 @@ from jmapfs.errors import JmapfsError, MountpointError
 
 INTERRUPTED: Final = 130
 
-# The module of each command in jmapfs.cli, and the first sentence of the command's docstring.
+# For each command: its module in jmapfs.cli, and the first sentence of its docstring.
 _COMMANDS: Final = {
     "accounts": ("mount_command", "List the accounts with mail that the user of ACCOUNT can see."),
     "diff": ("snapshots_command", "Show how the mail changed between two snapshots in DEST."),
@@ -39,7 +39,7 @@ _COMMANDS: Final = {
 
 
 class LazyCommand(click.Command):
-    """A command in the list of commands whose module is not imported yet."""
+    """A listed command. Its module is not imported yet."""
 
     def __init__(self, name: str, module: str, summary: str) -> None:
         super().__init__(name, help=summary)
@@ -60,7 +60,7 @@ class _LazyGroup(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         if isinstance(command, LazyCommand):
             command = command.load()
-            # `jmapfs.__main__` sets SIG_DFL for the duration of the imports.
+            # `jmapfs.__main__` sets SIG_DFL during the imports. Set Python's handler again.
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
         return name, command, rest

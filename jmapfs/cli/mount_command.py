@@ -1,6 +1,6 @@
 """`jmapfs mount`, `umount` and `accounts`.
 
-Only `mount` needs FUSE, so it imports the daemon when it runs.
+Only `mount` needs FUSE, so only that command imports the daemon, when it runs.
 """
 
 import json
@@ -95,7 +95,7 @@ def mount_command(
     if all_accounts and selection is not None:
         raise UsageError("--account NAME and --all-accounts exclude each other: use one of them")
     request = MountRequest(
-        # A command that prints the secret may need the terminal, which the daemon does not have.
+        # Get the secret now: the command that prints it may need a terminal, and a daemon has none.
         source=account_source(account, read_config(), account=selection),
         mountpoint=resolve(mountpoint),
         cache_root=cache_dir.absolute(),
@@ -108,9 +108,9 @@ def mount_command(
 
 
 def _mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
-    """Mount; in the foreground, return when it is unmounted again.
+    """Mount an account. In the foreground, return when the mount has been unmounted.
 
-    Raises KeyboardInterrupt for Ctrl-C before it was mounted.
+    Raises KeyboardInterrupt if Ctrl-C is pressed before the account is mounted.
     """
     from jmapfs.daemon.daemon import Stopped, run_daemon  # noqa: PLC0415 - needs FUSE
 

@@ -28,12 +28,12 @@ console: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def notice(text: str) -> None:
-    """Print a line on stderr that the user should know."""
+    """Print a message for the user on stderr."""
     console.print(f"jmapfs: {text}", markup=False)
 
 
 def json_document(value: object) -> str:
-    """Return structs, and builtins that contain them, as an indented JSON document.
+    """Return an indented JSON document from structs, or from builtins that contain structs.
 
     Undecodable bytes in file names become lone surrogates, as in Python strings.
     """
@@ -53,9 +53,9 @@ def escaped_json(document: str) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> Iterator[str]:
-    """Yield a line for each row; the columns whose indices are in `numbers` are flush right.
+    """Yield a line for each row. The columns with indices in `numbers` are aligned right.
 
-    The lines are plain text: they are not cut at the width of a terminal.
+    The lines are plain text, and are not cut at the width of a terminal.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -67,7 +67,7 @@ def columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> It
 
 
 class MountDisplay(AbstractContextManager["MountDisplay"]):
-    """Shows the start of a mount: the `StartupReport` of a command on a terminal."""
+    """The `StartupReport` of a command on a terminal: shows the progress while a mount starts."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -89,7 +89,7 @@ class MountDisplay(AbstractContextManager["MountDisplay"]):
         self._progress.update(self._task, completed=listed, total=total)
 
     def notice(self, text: str) -> None:
-        """Show a line that the user should know."""
+        """Show a message for the user."""
         notice(text)
 
     def ready(self) -> None:
@@ -124,7 +124,7 @@ class MailProgress:
         self._progress.stop()
 
     def advance(self, mails: int, size: int = 0) -> None:
-        """Show that this many more mails, with `size` bytes, are done."""
+        """Show that `mails` more mails, with `size` bytes, are done."""
         self._done += mails
         step = size if self._counts_bytes else mails
         self._progress.update(self._task, advance=step, done=self._done)

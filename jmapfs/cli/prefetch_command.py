@@ -1,6 +1,6 @@
 """`jmapfs prefetch`: downloads email into the caches of mounts, one small request after another.
 
-The emails below the given paths are found by listing directories; nothing is read. The mounts
+The emails below the given paths are found by listing directories. No file is read. The mounts
 remember nothing between two requests, so an interrupted run can simply be repeated.
 """
 
@@ -32,15 +32,15 @@ from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageErr
 
 _EMAIL: Final = ".eml"
 
-# After this many consecutive requests that fetch nothing because of an obstacle, give up.
+# Give up after this many requests in a row that an obstacle keeps from fetching anything.
 _FUTILE_REQUESTS: Final = 2
 
 
 def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """Return the inodes of the emails at and below paths, without duplicates, by mountpoint.
+    """Return, for each mountpoint, the inodes of the emails at and below paths, each once.
 
     Raises:
-        NotMountedError: a path is in no mount of ours, or in one whose daemon has died.
+        NotMountedError: a path is in no mount of jmapfs, or in a dead mount.
         UsageError: a path does not exist, is not an email, or cannot be listed.
         StorageError: the mount cannot list a directory.
     """
@@ -102,12 +102,12 @@ def prefetch_command(paths: tuple[Path, ...]) -> None:
 
 
 def prefetch(paths: Sequence[Path]) -> str:
-    """Download all emails below paths into the caches; return a summary in one line.
+    """Download all emails below paths into the caches. Return a summary in one line.
 
     Raises:
-        NotMountedError: a path is in no mount of ours, or its daemon does not answer.
-        StorageError: the cache is too small for all of them.
-        JmapfsError: some cannot be downloaded; the exit code is that of the reason.
+        NotMountedError: a path is in no mount of jmapfs, or the mount does not answer.
+        StorageError: the cache is too small for all emails.
+        JmapfsError: some emails cannot be downloaded. Its exit code is that of the reason.
     """
     mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
     for mount in mounts:
@@ -128,7 +128,7 @@ def prefetch(paths: Sequence[Path]) -> str:
 def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> JmapfsError:
     reason = next((mount.reason for mount in mounts if mount.reason), None)
     if reason is None:
-        # The disk is nearly full, or other programs have read a great deal meanwhile.
+        # The disk may be nearly full, or other programs may have read much mail meanwhile.
         reason = Failure.of(StorageError("the cache has evicted some of them for lack of space"))
     return RelayedError(
         f"{wanted - missing:,} of {_count(wanted)} cached, {missing:,} not: {reason.error}",
@@ -137,10 +137,10 @@ def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> Jmapf
 
 
 class _MountPrefetch:
-    """The emails of one mount that are `wanted` in its cache, and those that were `fetched`.
+    """The emails of one mount: those `wanted` in its cache, and those that were `fetched`.
 
-    `sizes` are those of the emails that were not cached before, in bytes. In the end, `missing` is
-    how many are still not cached, and `reason` why.
+    `sizes` has the size in bytes of each email that was not cached before. In the end, `missing` is
+    the number of emails that are still not cached, and `reason` is the cause.
     """
 
     def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
@@ -152,7 +152,7 @@ class _MountPrefetch:
         self.sizes: dict[int, int] = {}
 
     def find_missing(self) -> None:
-        """Find the emails that are not cached; raises StorageError if there is no room for all."""
+        """Find the emails that are not cached. Raises StorageError if there is no room for all."""
         used: Counter[str] = Counter()
         room: dict[str, int] = {}
         for answer in self._missing():
@@ -165,7 +165,7 @@ class _MountPrefetch:
             _require_room(place, size, room[account])
 
     def check(self) -> None:
-        """Read the cached emails, to find damage, and to count them as used, against eviction."""
+        """Read the cached emails. This finds damage, and marks the emails as recently used."""
         pending = deque(inode for inode in self.wanted if inode not in self.sizes)
         with MailProgress("checking the cache", len(pending)) as progress:
             while pending:
@@ -187,7 +187,7 @@ class _MountPrefetch:
         self.missing = sum(len(answer.missing) for answer in self._missing())
 
     def _fetch_all(self) -> Iterator[set[int]]:
-        """Download step by step; yield the emails that each step has finished."""
+        """Download step by step. Yield the emails that each step has finished."""
         refusal = obstacle = None
         futile = 0
         pending = deque(self.sizes)
@@ -210,7 +210,7 @@ class _MountPrefetch:
         self.reason = obstacle or refusal
 
     def _missing(self) -> Iterator[MissingMails]:
-        """Ask what is not cached; drop emails that are no longer in the tree."""
+        """Ask which emails are not cached. Drop the emails that are no longer in the tree."""
         pending = deque(self.wanted)
         while pending:
             answer = ask(self._mountpoint, MissingRequest(_next_step(pending)))

@@ -1,9 +1,8 @@
-"""Runs the work of a command so that a signal cancels it in order.
+"""Runs the work of a command. If a signal arrives, the work is cancelled in an orderly way.
 
 By default, trio raises KeyboardInterrupt at any point of the program, also between the creation of
 a coroutine and its `await`. Then the coroutine never runs, and Python prints a warning in the
-middle of the output. Here a signal is received as an event and cancels the work instead, so that
-every `finally` runs.
+middle of the output. Here a signal is an event that cancels the work, so that every `finally` runs.
 """
 
 import signal
@@ -32,7 +31,7 @@ def run_with_signals(work: Callable[[], Awaitable[_Result]]) -> _Result:
 
     Raises:
         InterruptedBySignal: a signal was received, even if the work was already finished.
-        JmapfsError: raised by `work`; not in an exception group.
+        JmapfsError: the error of `work`, never in an exception group.
     """
     numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handler = signal.getsignal(signal.SIGINT)

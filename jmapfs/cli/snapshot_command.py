@@ -185,7 +185,7 @@ class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
         self.path = path
 
     def notice(self, text: str) -> None:
-        """Show a line that the user should know."""
+        """Show a message for the user."""
         if not self._quiet:
             self._console.print(f"jmapfs: {text}", markup=False)
 

@@ -159,7 +159,7 @@ def _names(files: Sequence[str]) -> str:
 def _diff_json(
     old: Snapshot, new: Snapshot, renamed: Sequence[RenamedMailbox], changes: Iterable[Change]
 ) -> Iterator[str]:
-    """Yield the lines of one JSON document, without holding all changes in memory."""
+    """Yield the lines of one JSON document. The changes are not all held in memory."""
 
     def encoded(value: object) -> str:
         return escaped_json(msgspec.json.encode(value).decode())
@@ -193,8 +193,8 @@ class _CountParameter(click.ParamType[int]):
             return UNLIMITED
         if not (value.isascii() and value.isdecimal() and value.strip("0")):
             self.fail(f"{value!r} is not a number from 1, nor {_UNLIMITED}", param, ctx)
-        # A number of ten or more digits is the same as `unlimited`: there are never so many
-        # snapshots. Python does not convert numbers of any length.
+        # A number of ten or more digits means `unlimited`: there are never so many snapshots.
+        # Python cannot convert very long numbers.
         return int(value) if len(value) < 10 else UNLIMITED
 
 

@@ -14,7 +14,7 @@ from jmapfs.control.mounts import mounts, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
 
-_MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint, and lines of a name and a value
+_MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with their values
 
 
 @click.command("status")

@@ -68,7 +68,7 @@ class _VerifyRun:
                     )
                 )
         except StorageError as error:
-            # The other snapshots can still be verified: this one may have been pruned meanwhile.
+            # This snapshot may have been pruned meanwhile. The others can still be verified.
             if self._failure is not None:
                 notice(str(self._failure))
             self._failure = error
@@ -83,7 +83,7 @@ class _VerifyRun:
             self._show(result, record_error)
 
     def finish(self) -> None:
-        """Show the summary; raises JmapfsError if something is wrong with a snapshot."""
+        """Show the summary. Raises JmapfsError if something is wrong with a snapshot."""
         error = error_for(self._results)
         if self._as_json:
             click.echo(json_document({"snapshots": self._documents}))
@@ -104,7 +104,7 @@ class _VerifyRun:
             return
         for remark in result.remarks:
             notice(f"{escaped(result.path.name)}: {remark}")
-        # On a read-only disk the error is the same for all snapshots.
+        # Show this error once: on a read-only disk it is the same for all snapshots.
         if record_error not in {"", self._record_error}:
             self._record_error = record_error
             notice(record_error)
@@ -124,7 +124,7 @@ class _Display(contextlib.AbstractContextManager["_Display"]):
         self._stack.close()
 
     def started(self, description: Description | None) -> None:
-        """Show a bar if the number of mails is known."""
+        """Show a progress bar if the number of mails is known."""
         if self._quiet or description is None:
             return
         size = None if self._quick else description.bytes
@@ -137,7 +137,7 @@ class _Display(contextlib.AbstractContextManager["_Display"]):
 
 
 def _record(result: VerifyResult) -> str:
-    """Record the outcome in DEST, if there is one; return the error message, or an empty string."""
+    """Record the outcome in DEST, if DEST is known. Return an error message, or an empty string."""
     try:
         destination = repository_of(result.path)
         if destination is not None:

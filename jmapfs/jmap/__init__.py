@@ -1,1 +1,1 @@
-"""The JMAP client (RFC 8620, RFC 8621, RFC 9404). It knows nothing of files."""
+"""The JMAP client (RFC 8620, RFC 8621, RFC 9404). This package has no code about files."""

@@ -1,7 +1,7 @@
 """JMAP method calls (RFC 8620 §3.2 to §3.7), and the API of one account.
 
-An Api also keeps the session up to date: every response carries the state of the session, and when
-that changes, the session is fetched again.
+An Api also keeps the session up to date: every response contains the state of the session. When
+that state changes, the session is fetched again.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,18 +32,18 @@ DEFAULT_DEADLINE = 30.0
 """Seconds for a request with all its retries, if the caller does not say."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-# If the connection turns out to be dead, there must be time left for a second attempt.
+# The first attempt gets a part of the time: if its connection is dead, a second one follows.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
-# Larger pages are not faster, and each response is held in memory.
+# More objects in a response are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
 _MAX_DESCRIPTION = 300
 
 
 @dataclass(frozen=True, slots=True)
 class MethodCall:
-    """A call of the method `name`; `call_id` is unique within a request.
+    """A call of the JMAP method `name`. `call_id` is unique within a request.
 
-    `using` are the capabilities it needs besides core and mail.
+    `using` contains the capabilities that the method needs, apart from core and mail.
     """
 
     name: str
@@ -54,7 +54,7 @@ class MethodCall:
 
 @dataclass(frozen=True, slots=True)
 class MethodResponse:
-    """The response to a call: its arguments, not decoded yet, or its error."""
+    """The response to a call: either the arguments, still encoded, or an error."""
 
     name: str
     call_id: str
@@ -62,7 +62,7 @@ class MethodResponse:
     error: MethodError | None = None
 
     def decode(self, type_: type[T]) -> T:
-        """Decode the arguments; raises the MethodError of the call, or ProtocolError."""
+        """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
         if self.error is not None:
             raise self.error
         if self.arguments is None:
@@ -83,7 +83,7 @@ class _ErrorArguments(msgspec.Struct):
 
 
 def is_too_large(error: JmapfsError) -> bool:
-    """Tell whether a request was rejected for its size, so that half of it may be accepted."""
+    """Return whether the server rejected a request for its size. Half of it may be accepted."""
     if isinstance(error, MethodError):
         return error.kind == "requestTooLarge"
     if isinstance(error, RequestError):
@@ -94,7 +94,7 @@ def is_too_large(error: JmapfsError) -> bool:
 class Api:
     """Makes method calls for one account. Safe for many tasks at once.
 
-    `session` is the session as it was last fetched; `traffic` counts what was sent and received.
+    `session` is the session that was fetched last. `traffic` counts what was sent and received.
     """
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
@@ -109,12 +109,12 @@ class Api:
 
     @property
     def account(self) -> SessionAccount:
-        """The account in the session."""
+        """The account, as the current session describes it."""
         return self.session.accounts[self.account_id]
 
     @property
     def concurrency(self) -> int:
-        """The number of requests that may be in flight at once, now."""
+        """How many requests may currently be in flight at the same time."""
         return self.transport.concurrency
 
     @property
@@ -126,7 +126,7 @@ class Api:
     def max_objects_in_get(self) -> int:
         """How many ids to request at once.
 
-        This is the limit of the session, or a lower one after the server has rejected a request.
+        This is the limit of the session, or a lower limit if the server has rejected a request.
         """
         return min(self.session.limits.max_objects_in_get, self._learned_objects)
 
@@ -140,16 +140,17 @@ class Api:
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
-        The calls are sent in one HTTP request, or in several in turn if the server does not accept
-        so many calls in one. Calls that refer to each other must be in one request, so there may be
-        at most `max_calls_in_request` of them. `deadline` limits the whole call, in seconds. The
-        first method-level error is raised as MethodError; without `raise_errors` the errors are in
-        the responses. `largest_response` bounds the response to each HTTP request, in bytes.
+        The calls are sent in one HTTP request. If the server does not accept so many calls in one
+        request, several are sent in turn. Calls that refer to each other must be in one request, so
+        their number must not exceed `max_calls_in_request`. All requests together take at most
+        `deadline` seconds. With `raise_errors`, the first method-level error is raised as
+        MethodError. Otherwise the errors are in the responses. `largest_response` bounds the
+        response to each HTTP request, in bytes.
 
         Raises:
             RequestError: the request as a whole was rejected.
             ProtocolError: the response does not match the calls.
-            JmapfsError: what Transport.fetch raises.
+            JmapfsError: any error of Transport.fetch.
         """
         until = trio.current_time() + deadline
         first_byte_timeout = max(STALL_TIMEOUT, deadline * _SHARE_OF_FIRST_ATTEMPT)
@@ -179,7 +180,7 @@ class Api:
         return responses
 
     async def current_session(self, *, until: float) -> Session:
-        """Return the session, fetched again if a response said that it changed.
+        """Return the session. Fetch it again first if a response has reported a change.
 
         Raises ConfigError if the session has another server or lacks the account, and JmapfsError
         if the session could not be fetched.
@@ -222,7 +223,7 @@ class Api:
     async def _get_first(
         self, ids: Sequence[str], get: Callable[[Sequence[str]], Awaitable[T]]
     ) -> tuple[Sequence[str], T]:
-        """Get the first of `ids`, as many as the server accepts at once; return these ids too."""
+        """Get as many of the first `ids` as the server accepts at once. Also return these ids."""
 
         async def get_some(size: int) -> tuple[Sequence[str], T]:
             return ids[:size], await get(ids[:size])
@@ -246,7 +247,7 @@ class Api:
 
     def _split(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
         largest = self.session.limits.max_calls_in_request
-        # An argument with this sign uses the result of another call (RFC 8620 §3.7).
+        # An argument with the sign # uses the result of another call (RFC 8620 §3.7).
         if len(calls) > largest and any(
             argument.startswith("#") for call in calls for argument in call.arguments
         ):
@@ -255,7 +256,7 @@ class Api:
             yield calls[start : start + largest]
 
     def _note_state(self, state: str | None) -> None:
-        # Servers behind one name may never agree on the state. Each state causes one fetch.
+        # Servers behind one host name may report different states. Fetch once for each state.
         if state and state not in {self.session.state, self._seen_state}:
             self._seen_state = state
             self._stale = True
@@ -265,8 +266,7 @@ class Api:
     ) -> Iterable[MethodResponse]:
         """Return the response to each call, in the order of the calls.
 
-        Raises ProtocolError for a response to no call, a second response to a call, and a call
-        without a response.
+        Raises ProtocolError if a response belongs to no call, or a call has no response or two.
         """
         pending = {call.call_id: call for call in calls}
         if len(pending) != len(calls):
@@ -306,8 +306,8 @@ class Api:
 def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
     """Return the Request object as JSON (RFC 8620 §3.3).
 
-    If the server does not accept a request of this size, this raises the RequestError that the
-    server would return.
+    If the request is larger than the server accepts, this function raises the RequestError that
+    sending the request would cause.
     """
     needed = {name for call in calls for name in call.using}
     content = msgspec.json.encode(

@@ -1,11 +1,11 @@
 """Downloads of many blobs in one request (Blob/get, RFC 9404 §4.2), where the server supports it.
 
 A batch is only an optimisation. If the response does not contain a whole blob, the blob is left out
-of the result. The caller then downloads it by itself, and that download reports what is wrong.
+of the result. The caller then downloads the blob by itself. That download reports what is wrong.
 
-No server says how many bytes its response to Blob/get may have. So when it rejects a batch as too
-large, the limit that the batch came closest to is halved: the number of blobs or their bytes. This
-is independent of how many emails the server allows at once.
+No server says how many bytes its response to Blob/get may have. So there are two limits that are
+learned: the number of blobs in a batch, and their bytes. If the server rejects a batch as too
+large, the limit that the batch came closest to is halved. The limits for emails stay.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,23 +31,23 @@ CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 _CAPABILITIES = frozenset({BLOB, CYRUS_BLOB})
 
 # Measured with Cyrus on loopback and two or three calls in flight: 50 blobs per call give 5,000
-# blobs a second, 200 give 7,000 and need half the CPU time of jmapfs, and 400 give no more than
-# 200. Another download at the same time is delayed equally in all three cases. On a slow line that
-# delay grows with the bytes of a batch, so MAX_BYTES is small.
+# blobs a second. 200 give 7,000, and jmapfs uses half the CPU time. 400 are not faster than 200.
+# Another download at the same time is delayed equally in all three cases. On a slow line this delay
+# grows with the bytes of a batch, so MAX_BYTES is small.
 MAX_BLOBS = 200
 MAX_BYTES = 2**20
 
-# The size of a request without ids, and of one id: 255 characters, two quotes and a comma. Ids that
-# are not ASCII take more bytes; if the request is then too large, encoding it raises an error.
+# The bytes of a request without ids, and of one id (255 characters, two quotes and a comma). An id
+# that is not ASCII takes more bytes. If that makes a request too large, encoding it fails.
 _REQUEST_BYTES = 1024
 _ID_BYTES = 258
-# Cyrus 3.6 returns the id always, and rejects it in `properties`.
+# Cyrus 3.6 always returns the id of a blob, and rejects `properties` that contain "id".
 _PROPERTIES = ("data:asBase64", "size")
-# A response that is larger than expected by more than this is an error, to bound memory.
+# To bound memory, a response may exceed its expected size only by this many bytes.
 _MARGIN = 16 * 2**20
 # The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
-# Errors that the next call would get too, because only the ids in the arguments change.
+# After these errors every other call would fail too: calls differ only in their ids.
 _UNSUPPORTED = frozenset(
     {"unknownMethod", "invalidArguments", "forbidden", "accountNotSupportedByMethod"}
 )
@@ -56,7 +56,7 @@ _UNKNOWN_CAPABILITY = "urn:ietf:params:jmap:error:unknownCapability"
 
 @dataclass(frozen=True, slots=True)
 class BlobGetLimits:
-    """How many blobs one call may request, at least 2, and how many bytes they may have in all."""
+    """The largest number of blobs in one call (at least 2), and of their bytes in all."""
 
     blobs: int
     bytes: int
@@ -87,9 +87,9 @@ class BatchMethods(Api):
 
     @property
     def batch_limits(self) -> BlobGetLimits | None:
-        """How much to request with `download_batch` now; None if there is no Blob/get.
+        """The current limits for `download_batch`; None if the server has no Blob/get.
 
-        It can shrink, or become None, with each batch.
+        The limits can shrink, or become None, with each batch.
         """
         if not self._supported or _CAPABILITIES.isdisjoint(self.session.capabilities):
             return None
@@ -102,21 +102,21 @@ class BatchMethods(Api):
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return the content of those of `blobs` that are received whole, by blob id.
+        """Download blobs. Return the content of each blob that arrives whole, by blob id.
 
-        `blobs` are ids and expected sizes in bytes. Blobs within `batch_limits` are requested at
-        once. More blobs, or a batch that the server rejects as too large, take several requests in
-        turn. `deadline` limits the whole call, in seconds.
+        `blobs` contains ids and expected sizes in bytes. Blobs within `batch_limits` take one
+        request. If there are more blobs, or the server rejects a batch as too large, several
+        requests are sent in turn. All requests together take at most `deadline` seconds.
 
-        The result lacks blobs that the server does not have, that it returns only in part, whose
-        length differs from the size in the same response, that cannot be decoded, or that are
-        larger than the limits. The caller has to download these one by one. The caller also has to
-        compare the length of a content with the size in `blobs`. If the server turns out to have no
+        A blob is not in the result if the server does not have it or returns only a part of it, if
+        its length differs from the size in the same response, if it cannot be decoded, or if it is
+        larger than the limits. The caller has to download such blobs one by one. The caller also
+        has to compare the length of each content with the size in `blobs`. If the server has no
         Blob/get, the result is empty, and `batch_limits` is None from then on.
 
         Raises:
-            ProtocolError: the response is not valid, or larger than expected by over 16 MiB.
-            JmapfsError: what Api.request raises.
+            ProtocolError: a response is not valid, or over 16 MiB larger than expected.
+            JmapfsError: any error of Api.request.
         """
         until = trio.current_time() + deadline
         pending = dict(blobs)
@@ -134,8 +134,7 @@ class BatchMethods(Api):
         return found
 
     async def _get_blobs(self, batch: dict[str, int], deadline: float) -> dict[str, bytes]:
-        # The call has no `offset` and no `length`: with either, Cyrus reports the blob as
-        # truncated.
+        # There is no `offset` or `length`: with them, Cyrus reports each blob as truncated.
         call = MethodCall(
             "Blob/get",
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
@@ -147,15 +146,15 @@ class BatchMethods(Api):
 
     def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
         try:
-            # Decoding takes 1 ms per MiB. It runs in the event loop because msgspec holds the GIL
-            # meanwhile: a worker thread would block the loop for the same time.
+            # Decoding takes 1 ms per MiB, in the event loop. A worker thread would block the event
+            # loop for the same time, because msgspec holds the GIL.
             return self._decode(response, _BlobGetResponse[_Blob]).items
         except ProtocolError:
             # If one blob cannot be decoded, the others are still used.
             return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
-        """Lower the limits after a rejection; raise the error if it is about something else."""
+        """Lower the limits if the batch was too large. Raise the error if it has another cause."""
         if error.kind in _UNSUPPORTED | {_UNKNOWN_CAPABILITY}:
             self._supported = False
             return
@@ -163,7 +162,7 @@ class BatchMethods(Api):
             raise error
         blobs, size = len(batch), sum(batch.values())
         by_count = blobs > 1 and blobs * self._max_bytes >= size * self._max_blobs
-        # A rejected HTTP request has too many ids; a rejected method may have too many bytes.
+        # An HTTP request is rejected for too many ids, a method call also for too many bytes.
         if isinstance(error, RequestError) or by_count:
             self._max_blobs = min(self._max_blobs, blobs // 2)
         else:
@@ -171,7 +170,7 @@ class BatchMethods(Api):
 
 
 def _first(pending: dict[str, int], limits: BlobGetLimits) -> dict[str, int]:
-    """Return the first of `pending` that fit into one batch."""
+    """Return the next batch: the first of the `pending` blobs, as many as the limits allow."""
     batch: dict[str, int] = {}
     left = limits.bytes
     for blob_id, size in pending.items():
@@ -191,7 +190,7 @@ def _valid(items: Iterable[msgspec.Raw]) -> Iterator[_Blob]:
 
 
 def _whole(requested: Iterable[str], blobs: Iterable[_Blob]) -> dict[str, bytes]:
-    """Return the blobs that were requested and are whole; duplicates must be equal."""
+    """Return the requested blobs that are whole. If a blob came twice, both must be equal."""
     wanted = set(requested)
     found: dict[str, bytes] = {}
     for blob in blobs:

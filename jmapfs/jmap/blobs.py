@@ -1,8 +1,8 @@
-"""Downloads of blobs by the session's download URL (RFC 8620 §6.2): whole, or as a stream.
+"""Downloads of blobs from the session's download URL (RFC 8620 §6.2): whole, or as a stream.
 
-A blob is immutable. So if a download breaks off, it is started again. The bytes that were returned
-already are skipped, after a check that they are the same. A download that breaks off always ends
-with an error, so its content cannot be taken for a whole blob.
+A blob is immutable. So if a download breaks off, it is started again. The bytes that the caller
+already has are compared and skipped. A download that cannot be completed ends with an error, so its
+content cannot be taken for a whole blob.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from jmapfs.jmap.http import RetryPolicy
 from jmapfs.jmap.http_errors import TransientError, printable
 from jmapfs.jmap.response import HttpRequest, ResponseReader
 
-# Cyrus uses the header Accept. Compression would only take time: mail is small, or compressed
-# already.
+# Cyrus uses the header Accept. Compression only takes time: mail is small or already compressed.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
-# A blob that is larger than expected by more than this is an error, to bound memory.
+# To bound memory, a blob may exceed its expected size only by this many bytes.
 _MARGIN = 64 * 2**20
 _LARGEST_BLOB = 1 << 30
 
 
 def expand(template: str, values: Mapping[str, str]) -> str:
-    """Expand a URI template of level 1 (RFC 6570 §3.2.2); a variable without a value is empty."""
+    """Expand a URI template of level 1 (RFC 6570 §3.2.2). A variable without a value is empty."""
 
     def value(match: re.Match[str]) -> str:
         text = values.get(match[1], "")
@@ -42,7 +41,7 @@ def expand(template: str, values: Mapping[str, str]) -> str:
 
 
 class BlobStream:
-    """The content of a blob, chunk by chunk; an asynchronous iterator for one task."""
+    """An asynchronous iterator over the chunks of a blob, to be used by one task."""
 
     def __init__(self, api: Api, values: Mapping[str, str], until: float) -> None:
         self._api = api
@@ -63,8 +62,8 @@ class BlobStream:
 
         Raises:
             BlobNotFoundError: the server does not have the blob.
-            BlobMismatchError: a second attempt got other content than the first.
-            JmapfsError: what Transport.fetch raises.
+            BlobMismatchError: two attempts received different contents.
+            JmapfsError: any error of Transport.fetch.
         """
         while not self._ended:
             try:
@@ -87,7 +86,7 @@ class BlobStream:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End the current attempt."""
+        """End the current attempt to download the blob."""
         self._reader = None
         await self._attempt.aclose()
 
@@ -109,7 +108,7 @@ class BlobStream:
         return chunk
 
     async def _skip_returned(self, reader: ResponseReader) -> None:
-        """Read again what an earlier attempt returned, and check that it is the same."""
+        """Read the bytes of the earlier attempts again, and check that they are the same."""
         left, digest = self._returned, hashlib.blake2b()
         while left:
             chunk = await self._receive(reader)
@@ -120,7 +119,7 @@ class BlobStream:
             left = max(0, left - len(chunk))
             if surplus:
                 reader.put_back(surplus)
-                # The surplus is counted when the next `_receive` returns it.
+                # The next `_receive` returns the surplus and counts it again.
                 self._api.traffic.bytes -= len(surplus)
         if digest.digest() != self._digest.digest():
             raise BlobMismatchError(f"the {self._name()} is not what it was a moment ago")
@@ -130,16 +129,16 @@ class BlobStream:
 
 
 class BlobMethods(Api):
-    """Downloads. Each is one request in the budget of the transport until it ends."""
+    """Downloads of blobs. Until it ends, each is one request in the budget of the transport."""
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
     ) -> bytes:
         """Return the whole content of a blob.
 
-        `size_hint` is the expected size in bytes. The caller has to compare it with the length of
-        the content: only a content that is larger by more than 64 MiB is an error here. `deadline`
-        limits the whole call, in seconds. Raises the same errors as BlobStream.
+        `size_hint` is the expected size in bytes. The caller has to compare this size with the
+        length of the content: here, only a content that is over 64 MiB larger is an error. The
+        download takes at most `deadline` seconds. Raises the same errors as BlobStream.
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
@@ -159,8 +158,8 @@ class BlobMethods(Api):
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
-        `deadline` is in seconds from now to the last chunk. The content is whole if, and only if,
-        the iteration ends by itself. The iteration raises the same errors as BlobStream.
+        The last chunk must arrive within `deadline` seconds. The content is whole only if the
+        iteration reaches its end. The iteration raises the same errors as BlobStream.
         """
         values = {
             "accountId": self.account_id,

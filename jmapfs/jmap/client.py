@@ -1,7 +1,7 @@
-"""The client of one account: mailboxes, emails and what changed (RFC 8621), besides its blobs.
+"""The client of one account: its mailboxes, its emails, their changes (RFC 8621), and its blobs.
 
-`connect` finds the session from a location and credentials. Every email id that was requested is
-accounted for: it is returned, or it is reported as not found, or an error is raised.
+`connect` finds the session from a location and credentials. For every requested email id, the email
+is returned, or the id is reported as not found, or an error is raised.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -32,16 +32,16 @@ from jmapfs.jmap.types import (
 )
 
 _BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
-# How often the ids of the mailboxes are listed again because the mailboxes changed meanwhile.
+# How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class EmailPage:
-    """A page of the listing: `ids` in the order of receipt, and the emails in the same order.
+    """A page of the list of all emails. `ids` and `emails` are in the order of receipt.
 
-    `not_found` are those of `ids` that were destroyed meanwhile. `total` is set on the first page
-    only, if the server counts. An empty page is the end.
+    `not_found` contains the ids whose emails were destroyed meanwhile. Only the first page has the
+    `total` number of emails, if the server counts them. An empty page is the end of the list.
     """
 
     ids: tuple[str, ...]
@@ -54,10 +54,10 @@ class EmailPage:
 class Changes:
     """Ids that were created, updated or destroyed since a state (RFC 8620 §5.2).
 
-    `new_state` is the state to continue from. With `has_more` there are more changes after it; if
-    it equals the state that was asked about, there is no progress and everything must be listed
-    again. Servers may name an id in several of the three. `updated_properties` are the only ones
-    that changed in the updated mailboxes (RFC 8621 §2.2); None if any may have changed.
+    `new_state` is the state to continue from. If `has_more` is true, there are more changes after
+    that state. If there are, but `new_state` is the state of the request, everything must be listed
+    again. A server may put an id into several lists. In updated mailboxes, only
+    `updated_properties` changed (RFC 8621 §2.2); if None, any may have changed.
     """
 
     new_state: str
@@ -72,7 +72,7 @@ class Changes:
 class EmailChanges:
     """The emails that were created or updated since a state, and the ids of those that are gone.
 
-    `new_state` and `has_more` as in Changes.
+    `new_state` and `has_more` have the same meaning as in Changes.
     """
 
     new_state: str
@@ -82,14 +82,14 @@ class EmailChanges:
 
 
 class _Found:
-    """What Email/get returned so far: emails by id, and the ids that it did not find."""
+    """The results of one or more Email/get: emails by id, and the ids that were not found."""
 
     def __init__(self) -> None:
         self.emails: dict[str, Email] = {}
         self.not_found: set[str] = set()
 
     def add(self, requested: Iterable[str], response: GetResponse[Email]) -> None:
-        """Add the emails that were requested; others are ignored."""
+        """Add the results for the `requested` ids, and ignore all others."""
         wanted = set(requested)
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
         self.not_found.update(
@@ -106,15 +106,15 @@ class _Found:
 class Client(BlobMethods, BatchMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once.
 
-    All methods raise what Api.request raises. Each request has DEFAULT_DEADLINE seconds.
+    All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
     """
 
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
-        """Return every mailbox of the account and their Mailbox state.
+        """Return all mailboxes of the account, and the Mailbox state.
 
-        If the server rejects a request for all of them as too large, they are requested in parts.
-        The state is then the one from before the first part. Raises ProtocolError when the server
-        leaves mailboxes out.
+        If the server rejects a request for all mailboxes as too large, they are requested in parts.
+        The returned state is then the state before the first part. Raises ProtocolError if the
+        server leaves out a mailbox.
         """
         try:
             response = await self._get_mailboxes(None)
@@ -126,31 +126,31 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return list(unique.values()), response.state
 
     async def email_state(self) -> str:
-        """Return the current Email state, without any email."""
+        """Return the current Email state. No emails are requested."""
         return (await self._get_emails([])).state
 
     async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
-        """Return the first page, or the one after the email `anchor`: at most `limit` emails.
+        """Return the page after the email `anchor`, or the first page, with at most `limit` emails.
 
-        This usually takes one HTTP request. The page is smaller if the server rejects `limit` as
-        too large. Some servers also return fewer emails without rejecting anything.
+        This usually takes one HTTP request. If the server rejects `limit` as too large, the page is
+        smaller. Some servers return fewer emails without an error.
 
         Raises:
-            MethodError: of kind `anchorNotFound` if the anchor is gone: list again from the start.
-            ProtocolError: a queried email is neither returned nor reported as not found.
+            MethodError: if its kind is `anchorNotFound`, the anchor is gone: begin a new listing.
+            ProtocolError: an email of the page is neither returned nor reported as not found.
         """
         return await self._with_fewer(limit, partial(self._page, anchor))
 
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
 
-        The limits of the server may make several requests necessary; they are sent in turn. Raises
-        ProtocolError if two responses neither contain an email nor report it as not found.
+        If the server limits the number of emails in a request, several requests are sent in turn.
+        Raises ProtocolError if two responses neither contain an email nor report it as not found.
         """
         wanted = list(dict.fromkeys(ids))
         found = _Found()
         missing = wanted
-        # What a response leaves out is requested once more: the server may have cut it short.
+        # The server may have shortened a response. Request what is missing once more.
         for _ in range(2):
             pending, missing = missing, []
             while pending:
@@ -166,9 +166,9 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
-        """Return the changes of mailboxes and of emails, in one HTTP request if possible.
+        """Return the changes of mailboxes and of emails. This takes one HTTP request if possible.
 
-        The server reports the mailboxes first. Raises the same errors as `mailbox_changes`.
+        The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
         """
         mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
@@ -178,15 +178,15 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def mailbox_changes(self, since_state: str) -> Changes:
         """Return the changes of mailboxes since a state.
 
-        Raises MethodError, of kind `cannotCalculateChanges` (or, for an unknown state,
-        `invalidArguments` or `serverFail`) where everything has to be listed again.
+        Raises MethodError if everything has to be listed again. The kind of the error is then
+        `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
         call = self._call("Mailbox/changes", {"sinceState": since_state})
         [response] = await self.request([call])
         return self._decode_changes(response)
 
     async def email_changes(self, since_state: str) -> EmailChanges:
-        """Return the changes of emails since a state, with the emails.
+        """Return the changes of emails since a state, including the changed emails.
 
         Raises the same errors as `mailbox_changes`.
         """
@@ -205,12 +205,12 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         )
 
     async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
-        """Make the calls `before` and Email/changes, and return their responses, errors included.
+        """Make the calls `before`, then Email/changes. Return their responses, errors included.
 
-        The responses to Email/get for the changed emails follow, if the server accepts these calls
-        in the same request.
+        If the server accepts so many calls in one request, Email/get for the changed emails is also
+        called, and its responses come last.
         """
-        # One response must not have more changed emails than Email/get returns at once.
+        # Email/changes must not report more emails than one Email/get returns.
         arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
         calls = [*before, self._call("Email/changes", arguments, "emails")]
         gets = [
@@ -221,23 +221,23 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             try:
                 return await self.request([*calls, *gets], raise_errors=False)
             except RequestError as error:
-                # Some servers reject the whole request if more emails changed than they return.
+                # If too many emails changed for Email/get, some servers reject the whole request.
                 if not is_too_large(error):
                     raise
         return await self.request(calls, raise_errors=False)
 
     async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
-        """Decode Email/changes and the Email/get after it, and get the emails that they lack."""
+        """Decode Email/changes and the Email/get after it. Then request the missing emails."""
         changes = self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
         found = _Found()
         for response in responses[1:]:
-            # The call fails if there are more emails than the server returns at once. Then
-            # `_add_missing` requests them in parts.
+            # Email/get fails if there are more emails than the server returns at once. Then
+            # `_add_missing` requests the emails in parts.
             if response.error is None:
                 found.add(ids, self._decode(response, GetResponse[Email]))
         await self._add_missing(ids, found)
-        # Servers may name an id in several lists: an email that was found is not gone.
+        # A server may put an id into several lists. An email that was found is not gone.
         gone = found.not_found.union(changes.destroyed).difference(found.emails)
         return EmailChanges(
             new_state=changes.new_state,
@@ -282,7 +282,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return await self._request_one("Email/get", arguments, GetResponse[Email])
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
-        """Return an Email/get of the ids at `path` in the result of another call (§3.7)."""
+        """Return a call of Email/get for the ids at `path` in the result of another call (§3.7)."""
         reference = {"resultOf": call_id, "name": method, "path": f"/{path}"}
         return self._call(
             "Email/get", {"#ids": reference, "properties": EMAIL_PROPERTIES}, f"get {path}"
@@ -306,7 +306,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         return list(found.values()), before.state
 
     async def _mailbox_ids(self) -> Sequence[str]:
-        """Return the ids of all mailboxes, all pages of them in one state of the query."""
+        """Return the ids of all mailboxes. All pages are from the same state of the query."""
         for _ in range(_MAX_LISTINGS):
             ids: dict[str, None] = {}
             states: set[str | None] = set()
@@ -319,7 +319,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
                 if not page.ids:
                     break
                 if not fresh:
-                    # All ids are repeated: the list has changed, or the server ignores `position`.
+                    # All ids came before: the list has changed, or the server ignores `position`.
                     states.add("")
                     break
             # If the list changed between two pages, a mailbox may be on neither of them.
@@ -343,11 +343,11 @@ async def connect(
     concurrency: int = CONCURRENCY,
     user_agent: str = f"jmapfs/{__version__}",
 ) -> AsyncIterator[Client]:
-    """Find the session that `location` leads to, and open the mail of an account in it.
+    """Find the session for `location`, and yield a client for one of its accounts.
 
     `location` is a session URL, a host or a mail address. `account` is the id or name of an
-    account, if not the primary one. `deadline` is in seconds, for finding the session.
-    `concurrency` bounds the requests in flight. `network` and `resolver` replace the network in
+    account, or None for the primary account. Finding the session takes at most `deadline` seconds.
+    At most `concurrency` requests are in flight. `network` and `resolver` replace the network in
     tests. Raises ConfigError, AuthenticationError, UnreachableError or ServerError if there is no
     such session or account.
     """

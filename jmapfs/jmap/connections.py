@@ -1,12 +1,12 @@
-"""Kept HTTP/1.1 connections, whose data is acknowledged at once.
+"""HTTP/1.1 connections that are kept for later requests, and acknowledge data at once.
 
 Cyrus writes the head and the body of a response separately and leaves Nagle's algorithm on, so its
 kernel holds back the end of the body until the client acknowledges the head. On a kept connection
 the client's kernel delays that acknowledgement by up to 40 ms. TCP_QUICKACK (tcp(7)) ends the
 delay. The kernel clears the option by itself, so it is set before every read.
 
-httpx has no argument for a network backend, but httpcore, on which it is built, has one. So
-`ConnectionPool` is a transport of httpx over a connection pool of httpcore.
+httpx is built on httpcore, but only httpcore accepts a network backend as an argument. So
+`ConnectionPool` is an httpx transport over a connection pool of httpcore.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jmapfs.errors import ConfigError
 
 _KEEPALIVE_SECONDS = 60.0
 
-# Their subclasses have the same names in httpx.
+# The subclasses of these errors have the same names in httpx.
 _HTTPCORE_ERRORS = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
@@ -38,13 +38,13 @@ _HTTPCORE_ERRORS = (
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
-    """Kept connections to any number of servers.
+    """A pool of kept connections to any number of servers.
 
-    The number of connections is not limited here: the caller limits its requests. Requests to
-    https:// use the proxy that the environment names. Requests to http:// never use a proxy,
-    because http:// is allowed for this machine only.
+    The pool does not limit the number of connections, because the caller limits its requests.
+    Requests to https:// use the proxy that the environment names. Requests to http:// never use a
+    proxy, because http:// is allowed for this machine only.
 
-    Raises ConfigError for a proxy that is not usable.
+    Raises ConfigError if the proxy cannot be used.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the caller reads the body of the response.
 
-        A kept connection can end while the request is on its way. Then the request, which only
-        reads, is sent again on a new connection. Raises httpx.TransportError if the request or its
-        response failed.
+        If a kept connection ends before the response, the request is sent again on a new
+        connection. This is safe because requests only read. Raises httpx.TransportError if the
+        request or its response failed.
         """
         while True:
             connecting = _ConnectTrace()
@@ -85,9 +85,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             )
 
     async def close_idle(self) -> None:
-        """Close the connections that are not in use: after a network change they may be dead.
+        """Close all idle connections. After a change of network they may be dead.
 
-        A request that was just given one of them gets a new connection from the pool.
+        If the pool has just given such a connection to a request, the request gets a new one.
         """
         for pool in self._pools:
             for connection in pool.connections:
@@ -119,7 +119,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 def _tls_context() -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys():
-        # A private certificate authority is usually in the system's store.
+        # The system's store usually contains private certificate authorities too.
         context.load_default_certs()
     return context
 
@@ -129,8 +129,7 @@ def _pool(tls: ssl.SSLContext, proxy: httpcore.Proxy | None = None) -> httpcore.
         ssl_context=tls,
         proxy=proxy,
         max_connections=None,
-        # With a limit, httpcore 1.0 counts the connections in use as well and closes idle ones too
-        # early.
+        # With a limit, httpcore 1.0 also counts connections in use, and closes idle ones early.
         max_keepalive_connections=None,
         keepalive_expiry=_KEEPALIVE_SECONDS,
         network_backend=_QuickAckBackend(),
@@ -166,7 +165,7 @@ def _bypasses_proxy(url: httpx.URL) -> bool:
 
 
 class _ConnectTrace:
-    """Whether a request opened a connection, and which, from the trace of httpcore."""
+    """Follows the trace of httpcore to find the connection that a request opened, if any."""
 
     def __init__(self) -> None:
         self.started = False
@@ -224,7 +223,7 @@ class _QuickAckBackend(httpcore.AsyncNetworkBackend):
 
 
 class _QuickAckStream(httpcore.AsyncNetworkStream):
-    """`stream` is a TCP connection or TLS over one; `tcp` is its socket."""
+    """`stream` is a TCP connection, or TLS over a TCP connection. `tcp` is the TCP socket."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, tcp: trio.socket.SocketType) -> None:
         self._stream = stream
@@ -236,7 +235,7 @@ class _QuickAckStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> bytes:
         try:
-            # This also sends an acknowledgement that is delayed at this moment.
+            # Setting the option also sends an acknowledgement that the kernel has delayed.
             self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error

@@ -1,7 +1,7 @@
 """Credentials: a user name and a password, or a token.
 
 The secret appears in `authorization` only: not in the repr, not in an error text. A server may
-repeat it in a response, so every text of a server that is shown goes through `redact`.
+repeat the secret in a response, so `redact` removes it from every text of a server that is shown.
 """
 
 import base64
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from jmapfs.errors import ConfigError
 
-# Removing a shorter secret, such as every "a", would only make the text unreadable.
+# Shorter secrets stay: removing every "a" would only make the text unreadable.
 _SHORTEST_REDACTED = 4
 
 
@@ -18,8 +18,8 @@ _SHORTEST_REDACTED = 4
 class BasicCredentials:
     """A user name and a password (RFC 7617).
 
-    Raises ConfigError when they cannot be sent: one is empty, the user name contains a colon, or
-    there are control characters.
+    Raises ConfigError if the user name or the password is empty or has control characters, or if
+    the user name contains a colon.
     """
 
     username: str
@@ -53,7 +53,7 @@ class BasicCredentials:
 class BearerCredentials:
     """A token (RFC 6750), such as an API token.
 
-    Raises ConfigError when it is empty or cannot be sent in a header.
+    Raises ConfigError if the token is empty or cannot be sent in a header.
     """
 
     token: str = field(repr=False)

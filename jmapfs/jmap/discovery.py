@@ -1,7 +1,7 @@
-"""Discovery: from a URL, a host or a mail address to the session (RFC 8620 §2.2).
+"""Discovery finds the session for a URL, a host or a mail address (RFC 8620 §2.2).
 
-Redirects are followed here and nowhere else. Each URL is first requested without credentials, so
-that a server that only redirects never receives them.
+No other module follows redirects. Each URL is first requested without credentials, so that a server
+that only redirects never receives them.
 """
 
 import re
@@ -31,9 +31,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\\\[\]]+)(:\d{1,5})?")
 
 _NOT_FOUND = frozenset({404, 410})
-# After these responses to a request without credentials, the redirect is followed, or the request
-# is sent again with credentials. Other statuses are errors: "not found", or a busy or broken
-# server.
+# The statuses that a request without credentials may have: the redirect is followed, or the request
+# is sent again with credentials. Other statuses are errors, such as "not found" or a busy server.
 _UNAUTHENTICATED = frozenset({200, 400, 401, 402, 403, 405, 406, 407, 451}) | REDIRECTS
 
 
@@ -64,7 +63,7 @@ async def look_up(name: str) -> list[ServiceTarget]:
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         return []
     except (dns.exception.DNSException, OSError) as error:
-        # Guessing the host instead could send the credentials to another host than the domain's.
+        # Do not guess the host: it may not belong to the domain, but would get the credentials.
         reason = printable(str(error), 160)
         raise UnreachableError(
             f"the SRV records of {printable(name, 80)} cannot be looked up: {reason} "
@@ -84,29 +83,28 @@ async def discover(
 ) -> Session:
     """Find and fetch the session that `location` leads to; `until` is a moment of trio's clock.
 
-    A session URL is used as it is. A host (or a URL without a path) is asked at
-    `/.well-known/jmap`; for a mail address, the hosts in the SRV records of its domain, or else
-    the domain itself. Afterwards the credentials may go to the origins of the session, and to no
-    others.
+    A session URL is used as it is. For a host, or a URL without a path, `/.well-known/jmap` is
+    requested. A mail address stands for the hosts in the SRV records of its domain or, if there are
+    none, for the domain itself. Afterwards credentials go only to the origins of the session.
 
     Raises:
         ConfigError: the location is unusable or unsafe; nothing was sent.
         ProtocolError: too many or unsafe redirects, or the response is not a session.
-        JmapfsError: what Transport.fetch raises.
+        JmapfsError: any error of Transport.fetch.
     """
     urls = await _candidates(location.strip(), resolver, until)
     for url in urls[:-1]:
         try:
             return await _session_at(url, transport, until)
         except UnreachableError:
-            # Try the next SRV target; the error of the last one is raised.
+            # Try the next SRV target. Only the error of the last target is raised.
             if trio.current_time() >= until:
                 raise
     return await _session_at(urls[-1], transport, until)
 
 
 async def _candidates(location: str, resolver: Resolver, until: float) -> list[str]:
-    """Return the URLs to try, in order; there is at least one."""
+    """Return the URLs to try, in this order, at least one."""
     if _SCHEME.match(location):
         secure_origin(location, naming="the URL of the account", error=ConfigError)
         authority = re.fullmatch(r"([A-Za-z]+://[^/?#]*)/?", location)

@@ -1,16 +1,16 @@
 """Every HTTP request of an account goes through one Transport.
 
-A Transport holds what all requests share: the credentials and the origins that may receive them,
-the budget of requests in flight (API calls and downloads together, as some servers count them), the
-cooldown of a busy server, and the counters.
+All requests share the credentials, the origins that may receive the credentials, the budget of
+requests in flight, the cooldown of a busy server, and the counters. The budget is for API calls and
+downloads together, because some servers count them together.
 
-A server that is busy (429, 503, the `limit` problem) is busy for every request, so the pause that
-it asks for, the cooldown, delays all of them, including new ones. Other failures delay only the
-request that failed.
+A server that is busy (429, 503, the `limit` problem) is busy for every request. The pause that it
+asks for, the cooldown, delays all requests, also new ones. Other failures delay only the request
+that failed.
 
-After a suspend or a change of network, kept connections are dead, but nothing reports that. So
-after a request that failed or stalled, the idle connections are closed, and the next request opens
-a new connection.
+After a suspend or a change of network, kept connections are dead, but no error reports that. So
+after a request that failed or stalled, all idle connections are closed. The next request opens a
+new connection.
 """
 
 import logging
@@ -46,8 +46,8 @@ CONNECT_TIMEOUT = 10.0
 _INITIAL_CONCURRENCY = 2
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
-# The number of attempts if the server is broken. There are few, because a broken server usually
-# stays broken, and the user waits for the error. If it is busy, attempts go on until the deadline.
+# The number of attempts if the server is broken. It is small because a broken server usually stays
+# broken, and the user waits for the error. For a busy server, only the deadline ends the attempts.
 _ATTEMPTS = 4
 _LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
@@ -58,13 +58,13 @@ _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
 
 
 def back_off(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row (1, 2, …), with jitter."""
+    """Return the seconds to wait, with jitter, after this number of failures in a row."""
     longest = min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_BACK_OFF)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects no secret
 
 
 class Cooldown:
-    """The pause that a busy server gets, shared by all requests."""
+    """The pause of all requests while the server is busy."""
 
     def __init__(self) -> None:
         self._until = float("-inf")
@@ -78,7 +78,7 @@ class Cooldown:
         return trio.current_time() < self._until
 
     async def wait(self, until: float) -> None:
-        """Wait for the end of the pause; raise its reason at once if that is after `until`."""
+        """Wait until the pause ends. If it ends after `until`, raise its reason at once."""
         while self.active:
             if self._until >= until and self._reason is not None:
                 raise self._reason.with_traceback(None)
@@ -86,7 +86,7 @@ class Cooldown:
 
     def extend(self, failure: TransientError, *, started: float) -> None:
         """Start or extend the pause; `started` is when the rejected request was sent."""
-        # Ten requests in flight are rejected together: that is one failure, not ten.
+        # If ten requests in flight are rejected together, they count as one failure.
         if started >= self._extended_at:
             self._failures += 1
             self._extended_at = trio.current_time()
@@ -98,12 +98,12 @@ class Cooldown:
         self._reason = failure.error
 
     def reset(self) -> None:
-        """Record a success: the next pause starts short again."""
+        """Record a success. The next pause will be short again."""
         self._failures = 0
 
 
 class RetryPolicy:
-    """Limits the retries of one request: by time, and for a broken server also by number."""
+    """Limits the time for the retries of one request, and their number if the server is broken."""
 
     def __init__(self, until: float) -> None:
         self.until = until
@@ -112,7 +112,7 @@ class RetryPolicy:
     async def wait_after(self, failure: TransientError) -> None:
         """Wait before the next attempt; raise `failure.error` if no further attempt is useful.
 
-        After a throttled request this returns at once: the next attempt waits for the cooldown.
+        If the request was throttled, return at once: the next attempt waits for the cooldown.
         """
         if failure.throttled:
             return
@@ -126,7 +126,7 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and received: HTTP requests (each attempt), blobs and their bytes."""
+    """Counts the HTTP requests (each attempt), the received blobs, and the bytes of the blobs."""
 
     requests: int = 0
     blobs: int = 0
@@ -136,7 +136,7 @@ class Traffic:
 class Transport(AbstractAsyncContextManager["Transport"]):
     """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks.
 
-    An asynchronous context manager, which closes all connections at its end. `network` replaces
+    It is an asynchronous context manager that closes all connections at its end. `network` replaces
     the network in tests. `traffic` counts what was sent and received.
     """
 
@@ -174,11 +174,11 @@ class Transport(AbstractAsyncContextManager["Transport"]):
 
     @property
     def concurrency(self) -> int:
-        """The number of requests that may be in flight at once, now."""
+        """How many requests may currently be in flight at the same time."""
         return int(self._budget.total_tokens)
 
     def set_limits(self, origins: Iterable[str], concurrent_requests: int) -> None:
-        """Apply a session: the origins it names, and how many requests it allows at once."""
+        """Apply the origins and the number of concurrent requests that a session allows."""
         self.trust(origins)
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
 
@@ -202,7 +202,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     async def fetch(
         self, request: HttpRequest, *, until: float, largest: int | None = None
     ) -> HttpResponse:
-        """Send a request, retry it where that may help, and return the whole response.
+        """Send a request, retry it if a retry may help, and return the whole response.
 
         `until` is a moment of trio's clock. `largest` bounds the response in bytes, in addition to
         the bound for all responses.
@@ -211,7 +211,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             UnreachableError, DeadlineError: there was no usable response in time.
             AuthenticationError: the server does not accept the credentials.
             RequestError: the server answered with an error.
-            ProtocolError: the response is too large, or redirects, or the URL is not allowed.
+            ProtocolError: the response is too large or a redirect, or the URL is not allowed.
         """
         retries = RetryPolicy(until)
         limit = self._largest_response
@@ -229,13 +229,13 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     async def exchange(
         self, request: HttpRequest, *, until: float
     ) -> AsyncIterator[ResponseReader]:
-        """Make one attempt; yields the reader of a response whose status is expected.
+        """Send a request once. Yields the reader of a response with an expected status.
 
         The request counts in the budget until the block ends. Raises TransientError in addition to
         what `fetch` raises.
         """
         host = self._check(request)
-        # The borrower of a slot cannot be the task: one task may read several streams at a time.
+        # A task cannot be the borrower, because one task may read several streams at a time.
         borrower = object()
         with trio.move_on_at(until) as scope:
             while True:
@@ -258,9 +258,9 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     ) -> AsyncIterator[ResponseReader]:
         """Open an endless response, such as an event stream.
 
-        The response may be silent for `silence` seconds at a time. It does not count in the budget,
-        but the request waits for the end of the cooldown. The head of the response must arrive
-        before `until`. Raises the same errors as `exchange`.
+        The response may pause for `silence` seconds at a time. It does not count in the budget of
+        requests, but the request waits until the cooldown ends. The head of the response must
+        arrive before `until`. Raises the same errors as `exchange`.
         """
         host = self._check(request)
         try:
@@ -281,9 +281,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         )
 
     def _check(self, request: HttpRequest) -> str:
-        """Return the host, for error texts, of a URL that the request may be sent to."""
-        # The result depends only on scheme, host and port, so it is cached for the start of the
-        # URL.
+        """Check that the request may be sent. Return the host of its URL, for error texts."""
+        # The result depends only on scheme, host and port. These are the key of the cache.
         match = _AUTHORITY.match(request.url)
         start = match[0] if match else request.url
         if host := self._trusted_hosts.get(start):

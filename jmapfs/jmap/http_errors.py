@@ -1,7 +1,7 @@
-"""HTTP statuses and network failures as errors of jmapfs, with the words of the server.
+"""Converts HTTP statuses and network failures to errors of jmapfs that quote the server.
 
 What a server sends may be long, HTML, or contain control characters. `printable` and `sanitize`
-make it fit to be shown.
+make such text safe to show.
 """
 
 import html
@@ -58,12 +58,12 @@ LIMIT = "urn:ietf:params:jmap:error:limit"
 _CREDENTIALS_REJECTED = frozenset({401, 403})
 _BUSY = frozenset({429, 503})
 _BROKEN = frozenset({408, 500, 502, 504})
-# These limits are about the content of the request, not about its time: waiting does not help.
+# These limits are about the content of a request, so waiting does not help.
 _LASTING_LIMITS = frozenset({"maxSizeRequest", "maxCallsInRequest", "maxObjectsInGet"})
 
 _MAX_REASON = 240
 _MAX_MESSAGE = 200
-# Enough for any error page; the expressions below need not run over megabytes.
+# Enough for any error page. The regular expressions below are slow for megabytes.
 _MAX_HTML = 16_384
 _INVISIBLE = re.compile(r"<(script|style|head|title)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
@@ -73,8 +73,8 @@ _HTML = re.compile(r"<\s*(!doctype|html|head|body|h\d|p|div|br|title)\b", re.IGN
 class TransientError(Exception):
     """A failure after which a retry may succeed. `error` is raised if no retry succeeds.
 
-    `throttled` says that the server is busy rather than broken; `retry_after` is the pause that it
-    asked for, in seconds. This exception never leaves `jmap/`.
+    `throttled` tells whether the server is busy, not broken. `retry_after` is the pause in seconds
+    that the server asked for. This exception never leaves `jmap/`.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ def sanitize(body: bytes, limit: int) -> str:
 
 
 def network_error(error: Exception, host: str) -> JmapfsError | TransientError:
-    """Return the error to raise for one of HTTP_FAILURES: transient if a retry may succeed."""
+    """Return the error to raise for a network failure: TransientError if a retry may succeed."""
     if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
         return ProtocolError(f"a URL of {host} is not usable")
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            # Another attempt would meet the same certificate.
+            # A retry would receive the same certificate.
             reason = printable(getattr(cause, "verify_message", "") or str(cause), _MAX_REASON)
             return UnreachableError(f"the certificate of {host} is not accepted: {reason}")
     messages = (
@@ -125,12 +125,12 @@ def network_error(error: Exception, host: str) -> JmapfsError | TransientError:
 
 
 def _reason(cause: BaseException) -> str:
-    # Not every SSLError has the `reason` that its type promises.
+    # Some SSLErrors lack the attribute `reason`.
     return getattr(cause, "reason", None) or getattr(cause, "strerror", None) or str(cause)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, its causes and contexts, and the members of groups among them, each once."""
+    """Yield an error, its causes, its contexts, and the members of exception groups, each once."""
     pending: list[BaseException] = [error]
     seen: set[int] = set()
     while pending:
@@ -159,10 +159,10 @@ class _Problem(msgspec.Struct):
 def http_error(
     status: int, headers: Mapping[str, str], body: bytes, *, host: str, credentials: Credentials
 ) -> JmapfsError | TransientError:
-    """Return what to raise for a response with an unexpected status.
+    """Return the error to raise for a response with an unexpected status.
 
     `body` is the start of the response. The error is transient if the server is busy or broken:
-    408, 429, 5xx, and a `limit` problem that ends after some time. A 401 can mean a wrong password,
+    408, 429, 5xx, or a `limit` problem that ends after some time. A 401 can mean a wrong password,
     a wrong scope or throttling, so the error quotes the server.
     """
     problem = _problem(body)
@@ -198,7 +198,7 @@ def http_error(
 def retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
     """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), or None.
 
-    Between 0 and LONGEST_PAUSE; None where the header is missing or unreadable.
+    The result is between 0 and LONGEST_PAUSE, or None if the header is missing or unreadable.
     """
     if value is None:
         return None

@@ -1,7 +1,7 @@
 """Which URLs may be used, and which origin a URL belongs to.
 
-Credentials go to origins (scheme, host and port). So every URL that a user or a server names is
-reduced to its origin here, by the same parser that sends the request later.
+Credentials go to origins (scheme, host and port). This module finds the origin of every URL that a
+user or a server names. It uses the URL parser that is also used when the request is sent.
 """
 
 import ipaddress
@@ -17,8 +17,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
     """Return the origin of `url`, as `https://host:port`, if it may receive credentials.
 
-    `naming` says in error texts what the URL is. The URL itself is never shown, because it may
-    contain a secret. Raises `error` when it is not an http(s) URL, contains a user name or
+    In error texts, `naming` stands for the URL. The URL itself is never shown, because it may
+    contain a secret. Raises `error` if `url` is not an http(s) URL, contains a user name or
     password, or is `http://` to another machine.
     """
     parsed = _parse(url, naming, error)
@@ -44,7 +44,7 @@ def secure_origin(url: str, *, naming: str, error: type[JmapfsError]) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL that was checked before, the port always included."""
+    """Return the origin `scheme://host:port` of a checked URL. The port is always included."""
     parsed = httpx.URL(url)
     port = parsed.port or _DEFAULT_PORTS.get(parsed.scheme, 0)
     host = parsed.raw_host.decode("ascii")
@@ -77,7 +77,7 @@ def is_downgrade(source: str, target: str) -> bool:
 def _parse(url: str, naming: str, error: type[JmapfsError]) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-        # httpx computes both when they are read, and fails then if the host is not valid.
+        # httpx computes these attributes on access. Then it fails if the host is not valid.
         _ = parsed.host, parsed.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
         raise error(f"{naming} is not a usable URL") from None

@@ -1,9 +1,9 @@
 """Push (RFC 8620 §7.3): an event stream over which the server says that something changed.
 
-Push is only a hint: events that cannot be understood are ignored, and the listener has to ask what
-changed, also once after connecting.
+Push is only a hint. Events that cannot be understood are ignored. After each event, and once after
+connecting, the listener has to ask what changed.
 
-A stream lasts for hours. So it does not count in the budget of requests in flight.
+A stream lasts for hours, so it does not count in the budget of requests in flight.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _REQUEST_HEADERS: Final = {
     "Accept-Encoding": "identity",
     "Cache-Control": "no-store",
 }
-# Seconds. No server pings less often. A larger number is in milliseconds: Stalwart sends these.
+# In seconds. No server pings less often. Larger numbers are milliseconds, as Stalwart sends.
 _LONGEST_INTERVAL: Final = 1000.0
 
 
 class PushUnavailableError(ServerError):
-    """The server does not support push, or not in a usable way; do not ask again this session.
+    """The server has no usable push. Do not request push again in this session.
 
     It is not defined in `jmapfs.errors`, because it never ends a command: the account is polled
     instead.
@@ -59,7 +59,7 @@ class PushUnavailableError(ServerError):
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The stream is open: changes from now on are reported, earlier ones are not."""
+    """The stream is open. It reports changes from now on, but no earlier changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class EventDecoder:
         self._after_cr = False
 
     def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
-        """Yield the events that `data` completes; iterate to the end before the next call.
+        """Yield the events that `data` completes. Read all of them before the next call.
 
         Raises ProtocolError when an event is larger than LARGEST_EVENT.
         """
@@ -115,7 +115,7 @@ class EventDecoder:
 
 class _StateChangeDocument(msgspec.Struct):
     changed: dict[str, object]
-    # Fastmail leaves it out.
+    # Fastmail leaves out `@type`.
     kind: str = msgspec.field(name="@type", default="StateChange")
 
 
@@ -124,9 +124,9 @@ class _PingDocument(msgspec.Struct):
 
 
 class PushStream:
-    """The events of one connection; an asynchronous iterator for one task, which ends by raising.
+    """An asynchronous iterator over the events of one connection, for one task.
 
-    A cancelled wait ends the stream too.
+    It ends only with an error. If the wait for an event is cancelled, the stream ends too.
     """
 
     def __init__(self, reader: ResponseReader, account_id: str, transport: Transport) -> None:
@@ -182,22 +182,21 @@ class PushMethods(Api):
 
     @asynccontextmanager
     async def push(self, *, ping: float = 60.0) -> AsyncIterator[PushStream]:
-        """Open an event stream: its first event is Connected, all others are StateChanges.
+        """Open an event stream. Its first event is Connected, and all others are StateChanges.
 
-        `ping` is the requested interval of pings in seconds, rounded up to whole ones; the server
-        may ignore a value below 30. The stream counts as broken after a silence of two intervals:
-        the requested ones, or those that the server states, if they are longer.
+        `ping` is the requested interval of pings, rounded up to whole seconds. The server may
+        ignore a value below 30. After a silence of two intervals the stream counts as broken. If
+        the server states a longer interval than `ping`, that interval counts.
 
-        Raises, when it is opened and iterated:
-            PushUnavailableError: there is no push in this session.
-            UnreachableError: connect again, with back-off. If the server is busy, opening waits for
-                the end of the shared cooldown. If the cooldown ends too late, this is raised at
-                once.
-            AuthenticationError: the server does not accept the credentials (only when opened).
+        Raises, when the stream is opened or iterated: PushUnavailableError: there is no push in
+        this session. UnreachableError: the caller should connect again, with back-off. If the
+        server is busy, opening waits for the end of the cooldown. If that is too late, opening
+        fails at once. AuthenticationError: the server does not accept the credentials (only when
+        opened).
         """
         seconds = max(1, math.ceil(ping))
         async with AsyncExitStack() as stack:
-            # The `yield` is outside: errors in the caller's block are not errors of push.
+            # The `yield` is not in this block: errors of the caller's code are not errors of push.
             with _push_errors():
                 request = HttpRequest(
                     method="GET",
@@ -221,7 +220,7 @@ class PushMethods(Api):
 def _event_source(session: Session, ping: int) -> str:
     """Return the URL of the event stream; `ping` is in seconds.
 
-    Raises ProtocolError when there is none, or when credentials may not be sent to it.
+    Raises ProtocolError if the session has no such URL, or if it must not get credentials.
     """
     template = session.event_source_url
     if template is None:
@@ -239,7 +238,7 @@ def _event_source(session: Session, ping: int) -> str:
 
 
 async def _check_response(reader: ResponseReader, transport: Transport) -> None:
-    """Raise if the response is not an event stream."""
+    """Raise ServerError if the response is not an event stream."""
     if reader.status != HTTPStatus.OK:
         raise RequestError(str(await transport.error(reader)), status=reader.status)
     media_type = reader.headers.get("content-type", "")

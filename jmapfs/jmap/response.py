@@ -24,17 +24,17 @@ STALL_TIMEOUT = 10.0
 
 _STEP = 1 << 20
 _GZIP = 16 + zlib.MAX_WBITS
-# In a cancelled scope, reading ends at the first wait for the network. Before that, it returns
-# chunks that were received already; there are never more than this.
+# In a cancelled scope, reading first returns the chunks that have already arrived, never more than
+# this. Then it ends, when it would wait for the network.
 _MAX_BUFFERED_CHUNKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A whole request, which can be sent again.
+    """A request with its whole content, so that it can be sent again.
 
-    `authenticated` says whether the credentials are sent; `expected` are the statuses that are not
-    an error; `first_byte_timeout` is in seconds.
+    `authenticated` tells whether the credentials are sent. A status in `expected` is not an error.
+    `first_byte_timeout` is in seconds.
     """
 
     method: str
@@ -59,8 +59,8 @@ class HttpResponse:
 class ResponseReader:
     """A response whose head has arrived and whose body is still to be read.
 
-    `until` is the moment of trio's clock at which reading ends; `stall_timeout` the seconds that
-    the body may be silent; `failed` whether the network failed or was silent for too long.
+    Reading ends at `until`, a moment of trio's clock. The body may pause for `stall_timeout`
+    seconds. `failed` tells whether the network failed or was silent for too long.
     """
 
     def __init__(self, response: httpx.Response, *, host: str, until: float) -> None:
@@ -71,7 +71,7 @@ class ResponseReader:
         self.stall_timeout = STALL_TIMEOUT
         self.failed = False
         self._response = response
-        # The iterators of httpx.Response are not used: when they fail, they leave inner ones open.
+        # httpx.Response has iterators too, but if these fail, they leave inner iterators open.
         self._chunks = aiter(cast("AsyncIterable[bytes]", response.stream))
         self._ended = False
         self._put_back = b""
@@ -100,7 +100,7 @@ class ResponseReader:
         return chunk
 
     def put_back(self, surplus: bytes) -> None:
-        """Return `surplus`, the unused end of the last chunk, as the next chunk."""
+        """Make `surplus`, the unused end of the last chunk, the next chunk."""
         self._put_back = surplus
 
     async def read(self, limit: int) -> bytes:
@@ -113,7 +113,7 @@ class ResponseReader:
         return bytes(body)
 
     async def read_start(self, limit: int) -> bytes:
-        """Return up to `limit` bytes, or what arrived of them before the body failed."""
+        """Return the first `limit` bytes, or fewer if the body ends or fails before."""
         body = bytearray()
         with suppress(TransientError, ProtocolError, DeadlineError):
             while len(body) < limit and (chunk := await self.next_chunk()):
@@ -121,7 +121,7 @@ class ResponseReader:
         return bytes(body[:limit])
 
     async def aclose(self) -> None:
-        """End the exchange; if the body was not read to its end, its connection is closed."""
+        """End the exchange. If the body was not read to its end, the connection is closed."""
         if not self._ended:
             await self._unwind()
         with suppress(*HTTP_FAILURES):
@@ -189,13 +189,13 @@ class _Decoder:
 
     @property
     def complete(self) -> bool:
-        """Whether no gzip stream is open."""
+        """Whether the body may end here: no gzip stream is open."""
         return self._gzip is None or self._gzip.eof or not self._started
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         """Yield the decoded `data` in pieces of bounded size, some of them empty.
 
-        Raises ProtocolError for a coding that is unknown, or broken.
+        Raises ProtocolError if the coding is unknown, or the data is broken.
         """
         if self._unknown:
             raise ProtocolError(

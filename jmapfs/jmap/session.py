@@ -23,7 +23,7 @@ SESSION_HEADERS = {"Accept": "application/json"}
 
 @dataclass(frozen=True, slots=True)
 class SessionAccount:
-    """An account of the session; `capabilities` maps a capability to its limits and details."""
+    """An account of the session. `capabilities` maps each capability to its limits and details."""
 
     id: str
     name: str
@@ -33,7 +33,7 @@ class SessionAccount:
 
 
 class Limits(msgspec.Struct, frozen=True, rename="camel"):
-    """What the server allows (RFC 8620 §2), each at least 1; sizes in bytes."""
+    """The limits of the server (RFC 8620 §2). Each is at least 1. Sizes are in bytes."""
 
     max_objects_in_get: int = 500
     max_calls_in_request: int = 16
@@ -43,9 +43,9 @@ class Limits(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of one user. `url` is where it was fetched, after all redirects.
+    """A session of one user. `url` is the URL of the session after all redirects.
 
-    `blob_ids_are_sha1` is true of Cyrus and of Fastmail, which runs it.
+    `blob_ids_are_sha1` is true for Cyrus, and for Fastmail, which runs Cyrus.
     """
 
     url: str
@@ -69,7 +69,7 @@ class Session:
             for account in self.accounts.values()
             if account.id == primary
             or MAIL in account.capabilities
-            # Servers may send null; then the capabilities of the session count.
+            # If a server sends null, the capabilities of the session count.
             or (not account.capabilities and MAIL in self.capabilities)
         ]
         return sorted(found, key=lambda one: (one.id != primary, one.name, one.id))
@@ -77,8 +77,8 @@ class Session:
     def mail_account(self, selection: str | None = None) -> SessionAccount:
         """Return the selected account, by id or by name, or the primary one for mail.
 
-        Raises ProtocolError when the server has no mail for this user, and ConfigError when the
-        selection matches no account or several; its text lists the accounts.
+        Raises ProtocolError if the server has no mail for this user. Raises ConfigError, with a
+        list of the accounts, if the selection matches no account or several accounts.
         """
         if MAIL not in self.capabilities and not self.mail_accounts():
             raise ProtocolError(
@@ -143,9 +143,9 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
 
 
 def parse_session(response: HttpResponse, transport: Transport) -> Session:
-    """Read a session from the response to a request for it; its URL is the base of relative ones.
+    """Read a session from an HTTP response. Relative URLs in it are relative to its own URL.
 
-    Raises ProtocolError when it is not a session, or names URLs that must not get credentials.
+    Raises ProtocolError if this is not a session, or names a URL that must not get credentials.
     """
     base = response.url
     what = f"the session of {host_of(base)}"
@@ -198,7 +198,7 @@ def _absolute(base: str, url: str, naming: str) -> str:
         authority = urlsplit(resolved).netloc
     except ValueError:
         raise ProtocolError(f"{naming} is not a usable URL") from None
-    # Credentials go to the origins that the session names, so their hosts must be constant.
+    # Credentials are sent to this host, so it must not depend on a variable.
     if "{" in authority:
         raise ProtocolError(f"{naming} has a variable in its host, which is not supported")
     secure_origin(resolved, naming=naming, error=ProtocolError)

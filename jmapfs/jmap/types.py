@@ -1,8 +1,8 @@
 """The JSON of JMAP as typed values: mailboxes and emails (RFC 8621 §2, §4) and method responses.
 
-The types are msgspec structs in the shape of the wire. They say what is required, what may be
-missing and what may be null. Everything that a server sends is decoded by `decode`, which raises
-only ProtocolError.
+The types are msgspec structs with the members of the JSON objects. They define which members are
+required, which may be missing and which may be null. Everything that a server sends is decoded by
+`decode`, which raises only ProtocolError.
 """
 
 from datetime import UTC, datetime
@@ -48,20 +48,20 @@ class MailboxIds(frozenset[str]):
 
 
 class Keywords(frozenset[str]):
-    """The `keywords` of an Email: those whose value is true. null stands for none."""
+    """The `keywords` of an Email: the keywords whose value is true. null means no keywords."""
 
 
 _FLAGS: dict[type, Any] = {MailboxIds: dict[Id, bool], Keywords: dict[str, bool] | None}
 
-# Making a decoder costs more than using it, and this package has few types.
+# Decoders are kept: making a decoder takes longer than using it, and there are few types.
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 
 
 def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type: str = "") -> T:
     """Decode the JSON in `data` as `type_`; `what` names the document in error texts.
 
-    Raises ProtocolError when it is empty, truncated, not JSON, or of other types. The text says
-    where in the document. If the document is not JSON at all, it quotes its content type and start.
+    Raises ProtocolError if the document is empty, truncated, not JSON, or not of `type_`. The error
+    names the place in the document or, if it is not JSON, its content type and its start.
     """
     view = bytes(data)
     if not view.strip():
@@ -87,14 +87,14 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
 
 def _decode_flags(type_: type[Any], value: object) -> object:
     if type_ not in _FLAGS:
-        # msgspec also calls this for `object`, which fits every value.
+        # msgspec also calls this function for the type `object`. Every value is valid for it.
         return value
     flags: dict[str, bool] = msgspec.convert(value, _FLAGS[type_]) or {}
     return type_(key for key, true in flags.items() if true)
 
 
 class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A Mailbox (RFC 8621 §2). Its name can be any string, including `..` and the empty one."""
+    """A Mailbox (RFC 8621 §2). The name can be any string, including `..` and the empty string."""
 
     id: Id
     name: str | None = None
@@ -111,7 +111,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An Email (RFC 8621 §4). What a file needs is required: blob, size, date, mailboxes.
+    """An Email (RFC 8621 §4). What every file needs is required: blob, size, date, mailboxes.
 
     `size` is in bytes. `received_at` is in UTC. `from_` is None if the message has no such header.
     """
@@ -136,7 +136,7 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class AccountResponse(msgspec.Struct, kw_only=True, rename="camel"):
-    """What all method responses about an account share."""
+    """The base of all method responses about an account."""
 
     account_id: str | None = None
 

@@ -1,13 +1,13 @@
 """Builds the tree of a snapshot: for each mail its files, and its line in the manifest.
 
-The mails come in parts, in order. For each part, `plan` finds the contents that must be
-downloaded: those that are neither in this snapshot already, nor in the base snapshot, nor left by
-an interrupted run. When they are staged, `place` moves each new content to its first name in the
-tree, and links all other names to an existing file.
+The mails come in parts, in order. For each part, `plan` finds the contents that must be downloaded:
+those that are neither in this snapshot already, nor in the base snapshot, nor left by an
+interrupted run. When they are staged, `place` moves each new content to its first name in the tree.
+All other names are linked to an existing file.
 
 `BlobIndex` finds the manifest line of a blob, in the base snapshot and in the new one. It stores
-two integers per blob: the hash of its id, and the position of its line. A lookup reads the line and
-compares the id, because two ids can have the same hash.
+two integers for each blob: the hash of the blob's id, and the position of the line. A lookup reads
+the line and compares the id, because two ids can have the same hash.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LINE_BYTES: Final = 4096
 
 
 class BlobIndex(AbstractContextManager["BlobIndex"]):
-    """The lines of a manifest by blob id; the first line of a blob counts."""
+    """Finds the line of a blob in a manifest. If there are several lines, the first one counts."""
 
     def __init__(self, manifest: Path) -> None:
         self._positions: dict[int, int] = {}
@@ -58,11 +58,11 @@ class BlobIndex(AbstractContextManager["BlobIndex"]):
         return hash(blob_id) in self._positions
 
     def add(self, blob_id: str, position: int) -> None:
-        """Add the line of a blob, which begins at a position."""
+        """Add a blob. Its line begins at `position`."""
         self._positions.setdefault(hash(blob_id), position)
 
     def find(self, blob_id: str) -> SavedMail | None:
-        """Return the mail in the line of a blob."""
+        """Return the mail that the line of a blob describes."""
         position = self._positions.get(hash(blob_id))
         if position is None:
             return None
@@ -70,7 +70,7 @@ class BlobIndex(AbstractContextManager["BlobIndex"]):
         return mail if mail.blob_id == blob_id else None
 
     def count_missing_from(self, other: BlobIndex) -> int:
-        """Return how many of these blobs are not in `other`."""
+        """Return the number of blobs that are in this index but not in `other`."""
         return sum(1 for blob in self._positions if blob not in other._positions)
 
     def _read_line(self, position: int) -> bytes:
@@ -84,10 +84,10 @@ class BlobIndex(AbstractContextManager["BlobIndex"]):
 
 
 class BaseSnapshot(BlobIndex):
-    """The snapshot whose files the new one shares: the newest one with an intact manifest.
+    """The newest snapshot with an intact manifest. The new snapshot shares its files.
 
-    With `verify_content`, a file is read and verified before it is shared. Otherwise its size
-    must be right.
+    With `verify_content`, each file is read and verified before it is shared. Without, only its
+    size must be right.
     """
 
     def __init__(self, snapshot: Snapshot, *, verify_content: bool) -> None:
@@ -124,7 +124,7 @@ class BaseSnapshot(BlobIndex):
 
 
 class SharedFile(NamedTuple):
-    """A file that has a content: its path, `size` in bytes, SHA-256 in hexadecimal."""
+    """A file with a content: its path, its `size` in bytes, and its SHA-256 in hexadecimal."""
 
     path: str
     size: int
@@ -133,7 +133,7 @@ class SharedFile(NamedTuple):
 
 @dataclass(slots=True)
 class BuildPlan:
-    """A part of the mails: the `requests` to download, and the files to share from the base."""
+    """Some of the mails, the contents to download, and the files to share with the base."""
 
     mails: Sequence[EmailRow]
     requests: list[BlobRequest] = field(default_factory=list)
@@ -142,7 +142,7 @@ class BuildPlan:
 
 @dataclass(slots=True)
 class Tally:
-    """The totals of a snapshot: `files` counts names, `bytes` and `new` each blob once."""
+    """The totals of a snapshot. `files` counts names. `bytes` and `new` count each blob once."""
 
     mails: int = 0
     files: int = 0
@@ -153,10 +153,10 @@ class Tally:
 
 
 class TreeBuilder:
-    """Builds the tree in a staging directory, used by one worker thread at a time.
+    """Builds the tree in a staging directory. Only one thread at a time may use it.
 
-    `blobs` are those of the mails that were placed; the owner closes it. All methods raise OSError
-    if the destination fails.
+    `blobs` contains the blobs of all placed mails. The owner of the builder closes it. All methods
+    raise OSError if the destination fails.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class TreeBuilder:
         self._tree = os.fspath(staging.tree)
 
     def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return the candidates that must be downloaded; for use before the state is known."""
+        """Return the candidates that must be downloaded. Called before the state is known."""
         missing = []
         for request in candidates:
             blob_id = request.blob_id
@@ -188,7 +188,7 @@ class TreeBuilder:
         return missing
 
     def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
-        """Begin the tree of a state; all early downloads must have ended before."""
+        """Begin the tree of a state. All early downloads must have ended."""
         self._requested.clear()
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
         self._staging.make_directories([mailbox.path for mailbox in mailboxes])
@@ -216,7 +216,7 @@ class TreeBuilder:
         return plan
 
     def place(self, plan: BuildPlan) -> None:
-        """Write the files and lines of a plan's mails; all requested contents must be staged.
+        """Write the files and lines of a plan's mails. All requested contents must be staged.
 
         Raises IncompleteError if a requested content is missing, and StorageError if a file of the
         base snapshot changed meanwhile.
@@ -242,7 +242,7 @@ class TreeBuilder:
         return recovered
 
     def _move_staged(self, mails: Sequence[EmailRow]) -> dict[str, SharedFile]:
-        """Move staged contents to their first names; return these files by blob id."""
+        """Move staged contents to their first names. Return the resulting files by blob id."""
         names: dict[str, str] = {}
         for mail in mails:
             names.setdefault(mail.blob_id, f"{MAIL}/{mail.files[0][1]}")

@@ -3,10 +3,10 @@
     plan a part ── batches of requests ──> download tasks ──┐
          └── the part ────────────────────────────────────> place it, when all has arrived
 
-A few parts are processed at a time, so memory does not grow with the account, and the network
-does not wait for the disk. If mail of the state disappears before it is downloaded, the next
-attempt copies the next state, and keeps everything downloaded so far. At the end the tree is
-synced, and then renamed to its date.
+A few parts are processed at a time, so memory does not grow with the account, and the network does
+not wait for the disk. If mail of the state disappears before it is downloaded, the next attempt
+copies a newer state. It keeps everything that was downloaded. At the end the tree is synced, and
+then renamed to its date.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from jmapfs.tree.layout import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 _PARTS: Final = 3
-# If more mails fail than this, the cause is something else than the mails.
+# If more mails than this fail, the mails are not the cause.
 _MAX_FAILED: Final = 1000
 
 _T = TypeVar("_T")
@@ -62,15 +62,15 @@ _T = TypeVar("_T")
 async def create_snapshot(
     opener: SourceOpener, repository: Repository, *, max_gone: float, report: SnapshotReport
 ) -> SnapshotSummary:
-    """Create a snapshot; return when it is on the disk, under its date.
+    """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
     `max_gone` is the percentage of the previous snapshot's mail that may be gone.
 
     Raises:
         UsageError: the repository cannot be created there.
-        BusyError: another process is using it.
-        ConfigError: it belongs to another account.
-        TooMuchGoneError: more than `max_gone` is gone.
+        BusyError: another process is using the repository.
+        ConfigError: the repository belongs to another account.
+        TooMuchGoneError: more than `max_gone` percent of the mail is gone.
         IncompleteError: some mail cannot be downloaded.
         StorageError: the repository cannot be written.
         JmapfsError: the errors of the source.
@@ -94,7 +94,7 @@ async def create_snapshot(
             else:
                 return msgspec.structs.replace(
                     summary,
-                    # The last attempt has taken over what the earlier ones downloaded.
+                    # The last attempt counts the downloads of earlier attempts as taken over.
                     fetched=summary.fetched + downloaded.blobs,
                     fetched_bytes=summary.fetched_bytes + downloaded.bytes,
                     taken_over=max(0, summary.taken_over - downloaded.blobs),
@@ -104,9 +104,9 @@ async def create_snapshot(
 
 
 class _FailedDownloadsError(IncompleteError):
-    """Some blobs cannot be downloaded; the next state may not have them any more.
+    """Some blobs cannot be downloaded. A newer state may not contain them.
 
-    `errors` has the reason by blob id; `downloaded` counts the blobs that were downloaded.
+    `errors` maps blob ids to the reasons. `downloaded` counts the blobs that were downloaded.
     """
 
     def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
@@ -118,9 +118,10 @@ class _FailedDownloadsError(IncompleteError):
 
 
 class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
-    """An attempt to copy one state. It is the `EarlySink` for its source, and owns its target.
+    """An attempt to copy one state. It is the `EarlySink` for its source.
 
-    The target is opened by the first of `prepare` and `copy`, because they know the account.
+    The first call of `prepare` or `copy` opens the target, because the account is known then. The
+    attempt closes the target.
     """
 
     def __init__(self, repository: Repository, report: SnapshotReport) -> None:
@@ -154,8 +155,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         self._report.syncing()
         # Ctrl-C abandons the thread, so that it does not wait for a slow disk.
         await trio.to_thread.run_sync(target.file_system.sync, abandon_on_cancel=True)
-        # A cancellation waits for this thread: when the snapshot has its date, the run must
-        # succeed.
+        # A cancellation waits for this thread, because a run with a dated snapshot must succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
         if error is not None:
@@ -180,10 +180,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         )
 
     def _begin(self, source: Source) -> tuple[_Target, str]:
-        """Begin the tree of the source's state; return the target, and the date of the snapshot."""
+        """Begin the tree for the source's state. Return the target and the date of the snapshot."""
         target = self._open_target(source.origin)
         date = self._repository.next_date(datetime.now(UTC))
-        # Read verify's findings now: damage found later counts against this snapshot.
+        # Read the findings of `jmapfs verify` now. Later findings count against the new snapshot.
         record = VerificationRecord(self._repository.path)
         base = target.base
         if base is not None and record.may_be_damaged(base.date, base.taken):
@@ -220,7 +220,7 @@ class _Target:
             self.staging = stack.enter_context(Staging(repository, date, origin))
             self.file_system = stack.enter_context(FileSystem(self.staging.path))
             if interrupted.paths:
-                # `has_content` must read from the disk, so everything is written to the disk first.
+                # `has_content` must read from the disk, so write everything to the disk first.
                 self.file_system.sync()
                 interrupted.move_to(self.staging)
             self._linker = Linker(self.staging.path)
@@ -239,7 +239,7 @@ class _Target:
         self._stack.close()
 
     def finish(self, source: Source, date: str, max_gone: float) -> Description:
-        """Write the metadata of the finished tree.
+        """Write the metadata of the complete tree.
 
         Raises TooMuchGoneError if more than `max_gone` percent of the base snapshot's mail is gone.
         """
@@ -271,7 +271,7 @@ class _Target:
         return description
 
     def publish(self, date: str) -> tuple[Path, StorageError | None]:
-        """Publish the snapshot; return its path, and the error if cleaning up failed."""
+        """Publish the snapshot. Return its path and, if cleaning up failed, the error."""
         path = self.staging.publish(date)
         try:
             with storage_errors(path):
@@ -284,7 +284,7 @@ class _Target:
     def _open_base(self) -> BaseSnapshot | None:
         for snapshot in reversed(self._repository.snapshots()):
             if is_intact(snapshot.path):
-                # If files are copied, their content is read anyway, so it can also be verified.
+                # A file that is copied is read anyway, so its content can also be verified.
                 return BaseSnapshot(snapshot, verify_content=self._linker.links == "copy")
             self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
         return None
@@ -311,14 +311,14 @@ class _Copy:
         self._report = report
         self._failed: dict[str, JmapfsError] = {}
         self._copied = 0
-        # Planning and placing share the builder.
+        # Only one thread at a time may use the builder.
         self._building = trio.CapacityLimiter(1)
 
     async def run(self) -> Mapping[str, JmapfsError]:
-        """Copy everything that can be downloaded; return the errors of the rest by blob id.
+        """Copy everything that can be downloaded. Return the errors of all other blobs by id.
 
         If there are no errors, the tree is complete. Raises IncompleteError if so many downloads
-        failed that the rest was not tried.
+        failed that the others were not tried.
         """
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -373,7 +373,7 @@ class _Copy:
                 self._report_copied()
 
     def _report_copied(self) -> None:
-        # While a part is being placed, some of it counts neither as placed nor as staged.
+        # While a part is being placed, some of its mails are in neither count.
         self._copied = max(self._copied, self._builder.tally.mails + len(self._staging))
         size = self._staging.downloaded.bytes
         self._report.copied(self._copied, self._source.mail_count, size)

@@ -1,8 +1,8 @@
-"""Compares the mail of two snapshots: both manifests are read in step, line by line.
+"""Compares the mail of two snapshots. Both manifests are read line by line, at the same time.
 
-Mails are matched by blob and time of receipt; the ids of emails may differ in every snapshot.
-Several emails with the same blob and time are matched by what else they have in common: first those
-that are the same in both snapshots, then the most similar ones, and so on.
+Mails are matched by blob and time of receipt, because the id of an email may differ in every
+snapshot. If several emails have the same blob and time, other properties are compared: first equal
+emails are matched, then the most similar ones, and so on.
 """
 
 import heapq
@@ -20,7 +20,7 @@ from jmapfs.snapshot.repository import Snapshot
 
 
 class _Change(msgspec.Struct, frozen=True, tag_field="change"):
-    """A change to the email `id`: its id in the later snapshot, or else in the earlier one."""
+    """A change of an email. `id` is from the later snapshot or, if it is gone, the earlier one."""
 
     id: str
     blob_id: str
@@ -28,7 +28,7 @@ class _Change(msgspec.Struct, frozen=True, tag_field="change"):
 
 
 class MailAdded(_Change, frozen=True, tag="added"):
-    """A mail that only the later snapshot has; `files` are relative to the snapshot."""
+    """A mail that only the later snapshot has. `files` are relative to the snapshot."""
 
     files: tuple[str, ...]
 
@@ -40,14 +40,14 @@ class MailRemoved(_Change, frozen=True, tag="gone"):
 
 
 class MailMoved(_Change, frozen=True, tag="moved"):
-    """A mail that is in other mailboxes, and has other files."""
+    """A mail that is in other mailboxes than before, and so has other files."""
 
     old: tuple[str, ...]
     new: tuple[str, ...]
 
 
 class KeywordsChanged(_Change, frozen=True, tag="flagged"):
-    """A mail with other keywords: those that were set, and those that were cleared."""
+    """A mail with changed keywords: the keywords that were set, and those that were cleared."""
 
     files: tuple[str, ...]
     set: tuple[str, ...]
@@ -58,7 +58,7 @@ Change: TypeAlias = MailAdded | MailRemoved | MailMoved | KeywordsChanged
 
 
 class RenamedMailbox(msgspec.Struct, frozen=True):
-    """A mailbox with another path: it was renamed, or one of its parents was."""
+    """A mailbox with a new path, because the mailbox or one of its parents was renamed."""
 
     id: str
     old: str
@@ -68,10 +68,10 @@ class RenamedMailbox(msgspec.Struct, frozen=True):
 def changes_between(old: Snapshot, new: Snapshot) -> Iterator[Change]:
     """Yield what changed from one snapshot to the other, in the order of the mails.
 
-    Raises, from the iteration:
+    Raises, during the iteration:
         MissingFilesError: there is no manifest.
         AlteredFilesError: a manifest is not valid, or not in order.
-        StorageError: it cannot be read.
+        StorageError: a manifest cannot be read.
     """
     merged = heapq.merge(
         _sorted_mails(old, is_later=False), _sorted_mails(new, is_later=True), key=_KEY
@@ -85,7 +85,7 @@ def changes_between(old: Snapshot, new: Snapshot) -> Iterator[Change]:
 
 
 def renamed_mailboxes(old: Description, new: Description) -> list[RenamedMailbox]:
-    """Return the mailboxes that have different paths in the snapshots, by their new paths."""
+    """Return the mailboxes whose paths differ between the snapshots, sorted by new path."""
     paths = {mailbox.id: mailbox.path for mailbox in old.mailboxes}
     return [
         RenamedMailbox(mailbox.id, paths[mailbox.id], mailbox.path)
@@ -100,7 +100,7 @@ _Key: TypeAlias = tuple[int, str, str]
 
 
 class _SortedMail(NamedTuple):
-    """A mail with its sort key; `is_later` tells which snapshot it is from."""
+    """A mail with its sort key. `is_later` tells whether it is from the later snapshot."""
 
     key: _Key
     mail: SavedMail
@@ -123,7 +123,7 @@ def _sorted_mails(snapshot: Snapshot, *, is_later: bool) -> Iterator[_SortedMail
 
 
 def _key(snapshot: Snapshot, mail: SavedMail) -> _Key:
-    # Years of more than four digits do not sort as text; everything after the year does.
+    # Years of more than four digits do not sort as text. The rest of a date does.
     year, _, rest = mail.received_at.partition("-")
     if not _YEAR.fullmatch(year):
         raise AlteredFilesError(
@@ -153,7 +153,7 @@ def _changes(old: Sequence[SavedMail], new: Sequence[SavedMail]) -> Iterator[Cha
 def _match(
     old: Iterable[SavedMail], new: Iterable[SavedMail], criterion: Callable[[SavedMail], Hashable]
 ) -> tuple[list[tuple[SavedMail, SavedMail]], list[SavedMail], list[SavedMail]]:
-    """Pair mails with equal criteria; return the pairs, and the old and new mails left over."""
+    """Pair mails with equal criteria. Return the pairs, and the unpaired old and new mails."""
     unmatched: dict[Hashable, list[SavedMail]] = {}
     for mail in old:
         unmatched.setdefault(criterion(mail), []).append(mail)
@@ -195,8 +195,8 @@ def _mailboxes(mail: SavedMail) -> frozenset[str]:
     return frozenset(place.id for place in mail.mailboxes)
 
 
-# The criteria by which mails of the same content are matched, the best first. Mails that are
-# matched by one of the first two have not changed.
+# Criteria for matching mails of the same content, the best first. Mails that match by one of the
+# first two criteria have not changed.
 _CRITERIA: Final[Sequence[Callable[[SavedMail], Hashable]]] = (
     lambda mail: (_mailboxes(mail), frozenset(mail.keywords)),
     lambda mail: (frozenset(_files(mail)), frozenset(mail.keywords)),

@@ -2,7 +2,7 @@
 
 SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
 else that SHA256SUMS has. So if they disagree, it can be told which of them was altered. An altered
-manifest is not used: then SHA256SUMS alone says which files there should be.
+manifest is not used. Then the expected files are those in SHA256SUMS.
 """
 
 import os
@@ -33,16 +33,16 @@ from jmapfs.snapshot.verify_record import Kind
 _LINE: Final = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BUFFER_BYTES: Final = 1 << 20
-# Longer than any line; a file that was overwritten may have no line breaks at all.
+# Longer than any valid line. An overwritten file may have no line breaks at all.
 _MAX_LINE: Final = 16 << 20
-# Enough for any number of mailboxes; it is read at once.
+# Enough for any number of mailboxes. The description is read at once.
 _MAX_DESCRIPTION: Final = 64 << 20
-# Checksums of different contents have some 4 of their 64 digits in common, by chance.
+# Two unrelated checksums have about 4 of their 64 digits in common, by chance.
 _SIMILAR_DIGITS: Final = 32
 
 
 class ExpectedMail(NamedTuple):
-    """Files of one content; `size` in bytes if it is known, `again` if the blob came before."""
+    """The files of one mail. `size` is None if unknown; `again` tells if the blob came before."""
 
     files: tuple[str, ...]
     size: int | None
@@ -51,7 +51,7 @@ class ExpectedMail(NamedTuple):
 
 
 class ExpectedContents:
-    """The expected contents of a snapshot; iterate over them once, in worker threads.
+    """The expected contents of a snapshot. Iterate over them only once, in worker threads.
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
     damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
@@ -59,7 +59,7 @@ class ExpectedContents:
     None. `is_complete` tells whether all expected files are known.
 
     A hash of each path and blob id is stored, about 50 bytes; see `InodeCache`. Raises StorageError
-    if a later jmapfs made the snapshot.
+    if a newer version of jmapfs made the snapshot.
     """
 
     def __init__(self, directory: Path, findings: list[Finding]) -> None:
@@ -159,7 +159,7 @@ class ExpectedContents:
         return sums
 
     def _is_right(self, path: str, expected: str | None) -> bool:
-        """Return whether a file can be used: its checksum is right, or the checksum is damaged."""
+        """Return whether a file can be used: the checksum is right, or is damaged itself."""
         try:
             digest = read_digest(os.fspath(self._directory / path))[0].hex()
         except OSError as error:

@@ -1,10 +1,10 @@
-"""The download of contents for a snapshot: from the cache of the account's mounts, or the server.
+"""Downloads contents for a snapshot, from the cache of the account's mounts or from the server.
 
 Nothing is put into the cache: a snapshot of everything would evict what people read.
 
-While an account is listed for the first time, its contents are downloaded already (`EarlyFetcher`).
-A listing uses the server and SQLite in turn, so downloads have time in between. Contents are stored
-under their blob ids, and get their places once the state to copy is known.
+`EarlyFetcher` downloads contents while an account is listed for the first time. A listing uses the
+server and SQLite in turn, so downloads have time in between. Contents are stored by blob id. They
+get their places when the state to copy is known.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from jmapfs.index.rows import AddedBlob
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.sqlite import sqlite_errors
 
-# Each request gets this time, and a single blob also the time that it needs at `LEAST_RATE`.
+# Seconds for each request. A single blob also gets the time that it takes at `LEAST_RATE`.
 _DEADLINE_SECONDS: Final = 120.0
-# A snapshot needs no limit: it adds nothing to the cache, and must not evict anything.
+# The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
 
 
 class BlobFetcher:
-    """Downloads the contents of an account's blobs; `cached` are those found in the disk cache."""
+    """Downloads contents of an account. `cached` counts the blobs found in the disk cache."""
 
     def __init__(self, source: BlobSource, cache: DiskCache | None) -> None:
         self.cached = BlobTotals(0, 0)
@@ -42,7 +42,7 @@ class BlobFetcher:
 
     @property
     def concurrency(self) -> int:
-        """The number of requests that may be under way at a time."""
+        """How many requests may be in flight at the same time."""
         return self._source.concurrency
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
@@ -64,7 +64,7 @@ class BlobFetcher:
     async def _write_cached(
         self, batch: Sequence[BlobRequest], sink: Sink
     ) -> Sequence[BlobRequest]:
-        """Write what the disk cache has; return the rest."""
+        """Write the contents that are in the disk cache. Return the other requests."""
         if self._cache is None:
             return batch
         load = partial(self._cache.load_many, [request.blob_id for request in batch])
@@ -102,12 +102,12 @@ async def open_cache(directory: Path) -> AsyncIterator[DiskCache | None]:
 
 
 _LISTED_AT_ONCE: Final = 1000
-# One request is left to the listing.
+# The listing needs one of the concurrent requests.
 _LEFT_TO_LISTING: Final = 1
 
 
 class EarlyFetcher:
-    """Downloads the contents of the blobs in an index that is being filled, until `stop`."""
+    """Until `stop`, downloads the contents of an index that is being filled."""
 
     def __init__(
         self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, sink: Sink
@@ -120,19 +120,18 @@ class EarlyFetcher:
         self._stopped = False
 
     def note_listed(self) -> None:
-        """Note that more is listed."""
+        """Report that more emails are in the index."""
         self._more_listed.set()
 
     def stop(self) -> None:
-        """Start no more downloads; `run` returns when those under way have ended."""
+        """Start no more downloads. `run` returns when all current downloads have ended."""
         self._stopped = True
         self._more_listed.set()
 
     async def run(self) -> None:
         """Download contents.
 
-        Raises StorageError if contents cannot be stored, and JmapfsError if the server is out of
-        reach.
+        Raises StorageError if contents cannot be stored, or JmapfsError if the server is offline.
         """
         send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
         async with trio.open_nursery() as nursery:
@@ -145,8 +144,7 @@ class EarlyFetcher:
     async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
         position = 0
         while not self._stopped:
-            # The event is made before the index is read, because `note_listed` may be called
-            # meanwhile.
+            # Make the event first: `note_listed` may be called while the index is read.
             self._more_listed = trio.Event()
             added = await self._blobs_added_after(position)
             if not added:
@@ -162,7 +160,7 @@ class EarlyFetcher:
     async def _download(self, receive: trio.MemoryReceiveChannel[Sequence[BlobRequest]]) -> None:
         async with receive:
             async for batch in receive:
-                # Errors are ignored: a blob of the state to copy is downloaded again.
+                # Errors are ignored: if the blob is in the copied state, it is downloaded again.
                 await self._fetcher.download(batch, self._sink)
 
     async def _blobs_added_after(self, position: int) -> list[AddedBlob]:

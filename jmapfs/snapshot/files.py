@@ -1,13 +1,13 @@
 """File operations that `os` and `shutil` lack: exclusive creation, links, syncing and deletion.
 
 Files with the same content share the space on the disk if the file system allows it. They are hard
-links of one file. If the file system has no hard links (exFAT, SMB), they share blocks (FICLONE,
-ioctl_ficlone(2)). If it cannot do that either, they are copies, and the checksum of each copy is
+links of one file. If the file system has no hard links (exFAT, SMB), the files share blocks
+(FICLONE, ioctl_ficlone(2)). If it cannot share blocks either, the files are copies. Each copy is
 verified while it is written.
 
-A snapshot is synced with syncfs(2): it waits for everything written to the file system, by us and
-by others, and since Linux 5.8 it reports writes that have failed since its descriptor was opened.
-An fsync of each file would wait once per file.
+A snapshot is synced with syncfs(2). It waits until everything that any process wrote to the file
+system is on the disk. Since Linux 5.8 it reports writes that failed after its descriptor was
+opened. An fsync of each file would wait once per file.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def create_file(path: Path | str, mode: int = 0o400, *, append: bool = False) -> int:
-    """Create a file that does not exist yet; return a descriptor to write to. Raises OSError."""
+    """Create a file that must not exist yet. Return a descriptor to write to. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     return os.open(path, flags | (os.O_APPEND if append else 0), mode)
 
 
 def open_regular(path: Path | str) -> int:
-    """Open a regular file for reading; raises OSError, also if it is something else."""
-    # There may be something else at this path: a FIFO must not block, a link must not be followed.
+    """Open a regular file for reading. Raises OSError, also if the file is not regular."""
+    # If the path is not a regular file: do not wait for a FIFO, and do not follow a link.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags)
     mode = os.fstat(descriptor).st_mode
@@ -66,8 +66,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 def has_content(path: str, size: int, sha256: str) -> bool:
     """Return whether a file exists and has this content, which is read from the disk.
 
-    After a write error the kernel may hold pages that never reached the disk and count as clean.
-    They are dropped first. This proves nothing about pages that are still to be written.
+    After a write error the kernel may hold pages that never reached the disk and count as clean. So
+    the cached pages are dropped first. Pages that are still to be written are not dropped.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -80,7 +80,7 @@ def has_content(path: str, size: int, sha256: str) -> bool:
 
 
 class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
-    """The file system of a directory; `sync` reports writes that failed after the construction."""
+    """The file system of a directory. `sync` reports writes that failed after construction."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -100,7 +100,7 @@ class FileSystem(contextlib.AbstractContextManager["FileSystem"]):
 
 
 def sync_directory(directory: Path) -> None:
-    """Sync the names in a directory (fsync(2)); raises OSError."""
+    """Sync the names in a directory with fsync(2). Raises OSError."""
     descriptor = os.open(directory, _OPEN_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -109,7 +109,7 @@ def sync_directory(directory: Path) -> None:
 
 
 class Linker:
-    """Gives files further names; `links` is the best way that the file system supports.
+    """Gives files more names. `links` is the best method that the file system supports.
 
     `copied_bytes` counts the bytes of all copies. Raises OSError if nothing can be written in
     `directory`.
@@ -120,7 +120,7 @@ class Linker:
         self.links = _supported_links(directory)
 
     def link(self, source: str, target: str, sha256: str) -> bool:
-        """Give the file `source` the name `target` as well; False if its content has changed.
+        """Add the name `target` to the file `source`. Return False if its content has changed.
 
         Raises OSError if the name cannot be created.
         """
@@ -153,7 +153,7 @@ class Linker:
 
 
 def _supported_links(directory: Path) -> Links:
-    """Try which links work, with a file of one byte: every file system can clone an empty file."""
+    """Find out which links work, with a file of one byte: empty files can always be cloned."""
     one, other = directory / "links-one", directory / "links-other"
     one.write_bytes(b"1")
     try:
@@ -194,12 +194,12 @@ class _Level:
 
 
 def delete_tree(path: Path) -> int:
-    """Delete a directory with everything in it; return the bytes that no other name shares.
+    """Delete a directory and everything in it. Return the size of the files with no other name.
 
-    Everything is deleted by name relative to an open directory. No symbolic link is followed and no
+    Each entry is deleted by its name in an open directory. No symbolic link is followed and no
     other file system is entered, so nothing outside of `path` is deleted. Only one directory is
-    open at a time: mailboxes may nest deeper than the limit of open files. Raises OSError if
-    something cannot be deleted, is on another file system, or is being moved.
+    open at a time: mailboxes may nest deeper than the limit of open files. Raises OSError if an
+    entry cannot be deleted, is on another file system, or is being moved.
     """
     flags = _OPEN_DIRECTORY | os.O_NOFOLLOW
     freed = 0
@@ -230,13 +230,13 @@ def delete_tree(path: Path) -> int:
 
 
 def _delete_files(directory: int, level: _Level) -> int:
-    """Delete the files in a directory, and note its directories; return the bytes set free."""
+    """Delete the files in a directory, and list its directories. Return the freed bytes."""
     freed = 0
     if not os.fstat(directory).st_mode & stat.S_IWUSR:
-        # The user has write-protected it; without write permission nothing in it can be deleted.
+        # The user has write-protected this directory. Deleting its entries needs the permission.
         os.fchmod(directory, stat.S_IRWXU)
     files: list[str] = []
-    # List to the end first: some file systems skip names when others are removed meanwhile.
+    # List all names first: some file systems skip names if others are removed meanwhile.
     with os.scandir(directory) as entries:
         for entry in entries:
             names = level.directories if entry.is_dir(follow_symlinks=False) else files

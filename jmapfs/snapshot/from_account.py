@@ -1,7 +1,7 @@
 """Snapshots of an account without a mount: from its index and its server.
 
-The index is brought up to date first, by this process or by the mount that writes it. Then one
-consistent state of it is pinned for the whole copy, and the blobs of that state are downloaded.
+First the index is brought up to date, by this process or by the mount that writes the index. Then a
+reader is pinned to one consistent state for the whole copy, and its blobs are downloaded.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _MAX_PAUSE: Final = 5.0
 async def account_opener(
     source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool
 ) -> AsyncIterator[SourceOpener]:
-    """Connect to an account; the result opens its states.
+    """Connect to an account. The result opens states of the account.
 
-    With `allow_stale`, an older state is copied if the index cannot be brought up to date. Raises
+    If the index cannot be brought up to date, `allow_stale` permits an older state. Raises
     JmapfsError if the server cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
@@ -59,7 +59,7 @@ async def account_opener(
 
 @dataclass(slots=True)
 class _AccountOpener:
-    """Opens the current state of an account, once for each attempt."""
+    """Opens the current state of an account for each attempt."""
 
     _client: Client
     _database: IndexDatabase
@@ -72,7 +72,7 @@ class _AccountOpener:
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
         """Bring the index up to date, and pin its state.
 
-        Raises BusyError if another process writes the index, and it is outdated or inconsistent.
+        Raises BusyError if another process writes the index, and its state is old or inconsistent.
         """
         await self._bring_up_to_date(early)
         with self._database.reader() as reader:
@@ -81,7 +81,7 @@ class _AccountOpener:
             )
 
     def _try_pin(self, reader: IndexReader) -> _PinnedAccount | None:
-        """Pin the current state of the index; return None if that must not be copied."""
+        """Pin the current state of the index. Return None if this state must not be copied."""
         with sqlite_errors("read the index"):
             reader.unpin()
             reader.pin()
@@ -97,7 +97,7 @@ class _AccountOpener:
             return _PinnedAccount(reader, state, self._blobs)
 
     async def _bring_up_to_date(self, early: EarlySink) -> None:
-        """Bring the index up to date, or have its writer do so; raises BusyError."""
+        """Bring the index up to date, or make its writer do that. Raises BusyError."""
         busy = await self._try_to_update(early)
         if busy is None:
             return
@@ -115,8 +115,8 @@ class _AccountOpener:
                 return
 
     async def _try_to_update(self, early: EarlySink) -> BusyError | None:
-        """Bring the index up to date, unless another process has the lease; return who has it."""
-        # Keep the lease no longer than this: a mount that is made meanwhile needs it.
+        """Bring the index up to date. If another process has the lease, return who has it."""
+        # Give the lease back soon: a mount that starts meanwhile needs it.
         with WriterLease(self._database) as lease:
             busy, is_complete = await trio.to_thread.run_sync(self._acquire, lease)
             writer = lease.writer() if busy is None else None
@@ -132,7 +132,7 @@ class _AccountOpener:
     async def _synchronize(
         self, writer: IndexWriter, early: EarlySink, *, is_complete: bool
     ) -> None:
-        """Bring the index up to date; during a first listing, download contents already."""
+        """Bring the index up to date. Download contents during the first listing."""
         synchronizer = Synchronizer(self._client, self._database, writer)
         if is_complete:
             await synchronizer.bring_up_to_date(self._report.listed)
@@ -156,7 +156,7 @@ class _AccountOpener:
                         fetcher.stop()
 
     async def _request_update(self, busy: BusyError, waiter: StateWaiter) -> BusyError | None:
-        # `busy` names the process that writes the index. Returns None if it is up to date.
+        # `busy` names the process that writes the index. Returns None if the index is up to date.
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
             return BusyError(f"{busy}, and has not listed all of it yet: try again later")
@@ -182,8 +182,8 @@ class _AccountOpener:
 def _sync_mounts(state: AccountState) -> None:
     """Ask all mounts that write an index of this account to bring it up to date.
 
-    There may be several, each with an index in a cache directory of its own. Raises the first
-    error of them, after all were asked.
+    There may be several such mounts, each with its own index in its own cache directory. Asks all
+    of them, then raises the first error.
     """
     failure: JmapfsError | None = None
     for mount in mounts():
@@ -205,7 +205,7 @@ def _sync_mounts(state: AccountState) -> None:
 
 
 class _PinnedAccount:
-    """The state of an account that a reader is pinned to; a `Source`."""
+    """A `Source`: the state of an account that a reader is pinned to."""
 
     def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
         layout = lay_out(reader.mailboxes())
@@ -223,7 +223,7 @@ class _PinnedAccount:
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs
-        # A reader is used from one thread at a time.
+        # Only one thread at a time may use a reader.
         self._reading = trio.CapacityLimiter(1)
 
     @property

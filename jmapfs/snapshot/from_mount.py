@@ -1,7 +1,7 @@
 """A snapshot of a mounted tree: copied through the mount, which is frozen meanwhile.
 
 Content is read from files, as any program would read it, and comes from the mount's caches where
-possible. What files do not show (ids, keywords, mailboxes) comes over the control socket.
+possible. Ids, keywords and mailboxes, which files do not show, come from the control socket.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _T = TypeVar("_T")
 
 _PAGE_EMAILS: Final = 2000
 _STATUS_SECONDS: Final = 300.0
-# If the mount does not answer in this time, the lease is not given back, and expires by itself.
+# Seconds to wait when the lease is given back. If the mount does not answer, the lease expires.
 _RELEASE_SECONDS: Final = 10.0
 
-# One batch is read while another is written. The files of a directory are read in order, one after
-# the other, so that the mount reads ahead.
+# Two: one batch is read while another is written. The files of a directory are read in order, one
+# after the other, so that the mount reads ahead.
 _CONCURRENCY: Final = 2
 _BATCH_FILES: Final = 128
 _BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -61,7 +61,7 @@ _CHUNK_BYTES: Final = 1 << 20
 class MountOpener:
     """Opens states of the mount at `mountpoint`, or of the part of it below `path`.
 
-    With `allow_stale`, the mount need not be up to date.
+    With `allow_stale`, the mount may be out of date.
     """
 
     _mountpoint: Path
@@ -71,7 +71,7 @@ class MountOpener:
 
     @contextlib.asynccontextmanager
     async def open(self, _early_sink: EarlySink) -> AsyncIterator[_MountedTree]:
-        """Bring the mount up to date, and keep it frozen at the state that it shows then."""
+        """Bring the mount up to date. Then keep it frozen at this state."""
         is_up_to_date = await self._bring_up_to_date()
         began = time.time()
         lease = await _in_thread(partial(FreezeLease, self._mountpoint, join=True))
@@ -97,7 +97,7 @@ class MountOpener:
         self._report.notice(f"{self._mountpoint} {text}")
 
     async def _bring_up_to_date(self) -> bool:
-        """Have the mount ask the server; return False if that failed but `allow_stale` is set."""
+        """Make the mount ask the server. If that fails and `allow_stale` is set, return False."""
         try:
             await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
         except NotMountedError:
@@ -113,7 +113,7 @@ class MountOpener:
 
 
 class _MountedTree:
-    """A tree, or a part of it, that a lease keeps at one state."""
+    """A tree, or a part of a tree. A lease keeps the tree at one state."""
 
     concurrency = _CONCURRENCY
     # The mount does not report which files were cached.
@@ -144,7 +144,7 @@ class _MountedTree:
         return await trio.to_thread.run_sync(ask, self._mountpoint, request)
 
     def batches(self, wanted: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
-        """Divide blobs by directories, in the order of their files: so the mount reads ahead."""
+        """Divide blobs by directory, in the order of the files, so that the mount reads ahead."""
         in_order = sorted(wanted, key=lambda one: one.file.encode())
         for _, files in groupby(in_order, key=lambda one: one.file.rpartition("/")[0]):
             yield from split_into_batches(
@@ -156,8 +156,7 @@ class _MountedTree:
         if batch[0].size > SMALL_BYTES:
             await self._read_large(batch[0], sink, failed)
         else:
-            # A stopped daemon does not answer a READ, so an interrupted snapshot abandons the
-            # thread.
+            # The thread can be abandoned: a stopped daemon never answers a READ.
             found = await trio.to_thread.run_sync(
                 self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
             )
@@ -167,7 +166,7 @@ class _MountedTree:
         return failed
 
     async def still_frozen(self) -> bool:
-        """Return whether the mount has kept the state: it may have been thawed meanwhile."""
+        """Return whether the mount still has the state. It may have been thawed meanwhile."""
         return await trio.to_thread.run_sync(self._lease.renew)
 
     async def _read_large(
@@ -213,17 +212,17 @@ class _MountedTree:
         return found
 
     def _list(self, directory: Path) -> None:
-        """List a directory once: the kernel takes content ahead only for files that it knows."""
+        """List a directory once, because the kernel accepts early content only for known files."""
         if directory in self._listed:
             return
         self._listed.add(directory)
-        # Errors are ignored here: they occur again when the files are read.
+        # Errors are ignored here, because they will occur again when the files are read.
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
             for entry in entries:
                 entry.stat(follow_symlinks=False)
 
     def _require_online(self) -> None:
-        """Raise UnreachableError if the mount is offline: the emails are not the cause then."""
+        """Raise UnreachableError if the mount is offline. Then the emails are not the cause."""
         status = ask(self._mountpoint, StatusRequest(), timeout=_STATUS_SECONDS)
         for account in status.accounts:
             if account.account_id == self.origin.account_id and not account.online:
@@ -231,7 +230,7 @@ class _MountedTree:
 
 
 async def _in_thread(function: Callable[[], _T]) -> _T:
-    # When it is cancelled, an open connection is left behind, until the process ends.
+    # If this is cancelled, a connection may stay open until the process ends.
     return await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 

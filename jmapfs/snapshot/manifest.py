@@ -5,11 +5,12 @@
     SHA256SUMS       the checksums of everything, for `sha256sum -c`
 
 The members of the JSON are those of JMAP (RFC 8621 §2 and §4), so that a restore finds what
-`Email/import` needs. docs/snapshots.md describes them. A change of their meaning is a new `FORMAT`.
+`Email/import` needs. docs/snapshots.md describes them. If the meaning of a member changes, `FORMAT`
+gets a new number.
 
-`SHA256SUMS` contains nothing that the manifest does not contain, except for its last two lines:
-the checksums of the manifest and of `snapshot.json`. So for every byte of a snapshot there is a
-checksum that shows a change.
+The last two lines of `SHA256SUMS` are the checksums of the manifest and of `snapshot.json`.
+Everything else in `SHA256SUMS` is also in the manifest. So every changed byte of a snapshot can be
+detected by a checksum.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ _DATE_FORMAT: Final = "%Y-%m-%dT%H%M%SZ"
 
 
 class SavedPlace(msgspec.Struct, frozen=True, rename="camel"):
-    """A mailbox that a mail is in, and the mail's file there.
+    """A mailbox that contains a mail, and the file of the mail in that mailbox.
 
     `path` is the path of the mailbox in the tree, `file` is relative to the snapshot.
     """
@@ -60,7 +61,7 @@ class SavedPlace(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
-    """A mail: `size` in bytes, `sha256` of the content in hexadecimal, `received_at` a UTCDate."""
+    """A mail. `size` is in bytes, `sha256` in hexadecimal, and `received_at` is a UTCDate."""
 
     id: str
     blob_id: str
@@ -73,7 +74,7 @@ class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Origin(msgspec.Struct, frozen=True, rename="camel"):
-    """The account that the mail comes from; `directory` is empty for the whole account."""
+    """The account that the mail comes from. `directory` is empty for the whole account."""
 
     server: str
     account_id: str
@@ -85,9 +86,9 @@ class Origin(msgspec.Struct, frozen=True, rename="camel"):
 class Description(msgspec.Struct, frozen=True, rename="camel"):
     """The description of a snapshot.
 
-    `date` is its name, `email_state` the state of the account (RFC 8620 §1.6.3). `files` counts
-    names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes` compare with the
-    snapshot `previous`.
+    `date` is the snapshot's name. `email_state` is the state of the account (RFC 8620 §1.6.3).
+    `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
+    and `added_bytes` compare with the snapshot `previous`.
     """
 
     format: int
@@ -112,7 +113,7 @@ _decoder: Final = msgspec.json.Decoder(SavedMail)
 
 def utc_date(seconds: int) -> str:
     """Return seconds since 1970 as a UTCDate (RFC 8620 §1.4)."""
-    # fromtimestamp is not used: it does not support years before 1970 on every platform.
+    # On some platforms fromtimestamp does not support years before 1970.
     return (_EPOCH + timedelta(seconds=seconds)).isoformat(timespec="seconds")[:-6] + "Z"
 
 
@@ -122,17 +123,17 @@ def format_date(taken: datetime) -> str:
 
 
 def parse_date(name: str) -> datetime | None:
-    """Return when a snapshot of this name was taken, in UTC; None if it is no such name."""
+    """Return the time in UTC at which a snapshot was taken; None if `name` is no such name."""
     try:
         taken = datetime.strptime(name, _DATE_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         return None
-    # strptime accepts more, such as single digits.
+    # strptime also accepts other forms, such as single digits.
     return taken if format_date(taken) == name else None
 
 
 def is_mail_file(path: str) -> bool:
-    """Return whether a path, relative to the snapshot, can be that of a mail."""
+    """Return whether a mail can have this path, which is relative to the snapshot."""
     if len(path) > _MAX_PATH or "\0" in path:
         return False
     first, *others = path.split("/")
@@ -140,12 +141,12 @@ def is_mail_file(path: str) -> bool:
 
 
 def checksum_line(sha256: str, file: str) -> bytes:
-    """Return a line of SHA256SUMS; no name in a tree has a character that needs an escape."""
+    """Return a line of SHA256SUMS. No name in a tree has a character that needs an escape."""
     return f"{sha256}  {file}\n".encode()
 
 
 class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
-    """Writes the three files into the directory of a snapshot; all methods raise OSError."""
+    """Writes the three metadata files of a snapshot. All methods raise OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -162,7 +163,7 @@ class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
                 file.close()
 
     def add(self, mail: SavedMail) -> int:
-        """Write the lines of a mail; return the position of its line in the manifest."""
+        """Write the lines of a mail. Return the position of the line in the manifest."""
         line = _encoder.encode(mail) + b"\n"
         position, self._position = self._position, self._position + len(line)
         self._digest.update(line)
@@ -173,7 +174,7 @@ class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
         return position
 
     def flush(self) -> None:
-        """Make all lines of the manifest readable."""
+        """Write the buffered lines of the manifest, so that all lines can be read."""
         self._manifest.flush()
 
     def finish(self, description: Description) -> None:
@@ -199,7 +200,7 @@ def is_intact(directory: Path) -> bool:
 
 
 def read_last_lines(checksums: BinaryIO) -> list[bytes]:
-    """Return the last lines of SHA256SUMS, which are about `SUMMED_FILES`; raises OSError."""
+    """Return the last lines of SHA256SUMS: those about `SUMMED_FILES`. Raises OSError."""
     checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _TAIL_BYTES))
     return checksums.read(_TAIL_BYTES).splitlines(keepends=True)[-len(SUMMED_FILES) :]
 
@@ -208,9 +209,9 @@ def read_description(directory: Path) -> Description:
     """Return the description of a snapshot.
 
     Raises:
-        MissingFilesError: there is none.
-        AlteredFilesError: it is not a valid description.
-        StorageError: a later jmapfs made it, or it cannot be read.
+        MissingFilesError: there is no description.
+        AlteredFilesError: the description is not valid.
+        StorageError: a newer jmapfs made the snapshot, or its description cannot be read.
     """
     path = directory / DESCRIPTION
     try:
@@ -233,7 +234,7 @@ def read_description(directory: Path) -> Description:
 
 
 class _AnyDescription(msgspec.Struct):
-    """What the descriptions of all formats have."""
+    """The members that the descriptions of all formats have."""
 
     format: int
 
@@ -241,10 +242,10 @@ class _AnyDescription(msgspec.Struct):
 def read_manifest(directory: Path) -> Iterator[tuple[int, SavedMail]]:
     """Yield the mails of a snapshot, in order, each with the position of its line.
 
-    Raises, from the iteration:
+    Raises, during the iteration:
         MissingFilesError: there is no manifest.
         AlteredFilesError: a line is not a valid line of a manifest.
-        StorageError: it cannot be read.
+        StorageError: the manifest cannot be read.
     """
     path = directory / MANIFEST
     position = number = 0
@@ -262,7 +263,7 @@ def read_manifest(directory: Path) -> Iterator[tuple[int, SavedMail]]:
 
 
 def decode_line(line: bytes) -> SavedMail:
-    """Decode a line of a manifest; raises the errors in `UNDECODABLE`."""
+    """Decode a line of a manifest. Raises the errors in `UNDECODABLE`."""
     return _decoder.decode(line)
 
 

@@ -1,13 +1,13 @@
 """Removes old snapshots by a retention policy, but never the newest good one.
 
-Only what jmapfs made is removed: a directory with the name of a snapshot, whose description has
-the same date, and that belongs to the same account as the newest one.
+Only snapshots that jmapfs made are removed. Such a directory has the name of a snapshot, its
+description has the same date, and it belongs to the same account as the newest snapshot.
 
 The rules count snapshots, hours, days, weeks, months and years, as in restic. Only periods with a
-snapshot count, and the newest snapshot of each is kept. If there are fewer periods than a rule asks
-for, the rule also keeps the oldest snapshot, so that history grows until there are enough. A
-snapshot that one rule keeps is not removed by others. Periods are in UTC, as the names of snapshots
-are.
+snapshot count. In each of them the newest snapshot is kept. If there are fewer periods than a rule
+keeps, the rule also keeps the oldest snapshot. So the history grows until there are enough periods.
+A snapshot that one rule keeps is not removed by others. Periods are in UTC, like the names of the
+snapshots.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ LAST_GOOD: Final = "last good one"
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How many to keep of each: one or more, `UNLIMITED`, or None for no such rule."""
+    """The number that each rule keeps: at least 1, `UNLIMITED`, or None if there is no rule."""
 
     last: int | None = None
     hourly: int | None = None
@@ -41,11 +41,11 @@ class RetentionPolicy:
 
     @property
     def has_rules(self) -> bool:
-        """Whether there is any rule; a policy without rules keeps nothing."""
+        """Whether there is any rule. A policy without rules keeps nothing."""
         return any(getattr(self, field.name) is not None for field in fields(self))
 
 
-# What identifies the period of a snapshot. The value of an older snapshot is never larger.
+# These functions return the period of a time. Periods never decrease with time.
 _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
     "last": lambda taken: taken.utctimetuple()[:6],
     "hourly": lambda taken: taken.utctimetuple()[:4],
@@ -57,7 +57,7 @@ _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
 
 
 def dates_to_keep(dates: Iterable[datetime], policy: RetentionPolicy) -> dict[datetime, list[str]]:
-    """Return the dates that a policy keeps, the oldest first, each with the rules that keep it.
+    """Return the dates that a policy keeps, each with its rules. The oldest date is the first.
 
     The dates are in UTC, and all different.
     """
@@ -89,7 +89,7 @@ def _newest_of_each(
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The decision about a snapshot: `reasons` to keep it; it is removed if there are none.
+    """The decision about a snapshot. Without `reasons` to keep it, the snapshot is removed.
 
     `damaged` is set if `jmapfs verify` has found damage.
     """
@@ -120,7 +120,7 @@ class PrunePlan(msgspec.Struct, frozen=True):
 
 
 class PruneResult(NamedTuple):
-    """The result of a run; `freed_bytes` is the size of the files that no other snapshot has."""
+    """The result of a run. `freed_bytes` is the size of the files that no other snapshot has."""
 
     plan: PrunePlan
     freed_bytes: int
@@ -141,7 +141,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    # As far as can be told without reading the mail.
+    # This checks the metadata, but does not read the mail.
     good = (one for one in reversed(ours) if one.date not in damaged and is_intact(one.path))
     last_good = next(good, None)
     if last_good is None:
@@ -173,7 +173,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
 def prune(
     repository: Repository, policy: RetentionPolicy, report: Callable[[str], None]
 ) -> PruneResult:
-    """Remove what the policy does not keep; `report` is called with each date before its removal.
+    """Remove the snapshots that the policy does not keep. Call `report` before each removal.
 
     Snapshots that a killed run has left half removed are removed first.
 
@@ -184,7 +184,7 @@ def prune(
     """
     _check_arguments(repository, policy)
     if not repository.snapshots() and not repository.half_removed():
-        # Nothing here is ours, so write nothing here, not even a lock.
+        # The directory has no snapshots, so write nothing there, not even a lock.
         return PruneResult(PrunePlan(), 0)
     with process_lock(repository.lock_path, f"the snapshots in {repository.path}", parents=True):
         freed = sum(repository.remove_partial(path) for path in repository.half_removed())
@@ -205,7 +205,7 @@ def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
 
 
 def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
-    """Separate the snapshots of the newest one's account from what must be left alone."""
+    """Separate the newest snapshot's account from directories that must be left alone."""
     ours: list[Snapshot] = []
     left_alone: list[LeftAlone] = []
     account = None

@@ -1,4 +1,4 @@
-"""The directory that snapshots are in, and the list of the snapshots.
+"""The directory that contains snapshots, and the list of these snapshots.
 
     DEST/2026-11-22T010203Z/     a snapshot
     DEST/.partial-…              a snapshot being made or removed; nothing else is ever deleted
@@ -58,7 +58,7 @@ _NO_SYMLINKS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A directory with the name and at least one metadata file of a snapshot.
+    """A directory that has the name, and at least one metadata file, of a snapshot.
 
     `taken` is when it was made, in UTC.
     """
@@ -72,13 +72,13 @@ class Snapshot:
         return self.path.name
 
     def description(self) -> Description:
-        """Return its description; raises the same errors as `read_description`."""
+        """Return the description of the snapshot. Raises the same errors as `read_description`."""
         return read_description(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A directory of snapshots; it need not exist yet."""
+    """A directory of snapshots. The directory need not exist yet."""
 
     path: Path
 
@@ -95,8 +95,8 @@ class Repository:
     def create(self) -> None:
         """Create the directory if it does not exist, but not its parents.
 
-        Raises UsageError if its parent does not exist, or something else has its name, and
-        StorageError if it cannot be created.
+        Raises UsageError if the parent does not exist or if the path is not a directory, and
+        StorageError if the directory cannot be created.
         """
         try:
             self.path.mkdir(mode=_MODE, exist_ok=True)
@@ -127,9 +127,9 @@ class Repository:
         ]
 
     def snapshot(self, date: str) -> Snapshot:
-        """Return the snapshot with this date, or that of `latest`.
+        """Return the snapshot with this date, or the snapshot that `latest` points to.
 
-        Raises UsageError if it does not exist.
+        Raises UsageError if the snapshot does not exist.
         """
         name = date
         with contextlib.suppress(OSError):
@@ -142,7 +142,7 @@ class Repository:
         return Snapshot(path, taken)
 
     def next_date(self, now: datetime) -> str:
-        """Return the name of a snapshot taken now: later than all that exist."""
+        """Return a name for a snapshot taken now. The name is later than all existing names."""
         taken = [snapshot.taken for snapshot in self.snapshots()]
         return format_date(max([now, *(when + timedelta(seconds=1) for when in taken)]))
 
@@ -158,7 +158,7 @@ class Repository:
         ]
 
     def half_removed(self) -> list[Path]:
-        """Return the snapshots that prune has renamed already, and has not deleted completely."""
+        """Return the snapshots that prune has renamed but not completely deleted."""
         return [path for path in self.unfinished() if path.name.endswith(_PRUNED)]
 
     def new_partial(self, date: str) -> Path:
@@ -174,8 +174,8 @@ class Repository:
     def remove_snapshot(self, date: str) -> int:
         """Delete a snapshot.
 
-        It is renamed first, so that a snapshot that is only partly deleted never has a date as its
-        name. Returns the same as `remove_partial`, and raises the same errors.
+        The snapshot is renamed first, so that a partly deleted snapshot never has a date as its
+        name. The result and the errors are those of `remove_partial`.
         """
         path = self.path / f"{_PARTIAL}{date}{_PRUNED}"
         try:
@@ -189,8 +189,8 @@ class Repository:
         """Delete one of the `unfinished` directories, if it still exists.
 
         Returns the size of the files that had no other name. Snapshots that share files with it
-        keep these files. Raises StorageError if it cannot be deleted. Raises ValueError, and leaves
-        it alone, if it is not an unfinished directory.
+        keep these files. Raises StorageError if the directory cannot be deleted. Raises ValueError,
+        and deletes nothing, if the directory is not an unfinished one.
         """
         if not os.path.lexists(path):
             return 0
@@ -210,15 +210,15 @@ class Repository:
         return name if parse_date(name) is not None else None
 
     def set_latest(self, date: str) -> None:
-        """Point `latest` to the snapshot of a date; the caller holds the lock.
+        """Point `latest` to the snapshot of a date. The caller must hold the lock.
 
-        It does nothing where the file system has no symbolic links, and where `latest` is not a
-        symbolic link: then it belongs to the user. Raises OSError if the link cannot be written.
+        Do nothing if the file system has no symbolic links, or if `latest` is not a symbolic link
+        and so belongs to the user. Raises OSError if the link cannot be written.
         """
         link = self.path / LATEST
         if os.path.lexists(link) and not link.is_symlink():
             return
-        # Nothing in this directory belongs to the user, so a leftover can be removed.
+        # Nothing in this directory belongs to the user, so a file of an earlier run can be removed.
         new = self.state_directory / LATEST
         new.unlink(missing_ok=True)
         try:
@@ -233,7 +233,7 @@ class Repository:
     def require_account(self, origin: Origin, others: Iterable[Origin]) -> None:
         """Check that the repository, and all `others`, belong to the account `origin`.
 
-        Raises ConfigError if one of them belongs to another account, or another part of it.
+        Raises ConfigError if one belongs to another account, or to another part of the account.
         """
         for other in (*others, *self._newest_origin()):
             if account_key(other) != account_key(origin):
@@ -262,14 +262,14 @@ class Repository:
 
 def looks_like_snapshot(directory: Path) -> bool:
     """Return whether a directory is a snapshot, whatever its name."""
-    # One file is enough: a snapshot that has lost the others is damaged, but still ours.
+    # One metadata file is enough. A snapshot without the others is damaged, but still ours.
     return any(os.path.lexists(directory / name) for name in METADATA_FILES)
 
 
 def repository_of(directory: Path) -> Repository | None:
-    """Return the repository that a snapshot is in; None for a copy somewhere else.
+    """Return the repository that contains a snapshot. Return None for a copy somewhere else.
 
-    Raises StorageError if the directory around it cannot be read.
+    Raises StorageError if the parent directory cannot be read.
     """
     if parse_date(directory.name) is None:
         return None
@@ -280,7 +280,7 @@ def repository_of(directory: Path) -> Repository | None:
 
 
 def account_key(origin: Origin) -> tuple[str, str, str]:
-    """Return what identifies an account: servers may move their API and rename accounts."""
+    """Return a key for an account: it stays the same if the account is renamed."""
     server = origin.server
     # A damaged description may contain anything.
     with contextlib.suppress(httpx.InvalidURL, ValueError):
@@ -298,11 +298,11 @@ State = Literal["complete", "damaged", "unreadable"]
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):
-    """A snapshot in the list; values that its description does not give are None.
+    """A snapshot in the list. Values that the description of the snapshot does not give are None.
 
-    `files` counts names, `bytes` the content, each blob once. `new`, `gone` and `added_bytes`
-    compare with the snapshot `previous`, which may have been pruned since. `verified` is the last
-    result of `jmapfs verify`.
+    `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
+    and `added_bytes` compare with the snapshot `previous`, which may have been pruned since.
+    `verified` is the last result of `jmapfs verify`.
     """
 
     date: str
@@ -320,8 +320,8 @@ class SnapshotStatus(msgspec.Struct, frozen=True):
 class RepositoryOverview(msgspec.Struct, frozen=True):
     """All snapshots of a repository, the oldest first.
 
-    One of the `unfinished` runs may still be running, the others were interrupted. `half_removed`
-    counts the snapshots that an interrupted prune has left.
+    `unfinished` contains the runs that did not end. At most one of them may still be running.
+    `half_removed` counts the snapshots that an interrupted prune has removed only in part.
     """
 
     snapshots: tuple[SnapshotStatus, ...]

@@ -1,4 +1,4 @@
-"""The interface between the snapshot engine and the places that mail is copied from.
+"""The interface between the snapshot engine and the sources that it copies mail from.
 
 A `Source` is an account, or a part of a mounted tree, at one state. It lists its emails in order,
 and it downloads the contents that the engine requests. There are two implementations:
@@ -34,7 +34,7 @@ class SnapshotReport(Protocol):
         """Report that all files are written, and that syncing them to the disk begins."""
 
     def published(self, path: Path) -> None:
-        """Report that the snapshot exists under its date, whatever happens afterwards."""
+        """Report that the snapshot exists under its date. Later errors do not remove it."""
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
@@ -43,8 +43,8 @@ class SnapshotReport(Protocol):
 class SnapshotSummary(msgspec.Struct, frozen=True):
     """A finished snapshot, as `jmapfs snapshot --json` prints it.
 
-    `bytes` is the size of the content, each blob counted once. Of these, `fetched` blobs with
-    `fetched_bytes` came from the source in this run, `cached` blobs from the cache of a mount, and
+    `bytes` is the size of the content, each blob counted once. `fetched` blobs with `fetched_bytes`
+    came from the source in this run. `cached` blobs came from the cache of a mount, and
     `taken_over` blobs from interrupted runs. `new` and `gone` count blobs compared with the
     snapshot `previous`. `attempts` is the number of account states that were tried: mail may
     disappear before it is downloaded.
@@ -71,8 +71,8 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
 class BlobRequest(NamedTuple):
     """A blob to download.
 
-    `size` is in bytes, as the source states it; `received_at` in seconds since 1970 (UTC); `file`
-    is one path of the mail, relative to the root of the source's tree.
+    `size` is in bytes, as the source states it. `received_at` is in seconds since 1970 (UTC).
+    `file` is one path of the mail, relative to the root of the source's tree.
     """
 
     blob_id: str
@@ -101,7 +101,7 @@ class Sink(Protocol):
         """Store contents; raises StorageError."""
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
-        """Store a content in chunks of about 1 MiB; nothing is stored if `chunks` raises."""
+        """Store a content in chunks of about 1 MiB. If `chunks` raises, nothing is stored."""
 
 
 class Source(Protocol):
@@ -120,7 +120,7 @@ class Source(Protocol):
 
     @property
     def cached(self) -> BlobTotals:
-        """The blobs that were downloaded without the server, as far as the source knows."""
+        """Counts the blobs that did not come from the server, as far as the source knows."""
 
     async def emails_after(self, position: int) -> EmailSlice:
         """Return the next emails after a position, in order."""
@@ -129,34 +129,34 @@ class Source(Protocol):
         """Divide requests into batches that are best downloaded together."""
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
-        """Download contents into a sink; return the blobs that failed, each with its error.
+        """Download contents into a sink. Return the blobs that failed, each with its error.
 
-        Raises JmapfsError if something failed that is not the fault of a single blob.
+        Raises JmapfsError for a failure that is not caused by a single blob.
         """
 
     async def still_frozen(self) -> bool:
-        """Return whether everything downloaded so far belongs to the one state."""
+        """Return whether everything that was downloaded belongs to one state."""
 
 
 class EarlySink(Protocol):
-    """Accepts contents before the state to copy is known: most of them will belong to it."""
+    """Accepts contents before the state to copy is known. Most will belong to that state."""
 
     async def prepare(self, origin: Origin) -> Sink:
-        """Begin the snapshot of this account, and return the sink for its contents.
+        """Begin the snapshot of this account. Return the sink for the contents.
 
         Raises ConfigError if the repository belongs to another account, and StorageError if the
         repository cannot be written.
         """
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
-        """Return the candidates that must be downloaded; each is returned only once."""
+        """Return the candidates that must be downloaded. No candidate is returned twice."""
 
 
 class SourceOpener(Protocol):
-    """Opens a source at the current state of the account; once for each attempt."""
+    """Opens a source for each attempt, at the current state of the account."""
 
     def open(self, early: EarlySink) -> AbstractAsyncContextManager[Source]:
         """Return a context in which the source is open and its state does not change.
 
-        Contents may be written to `early` before the context is entered.
+        The source may write contents to `early` before the context is entered.
         """

@@ -5,8 +5,8 @@
       content/          contents that wait for their place in the tree, in numbered files
       snapshot/         the tree; one rename publishes it
 
-The journal gets a line before the file it describes is moved, and nothing here is synced. So the
-journal of an interrupted run may end anywhere, and its lines may be wrong. The next run moves the
+The line of a file is written to the journal before the file is moved. Nothing here is synced. So
+the journal of an interrupted run may end anywhere, and may have wrong lines. The next run moves the
 files into its own directory, and compares each with its checksum before it is used: after a crash
 of the machine a file may contain anything. Contents without a valid line are downloaded again.
 
@@ -52,7 +52,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A line of a journal: a content, its `size` in bytes, and its file in the directory."""
+    """A line of a journal: the blob id, size in bytes, checksum and file of a content."""
 
     blob_id: str
     size: Annotated[int, msgspec.Meta(ge=0)]
@@ -61,7 +61,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StagedContent(NamedTuple):
-    """A content that waits for its place: `size` in bytes, SHA-256, and number of its file."""
+    """A content without a place yet: its size in bytes, its SHA-256 and the number of its file."""
 
     size: int
     digest: bytes
@@ -69,11 +69,11 @@ class StagedContent(NamedTuple):
 
 
 class Staging(contextlib.AbstractContextManager["Staging"]):
-    """A new directory `path` for a snapshot; it is not deleted at the end of `with`.
+    """The new directory `path` of a snapshot. The end of `with` does not delete the directory.
 
-    It is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what the
-    source has written. `len` is the number of contents that wait for their place. Raises
-    StorageError if it cannot be created.
+    A `Staging` is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what
+    the source has written. `len` is the number of contents without a place yet. Raises StorageError
+    if the directory cannot be created.
     """
 
     def __init__(self, repository: Repository, date: str, origin: Origin) -> None:
@@ -107,9 +107,9 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         return blob_id in self._contents
 
     def adopt(self, path: Path, entry: _Entry) -> None:
-        """Move a file of an interrupted run here, if it exists; it is verified when it is needed.
+        """Move a file of an interrupted run here, if it exists. It is verified before it is used.
 
-        A content that was moved has several lines in the journal: one of them is right. Raises
+        A moved content has several lines in the journal, and only one of them is right. Raises
         OSError.
         """
         if entry.blob_id in self._unverified or not _is_file(path):
@@ -120,13 +120,13 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         self._unverified[entry.blob_id] = content
 
     def recover(self, blob_id: str) -> bool:
-        """Read an adopted content to verify it; return whether it is here and right."""
+        """Verify an adopted content by reading it. Return whether it exists and is right."""
         content = self._unverified.pop(blob_id, None)
         if content is None:
             return False
         path = self.path / _file(content.number)
         if not has_content(str(path), content.size, content.digest.hex()):
-            # Otherwise the next run could adopt it instead of its replacement.
+            # Otherwise the next run could adopt this file instead of the new one.
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             return False
@@ -134,11 +134,11 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         return True
 
     async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
-        """Store contents, in a worker thread; raises StorageError if they cannot be written."""
+        """Store contents in a worker thread. Raises StorageError if they cannot be written."""
         self._add(await self._in_thread(partial(self._write_files, contents)))
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
-        """Store a content chunk by chunk; nothing is stored if `chunks` raises."""
+        """Store a content chunk by chunk. If `chunks` raises, nothing is stored."""
         number = next(self._numbers)
         descriptor = await self._in_thread(partial(self._create, number))
         digest = hashlib.sha256()
@@ -161,20 +161,20 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         self._add({request.blob_id: content})
 
     def make_directories(self, paths: Sequence[str]) -> None:
-        """Make the directories of mailboxes, given by their paths; raises OSError."""
+        """Make the directories of mailboxes. `paths` are the mailboxes' paths. Raises OSError."""
         root = self.tree / MAIL
         root.mkdir(mode=_MODE)
         for path in paths:
             directory = root / path
-            # A snapshot of a part of a tree has parent directories that are not its mailboxes.
+            # In a snapshot of a part of a tree, some parent directories are not mailboxes.
             for parent in reversed(directory.relative_to(root).parents[:-1]):
                 (root / parent).mkdir(mode=_MODE, exist_ok=True)
             directory.mkdir(mode=_MODE, exist_ok=True)
 
     def move_to_tree(self, names: Mapping[str, str]) -> dict[str, StagedContent]:
-        """Move contents into the tree, if they wait here; `names` are files by blob id.
+        """Move staged contents into the tree. `names` maps blob ids to files in the tree.
 
-        Return those that were moved. Raises OSError.
+        Return the contents that were moved. Raises OSError.
         """
         moves = [
             (blob_id, self._contents.pop(blob_id), f"{_TREE}/{file}")
@@ -190,7 +190,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         return {blob_id: content for blob_id, content, _ in moves}
 
     def publish(self, date: str) -> Path:
-        """Rename the tree to its date, and sync the name; raises OSError."""
+        """Rename the tree to its date, and sync the new name. Raises OSError."""
         path = self._repository.path / date
         self.tree.rename(path)
         sync_directory(self._repository.path)
@@ -222,8 +222,8 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         return written
 
     def _record(self, entries: Iterable[_Entry]) -> None:
-        """Append to the journal; called from any thread."""
-        # All lines are written by one call: other threads may append between two calls.
+        """Append entries to the journal. May be called from any thread."""
+        # One call writes all lines, because other threads may append between two calls.
         write_all(self._journal, b"".join(msgspec.json.encode(one) + b"\n" for one in entries))
 
     def _create(self, number: int) -> int:
@@ -235,7 +235,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
 
 
 class InterruptedRuns:
-    """The directories that interrupted runs have left: `paths`.
+    """The directories of interrupted runs, in `paths`.
 
     Raises StorageError if the repository cannot be read.
     """
@@ -250,7 +250,7 @@ class InterruptedRuns:
         return [origin for origin in origins if origin is not None]
 
     def move_to(self, staging: Staging) -> None:
-        """Move all contents to a new run, and remove the rest; raises OSError."""
+        """Move all contents to a new run, and delete the old directories. Raises OSError."""
         for path in self.paths:
             for entry in _read_entries(path):
                 staging.adopt(path / entry.file, entry)
@@ -266,7 +266,7 @@ def _read_origin(path: Path) -> Origin | None:
 
 
 def _read_entries(path: Path) -> Iterator[_Entry]:
-    """Yield the valid lines of a journal; a content that was moved has several, in order."""
+    """Yield the valid lines of a journal. A moved content has several lines, in order."""
     decoder = msgspec.json.Decoder(_Entry)
     try:
         with (path / _JOURNAL).open("rb") as file:
@@ -275,7 +275,7 @@ def _read_entries(path: Path) -> Iterator[_Entry]:
                 try:
                     entry = decoder.decode(line)
                 except UNDECODABLE:
-                    # A crash may damage single lines; the others are complete.
+                    # A crash may damage single lines. All other lines are complete.
                     continue
                 if _is_ours(entry.file):
                     yield entry
@@ -284,7 +284,7 @@ def _read_entries(path: Path) -> Iterator[_Entry]:
 
 
 def _is_ours(file: str) -> bool:
-    """Return whether a run writes files with this path: no other may be moved."""
+    """Return whether a run writes files with this path. Files with other paths stay."""
     place, _, rest = file.partition("/")
     if place == _CONTENT:
         return rest.isascii() and rest.isdecimal()
@@ -304,6 +304,6 @@ def _file(number: int) -> str:
 
 
 def _set_time(descriptor: int, received_at: int) -> None:
-    # Times before 1970 become 1970, as in a mount: not every file system has them.
+    # Times before 1970 become 1970, as in a mount: some file systems cannot store them.
     when = max(received_at, 0) * _NANOSECONDS
     os.utime(descriptor, ns=(when, when))

@@ -44,7 +44,7 @@ _ERRORS: Final[Mapping[Kind, type[JmapfsError]]] = {
     "missing": MissingFilesError,
     "extra": ExtraFilesError,
 }
-# A part is the work of a thread: long enough to be worth it, short enough to show progress.
+# A part is the work of one thread. Larger parts would show progress less often.
 _PART_MAILS: Final = 256
 _PART_BYTES: Final = 8 << 20
 # More threads would compete for a rotating disk, and for Python's lock.
@@ -88,7 +88,7 @@ def format_counts(results: Sequence[VerifyResult]) -> str:
 
 
 def error_for(results: Sequence[VerifyResult]) -> JmapfsError | None:
-    """Return the error of the worst kind, with a summary of all findings; None if all are good."""
+    """Return the error of the worst kind, with a summary of all findings. None if all is good."""
     wrong = [result for result in results if result.findings]
     total = _total(wrong)
     worst = next((kind for kind in KINDS if total[kind]), None)
@@ -107,17 +107,17 @@ class VerifyProgress(Protocol):
     """Receives the progress of a verification, in the event loop."""
 
     def started(self, description: Description | None) -> None:
-        """Begin; the description is None if it is damaged."""
+        """Report the start. The description is None if it is damaged."""
 
     def checked(self, mails: int, size: int) -> None:
-        """Add mails that were checked, and their bytes, each blob once."""
+        """Report more checked mails, and their bytes, each blob counted once."""
 
 
 def snapshots_at(place: Path) -> list[Path]:
     """Return the snapshot at a path, or the snapshots of the repository there, the oldest first.
 
-    Raises UsageError if it is neither a snapshot nor a repository that has some, and StorageError
-    if it cannot be read.
+    Raises UsageError if the path is neither a snapshot nor a repository with snapshots, and
+    StorageError if the path cannot be read.
     """
     directory = Path(os.path.realpath(place))
     with storage_errors(place):
@@ -135,10 +135,10 @@ def snapshots_at(place: Path) -> list[Path]:
 async def verify(
     directory: Path, *, quick: bool, inodes: InodeCache, progress: VerifyProgress
 ) -> VerifyResult:
-    """Verify a snapshot; with `quick`, everything but the content of the mail.
+    """Verify a snapshot. With `quick`, the content of the mail is not read.
 
-    Files that are known in `inodes` are not read again; those that are read are added to it. Raises
-    StorageError if the snapshot was removed meanwhile, or a later jmapfs made it.
+    Files that are known in `inodes` are not read again. Files that are read are added to `inodes`.
+    Raises StorageError if the snapshot was removed meanwhile, or a newer jmapfs made the snapshot.
     """
     inodes.forget_pending()
     verifier = await _in_thread(partial(_Verifier, directory, quick=quick, inodes=inodes))
@@ -148,7 +148,7 @@ async def verify(
 
 @dataclass(slots=True)
 class _Part:
-    """Mails whose names and sizes were checked: their number and bytes, and the files to read."""
+    """Some mails with checked names and sizes: their number, their bytes, and the files to read."""
 
     mails: int = 0
     size: int = 0
@@ -156,7 +156,7 @@ class _Part:
 
 
 class _Verifier:
-    """Verifies one snapshot, once; it is constructed in a worker thread."""
+    """Verifies one snapshot, once. The object is constructed in a worker thread."""
 
     def __init__(self, directory: Path, *, quick: bool, inodes: InodeCache) -> None:
         self._directory = directory
@@ -250,7 +250,7 @@ class _Verifier:
             self._separate += 1
 
     def _file_status(self, path: str, file: str, size: int | None) -> os.stat_result | None:
-        """Return the status of a regular file of the right size; otherwise add a finding."""
+        """Return the status of a regular file of the right size. Otherwise add a finding."""
         try:
             status = os.lstat(path)
         except OSError as error:
@@ -288,7 +288,7 @@ class _Verifier:
             self._require_not_removed()
 
     def _check_entry(self, path: str, entry: os.DirEntry[str]) -> None:
-        """Add a finding for an extra entry; the types of expected files were checked before."""
+        """Add a finding for an extra entry. The types of expected files were checked before."""
         expected = self._expected
         is_directory = entry.is_dir(follow_symlinks=False)
         if expected.is_expected(path):
@@ -319,7 +319,7 @@ class _Verifier:
 
 
 def _type_of(entry: os.DirEntry[str]) -> str:
-    # This does not call stat(2), because the entry may be gone by now.
+    # The entry may be gone by now, so this must not call stat(2).
     if entry.is_file(follow_symlinks=False):
         return "a file"
     if entry.is_dir(follow_symlinks=False):

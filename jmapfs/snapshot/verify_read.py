@@ -1,10 +1,10 @@
 """Reads the files of snapshots and compares them with their checksums, each file once.
 
-A file of several snapshots, or with several names in one, is read for the first of them only.
+A file that several snapshots share, or that has several names, is read only the first time.
 
-The content must come from the disk, so the kernel's cached pages of a file are dropped before it
-is read (posix_fadvise(2), POSIX_FADV_DONTNEED: some microseconds per file, and no effect on pages
-that are not written yet). They are dropped afterwards as well: otherwise reading a whole account
+The content must come from the disk, so the kernel's cached pages of a file are dropped before it is
+read (posix_fadvise(2), POSIX_FADV_DONTNEED: some microseconds per file, and no effect on pages that
+are not written yet). After the read the pages are dropped again. Otherwise reading a whole account
 once would evict the files that other programs read every day.
 """
 
@@ -23,14 +23,14 @@ from jmapfs.snapshot.verify_record import Kind
 
 _BUFFER_BYTES: Final = 1 << 20
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
-# Errors that concern one name of a file, and tell nothing about its other names.
+# Errors about one name of a file. They say nothing about the other names of the file.
 _NAME_ERRORS: Final = _MISSING | {errno.ELOOP, errno.EINVAL}
 
 _Inode = tuple[int, int]
 
 
 class Finding(NamedTuple):
-    """Something that is wrong: `path` is relative to the snapshot, and may be any name at all."""
+    """A problem in a snapshot. `path` is relative to the snapshot, and may be any name."""
 
     path: str
     kind: Kind
@@ -38,21 +38,21 @@ class Finding(NamedTuple):
 
 
 class ReadError(NamedTuple):
-    """Why a file cannot be read, in the terms of a finding."""
+    """The kind and the detail of a finding, for a file that cannot be read."""
 
     kind: Kind
     detail: str
 
 
 class Comparison(NamedTuple):
-    """A file of a snapshot, and its expected digest; a difference is added to `findings`."""
+    """A file of a snapshot, and its expected digest. A difference is added to `findings`."""
 
     path: str
     digest: bytes
     findings: list[Finding]
 
     def finish(self, content: bytes | ReadError) -> None:
-        """Compare with the digest of what was read."""
+        """Compare the expected digest with the digest, or the error, of the read."""
         if isinstance(content, ReadError):
             self.findings.append(Finding(self.path, content.kind, content.detail))
         elif content != self.digest:
@@ -61,9 +61,9 @@ class Comparison(NamedTuple):
 
 @dataclass(slots=True)
 class PendingRead:
-    """A file to read, by its absolute path.
+    """A file that must be read. `path` is absolute.
 
-    Each name of the file that is found before the end of the read adds one of the `comparisons`.
+    Each name of the file that is found before the read ends adds an item to `comparisons`.
     """
 
     inode: _Inode
@@ -73,10 +73,10 @@ class PendingRead:
 
 
 class InodeCache:
-    """What was read of each file, by inode; `bytes_read` is the total. It is thread-safe.
+    """The results of reading files, by inode. `bytes_read` is the total. It is thread-safe.
 
-    For each file that is right and has several names it stores a hash, about 50 bytes. Hashes have
-    64 bits and a random key in each process, so nobody can choose names or contents that collide.
+    For each correct file with several names, a hash is stored, about 50 bytes. Hashes have 64 bits
+    and a random key in each process, so nobody can choose names or contents that collide.
     """
 
     def __init__(self) -> None:
@@ -87,14 +87,14 @@ class InodeCache:
         self._lock = threading.Lock()
 
     def forget_pending(self) -> None:
-        """Forget all pending reads: a cancelled verification may have left some."""
+        """Forget all pending reads. A cancelled verification may have left some."""
         with self._lock:
             self._pending.clear()
 
     def compare(
         self, status: os.stat_result, path: str, comparison: Comparison
     ) -> PendingRead | None:
-        """Finish a comparison of the file `path`, or return what must be read for it."""
+        """Finish the comparison for a file, or return the read that it needs first."""
         inode = (status.st_dev, status.st_ino)
         with self._lock:
             if hash((inode, comparison.digest)) in self._right:
@@ -112,7 +112,7 @@ class InodeCache:
             return pending
 
     def read(self, reads: Iterable[PendingRead]) -> None:
-        """Read files, and finish their comparisons; called in worker threads."""
+        """Read files, and finish their comparisons. Called in worker threads."""
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         for pending in reads:
             content: bytes | ReadError
@@ -143,9 +143,9 @@ class InodeCache:
 
 
 def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int]:
-    """Read a regular file; return its SHA-256, and its size in bytes.
+    """Read a regular file. Return the SHA-256 and the size in bytes.
 
-    Called in worker threads of trio; it ends soon after these are cancelled. Raises OSError.
+    Called in worker threads of trio. A cancelled thread soon stops reading. Raises OSError.
     """
     buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
     digest = hashlib.sha256()
@@ -164,7 +164,7 @@ def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int
 
 
 def read_error(error: OSError) -> ReadError:
-    """Return an error of opening or reading in the terms of a finding."""
+    """Convert an OSError from opening or reading a file to the kind and detail of a finding."""
     if error.errno in _MISSING:
         return ReadError("missing", "does not exist")
     if error.errno == errno.ELOOP:

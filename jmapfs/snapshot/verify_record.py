@@ -1,6 +1,6 @@
 """What `jmapfs verify` found in each snapshot: DEST/.jmapfs/verified.json.
 
-The record is a memory, not a proof: without it, no snapshot counts as verified or as damaged.
+Without this record, no snapshot counts as verified or as damaged.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 
 
 class Verification(msgspec.Struct, frozen=True):
-    """What the last verification of a snapshot found; `quick` means that no content was read.
+    """The result of a snapshot's last verification. If it was `quick`, no content was read.
 
     `when` is in UTC.
     """
@@ -44,7 +44,7 @@ class Verification(msgspec.Struct, frozen=True):
 
     @property
     def found_damage(self) -> bool:
-        """Whether files were altered or missing; extra files do no damage."""
+        """Whether files were altered or missing. Extra files are no damage."""
         return self.outcome in _DAMAGE
 
 
@@ -71,10 +71,11 @@ class VerificationRecord:
         return verification is not None and verification.found_damage
 
     def may_be_damaged(self, date: str, taken: datetime) -> bool:
-        """Return whether damage that was found since a snapshot was taken may affect its files.
+        """Return whether a snapshot's files may have damage that was found after it was taken.
 
-        Files are shared between snapshots, so damage in any of them counts. Only a verification
-        that has read the snapshot's own files later, and found them right, rules it out.
+        Files are shared between snapshots, so damage in any of them counts. The answer is False
+        only if a later verification has read the snapshot's own files and found them right, or if
+        no damage was found.
         """
         if self.is_damaged(date):
             return True
@@ -109,7 +110,7 @@ def save_verification(repository: Path, date: str, verification: Verification) -
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from writing the record between our read and our write."""
+    """Prevent other processes from writing the record between our read and our write."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -117,7 +118,7 @@ def _locked(directory: Path) -> Iterator[None]:
         except TimeoutError:
             raise
         except OSError:
-            # Some file systems cannot lock a directory (NFS); the last writer wins there.
+            # Some file systems, such as NFS, cannot lock a directory. There the last writer wins.
             pass
         yield
     finally:
