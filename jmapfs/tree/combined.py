@@ -83,7 +83,7 @@ class CombinedTree:
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
     def _to_account(self, inode: int) -> tuple[int, TreeView, int]:
-        """Return the number and the tree of an inode's account, and its inode there."""
+        """Return the account number and tree of an inode, and the inode in that tree."""
         number, own = to_account(inode)
         tree = self._trees.get(number)
         if tree is None:
