@@ -339,7 +339,8 @@ class DiskCache:
 
     def _make_space(self, wanted: int) -> bool:
         """Evict if the file system is short of space for `wanted` more bytes."""
-        # The space is needed twice: for a while the content is in the write-ahead log and the file.
+        # The space is needed twice: for a while, the content is both in the write-ahead log and in
+        # the file.
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True

@@ -245,7 +245,7 @@ class LruIndex:
         if self._touches:
             self._write()
         self._clock += 1
-        # A number that no row ever had.
+        # Use a number that no row ever had.
         entry = new._replace(number=self._clock)
         self._entries.append((*entry, self._clock))
         if data is not None:

@@ -17,7 +17,7 @@ def _cost(data: bytes) -> int:
 
 
 class MemoryCache:
-    """The most recently used small blobs; for the thread of the event loop.
+    """The most recently used small blobs; only the event loop may use this object.
 
     `limit_bytes` bounds content and overhead together. A blob larger than a quarter of the limit is
     not kept: it would evict many blobs that are more likely to be read again.
@@ -121,7 +121,7 @@ class OpenBlobs:
 
     def forget(self, blob_id: str, blob: OpenBlob) -> None:
         """Forget an open blob that cannot be read; its holders will open it again."""
-        # The blob is not closed here: another thread may be reading from the descriptor, and its
+        # The blob is not closed here: another thread may be reading from the descriptor, whose
         # number must not be reused meanwhile. The garbage collector closes it.
         if self._open.get(blob_id) is blob:
             del self._open[blob_id]

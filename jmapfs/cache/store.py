@@ -192,8 +192,8 @@ class BlobStore:
 
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
         # On a read-only file system SQLite cannot create the -shm file that WAL needs. With
-        # `immutable` it needs no such file. If another process writes after all, the checksums
-        # detect inconsistent reads.
+        # `immutable`, SQLite does not need this file. If another process writes after all, the
+        # checksums detect inconsistent reads.
         for query in ("mode=ro", "immutable=1"):
             self._query = query
             with contextlib.suppress(sqlite3.Error):
@@ -288,7 +288,7 @@ class CacheFiles:
     """The files below `directory`, which is created if needed and shared with other processes.
 
     The other methods raise sqlite3.Error or OSError if the files cannot be used. In that case
-    nothing has changed. So call them within `guard`.
+    nothing has changed. So call these methods within `guard`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -328,7 +328,7 @@ class CacheFiles:
             index.save()
 
     def report(self, action: str, error: Exception) -> None:
-        """Log an error if its kind is new; close a damaged file, which is then quarantined."""
+        """Log an error if its kind is new. Close a damaged file, which will be quarantined."""
         if isinstance(error, CacheUnavailableError):
             return
         kind = getattr(error, "sqlite_errorname", None) or getattr(error, "errno", None)

@@ -195,7 +195,7 @@ _MOST_READERS: Final = 16
 
 
 class _Reader:
-    """A program that reads a directory, and for which files are read ahead.
+    """A program that reads a directory. The next files are read ahead for it.
 
     `extending` is true while the next chunk is being chosen. `starved` is true if there was no room
     for the last chunk. `finished` is true at the end of the directory.

@@ -3,7 +3,7 @@
 Content that is read ahead goes into the kernel's page cache, which then answers without a READ. So
 a few files of each chunk are probes. The content of a probe is kept in memory instead, and the READ
 of a probe shows the position of the reader. When the reader enters the newest chunk, the next chunk
-is due. Each chunk is twice as long as the last. The kernel does the same within a file
+is due. Each chunk is twice as long as the last. The kernel reads ahead within a file by this scheme
 (mm/readahead.c).
 
 This module only computes; it fetches nothing.
@@ -57,7 +57,7 @@ class ReadaheadWindow:
     ) -> tuple[set[int], list[int]]:
         """Add a chunk; return the inodes of its probes, and the inodes that left the window.
 
-        `read_names` are names that have been read already: they cannot be probes.
+        `read_names` are the names of files that were read already. These files cannot be probes.
         """
         inodes = [file.inode for file in files]
         self._newest_chunk = self._next_position

@@ -82,7 +82,7 @@ class ContentService:
         self._open_blobs.hold(blob_id)
 
     def release(self, blob_id: str) -> None:
-        """Undo one `hold`."""
+        """Undo one call of `hold`."""
         self._open_blobs.release(blob_id)
 
     async def read(

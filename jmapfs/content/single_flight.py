@@ -69,7 +69,7 @@ class Download:
         return self.state in _ENDED
 
     async def wait(self) -> bytes | None:
-        """Return the content, or None if the caller must look for the blob again.
+        """Wait for the content, and return it. None: the caller must look for the blob again.
 
         Raises:
             Exception: the download failed. All waiters get the same object.
@@ -164,7 +164,7 @@ class SingleFlight:
         return self._downloads.get(blob_id)
 
     def create(self, blob_id: str, size: int) -> Download:
-        """Return a new, queued download of a blob that has none."""
+        """Return a new, queued download of a blob that is not being downloaded."""
         if blob_id in self._downloads:
             raise RuntimeError("this blob is being downloaded already")
         download = self._downloads[blob_id] = Download(self, blob_id, size)

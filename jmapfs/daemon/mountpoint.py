@@ -52,8 +52,8 @@ def raise_queue_limits(mount: Mount) -> None:
 def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """Check that `mountpoint`, a resolved path, can be mounted on.
 
-    A dead mount of jmapfs at that path is accepted. Raises MountpointError if it cannot be mounted
-    on; the message says why.
+    A dead mount of jmapfs at that path is accepted. Raises MountpointError if mounting there is
+    impossible; the message says why.
     """
     if is_dead_mount(mountpoint):
         return

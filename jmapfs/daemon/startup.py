@@ -1,8 +1,8 @@
 """The start of a daemon: the fork, its log, and its reports to the parent process.
 
-The fork comes before trio and before anything is opened, so the processes share only a pipe. The
-daemon writes reports to this pipe, as lines of JSON, until the mount is usable or has failed. In
-the foreground the reports go straight to the terminal.
+The process forks before trio starts and before anything is opened. So parent and child share only a
+pipe. The daemon writes reports to this pipe, as lines of JSON, until the mount is usable or has
+failed. In the foreground the reports go straight to the terminal.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ _CHUNK: Final = 256
 
 
 class AttributeWriter:
-    """Makes pyfuse3's attributes; the constant ones are looked up once."""
+    """Makes attributes for pyfuse3; the attributes that never change are prepared once."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._uid = ownership.uid

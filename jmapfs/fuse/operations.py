@@ -296,7 +296,7 @@ class MailOperations(pyfuse3.Operations):
             opened.outdated = True
             self._record.cache_clear()
             raise
-        # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
+        # pyfuse3 takes any object with the buffer interface, although its annotation says bytes.
         return cast("bytes", data)
 
     @immediate

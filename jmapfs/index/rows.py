@@ -13,7 +13,7 @@ import msgspec
 class AccountState:
     """The account that an index belongs to, and the state of the account in the index.
 
-    server: the API URL; an index belongs to one account of one server.
+    server: the API URL. An index belongs to one account of one server.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
     complete: whether all emails have been listed once.
     consistent: false while the index is between two states of the account: a listing or a chain of

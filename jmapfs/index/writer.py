@@ -66,7 +66,7 @@ class IndexWriter(IndexReader):
         self.set_listing_progress(progress)
 
     def set_listing_progress(self, progress: ListingProgress) -> None:
-        """Store how far the listing has come."""
+        """Store how far the current listing has come."""
         self._connection.execute(
             "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
             (_PROGRESS, msgspec.json.encode(progress).decode()),

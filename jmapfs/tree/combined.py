@@ -35,7 +35,8 @@ class CombinedTree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # The time of the root is constant: accounts have no times, and seldom change.
+            # The time of the root is constant: the list of accounts seldom changes, and has no
+            # time.
             return directory_attributes(
                 ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
             )

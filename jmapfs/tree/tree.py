@@ -124,7 +124,7 @@ class DirectoryListing:
 
     def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
         """Return names and attributes from position `start` on."""
-        # The special entry with index k and p emails before it is at position p + k.
+        # If p emails come before special entry k, this entry is at position p + k.
         passed = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
         row = start - passed
         for before, name, attributes in self.special[passed:]:
