@@ -13,7 +13,7 @@ from jmapfs.names import key, safe_text
 class AccountSource:
     """An account and how to connect to it.
 
-    label: the name that the user has given to it.
+    label: the name that the user has given to the account.
     location: a session URL, a host or a mail address.
     account: the id or name of one of the session's accounts, None for the primary one.
     """
@@ -27,7 +27,7 @@ class AccountSource:
 def account_directory(cache_root: Path, source: AccountSource) -> Path:
     """Return the directory of one account's index and blobs.
 
-    Its name depends only on the command line and configuration, not on the server.
+    The directory's name depends only on the command line and configuration, not on the server.
     """
     credentials = source.credentials
     user = credentials.username if isinstance(credentials, BasicCredentials) else ""

@@ -49,7 +49,7 @@ class JmapfsError(Exception):
     errno: ClassVar[int] = errno.EIO
 
     def __str__(self) -> str:
-        """Return the message on one line, also if it contains text from a server."""
+        """Return the message as one line, even if it contains text from a server."""
         return " ".join(super().__str__().split())
 
 
@@ -68,7 +68,7 @@ class ConfigError(JmapfsError):
 
 
 class AuthenticationError(JmapfsError):
-    """The server does not accept the credentials, or they do not allow enough."""
+    """The server does not accept the credentials, or the credentials do not permit enough."""
 
     exit_code = 4
 
@@ -84,7 +84,7 @@ class DeadlineError(UnreachableError):
 
 
 class ServerError(JmapfsError):
-    """The server responded, and the response cannot be used."""
+    """The server responded, but the response cannot be used."""
 
     exit_code = 6
 
@@ -96,8 +96,7 @@ class ProtocolError(ServerError):
 class MethodError(ServerError):
     """A method-level error (RFC 8620 §3.6.2).
 
-    `kind` is its type as the server sent it, such as `cannotCalculateChanges`; `method` is the
-    method that was called.
+    `kind` is the error type, such as `cannotCalculateChanges`. `method` is the called method.
     """
 
     def __init__(self, method: str, kind: str, description: str = "") -> None:
@@ -126,7 +125,7 @@ class BlobNotFoundError(ServerError):
 
 
 class BlobMismatchError(ServerError):
-    """The bytes received are not those of the blob: wrong length or wrong digest."""
+    """The received content is not the content of the blob: its length or digest is wrong."""
 
 
 class MountpointError(JmapfsError):
@@ -162,7 +161,7 @@ class AlteredFilesError(JmapfsError):
 
 
 class MissingFilesError(JmapfsError):
-    """Files of a snapshot are missing; it may have extra files, but nothing else is wrong."""
+    """Files of a snapshot are missing. There may be extra files too, but nothing else is wrong."""
 
     exit_code = 12
 
@@ -180,13 +179,13 @@ class TooMuchGoneError(JmapfsError):
 
 
 class IncompleteError(JmapfsError):
-    """Some mail cannot be downloaded. A snapshot has all mail or is not created."""
+    """Some mail cannot be downloaded. A snapshot is created only if it has all mail."""
 
     exit_code = 15
 
 
 class RelayedError(JmapfsError):
-    """A daemon of jmapfs reported an error: its message, with its exit code."""
+    """A daemon reported an error. This error has the same message and exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -204,7 +203,7 @@ def lone_errors() -> Iterator[None]:
     """If an exception group contains only one error, raise that error instead of the group.
 
     Nurseries wrap every error in a group (trio's strict exception groups). If one task fails and
-    the others are only cancelled, the caller wants that error.
+    the others are only cancelled, the caller wants the error of the failed task.
     """
     try:
         yield

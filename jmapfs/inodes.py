@@ -1,4 +1,4 @@
-"""Inode numbers. They are computed from the email or directory, not assigned by a counter.
+"""Inode numbers. Inodes are computed from the email or directory, not assigned by a counter.
 
     bit   61  60 ...... 29  28 .. 24  23 ......... 0
     mail   0  receivedAt,s  account   hash of the blob id
@@ -44,7 +44,7 @@ def inode_range(received_at: int) -> range:
 def email_inode(blob_id: str, received_at: int, *, attempt: int = 0) -> int:
     """Return a candidate for the inode of an email.
 
-    `attempt` is 0 for the first candidate, 1 for the next if the first is in use, and so on.
+    `attempt` is 0 for the first candidate, 1 for the second, and so on.
     """
     inodes = inode_range(received_at)
     return inodes[_hashed(f"{attempt}:{blob_id}", 64) % len(inodes)]
@@ -53,14 +53,14 @@ def email_inode(blob_id: str, received_at: int, *, attempt: int = 0) -> int:
 def directory_inode(path: str, *, attempt: int = 0) -> int:
     """Return the inode of a directory, by its path of names from the root, without a leading `/`.
 
-    It comes from the path, not from the mailbox id, so it stays the same when mailbox ids change.
+    The inode is computed from the path, so it stays the same when the mailbox id changes.
     """
     number = _hashed(f"{attempt}:{path}", _PATH_BITS)
     return _DIRECTORY_BIT | (number if number >= _RESERVED else number + _RESERVED)
 
 
 def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
-    """Return a number from 1 for each account; it seldom changes when others are added or removed.
+    """Return a number from 1 for each account. Adding or removing others seldom changes it.
 
     Raises ValueError if there are more accounts than numbers.
     """

@@ -62,9 +62,9 @@ def _lock(descriptor: int, path: Path, what: str) -> None:
 
 
 def wait_for_lock(descriptor: int, seconds: float) -> None:
-    """Lock a file or directory that other processes lock only briefly, until it is closed.
+    """Wait for the lock of an open file or directory; closing the file releases the lock.
 
-    Raises OSError if it cannot be locked: TimeoutError if others hold the lock for so long.
+    Raises OSError if it cannot be locked, and TimeoutError if others hold the lock too long.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -17,10 +17,10 @@ the next. So categories come from Unicode 3.2, which every Python has for IDNA, 
 are unassigned in 3.2 are kept.
 
 The directory of a mailbox: the name of a mailbox can be any text (Cyrus accepts `..` and `.`,
-others `a/b`). It becomes safe text. Siblings whose names would be the same, also if case or
-Unicode form is ignored, get a key at the end. RFC 8621 §2 forbids siblings with the same name, so
-the key comes from the full name and stays the same when mailbox ids change. If a server breaks that
-rule, the key comes from the name and the id.
+others `a/b`). It becomes safe text. If siblings would have the same name, ignoring case and Unicode
+form, each gets a key at the end. RFC 8621 §2 forbids siblings with the same name. So the key is
+computed from the full name, and stays the same when mailbox ids change. If a server breaks this
+rule, the key is computed from the name and the id.
 """
 
 import base64
@@ -44,7 +44,7 @@ _ASCII_KEPT: Final = frozenset(
 # Format characters that are newer than Unicode 3.2 and reorder text on a terminal (UAX #9).
 _NEW_BIDI_CONTROLS: Final = frozenset({0x061C, 0x2066, 0x2067, 0x2068, 0x2069})
 
-# Without a limit, hostile mail could make the table as large as Unicode.
+# The table has a limit, because hostile mail could make it as large as Unicode.
 _TABLE_LIMIT: Final = 8192
 
 
@@ -68,7 +68,7 @@ def _safe_character(codepoint: int) -> str:
         return ""
     category = unicodedata.ucd_3_2_0.category(character)
     if category == "Cn":
-        # Noncharacters stay unassigned; all others may be letters in a newer Unicode.
+        # Noncharacters stay unassigned. Every other character may be a letter in a newer Unicode.
         return "" if codepoint & 0xFFFE == 0xFFFE or 0xFDD0 <= codepoint <= 0xFDEF else character
     if category[0] in "LMNS":
         return character
@@ -84,8 +84,7 @@ def safe_text(text: str, *, limit: int) -> str:
 
     The result is in NFC, has no leading or trailing hyphen or dot, and is cut between characters.
     """
-    # Normalize before the translation too: NFC turns U+037E into a semicolon and U+1FEF into a
-    # backquote.
+    # Normalize before the translation too: NFC turns U+037E into `;` and U+1FEF into a backquote.
     mapped = unicodedata.normalize("NFC", text).translate(_TABLE)
     tidy = _HYPHENS.sub("-", unicodedata.normalize("NFC", mapped)).strip("-.")
     if len(tidy) * 4 <= limit:
@@ -108,10 +107,10 @@ _KEY_LENGTHS: Final = (KEY_LENGTH, 2 * KEY_LENGTH, 8 * KEY_LENGTH)
 
 
 def sibling_names(mailboxes: Mapping[str, str]) -> dict[str, str]:
-    """Return the directory name of each of the mailboxes that share a parent.
+    """Return the directory names of mailboxes that have the same parent.
 
-    `mailboxes` maps mailbox ids to the server's names. The result maps the same ids to names that
-    are different even after case folding and Unicode normalization, and that no email can have.
+    `mailboxes` maps mailbox ids to the server's names. The result maps these ids to names that no
+    email can have. The names differ even after case folding and Unicode normalization.
     """
     occurrences = Counter(mailboxes.values())
     identity = {
@@ -137,7 +136,7 @@ def sibling_names(mailboxes: Mapping[str, str]) -> dict[str, str]:
 def _plain_name(name: str) -> str:
     safe = safe_text(name, limit=_LIMIT)
     if safe.casefold().endswith(SUFFIX):
-        # Directories and emails are in one directory: only emails have this suffix.
+        # Directories and emails can be in the same directory, and only emails have this suffix.
         return f"{safe[: -len(SUFFIX)]}-{SUFFIX[1:]}"
     return safe
 

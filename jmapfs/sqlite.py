@@ -26,7 +26,7 @@ class ForeignFileError(sqlite3.DatabaseError):
 
 
 def is_damage(error: BaseException) -> bool:
-    """Tell whether an error means that the file is damaged or is not a database of ours."""
+    """Return whether an error means that the file is damaged or is not our database."""
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, ForeignFileError) or (
         code is not None and code & 0xFF in _DAMAGE_CODES
@@ -89,9 +89,9 @@ def sqlite_errors(action: str) -> Iterator[None]:
 
 
 def quarantine(path: Path) -> None:
-    """Rename a damaged database to `quarantined(path)`; an earlier one there is replaced.
+    """Rename a damaged database to `quarantined(path)`; an older file there is replaced.
 
-    Raises OSError if it cannot be renamed.
+    Raises OSError if the database cannot be renamed.
     """
     for suffix in _FILE_SUFFIXES:
         with contextlib.suppress(FileNotFoundError):

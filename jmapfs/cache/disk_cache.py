@@ -67,17 +67,17 @@ class CacheStatistics:
 
 
 class DiskCache:
-    """A cache of blobs in `directory`, of at most `limit_bytes`; with 0 nothing is stored.
+    """A cache of blobs in `directory`, of at most `limit_bytes`; if this is 0, nothing is stored.
 
-    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite
-    and the file system use. It does not cover SQLite's write-ahead log (about 8 MiB), a large blob
-    while it is written, and one damaged file in quarantine.
+    The limit covers the content, and 1 KiB (small) or 4 KiB (large) for each blob, which SQLite and
+    the file system use. The limit does not cover three things: SQLite's write-ahead log (about 8
+    MiB), a large blob that is being written, and one damaged file in quarantine.
 
     `reserve_bytes` of the file system stay free; None means 1 GiB or 5 % of it, whichever is less.
 
     Synchronous, for worker threads; safe to use from several threads and several processes. No
-    method raises an error: a blob that cannot be read is missing, one that cannot be written is not
-    stored, and the reason is logged.
+    method raises an error. A blob that cannot be read counts as missing, and a blob that cannot be
+    written is not stored. The reason is logged.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class DiskCache:
     def load(self, blob_id: str) -> bytes | LargeBlob | None:
         """Return the verified content of a blob, or the open blob if it has more than 1 MiB.
 
-        None if it is not in the cache. An open blob is not evicted by this process.
+        Returns None if the blob is not cached. This process does not evict a blob while it is open.
         """
         for entry, data in self._select(_LOAD_ONE, (key_of(blob_id),)):
             if entry.large and entry.size > SMALL_BYTES:
@@ -109,7 +109,7 @@ class DiskCache:
     def load_many(self, blob_ids: Sequence[str]) -> dict[str, bytes]:
         """Return those of the blobs that are cached and have at most 1 MiB, in this order.
 
-        Their checksums are verified, and they count as used in this order. For 64 blobs and more,
+        Their checksums are verified. The blobs count as used in this order. For 64 blobs and more,
         this takes less than half the time of calling `load` for each.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
@@ -124,7 +124,7 @@ class DiskCache:
     def missing(self, blob_ids: Sequence[str]) -> list[str]:
         """Return those of the blobs that are not cached, in this order.
 
-        This does not count as a use. Blobs whose content is damaged count as cached.
+        The call does not count as a use of the blobs. Damaged blobs count as cached.
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
@@ -132,9 +132,9 @@ class DiskCache:
         return [blob_id for key, blob_id in keys.items() if key not in present]
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
-        """Open a blob that is a file, its checksum verified; None if there is none.
+        """Verify and open a large blob; return None if it is not cached.
 
-        It is not evicted by this process until it is closed.
+        This process does not evict the blob until the blob is closed.
         """
         entry = self._find(blob_id)
         return self._verified_file(entry) if entry is not None and entry.large else None
@@ -145,7 +145,7 @@ class DiskCache:
         return None if entry is None else entry.size
 
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
-        """Store blobs, the small ones in one transaction; tell for each whether it is stored."""
+        """Store blobs, all small ones in one transaction; return for each whether it was stored."""
         kept = [False] * len(blobs)
         small: dict[int, tuple[CacheEntry, bytes]] = {}
         for index, (blob_id, data) in enumerate(blobs):
@@ -166,8 +166,8 @@ class DiskCache:
     def begin_large(self, blob_id: str, expected_size: int = 0) -> LargeWriter | None:
         """Return a writer for a blob in a file of its own, of about `expected_size` bytes.
 
-        If the blob cannot be stored, the file has no name: it can be read, and is deleted when it
-        is closed. Returns None if no file can be created.
+        If the blob cannot be stored, its file has no name. The file can be read until it is closed,
+        and is then deleted. Returns None if no file can be created.
         """
         key = key_of(blob_id)
         keep: partial[bool] | None = partial(self._keep_large, key)
@@ -193,25 +193,25 @@ class DiskCache:
             self._remove(key_of(blob_id))
 
     def write_touches(self) -> None:
-        """Write which blobs were used last; otherwise the next insert does that."""
+        """Write the recent uses of blobs now, instead of with the next insert."""
         if self._touched:
             with self._files.guard("note which blobs were used"), self._files.writer() as lru:
                 lru.touch(self._take_touched())
 
     def statistics(self) -> CacheStatistics:
-        """Return what is stored now, by all processes."""
+        """Return the number and size of the blobs that all processes have stored."""
         [(used, blobs)] = self._rows("be counted", "SELECT bytes, blobs FROM usage") or [(0, 0)]
         return CacheStatistics(bytes=used, limit=self.limit_bytes, blobs=blobs)
 
     def close(self) -> None:
-        """Write which blobs were used last, and close; the cache is empty afterwards."""
+        """Write the recent uses of blobs, and close; afterwards this acts like an empty cache."""
         self.write_touches()
         self._files.close()
 
     def _rows(
         self, action: str, query: str, parameters: tuple[bytes] | dict[str, bytes] | tuple[()] = ()
     ) -> list[Any]:
-        """Return the rows of a query; none if it fails, or if nothing is ever stored."""
+        """Return the rows of a query; none if the query fails or the cache has a limit of 0."""
         rows: list[Any] = []
         if self.limit_bytes:
             with self._files.guard(action), self._files.reader() as connection:
@@ -230,7 +230,7 @@ class DiskCache:
         return CacheEntry(*rows[0]) if rows else None
 
     def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
-        """Return the verified content of a blob, which is `data` or in its file."""
+        """Return the verified content of a blob: that of its file, or `data` if it is small."""
         if entry.large:
             blob = self._open_file(entry)
             if blob is None:
@@ -247,7 +247,7 @@ class DiskCache:
         return data
 
     def _verified_file(self, entry: CacheEntry) -> LargeBlob | None:
-        """Open the file of a blob, its checksum verified."""
+        """Open the file of a large blob, and verify its checksum."""
         blob = self._open_file(entry)
         if blob is None:
             return None
@@ -285,7 +285,7 @@ class DiskCache:
         self._remove(entry.key, entry.number)
 
     def _remove(self, key: bytes, number: int | None = None) -> None:
-        """Remove a blob; with `number`, only if it has not been stored again."""
+        """Remove a blob; if `number` is given, only if its row still has this number."""
         with self._files.guard("drop a blob"), self._files.writer() as lru:
             entry = lru.find([key]).get(key)
             if entry and number in (None, entry.number):
@@ -339,13 +339,14 @@ class DiskCache:
 
     def _make_space(self, wanted: int) -> bool:
         """Evict if the file system is short of space for `wanted` more bytes."""
-        # The space is needed twice: for a while the content is in the write-ahead log and the file.
+        # The space is needed twice: for a while, the content is both in the write-ahead log and in
+        # the file.
         shortage = self._space.shortage(2 * wanted)
         if not shortage:
             return True
         delete_database(quarantined(self._files.current().path))
-        # The log is emptied first. If the disk is too full even for that, this raises an error, and
-        # nothing is evicted: eviction would not free space on such a disk.
+        # The log is emptied first. If the disk is too full to empty the log, this raises an error.
+        # Nothing is evicted then: eviction would not free space on such a disk.
         self._files.current().empty_log()
         with self._files.writer() as lru:
             freed = lru.evict(shortage + _STEP_BYTES, self._pins)

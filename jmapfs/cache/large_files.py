@@ -1,7 +1,7 @@
 """Large blobs: each in a file of its own, written under a temporary name and then renamed.
 
 A temporary file is locked while its writer exists. So a process that opens the cache can tell which
-temporary files belong to a running process. It deletes the others: a killed process has left them.
+temporary files belong to a running process. It deletes files that a killed process has left.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class LargeBlob(contextlib.AbstractContextManager["LargeBlob"]):
     def __init__(self, descriptor: int, size: int, on_close: Callable[[], None]) -> None:
         self.size = size
         self._descriptor = descriptor
-        # If the thread that opened it was abandoned, the garbage collector closes it.
+        # If the thread that opened the blob was abandoned, the garbage collector closes the blob.
         self._close = weakref.finalize(self, _close, descriptor, on_close)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Return exactly `min(length, size - offset)` bytes, none of them beyond the end.
+        """Return exactly `min(length, size - offset)` bytes; none if `offset` is beyond the end.
 
         Raises StorageError if the file cannot be read, is too short, or is closed.
         """
@@ -82,11 +82,11 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
 
 
 class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
-    """Writes a large blob chunk by chunk; without `commit` it is deleted at the end of `with`.
+    """Writes a large blob chunk by chunk; at the end of `with` it is deleted unless committed.
 
-    `keep` stores the finished file in the cache, or is None if it will not be stored. `on_close` is
-    called when the file is closed. Raises OSError if the temporary file cannot be created in
-    `directory`.
+    `keep` stores the finished file in the cache. It is None if the file will not be stored.
+    `on_close` is called when the file is closed. Raises OSError if the temporary file cannot be
+    created in `directory`.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append a chunk.
 
-        Raises OSError if it cannot be written; ENOSPC also if the reserve of free space is
-        reached. The writer can then only be aborted.
+        Raises OSError if the chunk cannot be written, with ENOSPC also if it would use the reserve
+        of free space. After an error the writer can only be aborted.
         """
         self._unchecked += len(chunk)
         if self._unchecked >= _SPACE_CHECK_BYTES:
@@ -142,19 +142,19 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
         return self._digest.digest()[:DIGEST_BYTES]
 
     def commit(self) -> bool:
-        """Store what was written, durably; return False if that is impossible."""
+        """Store the blob durably in the cache; return False if that is impossible."""
         kept = self._keep is not None and self._keep(self)
         self._unlink()
         return kept
 
     def abort(self) -> None:
-        """Delete what was not committed, and close; aborting twice does nothing."""
+        """Delete the file unless it was committed, and close; a second call does nothing."""
         self._unlink()
         if not self._detached:
             self._file.close()
 
     def detach(self) -> LargeBlob:
-        """Return the open blob after `commit`, also if it was not stored; the caller closes it."""
+        """Return the open blob after `commit`, even if it was not stored; the caller closes it."""
         self._file.size = self.size
         self._detached = True
         return self._file

@@ -1,8 +1,9 @@
-"""Which blobs the disk cache keeps: their keys and costs, the order of use, and what must stay.
+"""Which blobs the disk cache keeps: their keys, their costs, their order of use, and their pins.
 
-`LruIndex` works inside one transaction. So its totals match the rows even if other processes write
-too, or if a process is killed. Rows and uses are collected and written to SQLite together.
-The order of use is exact: `used` is a counter that grows with every use, not the time of day.
+`LruIndex` works inside one transaction. So the stored totals match the rows, even if other
+processes write too or a process is killed. Rows and uses are collected and written to SQLite
+together. The order of use is exact: `used` is a counter that grows with every use, not the time of
+day.
 
 A blob id is any string that a server chooses, so it never becomes a path or a part of one. The key
 of a blob is a digest of it. Keys and checksums are SHA-256: with the SHA instructions of today's
@@ -23,7 +24,7 @@ DIGEST_BYTES: Final = 16
 
 
 def key_of(blob_id: str) -> bytes:
-    """Return the key of a blob id: 16 bytes; any string has one."""
+    """Return the key of a blob id, 16 bytes. The id may be any string."""
     return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
@@ -47,15 +48,14 @@ class FreeSpace:
         self._reserve_bytes = reserve_bytes
 
     def shortage(self, wanted_bytes: int) -> int:
-        """Return how many bytes are missing for `wanted_bytes` more; 0 if there is room.
+        """Return how many bytes must be freed before `wanted_bytes` more fit; 0 if they fit now.
 
         Raises OSError if the file system cannot be queried.
         """
         try:
             state = os.statvfs(self._directory)
         except FileNotFoundError:
-            # The directory does not exist yet, or was deleted. Creating it fails if there is no
-            # space.
+            # The directory does not exist. Creating it will fail if there is no space.
             return 0
         reserve = self._reserve_bytes
         if reserve is None:
@@ -114,7 +114,7 @@ def cost_of(size: int, *, large: bool) -> int:
 
 
 def headroom(limit_bytes: int) -> int:
-    """Return how many bytes an eviction frees beyond what is needed."""
+    """Return how many bytes more than needed an eviction frees."""
     return min(limit_bytes // _HEADROOM_PART, _MOST_HEADROOM_BYTES)
 
 
@@ -151,7 +151,7 @@ class LruIndex:
         self._touches: dict[bytes, None] = {}
 
     def save(self) -> None:
-        """Write what was collected, and the totals."""
+        """Write the collected rows and uses, and the totals."""
         self._write()
         self._connection.execute(
             "UPDATE usage SET bytes = ?, blobs = ?, clock = ?",
@@ -177,10 +177,10 @@ class LruIndex:
     def insert(
         self, blobs: Collection[tuple[CacheEntry, bytes | None]], limit: int, pins: PinnedBlobs
     ) -> list[bool]:
-        """Insert blobs one after the other; tell for each whether it is in the index now.
+        """Insert blobs one after the other; return for each whether it is in the index now.
 
         A blob replaces the row with the same key. The least recently used blobs that are not pinned
-        are evicted until the new one fits below `limit`. If a content is None, it is in a file of
+        are evicted until the new blob fits below `limit`. If a content is None, it is in a file of
         its own.
         """
         known = self.find([entry.key for entry, _ in blobs])
@@ -201,13 +201,13 @@ class LruIndex:
         self.blobs -= len(entries)
 
     def evict(self, wanted: int, pins: PinnedBlobs) -> int:
-        """Evict blobs that cost `wanted` bytes together, or all there are; return their cost."""
+        """Evict blobs that cost `wanted` bytes together, or all blobs; return what they cost."""
         victims = self._victims(wanted, pins)
         self.remove(victims)
         return sum(entry.cost for entry in victims)
 
     def recount(self, large_files: Collection[str]) -> None:
-        """Compute the totals, and remove the blobs whose file is not among `large_files`."""
+        """Compute the totals, and remove large blobs whose file is not in `large_files`."""
         rows = self._connection.execute(f"{SELECT_ENTRY} WHERE large").fetchall()
         lost = [
             entry for entry in map(CacheEntry._make, rows) if entry.key.hex() not in large_files
@@ -245,7 +245,7 @@ class LruIndex:
         if self._touches:
             self._write()
         self._clock += 1
-        # A number that no row ever had.
+        # Use a number that no row ever had.
         entry = new._replace(number=self._clock)
         self._entries.append((*entry, self._clock))
         if data is not None:
@@ -277,8 +277,8 @@ class LruIndex:
     def _write(self) -> None:
         """Write the rows or the uses that were collected.
 
-        There are never both: the one kind is written before the other is collected, so their order
-        is kept.
+        Rows and uses are never collected at the same time: one kind is written before the other is
+        collected. So their order is kept.
         """
         if self._entries:
             self._connection.executemany(

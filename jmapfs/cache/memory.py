@@ -1,4 +1,4 @@
-"""Blobs in this process: recently used small ones in memory, and those of open files."""
+"""Blobs in this process: recently used small blobs in memory, and the blobs of open files."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def _cost(data: bytes) -> int:
 
 
 class MemoryCache:
-    """The most recently used small blobs; for the thread of the event loop.
+    """The most recently used small blobs; only the event loop may use this object.
 
     `limit_bytes` bounds content and overhead together. A blob larger than a quarter of the limit is
     not kept: it would evict many blobs that are more likely to be read again.
@@ -30,11 +30,11 @@ class MemoryCache:
         self._largest = max(limit_bytes, 0) // 4
 
     def __contains__(self, blob_id: str) -> bool:
-        """Tell whether the blob is here; this does not count as a use."""
+        """Return whether the blob is in memory; the call does not count as a use."""
         return blob_id in self._blobs
 
     def get(self, blob_id: str) -> bytes | None:
-        """Return the blob, which is now the most recently used one, or None."""
+        """Return the blob, or None. A returned blob is now the most recently used one."""
         return self._blobs.get(blob_id)
 
     def put(self, blob_id: str, data: bytes) -> bool:
@@ -90,11 +90,11 @@ class OpenBlobs:
         self._open: dict[str, OpenBlob] = {}
 
     def hold(self, blob_id: str) -> None:
-        """Count one more holder: once the blob is open, it stays open until `release`."""
+        """Count one more holder; an open blob stays open while it has a holder."""
         self._holders[blob_id] += 1
 
     def release(self, blob_id: str) -> None:
-        """Undo one `hold`; the last one closes the blob."""
+        """Undo one `hold`. When no holder is left, the blob is closed."""
         left = self._holders[blob_id] - 1
         if left > 0:
             self._holders[blob_id] = left
@@ -105,7 +105,7 @@ class OpenBlobs:
             self._close(blob)
 
     def is_held(self, blob_id: str) -> bool:
-        """Tell whether the blob has a holder."""
+        """Return whether the blob has a holder."""
         return blob_id in self._holders
 
     def get(self, blob_id: str) -> OpenBlob | None:
@@ -120,14 +120,14 @@ class OpenBlobs:
             self._close(blob)
 
     def forget(self, blob_id: str, blob: OpenBlob) -> None:
-        """Forget a blob that cannot be read; its holders open it again."""
-        # The blob is not closed here: another thread may be reading from the descriptor, and its
+        """Forget an open blob that cannot be read; its holders will open it again."""
+        # The blob is not closed here: another thread may be reading from the descriptor, whose
         # number must not be reused meanwhile. The garbage collector closes it.
         if self._open.get(blob_id) is blob:
             del self._open[blob_id]
 
     def remove_all(self) -> list[OpenBlob]:
-        """Forget all blobs and holders; return the open blobs, for the caller to close."""
+        """Forget all blobs and holders; return the open blobs. The caller must close them."""
         blobs = list(self._open.values())
         self._open.clear()
         self._holders.clear()

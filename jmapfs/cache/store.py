@@ -5,8 +5,8 @@
 
 The cache does not raise errors: if it cannot be used, it behaves like an empty cache. Each kind of
 error is logged once. A file that is damaged, or belongs to another version, is quarantined, and a
-new one is created, since everything in it can be downloaded again. Several processes may have the
-files open.
+new one is created, since everything in it can be downloaded again. Several processes may use the
+files.
 
 The file is in WAL mode, so readers never wait. With `synchronous=NORMAL`, a crash of the machine
 may lose the last inserts, but it does not damage the file.
@@ -38,12 +38,12 @@ _STEP_PAGES: Final = 512
 
 _PRAGMAS: Final = (
     "synchronous = NORMAL",
-    # Each connection has a page cache: a small one, because the kernel caches pages as well. The
-    # file is not mapped into memory: an error of the disk would be a signal and end the mount.
+    # Each connection has a page cache. It is small, because the kernel caches pages as well. The
+    # file is not mapped into memory: a disk error would then be a signal that ends the mount.
     "cache_size = -1024",
     "journal_size_limit = 8388608",
-    # By default, Debian's SQLite overwrites deleted content with zeros. If each insert evicts, that
-    # was a quarter of the bytes written, and a quarter of the time (measured).
+    # By default, Debian's SQLite overwrites deleted content with zeros. When each insert evicts,
+    # that took a quarter of the time and of the bytes written (measured).
     "secure_delete = FAST",
 )
 
@@ -80,11 +80,11 @@ _IDENTITY: Final = (0x6A6D4243, 1)
 
 
 class BlobStore:
-    """The open SQLite file: one connection for writing, and one for each thread that reads now.
+    """The open SQLite file: a connection for writing, and one for each thread that is reading.
 
-    `damaged` is the inode of a file that turned out to be damaged; if the path still has this
-    inode, the file is quarantined first. `read_only` tells that nothing can be written. The
-    constructor and the methods raise sqlite3.Error or OSError if the file cannot be used.
+    `damaged` is the inode of a file that was found to be damaged. If this file is still at the
+    path, it is quarantined first. `read_only` is true if nothing can be written. The constructor
+    and the methods raise sqlite3.Error or OSError if the file cannot be used.
     """
 
     def __init__(self, path: Path, *, damaged: int | None = None) -> None:
@@ -104,7 +104,7 @@ class BlobStore:
 
     @property
     def replaced(self) -> bool:
-        """Whether another process has quarantined this file and created a new one."""
+        """Whether another process has quarantined the open file and created a new one."""
         try:
             # Not `Path.stat`, which is slower: this is called before every read.
             return os.stat(self._name).st_ino != self.inode  # noqa: PTH116
@@ -129,7 +129,7 @@ class BlobStore:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection for one transaction, to one thread and one process at a time."""
+        """Lend the connection for one transaction; only one thread of one process has it."""
         with self._writable() as connection, transaction(connection):
             yield connection
 
@@ -157,7 +157,7 @@ class BlobStore:
             return _pragma(connection, "freelist_count") / max(pages, 1)
 
     def close(self) -> None:
-        """Close all connections; one that is lent is closed when it is returned."""
+        """Close all connections; a connection that is lent is closed when it is returned."""
         with self._write_lock, self._lock:
             self._closed = True
             connections = [*self._idle, self._writer]
@@ -192,8 +192,8 @@ class BlobStore:
 
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
         # On a read-only file system SQLite cannot create the -shm file that WAL needs. With
-        # `immutable` it needs no such file. If another process writes after all, the checksums
-        # detect inconsistent reads.
+        # `immutable`, SQLite does not need this file. If another process writes after all, the
+        # checksums detect inconsistent reads.
         for query in ("mode=ro", "immutable=1"):
             self._query = query
             with contextlib.suppress(sqlite3.Error):
@@ -287,8 +287,8 @@ class _Guard:
 class CacheFiles:
     """The files below `directory`, which is created if needed and shared with other processes.
 
-    The other methods raise sqlite3.Error or OSError if the files cannot be used; then nothing has
-    changed. So they must be used within `guard`.
+    The other methods raise sqlite3.Error or OSError if the files cannot be used. In that case
+    nothing has changed. So call these methods within `guard`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -328,7 +328,7 @@ class CacheFiles:
             index.save()
 
     def report(self, action: str, error: Exception) -> None:
-        """Log an error if its kind is new; close a damaged file, which is then quarantined."""
+        """Log an error if its kind is new. Close a damaged file, which will be quarantined."""
         if isinstance(error, CacheUnavailableError):
             return
         kind = getattr(error, "sqlite_errorname", None) or getattr(error, "errno", None)
@@ -344,7 +344,7 @@ class CacheFiles:
                 self._retry_at = 0.0
 
     def close(self) -> None:
-        """Close everything; the cache is empty afterwards."""
+        """Close everything; afterwards the object behaves like an empty cache."""
         with self._lock:
             self._closed = True
             self._close_store()
@@ -356,7 +356,7 @@ class CacheFiles:
                 store.close()
 
     def current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
-        """Return the open SQLite file. If that is `instead_of`, which has failed, open it again."""
+        """Return the open SQLite file; if it is `instead_of`, which has failed, open it again."""
         with self._lock:
             store = self._store
             too_early = time.monotonic() < self._retry_at
@@ -384,8 +384,7 @@ class CacheFiles:
         try:
             with store.writer() as connection:
                 index = LruIndex(connection, self.large)
-                # The write lock is held, so no other process has renamed a file whose row is not
-                # committed yet.
+                # The write lock is held, so every file that another process has renamed has a row.
                 names = remove_partial_files(self.large)
                 index.recount(names)
                 known = {

@@ -1,9 +1,9 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
-The caller searches the disk cache first. If the server has Blob/get, small blobs that are missing
-there are fetched in batches (`take_batch`, `Downloader.fetch_batch`). Large blobs are fetched
-alone. If a batch does not contain a blob, or contains it with a wrong size or digest, the blob is
-fetched again alone, and that result is final.
+The caller searches the disk cache first, and only missing blobs are fetched. If the server has
+Blob/get, small blobs are fetched in batches (`take_batch`, `Downloader.fetch_batch`). Large blobs
+are fetched alone. If a batch does not contain a blob, or contains it with a wrong size or digest,
+the blob is fetched again alone. The second result is final.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
 # A download that exceeds the stated size by more than this ends with an error.
 _MARGIN_BYTES: Final = 64 * 1024 * 1024
-# A blob larger than this part of a batch is fetched alone: the others must not wait for it.
+# A blob larger than this part of a batch is fetched alone: other blobs must not wait for it.
 _LARGE_PART: Final = 4
 # Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
 _SINGLES: Final = 8
@@ -64,12 +64,12 @@ class BlobSource(Protocol):
 
     @property
     def concurrency(self) -> int:
-        """The number of requests that may be under way at once, for all callers together."""
+        """How many requests may run at the same time, for all callers together."""
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Request blobs (id, stated size) together; return the content of those received whole.
+        """Request blobs (id, stated size) together; return the contents that arrived whole.
 
         Returns no content if the server does not have Blob/get.
         """
@@ -77,7 +77,7 @@ class BlobSource(Protocol):
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
     ) -> bytes:
-        """Return the content of a blob; it is an error if it is much larger than `size_hint`."""
+        """Return the content of a blob. Content much larger than `size_hint` is an error."""
 
     def stream_blob(
         self, blob_id: str, *, deadline: float
@@ -101,7 +101,7 @@ _Blob = TypeVar("_Blob", bound=SizedBlob)
 
 
 def extra_time(size: int) -> float:
-    """Return the seconds that a blob of `size` bytes gets in addition to the common timeout."""
+    """Return how many seconds a blob of `size` bytes gets in addition to the common timeout."""
     return size / LEAST_RATE if size > SMALL_BYTES else 0.0
 
 
@@ -117,7 +117,7 @@ def take_batch(
 
     A batch has at most `max_blobs` blobs and at most `max_bytes` bytes together. A blob of more
     than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob that is not
-    accepted is removed and left out.
+    accepted is removed from `pending` too, but is in no batch.
     """
     batch: list[_Blob] = []
     largest = max_bytes if alone_above is None else alone_above
@@ -153,7 +153,7 @@ def split_into_batches(
 def take_request(
     pending: deque[_Blob], limits: BlobGetLimits | None, most: int, accept: Callable[[_Blob], bool]
 ) -> list[_Blob]:
-    """Remove from `pending` the blobs for one request to the server, at most `most`."""
+    """Remove the blobs for one request from `pending`, at most `most`, and return them."""
     if limits is None:
         return take_batch(pending, max_blobs=1, max_bytes=0, accept=accept)
     return take_batch(
@@ -189,7 +189,7 @@ class Downloader:
         self._limiter = limiter
 
     def divide(self, blobs: Iterable[_Blob]) -> Iterator[list[_Blob]]:
-        """Divide blobs into requests by the present limits of the server."""
+        """Divide blobs into requests that the current limits of the server allow."""
         limits = self.source.batch_limits
         if limits is None:
             most, room, largest = _SINGLES, _SINGLES * SMALL_BYTES, SMALL_BYTES
@@ -204,9 +204,9 @@ class Downloader:
         *,
         deadline: float,
     ) -> Sequence[_Blob]:
-        """Fetch blobs by one request, and `write` those that are correct; return the others.
+        """Fetch blobs with one request, `write` the correct ones, and return the others.
 
-        The caller fetches the others alone. A single blob is not fetched here.
+        The caller fetches the others alone. If there is only one blob, it is returned.
 
         Raises:
             UnreachableError, AuthenticationError: other requests would fail as well.
@@ -239,7 +239,7 @@ class Downloader:
     ) -> bytes:
         """Return the content of a blob, in memory.
 
-        Raises BlobMismatchError if the digest is wrong; other errors are those of the source.
+        Raises BlobMismatchError if the digest is wrong, and the errors of the source.
         """
         data = await self.source.download_blob(blob_id, size_hint=size_hint, deadline=deadline)
         if await self._mismatches([(blob_id, data)]):

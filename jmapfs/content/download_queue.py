@@ -1,7 +1,7 @@
 """Queues of downloads in advance, and the tasks that serve them.
 
-Each reader in `readahead` has a `DownloadQueue`, and each step of a prefetch has one. A few
-tasks serve the queues in turn, one request each, and leave two of the server's concurrent requests
+Each reader in `readahead` and each step of a prefetch has a `DownloadQueue`. A few tasks serve the
+queues in turn, one request each. They leave two of the concurrent requests that the server allows
 to readers. A reader that needs a queued blob starts its download at once.
 """
 
@@ -23,12 +23,12 @@ from jmapfs.jmap.batches import BlobGetLimits
 _log = logging.getLogger(__name__)
 
 _LEFT_TO_READERS: Final = 2
-# Smaller batches are not divided among idle tasks: the additional request would cost more.
+# Smaller batches are not divided among idle tasks: another request would cost more than it saves.
 _LEAST_BATCH: Final = 32
 
 
 class DownloadQueue:
-    """Downloads that are to be run in order; `publish` hands their content to the kernel."""
+    """Downloads that run in order; `publish` hands their content to the kernel."""
 
     def __init__(self, publish: PublishToKernel) -> None:
         self.publish = publish
@@ -51,13 +51,13 @@ class DownloadQueue:
         self._pending.extend(downloads)
 
     def add_alone(self, downloads: Iterable[Download]) -> None:
-        """Add downloads before all others, each for a request of its own."""
+        """Add downloads at the front; each gets a request of its own."""
         self._alone.extend(downloads)
 
     def take(self, limits: BlobGetLimits | None, idle_tasks: int) -> list[Download]:
-        """Start the downloads for the next request, and return them; none if nothing is pending.
+        """Start and return the downloads for the next request; none if nothing is pending.
 
-        `idle_tasks` is the number of tasks that share what is pending, including the caller.
+        `idle_tasks` is the number of tasks that share the pending downloads, including the caller.
         """
         batch = take_request(self._alone, None, 1, Download.start)
         if not batch:
@@ -68,7 +68,7 @@ class DownloadQueue:
         return batch
 
     def note_ended(self, count: int) -> None:
-        """Note that this many downloads that `take` has returned have ended."""
+        """Record that `count` of the downloads that `take` returned have ended."""
         self._running -= count
         self._notify()
 
@@ -142,7 +142,7 @@ class BatchDownloader:
             await self._run_batch(queue, batch)
             return
         [download] = batch
-        # Only small blobs are known to be missing from the disk cache.
+        # The disk cache has been searched for small blobs, but not for large blobs.
         known_absent = download.size <= SMALL_BYTES
         data = await self._publisher.run(download, known_absent=known_absent)
         if data is not None:
@@ -156,7 +156,7 @@ class BatchDownloader:
                 batch, receive, deadline=self._publisher.timeout
             )
         except (UnreachableError, AuthenticationError) as error:
-            # No reader needs these blobs yet; one that does will get its own error.
+            # No reader needs these blobs yet. A later reader will get an error of its own.
             _log.info("downloads in advance end: %s", error)
             queue.cancel()
             return

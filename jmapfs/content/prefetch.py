@@ -1,8 +1,8 @@
 """Prefetch: downloads blobs into the disk cache before they are read, for use without a server.
 
-It works in steps, and remembers nothing between them: the caller names some blobs, learns which are
-cached now, and continues with others. A download that is running at the end of a step continues,
-and the next step joins it.
+It works in steps, and remembers nothing between two steps. For each step, the caller names some
+blobs and learns which of them are cached now. A download that is running at the end of a step
+continues, and the next step joins it.
 
 Each step has a download queue, so it does not delay readers.
 """
@@ -31,14 +31,14 @@ BlobSizes = Mapping[str, int]
 _T = TypeVar("_T")
 
 _THREADS: Final = 2
-# How much is loaded from the disk cache at a time; all of it is in memory together.
+# How many bytes are loaded from the disk cache, and are in memory, at a time.
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The blobs that are not cached, and those that were not checked for lack of time."""
+    """The blobs that are not cached, and the blobs that there was no time to check."""
 
     absent: list[str]
     unchecked: list[str]
@@ -46,7 +46,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """The blobs that are not cached: `remaining` for lack of time, or `failed` with an error."""
+    """The blobs that are not cached: no time for `remaining`, an error for each of `failed`."""
 
     remaining: list[str]
     failed: dict[str, Exception]
@@ -58,7 +58,7 @@ class _Sized(NamedTuple):
 
 
 def is_temporary(error: Exception) -> bool:
-    """Tell whether a later attempt to fetch the same blob may succeed."""
+    """Return whether a later attempt to fetch the same blob may succeed."""
     return isinstance(error, UnreachableError | AuthenticationError | StorageError)
 
 
@@ -72,7 +72,7 @@ class Prefetcher:
 
     @property
     def capacity(self) -> int:
-        """The total `cost` of blobs that the cache keeps without evicting any of them."""
+        """The highest total `cost` of blobs that the cache can keep without evicting any."""
         limit = self._disk.limit_bytes
         return limit - headroom(limit)
 
@@ -86,9 +86,9 @@ class Prefetcher:
         return await self._in_thread(partial(self._disk.missing, list(blob_ids)))
 
     async def check(self, wanted: BlobSizes, seconds: float) -> CheckResult:
-        """Read blobs from the disk for `seconds`; tell which are missing or damaged.
+        """Read blobs from the disk for `seconds`; return which are missing or damaged.
 
-        The cached ones count as used. So the blobs that are fetched next evict other blobs first.
+        The cached blobs count as used, so the blobs that are fetched next evict other blobs first.
         """
         read = partial(self._read, wanted, time.monotonic() + seconds)
         sizes, unchecked = await self._in_thread(read)
@@ -98,7 +98,7 @@ class Prefetcher:
         return CheckResult(absent, unchecked)
 
     async def fetch(self, wanted: BlobSizes, seconds: float) -> FetchResult:
-        """Fetch what is not cached, for `seconds`; return when it has been written."""
+        """Fetch uncached blobs for at most `seconds`; return when they are written."""
         absent = await self.missing(wanted)
         step = _Step(self._content, wanted)
         step.begin(absent)
@@ -148,7 +148,7 @@ class Prefetcher:
         return {blob_id: size for blob_id, size in sizes.items() if size is not None}
 
     async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        # A read finds and reports a wrong size, and then fails; a user's next read succeeds.
+        # If the stated size is wrong, this read reports the size and fails. The next read succeeds.
         for blob_id, size in sizes.items():
             if size != wanted[blob_id]:
                 with contextlib.suppress(JmapfsError):
@@ -159,7 +159,7 @@ class Prefetcher:
 
 
 class _Step:
-    """One step, which fetches some blobs; `sizes` are the sizes of those that have arrived."""
+    """One step, which fetches some blobs; `sizes` has the sizes of blobs that have arrived."""
 
     def __init__(self, content: ContentService, wanted: BlobSizes) -> None:
         self.sizes: dict[str, int] = {}
@@ -172,7 +172,7 @@ class _Step:
         self._extra_errors: dict[str, Exception] = {}
 
     def begin(self, absent: Sequence[str]) -> None:
-        """Queue what is neither in memory nor being downloaded."""
+        """Queue the blobs that are neither in memory nor being downloaded."""
         queued = []
         for blob_id in absent:
             download = self._content.create_download(blob_id, self._wanted[blob_id])
@@ -188,7 +188,7 @@ class _Step:
         self._content.downloads.add(self._queue, queued)
 
     async def run(self) -> None:
-        """Return when all blobs are written or have failed, or no more can be fetched now."""
+        """Return when all blobs are written or failed, or when the server cannot be used now."""
         await self._write_cached()
         for download in self._downloads.values():
             await download.wait_until_ended()
@@ -202,7 +202,7 @@ class _Step:
         self._queue.cancel()
 
     def pending(self) -> set[str]:
-        """Return the blobs that may still arrive, or are not written yet."""
+        """Return the blobs that may still arrive or still have to be written."""
         downloads = self._downloads.items()
         running = {one for one, download in downloads if download.state is not DownloadState.DONE}
         write_behind = self._content.write_behind
@@ -225,7 +225,7 @@ class _Step:
         self._unwritten.clear()
 
     async def _find_error(self) -> None:
-        """Read one blob to learn why nothing arrived, if a failed batch ended the queue."""
+        """If a failed batch ended the queue, read one blob to get the error."""
         downloads = self._downloads.values()
         lost = [one for one in downloads if one.state is DownloadState.CANCELLED]
         if not lost or any(one.state is DownloadState.DONE for one in downloads):
@@ -237,7 +237,7 @@ class _Step:
             self._extra_errors[blob_id] = error
 
     async def _wait_for_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
-        """Wait until the blobs can be written; return all ids, so that none is kept in memory."""
+        """Wait for room to write the blobs. Return all ids: no content is kept in memory."""
         sizes = {blob_id: len(data) for blob_id, data in arrived}
         self.sizes |= sizes
         await self._content.write_behind.wait_for_room(sum(sizes.values()))

@@ -1,8 +1,7 @@
-"""Runs downloads and publishes their content: to readers, the kernel, memory and the disk cache.
+"""Runs downloads, and publishes content to readers, the kernel, memory and the disk cache.
 
 Small blobs are written to the disk cache in the background (`WriteBehind`). Large blobs are
-streamed into a file of the cache. They are never whole in memory unless the disk is full, and then
-only one at a time.
+streamed into a file of the cache. If the disk is full, one large blob at a time is whole in memory.
 """
 
 import logging
@@ -56,7 +55,7 @@ class DiskThreads:
 
 @dataclass(slots=True)
 class ContentCounters:
-    """What `jmapfs status` shows, counted from 0.
+    """Counters for `jmapfs status`; all begin at 0.
 
     `hits` are reads that needed no download. `ahead_downloaded` counts blobs that were read ahead
     from the server, `ahead_recalled` those that were read ahead from the disk cache.
@@ -76,9 +75,9 @@ _TOUCHES_SECONDS: Final = 60.0
 class WriteBehind:
     """Writes small blobs to the disk cache in the background, in the task `run`.
 
-    The pending blobs are bounded in bytes, and can be read. A blob that does not fit is not
-    written, and is downloaded again later. Blobs that arrive during a transaction are written
-    together in the next one.
+    The pending blobs are bounded in bytes. They can be read with `get`. A blob that does not fit is
+    not written, and is downloaded again when it is needed. Blobs that arrive during a transaction
+    are written together in the next one.
     """
 
     def __init__(self, disk: DiskCache, threads: DiskThreads) -> None:
@@ -93,7 +92,7 @@ class WriteBehind:
         return self._pending.get(blob_id)
 
     async def add(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        """Add blobs; those for which there is no room within a second are not written."""
+        """Add blobs; a blob for which there is no room within a second is not written."""
         if not self._disk.limit_bytes:
             return
         with trio.move_on_after(_WAIT_SECONDS):
@@ -108,17 +107,17 @@ class WriteBehind:
         self._notify()
 
     async def wait_for_room(self, size: int) -> None:
-        """Return when there is room for so many bytes, or when everything is written."""
+        """Return when there is room for `size` bytes, or when all pending blobs are written."""
         while self._bytes + size > _LIMIT_BYTES and self._pending:
             await self._changed.wait()
 
     async def wait_until_written(self, blob_ids: Collection[str]) -> None:
-        """Return when none of these is pending: the disk cache has kept or refused them."""
+        """Return when none of the blobs is pending: each was stored or could not be stored."""
         while not self._pending.keys().isdisjoint(blob_ids):
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Write blobs until cancelled; after a minute without blobs, write the uses of blobs."""
+        """Write blobs until cancelled; after a minute without blobs, write their recent uses."""
         while True:
             with trio.move_on_after(_TOUCHES_SECONDS):
                 while not self._pending:
@@ -129,7 +128,7 @@ class WriteBehind:
                 await self._threads.run_abandonable(self._disk.write_touches)
 
     async def flush(self) -> None:
-        """Return when everything is written; `run` must be running."""
+        """Return when all pending blobs are written; `run` must be running."""
         while self._pending:
             await self._changed.wait()
 
@@ -153,13 +152,13 @@ class WriteBehind:
 
 
 class _DiskFullError(Exception):
-    """There is no file to write to, or it cannot grow."""
+    """No file could be created, or the file cannot grow."""
 
 
 class ContentPublisher:
     """Runs the downloads of one account, and publishes their content.
 
-    `parallel` is the number of single downloads at a time, `timeout` the seconds for a small one.
+    At most `parallel` single blobs are downloaded at a time. A small blob gets `timeout` seconds.
     """
 
     def __init__(
@@ -187,7 +186,7 @@ class ContentPublisher:
     async def run(self, download: Download, *, known_absent: bool = False) -> bytes | None:
         """Run a download from the disk cache or the server to its end; never raises an error.
 
-        With `known_absent` the disk cache is not searched. Returns the content of a small blob.
+        If `known_absent`, the disk cache is not searched. Returns the content of a small blob.
         """
         timeout = self.timeout + extra_time(download.size)
         try:
@@ -209,7 +208,7 @@ class ContentPublisher:
         return None
 
     async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
-        """Finish downloads whose content arrived in one response, and have it written."""
+        """Finish downloads whose content arrived in one response, and queue it to be written."""
         self.counters.ahead_downloaded += len(arrived)
         await self.publish(arrived, publish)
         await self.write_behind.add([(download.blob_id, data) for download, data in arrived])
@@ -217,9 +216,10 @@ class ContentPublisher:
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content has arrived, first those that have readers.
 
-        The others are published to the kernel first, and finished after that: a program that reads
-        the file a moment later then finds the content in the page cache. A READ that arrives in
-        between is answered at once: until then the kernel locks the page, and publishing waits.
+        The other downloads are published to the kernel before they are finished. A program that
+        reads the file a moment later then finds the content in the page cache. A READ that arrives
+        in between is answered at once: the kernel locks the page until the answer, and publishing
+        waits for the page.
         """
         unread: list[Arrived] = []
         for download, data in arrived:

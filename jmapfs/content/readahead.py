@@ -5,9 +5,9 @@ opening a file does not count. Then a `ReadaheadWindow` decides how far ahead to
 `ChunkLoader` loads the files from the disk cache or the server. Their content goes into the
 kernel's page cache, which answers most reads without a READ.
 
-Everything runs in the event loop except three things, which run in worker threads: SQL that returns
-many rows, access to the disk cache, and notifications of the kernel. A failure here never makes a
-read fail: the content is then fetched when it is read.
+Three things run in worker threads: SQL that returns many rows, access to the disk cache, and
+notifications to the kernel. Everything else runs in the event loop. A failure of read-ahead never
+makes a read fail: the content is then fetched when it is read.
 """
 
 import logging
@@ -30,8 +30,7 @@ from jmapfs.index.rows import NamedFile
 
 _log = logging.getLogger(__name__)
 
-# How much one access to the disk cache loads. A larger access would delay a reader that waits for
-# its first file.
+# One access to the disk cache loads this much. A larger access would delay the first file.
 _RECALL_FILES: Final = 64
 _RECALL_BYTES: Final = 1024 * 1024
 
@@ -67,8 +66,8 @@ class PublishedFiles:
     def record_read(self, inode: int) -> None:
         """Record a READ.
 
-        If the kernel had received this content, it has dropped it, and probably that of other files
-        too. So all inodes are forgotten.
+        If the kernel has received this content, the kernel has dropped it, and has probably dropped
+        the content of other files too. So all inodes are forgotten.
         """
         if inode in self._inodes:
             self._inodes.clear()
@@ -100,11 +99,11 @@ class ChunkLoader:
         self._files: dict[str, NamedFile] = {}
 
     def stop(self) -> None:
-        """Cancel what has not been started."""
+        """Cancel all downloads that have not been started."""
         self._queue.cancel()
 
     async def load(self, files: Sequence[NamedFile]) -> None:
-        """Load the files that the disk cache has, and queue downloads of the others."""
+        """Load cached files from the disk, and queue downloads of the other files."""
         downloads: deque[Download] = deque()
         pages: list[tuple[int, bytes]] = []
         for file in files:
@@ -141,7 +140,7 @@ class ChunkLoader:
                 await self._recall(batch)
 
     async def _recall(self, batch: Sequence[Download]) -> None:
-        """Load small files from the disk cache; a large one is read from there directly."""
+        """Load small files from the disk cache; a READ of a large file uses the disk cache."""
         small = [one.blob_id for one in batch if one.size <= SMALL_BYTES]
         try:
             load = partial(self._disk.load_many, small)
@@ -154,7 +153,7 @@ class ChunkLoader:
                     download.cancel()
 
     async def _publish(self, contents: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Hand contents to the kernel; return the ids of the blobs that it took."""
+        """Hand contents to the kernel; return the ids of the blobs that the kernel took."""
         files = [(self._files.pop(blob_id, None), data) for blob_id, data in contents]
         pages = [page for file, data in files if file for page in self._pages(file, data)]
         taken = await self._store(pages)
@@ -171,8 +170,8 @@ class ChunkLoader:
         if not pages:
             return set()
         store = partial(self._page_cache.store, pages)
-        # The thread is abandoned if the mount ends: the kernel may make it wait for a READ, and
-        # then nothing answers READs.
+        # The thread is abandoned if the mount ends: the kernel may make the thread wait for a READ,
+        # and nothing answers READs any more.
         refused = await trio.to_thread.run_sync(
             store, limiter=self._threads, abandon_on_cancel=True
         )
@@ -185,7 +184,7 @@ class ChunkLoader:
 # Programs that read in parallel, or in inode order, do not read strictly in name order.
 _NEAR: Final = 8
 _ENOUGH_NEAR: Final = 2
-# How many files after the end of a window a READ may be and still belong to the reader.
+# A READ belongs to a reader even if the file is this many files after the end of its window.
 _SLACK: Final = 64
 _RECENT_SECONDS: Final = 60.0
 _RECENT_NAMES: Final = 64
@@ -196,10 +195,10 @@ _MOST_READERS: Final = 16
 
 
 class _Reader:
-    """A program that reads a directory, and for which files are read ahead.
+    """A program that reads a directory. The next files are read ahead for it.
 
-    `extending` is true while a chunk is being determined, `starved` if there was no room for the
-    last chunk, and `finished` at the end of the directory.
+    `extending` is true while the next chunk is being chosen. `starved` is true if there was no room
+    for the last chunk. `finished` is true at the end of the directory.
     """
 
     def __init__(self, window: ReadaheadWindow, loader: ChunkLoader) -> None:
@@ -213,8 +212,8 @@ class _Reader:
 class Readahead:
     """Reads ahead for all readers of one account's tree.
 
-    `reader` is for the event loop, `chunk_reader` for worker threads. `limit_bytes` bounds what has
-    been requested and not read yet, for all readers together. Tasks run in `nursery`.
+    The event loop uses `reader`; worker threads use `chunk_reader`. `limit_bytes` bounds the
+    content that was requested but not read yet, for all readers together. Tasks run in `nursery`.
     """
 
     def __init__(
@@ -280,7 +279,7 @@ class Readahead:
         before = self._reader.names_before(mailbox, name, _SLACK)
         for reader in self._readers:
             window = reader.window
-            # If a reader has finished its directory, it is not reading mail that arrives later.
+            # A reader that has finished its directory will not read mail that arrives later.
             if window.mailbox != mailbox or reader.finished:
                 continue
             if before and before[-1] <= window.end < name:
@@ -337,7 +336,7 @@ class Readahead:
             _log.exception("a bug in reading ahead")
 
     async def _next_chunk(self, reader: _Reader) -> list[NamedFile]:
-        """Extend the window of a reader; return the files to be loaded."""
+        """Extend the window of a reader, and return the files that have to be loaded."""
         window = reader.window
         try:
             files = await trio.to_thread.run_sync(
@@ -372,19 +371,19 @@ class Readahead:
         return [one.window for one in self._readers if one.window.used_at > since]
 
     def _share(self) -> int:
-        """Return the most bytes that a chunk may have: each active reader has two chunks."""
+        """Return how many bytes a chunk may have. Each active reader has two chunks."""
         return self._limit_bytes // (2 * max(1, len(self._active_windows())))
 
     def _room(self) -> int:
-        """Return how many bytes may be requested before more has been read."""
+        """Return how many bytes may still be requested before readers have read more."""
         return self._limit_bytes - sum(window.unread_bytes for window in self._active_windows())
 
 
 def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[NamedFile]:
     """Return the first files that have at most `share` and `room` bytes together.
 
-    If the first file alone is larger than `share`, it is returned alone. Such a file is not loaded
-    in advance.
+    If the first file alone is larger than `share`, it is returned alone. The caller does not load
+    such a file in advance.
     """
     if files[0].size > share:
         return files[:1]

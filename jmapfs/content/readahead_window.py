@@ -1,9 +1,9 @@
 """How far to read ahead for one program that reads a directory file after file.
 
 Content that is read ahead goes into the kernel's page cache, which then answers without a READ. So
-a few files of each chunk are probes: their content is kept in memory instead, and the READ of a
-probe shows the position of the reader. When the reader enters the newest chunk, the
-next one is due, and is twice as long. The kernel reads ahead within a file by the same scheme
+a few files of each chunk are probes. The content of a probe is kept in memory instead, and the READ
+of a probe shows the position of the reader. When the reader enters the newest chunk, the next chunk
+is due. Each chunk is twice as long as the last. The kernel reads ahead within a file by this scheme
 (mm/readahead.c).
 
 This module only computes; it fetches nothing.
@@ -23,15 +23,15 @@ LARGEST_CHUNK: Final = 512
 
 _PROBE_EVERY: Final = 64
 _SHRINK_FACTOR: Final = 4
-# How many chunks stay in the window: while a new one is added, an older one is still being read.
+# How many chunks stay in the window. An older chunk is still being read when a chunk is added.
 _KEPT_CHUNKS: Final = 3
 
 
 class ReadaheadWindow:
-    """The last chunks that were requested for one reader of a mailbox; they end with name `end`.
+    """The last chunks requested for one reader of a mailbox; `end` is the name of their last file.
 
-    `chunk` is the number of files that the next chunk should have, `unread_bytes` the size of what
-    was requested and not read yet, `used_at` the time of the reader's last READ.
+    `chunk` is the number of files that the next chunk should have. `unread_bytes` is the size of
+    the files that were requested but not read yet. `used_at` is the time of the reader's last READ.
     """
 
     def __init__(self, mailbox: int, end: str, chunk: int = FIRST_CHUNK) -> None:
@@ -55,9 +55,9 @@ class ReadaheadWindow:
     def extend(
         self, files: Sequence[NamedFile], read_names: Collection[str] = ()
     ) -> tuple[set[int], list[int]]:
-        """Add a chunk; return the inodes of its probes, and those that left the window.
+        """Add a chunk; return the inodes of its probes, and the inodes that left the window.
 
-        `read_names` are names that have been read already: they cannot be probes.
+        `read_names` are the names of files that were read already. These files cannot be probes.
         """
         inodes = [file.inode for file in files]
         self._newest_chunk = self._next_position
@@ -82,7 +82,7 @@ class ReadaheadWindow:
         return probes, dropped
 
     def record_read(self, inode: int) -> bool:
-        """Record that a file of the window is read; return whether the next chunk is due."""
+        """Record a READ of a file in the window; return whether the next chunk is due."""
         position = self._positions[inode]
         self._advance_to(position)
         if position in self._probes:
@@ -95,7 +95,7 @@ class ReadaheadWindow:
         return True
 
     def record_passed(self) -> None:
-        """Record that the reader is already after the newest chunk, so the next chunk is due."""
+        """Record that the reader has passed the newest chunk, so that the next chunk is due."""
         self._advance_to(self._next_position)
         self._adapt_chunk(self._next_position)
         self._newest_chunk = self._next_position

@@ -2,7 +2,7 @@
 
 Everything runs in the event loop except disk work (`DiskThreads`). A read never downloads: it
 starts a download in the service's nursery, or joins one, and waits. So a read can be cancelled at
-any point, and no lock is needed, because nothing changes between two awaits.
+any point. No lock is needed, because nothing changes between two awaits.
 """
 
 import logging
@@ -38,8 +38,8 @@ _FLUSH_SECONDS: Final = 5.0
 class ContentService:
     """Serves the content of blobs; see `open_content_service`. For tasks of one event loop.
 
-    `counters` is for `jmapfs status`, `write_behind` has what is not in the disk cache yet, and
-    `downloads` serves the queues of read-ahead and prefetch.
+    `counters` is for `jmapfs status`. `write_behind` has the blobs that are not in the disk cache
+    yet. `downloads` serves the queues of read-ahead and prefetch.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ContentService:
         self.counters: ContentCounters = self._publisher.counters
 
     def hold(self, blob_id: str) -> None:
-        """Count one more open file: a read opens the blob, the last `release` closes it."""
+        """Count one more open file. A read opens its blob; the last `release` closes the blob."""
         self._open_blobs.hold(blob_id)
 
     def release(self, blob_id: str) -> None:
-        """Undo one `hold`."""
+        """Undo one call of `hold`."""
         self._open_blobs.release(blob_id)
 
     async def read(
@@ -94,17 +94,18 @@ class ContentService:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a timeout is a DeadlineError here
     ) -> bytes | memoryview:
-        """Return exactly `min(length, expected_size - offset)` bytes; none beyond the end.
+        """Return exactly `min(length, expected_size - offset)` bytes, or none after the end.
 
         `timeout` is in seconds. None means the `read_timeout` of the service (by default 30), and
         for a large blob also the time that it needs at 256 KiB per second.
 
         Raises:
-            DeadlineError: it took too long; the download goes on for a while, for the next read.
+            DeadlineError: the read took too long. The download goes on for a while, for the next
+                read.
             BlobMismatchError: the blob has a different size, which has been reported to
                 `on_size_mismatch`, or its content does not match its SHA-1.
             StorageError: there is no room for a large blob, or the disk failed twice.
-            JmapfsError: what the source raises.
+            JmapfsError: the source has raised this error.
         """
         if offset < 0 or length < 0:
             raise ValueError("a negative offset or length")
@@ -135,14 +136,14 @@ class ContentService:
         return self.write_behind.get(blob_id) if data is None else data
 
     def get_download(self, blob_id: str) -> Download | None:
-        """Return the download of a blob, or None if there is none or it has ended."""
+        """Return the unfinished download of a blob, or None if there is none."""
         return self._single_flight.get(blob_id)
 
     def create_download(self, blob_id: str, size: int) -> Download | None:
         """Return a new, queued download of a blob of `size` bytes, which reads will join.
 
-        The caller runs it, by `downloads` or `publish`, or cancels it. Returns None if the blob is
-        in memory or being downloaded; the disk cache is not searched.
+        The caller runs the download with `downloads` or `publish`, or cancels it. Returns None if
+        the blob is in memory or being downloaded; the disk cache is not searched.
         """
         if self._closing or self.is_cached(blob_id) or self._single_flight.get(blob_id) is not None:
             return None
@@ -190,7 +191,7 @@ class ContentService:
     async def _find(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob.
 
-        If it has a different size, reports this size and raises BlobMismatchError.
+        If the blob has a different size, reports this size and raises BlobMismatchError.
         """
         found = await self._find_any_size(blob_id, expected_size)
         size = len(found) if isinstance(found, bytes) else found.size
@@ -202,7 +203,7 @@ class ContentService:
     async def _find_any_size(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
         waited = False
         while True:
-            # No await from here to `create`: two readers would start two downloads of one blob.
+            # No await is allowed from here to `create`: a blob must not get two downloads.
             found: bytes | OpenBlob | None = self.cached(blob_id)
             if found is None:
                 found = self._open_blobs.get(blob_id)
@@ -219,14 +220,14 @@ class ContentService:
 
     def _start_download(self, download: Download) -> None:
         if self._closing:
-            # Also one that was queued before; the nursery may have ended.
+            # A download that was queued earlier fails too: the nursery may have ended.
             download.fail(UnreachableError("the content of mails is no longer served"))
             return
         self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:
-            # The nursery may have ended, and nothing else runs that could be delayed.
+            # The nursery may have ended. No task is left that blocking could delay.
             blob.close()
             return
         self._nursery.start_soon(self._close, blob)
@@ -237,7 +238,7 @@ class ContentService:
 
 
 class _SizeMismatches:
-    """Reports blobs whose size is not the stated one; several readers share one report.
+    """Reports blobs whose size is not the stated size; readers of one blob share one report.
 
     The reports run in tasks of `nursery`, so that a reader that leaves does not cancel them.
     """
@@ -283,9 +284,9 @@ async def open_content_service(
     """Serve content while the context lasts; the caller closes the caches.
 
     `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have a size other than
-    expected. After that the read fails; the content is kept. `read_timeout` and `download_timeout`
-    are in seconds; a download may go on after the last reader has left, until its own timeout. At
-    the end, the last content is written to the disk, for 5 seconds at most.
+    expected. After that the read fails, but the content is kept. `read_timeout` and
+    `download_timeout` are in seconds. A download may go on after its last reader has left, until
+    `download_timeout`. At the end, pending content is written to the disk, for 5 seconds at most.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -299,7 +300,7 @@ async def open_content_service(
             read_timeout=read_timeout,
             download_timeout=download_timeout,
         )
-        # The shield makes sure that content that has arrived is written after a cancellation too.
+        # The shield makes sure that content that has arrived is written even after a cancellation.
         writing = trio.CancelScope(shield=True)
         nursery.start_soon(content.run, writing)
         try:

@@ -1,4 +1,4 @@
-"""One download of a blob, however many tasks wait for it.
+"""One download of a blob, even if several tasks wait for the blob.
 
 Every task that needs a blob shares the same `Download`. A task may stop waiting at any time; the
 download continues for the others. A download is in one of these states:
@@ -11,14 +11,14 @@ download continues for the others. A download is in one of these states:
       v            a slot     │ v                        │ or a reader waits
     REQUESTED ────────────────┘ DONE <───────────────────┘
 
-QUEUED: nobody waits for it. REQUESTED: a reader waits; the disk cache is searched (if it has the
-blob, the download is DONE), then the download waits for one of the few slots. RUNNING: the content
-is being fetched. PUBLISHING: the kernel is being given the content. A reader that starts to wait
-then gets the content at once, since the kernel may need that answer before it can go on.
+QUEUED: nobody waits for the download. REQUESTED: a reader waits. The disk cache is searched; if it
+has the blob, the download is DONE. Otherwise the download waits for one of the few slots. RUNNING:
+the content is being fetched. PUBLISHING: the kernel is being given the content. A reader that comes
+during PUBLISHING gets the content at once: the kernel may be waiting for this answer.
 
-Not drawn: in any state, an error leads to FAILED. Three states can lead to CANCELLED: QUEUED, if
-the queue is cancelled; REQUESTED, if the last reader stops waiting; RUNNING, if the queue cannot
-get the content. A reader that waits for a cancelled download starts a new one.
+Two states are not drawn. After an error, a download is FAILED. It is CANCELLED if the queue is
+cancelled (from QUEUED), if the last reader stops waiting (from REQUESTED), or if the queue cannot
+get the content (from RUNNING). A reader that waits for a cancelled download starts a new one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.CANC
 class Download:
     """The download of one blob; `size` is its stated size in bytes.
 
-    `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled when the last
-    waiter leaves before the download has a slot. `error` is why it has failed.
+    `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled if the last
+    waiter leaves before the download has a slot. `error` is the reason of a failure.
     """
 
     def __init__(self, single_flight: SingleFlight, blob_id: str, size: int) -> None:
@@ -65,14 +65,14 @@ class Download:
 
     @property
     def ended(self) -> bool:
-        """Whether it is done, has failed or was cancelled."""
+        """Whether the download is done, has failed or was cancelled."""
         return self.state in _ENDED
 
     async def wait(self) -> bytes | None:
-        """Return the content, or None if the caller must look for the blob again.
+        """Wait for the content, and return it. None: the caller must look for the blob again.
 
         Raises:
-            Exception: why the download failed; the same object for all waiters.
+            Exception: the download failed. All waiters get the same object.
         """
         self.waiters += 1
         if self.state is DownloadState.QUEUED:
@@ -101,26 +101,26 @@ class Download:
         return True
 
     def requeue(self) -> None:
-        """Return a running download to a queue; if somebody waits for it, request it at once."""
+        """Put a running download back into QUEUED; if a task waits for it, request it at once."""
         self.state = DownloadState.QUEUED
         if self.waiters:
             self._request()
 
     def begin_transfer(self) -> None:
-        """Note that the download has a slot: from now on it runs to its end."""
+        """Record that the download has a slot. From now on it runs to its end."""
         self.state = DownloadState.RUNNING
 
     def publish(self, finish: Callable[[], None]) -> None:
-        """Note that the kernel is being given the content; a new waiter calls `finish` at once.
+        """Record that the kernel is being given the content; a new waiter calls `finish` at once.
 
-        The caller finishes the download afterwards if it is still PUBLISHING.
+        If the download is still PUBLISHING after that, the caller finishes it.
         """
         self.state = DownloadState.PUBLISHING
         self._finish_early = finish
 
     def finish(self, data: bytes | None) -> None:
         """Give the content to all waiters; `data` is None for a large blob, which is open now."""
-        # Drop the bytes if nobody is waiting: queues keep the object.
+        # Drop the bytes if no task waits: a queue may keep this object for long.
         self._data = data if self.waiters else None
         self._end(DownloadState.DONE)
 
@@ -130,7 +130,7 @@ class Download:
         self._end(DownloadState.FAILED)
 
     def cancel(self) -> None:
-        """End without content: each waiter looks for the blob again."""
+        """End the download without content. Each waiter then looks for the blob again."""
         self._end(DownloadState.CANCELLED)
 
     def cancel_queued(self) -> None:
@@ -150,9 +150,9 @@ class Download:
 
 
 class SingleFlight:
-    """The downloads that have not ended, by blob id; `start(download)` runs one in a task.
+    """The unfinished downloads by blob id; `start(download)` runs a download in a task.
 
-    There is no lock: it is used in the event loop alone, and no method waits.
+    There is no lock: the object is used only in the event loop, and no method waits.
     """
 
     def __init__(self, start: Callable[[Download], None]) -> None:
@@ -164,7 +164,7 @@ class SingleFlight:
         return self._downloads.get(blob_id)
 
     def create(self, blob_id: str, size: int) -> Download:
-        """Return a new, queued download of a blob that has none."""
+        """Return a new, queued download of a blob that is not being downloaded."""
         if blob_id in self._downloads:
             raise RuntimeError("this blob is being downloaded already")
         download = self._downloads[blob_id] = Download(self, blob_id, size)

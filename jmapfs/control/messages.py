@@ -8,7 +8,7 @@ A connection carries one request and one reply, each a line of JSON:
 Each request class names the type of its reply: `Request[Lease]` is answered with a `Lease`.
 The socket is in a directory that only its owner can enter. There is no other authentication.
 
-A *lease* keeps the tree frozen. It expires unless it is renewed, and the mount thaws when its last
+A *lease* keeps the tree frozen. A lease expires unless it is renewed. The mount thaws when its last
 lease has expired or was given back.
 """
 
@@ -62,7 +62,7 @@ class ReadaheadStatus(msgspec.Struct, frozen=True):
 
 
 class HttpStatus(msgspec.Struct, frozen=True):
-    """The requests to the server since the mount began, and what they downloaded."""
+    """The requests to the server since the mount began, and how much they downloaded."""
 
     requests: int
     blobs: int
@@ -148,9 +148,9 @@ class Thawed(msgspec.Struct, frozen=True):
 class TreeDescription(msgspec.Struct, frozen=True):
     """The part of a frozen tree that is at and below a directory.
 
-    `root` is the directory of the account, empty in a mount of one account; `directory` is the path
-    below it. `consistent` is false for a tree between two states of the account. `mails` is an
-    estimate where `directory` is not empty. `synced_at` is in seconds since 1970.
+    `root` is the directory of the account, and empty in a mount of one account. `directory` is a
+    path below `root`. `consistent` is false if the tree is between two states of the account.
+    `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
     """
 
     server: str
@@ -167,7 +167,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why something is not available, in one line, and the exit code that goes with it."""
+    """An error: its message in one line, and its exit code."""
 
     error: str
     exit_code: int
@@ -181,7 +181,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class CacheUse(msgspec.Struct, frozen=True):
-    """How much of an account's cache some emails take, and its capacity, in bytes."""
+    """How many bytes of an account's cache some emails take, and the capacity of the cache."""
 
     account: str
     wanted: int
@@ -191,8 +191,8 @@ class CacheUse(msgspec.Struct, frozen=True):
 class MissingMails(msgspec.Struct):
     """The emails (inode and size in bytes) that are not in the cache.
 
-    There was no time to look at those in `unchecked`. Those in `gone` are no longer in the tree.
-    `caches` has the space that all checked emails take, for each account.
+    There was no time to check the emails in `unchecked`. The emails in `gone` are no longer in the
+    tree. For each account, `caches` has the space that all checked emails take.
     """
 
     missing: list[tuple[int, int]] = []
@@ -204,10 +204,10 @@ class MissingMails(msgspec.Struct):
 class PrefetchedMails(msgspec.Struct):
     """The emails (inodes) that are not in the cache after a request to prefetch them.
 
-    There was no time for those in `left`. Those in `unreached` failed for a reason that does not
-    depend on the email, such as an unreachable server; `obstacle` is this reason. Those in
-    `refused` cannot be downloaded; `refusal` is the reason of the first of them. Those in `gone`
-    are no longer in the tree.
+    There was no time for the emails in `left`. The emails in `unreached` failed for a reason that
+    does not depend on the email, such as an unreachable server; `obstacle` is this reason. The
+    emails in `refused` cannot be downloaded; `refusal` is the reason for the first email. The
+    emails in `gone` are no longer in the tree.
     """
 
     left: list[int] = []
@@ -240,12 +240,12 @@ class StatusRequest(Request[MountStatus], frozen=True, tag="status"):
 
 
 class SyncRequest(Request[Done], frozen=True, tag="sync"):
-    """Ask the server for changes; the reply comes when the tree and the kernel have them.
+    """Ask the server for changes; the reply comes when the tree and the kernel have the changes.
 
-    `path` limits this to the account whose directory contains it.
+    If `path` is given, only the account whose directory contains it is asked.
     """
 
-    # The mount itself gives up a little earlier.
+    # The mount gives up a little earlier than the client.
     timeout: ClassVar[float] = 630.0
     path: str = ""
 
@@ -254,7 +254,7 @@ class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
     """Freeze the tree under a lease of `seconds`.
 
     Renewals do not extend the lease beyond `limit` seconds from the request. If the tree is frozen
-    already, the reply is an error, or with `join` a lease on that freeze.
+    already, the reply is an error. With `join`, the reply is then a lease on that freeze.
     """
 
     # A freeze can take long: the kernel may have to drop a hundred thousand names.
@@ -267,14 +267,14 @@ class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):
 class RenewRequest(Request[Lease], frozen=True, tag="renew"):
     """Renew a lease: it lasts for `seconds` from now."""
 
-    # The daemon may be busy; without an answer for longer, the lease has expired.
+    # The daemon may be busy. After this time without a reply, the lease has expired anyway.
     timeout: ClassVar[float] = LEASE_SECONDS
     lease: str
     seconds: float
 
 
 class ThawRequest(Request[Thawed], frozen=True, tag="thaw"):
-    """End the freeze with all its leases, or give back one `lease`."""
+    """Give back one `lease`; without `lease`, end the freeze with all its leases."""
 
     timeout: ClassVar[float] = 300.0
     lease: str | None = None
@@ -289,7 +289,7 @@ class DescribeRequest(Request[TreeDescription], frozen=True, tag="describe"):
 
 
 class MailsRequest(Request[EmailSlice], frozen=True, tag="mails"):
-    """List about `count` emails at and below a path of the frozen tree, from a position on."""
+    """List about `count` emails at and below a path of the frozen tree, beginning at a position."""
 
     timeout: ClassVar[float] = 300.0
     lease: str
@@ -299,10 +299,10 @@ class MailsRequest(Request[EmailSlice], frozen=True, tag="mails"):
 
 
 class MissingRequest(Request[MissingMails], frozen=True, tag="missing"):
-    """Find the emails that are not cached; with `read`, read the others and find damage.
+    """Find emails that are not cached; with `read`, read the cached emails to find damage.
 
-    A reply takes a second or two. It names the emails for which there was no time; the client sends
-    another request for these. The mount remembers nothing between two requests.
+    A reply takes a second or two. The reply names the emails for which there was no time. The
+    client sends another request for these emails. The mount remembers nothing between two requests.
     """
 
     # The daemon may be busy.
@@ -341,7 +341,7 @@ class ReplyLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """Yield another path to a socket, one that fits into a socket address (108 bytes, unix(7))."""
+    """Yield a path to the same socket that fits into a socket address (108 bytes, unix(7))."""
     descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{path.name}"

@@ -22,7 +22,7 @@ _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 def resolve(mountpoint: Path) -> Path:
     """Return the absolute path of a mountpoint, without touching what is mounted on it.
 
-    A dead mount answers every call with an error, so only its parent is resolved.
+    A dead mount answers every call with an error. So only the parent of the path is resolved.
     """
     absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
     return absolute.parent.resolve() / absolute.name if absolute.name else absolute
@@ -31,7 +31,7 @@ def resolve(mountpoint: Path) -> Path:
 def _socket_directory() -> Path:
     """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
 
-    Raises StorageError if it cannot be made, or it belongs to another user.
+    Raises StorageError if the directory cannot be created, or belongs to another user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     # A system service or a container may have neither of these directories.
@@ -45,7 +45,7 @@ def _socket_directory() -> Path:
         status = directory.lstat()
     except OSError as error:
         raise StorageError(f"cannot make {directory}: {error.strerror}") from error
-    # Without XDG_RUNTIME_DIR it may be in a directory that is writable by all.
+    # Without XDG_RUNTIME_DIR, the directory may be in a place where all users can write.
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{directory} belongs to another user: set XDG_RUNTIME_DIR")
     if status.st_mode & 0o077:
@@ -56,7 +56,7 @@ def _socket_directory() -> Path:
 def socket_path(mountpoint: Path) -> Path:
     """Return the control socket of a mountpoint.
 
-    Raises StorageError if its directory cannot be made, or it belongs to another user.
+    Raises StorageError if its directory cannot be created, or belongs to another user.
     """
     return _socket_directory() / f"{file_stem(mountpoint)}.sock"
 
@@ -78,7 +78,7 @@ class Mount:
 
     @property
     def ours(self) -> bool:
-        """Whether it is a mount of jmapfs."""
+        """Whether this is a mount of jmapfs."""
         return self.fstype == f"fuse.{SUBTYPE}"
 
 
@@ -101,9 +101,9 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 
 def require_mount(mountpoint: Path) -> Mount:
-    """Return the mount of ours at a resolved path.
+    """Return the jmapfs mount at a resolved path.
 
-    Raises NotMountedError if nothing of ours is mounted there.
+    Raises NotMountedError if no jmapfs mount is at this path.
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
@@ -112,7 +112,7 @@ def require_mount(mountpoint: Path) -> Mount:
 
 
 def mount_of(path: Path) -> Mount | None:
-    """Return the mount that contains a resolved path, if it is one of jmapfs; otherwise None."""
+    """Return the mount that contains a resolved path, or None if jmapfs did not mount it."""
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
     # If several mounts have the same mountpoint, the last one is on top.

@@ -1,7 +1,6 @@
 """The client of the control socket: one request to a mount, and a freeze that is kept by a lease.
 
-Blocking calls, for any thread. A process that is killed stops renewing its lease, and so the mount
-thaws within `LEASE_SECONDS`.
+Blocking calls, for any thread. If the process is killed, its mount thaws within `LEASE_SECONDS`.
 """
 
 import socket
@@ -31,10 +30,10 @@ _R = TypeVar("_R")
 def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
     """Send a request to the mount at a resolved path, and return its reply.
 
-    `timeout` is in seconds; by default it is that of the request.
+    `timeout` is in seconds; the default is the timeout of the request class.
 
     Raises:
-        NotMountedError: nothing of ours is mounted there, or there is no reply in time.
+        NotMountedError: no jmapfs mount is there, or there is no reply in time.
         UsageError: a path in the request is not valid Unicode.
         RelayedError: the mount answered with an error.
     """
@@ -46,7 +45,7 @@ def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None)
 
 
 def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
-    """Send a request to the mount with that control socket; see `ask`."""
+    """Send a request to the mount whose control socket is given; see `ask`."""
     try:
         line = msgspec.json.encode(request) + b"\n"
     except UnicodeEncodeError:
@@ -72,17 +71,17 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):
-    """Keeps a mount frozen: a thread renews the lease until it is given back.
+    """Keeps a mount frozen: a thread renews the lease until the lease is given back.
 
-    `id` names the lease in other requests. `since` is when the freeze began, in seconds since 1970:
-    before the lease, if the lease joined a freeze.
+    `id` names the lease in other requests. `since` is when the freeze began, in seconds since 1970.
+    This is before the lease began if the lease joined a freeze.
     """
 
     def __init__(self, mountpoint: Path, *, limit: float | None = None, join: bool = False) -> None:
         """Freeze the mount at a resolved path, for `limit` seconds at most.
 
-        Raises NotMountedError if nothing of ours is mounted there, or there is no reply in time,
-        and RelayedError if the mount cannot be frozen, or is frozen already, without `join`.
+        Raises NotMountedError if no jmapfs mount is there, or there is no reply in time. Raises
+        RelayedError if the mount cannot be frozen, or if it is frozen already and `join` is false.
         """
         self._mountpoint = mountpoint
         lease = ask(mountpoint, FreezeRequest(seconds=LEASE_SECONDS, limit=limit, join=join))
@@ -95,7 +94,7 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
         self.release()
 
     def renew(self) -> bool:
-        """Renew the lease; return False if it was lost: the tree may have changed since.
+        """Renew the lease; return False if it was lost, because the tree may have changed then.
 
         Raises NotMountedError if the mount does not answer in time.
         """
@@ -106,7 +105,7 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
         return True
 
     def release(self) -> bool:
-        """Give the lease back, and wait for the thaw; return False if it was lost before."""
+        """Give the lease back, and wait for the thaw; return False if the lease was lost before."""
         self._released.set()
         try:
             return ask(self._mountpoint, ThawRequest(self.id)).was_frozen
@@ -114,8 +113,7 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
             return False
 
     def _keep_renewing(self) -> None:
-        # The result is ignored: the owner calls `renew` or `release`, which tell if the lease is
-        # lost.
+        # The result is ignored: the owner learns of a lost lease from `renew` or `release`.
         while not self._released.wait(RENEWAL_SECONDS):
             with suppress(JmapfsError):
                 self.renew()

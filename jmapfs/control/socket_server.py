@@ -1,7 +1,7 @@
 """The server of the control socket: answers the requests to a mount; see `messages`.
 
-While a request is being carried out, the server watches the connection. If the client closes it,
-the work is cancelled. Otherwise a freeze could remain that no client knows of.
+While a request is being carried out, the server watches the connection. If the client closes the
+connection, the work is cancelled. Otherwise a freeze of which no client knows could remain.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The accounts of a mount: which ones it shows, and each with its index, caches and content."""
+"""The accounts of a mount, each with its index, caches and content."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ from jmapfs.tree.status_file import Reachability
 _log = logging.getLogger(__name__)
 
 _MEMORY_CACHE_BYTES: Final = 32 * 1024 * 1024
-# What is read ahead has to fit into memory if the kernel does not take it.
+# Content that is read ahead has to fit into memory, because the kernel may not take it.
 _READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
 _CONCURRENCY: Final = 8
 
@@ -47,7 +47,7 @@ Listener = Callable[[], Awaitable[None]]
 
 
 async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
-    """Return the accounts to be mounted by their numbers; a single one has the number 0.
+    """Return the accounts to mount, by their numbers; a single account has the number 0.
 
     With `all_accounts` their names are saved. If the server is unreachable at a later mount, the
     saved names are used. Raises JmapfsError if the server cannot be asked and no names were saved.
@@ -98,7 +98,7 @@ def _load_names(path: Path) -> dict[str, str]:
 
 
 class ChangeNotifier:
-    """Tells listeners that the index, or the reachability of the server, changed."""
+    """Calls listeners after the index or the reachability of the server has changed."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
@@ -108,7 +108,7 @@ class ChangeNotifier:
         self._listeners.append(listener)
 
     async def notify(self) -> None:
-        """Call all listeners; return when they are done."""
+        """Call all listeners; return when all calls have returned."""
         for listener in self._listeners:
             await listener()
 
@@ -117,7 +117,7 @@ class ChangeNotifier:
 class AccountInodes:
     """Converts the inodes of an account to those of the mount, and back.
 
-    `number` is that of the account in the mount; a single account has the number 0.
+    `number` is the number of the account in the mount; a single account has the number 0.
     """
 
     number: int
@@ -139,16 +139,16 @@ class AccountPageCache:
     inodes: AccountInodes
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        """Store contents (by inode) in the page cache; return the inodes it did not take."""
+        """Store contents (by inode) in the page cache; return the inodes that were not stored."""
         to_mount = self.inodes.to_mount
         refused = self.pages.store([(to_mount(inode), data) for inode, data in files])
-        # `files` may have an inode twice: a file can have two names in one directory.
+        # `files` may contain an inode twice: a file can have two names in one directory.
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
 
 @dataclass(frozen=True)
 class MountedAccount:
-    """An account that is mounted: what it shows, and what keeps it up to date."""
+    """A mounted account: its index, its content, and the objects that keep them up to date."""
 
     source: AccountSource
     inodes: AccountInodes
@@ -178,11 +178,11 @@ class MountedAccount:
         return await self.content.read(record.blob_id, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open: content that was read stays available until `release`."""
+        """Record that a file is open. Content that was read stays available until `release`."""
         self.content.hold(record.blob_id)
 
     def release(self, record: FileRecord) -> None:
-        """Note that a file was closed: its content need not stay available."""
+        """Record that a file was closed. Its content need not stay available."""
         self.content.release(record.blob_id)
 
 
@@ -196,11 +196,11 @@ async def open_account(
     number: int = 0,
     accounts: int = 1,
 ) -> AsyncIterator[MountedAccount]:
-    """Open an account, bring it up to date, and keep it so while the context lasts.
+    """Open an account, and keep it up to date while the context lasts.
 
-    `pages` receives content that is read ahead. `number` is that of the account in the mount, and
-    `accounts` is how many share the server's limits and the memory. Raises BusyError if another
-    process is still listing the account, and JmapfsError if the account cannot be shown.
+    `pages` receives content that is read ahead. `number` is the number of the account in the mount.
+    `accounts` is how many accounts share the server's limits and the memory. Raises BusyError if
+    another process is still listing the account, and JmapfsError if the account cannot be shown.
     """
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)

@@ -115,8 +115,8 @@ class Commands:
     async def sync(self, path: str = "") -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
-        With a `path`, only the account whose directory contains it is brought up to date. An error
-        in one account does not keep the others from being brought up to date.
+        With a `path`, only the account whose directory contains it is brought up to date. If one
+        account fails, the other accounts are brought up to date all the same.
         """
         errors: list[JmapfsError] = []
 
@@ -170,7 +170,7 @@ class Commands:
         return reply
 
     async def _records(self, inodes: Iterable[int], gone: list[int]) -> dict[int, list[FileRecord]]:
-        """Return the files by the number of their account; add inodes without a file to `gone`."""
+        """Return files by account number; add the inodes that have no file to `gone`."""
         records: dict[int, list[FileRecord]] = {number: [] for number in self._prefetchers}
         for count, inode in enumerate(inodes, 1):
             if count % _LOOKUPS == 0:
@@ -188,7 +188,7 @@ class Commands:
         function: Callable[[_AccountPrefetcher, Sequence[FileRecord]], Awaitable[None]],
         records: Mapping[int, Sequence[FileRecord]],
     ) -> None:
-        """Call `function` for all accounts that have some of the files, at the same time."""
+        """Call `function` at the same time for each account that has some of the files."""
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 for number, prefetcher in self._prefetchers.items():
@@ -197,7 +197,7 @@ class Commands:
 
 
 class _AccountPrefetcher:
-    """Adds one account's part to the replies about prefetching."""
+    """Adds the results of one account to the replies about prefetching."""
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label

@@ -4,9 +4,10 @@
       mount, and answer the kernel and the control socket
         until the mount is gone or a signal ends it
 
-The mount comes last: nothing can be seen before the tree is complete. It is unmounted only at an
-orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN to everything. If
-it were unmounted, a backup would find an empty directory, as if all mail had been deleted.
+The mount comes last: nothing can be seen before the tree is complete. The mount is unmounted only
+at an orderly end. When the daemon dies of a bug, the mount stays and answers ENOTCONN to
+everything. If the mount were unmounted then, a backup would find an empty directory, as if all mail
+had been deleted.
 """
 
 import contextlib
@@ -46,14 +47,13 @@ _FIRST_ANSWER_SECONDS: Final = 30
 
 
 class Stopped(Exception):  # noqa: N818 - an end, not an error
-    """A signal ended the daemon before the mount was there."""
+    """A signal ended the daemon before the mount existed."""
 
 
 def run_daemon(request: MountRequest, report: StartupReport) -> None:
     """Mount an account and serve it until it is unmounted, or SIGINT or SIGTERM comes.
 
-    Raises Stopped if a signal came before the mount was there, and JmapfsError if the mount cannot
-    be made.
+    Raises Stopped if a signal came before the mount existed, and JmapfsError if mounting fails.
     """
     with lone_errors():
         trio.run(_run, request, report)
@@ -73,7 +73,7 @@ async def _run(request: MountRequest, report: StartupReport) -> None:
 class _Signals:
     """Ends the daemon on SIGINT and SIGTERM.
 
-    A mount is ended by `pyfuse3.terminate`; if that does not help, the tasks are cancelled.
+    `pyfuse3.terminate` ends the mount. If it does not, the tasks are cancelled.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
@@ -95,7 +95,7 @@ class _Signals:
 
 
 async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
-    """Open the accounts, mount them, and answer until the mount is gone."""
+    """Open the accounts, mount them, and answer requests until the mount is gone."""
     sources = await select_accounts(request, report)
     pages = PageCacheWriter()
     async with contextlib.AsyncExitStack() as stack:
@@ -105,7 +105,7 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
             )
             for number, source in sources.items()
         ]
-        # One for the event loop, one for listings, one for the invalidation of kernel caches.
+        # One reader is for the event loop, one for listings, and one for invalidations.
         readers = [
             tuple(stack.enter_context(account.database.reader()) for _ in range(3))
             for account in accounts
@@ -114,8 +114,8 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         operations = MailOperations(
             view.tree, view.listing_tree, content_of(accounts), request.options.ownership
         )
-        # The invalidators begin before the mount: as soon as the kernel has cached a state, it must
-        # be told of every later change.
+        # The invalidators begin before the mount: as soon as the kernel caches a state, the kernel
+        # must be told of every later change.
         invalidators = [
             CacheInvalidator(reader, account.inodes.to_mount, operations.start_generation)
             for account, (_, _, reader) in zip(accounts, readers, strict=True)
@@ -136,7 +136,7 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
 
 
 async def _report_ready(path: Path, report: StartupReport) -> None:
-    """Report that the mount is ready once it has answered."""
+    """Wait until the mount answers, then report that it is ready."""
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
             await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
@@ -150,10 +150,10 @@ async def _report_ready(path: Path, report: StartupReport) -> None:
 
 
 def _clear_dead_mount(request: MountRequest, report: StartupReport) -> None:
-    """Unmount a dead mount of ours, immediately before the new mount replaces it.
+    """If a dead mount of jmapfs is there, unmount it just before the new mount.
 
-    In between, the mountpoint is an empty directory, and a backup could take that for an empty
-    account. So the time in between must be short.
+    Between the two mounts, the mountpoint is an empty directory. A backup could take that for an
+    empty account, so this time must be short.
     """
     if mountpoint.is_dead_mount(request.mountpoint):
         report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
@@ -171,7 +171,7 @@ def _mounted(
 ) -> Iterator[None]:
     """Mount the operations; unmount only at an orderly end."""
     options = request.options
-    # A comma would begin another option.
+    # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
     try:
         pyfuse3.init(
@@ -198,5 +198,5 @@ def _mounted(
         for invalidator in invalidators:
             invalidator.stop()
         pages.stop()
-        # If the block was cancelled, that was a signal or a bug. Only a signal is an orderly end.
+        # A signal or a bug has cancelled the block. Only a signal is an orderly end.
         pyfuse3.close(unmount=orderly or signals.received)

@@ -1,12 +1,12 @@
-"""The freeze: the tree stays at one state, so that a backup of an hour copies one state.
+"""The freeze: the tree stays at one state, so that even a long backup copies only one state.
 
 A frozen tree is read in read transactions that stay open (SQLite, WAL). The index is still updated
-meanwhile, but these transactions do not see that, and the kernel keeps what it has cached. A freeze
-begins at a consistent state of the account, except while the server is unreachable: then waiting
-would not help.
+meanwhile. These transactions do not see the updates, and the kernel keeps the entries that it has
+cached. A freeze begins at a consistent state of the account. If the server is unreachable, the
+freeze begins at any state, because waiting would not help.
 
-Each freeze has one or more leases. It ends when the last lease has expired or was given back, when
-a user thaws it, and with the daemon.
+Each freeze has one or more leases. The freeze ends when the last lease has expired or was given
+back, when a user ends it, or when the daemon ends.
 """
 
 import contextlib
@@ -48,8 +48,9 @@ class _PinnedReaders(NamedTuple):
 class _LeaseTimes:
     """When a lease expires.
 
-    `deadline` is when it expires without another renewal, and `latest` when it expires in any case,
-    both by trio's clock. `until` is `latest` in seconds since 1970, or None if there is no limit.
+    `deadline` is when the lease expires without another renewal. `latest` is when the lease expires
+    in any case. Both are times of trio's clock. `until` is `latest` in seconds since 1970, or None
+    if there is no limit.
     """
 
     deadline: float
@@ -58,10 +59,10 @@ class _LeaseTimes:
 
 
 class _Freeze:
-    """A freeze that is on; `since` in seconds since 1970.
+    """A current freeze; `since` is when it began, in seconds since 1970.
 
-    `scope` is cancelled when the freeze is to end, `ended` is set when it has. The scope's deadline
-    is that of the last lease.
+    `scope` is cancelled to end the freeze, and its deadline is the deadline of the last lease.
+    `ended` is set when the freeze has ended.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class _Freeze:
 
     @property
     def until(self) -> float | None:
-        """When the freeze ends at the latest, in seconds since 1970; None if that is not known."""
+        """The latest end of the freeze in seconds since 1970; None if it is not known."""
         times = [lease.until for lease in self._leases.values() if not _has_expired(lease)]
         limits = [until for until in times if until is not None]
         return max(limits) if limits and len(limits) == len(times) else None
@@ -101,7 +102,7 @@ class _Freeze:
         return lease is not None and not _has_expired(lease) and not self.is_ending
 
     def add(self, limit: float | None) -> str:
-        """Add a lease. Until its first renewal, only `limit` (in seconds) makes it expire."""
+        """Add a lease. Before its first renewal, the lease expires only after `limit` seconds."""
         lease_id = secrets.token_hex(8)
         latest, until = math.inf, None
         if limit is not None:
@@ -137,7 +138,7 @@ def _has_expired(lease: _LeaseTimes) -> bool:
 class Freezer:
     """Freezes and thaws the tree of a mount.
 
-    `invalidators` are those of the accounts, in their order. Tasks run in `nursery`.
+    `invalidators` has one for each account, in the order of the accounts. Tasks run in `nursery`.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Freezer:
         self._live = live
         self._nursery = nursery
         self._freeze: _Freeze | None = None
-        # Held while a freeze begins or ends, and while the kernel is told.
+        # The lock is held while a freeze begins or ends, and while the kernel is told of it.
         self._lock = trio.Lock()
 
     @property
@@ -165,7 +166,7 @@ class Freezer:
 
     @property
     def frozen(self) -> FreezeStatus | None:
-        """The freeze that is on, if there is one."""
+        """The current freeze, or None."""
         freeze = self._freeze
         if freeze is None or freeze.is_ending:
             return None
@@ -178,9 +179,9 @@ class Freezer:
         """Freeze the tree under a lease of `seconds`; return when the kernel shows that state.
 
         The lease lasts for `seconds` unless it is renewed; renewals do not extend it beyond `limit`
-        seconds from now. With `join`, it joins the freeze that is on, if there is one. Without
+        seconds from now. With `join`, the lease joins the current freeze, if there is one. Without
         `join`, BusyError is raised if the tree is frozen already. BusyError is also raised if the
-        account does not come to a consistent state in time, or the kernel does not answer in time.
+        account does not reach a consistent state in time, or if the kernel does not answer in time.
         """
 
         async def try_to_freeze() -> Lease | None:
@@ -202,14 +203,14 @@ class Freezer:
         return Lease(lease_id, freeze.since)
 
     def records(self, lease_id: str) -> FrozenRecords:
-        """Return the records of the tree that a lease keeps frozen.
+        """Return the records of the frozen tree to which a lease belongs.
 
         Raises BusyError if it has expired, or the freeze has ended.
         """
         return self._require(lease_id).records
 
     async def thaw(self, lease_id: str | None = None) -> bool:
-        """End the freeze, or give back one lease; return whether the freeze or lease existed.
+        """Give back one lease, or end the freeze; return whether that lease or freeze existed.
 
         If the freeze ends, this returns when the kernel has been told.
         """
@@ -240,7 +241,7 @@ class Freezer:
     async def _try_to_freeze(
         self, seconds: float, limit: float | None, *, join: bool
     ) -> Lease | None:
-        """Freeze the tree; return None if the caller has to try again a moment later.
+        """Try to freeze the tree; return None if the caller must try again a moment later.
 
         The lock is not held between two attempts, so a thaw does not wait for them.
         """
@@ -253,7 +254,7 @@ class Freezer:
                 return None
             lease_id = freeze.add(limit)
             try:
-                # This is needed also if the lease joins a freeze: the request that began the freeze
+                # If the lease joins a freeze, this is needed too: the request that began the freeze
                 # may have been cancelled before the kernel was told.
                 await self._tell_kernel(freeze)
             except BaseException:
@@ -269,8 +270,8 @@ class Freezer:
     def _begin(self) -> _Freeze | None:
         """Show the tree at its current state from now on.
 
-        Returns None if that is between two states of an account. There is no await in here, because
-        the kernel must not see a later state meanwhile.
+        Returns None if the current state is between two states of an account. There is no await in
+        this method, because the kernel must not see a later state meanwhile.
         """
         with contextlib.ExitStack() as stack:
             readers = [_pinned_readers(account, stack) for account in self._accounts]
@@ -312,7 +313,7 @@ class Freezer:
                 await self._end(freeze)
         except JmapfsError as error:
             _log.error("the kernel could not be told of the thaw: %s", error)
-        # Not if it is cancelled: then `close` has to close the readers.
+        # This is not done after a cancellation: `close` closes the readers then.
         self._freeze = None
         freeze.ended.set()
 
@@ -330,7 +331,7 @@ class Freezer:
 
 
 def _pinned_readers(account: MountedAccount, stack: contextlib.ExitStack) -> _PinnedReaders:
-    """Return readers of one state of the account, to be closed with `stack`."""
+    """Return readers that are pinned to one state of the account; `stack` closes them."""
     while True:
         with contextlib.ExitStack() as attempt:
             readers = _PinnedReaders(

@@ -31,15 +31,15 @@ class _DaemonProcess(msgspec.Struct, frozen=True):
 
 
 class _ProcessRequest(Request[_DaemonProcess], frozen=True, tag="status"):
-    """Ask for the status, of which a daemon of any version has the `pid`."""
+    """Get the PID from the status: the status of every version of the daemon has `pid`."""
 
 
 def raise_queue_limits(mount: Mount) -> None:
-    """Raise the number of requests that the kernel keeps under way on a mount.
+    """Raise the number of requests that the kernel sends to a mount at the same time.
 
     With the default of 12, parallel readers wait for each other and reads shrink to single pages.
-    Only root may change the number, and not on every system. Otherwise the mount is only slower.
-    See Documentation/filesystems/fuse.rst in the kernel's sources.
+    Only root may change the number, and not on every system. If it cannot be changed, the mount is
+    only slower. See Documentation/filesystems/fuse.rst in the kernel's sources.
     """
     connection = _CONNECTIONS / mount.device.partition(":")[2]
     try:
@@ -52,8 +52,8 @@ def raise_queue_limits(mount: Mount) -> None:
 def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """Check that `mountpoint`, a resolved path, can be mounted on.
 
-    It may be a dead mount of ours. Raises MountpointError if it cannot be mounted on; the message
-    says why.
+    A dead mount of jmapfs at that path is accepted. Raises MountpointError if mounting there is
+    impossible; the message says why.
     """
     if is_dead_mount(mountpoint):
         return
@@ -75,7 +75,7 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
 
 
 def detach(mountpoint: Path) -> None:
-    """Unmount with fusermount3: users may do that with their own mounts.
+    """Unmount with fusermount3, which users may use for their own mounts.
 
     Raises:
         BusyError: files in it are open.
@@ -107,12 +107,12 @@ def detach(mountpoint: Path) -> None:
 
 
 def is_dead_mount(mountpoint: Path) -> bool:
-    """Return whether a mount of ours is there whose daemon has died.
+    """Return whether a dead mount of jmapfs is there.
 
-    Raises MountpointError if there is a dead mount, and it is not ours.
+    Raises MountpointError if a dead mount of another program is there.
     """
     try:
-        # stat is not used, because the kernel answers it from its cache.
+        # stat is not used, because the kernel answers stat from its cache.
         os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
@@ -134,14 +134,14 @@ def unmount(mountpoint: Path) -> None:
     """Unmount what jmapfs mounted at `mountpoint`, a resolved path; wait for its daemon to end.
 
     Raises:
-        NotMountedError: nothing of ours is mounted there.
+        NotMountedError: no jmapfs mount is there.
         BusyError: files in it are open, or the daemon does not end.
         MountpointError: it cannot be unmounted for another reason.
     """
     require_mount(mountpoint)
     with contextlib.ExitStack() as stack:
         daemon = None
-        # A daemon that died does not answer; its mount is unmounted all the same.
+        # A daemon that has died does not answer. Its mount is unmounted anyway.
         with contextlib.suppress(JmapfsError, ProcessLookupError):
             pid = ask(mountpoint, _ProcessRequest()).pid
             daemon = os.pidfd_open(pid)

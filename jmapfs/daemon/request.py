@@ -1,4 +1,4 @@
-"""What `jmapfs mount` was asked for: the account, the mountpoint and the mount options.
+"""The request to mount: the account, the mountpoint and the mount options.
 
 Options are spelled as for mount(8) and sshfs.
 """
@@ -13,7 +13,7 @@ from jmapfs.account import AccountSource
 from jmapfs.errors import UsageError
 from jmapfs.tree.tree import Ownership
 
-# These are accepted and ignored: mount(8) and fstab pass them on, and some are always in effect.
+# These options are ignored: mount(8) and fstab pass them on, and some are always in effect.
 _WITHOUT_EFFECT: Final = frozenset(
     {"ro", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "nosuid", "nodev", "noexec"}
 )

@@ -1,8 +1,8 @@
 """The start of a daemon: the fork, its log, and its reports to the parent process.
 
-The fork comes before trio and before anything is opened, so the processes share only a pipe. The
-daemon reports through it as lines of JSON until the mount is usable or has failed. In the
-foreground the reports go straight to the terminal.
+The process forks before trio starts and before anything is opened. So parent and child share only a
+pipe. The daemon writes reports to this pipe, as lines of JSON, until the mount is usable or has
+failed. In the foreground the reports go straight to the terminal.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ AnyStartupMessage = Progress | Notice | Ready | Failed
 
 
 class PipeStartupReport:
-    """Reports to the parent through a pipe; it is no error if the parent has ended."""
+    """Reports to the parent through a pipe. If the parent has ended, that is no error."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -143,7 +143,7 @@ class PipeStartupReport:
         if self._descriptor < 0:
             return
         try:
-            # Far below PIPE_BUF, so the line is written whole or not at all.
+            # The line is far shorter than PIPE_BUF, so it is written whole or not at all.
             os.write(self._descriptor, msgspec.json.encode(message) + b"\n")
         except BrokenPipeError:
             self.close()
@@ -155,7 +155,7 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
     Until then its progress and notices go to `display`. Ctrl-C ends the daemon too.
 
     Raises:
-        RelayedError: the daemon failed; the message and the exit code are its own.
+        RelayedError: the daemon failed. The error has the message and exit code of the daemon.
         KeyboardInterrupt: Ctrl-C; the daemon has been ended.
     """
     read_end, write_end = os.pipe()
@@ -169,8 +169,7 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
             _leave_terminal()
             code = daemon(PipeStartupReport(write_end))
         finally:
-            # This also happens after an exception: the child must not go on as a second command
-            # line.
+            # The child ends here even after an exception: it must not return to the caller.
             os._exit(code)
     os.close(write_end)
     try:

@@ -1,7 +1,7 @@
-"""What a mount shows of its accounts: one tree, the content of its files, and their descriptions.
+"""What a mount shows: one tree, the content of its files, and the descriptions of its emails.
 
-One account is shown as it is; several are directories of a combined tree. Descriptions are what
-files do not show: ids, keywords and mailboxes. They are given for a frozen tree only.
+One account is shown as it is. Several accounts are directories of a combined tree. Descriptions
+have what files do not show: ids, keywords and mailboxes. Only a frozen tree has descriptions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class MountView:
-    """One state of everything: `tree` is for the event loop, `listing_tree` for worker threads."""
+    """One state of all accounts. The event loop uses `tree`; worker threads use `listing_tree`."""
 
     tree: TreeView
     listing_tree: TreeView
@@ -46,7 +46,7 @@ class MountView:
         *,
         frozen: bool = False,
     ) -> MountView:
-        """Return the view of accounts through two readers each; `frozen` if these are pinned."""
+        """Return the view of accounts, with two readers each; if `frozen`, they are pinned."""
         trees = []
         for account, (reader, listing_reader) in zip(accounts, readers, strict=True):
             reachability = account.reachability
@@ -65,7 +65,7 @@ class MountView:
 
 
 def directory_names(accounts: Sequence[MountedAccount]) -> dict[int, str]:
-    """Return the directories of several accounts by their numbers; a single one has none."""
+    """Return the directories of accounts by account number; a single account has none."""
     if accounts[0].number == 0:
         return {}
     by_number = sibling_names({str(one.number): one.source.label for one in accounts})
@@ -87,11 +87,11 @@ class _CombinedContent:
         return await self._account(record).read(record, offset, length)
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open: content that was read stays available until `release`."""
+        """Record that a file is open. Content that was read stays available until `release`."""
         self._account(record).hold(record)
 
     def release(self, record: FileRecord) -> None:
-        """Note that a file was closed: its content need not stay available."""
+        """Record that a file was closed. Its content need not stay available."""
         self._account(record).release(record)
 
     def _account(self, record: FileRecord) -> MountedAccount:
@@ -126,18 +126,18 @@ class FrozenRecords:
         return await self._in_thread(lambda: account.describe(root, names))
 
     async def mails(self, path: str, position: int, count: int) -> msgspec.Raw:
-        """Return about `count` emails at and below `path`, from a position on, as JSON."""
+        """Return about `count` emails at and below `path` as JSON, beginning at a position."""
         account, _, names = self._find(path)
         return await self._in_thread(lambda: account.mails(names, position, count))
 
     async def close(self) -> None:
-        """Refuse further calls; return when the readers are no longer used."""
+        """Refuse further calls; return when no call uses the readers any more."""
         self._closed = True
         async with self._limiter:
             pass
 
     def _find(self, path: str) -> tuple[_AccountRecords, str, tuple[str, ...]]:
-        """Return the account that a path is in, its directory, and the names below that."""
+        """Return the account of a path, the directory of the account, and the names below it."""
         names = tuple(name for name in path.split("/") if name)
         if None in self._accounts:
             return self._accounts[None], "", names
@@ -188,8 +188,7 @@ class _AccountRecords:
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
         part = self._export(self._directory(names)).after(position, count)
-        # The part is encoded in this thread, because it can be large: it contains all emails of its
-        # last second.
+        # The JSON is encoded in this thread: it can be large, with all emails of a second.
         return msgspec.Raw(msgspec.json.encode(part))
 
     def _directory(self, names: tuple[str, ...]) -> Directory:
@@ -207,7 +206,8 @@ class _AccountRecords:
     def _count(self, directory: Directory) -> int:
         """Return the number of emails; for a part of the tree this is an estimate.
 
-        Then the files are counted: copies of a message from the same second share one file.
+        For a part of the tree, the files are counted: copies of a message from the same second
+        share one file.
         """
         if directory.mailbox is None:
             return self._reader.counts().emails

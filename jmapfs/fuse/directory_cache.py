@@ -12,8 +12,8 @@ from cachetools import LRUCache
 
 from jmapfs.tree.tree import BLOCK, Attributes, DirectoryListing, Kind, Ownership
 
-# The kernel is told of every change, so it may cache for long; at 0, `ls -lR` over 100,000 emails
-# takes a minute and a half.
+# The kernel is told of every change, so it may cache for long. If this were 0, `ls -lR` of 100,000
+# emails would take a minute and a half.
 _TIMEOUT: Final = 24 * 3600.0
 
 # New names are announced to the kernel; this bounds its negative cache.
@@ -24,15 +24,15 @@ _READ_SIZE: Final = 128 * 1024  # st_blksize: the read size of stdio and cp
 # How many entries are cached in all; each takes about 350 bytes.
 _LIMIT: Final = 24 * 1024
 
-# A cached directory counts as this many entries, in addition to its own: many may be empty.
+# A cached directory counts as this many entries more than it has: it may have none.
 _OVERHEAD: Final = 4
 
-# How many entries are made at once, before it is known how many the kernel takes.
+# How many entries are made at a time. Only afterwards is it known how many the kernel takes.
 _CHUNK: Final = 256
 
 
 class AttributeWriter:
-    """Makes pyfuse3's attributes; the constant ones are looked up once."""
+    """Makes attributes for pyfuse3; the attributes that never change are prepared once."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._uid = ownership.uid
@@ -93,8 +93,7 @@ class CachedDirectory:
         while start < len(self.listing):
             stop = start + _CHUNK
             self._make(stop)
-            # `map` is faster than a Python loop, in which `find` would spend most of its time if
-            # all listings are cached.
+            # `map` is faster than a Python loop, which would take most of the time of `find`.
             taken = map(
                 pyfuse3.readdir_reply,
                 repeat(token),
@@ -123,12 +122,12 @@ class DirectoryCache:
         )
 
     def get(self, inode: int, version: object) -> CachedDirectory | None:
-        """Return the cached listing of a directory, if it is of that version."""
+        """Return the cached listing of a directory if it has that version, otherwise None."""
         cached = self._cached.get(inode)
         return cached if cached is not None and cached.version == version else None
 
     def put(self, inode: int, listing: DirectoryListing, version: object) -> CachedDirectory | None:
-        """Cache a listing of that version, or of a later one, unless it is too long."""
+        """Cache a listing of that version, or of a later version, unless it is too long."""
         if _size(listing) > self._limit:
             return None
         cached = self._cached[inode] = CachedDirectory(listing, version, self._attributes)

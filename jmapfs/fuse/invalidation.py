@@ -1,11 +1,11 @@
-"""Invalidating the kernel's caches. The kernel may keep entries for a day: it is told every change.
+"""Invalidating the kernel's caches. The kernel is told every change, so it may cache for a day.
 
-The changes come from the index's journal, whichever process wrote it. Names that appeared or
-disappeared are invalidated by name, directories and files whose attributes changed by inode.
-Content never changes, and is left alone.
+The changes come from the index's journal, also if another process has written them. Names that
+appeared or disappeared are invalidated by name. Directories and files whose attributes changed are
+invalidated by inode. Content never changes, so it is not invalidated.
 
-All of it happens in a worker thread. In the event loop it would deadlock: the kernel makes the
-notification wait for a request on the same inode, and only the event loop can answer that.
+Invalidation runs in a worker thread. In the event loop it would deadlock: the kernel makes the
+notification wait for a request on the same inode, and only the event loop can answer this request.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ _limiter: Final = trio.CapacityLimiter(4)
 
 @dataclass
 class _StaleEntries:
-    """What the kernel has to drop: names by directory, attributes by inode.
+    """What the kernel has to drop: names in directories, and attributes of inodes.
 
-    `moved` are the mailboxes that have moved, by the inode of the directory they had. The names of
-    their emails are dropped one by one. To drop only the name of the directory is not enough: the
-    kernel then keeps entries that are in use, and entries of a reply that it has not received yet.
+    `moved` has the mailboxes that have moved, by the inodes of their old directories. The names of
+    their emails are dropped one by one. Dropping only the name of the directory is not enough. The
+    kernel would keep entries that are in use, and entries of a reply that it has not received yet.
     """
 
     names: set[tuple[int, str]] = field(default_factory=set)
@@ -44,7 +44,7 @@ class _StaleEntries:
 
 
 class _KnownState(NamedTuple):
-    """The state of the index that the kernel has been told."""
+    """The state of the index of which the kernel has been told."""
 
     position: int
     layout_version: int
@@ -52,7 +52,7 @@ class _KnownState(NamedTuple):
 
 
 class CacheInvalidator:
-    """Keeps the kernel's caches of one account up to date, from the state that `reader` has now.
+    """Tells the kernel all changes of one account, beginning at the current state of `reader`.
 
     `to_mount` converts the account's inodes to those that the kernel knows. `start_generation` is
     called in the event loop before the kernel is told of changes.
@@ -76,13 +76,13 @@ class CacheInvalidator:
             )
 
     async def invalidate(self) -> None:
-        """Have the kernel drop what has changed; return when it has. Does nothing while paused."""
+        """Make the kernel drop changed entries; return when it has. Does nothing while paused."""
         async with self._lock:
             if not self._paused and not self._stopped:
                 await self._invalidate(self._reader)
 
     def pause(self) -> None:
-        """Until `resume`, tell the kernel nothing except by `invalidate_up_to`."""
+        """Tell the kernel nothing until `resume`, except with `invalidate_up_to`."""
         self._paused = True
 
     def resume(self) -> None:
@@ -90,7 +90,7 @@ class CacheInvalidator:
         self._paused = False
 
     async def invalidate_up_to(self, reader: IndexReader) -> None:
-        """Have the kernel drop what has changed up to the state of a pinned reader."""
+        """Make the kernel drop what has changed up to the state of a pinned reader."""
         async with self._lock:
             await self._invalidate(reader)
 
@@ -144,8 +144,7 @@ class CacheInvalidator:
 def _stale_entries(part: JournalPart, before: Layout, after: Layout) -> _StaleEntries:
     stale = _StaleEntries()
     if not part.whole:
-        # The journal does not reach back far enough. With a top-level name the kernel drops
-        # everything below it.
+        # The journal is too short. Dropping a top-level name drops all names below it.
         stale.names.update((ROOT_INODE, name) for name in before.root.children)
         stale.attributes.update(before.directories)
     inodes_of = [

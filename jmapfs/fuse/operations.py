@@ -1,21 +1,21 @@
 """The FUSE operations: the kernel's requests, answered from the tree and the content.
 
-Only `read` may wait for the network: a client that waits in OPEN cannot even be killed. Handlers
+Only `read` may wait for the network: a program that waits in OPEN cannot even be killed. Handlers
 are keyed by inode, and the handle of an open file is its inode; `_open` keeps the record of an open
 file, in case it leaves the tree.
 
-The tree is asked in the event loop: a lookup takes some microseconds in SQLite's page cache, less
-than a thread costs. Listings grow with the mailbox and are made in a worker thread.
+Lookups in the tree run in the event loop: a lookup takes some microseconds in SQLite's page cache,
+and a thread would take longer. Listings grow with the mailbox and are made in a worker thread.
 
 Two things are cached. Listings are cached until the directory changes (see `directory_cache`). The
 records of files are cached for a *generation*: until the kernel is about to be told of changes, or
 another tree is shown. Until then the kernel may open files by inodes that it has cached.
 
-Handlers are wrapped: calls are counted, and errors become FUSEError with their errno. Any other
-exception would end `pyfuse3.main`, and with it the mount. An unexpected one is a bug: its traceback
-goes to the log, the caller gets EIO, and the mount goes on. `handler` wraps a coroutine.
-`immediate` wraps a plain function: no `await` can come between two of its steps, and each call
-makes one coroutine instead of two, which is noticeable for OPEN and RELEASE.
+Handlers are wrapped: calls are counted, and errors are raised as FUSEError with their errno. Any
+other exception would end `pyfuse3.main`, and with it the mount. An unexpected exception is a bug:
+its traceback goes to the log, the caller gets EIO, and the mount goes on. `handler` wraps a
+coroutine. `immediate` wraps a plain function, which has no `await` between two of its steps. Each
+call then makes one coroutine instead of two, which is noticeable for OPEN and RELEASE.
 """
 
 import errno
@@ -68,7 +68,7 @@ def handler(
 def immediate(
     method: Callable[Concatenate["MailOperations", _P], _R],
 ) -> Callable[Concatenate["MailOperations", _P], Coroutine[Any, Any, _R]]:
-    """Make a handler of a function that does not wait; otherwise like `handler`."""
+    """Do the same as `handler`, for a plain function that does not wait."""
     name = method.__name__
 
     @functools.wraps(method)
@@ -100,14 +100,14 @@ def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
 
 _Ts = TypeVarTuple("_Ts")
 
-# The kernel follows a READ that failed with another, for a single page. A program that has waited
-# for the deadline once must not wait for it again.
+# After a READ that failed, the kernel sends another READ for a single page. A program that has
+# waited until the deadline once must not wait again.
 _FAILURE_SECONDS: Final = 3.0
 
 # How many records of files are cached; each takes about 450 bytes.
 _CACHED_RECORDS: Final = 24 * 1024
 
-# Handles that are not inodes are above every inode.
+# A handle that is not an inode is greater than every inode.
 _FIRST_HANDLE: Final = 1 << 62
 
 
@@ -118,10 +118,10 @@ class FileContent(Protocol):
         """Return `length` bytes of a file from `offset` on, or fewer at its end."""
 
     def hold(self, record: FileRecord) -> None:
-        """Note that a file is open: content that was read stays available until `release`."""
+        """Record that a file is open. Content that was read stays available until `release`."""
 
     def release(self, record: FileRecord) -> None:
-        """Note that a file was closed: its content need not stay available."""
+        """Record that a file was closed. Its content need not stay available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class _OpenFile:
 class MailOperations(pyfuse3.Operations):
     """The operations of a mount.
 
-    `tree` answers in the event loop; `listing_tree`, with a reader of its own, in worker threads.
+    The event loop uses `tree`. Worker threads use `listing_tree`, which has a reader of its own.
     `counts` has the number of calls of each operation.
     """
 
@@ -273,7 +273,7 @@ class MailOperations(pyfuse3.Operations):
 
     @handler
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Return bytes of a file; the one operation that may wait for the network."""
+        """Return bytes of a file. Only this operation may wait for the network."""
         status_file = self._status_files.get(fh)
         if status_file is not None:
             return status_file[off : off + size]
@@ -281,8 +281,7 @@ class MailOperations(pyfuse3.Operations):
         if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
             raise UnreachableError(f"{opened.failure} (a moment ago)")
         if not opened.held:
-            # This is not done at OPEN, because most opened files are read from the page cache, or
-            # not at all.
+            # This is not done at OPEN: most opened files are read from the page cache, or never.
             opened.held = True
             self._content.hold(opened.record)
         try:
@@ -291,18 +290,18 @@ class MailOperations(pyfuse3.Operations):
             opened.failure, opened.failed_at = error, trio.current_time()
             raise
         except BlobMismatchError:
-            # The index has the true size by now, for the next OPEN. Until then READs fail: the
-            # kernel repeats a READ that failed, and if the second one succeeded, a program that
-            # relies on a size that is too small would get a truncated file and no error.
+            # The index has the true size by now, for the next OPEN. Until then every READ fails.
+            # The kernel repeats a READ that failed. If the second READ succeeded, a program that
+            # relies on a too small size would get a truncated file and no error.
             opened.outdated = True
             self._record.cache_clear()
             raise
-        # pyfuse3 takes whatever has the buffer interface; its annotation says bytes.
+        # pyfuse3 takes any object with the buffer interface, although its annotation says bytes.
         return cast("bytes", data)
 
     @immediate
     def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Answer ENOSYS: then the kernel sends no further FLUSH."""
+        """Answer ENOSYS: the kernel sends no more FLUSH after that."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     @immediate

@@ -1,8 +1,7 @@
 """Storing content in the kernel's page cache before it is read (FUSE_NOTIFY_STORE).
 
-Pages in the page cache are read without a READ. For worker threads only: while a READ is pending on
-the same inode, the kernel makes the notification wait for its answer, and only the event loop can
-give that.
+Programs read pages in the page cache without a READ. For worker threads only: the kernel makes the
+notification wait for a pending READ of the inode, and only the event loop can answer the READ.
 """
 
 import logging
@@ -21,7 +20,7 @@ _STOP_SECONDS: Final = 1.0
 
 
 class PageCacheWriter:
-    """Stores content in the page cache of the mount; `stored` counts the files it took."""
+    """Stores content in the page cache of the mount; `stored` counts the stored files."""
 
     def __init__(self) -> None:
         self.stored = 0

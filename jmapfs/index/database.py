@@ -1,8 +1,7 @@
 """The index file of an account: creating and opening it, and the right to write it.
 
-In WAL mode a reader sees the state from the beginning of its transaction, and neither waits for
-the writer nor holds it up. With `synchronous=FULL` a committed transaction survives a power
-failure.
+In WAL mode a reader sees the state from the beginning of its transaction. The reader and the writer
+do not wait for each other. With `synchronous=FULL` a commit survives a power failure.
 """
 
 import contextlib
@@ -28,8 +27,7 @@ _BUSY_SECONDS: Final = 10.0
 
 _PRAGMAS: Final = (
     "synchronous = FULL",
-    # One page cache serves all statements of a connection; 8 MiB hold the inner pages of the trees
-    # of half a million emails.
+    # The page cache of a connection: 8 MiB hold the inner B-tree pages of half a million emails.
     "cache_size = -8192",
 )
 
@@ -46,12 +44,12 @@ class IndexDatabase:
         self.path = directory / "index.sqlite"
 
     def prepare(self, *, in_use: bool = False) -> None:
-        """Create the index if there is none that can be used; the caller holds the account's lock.
+        """Create the index if there is no usable index; the caller holds the account's lock.
 
-        An index that is damaged, foreign or of another version is deleted: the server has
-        everything that was in it. With `in_use` it is not deleted, since other processes would go
-        on reading the deleted file without noticing. Raises StorageError if the index can be
-        neither read nor created.
+        An index that is damaged, or belongs to another program or version, is deleted: the server
+        has everything that was in it. If `in_use`, an index is not deleted, because other processes
+        would go on reading the deleted file without noticing. Raises StorageError if the index can
+        be neither read nor created.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,7 +67,7 @@ class IndexDatabase:
             raise StorageError(f"cannot use the index {self.path}: {error}") from error
 
     def state(self) -> AccountState:
-        """Return the state that the index holds; the initial one if there is no index yet.
+        """Return the state that the index has; if there is no index yet, the initial state.
 
         Raises StorageError if the index cannot be read.
         """
@@ -108,7 +106,7 @@ class IndexDatabase:
             connection.execute("PRAGMA journal_mode = WAL")
 
     def _is_usable(self) -> bool:
-        """Tell whether this is an undamaged index of this version; raises if that is unknown."""
+        """Return whether this is an intact index of this version; raise an error if unknown."""
         try:
             with contextlib.closing(self._connect("mode=rw")) as connection:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -135,9 +133,9 @@ class IndexDatabase:
 
 
 class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
-    """The right to write an index: held by one process at a time, from `try_acquire` to the end.
+    """The right to write an index. One process at a time has it, beginning with `try_acquire`.
 
-    It is the lock on the account's directory, released at the end of `with`.
+    The lease is the lock on the account's directory. It is released at the end of `with`.
     """
 
     def __init__(self, database: IndexDatabase) -> None:
@@ -182,9 +180,9 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
     """Return the first result of `try_pin` that is not None; try every quarter of a second.
 
-    `try_pin` pins the current state of an index, or returns None if this state is not consistent
+    `try_pin` pins the current state of an index. It returns None if this state is not consistent
     (`AccountState.consistent`), because the writing process is between two states. Raises BusyError
-    if no attempt has succeeded within two minutes.
+    if no attempt succeeds within two minutes.
     """
     deadline = trio.current_time() + _CONSISTENT_SECONDS
     while (pinned := await try_pin()) is None:

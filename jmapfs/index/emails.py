@@ -1,7 +1,7 @@
 """Writing emails into the index: their files, inodes and names, and the journal of changes.
 
-An inode is computed from the time of receipt and the blob id (`inodes.email_inode`). Two blobs
-of the same second collide about once in 2^24 pairs; the later one then gets the next of its
+An inode is computed from the time of receipt and the blob id (`inodes.email_inode`). Two blobs of
+the same second collide about once in 2^24 pairs. The later blob then gets the next of its
 candidates. After a first listing, colliding files are assigned again in the order of their blob
 ids, so that every listing of the same account gives the same inodes.
 """
@@ -20,14 +20,14 @@ from jmapfs.names import email_stem, numbered_name
 # A mailbox's digest becomes the nanoseconds of its directory's mtime.
 _DIGEST_MODULUS: Final = 1_000_000_000
 
-_JOURNAL_ROWS: Final = 100_000  # the changes of about a month in an ordinary account
+_JOURNAL_ROWS: Final = 100_000  # an ordinary account has this many changes in about a month
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
 
 class EmailBatch:
-    """Changes to several emails within one transaction; `finish` has to be called at its end."""
+    """Changes to several emails in one transaction; call `finish` at the end of the transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class EmailBatch:
             return
         number, inode, stem = known
         if inode != self._file_inode(email.blob_id, received_at):
-            # RFC 8621 §4.1: blobId and receivedAt are immutable, so this is another email.
+            # blobId and receivedAt are immutable (RFC 8621 §4.1), so this is a different email.
             self._remove(number, inode, stem)
             self._insert(email, received_at)
             return
@@ -151,7 +151,7 @@ class EmailBatch:
         return int(row[0]) if row else None
 
     def _mailbox_number(self, mailbox_id: str) -> int:
-        """Return the number of a mailbox; an unknown id gets a row that is not `known`."""
+        """Return the number of a mailbox; add a row that is not `known` if the id is new."""
         if mailbox_id in self._mailbox_numbers:
             return self._mailbox_numbers[mailbox_id]
         row = self._connection.execute(
@@ -186,8 +186,8 @@ class EmailBatch:
     def _remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
         """Remove a name of an email in a mailbox.
 
-        If there are more copies of the message, the one with the highest number is renamed to this
-        name, so that the numbers have no gap.
+        If there are more copies of the message, the copy with the highest number is renamed to this
+        name. So the numbers have no gap.
         """
         self._connection.execute(
             "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
@@ -238,11 +238,11 @@ def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
         if new != old:
             moved.append((old, new))
     for table in ("email", "membership"):
-        # The inodes are negative in between: the new inode of a file may be another's old inode.
+        # The inodes are negative in between: a new inode may be the old inode of another file.
         statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
         connection.executemany(statement, [(-new, old) for old, new in moved])
         connection.executemany(statement, [(new, -new) for _, new in moved])
-    # The rows of `file` are new, and the triggers that count links have not run for them.
+    # The rows of `file` are new, so the triggers that count links have not run for these rows.
     connection.execute(
         "UPDATE file SET links = (SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
         " WHERE inode BETWEEN ? AND ?",
@@ -251,7 +251,7 @@ def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
 
 
 def _insert_file(connection: sqlite3.Connection, blob_id: str, received_at: int, size: int) -> int:
-    """Insert a file and return its inode: the first of its candidates that is free."""
+    """Insert a file, and return its inode: the first candidate that is not in use."""
     attempt = 0
     while True:
         inode = email_inode(blob_id, received_at, attempt=attempt)
@@ -268,7 +268,7 @@ def _insert_file(connection: sqlite3.Connection, blob_id: str, received_at: int,
 def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, str, int]]) -> None:
     """Add journal entries of mailbox number, name and inode.
 
-    Nothing is written before the first listing is complete: no kernel has seen the tree yet.
+    Before the first listing is complete, nothing is written: no kernel has seen the tree yet.
     """
     connection.executemany(
         "INSERT INTO journal (mailbox, name, inode) SELECT ?, ?, ? WHERE EXISTS"

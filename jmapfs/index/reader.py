@@ -1,7 +1,7 @@
 """Reading the index.
 
-Outside `pinned`, each method answers from the newest commit. Within it, all of them answer from
-one commit, however long it takes and whatever is written meanwhile.
+Outside `pinned`, each method reads the newest commit. Within `pinned`, all methods read the same
+commit, even if others are committed meanwhile.
 
 File names begin with the time of receipt. So the order of names is the order in which directories
 are listed and, except for emails of the same second, the order of inodes.
@@ -33,7 +33,7 @@ from jmapfs.index.rows import (
 from jmapfs.inodes import inode_range
 from jmapfs.sqlite import SqliteConnection
 
-# Names in the table are an interface: index files of earlier versions have them.
+# The names in this table must not change: existing index files have them.
 _STATE_COLUMNS: Final = {"consistent": "settled"}
 
 STATE_FIELDS: Final = {
@@ -47,12 +47,12 @@ _LISTING_ROWS: Final = 1000
 class IndexReader(SqliteConnection):
     """A connection that reads the index; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error: the file is damaged or the disk fails.
+    Every method may raise sqlite3.Error if the file is damaged or the disk fails.
     """
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """Pin the current state for the context; a reader that is pinned already stays so."""
+        """Pin the current state in the context; a reader that is pinned already stays pinned."""
         if self._connection.in_transaction:
             yield
             return
@@ -74,14 +74,14 @@ class IndexReader(SqliteConnection):
             self._connection.execute("ROLLBACK")
 
     def version(self) -> int:
-        """Return a number that changes with every commit; compare it within this reader only.
+        """Return a number that changes with every commit; compare only numbers of one reader.
 
         See SQLite's `PRAGMA data_version`.
         """
         return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def state(self) -> AccountState:
-        """Return which account the index belongs to, and which state of it the index has."""
+        """Return which account the index belongs to, and which state of the account it has."""
         # The values are read as bytes: for invalid UTF-8, sqlite3 raises an error without a code.
         rows = self._connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
         values = {
@@ -113,7 +113,7 @@ class IndexReader(SqliteConnection):
         ]
 
     def mailbox_times(self, mailbox: int) -> tuple[int, int]:
-        """Return the newest `received_at` in a mailbox (0: empty) and the mailbox's digest."""
+        """Return the newest `received_at` in a mailbox (0 if it is empty), and its digest."""
         row = self._connection.execute(
             """
             SELECT
@@ -128,7 +128,7 @@ class IndexReader(SqliteConnection):
     def listing(self, mailbox: int) -> DirectoryRows:
         """Return the files of a mailbox in name order."""
         listing = DirectoryRows()
-        # One statement reads one state, whatever is committed while it runs.
+        # One statement reads one state, even if another state is committed meanwhile.
         cursor = self._connection.execute(
             "SELECT name, file.inode, size, received_at, links"
             " FROM membership JOIN file USING (inode) WHERE mailbox = ? ORDER BY name",
@@ -182,10 +182,10 @@ class IndexReader(SqliteConnection):
     ) -> EmailSlice:
         """Return the emails of about `count` files whose inodes are greater than `inode`.
 
-        They are in the order of receipt, then of blob id, then of email id. Inodes grow with the
-        second of receipt, but not within a second. So a slice always contains all emails of its
-        last second; then sorting each slice sorts all emails. All emails from before 1970 count as
-        one second, and so do all from after 2105.
+        The emails are in the order of receipt, then of blob id, then of email id. Inodes grow with
+        the second of receipt, but not within a second. So a slice always contains all emails of its
+        last second, and all slices together are sorted. All times before 1970 count as one second,
+        and so do all times after 2105.
 
         `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
         none of them are left out.
@@ -232,7 +232,7 @@ class IndexReader(SqliteConnection):
         return EmailSlice(rows, last)
 
     def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
-        """Return the blobs of the `count` emails that were added after the one with `number`."""
+        """Return the blobs of the next `count` emails that were added after email `number`."""
         rows = self._connection.execute(
             "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
             " WHERE number > ? ORDER BY number LIMIT ?",
@@ -279,7 +279,7 @@ class IndexReader(SqliteConnection):
 
 
 def decode_json(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
-    """Decode a value of the table `meta`; undecodable bytes count as damage, as for SQLite."""
+    """Decode a value of the table `meta`. Bytes that cannot be decoded count as damage."""
     try:
         return msgspec.json.decode(value, type=type_)
     except UNDECODABLE as error:

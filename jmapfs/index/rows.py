@@ -11,13 +11,13 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """The account that an index belongs to, and the state of it that the index holds.
+    """The account that an index belongs to, and the state of the account in the index.
 
-    server: the API URL; an index belongs to one account of one server.
+    server: the API URL. An index belongs to one account of one server.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
-    complete: all emails have been listed once.
-    consistent: false while the index is between two states of the account, because a listing or
-        a chain of changes has been stored in part.
+    complete: whether all emails have been listed once.
+    consistent: false while the index is between two states of the account: a listing or a chain of
+        changes is stored in part.
     synced_at: when the server was asked for the changes that led to this state.
     """
 
@@ -34,10 +34,10 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True)
 class ListingProgress:
-    """How far a listing of all emails has come; an interrupted listing resumes from here.
+    """How far a listing of all emails has come. An interrupted listing continues from this point.
 
     email_state: the state before the first page.
-    anchor: the id of the last email of the last page that is stored, None before the first page.
+    anchor: the id of the last stored email, None before the first page.
     listed: the number of emails in the stored pages.
     """
 
@@ -93,8 +93,7 @@ class EmailSlice:
 class FileRecord:
     """A file: one blob received at one time; `links` is the number of its names.
 
-    It is smaller than an EmailRow because every `lookup`, `getattr` and `open` of the kernel
-    makes one.
+    It is smaller than an EmailRow, because every `lookup`, `getattr` and `open` makes one.
     """
 
     inode: int
@@ -126,7 +125,7 @@ class AddedBlob:
 
 @dataclass(slots=True)
 class DirectoryRows:
-    """The files of one mailbox in name order, by columns: a row takes its name and 28 bytes."""
+    """The files of one mailbox in name order, as columns: a file takes 28 bytes and its name."""
 
     names: list[bytes] = field(default_factory=list)
     inodes: array[int] = field(default_factory=lambda: array("Q"))
@@ -149,7 +148,7 @@ class DirectoryRows:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A name was added to the mailbox with this number, or removed; `inode` is that of the file.
+    """A name was added to or removed from mailbox number `mailbox`; `inode` is its file.
 
     If the name is empty, the size of `inode` was corrected instead.
     """
@@ -163,8 +162,8 @@ class JournalEntry:
 class JournalPart:
     """The journal entries after a position, and the position after the last of them.
 
-    `whole` is false if entries in between have been deleted, or if the requested position is
-    ahead of the index.
+    `whole` is false if some of these entries were deleted, or if the position is ahead of the
+    index.
     """
 
     entries: tuple[JournalEntry, ...]

@@ -1,6 +1,6 @@
 """Writing the index. Each transaction contains changes and the account state that results.
 
-So a reader sees all of a change or nothing of it, also after a crash.
+So a reader sees a change completely or not at all, even after a crash.
 """
 
 from collections import Counter
@@ -61,12 +61,12 @@ class IndexWriter(IndexReader):
         return decode_json(row[0], ListingProgress) if row else None
 
     def begin_listing(self, progress: ListingProgress) -> None:
-        """Begin to list all emails: `unlisted_emails` are those that are not put from now on."""
+        """Begin to list all emails. `unlisted_emails` returns those that are not put after this."""
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
         self.set_listing_progress(progress)
 
     def set_listing_progress(self, progress: ListingProgress) -> None:
-        """Store how far the listing has come."""
+        """Store how far the current listing has come."""
         self._connection.execute(
             "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
             (_PROGRESS, msgspec.json.encode(progress).decode()),
@@ -81,7 +81,7 @@ class IndexWriter(IndexReader):
         return [row[0] for row in self._connection.execute("SELECT id FROM email WHERE NOT seen")]
 
     def put_emails(self, emails: Iterable[Email]) -> None:
-        """Insert emails, or update those that are known; cancels their pending removal."""
+        """Insert or update emails. Their pending removal is cancelled."""
         emails = list(emails)
         batch = EmailBatch(self._connection)
         for email in emails:
@@ -99,14 +99,14 @@ class IndexWriter(IndexReader):
         batch.finish()
 
     def add_pending_removals(self, email_ids: Iterable[str]) -> None:
-        """Store the ids of emails that `apply_pending_removals` will remove, also after a crash."""
+        """Store the ids of emails that `apply_pending_removals` will remove, even after a crash."""
         self._connection.executemany(
             "INSERT OR IGNORE INTO departure (email_id) VALUES (?)",
             [(email_id,) for email_id in email_ids],
         )
 
     def has_pending_removals(self) -> bool:
-        """Tell whether removals are pending: a chain of changes has not been finished."""
+        """Return whether removals are pending, because a chain of changes is not finished."""
         return self._connection.execute("SELECT 1 FROM departure LIMIT 1").fetchone() is not None
 
     def apply_pending_removals(self) -> None:
@@ -116,7 +116,7 @@ class IndexWriter(IndexReader):
         self._connection.execute("DELETE FROM departure")
 
     def replace_mailboxes(self, mailboxes: Sequence[Mailbox]) -> list[str]:
-        """Store the complete list of mailboxes; return the known ids that are not in it.
+        """Store the complete list of mailboxes; return the known ids that are not in the list.
 
         The rows of missing mailboxes stay until `retire_mailboxes`, because their emails may be
         moved to other mailboxes before that. If only the id of a mailbox has changed (a server
@@ -150,9 +150,9 @@ class IndexWriter(IndexReader):
         return gone
 
     def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
-        """Change the id of a mailbox; return False if the new id has a row already.
+        """Change the id of a mailbox; return False if there is a row with the new id already.
 
-        Emails with the new mailbox id create such a row if they are stored first.
+        If emails with the new mailbox id are stored first, they create such a row.
         """
         changed = self._connection.execute(
             "UPDATE OR IGNORE mailbox SET id = ? WHERE id = ?", (new_id, old_id)
@@ -191,7 +191,7 @@ class IndexWriter(IndexReader):
     def correct_size(self, blob_id: str, size: int) -> list[int]:
         """Store the true size of a blob, in bytes; return the inodes of its files.
 
-        Later listings do not overwrite it.
+        Later listings do not overwrite this size.
         """
         self._connection.execute(
             "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
@@ -203,10 +203,10 @@ class IndexWriter(IndexReader):
         return inodes
 
     def reassign_colliding_inodes(self) -> None:
-        """Resolve collisions of inodes as if all emails had been added at once.
+        """Assign colliding inodes again, as if all emails had been added at once.
 
-        Call it at the end of a first listing. Otherwise the inodes would depend on the order in
-        which the server lists the emails.
+        Call this at the end of a first listing. Without the call, inodes would depend on the order
+        in which the server lists the emails.
         """
         reassign_colliding_inodes(self._connection)
 
@@ -221,7 +221,7 @@ class _Placed(Protocol):
 
 
 def _unique_paths(mailboxes: Iterable[_Placed]) -> dict[str, tuple[str, ...]]:
-    """Return the path of names of each mailbox by its id, if no other mailbox has that path."""
+    """Return the paths of mailboxes by id, without paths that several mailboxes have."""
     by_id = {mailbox.id: mailbox for mailbox in mailboxes}
     paths = {mailbox_id: _path(mailbox_id, by_id) for mailbox_id in by_id}
     occurrences = Counter(paths.values())

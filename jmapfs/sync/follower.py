@@ -1,18 +1,18 @@
-"""Following an account for as long as a mount lives: when to ask the server, and what if it fails.
+"""Follows an account while a mount exists: when the server is asked, and what happens on errors.
 
     connect ── check the account ── bring up to date ── wait for a reason ──┐
        ↑                                  ↑─────────────────────────────────┘
        └── pause (longer each time) ── offline, if any of it fails
 
 The part from one "bring up to date" to the next is a round. A round begins because of a push event,
-a request, a failed download, or because time has passed. A push event is only a hint: the server is
-asked for the changes whatever the event contains.
+a request, a failed download, or because time has passed. A push event is only a hint: whatever it
+contains, the server is asked for the changes.
 
 If the index is not complete when the follower starts, an error of the first round is raised to the
 caller, because there is nothing to show yet.
 
-Several processes may follow one account. One of them has the writer lease of the index. The others
-are read-only followers: they see what that process stores.
+Several processes may follow one account. Only one process has the writer lease of the index. The
+other processes are read-only followers: they see what the first process stores.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class AccountFollower:
         return self._writer is not None
 
     def traffic(self) -> Traffic:
-        """Return what all clients have sent and received so far, the closed ones included."""
+        """Return the traffic of all clients so far, including closed clients."""
         earlier, current = self._earlier_traffic, self._traffic
         return Traffic(
             requests=earlier.requests + current.requests,
@@ -132,11 +132,11 @@ class AccountFollower:
     async def sync_now(self) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        Raises BusyError if another process writes the index, and does not bring it up to date soon,
-        and JmapfsError if the server cannot be asked.
+        Raises JmapfsError if the server cannot be asked. Raises BusyError if another process writes
+        the index, but does not bring it up to date in time.
         """
         await self._next_round()
-        # This is checked after the round, because the round takes the lease if it is free.
+        # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
             return
         if self.client is not None:
@@ -145,7 +145,7 @@ class AccountFollower:
                 while not await waiter.reached():  # noqa: ASYNC110 - in another process
                     await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
-                # Another round calls `after_round` for what the other process has stored.
+                # The next round calls `after_round` for what the other process has stored.
                 await self._next_round()
                 return
         raise BusyError(
@@ -154,7 +154,7 @@ class AccountFollower:
         )
 
     async def _next_round(self) -> None:
-        """Wait for the end of a round that has not begun yet; raises the error of the round."""
+        """Wait for a round that begins after this call; raise the error of that round."""
         request = _RoundRequest()
         self._requests.append(request)
         self.wake()
@@ -169,9 +169,9 @@ class AccountFollower:
         may_start_offline: bool,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Follow the account until cancelled; has started when there is something to show.
+        """Follow the account until cancelled; report the start when there is something to show.
 
-        Raises JmapfsError only before it has started: the account cannot be shown.
+        Raises JmapfsError only before that start, if the account cannot be shown.
         """
         self._writer = await trio.to_thread.run_sync(self._lease.writer)
         startup = _Startup(task_status)
@@ -205,7 +205,7 @@ class AccountFollower:
                 await self._round(client, report)
                 startup.finish()
                 await self._wait(self._interval())
-                # Changes seldom come alone: wait for those that are on their way.
+                # Changes seldom come alone. Wait a little for further changes.
                 await trio.sleep(_GATHER_SECONDS)
 
     async def _round(self, client: Client, report: ListingReport) -> None:
@@ -219,7 +219,7 @@ class AccountFollower:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             self.connection = replace(self.connection, error=str(error) if error else None)
-            # `after_round` comes before the answers, so the kernel knows of the changes by then.
+            # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()
         except JmapfsError as failure:
             error = failure
@@ -255,12 +255,12 @@ class AccountFollower:
         try:
             await self._after_round()
         except JmapfsError as failure:
-            # The mount goes on; the next round notifies the kernel.
+            # The mount goes on. The next round will tell the kernel.
             _log.error("the kernel could not be notified: %s", failure)
 
     def _interval(self) -> float:
         interval = self._poll_interval
-        # Push events say that the server has changes, not that another process has stored them.
+        # A push event says that the server has changes, not that another process has stored them.
         if self.push_active and self.writes_index:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
@@ -279,14 +279,14 @@ class AccountFollower:
             nursery.cancel_scope.cancel()
 
     async def _listen(self, client: Client) -> None:
-        """Wake up for each push event, until the server says that it does not send any."""
+        """Wake up for each push event. Return if the server says that it sends no push events."""
         pause = _FIRST_PAUSE
         try:
             while True:
                 try:
                     async with client.push() as events:
-                        # The first event means that the stream is open. It starts a round too,
-                        # because something may have changed before that.
+                        # The first event means that the stream is open. The first event starts a
+                        # round too, because something may have changed before it.
                         async for event in events:
                             _log.debug("push: %s", event)
                             self.push_active = True
@@ -298,8 +298,8 @@ class AccountFollower:
                 except JmapfsError as error:
                     _log.info("push ended: %s", error)
                 if self.push_active:
-                    # A round finds out whether the server is unreachable. After it, the shorter
-                    # poll interval applies.
+                    # The next round finds out whether the server is unreachable. After that round,
+                    # the shorter poll interval applies.
                     self.push_active = False
                     self.wake()
                 await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
@@ -309,7 +309,7 @@ class AccountFollower:
 
 
 class _Startup:
-    """Reports once to the nursery that the follower has started."""
+    """Reports to the nursery, only once, that the follower has started."""
 
     def __init__(self, task_status: trio.TaskStatus[None]) -> None:
         self.done = False
@@ -328,21 +328,21 @@ def _answer(requests: Iterable[_RoundRequest], error: JmapfsError | None) -> Non
 
 
 def _is_outage(error: JmapfsError) -> bool:
-    """Tell whether the server is temporarily unreachable, and not wrongly configured."""
+    """Return whether the server is only temporarily unreachable, not wrongly configured."""
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
 
 
 class AccountBlobSource:
-    """Downloads blobs with the follower's client; fails at once while the follower has none."""
+    """Downloads blobs with the client of the follower; without a client, it fails at once."""
 
     def __init__(self, follower: AccountFollower) -> None:
         self._follower = follower
 
     @property
     def blob_ids_are_sha1(self) -> bool:
-        """Whether content can be checked by its blob id."""
+        """Whether the blob id can be used to check the content."""
         return self._client().blob_ids_are_sha1
 
     @property
@@ -353,14 +353,14 @@ class AccountBlobSource:
 
     @property
     def concurrency(self) -> int:
-        """How many requests may be in flight at once."""
+        """How many requests may run at the same time."""
         client = self._follower.client
         return 1 if client is None else client.concurrency
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Return those of the blobs that one request returns whole."""
+        """Request blobs together, and return the contents that arrive whole."""
         with self._checking_connection():
             return await self._client().download_batch(blobs, deadline=deadline)
 

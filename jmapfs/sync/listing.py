@@ -1,8 +1,8 @@
-"""Listing all emails of an account, page by page; each page is durable before the next is stored.
+"""Lists all emails of an account, page by page. Each page is durable before the next is stored.
 
-The Email state is read before the first page. Changes during the listing are then among the
-changes since that state (RFC 8620 §3.10: calls are not isolated from each other). A listing is
-therefore always followed by `Synchronizer` storing these changes.
+The Email state is read before the first page. Changes during the listing are therefore among the
+changes since that state (RFC 8620 §3.10: calls are not isolated from each other). After each
+listing, `Synchronizer` stores these changes.
 
 An interrupted listing resumes after the last durable page.
 """
@@ -30,8 +30,8 @@ _MAX_RESTARTS: Final = 10
 async def list_emails(client: Client, writer: IndexWriter, report: ListingReport) -> None:
     """List all emails into the index; an interrupted listing is resumed.
 
-    Afterwards the index has the state from before the listing. Emails that were not listed are
-    removed if the server does not find them any more. Raises ServerError if the email to resume
+    Afterwards the index has the state that the account had before the listing. Emails that were not
+    listed are removed if the server no longer has them. Raises ServerError if the email to resume
     from disappears again and again, or pages repeat; other errors are those of the client.
     """
     for _ in range(_MAX_RESTARTS):
@@ -72,7 +72,7 @@ async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
 async def _list_pages(
     client: Client, writer: IndexWriter, progress: ListingProgress, report: ListingReport
 ) -> None:
-    """Fetch pages and store them; the next page is fetched while one is stored."""
+    """Fetch and store pages. While a page is stored, the next page is fetched."""
     with lone_errors():
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[EmailPage](1)
@@ -97,8 +97,8 @@ async def _fetch_pages(
     async with send:
         while True:
             page = await client.query_page(anchor, limit)
-            # Servers may lower the limit, so a short page need not be the last. An empty page is
-            # the end.
+            # Servers may lower the limit: a short page may not be the last. An empty page is the
+            # end.
             if not page.ids:
                 return
             if page.ids[-1] in anchors or anchor in page.ids:
@@ -115,7 +115,7 @@ def _store(writer: IndexWriter, page: EmailPage, progress: ListingProgress) -> N
 
 
 async def _end(client: Client, writer: IndexWriter, email_state: str) -> None:
-    """Get the emails that were not listed: only those that the server does not find are gone."""
+    """Get the emails that were not listed. Only emails that the server does not find are gone."""
     unlisted = await trio.to_thread.run_sync(writer.unlisted_emails)
     emails, not_found = await client.emails(unlisted) if unlisted else ([], [])
 

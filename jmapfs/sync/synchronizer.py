@@ -1,13 +1,13 @@
-"""Bringing an index up to date with the server, whatever state both of them are in.
+"""Brings an index up to date with the server, whatever state the index and the server have.
 
     no index, or an interrupted listing            list all emails, then follow the changes
     an index with a state                          follow the changes
     the server cannot report the changes           list again and compare, then follow
 
-Following stores the changes from the index's state to the server's. No email is ever missing from
-the tree meanwhile, because of the order: the server is asked for the mailboxes before the emails,
-new mailboxes are stored with the first emails, and mailboxes and emails that are gone are removed
-with the last step. Each step is one transaction, together with the state it leads to.
+Following stores the changes from the index's state to the server's. The order of the steps ensures
+that no email is ever missing from the tree. The server is asked for the mailboxes before the
+emails. New mailboxes are stored with the first emails. Mailboxes and emails that are gone are
+removed with the last step. Each step is one transaction, which also stores the new state.
 
 An orphaned email is in a mailbox that the server has not described.
 """
@@ -37,8 +37,8 @@ _T = TypeVar("_T")
 _MAX_LISTINGS: Final = 3
 _MAX_ORPHAN_PASSES: Final = 3
 
-# The errors of servers that cannot report the changes: the specified one, Cyrus's for a state it
-# does not know, and one that another server has been seen to send.
+# The errors of servers that cannot report the changes: the specified error, the error of Cyrus for
+# a state that it does not know, and an error that another server was seen to send.
 _UNKNOWN_CHANGES: Final = frozenset({"cannotCalculateChanges", "invalidArguments", "serverFail"})
 
 _COUNT_PROPERTIES: Final = frozenset(
@@ -52,7 +52,7 @@ class _UnknownChangesError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _IndexStatus:
-    """What the next step depends on, as the index has it; read by one worker thread at once."""
+    """The data from the index on which the next step depends; one worker thread reads it all."""
 
     state: AccountState
     listing: ListingProgress | None
@@ -62,7 +62,7 @@ class _IndexStatus:
 
 @dataclass(frozen=True, slots=True)
 class _MailboxUpdate:
-    """The state of the mailboxes, and all of them; None if nothing but counts has changed."""
+    """The state of the mailboxes, and all mailboxes; None if only counts have changed."""
 
     state: str
     mailboxes: Sequence[Mailbox] | None
@@ -83,7 +83,7 @@ class Synchronizer:
             ConfigError: the index belongs to another account.
             ServerError: the account cannot be listed to its end.
             StorageError: the index cannot be written.
-            JmapfsError: raised by the client.
+            JmapfsError: the client has raised this error.
         """
         with sqlite_errors(f"write the index {self._database.path}"):
             return await self._bring_up_to_date(report)
@@ -120,8 +120,8 @@ class Synchronizer:
             if not status.orphaned or status.orphaned == previous:
                 break
             previous = status.orphaned
-            # Their mailbox is newer than our list, or deleted, or the server has left it out. So
-            # get the emails and all mailboxes again.
+            # The mailbox of an orphaned email is newer than our list, or deleted, or the server has
+            # left it out. So get these emails and all mailboxes again.
             emails, missing = await self._client.emails(previous)
             status = await trio.to_thread.run_sync(self._put_orphaned, emails, missing)
             changed_again, status = await self._follow_once(status, all_mailboxes=True)
@@ -131,7 +131,7 @@ class Synchronizer:
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
         if not status.state.consistent:
-            # More requests would not help: the server does not describe these mailboxes.
+            # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
         return changed
 
@@ -175,8 +175,8 @@ class Synchronizer:
                 only_counts &= _only_counts(changes)
             if only_counts:
                 return _MailboxUpdate(changes.new_state, None), emails
-            # There are few mailboxes, so get all. They may be newer than the reported state:
-            # the next changes then repeat what is already stored.
+            # There are few mailboxes, so get all of them. They may be newer than the reported
+            # state. The next changes then repeat what is already stored.
             mailbox_state = changes.new_state
             mailboxes, _ = await client.mailboxes()
         # Emails are requested after the mailboxes, so that no email is in a mailbox newer than the
@@ -188,7 +188,7 @@ class Synchronizer:
         """Complete the index if the server still has the Email state of the index.
 
         Returns False if the server has a different state. This is for servers that cannot report
-        changes: they can still report their Email state. All mailboxes are stored; there are few.
+        changes, but can report their Email state. All mailboxes are stored; there are few.
         """
         began = time.time()
         state = await trio.to_thread.run_sync(self._writer.state)
@@ -213,7 +213,7 @@ class Synchronizer:
     # The following methods run in a worker thread.
 
     def _claim(self) -> _IndexStatus:
-        """Check that the index is this account's; a new index becomes this account's."""
+        """Check that the index belongs to this account. A new index is assigned to this account."""
         client = self._client
         status = self._status()
         if status.state.account_id:
@@ -244,14 +244,13 @@ class Synchronizer:
         writer = self._writer
         with writer.transaction():
             state = replace(writer.state(), email_state=emails.new_state, consistent=False)
-            # Repeated with every step of a chain: mailboxes are few, and a repetition changes
-            # nothing.
+            # Every step of a chain repeats this. There are few mailboxes, and storing them again
+            # changes nothing.
             gone: Sequence[str] = ()
             if mailboxes.mailboxes is not None:
                 gone = writer.replace_mailboxes(mailboxes.mailboxes)
             writer.put_emails(emails.emails)
-            # A later step may bring an email back under another id, so emails are removed only in
-            # the last step.
+            # Emails are removed in the last step: a step may bring an email back under a new id.
             writer.add_pending_removals(emails.gone)
             # Between two steps, the index may have a state that the account never had (RFC 8620
             # §5.2).
@@ -285,10 +284,10 @@ class Synchronizer:
 class StateWaiter:
     """Tells when an index that another process writes has the current state of the server.
 
-    "Current" means the state at the construction, or a later one. The other process may be unable
-    to follow the server although this process can reach it: its password may be old, or it was a
-    snapshot that has just ended. So this class asks the server for its states (RFC 8620 §5.1). The
-    index must have these states, or must have been brought up to date since.
+    "Current" means the state at the construction of this object, or a later state. This process may
+    be able to reach the server when the other process cannot: the other process may have an old
+    password, or it was a snapshot that has just ended. So this class asks the server for its states
+    (RFC 8620 §5.1). The index is current if it has these states, or was brought up to date since.
     """
 
     def __init__(self, client: Client, database: IndexDatabase) -> None:
@@ -298,14 +297,14 @@ class StateWaiter:
         self._began = time.time()
 
     async def reached(self) -> bool:
-        """Tell whether the index has that state.
+        """Return whether the index has the current state.
 
         Raises StorageError if the index cannot be read; other errors are those of the client.
         """
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete or state.synced_at >= self._began:
             return state.complete
-        # A mailbox that is renamed changes only the state of the mailboxes.
+        # Renaming a mailbox changes only the state of the mailboxes.
         _, mailbox_state = await self._client.mailboxes()
         if state.mailbox_state != mailbox_state:
             return False
@@ -334,7 +333,7 @@ def _check_owner(state: AccountState, database: IndexDatabase, client: Client) -
 
 
 def _only_counts(changes: Changes) -> bool:
-    """Tell whether only the numbers of emails in the mailboxes have changed."""
+    """Return whether only the numbers of emails in the mailboxes have changed."""
     if changes.created or changes.destroyed:
         return False
     # RFC 8621 §2.2: null means that anything may have changed.

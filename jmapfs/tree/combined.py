@@ -35,7 +35,8 @@ class CombinedTree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # The time of the root is constant: accounts have no times, and seldom change.
+            # The time of the root is constant: the list of accounts seldom changes, and has no
+            # time.
             return directory_attributes(
                 ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
             )
@@ -83,7 +84,7 @@ class CombinedTree:
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
     def _to_account(self, inode: int) -> tuple[int, TreeView, int]:
-        """Return the number and the tree of an inode's account, and its inode there."""
+        """Return the account number and tree of an inode, and the inode in that tree."""
         number, own = to_account(inode)
         tree = self._trees.get(number)
         if tree is None:

@@ -1,13 +1,13 @@
 """The directories of an account, and its emails in order with their paths.
 
-There is one directory for each mailbox, in exactly one place.
+Each mailbox has exactly one directory.
 
-The directory of a mailbox is in that of its parent. Servers also send parents that do not exist:
-such mailboxes become top-level directories. If mailboxes form a cycle, the one with the smallest id
-becomes a top-level directory.
+The directory of a mailbox is in the directory of its parent mailbox. Servers also send parents that
+do not exist: such mailboxes become top-level directories. If mailboxes form a cycle, the one with
+the smallest id becomes a top-level directory.
 
-A snapshot is made from an `EmailExport`: all emails at or below one directory, in order. Paths are
-always those from the root of the tree.
+A snapshot is made from an `EmailExport`: all emails at or below one directory, in order. Paths
+always begin at the root of the tree.
 """
 
 import zlib
@@ -47,7 +47,7 @@ class Directory:
 
     @property
     def children_digest(self) -> int:
-        """A number that changes with the set of names of the subdirectories."""
+        """A number that changes when the set of names of the subdirectories changes."""
         return sum(zlib.crc32(name.encode()) for name in self.children)
 
 
@@ -84,7 +84,7 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
     root = Directory(inode=ROOT_INODE, parent=ROOT_INODE, path=(), mailbox=None)
     pending: list[tuple[str | None, Directory]] = [(None, root)]
     taken = {ROOT_INODE}
-    # Not recursive: a server may send more nested mailboxes than Python's stack allows.
+    # This is not recursive: mailboxes may be nested more deeply than Python's stack allows.
     while pending:
         parent_id, directory = pending.pop()
         named: dict[str, int] = {}

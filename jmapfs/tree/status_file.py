@@ -1,8 +1,9 @@
 """`.jmapfs.json`: the account, its state and the connection to the server, as a file in the root.
 
-It always has the newest time in the tree: Borg does not cache the file with the newest ctime, and
-would otherwise read the newest mail again in every run. Its content changes only when the state of
-the account does, or the server becomes reachable or unreachable, so a second backup reads nothing.
+Its time is always the newest in the tree. Borg does not cache the file with the newest ctime: if
+this were the newest mail, Borg would read the mail again in every run. Its content changes only
+with the state of the account, and when the server becomes reachable or unreachable. So a second
+backup reads nothing.
 """
 
 import math

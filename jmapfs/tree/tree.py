@@ -1,11 +1,12 @@
 """The tree of an account: names, inodes, and the entries and attributes of directories.
 
-Answers come from an `IndexReader`: from the newest commit, or from the state that it is pinned
-to. Each is one or two lookups in SQLite's page cache, some microseconds. Only `listing` takes
-longer the larger the mailbox is; call it in a worker thread, with a tree of its own.
+The data come from an `IndexReader`: from the newest commit, or from the state to which the reader
+is pinned. Each call makes one or two lookups in SQLite's page cache, which take some microseconds.
+Only `listing` takes longer for a larger mailbox. Call `listing` in a worker thread, with a tree of
+its own.
 
-Modes, owners and all attributes of an email are constant (SEMANTICS.md): backup tools take a
-change of attributes for a change of content.
+Modes, owners and all attributes of an email are constant (SEMANTICS.md): to a backup tool, changed
+attributes mean changed content.
 """
 
 import enum
@@ -46,7 +47,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """The owner of the files, and the permission bits that are not granted."""
+    """The owner of the files, and the permission bits that are removed."""
 
     uid: int
     gid: int
@@ -56,7 +57,7 @@ class Ownership:
         """Return `st_mode`.
 
         Files are read-only. Directories are writable for the owner: a backup tool copies the mode,
-        and a copy could not be deleted otherwise.
+        and a copy of a read-only directory could not be deleted.
         """
         base = _DIRECTORY_MODE if kind is Kind.DIRECTORY else _FILE_MODE
         return kind.value | (base & ~self.umask)
@@ -65,8 +66,8 @@ class Ownership:
 class Attributes(NamedTuple):
     """Attributes of one inode: `size` in bytes, `time_ns` (mtime, ctime, atime) since 1970.
 
-    A named tuple, because a listing makes one for each entry and a frozen dataclass takes twice
-    as long to make.
+    This is a named tuple, because a listing makes one for each entry. To make a frozen dataclass
+    takes twice as long.
     """
 
     inode: int
@@ -91,9 +92,9 @@ def directory_attributes(
 ) -> Attributes:
     """Return the attributes of a directory.
 
-    Its time has to change exactly when its entries change, and has to be the same on every
-    machine. So it is computed from the entries: the seconds are those of the newest email, the
-    nanoseconds a digest of all names.
+    The time of a directory must change exactly when its entries change, and must be the same on
+    every machine. So the time is computed from the entries: the seconds are those of the newest
+    email, and the nanoseconds are a digest of all names.
     """
     when = time_ns(newest) + digest % _NANOSECONDS
     return Attributes(inode, Kind.DIRECTORY, 0, when, 2 + subdirectories)
@@ -102,17 +103,17 @@ def directory_attributes(
 def time_ns(seconds: int) -> int:
     """Return a time of receipt in nanoseconds, 0 if it is before 1970.
 
-    Seconds are unsigned in the FUSE protocol, and in many file systems that backups are kept on.
+    Seconds are unsigned in the FUSE protocol, and in many file systems for backups.
     """
     return max(seconds, 0) * _NANOSECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryListing:
-    """The entries of a directory in byte order of their names, as of one state.
+    """The entries of a directory at one state, in the byte order of their names.
 
-    `special` are the directories and `.jmapfs.json`, each with the number of emails in `files`
-    that come before it.
+    `special` has the directories and `.jmapfs.json`, each with the number of emails in `files` that
+    come before this entry.
     """
 
     special: tuple[tuple[int, bytes, Attributes], ...]
@@ -123,7 +124,7 @@ class DirectoryListing:
 
     def entries(self, start: int = 0) -> Iterator[tuple[bytes, Attributes]]:
         """Return names and attributes from position `start` on."""
-        # The special entry with index k and p emails before it is at position p + k.
+        # If p emails come before special entry k, this entry is at position p + k.
         passed = sum(1 for index, entry in enumerate(self.special) if entry[0] + index < start)
         row = start - passed
         for before, name, attributes in self.special[passed:]:
@@ -165,7 +166,7 @@ class TreeView(Protocol):
     def version(self, inode: int) -> object:
         """Return a value that changes when the entries of a directory may have changed.
 
-        Compare it with earlier values for the same directory from the same view.
+        Compare the value only with values for the same directory from the same view.
         """
 
     def totals(self) -> tuple[int, int]:
@@ -257,7 +258,7 @@ class Tree:
     def version(self, inode: int) -> object:
         """Return a value that changes when the entries of a directory may have changed."""
         version = self._reader.version()
-        # Only `.jmapfs.json`, in the root, depends on something that is not in the index.
+        # Only `.jmapfs.json`, in the root, depends on data that are not in the index.
         return (version, self._reachability()) if inode == ROOT_INODE else version
 
     def status_file(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
