@@ -67,7 +67,8 @@ def has_content(path: str, size: int, sha256: str) -> bool:
     """Return whether a file exists and has this content, which is read from the disk.
 
     After a write error the kernel may hold pages that never reached the disk and count as clean. So
-    the cached pages are dropped first. Pages that are still to be written are not dropped.
+    the cached pages are dropped first. Pages that are still to be written stay, so this proves
+    nothing about them.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
