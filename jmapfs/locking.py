@@ -21,7 +21,7 @@ _PAUSE_SECONDS: Final = 0.02
 
 @contextlib.contextmanager
 def process_lock(path: Path, what: str, *, parents: bool = False) -> Iterator[None]:
-    """Hold a lock on the file `path` in the context; `what` says in messages what it protects.
+    """Hold a lock on the file `path` in the context; messages call the protected thing `what`.
 
     With `parents`, missing directories of the file are created, accessible to the owner only.
 

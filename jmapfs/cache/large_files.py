@@ -122,8 +122,8 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append a chunk.
 
-        Raises OSError if the chunk cannot be written, with ENOSPC also if it would use the reserve
-        of free space. After an error the writer can only be aborted.
+        Raises OSError if the chunk cannot be written. A chunk that would use the reserve of free
+        space raises ENOSPC. After an error the writer can only be aborted.
         """
         self._unchecked += len(chunk)
         if self._unchecked >= _SPACE_CHECK_BYTES:

@@ -137,7 +137,7 @@ def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> Jmapf
 
 
 class _MountPrefetch:
-    """The emails of one mount: those `wanted` in its cache, and those that were `fetched`.
+    """The emails of one mount: `wanted` are to be in its cache, `fetched` were downloaded.
 
     `sizes` has the size in bytes of each email that was not cached before. In the end, `missing` is
     the number of emails that are still not cached, and `reason` is the cause.

@@ -41,7 +41,7 @@ _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
 # A download that exceeds the stated size by more than this ends with an error.
 _MARGIN_BYTES: Final = 64 * 1024 * 1024
-# A blob larger than this part of a batch is fetched alone: other blobs must not wait for it.
+# A blob above a quarter of a batch's bytes is fetched alone: other blobs must not wait for it.
 _LARGE_PART: Final = 4
 # Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
 _SINGLES: Final = 8

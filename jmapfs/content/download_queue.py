@@ -68,7 +68,7 @@ class DownloadQueue:
         return batch
 
     def note_ended(self, count: int) -> None:
-        """Record that `count` of the downloads that `take` returned have ended."""
+        """Record the end of `count` downloads that were returned by `take`."""
         self._running -= count
         self._notify()
 

@@ -218,8 +218,8 @@ class ContentPublisher:
 
         The other downloads are published to the kernel before they are finished. A program that
         reads the file a moment later then finds the content in the page cache. A READ that arrives
-        in between is answered at once: the kernel locks the page until the answer, and publishing
-        waits for the page.
+        in between must be answered at once: it has locked its page, and publishing waits for this
+        lock.
         """
         unread: list[Arrived] = []
         for download, data in arrived:

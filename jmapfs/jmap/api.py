@@ -83,7 +83,7 @@ class _ErrorArguments(msgspec.Struct):
 
 
 def is_too_large(error: JmapfsError) -> bool:
-    """Return whether the server rejected a request for its size. Half of it may be accepted."""
+    """Return whether the server rejected a request as too large. It may accept half of it."""
     if isinstance(error, MethodError):
         return error.kind == "requestTooLarge"
     if isinstance(error, RequestError):

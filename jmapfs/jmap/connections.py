@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that are kept for later requests, and acknowledge data at once.
+"""HTTP/1.1 connections that acknowledge data at once and are kept for later requests.
 
 Cyrus writes the head and the body of a response separately and leaves Nagle's algorithm on, so its
 kernel holds back the end of the body until the client acknowledges the head. On a kept connection

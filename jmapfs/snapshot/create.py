@@ -94,7 +94,7 @@ async def create_snapshot(
             else:
                 return msgspec.structs.replace(
                     summary,
-                    # The last attempt counts the downloads of earlier attempts as taken over.
+                    # For the last attempt, earlier downloads are "taken over": undo that.
                     fetched=summary.fetched + downloaded.blobs,
                     fetched_bytes=summary.fetched_bytes + downloaded.bytes,
                     taken_over=max(0, summary.taken_over - downloaded.blobs),

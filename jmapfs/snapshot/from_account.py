@@ -72,7 +72,7 @@ class _AccountOpener:
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
         """Bring the index up to date, and pin its state.
 
-        Raises BusyError if another process writes the index, and its state is old or inconsistent.
+        Raises BusyError if the index is old or inconsistent while another process writes it.
         """
         await self._bring_up_to_date(early)
         with self._database.reader() as reader:

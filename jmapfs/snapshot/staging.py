@@ -109,8 +109,8 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
     def adopt(self, path: Path, entry: _Entry) -> None:
         """Move a file of an interrupted run here, if it exists. It is verified before it is used.
 
-        A moved content has several lines in the journal, and only one of them is right. Raises
-        OSError.
+        A content that was moved has a line in the journal for each place, and only one is still
+        right. Raises OSError.
         """
         if entry.blob_id in self._unverified or not _is_file(path):
             return

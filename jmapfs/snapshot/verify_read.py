@@ -63,7 +63,7 @@ class Comparison(NamedTuple):
 class PendingRead:
     """A file that must be read. `path` is absolute.
 
-    Each name of the file that is found before the read ends adds an item to `comparisons`.
+    `comparisons` gets an item for each name of the file that is found before the read ends.
     """
 
     inode: _Inode

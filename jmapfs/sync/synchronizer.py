@@ -285,8 +285,8 @@ class StateWaiter:
     """Tells when an index that another process writes has the current state of the server.
 
     "Current" means the state at the construction of this object, or a later state. This process may
-    be able to reach the server when the other process cannot: the other process may have an old
-    password, or it was a snapshot that has just ended. So this class asks the server for its states
+    reach the server although the other process cannot: the other process may have an old password,
+    or may be a snapshot that has just ended. So this class asks the server for its states
     (RFC 8620 §5.1). The index is current if it has these states, or was brought up to date since.
     """
 
