@@ -105,7 +105,7 @@ def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401
 
 
 def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
-    """Return the account that the user names: by its name in the configuration, or its location.
+    """Return the account for `argument`, which is a name in the configuration or a location.
 
     `account` comes from the command line and overrides the configuration. Raises ConfigError if
     there is no such account, or its secret is not available.

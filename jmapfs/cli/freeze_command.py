@@ -60,7 +60,7 @@ def thaw_command(mountpoint: Path) -> None:
 
 
 def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
-    """Freeze a mount for `seconds` at most, and run a command. Return its exit code.
+    """Freeze a mount for `seconds` at most, and run a command. Return the command's exit code.
 
     If the freeze ended before the command, the command may have seen two states. Then a message on
     stderr says so, and an exit code of 0 is changed to 1.
@@ -100,7 +100,7 @@ class _SignalForwarding:
 
     So this process can thaw the mount when the command has ended. Signals that come before the
     command has started are forwarded when it has started. Ctrl-C is not forwarded, because the
-    terminal sends it to the command too. Before the freeze, Ctrl-C interrupts the request for it.
+    terminal sends it to the command too. Before the freeze, Ctrl-C interrupts the freeze request.
     """
 
     def __init__(self) -> None:

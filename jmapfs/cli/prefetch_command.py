@@ -32,7 +32,7 @@ from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageErr
 
 _EMAIL: Final = ".eml"
 
-# Give up after this many requests in a row that an obstacle keeps from fetching anything.
+# Give up after this many requests in a row in which an obstacle prevented every download.
 _FUTILE_REQUESTS: Final = 2
 
 
@@ -107,7 +107,7 @@ def prefetch(paths: Sequence[Path]) -> str:
     Raises:
         NotMountedError: a path is in no mount of jmapfs, or the mount does not answer.
         StorageError: the cache is too small for all emails.
-        JmapfsError: some emails cannot be downloaded. Its exit code is that of the reason.
+        JmapfsError: some emails cannot be downloaded. The error has the exit code of its cause.
     """
     mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
     for mount in mounts:
@@ -137,7 +137,7 @@ def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> Jmapf
 
 
 class _MountPrefetch:
-    """The emails of one mount: `wanted` are to be in its cache, `fetched` were downloaded.
+    """The emails of one mount: `wanted` are the emails to cache, `fetched` were downloaded.
 
     `sizes` has the size in bytes of each email that was not cached before. In the end, `missing` is
     the number of emails that are still not cached, and `reason` is the cause.

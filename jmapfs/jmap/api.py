@@ -32,7 +32,8 @@ DEFAULT_DEADLINE = 30.0
 """Seconds for a request with all its retries, if the caller does not say."""
 
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
-# The first attempt gets a part of the time: if its connection is dead, a second one follows.
+# The first attempt gets only this share of the time, so that there is time for a second attempt if
+# the connection of the first is dead.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
 # More objects in a response are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
@@ -83,7 +84,7 @@ class _ErrorArguments(msgspec.Struct):
 
 
 def is_too_large(error: JmapfsError) -> bool:
-    """Return whether the server rejected a request as too large. It may accept half of it."""
+    """Return whether the server rejected a request as too large. A smaller one may succeed."""
     if isinstance(error, MethodError):
         return error.kind == "requestTooLarge"
     if isinstance(error, RequestError):
@@ -209,7 +210,7 @@ class Api:
         return self._decode(response, type_)
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
-        """Request `size` objects at once, or fewer while the server rejects that as too many."""
+        """Request `size` objects at once. If the server rejects so many, request fewer."""
         size = max(1, min(size, self.max_objects_in_get))
         while True:
             try:

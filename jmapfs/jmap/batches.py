@@ -3,9 +3,9 @@
 A batch is only an optimisation. If the response does not contain a whole blob, the blob is left out
 of the result. The caller then downloads the blob by itself. That download reports what is wrong.
 
-No server says how many bytes its response to Blob/get may have. So there are two limits that are
-learned: the number of blobs in a batch, and their bytes. If the server rejects a batch as too
-large, the limit that the batch came closest to is halved. The limits for emails stay.
+No server says how many bytes its response to Blob/get may have. So two limits are learned from
+rejections: the number of blobs in a batch, and their bytes. If the server rejects a batch as too
+large, the limit that the batch came closest to is halved. The limits for emails do not change.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ _PROPERTIES = ("data:asBase64", "size")
 _MARGIN = 16 * 2**20
 # The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
-# After these errors every other call would fail too: calls differ only in their ids.
+# After one of these errors no other call can succeed, because calls differ only in their ids.
 _UNSUPPORTED = frozenset(
     {"unknownMethod", "invalidArguments", "forbidden", "accountNotSupportedByMethod"}
 )
@@ -76,7 +76,7 @@ class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"
 
 
 class BatchMethods(Api):
-    """Blob/get (RFC 9404 §4.2). In the request budget of the transport a batch is one request."""
+    """Blob/get (RFC 9404 §4.2). A batch is one request in the budget of the transport."""
 
     def __init__(self, transport: Transport, session: Session, account_id: str) -> None:
         super().__init__(transport, session, account_id)
@@ -162,7 +162,7 @@ class BatchMethods(Api):
             raise error
         blobs, size = len(batch), sum(batch.values())
         by_count = blobs > 1 and blobs * self._max_bytes >= size * self._max_blobs
-        # An HTTP request is rejected for too many ids, a method call also for too many bytes.
+        # An HTTP request is rejected only for too many ids, a method call also for too many bytes.
         if isinstance(error, RequestError) or by_count:
             self._max_blobs = min(self._max_blobs, blobs // 2)
         else:

@@ -129,15 +129,15 @@ class BlobStream:
 
 
 class BlobMethods(Api):
-    """Downloads of blobs. Until it ends, each is one request in the budget of the transport."""
+    """Downloads of blobs. Each takes one request of the transport's budget until it ends."""
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
     ) -> bytes:
         """Return the whole content of a blob.
 
-        `size_hint` is the expected size in bytes. The caller has to compare this size with the
-        length of the content: here, only a content that is over 64 MiB larger is an error. The
+        `size_hint` is the expected size in bytes. The caller has to compare the length of the
+        content with `size_hint`: this method only rejects a content that is over 64 MiB larger. The
         download takes at most `deadline` seconds. Raises the same errors as BlobStream.
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN

@@ -55,9 +55,9 @@ class Changes:
     """Ids that were created, updated or destroyed since a state (RFC 8620 §5.2).
 
     `new_state` is the state to continue from. If `has_more` is true, there are more changes after
-    that state. If there are, but `new_state` is the state of the request, everything must be listed
-    again. A server may put an id into several lists. In updated mailboxes, only
-    `updated_properties` changed (RFC 8621 §2.2); if None, any may have changed.
+    that state. If `has_more` is true but `new_state` is the state of the request, everything must
+    be listed again. A server may put an id into several lists. In updated mailboxes, only
+    `updated_properties` changed (RFC 8621 §2.2); if None, any property may have changed.
     """
 
     new_state: str

@@ -85,9 +85,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             )
 
     async def close_idle(self) -> None:
-        """Close all idle connections. After a change of network they may be dead.
+        """Close all idle connections. After a change of network these may be dead.
 
-        If the pool has just given such a connection to a request, the request gets a new one.
+        If the pool has just given one of them to a request, the request gets a new connection.
         """
         for pool in self._pools:
             for connection in pool.connections:

@@ -1,7 +1,7 @@
 """Discovery finds the session for a URL, a host or a mail address (RFC 8620 §2.2).
 
-No other module follows redirects. Each URL is first requested without credentials, so that a server
-that only redirects never receives them.
+No other module follows redirects. A server that only redirects must not receive the credentials, so
+each URL is first requested without credentials.
 """
 
 import re

@@ -4,9 +4,9 @@ All requests share the credentials, the origins that may receive the credentials
 requests in flight, the cooldown of a busy server, and the counters. The budget is for API calls and
 downloads together, because some servers count them together.
 
-A server that is busy (429, 503, the `limit` problem) is busy for every request. The pause that it
-asks for, the cooldown, delays all requests, also new ones. Other failures delay only the request
-that failed.
+A server that is busy (429, 503, the `limit` problem) is busy for every request. The cooldown, which
+is the pause that such a server asks for, delays all requests, also new ones. Other failures delay
+only the request that failed.
 
 After a suspend or a change of network, kept connections are dead, but no error reports that. So
 after a request that failed or stalled, all idle connections are closed. The next request opens a
@@ -235,7 +235,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         what `fetch` raises.
         """
         host = self._check(request)
-        # A task cannot be the borrower, because one task may read several streams at a time.
+        # A task cannot be the borrower: it may read several streams at a time, but a borrower can
+        # borrow only once.
         borrower = object()
         with trio.move_on_at(until) as scope:
             while True:
@@ -258,9 +259,9 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     ) -> AsyncIterator[ResponseReader]:
         """Open an endless response, such as an event stream.
 
-        The response may pause for `silence` seconds at a time. It does not count in the budget of
-        requests, but the request waits until the cooldown ends. The head of the response must
-        arrive before `until`. Raises the same errors as `exchange`.
+        The response may pause for `silence` seconds at a time. The request waits until the cooldown
+        ends, but does not count in the budget of requests. The head of the response must arrive
+        before `until`. Raises the same errors as `exchange`.
         """
         host = self._check(request)
         try:

@@ -225,7 +225,7 @@ def _problem(body: bytes) -> _Problem:
 def _message(problem: _Problem, body: bytes) -> str:
     if text := problem.detail or problem.title or problem.description:
         return printable(text, _MAX_MESSAGE)
-    # Other JSON is not meant for people; a problem report without a text has at least its type.
+    # JSON without such a text is not meant for people. If it is a problem report, show its type.
     if body.lstrip()[:1] in {b"{", b"["}:
         return printable(problem.kind, _MAX_MESSAGE)
     return sanitize(body, _MAX_MESSAGE)

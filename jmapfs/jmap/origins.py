@@ -1,7 +1,7 @@
 """Which URLs may be used, and which origin a URL belongs to.
 
 Credentials go to origins (scheme, host and port). This module finds the origin of every URL that a
-user or a server names. It uses the URL parser that is also used when the request is sent.
+user or a server names. The module uses the same URL parser as the code that sends the request.
 """
 
 import ipaddress

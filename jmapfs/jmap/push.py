@@ -186,13 +186,13 @@ class PushMethods(Api):
 
         `ping` is the requested interval of pings, rounded up to whole seconds. The server may
         ignore a value below 30. After a silence of two intervals the stream counts as broken. If
-        the server states a longer interval than `ping`, that interval counts.
+        the server states an interval longer than `ping`, the server's interval counts.
 
         Raises, when the stream is opened or iterated: PushUnavailableError: there is no push in
         this session. UnreachableError: the caller should connect again, with back-off. If the
-        server is busy, opening waits for the end of the cooldown. If that is too late, opening
-        fails at once. AuthenticationError: the server does not accept the credentials (only when
-        opened).
+        server is busy, opening waits for the end of the cooldown. If the cooldown ends too late for
+        that, opening fails at once. AuthenticationError: the server does not accept the credentials
+        (only when opened).
         """
         seconds = max(1, math.ceil(ping))
         async with AsyncExitStack() as stack:
@@ -220,7 +220,7 @@ class PushMethods(Api):
 def _event_source(session: Session, ping: int) -> str:
     """Return the URL of the event stream; `ping` is in seconds.
 
-    Raises ProtocolError if the session has no such URL, or if it must not get credentials.
+    Raises ProtocolError if the session has no such URL, or if the URL must not get credentials.
     """
     template = session.event_source_url
     if template is None:

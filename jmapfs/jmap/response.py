@@ -25,7 +25,7 @@ STALL_TIMEOUT = 10.0
 _STEP = 1 << 20
 _GZIP = 16 + zlib.MAX_WBITS
 # In a cancelled scope, reading first returns the chunks that have already arrived, never more than
-# this. Then it ends, when it would wait for the network.
+# this number. When it would have to wait for the network, reading ends.
 _MAX_BUFFERED_CHUNKS = 10_000
 
 

@@ -143,9 +143,9 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
 
 
 def parse_session(response: HttpResponse, transport: Transport) -> Session:
-    """Read a session from an HTTP response. Relative URLs in it are relative to its own URL.
+    """Read a session from an HTTP response. Relative URLs are relative to the URL of the response.
 
-    Raises ProtocolError if this is not a session, or names a URL that must not get credentials.
+    Raises ProtocolError if this is not a session, or if one of its URLs must not get credentials.
     """
     base = response.url
     what = f"the session of {host_of(base)}"

@@ -2,8 +2,8 @@
 
 The mails come in parts, in order. For each part, `plan` finds the contents that must be downloaded:
 those that are neither in this snapshot already, nor in the base snapshot, nor left by an
-interrupted run. When they are staged, `place` moves each new content to its first name in the tree.
-All other names are linked to an existing file.
+interrupted run. When these contents are staged, `place` moves each new content to its first name in
+the tree. All other names are linked to an existing file.
 
 `BlobIndex` finds the manifest line of a blob, in the base snapshot and in the new one. It stores
 two integers for each blob: the hash of the blob's id, and the position of the line. A lookup reads
@@ -84,7 +84,7 @@ class BlobIndex(AbstractContextManager["BlobIndex"]):
 
 
 class BaseSnapshot(BlobIndex):
-    """The newest snapshot with an intact manifest. The new snapshot shares its files.
+    """The newest snapshot with an intact manifest. The new snapshot shares the files of this one.
 
     With `verify_content`, each file is read and verified before it is shared. Without, only its
     size must be right.

@@ -5,8 +5,8 @@
 
 A few parts are processed at a time, so memory does not grow with the account, and the network does
 not wait for the disk. If mail of the state disappears before it is downloaded, the next attempt
-copies a newer state. It keeps everything that was downloaded. At the end the tree is synced, and
-then renamed to its date.
+copies a newer state. That attempt reuses everything that was downloaded. At the end the tree is
+synced, and then renamed to its date.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ async def create_snapshot(
             else:
                 return msgspec.structs.replace(
                     summary,
-                    # For the last attempt, earlier downloads are "taken over": undo that.
+                    # `taken_over` includes the blobs of earlier attempts. Count these as fetched.
                     fetched=summary.fetched + downloaded.blobs,
                     fetched_bytes=summary.fetched_bytes + downloaded.bytes,
                     taken_over=max(0, summary.taken_over - downloaded.blobs),
@@ -104,7 +104,7 @@ async def create_snapshot(
 
 
 class _FailedDownloadsError(IncompleteError):
-    """Some blobs cannot be downloaded. A newer state may not contain them.
+    """Some blobs cannot be downloaded. Perhaps a newer state does not contain these blobs.
 
     `errors` maps blob ids to the reasons. `downloaded` counts the blobs that were downloaded.
     """
@@ -155,7 +155,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         self._report.syncing()
         # Ctrl-C abandons the thread, so that it does not wait for a slow disk.
         await trio.to_thread.run_sync(target.file_system.sync, abandon_on_cancel=True)
-        # A cancellation waits for this thread, because a run with a dated snapshot must succeed.
+        # This thread cannot be cancelled: once the snapshot has its date, the run must succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
         if error is not None:

@@ -1,8 +1,8 @@
 """The files that a snapshot should have according to its metadata files, and whether these agree.
 
 SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
-else that SHA256SUMS has. So if they disagree, it can be told which of them was altered. An altered
-manifest is not used. Then the expected files are those in SHA256SUMS.
+else that SHA256SUMS has. So if SHA256SUMS and the manifest disagree, it is known which was altered.
+An altered manifest is not used. Then the expected files are those in SHA256SUMS.
 """
 
 import os
@@ -159,7 +159,7 @@ class ExpectedContents:
         return sums
 
     def _is_right(self, path: str, expected: str | None) -> bool:
-        """Return whether a file can be used: the checksum is right, or is damaged itself."""
+        """Return True if the file matches its checksum, or if the checksum itself is damaged."""
         try:
             digest = read_digest(os.fspath(self._directory / path))[0].hex()
         except OSError as error:

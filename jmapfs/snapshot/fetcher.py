@@ -3,8 +3,8 @@
 Nothing is put into the cache: a snapshot of everything would evict what people read.
 
 `EarlyFetcher` downloads contents while an account is listed for the first time. A listing uses the
-server and SQLite in turn, so downloads have time in between. Contents are stored by blob id. They
-get their places when the state to copy is known.
+server and SQLite in turn, so downloads have time in between. Contents are stored by blob id. When
+the state to copy is known, the contents get their places in the tree.
 """
 
 import contextlib

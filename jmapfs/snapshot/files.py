@@ -2,12 +2,12 @@
 
 Files with the same content share the space on the disk if the file system allows it. They are hard
 links of one file. If the file system has no hard links (exFAT, SMB), the files share blocks
-(FICLONE, ioctl_ficlone(2)). If it cannot share blocks either, the files are copies. Each copy is
-verified while it is written.
+(FICLONE, ioctl_ficlone(2)). If the file system cannot share blocks either, the files are copies.
+Each copy is verified while it is written.
 
 A snapshot is synced with syncfs(2). It waits until everything that any process wrote to the file
-system is on the disk. Since Linux 5.8 it reports writes that failed after its descriptor was
-opened. An fsync of each file would wait once per file.
+system is on the disk. Since Linux 5.8, syncfs reports writes that failed after the descriptor
+passed to it was opened. An fsync of each file would wait once per file.
 """
 
 import contextlib
@@ -67,8 +67,8 @@ def has_content(path: str, size: int, sha256: str) -> bool:
     """Return whether a file exists and has this content, which is read from the disk.
 
     After a write error the kernel may hold pages that never reached the disk and count as clean. So
-    the cached pages are dropped first. Pages that are still to be written stay, so this proves
-    nothing about them.
+    the cached pages are dropped first. Pages that are still to be written are not dropped, so the
+    result proves nothing about them.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as file:
@@ -121,7 +121,7 @@ class Linker:
         self.links = _supported_links(directory)
 
     def link(self, source: str, target: str, sha256: str) -> bool:
-        """Add the name `target` to the file `source`. Return False if its content has changed.
+        """Add the name `target` to the file `source`. Return False if `source` has changed.
 
         Raises OSError if the name cannot be created.
         """

@@ -188,9 +188,9 @@ class Repository:
     def remove_partial(self, path: Path) -> int:
         """Delete one of the `unfinished` directories, if it still exists.
 
-        Returns the size of the files that had no other name. Snapshots that share files with it
-        keep these files. Raises StorageError if the directory cannot be deleted. Raises ValueError,
-        and deletes nothing, if the directory is not an unfinished one.
+        Returns the size of the files that had no other name. Other snapshots keep the files that
+        they share with this directory. Raises StorageError if the directory cannot be deleted.
+        Raises ValueError, and deletes nothing, if the directory is not an unfinished one.
         """
         if not os.path.lexists(path):
             return 0

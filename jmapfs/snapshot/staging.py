@@ -11,7 +11,7 @@ files into its own directory, and compares each with its checksum before it is u
 of the machine a file may contain anything. Contents without a valid line are downloaded again.
 
 Files are numbered, because their names are known only when the whole state is known. The checksum
-is computed from the downloaded bytes, before they are written. So reading a file again verifies it.
+is computed from the downloaded bytes, before they are written. So a second read verifies the file.
 """
 
 import contextlib
@@ -109,8 +109,8 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
     def adopt(self, path: Path, entry: _Entry) -> None:
         """Move a file of an interrupted run here, if it exists. It is verified before it is used.
 
-        A content that was moved has a line in the journal for each place, and only one is still
-        right. Raises OSError.
+        If a content was moved, the journal has a line for each of its places, and only one line is
+        still right. Raises OSError.
         """
         if entry.blob_id in self._unverified or not _is_file(path):
             return
@@ -126,7 +126,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             return False
         path = self.path / _file(content.number)
         if not has_content(str(path), content.size, content.digest.hex()):
-            # Otherwise the next run could adopt this file instead of the new one.
+            # Delete this file. Otherwise the next run could adopt it instead of the new file.
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             return False

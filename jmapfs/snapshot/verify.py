@@ -58,8 +58,8 @@ class VerifyResult:
     """The result of verifying a snapshot.
 
     `mails` and `files` are the expected numbers; `files` counts names. `bytes_read` is the size of
-    the mail that was read for it; files that were read for an earlier snapshot do not count.
-    `remarks` are facts that do no harm.
+    the mail that was read for this snapshot; files that were already read for an earlier snapshot
+    do not count. `remarks` are facts that do no harm.
     """
 
     path: Path

@@ -71,9 +71,9 @@ class VerificationRecord:
         return verification is not None and verification.found_damage
 
     def may_be_damaged(self, date: str, taken: datetime) -> bool:
-        """Return whether a snapshot's files may have damage that was found after it was taken.
+        """Return whether damage found after a snapshot was taken may be in the snapshot's files.
 
-        Files are shared between snapshots, so damage in any of them counts. The answer is False
+        Snapshots share files, so damage that was found in any snapshot counts. The answer is False
         only if a later verification has read the snapshot's own files and found them right, or if
         no damage was found.
         """
@@ -87,8 +87,8 @@ class VerificationRecord:
 def save_verification(repository: Path, date: str, verification: Verification) -> None:
     """Record a verification on the disk, and drop the records of snapshots that are gone.
 
-    A quick verification does not replace one that has read content and found damage: it cannot tell
-    whether the damage is repaired. Raises StorageError if the record cannot be written.
+    A quick verification does not replace one that has read content and found damage: only reading
+    shows whether the damage is repaired. Raises StorageError if the record cannot be written.
     """
     directory = repository / STATE_DIRECTORY
     try:
