@@ -10,8 +10,9 @@ of inodes (Borg, `cp -a`, large `grep -r`) read them in the order of names, exce
 same second. Without a counter, the inodes are the same after the cache is lost and on another
 machine. All of them are below 2^62; 0 and 1 are never used.
 
-In a mount of one account, the account has the number 0. In a mount of several accounts, each has a
-different number from 1 (`account_numbers`), and `to_mount` puts this number into the inodes.
+In a mount of one account, the account has the number 0. In a mount of several accounts, each
+account has its own number from 1 on (`account_numbers`), and `to_mount` puts this number into the
+inodes.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ def directory_inode(path: str, *, attempt: int = 0) -> int:
 
 
 def account_numbers(account_ids: Iterable[str]) -> dict[str, int]:
-    """Return a number from 1 for each account. Adding or removing others seldom changes it.
+    """Return a number from 1 for each account; it seldom changes if other accounts come or go.
 
     Raises ValueError if there are more accounts than numbers.
     """

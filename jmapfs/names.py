@@ -17,10 +17,10 @@ the next. So categories come from Unicode 3.2, which every Python has for IDNA, 
 are unassigned in 3.2 are kept.
 
 The directory of a mailbox: the name of a mailbox can be any text (Cyrus accepts `..` and `.`,
-others `a/b`). It becomes safe text. If siblings would have the same name, ignoring case and Unicode
-form, each gets a key at the end. RFC 8621 §2 forbids siblings with the same name. So the key is
-computed from the full name, and stays the same when mailbox ids change. If a server breaks this
-rule, the key is computed from the name and the id.
+others `a/b`). The name becomes safe text. If siblings would have the same name, ignoring case and
+Unicode form, each gets a key at the end. RFC 8621 §2 forbids siblings with the same name. So the
+key is computed from the full name, and stays the same when mailbox ids change. If a server breaks
+this rule, the key is computed from the name and the id.
 """
 
 import base64

@@ -22,7 +22,7 @@ _FILE_SUFFIXES: Final = ("-wal", "-shm", "")
 
 
 class ForeignFileError(sqlite3.DatabaseError):
-    """The file is a database of another program, or of another version of this one."""
+    """The file is a database of another program, or of another version of jmapfs."""
 
 
 def is_damage(error: BaseException) -> bool:

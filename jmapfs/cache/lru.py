@@ -5,9 +5,9 @@ processes write too or a process is killed. Rows and uses are collected and writ
 together. The order of use is exact: `used` is a counter that grows with every use, not the time of
 day.
 
-A blob id is any string that a server chooses, so it never becomes a path or a part of one. The key
-of a blob is a digest of it. Keys and checksums are SHA-256: with the SHA instructions of today's
-processors it takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs (measured).
+A server may choose any string as a blob id, so a blob id is never used in a path. The key of a blob
+is a digest of the blob id. Keys and checksums are SHA-256: with the SHA instructions of today's
+processors, SHA-256 takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs (measured).
 """
 
 import hashlib
@@ -98,9 +98,9 @@ LARGE_OVERHEAD_BYTES: Final = 4096
 _HEADROOM_PART: Final = 32
 _MOST_HEADROOM_BYTES: Final = 16 * 1024 * 1024
 
-# All keys of a statement are joined in one parameter: one parameter for each takes a fifth longer
-# (measured), and their number is limited. Rows are returned in the order of the keys, because
-# SQLite does not reorder the tables of a CROSS JOIN.
+# All keys of a statement are joined in one parameter: a parameter for each key takes a fifth longer
+# (measured), and the number of parameters is limited. Rows are returned in the order of the keys,
+# because SQLite does not reorder the tables of a CROSS JOIN.
 WANTED: Final = """
     WITH RECURSIVE wanted (at) AS (
         VALUES (1) UNION ALL SELECT at + 16 FROM wanted WHERE at + 16 < length(:keys)

@@ -356,7 +356,7 @@ class CacheFiles:
                 store.close()
 
     def current(self, *, instead_of: BlobStore | None = None) -> BlobStore:
-        """Return the open SQLite file; if it is `instead_of`, which has failed, open it again."""
+        """Return the open SQLite file; if it is the failed `instead_of`, reopen it first."""
         with self._lock:
             store = self._store
             too_early = time.monotonic() < self._retry_at

@@ -1,8 +1,8 @@
 """Queues of downloads in advance, and the tasks that serve them.
 
 Each reader in `readahead` and each step of a prefetch has a `DownloadQueue`. A few tasks serve the
-queues in turn, one request each. They leave two of the concurrent requests that the server allows
-to readers. A reader that needs a queued blob starts its download at once.
+queues in turn, one request each. The server limits concurrent requests, and the tasks leave two of
+these requests to readers. A reader that needs a queued blob starts its download at once.
 """
 
 import logging

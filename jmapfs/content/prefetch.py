@@ -46,7 +46,7 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """The blobs that are not cached: no time for `remaining`, an error for each of `failed`."""
+    """Blobs that are not cached: there was no time for `remaining`, and `failed` has errors."""
 
     remaining: list[str]
     failed: dict[str, Exception]

@@ -117,7 +117,7 @@ class WriteBehind:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Write blobs until cancelled; after a minute without blobs, write their recent uses."""
+        """Write blobs until cancelled; after a minute without blobs, write recent uses."""
         while True:
             with trio.move_on_after(_TOUCHES_SECONDS):
                 while not self._pending:

@@ -66,8 +66,8 @@ class PublishedFiles:
     def record_read(self, inode: int) -> None:
         """Record a READ.
 
-        If the kernel has received this content, the kernel has dropped it, and has probably dropped
-        the content of other files too. So all inodes are forgotten.
+        If the kernel has received this content before, a READ shows that the kernel has dropped it,
+        and probably the content of other files too. So all inodes are forgotten.
         """
         if inode in self._inodes:
             self._inodes.clear()
@@ -296,7 +296,7 @@ class Readahead:
             self._add_reader(ReadaheadWindow(mailbox, name, chunk))
 
     def _chunk_of_finished_reader(self, now: float) -> int:
-        """Return the first chunk for a reader that has just finished another directory, or 0."""
+        """If a reader has just finished another directory, return the first chunk, otherwise 0."""
         finished = [
             reader.window.chunk
             for reader in self._readers

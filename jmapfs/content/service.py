@@ -220,14 +220,14 @@ class ContentService:
 
     def _start_download(self, download: Download) -> None:
         if self._closing:
-            # A download that was queued earlier fails too: the nursery may have ended.
+            # Downloads that were queued earlier fail too: the nursery to run them may have ended.
             download.fail(UnreachableError("the content of mails is no longer served"))
             return
         self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:
-            # The nursery may have ended. No task is left that blocking could delay.
+            # The nursery may have ended, so close here. This blocks, but delays no other task.
             blob.close()
             return
         self._nursery.start_soon(self._close, blob)

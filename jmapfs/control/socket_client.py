@@ -94,7 +94,7 @@ class FreezeLease(AbstractContextManager["FreezeLease"]):
         self.release()
 
     def renew(self) -> bool:
-        """Renew the lease; return False if it was lost, because the tree may have changed then.
+        """Renew the lease; return False if the lease was lost: the tree may have changed.
 
         Raises NotMountedError if the mount does not answer in time.
         """

@@ -73,7 +73,7 @@ async def _run(request: MountRequest, report: StartupReport) -> None:
 class _Signals:
     """Ends the daemon on SIGINT and SIGTERM.
 
-    `pyfuse3.terminate` ends the mount. If it does not, the tasks are cancelled.
+    `pyfuse3.terminate` ends the mount. If the mount does not end, the tasks are cancelled.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:

@@ -31,7 +31,7 @@ class MountOptions:
 
 
 def parse_options(arguments: Iterable[str]) -> MountOptions:
-    """Parse the values of `-o`: options separated by commas, later ones win.
+    """Parse the values of `-o`: options separated by commas; later options win.
 
     Raises UsageError if an option is not known, or its value is not a number.
     """

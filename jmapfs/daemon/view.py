@@ -188,7 +188,7 @@ class _AccountRecords:
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
         part = self._export(self._directory(names)).after(position, count)
-        # The JSON is encoded in this thread: it can be large, with all emails of a second.
+        # The JSON is encoded in this thread: it has all emails of a second and can be large.
         return msgspec.Raw(msgspec.json.encode(part))
 
     def _directory(self, names: tuple[str, ...]) -> Directory:

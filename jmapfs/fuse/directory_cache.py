@@ -24,10 +24,10 @@ _READ_SIZE: Final = 128 * 1024  # st_blksize: the read size of stdio and cp
 # How many entries are cached in all; each takes about 350 bytes.
 _LIMIT: Final = 24 * 1024
 
-# A cached directory counts as this many entries more than it has: it may have none.
+# Each cached directory counts as this many extra entries, so that empty ones count as well.
 _OVERHEAD: Final = 4
 
-# How many entries are made at a time. Only afterwards is it known how many the kernel takes.
+# How many entries are made at a time, before it is known how many of them the kernel takes.
 _CHUNK: Final = 256
 
 

@@ -2,7 +2,7 @@
 
 Only `read` may wait for the network: a program that waits in OPEN cannot even be killed. Handlers
 are keyed by inode, and the handle of an open file is its inode; `_open` keeps the record of an open
-file, in case it leaves the tree.
+file, because the file may leave the tree.
 
 Lookups in the tree run in the event loop: a lookup takes some microseconds in SQLite's page cache,
 and a thread would take longer. Listings grow with the mailbox and are made in a worker thread.

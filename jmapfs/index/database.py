@@ -133,7 +133,7 @@ class IndexDatabase:
 
 
 class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
-    """The right to write an index. One process at a time has it, beginning with `try_acquire`.
+    """The right to write an index. One process at a time has it; `try_acquire` acquires it.
 
     The lease is the lock on the account's directory. It is released at the end of `with`.
     """
@@ -180,9 +180,9 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:
     """Return the first result of `try_pin` that is not None; try every quarter of a second.
 
-    `try_pin` pins the current state of an index. It returns None if this state is not consistent
-    (`AccountState.consistent`), because the writing process is between two states. Raises BusyError
-    if no attempt succeeds within two minutes.
+    `try_pin` pins the current state of an index. If this state is not consistent
+    (`AccountState.consistent`: the writing process is between two states), it returns None. Raises
+    BusyError if no attempt succeeds within two minutes.
     """
     deadline = trio.current_time() + _CONSISTENT_SECONDS
     while (pinned := await try_pin()) is None:

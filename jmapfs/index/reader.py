@@ -188,7 +188,7 @@ class IndexReader(SqliteConnection):
         and so do all times after 2105.
 
         `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
-        none of them are left out.
+        none of these mailboxes are left out.
         """
         bounds = self._connection.execute(
             "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",

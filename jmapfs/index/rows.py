@@ -83,7 +83,7 @@ class EmailRow(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EmailSlice:
-    """Some emails in order. The next slice begins at `position`; it is None after the last one."""
+    """Some emails in order. `position` is where the next slice begins, or None at the end."""
 
     emails: list[EmailRow]
     position: int | None
@@ -93,7 +93,7 @@ class EmailSlice:
 class FileRecord:
     """A file: one blob received at one time; `links` is the number of its names.
 
-    It is smaller than an EmailRow, because every `lookup`, `getattr` and `open` makes one.
+    A row is smaller than an EmailRow, because every `lookup`, `getattr` and `open` makes one.
     """
 
     inode: int

@@ -61,7 +61,7 @@ class IndexWriter(IndexReader):
         return decode_json(row[0], ListingProgress) if row else None
 
     def begin_listing(self, progress: ListingProgress) -> None:
-        """Begin to list all emails. `unlisted_emails` returns those that are not put after this."""
+        """Begin to list all emails. `unlisted_emails` returns the emails not put since."""
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
         self.set_listing_progress(progress)
 

@@ -335,7 +335,7 @@ def _is_outage(error: JmapfsError) -> bool:
 
 
 class AccountBlobSource:
-    """Downloads blobs with the client of the follower; without a client, it fails at once."""
+    """Downloads blobs with the client of the follower; without a client, downloads fail at once."""
 
     def __init__(self, follower: AccountFollower) -> None:
         self._follower = follower

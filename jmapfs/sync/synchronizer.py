@@ -38,7 +38,7 @@ _MAX_LISTINGS: Final = 3
 _MAX_ORPHAN_PASSES: Final = 3
 
 # The errors of servers that cannot report the changes: the specified error, the error of Cyrus for
-# a state that it does not know, and an error that another server was seen to send.
+# an unknown state, and an error that another server was seen to send.
 _UNKNOWN_CHANGES: Final = frozenset({"cannotCalculateChanges", "invalidArguments", "serverFail"})
 
 _COUNT_PROPERTIES: Final = frozenset(
@@ -77,7 +77,7 @@ class Synchronizer:
         self._writer = writer
 
     async def bring_up_to_date(self, report: ListingReport) -> bool:
-        """Bring the index to the state that the server has now; return whether it changed.
+        """Bring the index to the state that the server has now; return whether the index changed.
 
         Raises:
             ConfigError: the index belongs to another account.
