@@ -69,6 +69,16 @@ class HttpStatus(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class StaleStatus(msgspec.Struct, frozen=True):
+    """Why a tree does not follow its account; see `index.rows.StaleTree`."""
+
+    since: str
+    gone: int
+    total: int
+    reset: bool
+    reason: str
+
+
 class AccountStatus(msgspec.Struct, frozen=True):
     """The status of one account; docs/commands.md describes the members."""
 
@@ -88,6 +98,7 @@ class AccountStatus(msgspec.Struct, frozen=True):
     cache: CacheStatus
     ahead: ReadaheadStatus
     http: HttpStatus
+    stale: StaleStatus | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):
@@ -151,6 +162,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
     `root` is the directory of the account, and empty in a mount of one account. `directory` is a
     path below `root`. `consistent` is false if the tree is between two states of the account.
     `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
+    `epoch` identifies the time during which the server's ids keep their meaning (`blob_keys`).
     """
 
     server: str
@@ -164,6 +176,8 @@ class TreeDescription(msgspec.Struct, frozen=True):
     directory: str
     mails: int
     mailboxes: list[ExportedMailbox]
+    epoch: str = ""
+    blob_ids_are_sha1: bool = False
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -242,12 +256,14 @@ class StatusRequest(Request[MountStatus], frozen=True, tag="status"):
 class SyncRequest(Request[Done], frozen=True, tag="sync"):
     """Ask the server for changes; the reply comes when the tree and the kernel have the changes.
 
-    If `path` is given, only the account whose directory contains it is asked.
+    If `path` is given, only the account whose directory contains it is asked. With
+    `accept_deletions`, the tree follows the account even if most of its mail is gone.
     """
 
     # The mount gives up a little earlier than the client.
     timeout: ClassVar[float] = 630.0
     path: str = ""
+    accept_deletions: bool = False
 
 
 class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):

@@ -30,6 +30,7 @@ from jmapfs.control.messages import (
     PrefetchRequest,
     ReadaheadStatus,
     RenewRequest,
+    StaleStatus,
     StatusRequest,
     SyncRequest,
     Thawed,
@@ -42,7 +43,7 @@ from jmapfs.daemon.view import directory_names
 from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.fuse.page_cache import PageCacheWriter
-from jmapfs.index.rows import FileRecord
+from jmapfs.index.rows import FileRecord, StaleTree
 from jmapfs.inodes import to_account
 from jmapfs.tree.status_file import time_text
 
@@ -268,4 +269,15 @@ def _account_status(account: MountedAccount) -> AccountStatus:
             downloaded=counters.ahead_downloaded, recalled=counters.ahead_recalled
         ),
         http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
+        stale=None if state.stale is None else _stale_status(state.stale),
+    )
+
+
+def _stale_status(stale: StaleTree) -> StaleStatus:
+    return StaleStatus(
+        since=time_text(stale.since),
+        gone=stale.gone,
+        total=stale.total,
+        reset=stale.reset,
+        reason=stale.reason,
     )

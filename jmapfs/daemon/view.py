@@ -184,6 +184,8 @@ class _AccountRecords:
             directory="/".join(names),
             mails=self._count(directory),
             mailboxes=self._export(directory).mailboxes(),
+            epoch=state.epoch,
+            blob_ids_are_sha1=state.blob_ids_are_sha1,
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:

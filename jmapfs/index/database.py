@@ -16,7 +16,7 @@ import trio
 from jmapfs.errors import BusyError, StorageError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
-from jmapfs.index.schema import APPLICATION_ID, TABLES, VERSION
+from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
 from jmapfs.locking import process_lock
 from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
@@ -46,14 +46,15 @@ class IndexDatabase:
     def prepare(self, *, in_use: bool = False) -> None:
         """Create the index if there is no usable index; the caller holds the account's lock.
 
-        An index that is damaged, or belongs to another program or version, is deleted: the server
-        has everything that was in it. If `in_use`, an index is not deleted, because other processes
-        would go on reading the deleted file without noticing. Raises StorageError if the index can
-        be neither read nor created.
+        An index of an earlier version is converted if that is possible. An index that is damaged,
+        or belongs to another program or version, is deleted: the server has everything that was in
+        it. If `in_use`, an index is not deleted, because other processes would go on reading the
+        deleted file without noticing. Raises StorageError if the index can be neither read nor
+        created.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.path.exists() and not self._is_usable():
+            if self.path.exists() and not self._migrate_if_usable():
                 if in_use:
                     raise StorageError(f"the index {self.path} is damaged: mount again")
                 _log.warning(
@@ -65,6 +66,23 @@ class IndexDatabase:
                 self._create()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot use the index {self.path}: {error}") from error
+
+    def require_current_version(self) -> None:
+        """Check the version of an index that another process writes.
+
+        Raises StorageError if it has another version, or if it cannot be read.
+        """
+        if not self.path.exists():
+            return
+        with (
+            sqlite_errors(f"read the index {self.path}"),
+            contextlib.closing(self._connect("mode=ro")) as connection,
+        ):
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            raise StorageError(
+                "another version of jmapfs has mounted this account: unmount it, then mount again"
+            )
 
     def state(self) -> AccountState:
         """Return the state that the index has; if there is no index yet, the initial state.
@@ -105,12 +123,24 @@ class IndexDatabase:
         with contextlib.closing(self._connect("mode=rw")) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
 
-    def _is_usable(self) -> bool:
-        """Return whether this is an intact index of this version; raise an error if unknown."""
+    def _migrate_if_usable(self) -> bool:
+        """Return whether this is an intact index of this version now; raise an error if unknown."""
         try:
             with contextlib.closing(self._connect("mode=rw")) as connection:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 application = connection.execute("PRAGMA application_id").fetchone()[0]
+                if application != APPLICATION_ID:
+                    return False
+                if version in MIGRATIONS:
+                    _log.info("converting the index %s from version %d", self.path, version)
+                    # One transaction: an interruption leaves an index of the earlier version.
+                    connection.executescript(
+                        f"BEGIN IMMEDIATE; {MIGRATIONS[version]}"
+                        f"PRAGMA user_version = {VERSION}; COMMIT;"
+                    )
+                    version = VERSION
+                if version != VERSION:
+                    return False
                 writer = IndexWriter(connection)
                 writer.state()
                 writer.listing_progress()
@@ -120,7 +150,7 @@ class IndexDatabase:
             if is_damage(error) or code & 0xFF == sqlite3.SQLITE_ERROR:
                 return False
             raise
-        return bool(version == VERSION and application == APPLICATION_ID)
+        return True
 
     def _connect(self, query: str) -> sqlite3.Connection:
         return connect(
@@ -162,6 +192,7 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
                 )
             except BusyError as error:
                 self._in_use = True
+                self._database.require_current_version()
                 return error
             self._database.prepare(in_use=self._in_use)
             self._writer = stack.enter_context(self._database.writer())

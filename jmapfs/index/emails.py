@@ -11,7 +11,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from jmapfs.inodes import email_inode, inode_range
 from jmapfs.jmap.types import Email
@@ -31,31 +31,33 @@ class EmailBatch:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._corrections: dict[str, int] = dict(
-            connection.execute("SELECT blob_id, size FROM correction")
-        )
+        # The confirmed sizes, by blob id and stated size.
+        self._confirmed = {
+            (blob_id, stated): size
+            for blob_id, size, stated in connection.execute(
+                "SELECT blob_id, size, stated FROM confirmed"
+            )
+        }
         self._mailbox_numbers: dict[str, int] = {}
         self._journal: list[tuple[int, str, int]] = []
         self._digests: defaultdict[int, int] = defaultdict(int)
 
     def put(self, email: Email) -> None:
         """Insert an email, or update its mailboxes and keywords."""
-        received_at = _received_at(email)
-        known = self._connection.execute(
-            "SELECT number, inode, stem FROM email WHERE id = ?", (email.id,)
-        ).fetchone()
+        known = known_email(self._connection, email.id)
         if known is None:
-            self._insert(email, received_at)
+            self._insert(email)
             return
-        number, inode, stem = known
-        if inode != self._file_inode(email.blob_id, received_at):
+        if (known.blob_id, known.received_at) != (email.blob_id, received_at(email)):
             # blobId and receivedAt are immutable (RFC 8621 §4.1), so this is a different email.
-            self._remove(number, inode, stem)
-            self._insert(email, received_at)
+            self._remove(known.number, known.inode, known.stem)
+            self._insert(email)
             return
-        self._connection.execute("UPDATE email SET seen = 1 WHERE number = ?", (number,))
-        self._update_names(email, number, inode, stem)
-        self._update_keywords(email, number)
+        self._connection.execute("UPDATE email SET seen = 1 WHERE number = ?", (known.number,))
+        if known.stated != email.size:
+            self._update_size(email, known.inode)
+        self._update_names(email, known.number, known.inode, known.stem)
+        self._update_keywords(email, known.number)
 
     def remove(self, email_id: str) -> None:
         """Remove an email; an unknown id is ignored."""
@@ -76,19 +78,12 @@ class EmailBatch:
         )
         write_journal(self._connection, self._journal)
 
-    def _insert(self, email: Email, received_at: int) -> None:
-        inode = self._file_inode(email.blob_id, received_at)
+    def _insert(self, email: Email) -> None:
+        inode = self._file_inode(email.blob_id, received_at(email))
         if inode is None:
-            size = self._corrections.get(email.blob_id, email.size)
-            inode = _insert_file(self._connection, email.blob_id, received_at, size)
-        sender = email.from_[0] if email.from_ else None
-        stem = email_stem(
-            received_at=received_at,
-            sender_name=sender.name if sender else None,
-            sender=sender.email if sender else None,
-            subject=email.subject,
-            blob=email.blob_id,
-        )
+            file = (email.blob_id, received_at(email), *self._sizes(email))
+            inode = _insert_file(self._connection, *file)
+        stem = stem_of(email)
         number = self._connection.execute(
             "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
             (email.id, inode, email.thread_id or "", stem),
@@ -114,6 +109,18 @@ class EmailBatch:
             " AND NOT EXISTS (SELECT 1 FROM email WHERE inode = :inode)",
             {"inode": inode},
         )
+
+    def _sizes(self, email: Email) -> tuple[int, int | None]:
+        """Return the size of the content, and the stated size if it is another one."""
+        confirmed = self._confirmed.get((email.blob_id, email.size))
+        return (email.size, None) if confirmed is None else (confirmed, email.size)
+
+    def _update_size(self, email: Email, inode: int) -> None:
+        self._connection.execute(
+            "UPDATE file SET size = ?, stated = ? WHERE inode = ?", (*self._sizes(email), inode)
+        )
+        self._connection.execute("DELETE FROM unconfirmed WHERE blob_id = ?", (email.blob_id,))
+        self._journal.append((0, "", inode))
 
     def _update_names(self, email: Email, number: int, inode: int, stem: str) -> None:
         names = dict(
@@ -144,9 +151,9 @@ class EmailBatch:
             [(number, keyword) for keyword in current - known],
         )
 
-    def _file_inode(self, blob_id: str, received_at: int) -> int | None:
+    def _file_inode(self, blob_id: str, received: int) -> int | None:
         row = self._connection.execute(
-            "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?", (blob_id, received_at)
+            "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?", (blob_id, received)
         ).fetchone()
         return int(row[0]) if row else None
 
@@ -214,11 +221,32 @@ class EmailBatch:
         return found is not None
 
 
+class KnownEmail(NamedTuple):
+    """An email in the index; `stated` is the size that the server states, or UNKNOWN_SIZE."""
+
+    number: int
+    inode: int
+    stem: str
+    blob_id: str
+    received_at: int
+    stated: int
+
+
+def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | None:
+    """Return the email with that id in the index, or None."""
+    row = connection.execute(
+        "SELECT number, inode, stem, blob_id, received_at, ifnull(stated, size)"
+        " FROM email JOIN file USING (inode) WHERE id = ?",
+        (email_id,),
+    ).fetchone()
+    return KnownEmail(*row) if row else None
+
+
 def reassign_colliding_inodes(connection: sqlite3.Connection) -> None:
     """Assign the inodes of each second with collisions again, in the order of the blob ids."""
     ranges = {
-        inode_range(received_at)
-        for (received_at,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
+        inode_range(received)
+        for (received,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
     }
     for inodes in ranges:
         _reassign_inodes(connection, inodes)
@@ -227,14 +255,14 @@ def reassign_colliding_inodes(connection: sqlite3.Connection) -> None:
 def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
     bounds = (inodes[0], inodes[-1])
     files = connection.execute(
-        "SELECT inode, blob_id, received_at, size FROM file WHERE inode BETWEEN ? AND ?"
+        "SELECT inode, blob_id, received_at, size, stated FROM file WHERE inode BETWEEN ? AND ?"
         " ORDER BY blob_id, received_at",
         bounds,
     ).fetchall()
     connection.execute("DELETE FROM file WHERE inode BETWEEN ? AND ?", bounds)
     moved = []
-    for old, blob_id, received_at, size in files:
-        new = _insert_file(connection, blob_id, received_at, size)
+    for old, *file in files:
+        new = _insert_file(connection, *file)
         if new != old:
             moved.append((old, new))
     for table in ("email", "membership"):
@@ -250,15 +278,17 @@ def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
     )
 
 
-def _insert_file(connection: sqlite3.Connection, blob_id: str, received_at: int, size: int) -> int:
+def _insert_file(
+    connection: sqlite3.Connection, blob_id: str, received: int, size: int, stated: int | None
+) -> int:
     """Insert a file, and return its inode: the first candidate that is not in use."""
     attempt = 0
     while True:
-        inode = email_inode(blob_id, received_at, attempt=attempt)
+        inode = email_inode(blob_id, received, attempt=attempt)
         inserted = connection.execute(
-            "INSERT INTO file (inode, blob_id, received_at, size, attempt) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (inode) DO NOTHING",
-            (inode, blob_id, received_at, size, attempt),
+            "INSERT INTO file (inode, blob_id, received_at, size, stated, attempt)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (inode) DO NOTHING",
+            (inode, blob_id, received, size, stated, attempt),
         )
         if inserted.rowcount:
             return inode
@@ -289,6 +319,19 @@ def increment_layout_version(connection: sqlite3.Connection) -> None:
     )
 
 
-def _received_at(email: Email) -> int:
+def stem_of(email: Email) -> str:
+    """Return the stem of the names of an email."""
+    sender = email.from_[0] if email.from_ else None
+    return email_stem(
+        received_at=received_at(email),
+        sender_name=sender.name if sender else None,
+        sender=sender.email if sender else None,
+        subject=email.subject,
+        blob=email.blob_id,
+    )
+
+
+def received_at(email: Email) -> int:
+    """Return when the server received an email, in whole seconds since 1970."""
     # Fractions of a second are dropped: not all servers and backup tools preserve them.
     return (email.received_at - _EPOCH) // _SECOND

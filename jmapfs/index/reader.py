@@ -30,6 +30,7 @@ from jmapfs.index.rows import (
     MailboxRow,
     NamedFile,
 )
+from jmapfs.index.schema import UNKNOWN_SIZE
 from jmapfs.inodes import inode_range
 from jmapfs.sqlite import SqliteConnection
 
@@ -42,6 +43,9 @@ STATE_FIELDS: Final = {
 """The fields of AccountState by their names in the table `meta`."""
 
 _LISTING_ROWS: Final = 1000
+
+# SQLite computes this once in a statement, not once for each row. The JSON string has no escapes.
+_EPOCH: Final = "(SELECT trim(value, '\"') FROM meta WHERE name = 'epoch')"
 
 
 class IndexReader(SqliteConnection):
@@ -94,6 +98,10 @@ class IndexReader(SqliteConnection):
         except msgspec.ValidationError as error:
             raise _damage(error) from error
 
+    def epoch(self) -> str:
+        """Return the epoch of the blob ids in the index (`blob_keys`)."""
+        return str(self._connection.execute(f"SELECT ifnull({_EPOCH}, '')").fetchone()[0])
+
     def layout_version(self) -> int:
         """Return a number that changes when mailboxes are added, removed, moved or renamed."""
         row = self._connection.execute(
@@ -141,7 +149,7 @@ class IndexReader(SqliteConnection):
     def named_file(self, mailbox: int, name: str) -> FileRecord | None:
         """Return the file with that name in a mailbox, or None."""
         row = self._connection.execute(
-            "SELECT file.inode, blob_id, size, received_at, links"
+            f"SELECT file.inode, blob_id, size, received_at, links, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
             " FROM membership JOIN file USING (inode) WHERE mailbox = ? AND name = ?",
             (mailbox, name),
         ).fetchone()
@@ -150,9 +158,22 @@ class IndexReader(SqliteConnection):
     def file(self, inode: int) -> FileRecord | None:
         """Return the file with that inode, or None."""
         row = self._connection.execute(
-            "SELECT blob_id, size, received_at, links FROM file WHERE inode = ?", (inode,)
+            f"SELECT blob_id, size, received_at, links, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
+            " FROM file WHERE inode = ?",
+            (inode,),
         ).fetchone()
         return FileRecord(inode, *row) if row else None
+
+    def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
+        """Return the ids and the `received_at` of the emails that have a blob."""
+        return self._connection.execute(
+            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?",
+            (blob_id,),
+        ).fetchall()
+
+    def unconfirmed_blobs(self) -> list[str]:
+        """Return the blobs whose size an earlier version took from unconfirmed content."""
+        return [row[0] for row in self._connection.execute("SELECT blob_id FROM unconfirmed")]
 
     def names_of(self, inode: int) -> list[tuple[int, str]]:
         """Return the names of a file, each with the number of the mailbox it is in."""
@@ -171,7 +192,8 @@ class IndexReader(SqliteConnection):
     def files_after(self, mailbox: int, name: str, count: int) -> list[NamedFile]:
         """Return the `count` files right after a name in a mailbox, in order."""
         rows = self._connection.execute(
-            "SELECT name, file.inode, blob_id, size FROM membership JOIN file USING (inode)"
+            f"SELECT name, file.inode, blob_id, size, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
+            " FROM membership JOIN file USING (inode)"
             " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
             (mailbox, name, count),
         )
@@ -211,7 +233,7 @@ class IndexReader(SqliteConnection):
         ):
             keywords[email].append(keyword)
         emails = self._connection.execute(
-            "SELECT email.number, email.id, blob_id, thread_id, received_at, size"
+            "SELECT email.number, email.id, blob_id, thread_id, received_at, size, stated"
             " FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?"
             " ORDER BY received_at, blob_id, email.id",
             (first, end),
@@ -225,8 +247,9 @@ class IndexReader(SqliteConnection):
                 size,
                 tuple(sorted(keywords[number])),
                 tuple(sorted(files[number], key=lambda file: file[1].encode())),
+                None if stated == UNKNOWN_SIZE else stated,
             )
-            for number, email_id, blob_id, thread_id, received_at, size in emails
+            for number, email_id, blob_id, thread_id, received_at, size, stated in emails
             if number in files
         ]
         return EmailSlice(rows, last)
@@ -234,8 +257,8 @@ class IndexReader(SqliteConnection):
     def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
         """Return the blobs of the next `count` emails that were added after email `number`."""
         rows = self._connection.execute(
-            "SELECT number, blob_id, size, received_at FROM email JOIN file USING (inode)"
-            " WHERE number > ? ORDER BY number LIMIT ?",
+            f"SELECT number, blob_id, size, received_at, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
+            " FROM email JOIN file USING (inode) WHERE number > ? ORDER BY number LIMIT ?",
             (number, count),
         )
         return [AddedBlob(*row) for row in rows]

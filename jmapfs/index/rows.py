@@ -8,6 +8,29 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from jmapfs.blob_keys import content_key
+
+
+@dataclass(frozen=True, slots=True)
+class StaleTree:
+    """Why a tree does not follow its account: the account was listed again, and most mail is gone.
+
+    since: when this was found out.
+    checked_at: when the account was last listed.
+    gone, total: how many of the tree's files the server no longer has.
+    reset: whether the server has used ids again, so that nothing can be downloaded by id.
+    email_state: the Email state of the server that was listed last.
+    reason: why the account was listed again.
+    """
+
+    since: float
+    checked_at: float
+    gone: int
+    total: int
+    reset: bool
+    email_state: str
+    reason: str
+
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
@@ -19,6 +42,9 @@ class AccountState:
     consistent: false while the index is between two states of the account: a listing or a chain of
         changes is stored in part.
     synced_at: when the server was asked for the changes that led to this state.
+    epoch: identifies the time during which the server's ids keep their meaning (`blob_keys`).
+    blob_ids_are_sha1: whether the server's blob ids contain the SHA-1 of the content.
+    stale: why the tree does not follow the account, or None if it does.
     """
 
     server: str = ""
@@ -30,6 +56,9 @@ class AccountState:
     complete: bool = False
     consistent: bool = True
     synced_at: float = 0.0
+    epoch: str = ""
+    blob_ids_are_sha1: bool = False
+    stale: StaleTree | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +68,19 @@ class ListingProgress:
     email_state: the state before the first page.
     anchor: the id of the last stored email, None before the first page.
     listed: the number of emails in the stored pages.
+    staged: whether the emails are staged, to be compared with the tree before they are applied.
+    finished: whether everything is staged.
+    reset: whether the server is known to have used ids again.
+    reason: why the account is listed again.
     """
 
     email_state: str
     anchor: str | None = None
     listed: int = 0
+    staged: bool = False
+    finished: bool = False
+    reset: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +106,8 @@ class EmailRow(msgspec.Struct, frozen=True, array_like=True):
     """An email and its files.
 
     `files` has, for each mailbox that the email is in, the mailbox id and the path of the file
-    from the root of the tree.
+    from the root of the tree. `stated_size` is the size that the server states, None if it is
+    `size`.
     """
 
     id: str
@@ -79,6 +117,7 @@ class EmailRow(msgspec.Struct, frozen=True, array_like=True):
     size: int
     keywords: tuple[str, ...]
     files: tuple[tuple[str, str], ...]
+    stated_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +140,12 @@ class FileRecord:
     size: int
     received_at: int
     links: int
+    epoch: str = ""
+
+    @property
+    def content_key(self) -> str:
+        """The key of the content in caches and downloads."""
+        return content_key(self.epoch, self.blob_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +156,12 @@ class NamedFile:
     inode: int
     blob_id: str
     size: int
+    epoch: str = ""
+
+    @property
+    def content_key(self) -> str:
+        """The key of the content in caches and downloads."""
+        return content_key(self.epoch, self.blob_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +172,12 @@ class AddedBlob:
     blob_id: str
     size: int
     received_at: int
+    epoch: str = ""
+
+    @property
+    def content_key(self) -> str:
+        """The key of the content in caches and downloads."""
+        return content_key(self.epoch, self.blob_id)
 
 
 @dataclass(slots=True)

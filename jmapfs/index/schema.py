@@ -5,7 +5,9 @@
     file         a row for each blob and time of receipt: the inode, the size, the number of names
     membership   a row for each name: its mailbox, its email, its file
     keyword      a row for each keyword of an email
-    correction   the true sizes of blobs whose size the server reports wrongly
+    confirmed    the true sizes of blobs whose size the server states wrongly
+    unconfirmed  blobs whose size version 1 took from content that was not confirmed
+    staged       emails of a new listing of the account, before they are compared and applied
     departure    ids of emails to be removed at the end of a chain of changes (pending removals)
     journal      names that were added or removed, for the kernels of mounts
     meta         states and progress, by name
@@ -16,12 +18,18 @@ order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and r
 
 from typing import Final
 
-VERSION: Final = 1
-"""Incremented when the tables, or the rules for names and inodes, change: a new index is made."""
+VERSION: Final = 2
+"""Incremented when the tables, or the rules for names and inodes, change.
+
+An index of another version is made anew, except those that `MIGRATIONS` can convert.
+"""
+
+UNKNOWN_SIZE: Final = -1
+"""The value of `file.stated` if it is not known which size the server states."""
 
 APPLICATION_ID: Final = 0x6A6D6673  # "jmfs"
 
-TABLES: Final = """
+_COMMON_TABLES: Final = """
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -45,6 +53,7 @@ CREATE TABLE file (
     size INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
     links INTEGER NOT NULL DEFAULT 0,
+    stated INTEGER,
     UNIQUE (blob_id, received_at)
 );
 
@@ -92,8 +101,41 @@ CREATE TABLE departure (
     email_id TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 
-CREATE TABLE correction (
-    blob_id TEXT PRIMARY KEY,
-    size INTEGER NOT NULL
-) WITHOUT ROWID;
 """
+
+_NEW_TABLES: Final = """
+CREATE TABLE confirmed (
+    blob_id TEXT PRIMARY KEY,
+    size INTEGER NOT NULL,
+    stated INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE unconfirmed (
+    blob_id TEXT PRIMARY KEY
+) WITHOUT ROWID;
+
+CREATE TABLE staged (
+    number INTEGER PRIMARY KEY,
+    email_id TEXT NOT NULL UNIQUE,
+    blob_id TEXT NOT NULL,
+    received_at INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    reused INTEGER NOT NULL,
+    email TEXT NOT NULL
+);
+CREATE INDEX staged_blob ON staged (blob_id, received_at);
+"""
+
+TABLES: Final = _COMMON_TABLES + _NEW_TABLES
+"""`file.stated` is the size that the server states; NULL if it is `size`."""
+
+MIGRATIONS: Final = {
+    1: f"""
+ALTER TABLE file ADD COLUMN stated INTEGER;
+{_NEW_TABLES}
+INSERT INTO unconfirmed (blob_id) SELECT blob_id FROM correction;
+UPDATE file SET stated = {UNKNOWN_SIZE} WHERE blob_id IN (SELECT blob_id FROM unconfirmed);
+DROP TABLE correction;
+"""  # noqa: S608 - constants
+}
+"""What converts an index of an earlier version, by version."""

@@ -189,14 +189,21 @@ class IndexWriter(IndexReader):
         ]
 
     def correct_size(self, blob_id: str, size: int) -> list[int]:
-        """Store the true size of a blob, in bytes; return the inodes of its files.
+        """Store the confirmed size of a blob, in bytes; return the inodes of its files.
 
-        Later listings do not overwrite this size.
+        Later listings do not overwrite this size, unless the server states another one then.
         """
         self._connection.execute(
-            "INSERT OR REPLACE INTO correction (blob_id, size) VALUES (?, ?)", (blob_id, size)
+            "INSERT OR REPLACE INTO confirmed (blob_id, size, stated)"
+            " SELECT blob_id, ?, ifnull(stated, size) FROM file WHERE blob_id = ? LIMIT 1",
+            (size, blob_id),
         )
-        self._connection.execute("UPDATE file SET size = ? WHERE blob_id = ?", (size, blob_id))
+        self._connection.execute(
+            "UPDATE file SET size = :size, stated = nullif(ifnull(stated, size), :size)"
+            " WHERE blob_id = :blob",
+            {"size": size, "blob": blob_id},
+        )
+        self._connection.execute("DELETE FROM unconfirmed WHERE blob_id = ?", (blob_id,))
         rows = self._connection.execute("SELECT inode FROM file WHERE blob_id = ?", (blob_id,))
         inodes = [inode for (inode,) in rows]
         write_journal(self._connection, [(0, "", inode) for inode in inodes])
