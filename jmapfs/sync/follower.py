@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,8 +38,6 @@ from jmapfs.errors import (
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batches import BlobGetLimits
-from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
@@ -124,6 +122,12 @@ class AccountFollower:
             blobs=earlier.blobs + current.blobs,
             bytes=earlier.bytes + current.bytes,
         )
+
+    def current_client(self) -> Client:
+        """Return the open client; raise UnreachableError while the server is unreachable."""
+        if self.client is None:
+            raise UnreachableError(f"offline: {self.connection.error or 'not connected yet'}")
+        return self.client
 
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
@@ -332,67 +336,3 @@ def _is_outage(error: JmapfsError) -> bool:
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
-
-
-class AccountBlobSource:
-    """Downloads blobs with the client of the follower; without a client, downloads fail at once."""
-
-    def __init__(self, follower: AccountFollower) -> None:
-        self._follower = follower
-
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether the blob id can be used to check the content."""
-        return self._client().blob_ids_are_sha1
-
-    @property
-    def batch_limits(self) -> BlobGetLimits | None:
-        """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
-        client = self._follower.client
-        return None if client is None else client.batch_limits
-
-    @property
-    def concurrency(self) -> int:
-        """How many requests may run at the same time."""
-        client = self._follower.client
-        return 1 if client is None else client.concurrency
-
-    async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
-    ) -> dict[str, bytes]:
-        """Request blobs together, and return the contents that arrive whole."""
-        with self._checking_connection():
-            return await self._client().download_batch(blobs, deadline=deadline)
-
-    async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        """Return the content of a blob."""
-        with self._checking_connection():
-            return await self._client().download_blob(
-                blob_id, size_hint=size_hint, deadline=deadline
-            )
-
-    @asynccontextmanager
-    async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
-        """Return the content of a blob chunk by chunk."""
-        with self._checking_connection():
-            async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
-                yield stream
-
-    def _client(self) -> Client:
-        if self._follower.client is None:
-            raise UnreachableError(
-                f"offline: {self._follower.connection.error or 'not connected yet'}"
-            )
-        return self._follower.client
-
-    @contextmanager
-    def _checking_connection(self) -> Iterator[None]:
-        try:
-            yield
-        except (UnreachableError, AuthenticationError):
-            # A round finds out whether only this download failed.
-            if self._follower.client is not None:
-                self._follower.wake()
-            raise
