@@ -238,8 +238,8 @@ class Repository:
         for other in (*others, *self._newest_origin()):
             if account_key(other) != account_key(origin):
                 raise ConfigError(
-                    f"{self.path} has snapshots of {_text(other)}, not of {_text(origin)}:"
-                    " choose another directory"
+                    f"{self.path} has snapshots of {origin_text(other)}, not of"
+                    f" {origin_text(origin)}: choose another directory"
                 )
 
     def _newest_origin(self) -> list[Origin]:
@@ -288,7 +288,8 @@ def account_key(origin: Origin) -> tuple[str, str, str]:
     return server, origin.account_id, origin.directory
 
 
-def _text(origin: Origin) -> str:
+def origin_text(origin: Origin) -> str:
+    """Return an account, and the part of it, as text."""
     part = f"{origin.directory} of " if origin.directory else ""
     return f"{part}account {origin.account_name or origin.account_id} at {origin.server}"
 
