@@ -15,7 +15,7 @@ from jmapfs.snapshot.verify_record import VerificationRecord
 from tests.cyrus_mail import StoredMail
 from tests.mounts import Home, Result
 from tests.server import ServerProcess, server_process
-from tests.snapshot.commands import TakenSnapshot, take
+from tests.snapshot.commands import take
 from tests.snapshot.verification import flip
 
 MAILS = 30
