@@ -95,12 +95,13 @@ def test_wrong_content_is_replaced(tmp_path: Path, cache: str, through: str) -> 
 
 def _wrong(snapshot: Path, right: dict[str, str]) -> list[str]:
     """Return the blob ids of the mails whose files are not what the server has."""
-    wrong = []
-    for _, mail in read_manifest(snapshot):
-        for place in mail.mailboxes:
-            if _sha256(snapshot / place.file) != right[mail.blob_id]:
-                wrong.append(mail.blob_id)
-    return sorted(set(wrong))
+    wrong = {
+        mail.blob_id
+        for _, mail in read_manifest(snapshot)
+        for place in mail.mailboxes
+        if _sha256(snapshot / place.file) != right[mail.blob_id]
+    }
+    return sorted(wrong)
 
 
 def _sha256(path: Path) -> str:
