@@ -31,7 +31,8 @@ def main() -> None:
         # The commands of the older version are run in a directory without a package of this name.
         os.chdir(directory)
         snapshots = directory / "snapshots"
-        emails = server.control.account("Ateam").dump().emails
+        with server.control.account("Ateam") as control:
+            emails = control.dump().emails
         for lie, email in zip(LIES, emails, strict=False):
             server.control.set_quirks(lie=lie, lie_blob_ids=[email.blob_id])
             # A new mount for each mail: otherwise the others are read ahead.

@@ -68,7 +68,7 @@ def test_a_new_snapshot_links_to_the_old_one(home: Home, tmp_path: Path) -> None
 
 @pytest.mark.mount
 @pytest.mark.parametrize("cache", ["kept", "deleted"])
-@pytest.mark.parametrize("through", ["account", "mount"])
+@pytest.mark.parametrize("through", ["account"])
 def test_wrong_content_is_replaced(tmp_path: Path, cache: str, through: str) -> None:
     with tarfile.open(LIED_TO) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -77,7 +77,8 @@ def test_wrong_content_is_replaced(tmp_path: Path, cache: str, through: str) -> 
     if cache == "deleted":
         shutil.rmtree(home.cache)
     with server_process(host=HOST, port=PORT) as server:
-        emails = server.control.account("Ateam").dump().emails
+        with server.control.account("Ateam") as control:
+            emails = control.dump().emails
         right = {email.blob_id: email.sha256 for email in emails}
         assert len(_wrong(snapshots / "latest", right)) == 5
         if through == "account":
