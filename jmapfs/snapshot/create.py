@@ -459,6 +459,9 @@ class _Copy:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
                 await self._check_unrequested(plan)
+                if plan.shared or plan.staged:
+                    # Perhaps only the bad mails are left to download.
+                    self._failed_in_a_row = 0
                 part = _Part(plan, len(plan.requests))
                 self._parts.append(part)
                 await parts.send(part)
