@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -358,6 +359,8 @@ def test_the_next_snapshot_replaces_what_was_found(home: Home, tmp_path: Path) -
         wrong_snapshot(home, server, tmp_path / "dest")
         server.control.set_quirks(digests=["sha-256"])
         assert verified(home, server, tmp_path / "dest").exit_code == 11
+        # What was found in the second in which a snapshot is made counts against that snapshot too.
+        time.sleep(1.1)
         result = home.run("snapshot", "--json", server.url, tmp_path / "dest")
         assert "as with --check" in result.stderr
         taken = TakenSnapshot(json.loads(result.stdout))
