@@ -31,7 +31,9 @@ _HEADER_LINE: Final = re.compile(rb"(?![<\[{\"'])[!-9;-~]+[ \t]*:")
 # A mailbox file has such a line before each mail, and some servers keep it.
 _MBOX_LINE: Final = re.compile(rb">?From [^\n]*\n")
 _BLANK: Final = b" \t\r\n"
-_HTML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+_HTML: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE
+)
 _HTML_TYPES: Final = frozenset({"text/html", "application/xhtml+xml"})
 
 
@@ -136,8 +138,8 @@ def implausible(evidence: Evidence, size: int) -> str | None:
 def doubt(evidence: Evidence, size: int, sha1: bytes | None) -> str | None:
     """Return why the bytes of a first attempt are not accepted, or None.
 
-    `size` is the expected size. `sha1` is the digest in the blob id, if the id contains one. Without
-    it, the caller must also ask the server whether it still states this size.
+    `size` is the expected size. `sha1` is the digest in the blob id, if the id contains one. If it
+    does not, the caller must also ask the server whether it still states this size.
     """
     if sha1 is not None:
         return None if _is_proven(evidence, sha1) else _unproven(evidence, size)
@@ -164,7 +166,10 @@ def refusal(
     if digest is not None:
         actual = second.sha256 if digest.algorithm == "sha-256" else second.sha1
         if second.too_long or actual != digest.digest:
-            return implausible(second, size) or "the bytes do not have the digest that the server states"
+            return (
+                implausible(second, size)
+                or "the bytes do not have the digest that the server states"
+            )
         return None
     reason = implausible(second, size)
     if reason is not None:

@@ -10,7 +10,7 @@ Each step has a download queue, so it does not delay readers.
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -53,7 +53,7 @@ class FetchResult:
 
 
 class _Sized(NamedTuple):
-    key: str
+    content_key: str
     size: int
 
 
@@ -151,7 +151,7 @@ class Prefetcher:
         return sizes, unchecked
 
     async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        # If another size is confirmed, this read reports the size and fails. The next read succeeds.
+        # If another size is confirmed, this read reports it and fails. The next read succeeds.
         for key, size in sizes.items():
             if size != wanted[key] and self._has_size(key, wanted[key], sizes):
                 with contextlib.suppress(JmapfsError):

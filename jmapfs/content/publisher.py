@@ -293,9 +293,7 @@ class ContentPublisher:
         earlier version, which stored content without confirming it.
         """
         found = self._disk.load(download.content_key)
-        if found is None or self.accepts_size(
-            download.content_key, download.size, _size_of(found)
-        ):
+        if found is None or self.accepts_size(download.content_key, download.size, _size_of(found)):
             return found
         if not isinstance(found, bytes):
             found.close()

@@ -136,7 +136,9 @@ class ChunkLoader:
         queued = [one for one in downloads if one.state is DownloadState.QUEUED]
         downloads.clear()
         downloads.extend(one for one in queued if one.content_key not in absent)
-        self._content.downloads.add(self._queue, (one for one in queued if one.content_key in absent))
+        self._content.downloads.add(
+            self._queue, (one for one in queued if one.content_key in absent)
+        )
         while downloads:
             batch = take_batch(
                 downloads, max_blobs=_RECALL_FILES, max_bytes=_RECALL_BYTES, accept=Download.start

@@ -55,6 +55,7 @@ class ContentService:
         read_timeout: float,
         download_timeout: float,
     ) -> None:
+        self._source = source
         self._disk = disk
         self._memory = memory
         self._nursery = nursery
@@ -139,6 +140,10 @@ class ContentService:
     def accepts_size(self, key: str, expected: int, size: int) -> bool:
         """Return whether content of `size` bytes may be used for a blob of `expected` bytes."""
         return self._publisher.accepts_size(key, expected, size)
+
+    def describe(self, key: str) -> str:
+        """Return a name for a blob in messages; see `BlobSource.describe`."""
+        return self._source.describe(key)
 
     def get_download(self, key: str) -> Download | None:
         """Return the unfinished download of a blob, or None if there is none."""

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from jmapfs.account import AccountSource, account_directory, mail_accounts
+from jmapfs.blob_keys import content_key, split_content_key
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
@@ -33,7 +34,9 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import connect
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import AccountBlobSource, AccountFollower
+from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.follower import AccountFollower
+from jmapfs.tree.layout import BlobNames
 from jmapfs.tree.status_file import Reachability
 
 _log = logging.getLogger(__name__)
@@ -175,15 +178,15 @@ class MountedAccount:
         """Return bytes of a file."""
         if offset == 0:
             self.readahead.record_read(self.inodes.to_account(record.inode))
-        return await self.content.read(record.blob_id, record.size, offset, length)
+        return await self.content.read(record.content_key, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
         """Record that a file is open. Content that was read stays available until `release`."""
-        self.content.hold(record.blob_id)
+        self.content.hold(record.content_key)
 
     def release(self, record: FileRecord) -> None:
         """Record that a file was closed. Its content need not stay available."""
-        self.content.release(record.blob_id)
+        self.content.release(record.content_key)
 
 
 @contextlib.asynccontextmanager
@@ -215,9 +218,8 @@ async def open_account(
 
     changes = ChangeNotifier()
 
-    async def correct_size(blob_id: str, size: int) -> None:
-        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
-        await trio.to_thread.run_sync(_correct_size, database, blob_id, size)
+    async def correct_size(key: str, size: int) -> None:
+        await trio.to_thread.run_sync(_correct_size, database, key, size)
         await changes.notify()
 
     async with contextlib.AsyncExitStack() as stack:
@@ -238,9 +240,18 @@ async def open_account(
             poll_interval=request.poll_interval,
             after_round=changes.notify,
         )
+        blobs = stack.enter_context(
+            open_blob_source(
+                database,
+                follower.current_client,
+                describe=BlobNames().describe,
+                wake=follower.wake_if_online,
+            )
+        )
+        await trio.to_thread.run_sync(_discard_unconfirmed, database, disk)
         content = await stack.enter_async_context(
             open_content_service(
-                AccountBlobSource(follower),
+                blobs,
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
                 on_size_mismatch=correct_size,
@@ -275,9 +286,19 @@ async def _close(disk: DiskCache) -> None:
         await trio.to_thread.run_sync(disk.close)
 
 
-def _correct_size(database: IndexDatabase, blob_id: str, size: int) -> None:
+def _correct_size(database: IndexDatabase, key: str, size: int) -> None:
+    epoch, blob_id = split_content_key(key)
     with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
-        writer.correct_size(blob_id, size)
+        if epoch == writer.state().epoch:
+            writer.correct_size(blob_id, size)
+
+
+def _discard_unconfirmed(database: IndexDatabase, disk: DiskCache) -> None:
+    """Discard cached content whose size an earlier version took from unconfirmed content."""
+    with sqlite_errors("read the index"), database.reader() as reader:
+        epoch = reader.epoch()
+        for blob_id in reader.unconfirmed_blobs():
+            disk.discard(content_key(epoch, blob_id))
 
 
 def _is_complete(database: IndexDatabase) -> bool:

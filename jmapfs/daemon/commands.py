@@ -202,29 +202,30 @@ class _AccountPrefetcher:
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
+        self._describe = account.content.describe
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
         self, records: Sequence[FileRecord], reply: MissingMails, *, read: bool
     ) -> None:
-        wanted = {record.blob_id: record.size for record in records}
+        wanted = {record.content_key: record.size for record in records}
         if read:
             checked = await self._prefetcher.check(wanted, _PREFETCH_SECONDS)
         else:
             checked = CheckResult(await self._prefetcher.missing(wanted), [])
         absent, unchecked = set(checked.absent), set(checked.unchecked)
-        reply.missing += [(one.inode, one.size) for one in records if one.blob_id in absent]
-        reply.unchecked += [one.inode for one in records if one.blob_id in unchecked]
+        reply.missing += [(one.inode, one.size) for one in records if one.content_key in absent]
+        reply.unchecked += [one.inode for one in records if one.content_key in unchecked]
         used = sum(self._prefetcher.cost(wanted[one]) for one in wanted.keys() - unchecked)
         reply.caches.append(CacheUse(self._name, used, self._prefetcher.capacity))
 
     async def fetch(self, records: Sequence[FileRecord], reply: PrefetchedMails) -> None:
-        wanted = {record.blob_id: record.size for record in records}
+        wanted = {record.content_key: record.size for record in records}
         fetched = await self._prefetcher.fetch(wanted, _PREFETCH_SECONDS)
         left = set(fetched.remaining)
-        reply.left += [one.inode for one in records if one.blob_id in left]
+        reply.left += [one.inode for one in records if one.content_key in left]
         for record in records:
-            error = fetched.failed.get(record.blob_id)
+            error = fetched.failed.get(record.content_key)
             if error is None:
                 continue
             if is_temporary(error):
@@ -232,7 +233,12 @@ class _AccountPrefetcher:
                 reply.obstacle = reply.obstacle or Failure.of(error)
             else:
                 reply.refused.append(record.inode)
-                reply.refusal = reply.refusal or Failure.of(error)
+                reply.refusal = reply.refusal or self._failure(record, error)
+
+    def _failure(self, record: FileRecord, error: Exception) -> Failure:
+        failure = Failure.of(error)
+        name = self._describe(record.content_key)
+        return Failure(f"{name}: {failure.error}", failure.exit_code)
 
 
 def _require_duration(seconds: float) -> None:

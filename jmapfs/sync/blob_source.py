@@ -7,7 +7,8 @@ a blob. The connection is the client of a mount's follower, or a client that a s
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cached_property
 
 import trio
 
@@ -40,23 +41,28 @@ def open_blob_source(
     `client` returns the client, or raises UnreachableError. `describe` returns a name for a blob id
     in messages. `wake` is called if the index may be out of date, or the server unreachable.
     """
-    with database.reader() as reader, database.reader() as email_reader:
-        yield AccountBlobSource(reader, email_reader, client, describe, wake)
+    with ExitStack() as stack:
+
+        def open_reader() -> IndexReader:
+            return stack.enter_context(database.reader())
+
+        yield AccountBlobSource(open_reader, client, describe, wake)
 
 
 class AccountBlobSource:
-    """Downloads blobs; without a client, downloads fail at once. For tasks of the event loop."""
+    """Downloads blobs; without a client, downloads fail at once. For tasks of the event loop.
+
+    The index is opened when it is first needed: before a first listing there is no index.
+    """
 
     def __init__(
         self,
-        reader: IndexReader,
-        email_reader: IndexReader,
+        open_reader: Callable[[], IndexReader],
         client: Callable[[], Client],
         describe: Callable[[IndexReader, str], str],
         wake: Callable[[], None],
     ) -> None:
-        self._reader = reader
-        self._email_reader = email_reader
+        self._open_reader = open_reader
         self._client = client
         self._describe = describe
         self._wake = wake
@@ -166,6 +172,15 @@ class AccountBlobSource:
     def describe(self, key: str) -> str:
         """Return a name for a blob in messages: the path of a file and the id of its email."""
         return self._describe(self._reader, split_content_key(key)[1])
+
+    @cached_property
+    def _reader(self) -> IndexReader:
+        return self._open_reader()
+
+    @cached_property
+    def _email_reader(self) -> IndexReader:
+        # Only one thread at a time may use a reader, so worker threads have a reader of their own.
+        return self._open_reader()
 
     def _blob_id(self, key: str) -> str:
         """Return the blob id of a key. Raises ServerError if its epoch has ended."""

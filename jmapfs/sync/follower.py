@@ -28,7 +28,6 @@ from typing import Final
 import trio
 
 from jmapfs.errors import (
-    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
@@ -132,6 +131,11 @@ class AccountFollower:
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
         self._woken.set()
+
+    def wake_if_online(self) -> None:
+        """Begin a round soon, but do not shorten the pause while the server is unreachable."""
+        if self.client is not None:
+            self.wake()
 
     async def sync_now(self) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
