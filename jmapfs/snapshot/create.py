@@ -175,6 +175,8 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             fetched_bytes=staging.downloaded.bytes - source.cached.bytes,
             cached=source.cached.blobs,
             taken_over=tally.taken_over,
+            replaced=0,
+            missing=0,
             attempts=1,
             seconds=0.0,
         )
@@ -266,6 +268,8 @@ class _Target:
             added_bytes=tally.new_bytes + self._linker.copied_bytes,
             links=self._linker.links,
             mailboxes=tuple(source.mailboxes),
+            epoch=source.epoch,
+            blob_ids_are_sha1=source.blob_ids_are_sha1,
         )
         self._manifest.finish(description)
         return description

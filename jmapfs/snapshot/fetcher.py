@@ -152,7 +152,10 @@ class EarlyFetcher:
                     await self._more_listed.wait()
                 continue
             position = added[-1].number
-            candidates = [BlobRequest(one.blob_id, one.size, one.received_at, "") for one in added]
+            candidates = [
+                BlobRequest(one.blob_id, one.size, one.received_at, "", epoch=one.epoch)
+                for one in added
+            ]
             batches = self._fetcher.batches(await self._early.missing(candidates))
             for batch in itertools.takewhile(lambda _: not self._stopped, batches):
                 await send.send(batch)

@@ -216,6 +216,8 @@ class _PinnedAccount:
             username=state.username,
         )
         self.email_state = state.email_state
+        self.epoch = state.epoch
+        self.blob_ids_are_sha1 = state.blob_ids_are_sha1
         self.mail_count = reader.counts().emails
         self.concurrency = blobs.concurrency
         self._export = EmailExport(reader, layout, layout.root)

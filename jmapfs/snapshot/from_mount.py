@@ -136,6 +136,8 @@ class _MountedTree:
             directory=description.directory,
         )
         self.email_state = description.email_state
+        self.epoch = description.epoch
+        self.blob_ids_are_sha1 = description.blob_ids_are_sha1
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
 

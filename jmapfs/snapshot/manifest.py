@@ -60,8 +60,12 @@ class SavedPlace(msgspec.Struct, frozen=True, rename="camel"):
     file: str
 
 
-class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
-    """A mail. `size` is in bytes, `sha256` in hexadecimal, and `received_at` is a UTCDate."""
+class SavedMail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A mail. `sha256` is in hexadecimal, and `received_at` is a UTCDate.
+
+    `size` is the number of bytes that the server states. If the content was confirmed with another
+    length, `confirmed_size` is this length.
+    """
 
     id: str
     blob_id: str
@@ -71,6 +75,12 @@ class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
     sha256: str
     keywords: tuple[str, ...]
     mailboxes: tuple[SavedPlace, ...]
+    confirmed_size: int | None = None
+
+    @property
+    def content_size(self) -> int:
+        """The number of bytes of the content."""
+        return self.size if self.confirmed_size is None else self.confirmed_size
 
 
 class Origin(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,7 +98,9 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
 
     `date` is the snapshot's name. `email_state` is the state of the account (RFC 8620 §1.6.3).
     `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
-    and `added_bytes` compare with the snapshot `previous`.
+    and `added_bytes` compare with the snapshot `previous`. `epoch` and `blob_ids_are_sha1` come
+    from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
+    whose checksum is `missing_sha256`. Earlier versions did not write the last four members.
     """
 
     format: int
@@ -105,6 +117,10 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     added_bytes: int
     links: Links
     mailboxes: tuple[ExportedMailbox, ...]
+    epoch: str = ""
+    blob_ids_are_sha1: bool = False
+    missing: int = 0
+    missing_sha256: str = ""
 
 
 _encoder: Final = msgspec.json.Encoder()

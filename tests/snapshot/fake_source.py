@@ -40,6 +40,8 @@ class FakeAccount:
 
 class _State:
     email_state = "s1"
+    epoch = "e1"
+    blob_ids_are_sha1 = False
     concurrency = 3
     cached = BlobTotals(0, 0)
 
