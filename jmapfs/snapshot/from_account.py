@@ -139,9 +139,8 @@ class _AccountOpener:
             return
         session, account = self._client.session, self._client.account
         origin = Origin(session.api_url, account.id, account.name, session.username)
-        sink = await early.prepare(origin)
         with self._database.reader() as reader:
-            fetcher = EarlyFetcher(reader, self._blobs, early, sink)
+            fetcher = EarlyFetcher(reader, self._blobs, early, origin)
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)

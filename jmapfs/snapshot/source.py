@@ -157,8 +157,8 @@ class Source(Protocol):
 class EarlySink(Protocol):
     """Accepts contents before the state to copy is known. Most will belong to that state."""
 
-    async def prepare(self, origin: Origin) -> Sink:
-        """Begin the snapshot of this account. Return the sink for the contents.
+    async def prepare(self, origin: Origin, epoch: str, *, blob_ids_are_sha1: bool) -> Sink:
+        """Begin the snapshot of this account. Return the sink for the contents of this epoch.
 
         Raises ConfigError if the repository belongs to another account, and StorageError if the
         repository cannot be written.

@@ -26,6 +26,8 @@ class FakeAccount:
     part: int = 7
     origin: Origin = ORIGIN
     stays_frozen: bool = True
+    epoch: str = "e1"
+    blob_ids_are_sha1: bool = False
     opened: Callable[[int], None] = lambda _: None
     downloaded: list[str] = field(default_factory=list)
     attempts: int = 0
@@ -40,14 +42,14 @@ class FakeAccount:
 
 class _State:
     email_state = "s1"
-    epoch = "e1"
-    blob_ids_are_sha1 = False
     concurrency = 3
     cached = BlobTotals(0, 0)
 
     def __init__(self, account: FakeAccount) -> None:
         self._account = account
         self.origin = account.origin
+        self.epoch = account.epoch
+        self.blob_ids_are_sha1 = account.blob_ids_are_sha1
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
         self.mail_count = len(self._letters)
