@@ -118,10 +118,22 @@ class TreeBuilder:
                 self._request(mail, plan)
         return plan
 
-    def reject_shared(self, plan: BuildPlan, blob_ids: Collection[str]) -> None:
-        """Request contents that the base was to share, because the server has others."""
+    def unrequested(self, plan: BuildPlan) -> dict[str, SharedFile]:
+        """Return the files of contents that a plan uses without requesting them, by blob id."""
+        files = dict(plan.shared)
         for mail in plan.mails:
-            if mail.blob_id in blob_ids and plan.shared.pop(mail.blob_id, None) is not None:
+            if mail.blob_id not in self._requested and mail.blob_id not in self.blobs:
+                staged = self._staging.file(mail.blob_id)
+                if staged is not None:
+                    files[mail.blob_id] = staged
+        return files
+
+    def reject(self, plan: BuildPlan, blob_ids: Collection[str]) -> None:
+        """Request contents that `unrequested` returned: they are not what the server has."""
+        for mail in plan.mails:
+            if mail.blob_id in blob_ids and mail.blob_id not in self._requested:
+                plan.shared.pop(mail.blob_id, None)
+                self._staging.discard(mail.blob_id)
                 self._request(mail, plan)
 
     def place(self, plan: BuildPlan, failed: Mapping[str, str]) -> None:

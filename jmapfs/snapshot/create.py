@@ -29,6 +29,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
+    ServerError,
     StorageError,
     TooMuchGoneError,
     lone_errors,
@@ -444,6 +445,7 @@ class _Copy:
             while position is not None:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
+                await self._check_unrequested(plan)
                 part = _Part(plan, len(plan.requests))
                 self._parts.append(part)
                 await parts.send(part)
@@ -461,7 +463,10 @@ class _Copy:
     ) -> None:
         async with batches:
             async for part, batch in batches:
-                failed = await self._source.download(batch, self._staging)
+                failed = {
+                    **await self._source.download(batch, self._staging),
+                    **await self._check_downloads(batch),
+                }
                 self.failed.update((blob_id, str(error)) for blob_id, error in failed.items())
                 if len(failed) < len(batch):
                     self._failed_in_a_row = 0
@@ -471,6 +476,26 @@ class _Copy:
                     nursery.cancel_scope.cancel()
                 part.finish(len(batch))
                 self._report_copied()
+
+    async def _check_unrequested(self, plan: BuildPlan) -> None:
+        """Request all contents again that are not what the server has."""
+        if (check := self._source.check) is not None:
+            files = await self._build(partial(self._builder.unrequested, plan))
+            if wrong := await check.failures(files):
+                await self._build(partial(self._builder.reject, plan, wrong.keys()))
+
+    async def _check_downloads(self, batch: Sequence[BlobRequest]) -> dict[str, ServerError]:
+        """Discard the contents that are not what the server has. Return the errors."""
+        check = self._source.check
+        if check is None or check.proves_downloads:
+            return {}
+        staged = {one.blob_id: self._staging.file(one.blob_id) for one in batch}
+        failures = await check.failures(
+            {blob_id: file for blob_id, file in staged.items() if file is not None}
+        )
+        for blob_id in failures:
+            await self._build(partial(self._staging.discard, blob_id))
+        return failures
 
     async def _place(self, parts: trio.MemoryReceiveChannel[_Part]) -> None:
         async with parts:

@@ -27,6 +27,7 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
@@ -41,20 +42,27 @@ _MAX_PAUSE: Final = 5.0
 
 @contextlib.asynccontextmanager
 async def account_opener(
-    source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool
+    source: AccountSource,
+    cache_root: Path,
+    report: SnapshotReport,
+    *,
+    allow_stale: bool,
+    checks: bool = False,
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account. The result opens states of the account.
 
-    If the index cannot be brought up to date, `allow_stale` permits an older state. Raises
-    JmapfsError if the server cannot be reached, or refuses.
+    If the index cannot be brought up to date, `allow_stale` permits an older state. With `checks`,
+    all contents are compared with the digests of the server. Raises UsageError if the server has no
+    digests, and JmapfsError if it cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
         open_cache(directory / "blobs") as cache,
     ):
+        check = ContentCheck(client) if checks else None
         database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
-        yield _AccountOpener(client, database, blobs, report, allow_stale)
+        yield _AccountOpener(client, database, blobs, check, report, allow_stale)
 
 
 @dataclass(slots=True)
@@ -64,6 +72,7 @@ class _AccountOpener:
     _client: Client
     _database: IndexDatabase
     _blobs: BlobFetcher
+    _check: ContentCheck | None
     _report: SnapshotReport
     _allow_stale: bool
     _is_stale: bool = False
@@ -94,7 +103,7 @@ class _AccountOpener:
                     "the index is between two states of the account: the snapshot will be a mixture"
                     " of them",
                 )
-            return _PinnedAccount(reader, state, self._blobs)
+            return _PinnedAccount(reader, state, self._blobs, self._check)
 
     async def _bring_up_to_date(self, early: EarlySink) -> None:
         """Bring the index up to date, or make its writer do that. Raises BusyError."""
@@ -206,7 +215,14 @@ def _sync_mounts(state: AccountState) -> None:
 class _PinnedAccount:
     """A `Source`: the state of an account that a reader is pinned to."""
 
-    def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
+    def __init__(
+        self,
+        reader: IndexReader,
+        state: AccountState,
+        blobs: BlobFetcher,
+        check: ContentCheck | None,
+    ) -> None:
+        self.check = check
         layout = lay_out(reader.mailboxes())
         self.origin = Origin(
             server=state.server,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jmapfs.errors import BlobNotFoundError, JmapfsError
 from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.tree.layout import ExportedMailbox
 from tests.snapshot.handmade import ORIGIN, Letter
@@ -44,6 +45,7 @@ class _State:
     email_state = "s1"
     concurrency = 3
     cached = BlobTotals(0, 0)
+    check: ContentCheck | None = None
 
     def __init__(self, account: FakeAccount) -> None:
         self._account = account
