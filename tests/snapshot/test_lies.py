@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from jmapfs.account import AccountSource
-from jmapfs.errors import IncompleteError
+from jmapfs.errors import IncompleteError, TooMuchGoneError
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.manifest import MISSING
@@ -46,7 +46,9 @@ class Lying:
         """Create a snapshot, and check that it has no wrong byte."""
         report = RecordingReport()
         cache = self.directory / "cache"
-        async with account_opener(self.source, cache, report, allow_stale=False) as opener:
+        async with account_opener(
+            self.source, cache, report, allow_stale=False, max_gone=max_gone
+        ) as opener:
             summary = await create_snapshot(
                 opener,
                 Repository(self.dest),
@@ -169,23 +171,60 @@ async def test_the_reason_is_named(lying: Lying, lie: Any) -> None:
 # --- Resets
 
 
+def day(minute: int) -> str:
+    return f"2024-03-01T00:{minute:02}:00Z"
+
+
+def reset(account: Account, first: int = 0, *, later: int = 0, equal_sizes: bool = False) -> None:
+    """Give an account mails with the ids M1, M2 and so on. Their subjects begin at `first`."""
+    mails = [text_mail(first + number, padding=50 - equal_sizes) for number in range(MAILS)]
+    dates = [day(number + later) for number in range(MAILS)]
+    # Of the mail that arrives again, at least one has another time.
+    dates[0] = day(first)
+    account.reset(mails, received_at=dates, equal_sizes=equal_sizes)
+
+
 @pytest.mark.parametrize("cache", ["kept", "deleted"])
-@pytest.mark.parametrize("dates_too", [False, True], ids=["other dates", "same dates"])
-async def test_a_reset_between_two_snapshots(lying: Lying, cache: str, *, dates_too: bool) -> None:
+@pytest.mark.parametrize("later", [0, 20])
+async def test_a_reset_between_two_snapshots(lying: Lying, cache: str, later: int) -> None:
     """The ids and the sizes are the same again, and perhaps most times of receipt."""
     account = lying.server.primary
-    day = "2024-03-01T00:{:02}:00Z".format
-    old = [text_mail(number, padding=50) for number in range(MAILS)]
-    account.reset(old, received_at=[day(number) for number in range(MAILS)])
+    reset(account)
     await lying.snapshot()
-    new = [text_mail(number + 50, padding=49) for number in range(MAILS)]
-    times = [day(number if dates_too else number + 20) for number in range(MAILS)]
-    # A mail that arrives again does so at another time.
-    times[0] = day(59)
-    account.reset(new, received_at=times, equal_sizes=True)
+    reset(account, 50, later=later, equal_sizes=True)
     if cache == "deleted":
         shutil.rmtree(lying.directory / "cache")
+    if later:
+        with pytest.raises(TooMuchGoneError):
+            await lying.snapshot()
+        assert len(dates(lying.dest)) == 1
     summary = await lying.snapshot(max_gone=100)
-    assert summary.fetched == MAILS
+    assert summary.fetched + summary.taken_over == MAILS
     again = await lying.snapshot()
     assert (again.fetched, again.new, again.gone) == (0, 0, 0)
+
+
+async def test_an_emptied_account(lying: Lying) -> None:
+    """The index does not follow the server. So the old state can still be copied."""
+    account = lying.server.primary
+    await lying.snapshot()
+    gone = list(account.emails)[1:]
+    account.destroy_emails(gone)
+    account.forget_changes()
+    with pytest.raises(TooMuchGoneError, match="--max-gone 100"):
+        await lying.snapshot()
+    assert len(dates(lying.dest)) == 1
+    assert (await lying.snapshot(max_gone=100)).gone == len(gone)
+
+
+async def test_the_old_state_of_an_emptied_account(lying: Lying) -> None:
+    await lying.snapshot()
+    account = lying.server.primary
+    account.destroy_emails(list(account.emails)[1:])
+    account.forget_changes()
+    cache = lying.directory / "cache"
+    report = RecordingReport()
+    async with account_opener(lying.source, cache, report, allow_stale=True) as opener:
+        summary = await create_snapshot(opener, Repository(lying.dest), max_gone=50, report=report)
+    assert (summary.mails, summary.gone, summary.fetched) == (MAILS + 1, 0, 0)
+    assert "copying its state of" in report.notices[-1]
