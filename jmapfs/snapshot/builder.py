@@ -33,11 +33,15 @@ from jmapfs.tree.layout import ExportedMailbox
 
 @dataclass(slots=True)
 class BuildPlan:
-    """Some of the mails, the contents to download, and the files to share with the base."""
+    """Some of the mails, the contents to download, and the files to share with the base.
+
+    `staged` counts the contents that earlier attempts or early downloads have staged.
+    """
 
     mails: Sequence[EmailRow]
     requests: list[BlobRequest] = field(default_factory=list)
     shared: dict[str, SharedFile] = field(default_factory=dict)
+    staged: int = 0
 
 
 @dataclass(slots=True)
@@ -104,12 +108,10 @@ class TreeBuilder:
         plan = BuildPlan(mails)
         for mail in mails:
             blob_id = mail.blob_id
-            if (
-                blob_id in self._requested
-                or blob_id in plan.shared
-                or blob_id in self.blobs
-                or self._is_staged(blob_id, mail.size)
-            ):
+            if blob_id in self._requested or blob_id in plan.shared or blob_id in self.blobs:
+                continue
+            if self._is_staged(blob_id, mail.size):
+                plan.staged += 1
                 continue
             shared = self._base_file(blob_id, mail.received_at, mail.size, mail.stated_size)
             if shared is not None:

@@ -236,8 +236,21 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         base = target.base
         if base is not None and record.may_be_damaged(base.date, base.taken):
             base.verify_content = True
+        if base is not None and record.may_be_damaged(base.date, base.taken, online=True):
+            trio.from_thread.run_sync(self._require_check, source)
         target.builder.begin(source.mailboxes, source.epoch)
         return target, date
+
+    def _require_check(self, source: Source) -> None:
+        """Make this snapshot compare all mail: some of the base is not what the server has."""
+        found = "verify --online has found mail that is not what the server has"
+        if source.check is None:
+            self._report.notice(f"{found}: a snapshot of the account, not of a mount, replaces it")
+        elif not source.check.is_possible:
+            self._report.notice(f"{found}, which has no digests now: this snapshot may link to it")
+        elif not source.check.required:
+            source.check.required = True
+            self._report.notice(f"{found}: all mail is compared, as with --check")
 
     async def _detect_reset(self, source: Source, base: BaseSnapshot | None) -> None:
         """If the server was reset since the base snapshot was made, share nothing with it.
@@ -446,6 +459,9 @@ class _Copy:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
                 await self._check_unrequested(plan)
+                if plan.shared or plan.staged:
+                    # Perhaps only the bad mails are left to download.
+                    self._failed_in_a_row = 0
                 part = _Part(plan, len(plan.requests))
                 self._parts.append(part)
                 await parts.send(part)
@@ -479,7 +495,8 @@ class _Copy:
 
     async def _check_unrequested(self, plan: BuildPlan) -> None:
         """Request all contents again that are not what the server has."""
-        if (check := self._source.check) is not None:
+        check = self._source.check
+        if check is not None and check.required:
             files = await self._build(partial(self._builder.unrequested, plan))
             if wrong := await check.failures(files):
                 await self._build(partial(self._builder.reject, plan, wrong.keys()))
@@ -487,7 +504,7 @@ class _Copy:
     async def _check_downloads(self, batch: Sequence[BlobRequest]) -> dict[str, ServerError]:
         """Discard the contents that are not what the server has. Return the errors."""
         check = self._source.check
-        if check is None or check.proves_downloads:
+        if check is None or not check.required or check.proves_downloads:
             return {}
         staged = {one.blob_id: self._staging.file(one.blob_id) for one in batch}
         failures = await check.failures(

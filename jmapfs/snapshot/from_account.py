@@ -60,7 +60,7 @@ async def account_opener(
         connect(source.location, source.credentials, account=source.account) as client,
         open_cache(directory / "blobs") as cache,
     ):
-        check = ContentCheck(client) if checks else None
+        check = ContentCheck(client, required=checks)
         database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
         yield _AccountOpener(client, database, blobs, check, report, allow_stale)
 
@@ -72,7 +72,7 @@ class _AccountOpener:
     _client: Client
     _database: IndexDatabase
     _blobs: BlobFetcher
-    _check: ContentCheck | None
+    _check: ContentCheck
     _report: SnapshotReport
     _allow_stale: bool
     _is_stale: bool = False
@@ -220,9 +220,9 @@ class _PinnedAccount:
         reader: IndexReader,
         state: AccountState,
         blobs: BlobFetcher,
-        check: ContentCheck | None,
+        check: ContentCheck,
     ) -> None:
-        self.check = check
+        self.check: ContentCheck | None = check
         layout = lay_out(reader.mailboxes())
         self.origin = Origin(
             server=state.server,

@@ -224,14 +224,21 @@ class OnlineComparison:
 
 
 class ContentCheck:
-    """Compares contents with the server before a snapshot uses them.
+    """Compares contents with the server before a snapshot uses them, if that is `required`.
 
-    Raises UsageError if the server has no digests.
+    Raises UsageError if it is required and the server has no digests.
     """
 
-    def __init__(self, client: Client) -> None:
-        require_digests(client, "make the snapshot without --check")
+    def __init__(self, client: Client, *, required: bool) -> None:
+        if required:
+            require_digests(client, "make the snapshot without --check")
+        self.required = required
         self._client = client
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the server has digests."""
+        return self._client.can_digest
 
     @property
     def proves_downloads(self) -> bool:

@@ -125,7 +125,7 @@ class Source(Protocol):
     8620 §1.6.3). `epoch` is that of the ids; see `blob_keys`. `blob_ids_are_sha1` tells whether the
     blob ids contain the SHA-1 of the content. `mailboxes` are in the order of their paths.
     `mail_count` is approximate. `concurrency` is the number of batches to download at a time.
-    `check` compares all contents with the server; None if that was not requested.
+    `check` compares contents with the server; None if the source is no account.
     """
 
     origin: Origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -347,3 +348,54 @@ def test_a_mount_cannot_be_checked(home: Home, tmp_path: Path) -> None:
         result = home.run("snapshot", "--check", mount.path, tmp_path / "dest")
     assert result.exit_code == 2
     assert "give the account" in result.stderr
+
+
+# --- What verify has found
+
+
+def test_the_next_snapshot_replaces_what_was_found(home: Home, tmp_path: Path) -> None:
+    with serving() as server:
+        right = {email.id: email.sha256 for email in server.control.dump().emails}
+        wrong_snapshot(home, server, tmp_path / "dest")
+        server.control.set_quirks(digests=["sha-256"])
+        assert verified(home, server, tmp_path / "dest").exit_code == 11
+        # What was found in the second in which a snapshot is made counts against that snapshot too.
+        time.sleep(1.1)
+        result = home.run("snapshot", "--json", server.url, tmp_path / "dest")
+        assert "as with --check" in result.stderr
+        taken = TakenSnapshot(json.loads(result.stdout))
+        assert digests_of(taken.path) == right
+        assert taken.summary["replaced"] == 1
+        # The one after that needs no comparison.
+        server.control.reset_counts()
+        result = home.run("snapshot", "--json", server.url, tmp_path / "dest")
+        assert "--check" not in result.stderr
+        assert server.control.counts().methods["Blob/get"] == 0
+        assert digests_of(TakenSnapshot(json.loads(result.stdout)).path) == right
+
+
+def test_what_was_found_is_named_if_it_cannot_be_replaced(home: Home, tmp_path: Path) -> None:
+    with serving() as server:
+        wrong_snapshot(home, server, tmp_path / "dest")
+        server.control.set_quirks(digests=["sha-256"])
+        assert verified(home, server, tmp_path / "dest").exit_code == 11
+        server.control.set_quirks(digests=[])
+        result = home.run("snapshot", server.url, tmp_path / "dest")
+    assert result.exit_code == 0
+    assert "this snapshot may link to it" in result.stderr
+
+
+def test_only_the_server_can_find_a_snapshot_good_again(home: Home, tmp_path: Path) -> None:
+    def is_damaged() -> bool:
+        return VerificationRecord(tmp_path / "dest").is_damaged(snapshot.name)
+
+    with serving() as server:
+        snapshot, _ = wrong_snapshot(home, server, tmp_path / "dest")
+        server.control.set_quirks(digests=["sha-256"])
+        assert verified(home, server, snapshot).exit_code == 11
+        assert home.run("verify", snapshot).exit_code == 0
+        assert is_damaged()
+        # Now the server has no such mail any more.
+        server.control.destroy_email("M7")
+        assert verified(home, server, snapshot).exit_code == 0
+        assert not is_damaged()
