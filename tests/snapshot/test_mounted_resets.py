@@ -18,8 +18,6 @@ from tests.snapshot.commands import TakenSnapshot, dates, require_whole, tree_of
 
 pytestmark = pytest.mark.mount
 
-MAILS = 12
-
 
 @pytest.fixture
 def server() -> Iterator[ServerProcess]:
