@@ -47,8 +47,8 @@ def too_much_gone(stale: StaleTree) -> TooMuchGoneError:
     """Return the error that says why the tree is stale, and what to do."""
     return TooMuchGoneError(
         f"{describe_stale(stale)}: the last known mail is kept. If the mail is really gone:"
-        " jmapfs sync --accept-deletions MOUNTPOINT, or, if it is not mounted, jmapfs snapshot"
-        " --max-gone 100"
+        " jmapfs sync --accept-deletions MOUNTPOINT or, if the account is not mounted,"
+        " jmapfs snapshot --max-gone 100"
     )
 
 
