@@ -199,3 +199,25 @@ def test_deletions_cannot_be_accepted_offline(server: ServerProcess, home: Home)
         assert stale_of(again) is not None
         assert again.contents() == before
         again.umount()
+
+
+def test_deletions_of_several_accounts_are_accepted(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home", USER, PASSWORD)
+    with server_process("empty") as server:
+        server.control.reset(mails("first"), received_at=DATES[:12])
+        server.control.add_account("Ateam", "team@example.org")
+        with server.control.account("Ateam") as team:
+            team.reset(mails("teams"), received_at=DATES[:12])
+            with home.mounted(server.url, "--all-accounts") as mount:
+                before = read_all(mount)
+                team.reset([])
+                assert sync(home, mount)[0] == 14
+                assert read_all(mount) == before
+                stale = [account["stale"] for account in mount.status()["accounts"]]
+                assert sorted(one is None for one in stale) == [False, True]
+                assert sync(home, mount, "--accept-deletions") == (0, "")
+                assert digests(list(read_all(mount).values())) == digests(mails("first"))
+
+
+def read_all(mount: Mounted) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in mount.path.rglob("*.eml")}
