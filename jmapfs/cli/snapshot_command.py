@@ -117,7 +117,12 @@ def snapshot_command(
         else:
             account = _account(source, read_config(), selection)
             opening = account_opener(
-                account, cache_dir.absolute(), display, allow_stale=allow_stale, checks=checks
+                account,
+                cache_dir.absolute(),
+                display,
+                allow_stale=allow_stale,
+                max_gone=max_gone,
+                checks=checks,
             )
         create = partial(
             create_snapshot,

@@ -80,8 +80,8 @@ class Commands:
         match request:
             case StatusRequest():
                 return await self.status()
-            case SyncRequest(path):
-                return await self.sync(path)
+            case SyncRequest(path, accept_deletions):
+                return await self.sync(path, accept_deletions=accept_deletions)
             case FreezeRequest():
                 return await self.freeze(request)
             case RenewRequest(lease, seconds):
@@ -113,17 +113,18 @@ class Commands:
             all_accounts=self._request.all_accounts,
         )
 
-    async def sync(self, path: str = "") -> Done:
+    async def sync(self, path: str = "", *, accept_deletions: bool = False) -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
         With a `path`, only the account whose directory contains it is brought up to date. If one
-        account fails, the other accounts are brought up to date all the same.
+        account fails, the other accounts are brought up to date all the same. With
+        `accept_deletions`, stale trees follow their accounts.
         """
         errors: list[JmapfsError] = []
 
         async def sync(account: MountedAccount) -> None:
             try:
-                await account.follower.sync_now()
+                await account.follower.sync_now(accept_deletions=accept_deletions)
             except JmapfsError as error:
                 errors.append(error)
 

@@ -35,18 +35,20 @@ def open_blob_source(
     *,
     describe: Callable[[IndexReader, str], str],
     wake: Callable[[], None] = lambda: None,
+    report_reset: Callable[[], None] = lambda: None,
 ) -> Iterator[AccountBlobSource]:
     """Yield the blobs of an account.
 
     `client` returns the client, or raises UnreachableError. `describe` returns a name for a blob id
-    in messages. `wake` is called if the index may be out of date, or the server unreachable.
+    in messages. `wake` is called if the server may be unreachable, `report_reset` if an id stands
+    for another email than in the index.
     """
     with ExitStack() as stack:
 
         def open_reader() -> IndexReader:
             return stack.enter_context(database.reader())
 
-        yield AccountBlobSource(open_reader, client, describe, wake)
+        yield AccountBlobSource(open_reader, client, describe, wake, report_reset)
 
 
 class AccountBlobSource:
@@ -61,11 +63,13 @@ class AccountBlobSource:
         client: Callable[[], Client],
         describe: Callable[[IndexReader, str], str],
         wake: Callable[[], None],
+        report_reset: Callable[[], None],
     ) -> None:
         self._open_reader = open_reader
         self._client = client
         self._describe = describe
         self._wake = wake
+        self._report_reset = report_reset
         self._email_thread = trio.CapacityLimiter(1)
         self._version = -1
         self._known_state = AccountState()
@@ -127,7 +131,7 @@ class AccountBlobSource:
 
         A blob of an email is shown if the email has the same blob id and time as in the index.
         These values of an email never change (RFC 8621 §4.1.1). If they differ, the server was
-        reset or restored, and the follower is woken.
+        reset or restored.
         """
         state = self._state()
         current = {
@@ -155,7 +159,7 @@ class AccountBlobSource:
                 else:
                     differ = True
         if differ:
-            self._wake()
+            self._report_reset()
         # The follower may have found a reset while the server was asked.
         return sizes if self._state().epoch == state.epoch else {}
 

@@ -68,7 +68,7 @@ def test_a_new_snapshot_links_to_the_old_one(home: Home, tmp_path: Path) -> None
 
 @pytest.mark.mount
 @pytest.mark.parametrize("cache", ["kept", "deleted"])
-@pytest.mark.parametrize("through", ["account"])
+@pytest.mark.parametrize("through", ["account", "mount"])
 def test_wrong_content_is_replaced(tmp_path: Path, cache: str, through: str) -> None:
     with tarfile.open(LIED_TO) as archive:
         archive.extractall(tmp_path, filter="data")
