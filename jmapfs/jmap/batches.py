@@ -28,7 +28,8 @@ BLOB = "urn:ietf:params:jmap:blob"
 CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 """The name that Cyrus used for it before the RFC."""
 
-_CAPABILITIES = frozenset({BLOB, CYRUS_BLOB})
+CAPABILITIES = frozenset({BLOB, CYRUS_BLOB})
+"""Both names. A server usually has one of them."""
 
 # Measured with Cyrus on loopback and two or three calls in flight: 50 blobs per call give 5,000
 # blobs a second. 200 give 7,000, and jmapfs uses half the CPU time. 400 are not faster than 200.
@@ -48,7 +49,7 @@ _MARGIN = 16 * 2**20
 # The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
 # After one of these errors no other call can succeed, because calls differ only in their ids.
-_UNSUPPORTED = frozenset(
+UNSUPPORTED = frozenset(
     {"unknownMethod", "invalidArguments", "forbidden", "accountNotSupportedByMethod"}
 )
 _UNKNOWN_CAPABILITY = "urn:ietf:params:jmap:error:unknownCapability"
@@ -71,8 +72,11 @@ class _Blob(msgspec.Struct, frozen=True, rename="camel"):
     is_truncated: bool | None = None
 
 
-class _BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+class BlobGetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
+    """The response to Blob/get. It has no state."""
+
     items: list[T] = msgspec.field(name="list")
+    not_found: list[Id] | None = None
 
 
 class BatchMethods(Api):
@@ -86,12 +90,17 @@ class BatchMethods(Api):
         self._supported = True
 
     @property
+    def has_blob_get(self) -> bool:
+        """Whether the server has Blob/get, as far as jmapfs knows."""
+        return self._supported and not CAPABILITIES.isdisjoint(self.session.capabilities)
+
+    @property
     def batch_limits(self) -> BlobGetLimits | None:
         """The current limits for `download_batch`; None if the server has no Blob/get.
 
         The limits can shrink, or become None, with each batch.
         """
-        if not self._supported or _CAPABILITIES.isdisjoint(self.session.capabilities):
+        if not self.has_blob_get:
             return None
         limits = self.session.limits
         fitting = (limits.max_size_request - _REQUEST_BYTES) // _ID_BYTES
@@ -138,7 +147,7 @@ class BatchMethods(Api):
         call = MethodCall(
             "Blob/get",
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
-            using=_CAPABILITIES,
+            using=CAPABILITIES,
         )
         largest = sum(size * 4 // 3 + _BLOB_OVERHEAD for size in batch.values()) + _MARGIN
         [response] = await self.request([call], deadline=deadline, largest_response=largest)
@@ -148,14 +157,14 @@ class BatchMethods(Api):
         try:
             # Decoding takes 1 ms per MiB, in the event loop. A worker thread would block the event
             # loop for the same time, because msgspec holds the GIL.
-            return self._decode(response, _BlobGetResponse[_Blob]).items
+            return self._decode(response, BlobGetResponse[_Blob]).items
         except ProtocolError:
             # If one blob cannot be decoded, the others are still used.
-            return list(_valid(self._decode(response, _BlobGetResponse[msgspec.Raw]).items))
+            return list(_valid(self._decode(response, BlobGetResponse[msgspec.Raw]).items))
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits if the batch was too large. Raise the error if it has another cause."""
-        if error.kind in _UNSUPPORTED | {_UNKNOWN_CAPABILITY}:
+        if error.kind in UNSUPPORTED | {_UNKNOWN_CAPABILITY}:
             self._supported = False
             return
         if not is_too_large(error):

@@ -23,6 +23,8 @@ from jmapfs.jmap.response import HttpRequest, ResponseReader
 
 # Cyrus uses the header Accept. Compression only takes time: mail is small or already compressed.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
+# Caches between jmapfs and the server must ask the server again.
+_FRESH_HEADERS = {**_HEADERS, "Cache-Control": "no-cache"}
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 # To bound memory, a blob may exceed its expected size only by this many bytes.
 _MARGIN = 64 * 2**20
@@ -41,12 +43,18 @@ def expand(template: str, values: Mapping[str, str]) -> str:
 
 
 class BlobStream:
-    """An asynchronous iterator over the chunks of a blob, to be used by one task."""
+    """An asynchronous iterator over the chunks of a blob, to be used by one task.
 
-    def __init__(self, api: Api, values: Mapping[str, str], until: float) -> None:
+    `content_type` is the media type of the response in lower case, without parameters. It is empty
+    before the first chunk, and if the server sends none.
+    """
+
+    def __init__(self, api: Api, values: Mapping[str, str], until: float, *, fresh: bool) -> None:
+        self.content_type = ""
         self._api = api
         self._values = values
         self._until = until
+        self._fresh = fresh
         self._retries = RetryPolicy(until)
         self._attempt = AsyncExitStack()
         self._reader: ResponseReader | None = None
@@ -93,14 +101,21 @@ class BlobStream:
     async def _open(self) -> ResponseReader:
         session = await self._api.current_session(until=self._until)
         url = expand(session.download_url, self._values)
-        request = HttpRequest(method="GET", url=url, headers=_HEADERS)
+        request = HttpRequest(
+            method="GET",
+            url=url,
+            headers=_FRESH_HEADERS if self._fresh else _HEADERS,
+            new_connection=self._fresh,
+        )
         exchange = self._api.transport.exchange(request, until=self._until)
         try:
-            return await self._attempt.enter_async_context(exchange)
+            reader = await self._attempt.enter_async_context(exchange)
         except RequestError as error:
             if error.status in {404, 410}:
                 raise BlobNotFoundError(f"the server does not have the {self._name()}") from error
             raise
+        self.content_type = reader.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return reader
 
     async def _receive(self, reader: ResponseReader) -> bytes:
         chunk = await reader.next_chunk()
@@ -154,12 +169,13 @@ class BlobMethods(Api):
 
     @asynccontextmanager
     async def stream_blob(
-        self, blob_id: str, *, deadline: float = DEFAULT_DEADLINE
+        self, blob_id: str, *, fresh: bool = False, deadline: float = DEFAULT_DEADLINE
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
-        The last chunk must arrive within `deadline` seconds. The content is whole only if the
-        iteration reaches its end. The iteration raises the same errors as BlobStream.
+        With `fresh`, each attempt uses a new connection, and caches are asked not to answer. The
+        last chunk must arrive within `deadline` seconds. The content is whole only if the iteration
+        reaches its end. The iteration raises the same errors as BlobStream.
         """
         values = {
             "accountId": self.account_id,
@@ -167,7 +183,7 @@ class BlobMethods(Api):
             "name": "blob",
             "type": "application/octet-stream",
         }
-        stream = BlobStream(self, values, trio.current_time() + deadline)
+        stream = BlobStream(self, values, trio.current_time() + deadline, fresh=fresh)
         try:
             yield stream
         finally:

@@ -4,10 +4,12 @@
 is returned, or the id is reported as not found, or an error is raised.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Generic, TypeVar
 
 import httpx
 import trio
@@ -15,7 +17,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, MethodResponse, is_too_large
-from jmapfs.jmap.batches import BatchMethods
+from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import Resolver, discover, look_up
@@ -24,13 +26,19 @@ from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.push import PushMethods
 from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,
+    IMMUTABLE_PROPERTIES,
     ChangesResponse,
     Email,
     GetResponse,
+    ImmutableEmail,
     Mailbox,
     QueryResponse,
 )
 
+E = TypeVar("E", Email, ImmutableEmail)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
 _BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
@@ -81,14 +89,26 @@ class EmailChanges:
     gone: tuple[str, ...]
 
 
-class _Found:
+@dataclass(frozen=True, slots=True)
+class EmailValues:
+    """The values that never change while an Email id means the same (RFC 8621 §4.1.1).
+
+    `size` is in bytes. `received_at` is in whole seconds since 1970, in UTC.
+    """
+
+    blob_id: str
+    size: int
+    received_at: int
+
+
+class _Found(Generic[E]):
     """The results of one or more Email/get: emails by id, and the ids that were not found."""
 
     def __init__(self) -> None:
-        self.emails: dict[str, Email] = {}
+        self.emails: dict[str, E] = {}
         self.not_found: set[str] = set()
 
-    def add(self, requested: Iterable[str], response: GetResponse[Email]) -> None:
+    def add(self, requested: Iterable[str], response: GetResponse[E]) -> None:
         """Add the results for the `requested` ids, and ignore all others."""
         wanted = set(requested)
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
@@ -99,11 +119,11 @@ class _Found:
     def missing(self, ids: Iterable[str]) -> list[str]:
         return [id_ for id_ in ids if id_ not in self.emails and id_ not in self.not_found]
 
-    def in_order(self, ids: Iterable[str]) -> tuple[Email, ...]:
+    def in_order(self, ids: Iterable[str]) -> tuple[E, ...]:
         return tuple(self.emails[id_] for id_ in ids if id_ in self.emails)
 
 
-class Client(BlobMethods, BatchMethods, PushMethods):
+class Client(BlobMethods, BlobGetMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once.
 
     All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
@@ -148,13 +168,30 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         Raises ProtocolError if two responses neither contain an email nor report it as not found.
         """
         wanted = list(dict.fromkeys(ids))
-        found = _Found()
+        found = await self._find(wanted, self._get_emails)
+        return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
+
+    async def email_values(self, ids: Iterable[str]) -> dict[str, EmailValues]:
+        """Return the immutable values of emails, by id. Ids that are not found are left out.
+
+        Raises the same errors as `emails`.
+        """
+        found = await self._find(list(dict.fromkeys(ids)), self._get_immutable)
+        return {
+            id_: EmailValues(email.blob_id, email.size, (email.received_at - _EPOCH) // _SECOND)
+            for id_, email in found.emails.items()
+        }
+
+    async def _find(
+        self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[GetResponse[E]]]
+    ) -> _Found[E]:
+        found = _Found[E]()
         missing = wanted
         # The server may have shortened a response. Request what is missing once more.
         for _ in range(2):
-            pending, missing = missing, []
+            pending, missing = missing, list[str]()
             while pending:
-                requested, response = await self._get_first(pending, self._get_emails)
+                requested, response = await self._get_first(pending, get)
                 found.add(requested, response)
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
@@ -163,7 +200,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
                 f"the server answers Email/get without {len(missing)} of {len(wanted)} emails "
                 f"that were requested, the first being {printable(missing[0], 80)}"
             )
-        return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
+        return found
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails. This takes one HTTP request if possible.
@@ -230,7 +267,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         """Decode Email/changes and the Email/get after it. Then request the missing emails."""
         changes = self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
-        found = _Found()
+        found = _Found[Email]()
         for response in responses[1:]:
             # Email/get fails if there are more emails than the server returns at once. Then
             # `_add_missing` requests the emails in parts.
@@ -259,7 +296,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
         queried, *got = await self.request(calls)
         listing = self._decode(queried, QueryResponse)
         ids = list(dict.fromkeys(listing.ids))
-        found = _Found()
+        found = _Found[Email]()
         for response in got:
             found.add(ids, self._decode(response, GetResponse[Email]))
         if anchor is not None and anchor in ids:
@@ -272,7 +309,7 @@ class Client(BlobMethods, BatchMethods, PushMethods):
             total=listing.total if anchor is None else None,
         )
 
-    async def _add_missing(self, ids: Sequence[str], found: _Found) -> None:
+    async def _add_missing(self, ids: Sequence[str], found: _Found[Email]) -> None:
         emails, not_found = await self.emails(found.missing(ids))
         found.emails.update((email.id, email) for email in emails)
         found.not_found.update(not_found)
@@ -280,6 +317,10 @@ class Client(BlobMethods, BatchMethods, PushMethods):
     async def _get_emails(self, ids: Sequence[str]) -> GetResponse[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
         return await self._request_one("Email/get", arguments, GetResponse[Email])
+
+    async def _get_immutable(self, ids: Sequence[str]) -> GetResponse[ImmutableEmail]:
+        arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES}
+        return await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
         """Return a call of Email/get for the ids at `path` in the result of another call (§3.7)."""

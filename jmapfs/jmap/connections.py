@@ -25,6 +25,9 @@ import trio
 
 from jmapfs.errors import ConfigError
 
+NEW_CONNECTION = "jmapfs.new_connection"
+"""The extension of a request that must not use a kept connection."""
+
 _KEEPALIVE_SECONDS = 60.0
 
 # The subclasses of these errors have the same names in httpx.
@@ -42,7 +45,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     The pool does not limit the number of connections, because the caller limits its requests.
     Requests to https:// use the proxy that the environment names. Requests to http:// never use a
-    proxy, because http:// is allowed for this machine only.
+    proxy, because http:// is allowed for this machine only. A request with the extension
+    NEW_CONNECTION gets a connection of its own, which is closed after the response.
 
     Raises ConfigError if the proxy cannot be used.
     """
@@ -50,9 +54,9 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         tls = _tls_context()
         proxy = _environment_proxy(tls)
-        self._direct = _pool(tls)
-        self._proxied = None if proxy is None else _pool(tls, proxy)
-        self._pools = [pool for pool in (self._direct, self._proxied) if pool is not None]
+        self._kept = _Route(tls, proxy, max_idle=None)
+        self._unkept = _Route(tls, proxy, max_idle=0)
+        self._pools = [*self._kept.pools, *self._unkept.pools]
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -102,10 +106,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
     async def _send(self, request: httpx.Request, connecting: _ConnectTrace) -> httpcore.Response:
         url = request.url
-        pool = self._direct
-        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
-            pool = self._proxied
-        return await pool.handle_async_request(
+        route = self._unkept if request.extensions.get(NEW_CONNECTION) else self._kept
+        return await route.pool_for(url).handle_async_request(
             httpcore.Request(
                 method=request.method,
                 url=_httpcore_url(url),
@@ -116,6 +118,22 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         )
 
 
+class _Route:
+    """The pools for direct and for proxied connections. They keep `max_idle` connections each."""
+
+    def __init__(
+        self, tls: ssl.SSLContext, proxy: httpcore.Proxy | None, *, max_idle: int | None
+    ) -> None:
+        self._direct = _pool(tls, None, max_idle)
+        self._proxied = None if proxy is None else _pool(tls, proxy, max_idle)
+        self.pools = [pool for pool in (self._direct, self._proxied) if pool is not None]
+
+    def pool_for(self, url: httpx.URL) -> httpcore.AsyncConnectionPool:
+        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
+            return self._proxied
+        return self._direct
+
+
 def _tls_context() -> ssl.SSLContext:
     context = httpx.create_ssl_context()
     if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys():
@@ -124,13 +142,16 @@ def _tls_context() -> ssl.SSLContext:
     return context
 
 
-def _pool(tls: ssl.SSLContext, proxy: httpcore.Proxy | None = None) -> httpcore.AsyncConnectionPool:
+def _pool(
+    tls: ssl.SSLContext, proxy: httpcore.Proxy | None, max_idle: int | None
+) -> httpcore.AsyncConnectionPool:
     return httpcore.AsyncConnectionPool(
         ssl_context=tls,
         proxy=proxy,
         max_connections=None,
-        # With a limit, httpcore 1.0 also counts connections in use, and closes idle ones early.
-        max_keepalive_connections=None,
+        # httpcore 1.0 also counts connections in use here. So a limit other than None and 0 would
+        # close idle connections too early.
+        max_keepalive_connections=max_idle,
         keepalive_expiry=_KEEPALIVE_SECONDS,
         network_backend=_QuickAckBackend(),
     )

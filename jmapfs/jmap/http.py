@@ -26,7 +26,7 @@ import httpx
 import trio
 
 from jmapfs.errors import DeadlineError, JmapfsError, ProtocolError, UnreachableError
-from jmapfs.jmap.connections import ConnectionPool
+from jmapfs.jmap.connections import NEW_CONNECTION, ConnectionPool
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, http_error, network_error
 from jmapfs.jmap.origins import host_of, secure_origin
@@ -337,7 +337,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                         request.url,
                         headers=headers,
                         content=request.content,
-                        extensions={"timeout": _TIMEOUTS},
+                        extensions={"timeout": _TIMEOUTS, NEW_CONNECTION: request.new_connection},
                     )
                 )
             except HTTP_FAILURES as error:

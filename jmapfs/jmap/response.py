@@ -34,7 +34,7 @@ class HttpRequest:
     """A request with its whole content, so that it can be sent again.
 
     `authenticated` tells whether the credentials are sent. A status in `expected` is not an error.
-    `first_byte_timeout` is in seconds.
+    `first_byte_timeout` is in seconds. With `new_connection`, no kept connection is used.
     """
 
     method: str
@@ -44,6 +44,7 @@ class HttpRequest:
     authenticated: bool = True
     expected: frozenset[int] = frozenset({200})
     first_byte_timeout: float = STALL_TIMEOUT
+    new_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True)

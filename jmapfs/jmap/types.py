@@ -40,6 +40,9 @@ EMAIL_PROPERTIES = (
 )
 """The properties of an Email that are requested."""
 
+IMMUTABLE_PROPERTIES = ("id", "blobId", "size", "receivedAt")
+"""The properties of an Email that never change while its id means the same (RFC 8621 §4.1.1)."""
+
 _MAX_QUOTED = 80
 
 
@@ -128,11 +131,27 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     def __post_init__(self) -> None:
         """Convert the date to UTC. msgspec reports the ValueError as a ValidationError."""
-        try:
-            received_at = self.received_at.astimezone(UTC)
-        except OverflowError:
-            raise ValueError("receivedAt is out of range") from None
-        msgspec.structs.force_setattr(self, "received_at", received_at)
+        msgspec.structs.force_setattr(self, "received_at", _in_utc(self.received_at))
+
+
+class ImmutableEmail(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """An Email with IMMUTABLE_PROPERTIES only. `received_at` is in UTC."""
+
+    id: Id
+    blob_id: Id
+    size: UnsignedInt
+    received_at: Date
+
+    def __post_init__(self) -> None:
+        """Convert the date to UTC. msgspec reports the ValueError as a ValidationError."""
+        msgspec.structs.force_setattr(self, "received_at", _in_utc(self.received_at))
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("receivedAt is out of range") from None
 
 
 class AccountResponse(msgspec.Struct, kw_only=True, rename="camel"):

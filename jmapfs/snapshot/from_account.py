@@ -139,9 +139,8 @@ class _AccountOpener:
             return
         session, account = self._client.session, self._client.account
         origin = Origin(session.api_url, account.id, account.name, session.username)
-        sink = await early.prepare(origin)
         with self._database.reader() as reader:
-            fetcher = EarlyFetcher(reader, self._blobs, early, sink)
+            fetcher = EarlyFetcher(reader, self._blobs, early, origin)
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
@@ -216,6 +215,8 @@ class _PinnedAccount:
             username=state.username,
         )
         self.email_state = state.email_state
+        self.epoch = state.epoch
+        self.blob_ids_are_sha1 = state.blob_ids_are_sha1
         self.mail_count = reader.counts().emails
         self.concurrency = blobs.concurrency
         self._export = EmailExport(reader, layout, layout.root)

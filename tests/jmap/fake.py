@@ -6,8 +6,9 @@ A test can replace each of its responses.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -91,9 +92,24 @@ def email_document(number: int, **changes: Any) -> dict[str, Any]:
     return document
 
 
-def blob_document(blob_id: str, content: bytes, **changes: Any) -> dict[str, Any]:
-    data = base64.b64encode(content).decode()
-    return {"id": blob_id, "data:asBase64": data, "size": len(content), **changes}
+def blob_document(
+    blob_id: str,
+    content: bytes,
+    properties: Iterable[str] = ("data:asBase64", "size"),
+    *,
+    offset: int = 0,
+    length: int | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    stop = len(content) if length is None else offset + length
+    part = content[offset:stop]
+    known: dict[str, Any] = {
+        "data:asBase64": base64.b64encode(part).decode(),
+        "size": len(content),
+        "digest:sha": base64.b64encode(hashlib.sha1(part).digest()).decode(),  # noqa: S324
+        "digest:sha-256": base64.b64encode(hashlib.sha256(part).digest()).decode(),
+    }
+    return {"id": blob_id, **{name: known[name] for name in properties}, **changes}
 
 
 class FakeServer(httpx.AsyncBaseTransport):
@@ -200,8 +216,12 @@ class FakeServer(httpx.AsyncBaseTransport):
 
     def blob_get(self, arguments: Arguments) -> Arguments:
         ids = arguments["ids"]
+        chosen = {name: arguments[name] for name in ("offset", "length") if name in arguments}
+        wanted = arguments["properties"]
         return {
-            "list": [blob_document(i, self.blobs[i]) for i in ids if i in self.blobs],
+            "list": [
+                blob_document(i, self.blobs[i], wanted, **chosen) for i in ids if i in self.blobs
+            ],
             "notFound": [i for i in ids if i not in self.blobs],
         }
 

@@ -267,3 +267,32 @@ async def test_gzip_that_expands_too_much_is_an_error() -> None:
 async def test_unknown_or_broken_coding_is_an_error(coding: str, content: bytes) -> None:
     with pytest.raises(JmapfsError, match=r"coding|compression"):
         await downloaded(serving(body(content, **{"Content-Encoding": coding})))
+
+
+@pytest.mark.parametrize(
+    ("header", "content_type"),
+    [
+        ("message/rfc822", "message/rfc822"),
+        ("Text/HTML; charset=UTF-8", "text/html"),
+        ("", ""),
+    ],
+)
+async def test_the_content_type_is_known_with_the_first_chunk(
+    header: str, content_type: str
+) -> None:
+    server = serving(body(b"mail", **{"Content-Type": header}))
+    async with opened(server) as client, client.stream_blob("B0") as chunks:
+        assert chunks.content_type == ""
+        await anext(chunks)
+        assert chunks.content_type == content_type
+
+
+async def test_a_fresh_download_asks_caches_not_to_answer() -> None:
+    server = FakeServer(1)
+    async with opened(server) as client:
+        for fresh in (False, True):
+            async with client.stream_blob("B0", fresh=fresh) as chunks:
+                assert b"".join([chunk async for chunk in chunks]) == server.blobs["B0"]
+    usual, fresh_one = server.requests
+    assert "cache-control" not in usual.headers
+    assert fresh_one.headers["cache-control"] == "no-cache"

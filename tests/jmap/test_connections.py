@@ -10,6 +10,7 @@ import statistics
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,21 @@ async def test_each_request_in_flight_has_its_own_connection() -> None:
             assert [await one.read(9), await two.read(9)] == [b"mail", b"mail"]
         assert await get(transport, server) == b"mail"
     assert server.connections == 2
+
+
+async def test_a_request_for_a_new_connection_uses_no_kept_one_and_leaves_none() -> None:
+    server = Server(MAIL)
+    async with running(server) as transport:
+        fresh = replace(request_to(server), new_connection=True)
+        await get(transport, server)
+        for connections in (2, 3):
+            async with transport.exchange(fresh, until=trio.current_time() + 30) as reader:
+                assert await reader.read(9) == b"mail"
+            assert server.connections == connections
+            await server.until(lambda: server.open == 1)
+        # The connection that was kept before is still used for other requests.
+        assert await get(transport, server) == b"mail"
+        assert server.connections == 3
 
 
 # --- Connections that the server closed

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.client import Client
+from jmapfs.jmap.client import Client, EmailValues
 from jmapfs.jmap.types import Address, Email, Keywords, MailboxIds
 from tests.jmap.fake import (
     LIMIT,
@@ -340,3 +340,26 @@ async def test_request_for_one_email_that_is_too_large_is_an_error() -> None:
     async with opened(server) as client:
         with pytest.raises(RequestError, match=r"more than mail\.example\.org accepts"):
             await client.emails(["M0"])
+
+
+async def test_immutable_values_are_requested_and_nothing_else() -> None:
+    server = FakeServer(3)
+    server.emails["M1"]["receivedAt"] = "2024-03-01T01:00:01.75+01:00"
+    async with opened(server) as client:
+        values = await client.email_values(["M1", "M9", "M0", "M1"])
+    assert values == {
+        "M0": EmailValues("B0", 100, 1709251200),
+        "M1": EmailValues("B1", 101, 1709251201),
+    }
+    [(name, arguments)] = server.calls
+    assert name == "Email/get"
+    assert arguments["ids"] == ["M1", "M9", "M0"]
+    assert arguments["properties"] == ["id", "blobId", "size", "receivedAt"]
+
+
+async def test_immutable_values_that_a_server_omits_are_an_error() -> None:
+    server = FakeServer(2)
+    server.methods["Email/get"] = lambda _: {"state": "e1", "list": [], "notFound": []}
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match="without 1 of 1"):
+            await client.email_values(["M1"])

@@ -26,6 +26,8 @@ class FakeAccount:
     part: int = 7
     origin: Origin = ORIGIN
     stays_frozen: bool = True
+    epoch: str = "e1"
+    blob_ids_are_sha1: bool = False
     opened: Callable[[int], None] = lambda _: None
     downloaded: list[str] = field(default_factory=list)
     attempts: int = 0
@@ -46,6 +48,8 @@ class _State:
     def __init__(self, account: FakeAccount) -> None:
         self._account = account
         self.origin = account.origin
+        self.epoch = account.epoch
+        self.blob_ids_are_sha1 = account.blob_ids_are_sha1
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
         self.mail_count = len(self._letters)

@@ -635,9 +635,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     inodes: list[int] = []
     read_digest = verify_read.read_digest
 
-    def read(path: str, buffer: memoryview) -> tuple[bytes, int]:
+    def read(path: str, *arguments: Any) -> tuple[bytes, int]:
         inodes.append(Path(path).stat().st_ino)
-        return read_digest(path, buffer)
+        return read_digest(path, *arguments)
 
     monkeypatch.setattr(verify_read, "read_digest", read)
     return inodes
