@@ -7,6 +7,7 @@ the same account from a server without lies.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.mails import new_emails, text_mail
@@ -52,6 +53,8 @@ SENT = (
     Sent(807, {"download_fault": "wrong-bytes", "blob_fault": "wrong-bytes"}, has_right_size=True),
 )
 
+LARGE_LIE = 8
+
 
 def content(number: int) -> bytes:
     """Return the bytes of a mail."""
@@ -67,10 +70,14 @@ def fill(control: ControlClient) -> None:
         control.add_emails(new_emails([content(number)], *places, first=number))
 
 
-def blob_ids(control: ControlClient) -> dict[int, str]:
-    """Return the blob id of each mail by its number."""
-    found = {}
-    for email in control.dump().emails:
-        assert email.subject is not None
-        found[int(email.subject.removeprefix("mail "))] = email.blob_id
-    return found
+def tell_lie(control: ControlClient, number: int) -> None:
+    """Have the server send what it sends for one mail, and the truth for all others."""
+    blob_ids = [one.blob_id for one in control.dump().emails if one.subject == f"mail {number}"]
+    control.reset_quirks()
+    quirks = SENT[number].quirks or {}
+    control.set_quirks(**quirks, lie_blob_ids=blob_ids, fault_blob_ids=blob_ids)
+
+
+def number_of(path: Path) -> int:
+    """Return the number of the mail in a file."""
+    return int(path.name.split("_mail-")[1].split("_")[0])

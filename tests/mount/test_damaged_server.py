@@ -30,7 +30,6 @@ pytestmark = pytest.mark.mount
 PARTIAL = 15  # the exit code of a snapshot that lacks mail
 
 
-
 @dataclass
 class DamagedAccount:
     """An account on Cyrus with three messages whose files are damaged; `repair` restores them."""
