@@ -64,6 +64,12 @@ _Opening = AbstractAsyncContextManager[SourceOpener]
     is_flag=True,
     help="Make the snapshot without mail that cannot be downloaded (exit code 15).",
 )
+@click.option(
+    "--check",
+    "checks",
+    is_flag=True,
+    help="Compare all mail with the digests of the server; SOURCE must be an account.",
+)
 @account_option
 @cache_directory_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -77,6 +83,7 @@ def snapshot_command(
     *,
     allow_stale: bool,
     skip_bad: bool,
+    checks: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -99,6 +106,10 @@ def snapshot_command(
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"
                 )
+            if checks:
+                raise UsageError(
+                    "--check cannot be used with a mount, which has no digests: give the account"
+                )
             path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
             inside = "" if path == Path() else str(path)
             opener = MountOpener(mount.mountpoint, inside, display, allow_stale)
@@ -106,7 +117,12 @@ def snapshot_command(
         else:
             account = _account(source, read_config(), selection)
             opening = account_opener(
-                account, cache_dir.absolute(), display, allow_stale=allow_stale
+                account,
+                cache_dir.absolute(),
+                display,
+                allow_stale=allow_stale,
+                max_gone=max_gone,
+                checks=checks,
             )
         create = partial(
             create_snapshot,

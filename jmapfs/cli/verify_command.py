@@ -237,7 +237,9 @@ def _record(result: VerifyResult) -> str:
         destination = repository_of(result.path)
         if destination is not None:
             when = datetime.now(UTC).replace(microsecond=0)
-            verification = Verification(when, result.outcome, result.quick)
+            verification = Verification(
+                when, result.outcome, result.quick, online=result.online is not None
+            )
             save_verification(destination.path, result.path.name, verification)
     except StorageError as error:
         return escaped(str(error))

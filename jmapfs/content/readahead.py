@@ -109,11 +109,11 @@ class ChunkLoader:
         for file in files:
             if file.inode in self._published:
                 continue
-            download = self._content.create_download(file.blob_id, file.size)
+            download = self._content.create_download(file.content_key, file.size)
             if download is not None:
-                self._files[file.blob_id] = file
+                self._files[file.content_key] = file
                 downloads.append(download)
-            elif (data := self._content.cached(file.blob_id)) is not None:
+            elif (data := self._content.cached(file.content_key)) is not None:
                 pages += self._pages(file, data)
         try:
             await self._store(pages)
@@ -157,7 +157,7 @@ class ChunkLoader:
         files = [(self._files.pop(blob_id, None), data) for blob_id, data in contents]
         pages = [page for file, data in files if file for page in self._pages(file, data)]
         taken = await self._store(pages)
-        return {file.blob_id for file, _ in files if file and file.inode in taken}
+        return {file.content_key for file, _ in files if file and file.inode in taken}
 
     def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
         # Content of a different size would change the size of the file in the kernel. A READ

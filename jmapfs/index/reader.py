@@ -7,8 +7,11 @@ File names begin with the time of receipt. So the order of names is the order in
 are listed and, except for emails of the same second, the order of inodes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sqlite3
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -163,6 +166,10 @@ class IndexReader(SqliteConnection):
             (inode,),
         ).fetchone()
         return FileRecord(inode, *row) if row else None
+
+    def inodes(self) -> array[int]:
+        """Return the inodes of all files."""
+        return array("Q", (row[0] for row in self._connection.execute("SELECT inode FROM file")))
 
     def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
         """Return the ids and the `received_at` of the emails that have a blob."""

@@ -33,11 +33,15 @@ from jmapfs.tree.layout import ExportedMailbox
 
 @dataclass(slots=True)
 class BuildPlan:
-    """Some of the mails, the contents to download, and the files to share with the base."""
+    """Some of the mails, the contents to download, and the files to share with the base.
+
+    `staged` counts the contents that earlier attempts or early downloads have staged.
+    """
 
     mails: Sequence[EmailRow]
     requests: list[BlobRequest] = field(default_factory=list)
     shared: dict[str, SharedFile] = field(default_factory=dict)
+    staged: int = 0
 
 
 @dataclass(slots=True)
@@ -104,12 +108,10 @@ class TreeBuilder:
         plan = BuildPlan(mails)
         for mail in mails:
             blob_id = mail.blob_id
-            if (
-                blob_id in self._requested
-                or blob_id in plan.shared
-                or blob_id in self.blobs
-                or self._is_staged(blob_id, mail.size)
-            ):
+            if blob_id in self._requested or blob_id in plan.shared or blob_id in self.blobs:
+                continue
+            if self._is_staged(blob_id, mail.size):
+                plan.staged += 1
                 continue
             shared = self._base_file(blob_id, mail.received_at, mail.size, mail.stated_size)
             if shared is not None:
@@ -118,10 +120,22 @@ class TreeBuilder:
                 self._request(mail, plan)
         return plan
 
-    def reject_shared(self, plan: BuildPlan, blob_ids: Collection[str]) -> None:
-        """Request contents that the base was to share, because the server has others."""
+    def unrequested(self, plan: BuildPlan) -> dict[str, SharedFile]:
+        """Return the files of contents that a plan uses without requesting them, by blob id."""
+        files = dict(plan.shared)
         for mail in plan.mails:
-            if mail.blob_id in blob_ids and plan.shared.pop(mail.blob_id, None) is not None:
+            if mail.blob_id not in self._requested and mail.blob_id not in self.blobs:
+                staged = self._staging.file(mail.blob_id)
+                if staged is not None:
+                    files[mail.blob_id] = staged
+        return files
+
+    def reject(self, plan: BuildPlan, blob_ids: Collection[str]) -> None:
+        """Request contents that `unrequested` returned: they are not what the server has."""
+        for mail in plan.mails:
+            if mail.blob_id in blob_ids and mail.blob_id not in self._requested:
+                plan.shared.pop(mail.blob_id, None)
+                self._staging.discard(mail.blob_id)
                 self._request(mail, plan)
 
     def place(self, plan: BuildPlan, failed: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
+    ServerError,
     StorageError,
     TooMuchGoneError,
     lone_errors,
@@ -235,8 +236,21 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         base = target.base
         if base is not None and record.may_be_damaged(base.date, base.taken):
             base.verify_content = True
+        if base is not None and record.may_be_damaged(base.date, base.taken, online=True):
+            trio.from_thread.run_sync(self._require_check, source)
         target.builder.begin(source.mailboxes, source.epoch)
         return target, date
+
+    def _require_check(self, source: Source) -> None:
+        """Make this snapshot compare all mail: some of the base is not what the server has."""
+        found = "verify --online has found mail that is not what the server has"
+        if source.check is None:
+            self._report.notice(f"{found}: a snapshot of the account, not of a mount, replaces it")
+        elif not source.check.is_possible:
+            self._report.notice(f"{found}, which has no digests now: this snapshot may link to it")
+        elif not source.check.required:
+            source.check.required = True
+            self._report.notice(f"{found}: all mail is compared, as with --check")
 
     async def _detect_reset(self, source: Source, base: BaseSnapshot | None) -> None:
         """If the server was reset since the base snapshot was made, share nothing with it.
@@ -444,6 +458,10 @@ class _Copy:
             while position is not None:
                 emails = await self._source.emails_after(position)
                 plan = await self._build(partial(self._builder.plan, emails.emails))
+                await self._check_unrequested(plan)
+                if plan.shared or plan.staged:
+                    # Perhaps only the bad mails are left to download.
+                    self._failed_in_a_row = 0
                 part = _Part(plan, len(plan.requests))
                 self._parts.append(part)
                 await parts.send(part)
@@ -461,7 +479,10 @@ class _Copy:
     ) -> None:
         async with batches:
             async for part, batch in batches:
-                failed = await self._source.download(batch, self._staging)
+                failed = {
+                    **await self._source.download(batch, self._staging),
+                    **await self._check_downloads(batch),
+                }
                 self.failed.update((blob_id, str(error)) for blob_id, error in failed.items())
                 if len(failed) < len(batch):
                     self._failed_in_a_row = 0
@@ -471,6 +492,27 @@ class _Copy:
                     nursery.cancel_scope.cancel()
                 part.finish(len(batch))
                 self._report_copied()
+
+    async def _check_unrequested(self, plan: BuildPlan) -> None:
+        """Request all contents again that are not what the server has."""
+        check = self._source.check
+        if check is not None and check.required:
+            files = await self._build(partial(self._builder.unrequested, plan))
+            if wrong := await check.failures(files):
+                await self._build(partial(self._builder.reject, plan, wrong.keys()))
+
+    async def _check_downloads(self, batch: Sequence[BlobRequest]) -> dict[str, ServerError]:
+        """Discard the contents that are not what the server has. Return the errors."""
+        check = self._source.check
+        if check is None or not check.required or check.proves_downloads:
+            return {}
+        staged = {one.blob_id: self._staging.file(one.blob_id) for one in batch}
+        failures = await check.failures(
+            {blob_id: file for blob_id, file in staged.items() if file is not None}
+        )
+        for blob_id in failures:
+            await self._build(partial(self._staging.discard, blob_id))
+        return failures
 
     async def _place(self, parts: trio.MemoryReceiveChannel[_Part]) -> None:
         async with parts:

@@ -39,6 +39,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
 from jmapfs.tree.status_file import time_text
 
@@ -118,6 +119,8 @@ class _MountedTree:
     concurrency = _CONCURRENCY
     # The mount does not report which files were cached.
     cached = BlobTotals(0, 0)
+    # Only a connection to the server can compare digests.
+    check: ContentCheck | None = None
 
     def __init__(
         self, lease: FreezeLease, description: TreeDescription, mountpoint: Path, path: str

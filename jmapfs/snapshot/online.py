@@ -1,6 +1,8 @@
-"""Compares a snapshot with the server by digests. No mail is downloaded.
+"""Compares the mail of snapshots with the server by digests. No mail is downloaded for that.
 
-    manifest ── batches of blobs ──> Blob/get for their digests ──> compare ──> findings
+    manifest ── batches of mails ──> Blob/get for their digests ──> compare ──> findings
+
+`OnlineComparison` compares a finished snapshot, `ContentCheck` the contents of a new one.
 
 A SHA-256 of the server is compared with the manifest. A SHA-1 (the server has nothing better, or it
 is a part of the blob id) is compared with the files, which are read for that.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,15 +23,26 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
-from jmapfs.errors import ConfigError, UsageError, lone_errors
+from jmapfs.errors import (
+    BlobMismatchError,
+    BlobNotFoundError,
+    ConfigError,
+    ServerError,
+    UsageError,
+    lone_errors,
+)
 from jmapfs.jmap.blob_get import BlobDigest
 from jmapfs.jmap.client import Client, EmailValues
 from jmapfs.jmap.origins import host_of
+from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.manifest import Origin, SavedMail, is_mail_file, read_manifest, utc_date
 from jmapfs.snapshot.repository import account_key, origin_text
-from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache
+from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, read_digest
 
 _DIFFERENT: Final = "is not what the server has"
+_GONE: Final = "the server does not have it any more"
+_UNDIGESTED: Final = "the server gives no digest of it"
+_BUFFER_BYTES: Final = 1 << 20
 # The server reads and hashes all mail of a request.
 _BATCH_MAILS: Final = 200
 _BATCH_BYTES: Final = 64 << 20
@@ -111,7 +124,8 @@ class OnlineComparison:
         """
         result = OnlineResult()
         different: list[_DifferentMail] = []
-        batches = _batches(mail for _, mail in read_manifest(directory))
+        mails = (mail for _, mail in read_manifest(directory))
+        batches = _batches(mails, lambda mail: mail.content_size)
 
         async def work(receive: trio.MemoryReceiveChannel[Sequence[SavedMail]]) -> None:
             async with receive:
@@ -209,6 +223,67 @@ class OnlineComparison:
                 result.gone += 1
 
 
+class ContentCheck:
+    """Compares contents with the server before a snapshot uses them, if that is `required`.
+
+    Raises UsageError if it is required and the server has no digests.
+    """
+
+    def __init__(self, client: Client, *, required: bool) -> None:
+        if required:
+            require_digests(client, "make the snapshot without --check")
+        self.required = required
+        self._client = client
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the server has digests."""
+        return self._client.can_digest
+
+    @property
+    def proves_downloads(self) -> bool:
+        """Whether every download was already compared with the only digest that there is."""
+        return self._client.blob_ids_are_sha1 and not self._client.digest_algorithms
+
+    async def failures(self, files: Mapping[str, SharedFile]) -> dict[str, ServerError]:
+        """Compare files; `files` has a file for each blob id.
+
+        Return an error for each blob whose file is not what the server has, or that cannot be
+        compared because the server has neither the blob nor a digest. Raises the errors of the
+        client.
+        """
+        failures: dict[str, ServerError] = {}
+        for batch in _batches(files.items(), lambda item: item[1].size):
+            seconds = _DEADLINE_SECONDS + sum(file.size for _, file in batch) / _SERVER_RATE
+            ids = [blob_id for blob_id, _ in batch]
+            digests, missing = await self._client.find_digests(ids, deadline=seconds)
+            failures.update((one, BlobNotFoundError(_GONE)) for one in missing)
+            compared = [(*item, digests[item[0]]) for item in batch if item[0] in digests]
+            failures.update(await _in_thread(partial(_mismatches, compared)))
+            rest = set(ids).difference(digests, missing)
+            failures.update((one, ServerError(_UNDIGESTED)) for one in rest)
+        return failures
+
+
+def _mismatches(
+    files: Iterable[tuple[str, SharedFile, BlobDigest]],
+) -> dict[str, ServerError]:
+    found: dict[str, ServerError] = {}
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    for blob_id, file, digest in files:
+        if digest.algorithm == "sha-256":
+            actual = bytes.fromhex(file.sha256)
+        else:
+            actual = b""
+            # A file that cannot be read is not what the server has either.
+            with contextlib.suppress(OSError):
+                actual, _ = read_digest(file.path, buffer, "sha1")
+        if actual != digest.digest:
+            name = "SHA-256" if digest.algorithm == "sha-256" else "SHA-1"
+            found[blob_id] = BlobMismatchError(f"its {name} is not the one on the server")
+    return found
+
+
 class _DifferentMail(NamedTuple):
     """A mail whose digest differs from the server's, and the files in question."""
 
@@ -216,15 +291,16 @@ class _DifferentMail(NamedTuple):
     files: Sequence[str]
 
 
-def _batches(mails: Iterable[SavedMail]) -> Iterator[Sequence[SavedMail]]:
-    batch: list[SavedMail] = []
-    size = 0
-    for mail in mails:
-        if batch and (len(batch) == _BATCH_MAILS or size + mail.content_size > _BATCH_BYTES):
+def _batches(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[Sequence[_T]]:
+    batch: list[_T] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if batch and (len(batch) == _BATCH_MAILS or total + size > _BATCH_BYTES):
             yield batch
-            batch, size = [], 0
-        batch.append(mail)
-        size += mail.content_size
+            batch, total = [], 0
+        batch.append(item)
+        total += size
     if batch:
         yield batch
 

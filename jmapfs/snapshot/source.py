@@ -19,6 +19,7 @@ from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.tree.layout import ExportedMailbox
 
 
@@ -124,6 +125,7 @@ class Source(Protocol):
     8620 §1.6.3). `epoch` is that of the ids; see `blob_keys`. `blob_ids_are_sha1` tells whether the
     blob ids contain the SHA-1 of the content. `mailboxes` are in the order of their paths.
     `mail_count` is approximate. `concurrency` is the number of batches to download at a time.
+    `check` compares contents with the server; None if the source is no account.
     """
 
     origin: Origin
@@ -133,6 +135,7 @@ class Source(Protocol):
     mailboxes: list[ExportedMailbox]
     mail_count: int
     concurrency: int
+    check: ContentCheck | None
 
     @property
     def cached(self) -> BlobTotals:

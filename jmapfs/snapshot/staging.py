@@ -30,6 +30,7 @@ import msgspec
 import trio
 
 from jmapfs.errors import UNDECODABLE, storage_errors
+from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.files import create_file, has_content, sync_directory, write_all
 from jmapfs.snapshot.manifest import MAIL, MISSING, Origin, is_mail_file
 from jmapfs.snapshot.missing import MissingMails
@@ -140,9 +141,23 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         content = self._contents.get(blob_id)
         if content is None or content.has_size(size):
             return content is not None
-        del self._contents[blob_id]
-        self._delete(content)
+        self.discard(blob_id)
         return False
+
+    def file(self, blob_id: str) -> SharedFile | None:
+        """Return the file of a staged content."""
+        content = self._contents.get(blob_id)
+        if content is None:
+            return None
+        path = f"{self._root}/{_file(content.number)}"
+        return SharedFile(path, content.size, content.digest.hex())
+
+    def discard(self, blob_id: str) -> bool:
+        """Delete a staged content. Return whether there was one. Raises OSError."""
+        content = self._contents.pop(blob_id, None)
+        if content is not None:
+            self._delete(content)
+        return content is not None
 
     def accepts(self, epoch: str | None) -> bool:
         """Return whether contents of another run can be used. `epoch` is that of the run."""

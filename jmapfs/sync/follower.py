@@ -27,16 +27,20 @@ from typing import Final
 
 import trio
 
+from jmapfs.blob_keys import split_content_key
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
+    ServerError,
     StorageError,
+    TooMuchGoneError,
     UnreachableError,
     lone_errors,
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.index.reader import IndexReader
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blobs import BlobStream
@@ -44,6 +48,7 @@ from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
 from jmapfs.sync.listing import ListingReport
+from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 
 _log = logging.getLogger(__name__)
@@ -71,7 +76,8 @@ class ConnectionState:
 class _RoundRequest:
     """A task waits for a round that begins after its request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, accept_deletions: bool) -> None:
+        self.accept_deletions = accept_deletions
         self.done = trio.Event()
         self.error: JmapfsError | None = None
 
@@ -108,6 +114,7 @@ class AccountFollower:
         self._after_round = after_round
         self._woken = trio.Event()
         self._requests: list[_RoundRequest] = []
+        self._reset_reported = False
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
 
@@ -129,16 +136,32 @@ class AccountFollower:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
         self._woken.set()
 
-    async def sync_now(self) -> None:
+    def report_reset(self) -> None:
+        """Begin a round that lists the account again: an id stands for another email than before.
+
+        Call this only for servers whose blob ids do not contain a SHA-1.
+        """
+        self._reset_reported = True
+        self.wake()
+
+    async def sync_now(self, *, accept_deletions: bool = False) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        Raises JmapfsError if the server cannot be asked. Raises BusyError if another process writes
-        the index, but does not bring it up to date in time.
+        With `accept_deletions`, a stale tree follows the account. Raises JmapfsError if the server
+        cannot be asked. Raises TooMuchGoneError if the tree is stale. Raises BusyError if another
+        process writes the index, but does not bring it up to date in time.
         """
-        await self._next_round()
+        await self._next_round(accept_deletions=accept_deletions)
         # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
             return
+        stale = (await trio.to_thread.run_sync(self._database.state)).stale
+        if stale is not None:
+            if accept_deletions:
+                raise BusyError(
+                    "another process writes the index of this account: name its mountpoint"
+                )
+            raise too_much_gone(stale)
         if self.client is not None:
             waiter = StateWaiter(self.client, self._database)
             with trio.move_on_after(_OTHER_WRITER_SECONDS) as waiting:
@@ -153,9 +176,9 @@ class AccountFollower:
             " use its mount"
         )
 
-    async def _next_round(self) -> None:
+    async def _next_round(self, *, accept_deletions: bool = False) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
-        request = _RoundRequest()
+        request = _RoundRequest(accept_deletions=accept_deletions)
         self._requests.append(request)
         self.wake()
         await request.done.wait()
@@ -213,34 +236,56 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._synchronize(client, report)
+            error = await self._synchronize(client, report, requests)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
-            self.connection = replace(self.connection, error=str(error) if error else None)
+            # A stale tree has a status of its own.
+            failure = error if isinstance(error, StorageError) else None
+            self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()
-        except JmapfsError as failure:
-            error = failure
+        except JmapfsError as outage:
+            error = outage
             raise
         finally:
             _answer(requests, error)
 
-    async def _synchronize(self, client: Client, report: ListingReport) -> StorageError | None:
-        """Bring the index up to date; return the error if the index cannot be written."""
+    async def _synchronize(
+        self, client: Client, report: ListingReport, requests: Sequence[_RoundRequest]
+    ) -> StorageError | TooMuchGoneError | None:
+        """Bring the index up to date.
+
+        Returns the error if the index cannot be written, or if the tree stays stale. The server is
+        reachable in both cases, so mail can be read.
+        """
         if self._writer is None:
             self._writer = await trio.to_thread.run_sync(self._lease.writer)
         if self._writer is None:
             return None
+        reset_reported, self._reset_reported = self._reset_reported, False
         try:
-            await Synchronizer(client, self._database, self._writer).bring_up_to_date(report)
+            await Synchronizer(
+                client,
+                self._database,
+                self._writer,
+                accept_deletions=any(request.accept_deletions for request in requests),
+                ask_again=bool(requests),
+                reset_reported=reset_reported,
+            ).bring_up_to_date(report)
         except StorageError as error:
-            # The server is still reachable, so mail can be read.
+            self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
                 raise
             _log.error("%s", error)
             return error
+        except TooMuchGoneError as error:
+            self.checked_at = time.time()
+            return error
+        except BaseException:
+            self._reset_reported |= reset_reported
+            raise
         self.checked_at = time.time()
         return None
 
@@ -335,10 +380,14 @@ def _is_outage(error: JmapfsError) -> bool:
 
 
 class AccountBlobSource:
-    """Downloads blobs with the client of the follower; without a client, downloads fail at once."""
+    """Downloads blobs with the client of the follower; without a client, downloads fail at once.
 
-    def __init__(self, follower: AccountFollower) -> None:
+    Blobs are named by content keys. The blob ids of an earlier epoch stand for other content now.
+    """
+
+    def __init__(self, follower: AccountFollower, reader: IndexReader) -> None:
         self._follower = follower
+        self._reader = reader
 
     @property
     def blob_ids_are_sha1(self) -> bool:
@@ -361,8 +410,11 @@ class AccountBlobSource:
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
         """Request blobs together, and return the contents that arrive whole."""
+        keys = {self._blob_id(key): key for key, _ in blobs}
+        sized = [(self._blob_id(key), size) for key, size in blobs]
         with self._checking_connection():
-            return await self._client().download_batch(blobs, deadline=deadline)
+            contents = await self._client().download_batch(sized, deadline=deadline)
+        return {keys[blob_id]: content for blob_id, content in contents.items()}
 
     async def download_blob(
         self, blob_id: str, *, size_hint: int | None = None, deadline: float
@@ -370,15 +422,27 @@ class AccountBlobSource:
         """Return the content of a blob."""
         with self._checking_connection():
             return await self._client().download_blob(
-                blob_id, size_hint=size_hint, deadline=deadline
+                self._blob_id(blob_id), size_hint=size_hint, deadline=deadline
             )
 
     @asynccontextmanager
     async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
         """Return the content of a blob chunk by chunk."""
         with self._checking_connection():
-            async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
+            async with self._client().stream_blob(
+                self._blob_id(blob_id), deadline=deadline
+            ) as stream:
                 yield stream
+
+    def _blob_id(self, key: str) -> str:
+        """Return the blob id of a content key; raise ServerError if the server was reset."""
+        epoch, blob_id = split_content_key(key)
+        state = self._reader.state()
+        if epoch != state.epoch or (state.stale is not None and state.stale.reset):
+            raise ServerError(
+                "the server was reset, so its ids stand for other mail: see jmapfs status"
+            )
+        return blob_id
 
     def _client(self) -> Client:
         if self._follower.client is None:

@@ -24,7 +24,8 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     with_data = any(name.startswith("data") for name in properties)
     offset, length = call.natural("offset") or 0, call.natural("length")
     ids = call.ids(None)
-    sizes = (len(call.account.blobs.read(blob_id) or b"") for blob_id in ids)
+    end = None if length is None else offset + length
+    sizes = (len((call.account.blobs.read(blob_id) or b"")[offset:end]) for blob_id in ids)
     most = server.quirks.max_blob_bytes
     if most is not None and with_data and sum(sizes) > most:
         raise MethodError("requestTooLarge", "the response would be too large")

@@ -384,6 +384,20 @@ def test_a_file_that_verify_found_altered_is_downloaded_again(dest: Path, found_
     require_whole(Path(summary.path))
 
 
+def test_mail_that_differs_from_the_server_is_named_if_the_source_cannot_compare(
+    dest: Path,
+) -> None:
+    account, report = FakeAccount(letters(20)), RecordingReport()
+    date = take(account, dest).date
+    when = Repository(dest).snapshots()[-1].taken
+    found = Verification(when, "altered", quick=True, online=True)
+    save_verification(dest, date, found)
+    trio.run(partial(create_snapshot, account, Repository(dest), max_gone=50, report=report))
+    [notice] = report.notices
+    assert notice.startswith("verify --online has found mail")
+    assert "a snapshot of the account" in notice
+
+
 def test_damage_found_while_a_run_begins_counts(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
