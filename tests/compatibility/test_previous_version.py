@@ -1,7 +1,7 @@
 """An index, a cache and a snapshot written by an older version keep working.
 
-`previous_version.tar.xz` was written by commit d5894c1; see `make_files.py`. The address of its server
-is part of what identifies the account, so the test server listens on the same one.
+`previous_version.tar.xz` was written by commit d5894c1; see `make_files.py`. The address of its
+server is part of what identifies the account, so the test server listens on the same one.
 """
 
 from __future__ import annotations
