@@ -203,6 +203,7 @@ class _AccountPrefetcher:
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
+        self._describe = account.content.describe
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
@@ -233,7 +234,12 @@ class _AccountPrefetcher:
                 reply.obstacle = reply.obstacle or Failure.of(error)
             else:
                 reply.refused.append(record.inode)
-                reply.refusal = reply.refusal or Failure.of(error)
+                reply.refusal = reply.refusal or self._failure(record, error)
+
+    def _failure(self, record: FileRecord, error: Exception) -> Failure:
+        failure = Failure.of(error)
+        name = self._describe(record.content_key)
+        return Failure(f"{name}: {failure.error}", failure.exit_code)
 
 
 def _require_duration(seconds: float) -> None:

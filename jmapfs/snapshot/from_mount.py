@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.content.download import split_into_batches
+from jmapfs.content.division import split_into_batches
 from jmapfs.control.messages import (
     DescribeRequest,
     MailsRequest,
