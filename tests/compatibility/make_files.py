@@ -13,7 +13,6 @@ has the dependencies of both versions. The test server comes from this checkout.
 from __future__ import annotations
 
 import contextlib
-import lzma
 import subprocess
 import sys
 import tarfile
@@ -98,7 +97,7 @@ class Files:
         """Pack the caches, the snapshots and `tree.tsv`."""
         for path in self.home.cache.rglob("*-shm"):
             path.unlink()
-        with tarfile.open(archive, "w:xz", preset=9 | lzma.PRESET_EXTREME) as tar:
+        with tarfile.open(archive, "w:xz", preset=9) as tar:
             for name in ("home/cache", "snapshots", "tree.tsv"):
                 tar.add(self.directory / name, name, filter=_anonymous)
 
