@@ -53,8 +53,12 @@ class BlobFetcher:
         """Divide requests into batches; see `Source.batches`."""
         return divide(requests, self._source.batch_limits)
 
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+    async def download(
+        self, batch: Sequence[BlobRequest], sink: Sink, *, from_server: bool = False
+    ) -> dict[str, JmapfsError]:
         """Download contents; see `Source.download`."""
+        if from_server:
+            await self._discard_cached(batch)
         rest = await self._write_cached(batch, sink)
         rest = await self._downloader.fetch_batch(rest, sink.write, deadline=_DEADLINE_SECONDS)
         failed: dict[str, JmapfsError] = {}
@@ -85,6 +89,17 @@ class BlobFetcher:
         self.cached += BlobTotals(len(found), sum(len(data) for _, data in found))
         written = {request.blob_id for request, _ in found}
         return [request for request in batch if request.blob_id not in written]
+
+    async def _discard_cached(self, batch: Sequence[BlobRequest]) -> None:
+        cache = self._cache
+        if cache is None:
+            return
+
+        def discard() -> None:
+            for request in batch:
+                cache.discard(request.content_key)
+
+        await trio.to_thread.run_sync(discard)
 
     async def _download_alone(self, request: BlobRequest, sink: Sink) -> None:
         deadline = _DEADLINE_SECONDS + request.size / LEAST_RATE

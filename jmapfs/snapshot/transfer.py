@@ -122,10 +122,13 @@ class Transfer:
     ) -> None:
         async with batches:
             async for part, batch in batches:
-                failed = {
-                    **await self._source.download(batch, self._staging),
-                    **await self._check_downloads(batch),
-                }
+                failed = dict(await self._source.download(batch, self._staging))
+                wrong = await self._check_downloads(batch)
+                if wrong:
+                    # Perhaps the wrong content is only in the cache.
+                    again = [request for request in batch if request.blob_id in wrong]
+                    failed |= await self._source.download(again, self._staging, from_server=True)
+                    failed |= await self._check_downloads(again)
                 self.failed.update((blob_id, str(error)) for blob_id, error in failed.items())
                 if len(failed) < len(batch):
                     self._failed_in_a_row = 0

@@ -110,6 +110,22 @@ def test_the_next_snapshot_replaces_what_is_wrong(
     assert snapshot(home, URL, tmp_path)["replaced"] == 0
 
 
+@pytest.mark.usefixtures("server")
+def test_a_check_replaces_wrong_bytes_of_the_right_size(home: Home, tmp_path: Path) -> None:
+    [old] = snapshots(tmp_path)
+    result = home.run("verify", "--online", URL, tmp_path / "snapshots")
+    assert result.exit_code == 11, result
+    for path in old.rglob("*.eml"):
+        if number_of(path) in WRONG_SIZES | WRONG_BYTES:
+            assert path.name in result.stdout + result.stderr
+    summary = snapshot(home, URL, tmp_path, "--check")
+    assert summary["replaced"] == len(WRONG_SIZES | WRONG_BYTES)
+    new = snapshots(tmp_path)[-1]
+    assert wrong_in(new) == set()
+    date = tmp_path / "snapshots" / new.name
+    assert home.run("verify", "--online", URL, date).exit_code == 0
+
+
 @pytest.mark.mount
 def test_a_mount_serves_only_right_content(home: Home, server: ServerProcess) -> None:
     with home.mounted(URL) as mount:
