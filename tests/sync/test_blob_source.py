@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jmapfs.blob_keys import content_key
-from jmapfs.errors import ServerError, TooMuchGoneError, UnreachableError
+from jmapfs.errors import ServerError, StorageError, TooMuchGoneError, UnreachableError
 from jmapfs.jmap.client import Client
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.tree.layout import BlobNames
@@ -165,4 +165,12 @@ async def test_a_name_for_messages(tmp_path: Path) -> None:
         name = found.source.describe(found.key("M5"))
         assert name.startswith("Work/Clients/")
         assert "M5" in name
-        assert "mail" in found.source.describe("unknown")
+        assert found.source.describe("unknown") == "a mail"
+
+
+def test_a_name_without_an_index(tmp_path: Path) -> None:
+    def fail() -> Any:
+        raise StorageError("the index is gone")
+
+    source = AccountBlobSource(fail, fail, BlobNames().describe, fail, fail)
+    assert source.describe("b") == "a mail"
