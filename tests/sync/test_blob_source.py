@@ -168,7 +168,7 @@ async def test_a_name_for_messages(tmp_path: Path) -> None:
         assert found.source.describe("unknown") == "a mail"
 
 
-def test_a_name_without_an_index(tmp_path: Path) -> None:
+def test_a_name_without_an_index() -> None:
     def fail() -> Any:
         raise StorageError("the index is gone")
 
