@@ -198,6 +198,12 @@ class EntryNotFoundError(JmapfsError):
     errno = errno.ENOENT
 
 
+def printable(text: str, limit: int) -> str:
+    """Return `text` on one line of at most `limit` characters, without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
 @contextlib.contextmanager
 def lone_errors() -> Iterator[None]:
     """If an exception group contains only one error, raise that error instead of the group.

@@ -18,9 +18,10 @@ from jmapfs.errors import (
     MethodError,
     ProtocolError,
     RequestError,
+    printable,
 )
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import LIMIT, printable
+from jmapfs.jmap.http_errors import LIMIT
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session

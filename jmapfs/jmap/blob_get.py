@@ -24,6 +24,7 @@ from jmapfs.errors import (
     MethodError,
     ProtocolError,
     RequestError,
+    printable,
 )
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, is_too_large
 from jmapfs.jmap.batches import (
@@ -34,7 +35,6 @@ from jmapfs.jmap.batches import (
     BlobGetResponse,
 )
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import Id, R, UnsignedInt
 

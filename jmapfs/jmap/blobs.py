@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 import trio
 
-from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError
+from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError, printable
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
 from jmapfs.jmap.http import RetryPolicy
-from jmapfs.jmap.http_errors import TransientError, printable
+from jmapfs.jmap.http_errors import TransientError
 from jmapfs.jmap.response import HttpRequest, ResponseReader
 
 # Cyrus uses the header Accept. Compression only takes time: mail is small or already compressed.

@@ -15,14 +15,13 @@ import httpx
 import trio
 
 from jmapfs import __version__
-from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.errors import MethodError, ProtocolError, RequestError, printable
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import Resolver, discover, look_up
 from jmapfs.jmap.http import CONCURRENCY, Transport
-from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.push import PushMethods
 from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,

@@ -17,9 +17,9 @@ import dns.resolver
 import trio
 from dns.rdtypes.IN.SRV import SRV
 
-from jmapfs.errors import ConfigError, ProtocolError, UnreachableError
+from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import REDIRECTS, printable
+from jmapfs.jmap.http_errors import REDIRECTS
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
 from jmapfs.jmap.response import HttpRequest, HttpResponse
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session

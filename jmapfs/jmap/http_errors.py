@@ -1,7 +1,7 @@
 """Converts HTTP statuses and network failures to errors of jmapfs that quote the server.
 
-What a server sends may be long, HTML, or contain control characters. `printable` and `sanitize`
-make such text safe to show.
+What a server sends may be long, HTML, or contain control characters. `sanitize` and
+`errors.printable` make such text safe to show.
 """
 
 import html
@@ -23,6 +23,7 @@ from jmapfs.errors import (
     ProtocolError,
     RequestError,
     UnreachableError,
+    printable,
 )
 from jmapfs.jmap.credentials import Credentials
 
@@ -84,12 +85,6 @@ class TransientError(Exception):
         self.throttled = throttled
         self.retry_after = retry_after
         super().__init__(str(error))
-
-
-def printable(text: str, limit: int) -> str:
-    """Return `text` on one line of at most `limit` characters, without control characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def sanitize(body: bytes, limit: int) -> str:

@@ -8,8 +8,7 @@ import ipaddress
 
 import httpx
 
-from jmapfs.errors import JmapfsError
-from jmapfs.jmap.http_errors import printable
+from jmapfs.errors import JmapfsError, printable
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

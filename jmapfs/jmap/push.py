@@ -22,11 +22,11 @@ import msgspec
 import trio
 from httpx_sse import EventSource, ServerSentEvent
 
-from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableError
+from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableError, printable
 from jmapfs.jmap.api import Api
 from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
-from jmapfs.jmap.http_errors import TransientError, printable
+from jmapfs.jmap.http_errors import TransientError
 from jmapfs.jmap.origins import host_of, secure_origin
 from jmapfs.jmap.response import HttpRequest, ResponseReader
 from jmapfs.jmap.session import Session

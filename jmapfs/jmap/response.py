@@ -16,8 +16,8 @@ from typing import cast
 import httpx
 import trio
 
-from jmapfs.errors import DeadlineError, ProtocolError, UnreachableError
-from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, network_error, printable
+from jmapfs.errors import DeadlineError, ProtocolError, UnreachableError, printable
+from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, network_error
 
 STALL_TIMEOUT = 10.0
 """Seconds without a byte after which a response is given up."""

@@ -9,9 +9,8 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from jmapfs.errors import ConfigError, ProtocolError
+from jmapfs.errors import ConfigError, ProtocolError, printable
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import printable
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
 from jmapfs.jmap.response import HttpResponse
 from jmapfs.jmap.types import Id, decode

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from jmapfs.errors import ProtocolError
-from jmapfs.jmap.http_errors import printable
+from jmapfs.errors import ProtocolError, printable
 
 T = TypeVar("T")
 

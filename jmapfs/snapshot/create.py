@@ -172,7 +172,12 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         staging, tally = target.staging, target.builder.tally
         await self._detect_reset(source, target.base)
         transfer = Transfer(
-            source, target.builder, staging, self._report, skips_failed=skippable is not None
+            source,
+            target.builder,
+            staging,
+            self._report,
+            skips_failed=skippable is not None,
+            failed_before=skippable.failed_before if skippable is not None else frozenset(),
         )
         await transfer.run()
         failed = transfer.failed.keys()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -61,6 +62,7 @@ class Transfer:
         report: SnapshotReport,
         *,
         skips_failed: bool,
+        failed_before: AbstractSet[str],
     ) -> None:
         self.failed: dict[str, str] = {}
         self.given_up = False
@@ -70,6 +72,7 @@ class Transfer:
         self._staging = staging
         self._report = report
         self._skips_failed = skips_failed
+        self._failed_before = failed_before
         self._failed_in_a_row = 0
         self._copied = 0
         # The parts that are planned and not placed.
@@ -132,7 +135,8 @@ class Transfer:
                 self.failed.update((blob_id, str(error)) for blob_id, error in failed.items())
                 if len(failed) < len(batch):
                     self._failed_in_a_row = 0
-                self._failed_in_a_row += len(failed)
+                # In a second attempt, perhaps only the bad mails are left to download.
+                self._failed_in_a_row += len(failed.keys() - self._failed_before)
                 if self._failed_in_a_row > _MAX_FAILED:
                     self.given_up = True
                     nursery.cancel_scope.cancel()

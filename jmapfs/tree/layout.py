@@ -19,10 +19,10 @@ from typing import Final
 
 import msgspec
 
+from jmapfs.errors import printable
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailSlice, MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
-from jmapfs.jmap.http_errors import printable
 from jmapfs.names import sibling_names
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jmapfs.errors import ConfigError
-from jmapfs.jmap.http_errors import printable, sanitize
+from jmapfs.errors import ConfigError, printable
+from jmapfs.jmap.http_errors import sanitize
 from jmapfs.jmap.origins import host_of, is_loopback, secure_origin
 
 

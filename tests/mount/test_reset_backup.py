@@ -99,6 +99,27 @@ def test_rsync_does_not_empty_the_backup(
         assert mails_in(copy) == sorted(new)
 
 
+def test_a_backup_follows_a_reset_to_mail_of_the_same_times(
+    server: ServerProcess, home: Home, tmp_path: Path
+) -> None:
+    """Ids, sizes and times are the same; the names differ, and every file has its own mail."""
+    copy = tmp_path / "copy"
+    with home.mounted(server.url) as mount:
+        assert back_up(mount, copy) == 0
+        reset(server, "other mail, same times")
+
+        def follows() -> bool:
+            code = back_up(mount, copy)
+            assert code in {0, SOME_UNREAD, 24}
+            for path in copy.rglob("*.eml"):
+                number = int(path.name.split("_Number-")[1].split("_")[0])
+                assert path.read_bytes() == random_mail(number), path.name
+            assert len(mails_in(copy)) >= COUNT
+            return code == 0 and mails_in(copy) == sorted(new_mails())
+
+        wait_until(follows, seconds=30)
+
+
 def test_a_backup_is_complete_when_the_mail_is_back(
     server: ServerProcess, home: Home, tmp_path: Path
 ) -> None:

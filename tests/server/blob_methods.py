@@ -37,6 +37,7 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
         if raw is None or fault == "not-found":
             not_found.append(blob_id)
             continue
+        right = _digests(raw, properties, offset, length)
         if fault == "wrong-bytes":
             raw = corrupted(raw)
         elif fault == "wrong-length":
@@ -49,8 +50,9 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
             else None
         )
         if lie is not None:
-            honest = {name: value for name, value in blob.items() if name.startswith("digest:")}
-            blob = {**_blob(blob_id, lie, properties, offset, cut), **honest}
+            blob = _blob(blob_id, lie, properties, offset, cut)
+        # The digests stay true, whatever is wrong with the content.
+        blob.update(right)
         if fault == "truncated":
             blob["isTruncated"] = True
         if fault == "null":
@@ -100,8 +102,17 @@ def _blob(
             case "data":
                 blob["data:asBase64"] = base64.b64encode(part).decode()
                 blob["isEncodingProblem"] = True
-            case _ if name.startswith("digest:"):
-                algorithm = _ALGORITHMS[name.removeprefix("digest:")]
-                digest = hashlib.new(algorithm, part, usedforsecurity=False).digest()
-                blob[name] = base64.b64encode(digest).decode()
+            case _:
+                pass
     return blob
+
+
+def _digests(raw: bytes, properties: list[str], offset: int, length: int | None) -> dict[str, str]:
+    stop = len(raw) if length is None else offset + length
+    digests = {}
+    for name in properties:
+        if name.startswith("digest:"):
+            algorithm = _ALGORITHMS[name.removeprefix("digest:")]
+            digest = hashlib.new(algorithm, raw[offset:stop], usedforsecurity=False).digest()
+            digests[name] = base64.b64encode(digest).decode()
+    return digests

@@ -178,6 +178,15 @@ def test_many_bad_mails_among_good_ones(dest: Path, monkeypatch: pytest.MonkeyPa
     assert failure(account, dest).missing.count == 200
 
 
+def test_more_bad_mails_than_good_ones(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second attempt, whole requests have only mails that failed before."""
+    monkeypatch.setattr(transfer, "_MAX_FAILED", 20)
+    bad = {number for number in range(1, 401) if number % 5}
+    account = FakeAccount(letters(400), unavailable=bad)
+    summary = take(account, dest)
+    assert (summary.mails, summary.missing) == (80, 320)
+
+
 # --- verify and prune
 
 
