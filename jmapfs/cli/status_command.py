@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.control.messages import AccountStatus, MountStatus, StaleStatus, StatusRequest
+from jmapfs.control.messages import (
+    AccountStatus,
+    ContentStatus,
+    MountStatus,
+    StaleStatus,
+    StatusRequest,
+)
 from jmapfs.control.mounts import mounts, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
@@ -86,18 +92,27 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
     ]
     if status.stale is not None:
         lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
-    return [
-        *lines,
+    lines += [
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),
         ("emails", f"{status.emails} in {status.mailboxes} mailboxes"),
         ("cache", f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails"),
         ("network", f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}"),
     ]
+    if status.content != ContentStatus():
+        lines.append(("content", _content_text(status.content)))
+    return lines
 
 
 def _stale_text(stale: StaleStatus) -> str:
     return (
         f"since {stale.since}: {stale.gone} of {stale.total} mails are gone from the server"
         f" ({stale.reason})"
+    )
+
+
+def _content_text(content: ContentStatus) -> str:
+    return (
+        f"{content.confirmed} confirmed with another size than the server stated,"
+        f" {content.refused} downloads refused: see the log"
     )

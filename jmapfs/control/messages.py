@@ -69,6 +69,13 @@ class HttpStatus(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class ContentStatus(msgspec.Struct, frozen=True):
+    """How many contents were confirmed with another size than expected, and how many refused."""
+
+    confirmed: int = 0
+    refused: int = 0
+
+
 class StaleStatus(msgspec.Struct, frozen=True):
     """Why a tree does not follow its account; see `index.rows.StaleTree`."""
 
@@ -80,7 +87,10 @@ class StaleStatus(msgspec.Struct, frozen=True):
 
 
 class AccountStatus(msgspec.Struct, frozen=True):
-    """The status of one account; docs/commands.md describes the members."""
+    """The status of one account; docs/commands.md describes the members.
+
+    Members that an earlier version did not have need a default value.
+    """
 
     account: str
     account_id: str
@@ -99,6 +109,7 @@ class AccountStatus(msgspec.Struct, frozen=True):
     ahead: ReadaheadStatus
     http: HttpStatus
     stale: StaleStatus | None = None
+    content: ContentStatus = ContentStatus()
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):

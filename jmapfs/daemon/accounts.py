@@ -36,8 +36,10 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import connect
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import AccountBlobSource, AccountFollower
+from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
+from jmapfs.tree.layout import BlobNames
 from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
@@ -247,7 +249,6 @@ async def open_account(
 
     async def correct_size(key: str, size: int) -> None:
         epoch, blob_id = split_content_key(key)
-        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
         await trio.to_thread.run_sync(_correct_size, database, epoch, blob_id, size)
         await changes.notify()
 
@@ -270,10 +271,18 @@ async def open_account(
             poll_interval=request.poll_interval,
             after_round=changes.notify,
         )
-        source_reader = stack.enter_context(database.reader())
+        blobs = stack.enter_context(
+            open_blob_source(
+                database,
+                follower.current_client,
+                describe=BlobNames().describe,
+                wake=follower.wake_if_online,
+                report_reset=follower.report_reset,
+            )
+        )
         content = await stack.enter_async_context(
             open_content_service(
-                AccountBlobSource(follower, source_reader),
+                blobs,
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
                 on_size_mismatch=correct_size,

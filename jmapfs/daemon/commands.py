@@ -15,6 +15,7 @@ from jmapfs.control.messages import (
     AnyRequest,
     CacheStatus,
     CacheUse,
+    ContentStatus,
     DescribeRequest,
     Done,
     Failure,
@@ -203,6 +204,7 @@ class _AccountPrefetcher:
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
+        self._describe = account.content.describe
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
@@ -233,7 +235,12 @@ class _AccountPrefetcher:
                 reply.obstacle = reply.obstacle or Failure.of(error)
             else:
                 reply.refused.append(record.inode)
-                reply.refusal = reply.refusal or Failure.of(error)
+                reply.refusal = reply.refusal or self._failure(record, error)
+
+    def _failure(self, record: FileRecord, error: Exception) -> Failure:
+        failure = Failure.of(error)
+        name = self._describe(record.content_key)
+        return Failure(f"{name}: {failure.error}", failure.exit_code)
 
 
 def _require_duration(seconds: float) -> None:
@@ -271,6 +278,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         ),
         http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
         stale=None if state.stale is None else _stale_status(state.stale),
+        content=ContentStatus(confirmed=counters.confirmed, refused=counters.refused),
     )
 
 

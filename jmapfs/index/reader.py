@@ -178,6 +178,15 @@ class IndexReader(SqliteConnection):
             (blob_id,),
         ).fetchall()
 
+    def name_of_blob(self, blob_id: str) -> tuple[str, int, str] | None:
+        """Return an email that has a blob: its id, a mailbox number and its name there."""
+        row: tuple[str, int, str] | None = self._connection.execute(
+            "SELECT email.id, mailbox, name FROM file JOIN email USING (inode)"
+            " JOIN membership ON membership.email = email.number WHERE blob_id = ? LIMIT 1",
+            (blob_id,),
+        ).fetchone()
+        return row
+
     def unconfirmed_blobs(self) -> list[str]:
         """Return the blobs whose size an earlier version took from unconfirmed content."""
         return [row[0] for row in self._connection.execute("SELECT blob_id FROM unconfirmed")]

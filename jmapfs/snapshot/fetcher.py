@@ -17,7 +17,8 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.download import LEAST_RATE, BlobSource, Downloader
+from jmapfs.content.division import LEAST_RATE, divide
+from jmapfs.content.download import BlobSource, Downloader, join_chunks
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
@@ -50,10 +51,14 @@ class BlobFetcher:
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide requests into batches; see `Source.batches`."""
-        return self._downloader.divide(requests)
+        return divide(requests, self._source.batch_limits)
 
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+    async def download(
+        self, batch: Sequence[BlobRequest], sink: Sink, *, from_server: bool = False
+    ) -> dict[str, JmapfsError]:
         """Download contents; see `Source.download`."""
+        if from_server:
+            await self._discard_cached(batch)
         rest = await self._write_cached(batch, sink)
         rest = await self._downloader.fetch_batch(rest, sink.write, deadline=_DEADLINE_SECONDS)
         failed: dict[str, JmapfsError] = {}
@@ -85,15 +90,25 @@ class BlobFetcher:
         written = {request.blob_id for request, _ in found}
         return [request for request in batch if request.blob_id not in written]
 
+    async def _discard_cached(self, batch: Sequence[BlobRequest]) -> None:
+        cache = self._cache
+        if cache is None:
+            return
+
+        def discard() -> None:
+            for request in batch:
+                cache.discard(request.content_key)
+
+        await trio.to_thread.run_sync(discard)
+
     async def _download_alone(self, request: BlobRequest, sink: Sink) -> None:
-        blob_id, size = request.blob_id, request.size
-        deadline = _DEADLINE_SECONDS + size / LEAST_RATE
-        if size <= SMALL_BYTES:
-            data = await self._downloader.download_small(blob_id, size_hint=size, deadline=deadline)
+        deadline = _DEADLINE_SECONDS + request.size / LEAST_RATE
+        if request.size <= SMALL_BYTES:
+            data = await self._downloader.fetch(request, join_chunks, deadline=deadline)
             await sink.write([(request, data)])
             return
-        async with self._downloader.stream(blob_id, size, deadline=deadline) as chunks:
-            await sink.write_stream(request, chunks)
+        store = partial(sink.write_stream, request)
+        await self._downloader.fetch(request, store, deadline=deadline)
 
 
 @contextlib.asynccontextmanager

@@ -30,9 +30,10 @@ from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
+from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
-from jmapfs.tree.layout import EmailExport, lay_out
+from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
 from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000
@@ -64,8 +65,11 @@ async def account_opener(
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)
-        database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
-        yield _AccountOpener(client, database, blobs, check, report, allow_stale, max_gone)
+        database = IndexDatabase(directory)
+        names = BlobNames()
+        with open_blob_source(database, lambda: client, describe=names.describe) as blob_source:
+            blobs = BlobFetcher(blob_source, cache)
+            yield _AccountOpener(client, database, blobs, check, report, allow_stale, max_gone)
 
 
 @dataclass(slots=True)

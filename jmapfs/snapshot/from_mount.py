@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.content.download import split_into_batches
+from jmapfs.content.division import split_into_batches
 from jmapfs.control.messages import (
     DescribeRequest,
     MailsRequest,
@@ -156,7 +156,13 @@ class _MountedTree:
                 files, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES, alone_above=SMALL_BYTES
             )
 
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
+    async def download(
+        self,
+        batch: Sequence[BlobRequest],
+        sink: Sink,
+        *,
+        from_server: bool = False,  # noqa: ARG002 - the mount has its own caches
+    ) -> dict[str, JmapfsError]:
         failed: dict[str, JmapfsError] = {}
         if batch[0].size > SMALL_BYTES:
             await self._read_large(batch[0], sink, failed)

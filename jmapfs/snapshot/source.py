@@ -147,8 +147,13 @@ class Source(Protocol):
     def batches(self, requests: Sequence[BlobRequest]) -> Iterable[Sequence[BlobRequest]]:
         """Divide requests into batches that are best downloaded together."""
 
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
+    async def download(
+        self, batch: Sequence[BlobRequest], sink: Sink, *, from_server: bool = False
+    ) -> Mapping[str, JmapfsError]:
         """Download contents into a sink. Return the blobs that failed, each with its error.
+
+        If `from_server`, contents in the disk cache are wrong: they are removed, and downloaded
+        again. A mount has no such contents, because `check` is None.
 
         Raises JmapfsError for a failure that is not caused by a single blob.
         """

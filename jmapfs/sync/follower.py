@@ -20,30 +20,24 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
-from jmapfs.blob_keys import split_content_key
 from jmapfs.errors import (
-    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
-    ServerError,
     StorageError,
     TooMuchGoneError,
     UnreachableError,
     lone_errors,
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.index.reader import IndexReader
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batches import BlobGetLimits
-from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
@@ -132,9 +126,20 @@ class AccountFollower:
             bytes=earlier.bytes + current.bytes,
         )
 
+    def current_client(self) -> Client:
+        """Return the open client; raise UnreachableError while the server is unreachable."""
+        if self.client is None:
+            raise UnreachableError(f"offline: {self.connection.error or 'not connected yet'}")
+        return self.client
+
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
         self._woken.set()
+
+    def wake_if_online(self) -> None:
+        """Begin a round soon, but do not shorten the pause while the server is unreachable."""
+        if self.client is not None:
+            self.wake()
 
     def report_reset(self) -> None:
         """Begin a round that lists the account again: an id stands for another email than before.
@@ -377,86 +382,3 @@ def _is_outage(error: JmapfsError) -> bool:
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
-
-
-class AccountBlobSource:
-    """Downloads blobs with the client of the follower; without a client, downloads fail at once.
-
-    Blobs are named by content keys. The blob ids of an earlier epoch stand for other content now.
-    """
-
-    def __init__(self, follower: AccountFollower, reader: IndexReader) -> None:
-        self._follower = follower
-        self._reader = reader
-
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether the blob id can be used to check the content."""
-        return self._client().blob_ids_are_sha1
-
-    @property
-    def batch_limits(self) -> BlobGetLimits | None:
-        """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
-        client = self._follower.client
-        return None if client is None else client.batch_limits
-
-    @property
-    def concurrency(self) -> int:
-        """How many requests may run at the same time."""
-        client = self._follower.client
-        return 1 if client is None else client.concurrency
-
-    async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
-    ) -> dict[str, bytes]:
-        """Request blobs together, and return the contents that arrive whole."""
-        keys = {self._blob_id(key): key for key, _ in blobs}
-        sized = [(self._blob_id(key), size) for key, size in blobs]
-        with self._checking_connection():
-            contents = await self._client().download_batch(sized, deadline=deadline)
-        return {keys[blob_id]: content for blob_id, content in contents.items()}
-
-    async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        """Return the content of a blob."""
-        with self._checking_connection():
-            return await self._client().download_blob(
-                self._blob_id(blob_id), size_hint=size_hint, deadline=deadline
-            )
-
-    @asynccontextmanager
-    async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
-        """Return the content of a blob chunk by chunk."""
-        with self._checking_connection():
-            async with self._client().stream_blob(
-                self._blob_id(blob_id), deadline=deadline
-            ) as stream:
-                yield stream
-
-    def _blob_id(self, key: str) -> str:
-        """Return the blob id of a content key; raise ServerError if the server was reset."""
-        epoch, blob_id = split_content_key(key)
-        state = self._reader.state()
-        if epoch != state.epoch or (state.stale is not None and state.stale.reset):
-            raise ServerError(
-                "the server was reset, so its ids stand for other mail: see jmapfs status"
-            )
-        return blob_id
-
-    def _client(self) -> Client:
-        if self._follower.client is None:
-            raise UnreachableError(
-                f"offline: {self._follower.connection.error or 'not connected yet'}"
-            )
-        return self._follower.client
-
-    @contextmanager
-    def _checking_connection(self) -> Iterator[None]:
-        try:
-            yield
-        except (UnreachableError, AuthenticationError):
-            # A round finds out whether only this download failed.
-            if self._follower.client is not None:
-                self._follower.wake()
-            raise

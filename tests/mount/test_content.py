@@ -74,9 +74,11 @@ def test_a_wrong_size_is_an_error_once_and_is_corrected(home: Home, offset: int)
                     os.pread(file.fileno(), 3000 + offset, 0)
                 assert path.stat().st_size == os.fstat(file.fileno()).st_size == 3000
             assert path.read_bytes() == content
-            assert mount.counts().blobs == 1
+            # The content was confirmed by a second download.
+            assert mount.counts().blobs == 2
+            assert mount.status()["content"] == {"confirmed": 1, "refused": 0}
             assert other.stat().st_size == 3000 + offset
-        assert "wrong size" in home.log()
+        assert "confirmed by a second download" in home.log()
         with home.mounted(server.url):
             assert path.stat().st_size == 3000
             assert other.stat().st_size == 3000 + offset
@@ -122,6 +124,9 @@ def test_wrong_bytes_are_detected_and_not_cached(impatient: Home, size: int) -> 
         server.control.set_quirks(download_fault=None, blob_fault=None)
         assert path.read_bytes() == content
         assert mount.status()["cache"]["blobs"] <= 1
+        counters = mount.status()["content"]
+        assert counters["refused"] >= 2
+        assert counters["confirmed"] == 0
     assert "SHA-1" in impatient.log()
 
 

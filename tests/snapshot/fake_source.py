@@ -75,7 +75,13 @@ class _State:
         for first in range(0, len(requests), 3):
             yield requests[first : first + 3]
 
-    async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> Mapping[str, JmapfsError]:
+    async def download(
+        self,
+        batch: Sequence[BlobRequest],
+        sink: Sink,
+        *,
+        from_server: bool = False,  # noqa: ARG002 - there is no cache
+    ) -> Mapping[str, JmapfsError]:
         lost = {one.blob_id for one in batch if int(one.blob_id[1:]) in self._account.unavailable}
         there = [one for one in batch if one.blob_id not in lost]
         await sink.write([(one, self._by_blob[one.blob_id].bytes) for one in there])

@@ -180,7 +180,7 @@ def test_unavailable_mail_is_an_error(dest: Path) -> None:
 def test_with_many_failures_the_rest_is_not_tried(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jmapfs.snapshot.create._MAX_FAILED", 20)
+    monkeypatch.setattr("jmapfs.snapshot.transfer._MAX_FAILED", 20)
     account = FakeAccount(letters(400), unavailable=set(range(100, 500)))
     assert "cannot be downloaded" in str(refused(account, dest, IncompleteError))
     assert len(account.downloaded) < 120

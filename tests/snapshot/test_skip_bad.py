@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from jmapfs.errors import AlteredFilesError, IncompleteError
-from jmapfs.snapshot import create
+from jmapfs.snapshot import transfer
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.manifest import MISSING, read_description
 from jmapfs.snapshot.missing import MissingMail, read_missing
@@ -161,7 +161,7 @@ def test_missing_mail_is_not_gone(dest: Path) -> None:
 def test_it_gives_up_if_everything_fails(
     dest: Path, monkeypatch: pytest.MonkeyPatch, *, skip_bad: bool
 ) -> None:
-    monkeypatch.setattr(create, "_MAX_FAILED", 20)
+    monkeypatch.setattr(transfer, "_MAX_FAILED", 20)
     account = FakeAccount(letters(400), unavailable=set(range(100, 401)))
     error = failure(account, dest, skip_bad=skip_bad)
     assert "the others were not tried" in str(error)
@@ -172,7 +172,7 @@ def test_it_gives_up_if_everything_fails(
 
 
 def test_many_bad_mails_among_good_ones(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create, "_MAX_FAILED", 20)
+    monkeypatch.setattr(transfer, "_MAX_FAILED", 20)
     account = FakeAccount(letters(400), unavailable=set(range(2, 401, 2)))
     assert take(account, dest).missing == 200
     assert failure(account, dest).missing.count == 200

@@ -1,0 +1,62 @@
+"""The replies of daemons of another version can be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from jmapfs.cli.status_command import _account_lines
+from jmapfs.control.messages import (
+    AccountStatus,
+    CacheStatus,
+    ContentStatus,
+    HttpStatus,
+    ReadaheadStatus,
+)
+
+STATUS = AccountStatus(
+    account="alice",
+    account_id="A1",
+    server="https://mail.example.org/api",
+    online=True,
+    since="2024-03-01T00:00:00Z",
+    error=None,
+    leads=True,
+    push=False,
+    state="S1",
+    last_sync="2024-03-01T00:00:00Z",
+    last_check=None,
+    emails=3,
+    mailboxes=1,
+    cache=CacheStatus(bytes=0, limit=0, blobs=0, hits=0),
+    ahead=ReadaheadStatus(downloaded=0, recalled=0),
+    http=HttpStatus(requests=0, blobs=0, bytes=0),
+    content=ContentStatus(confirmed=1, refused=2),
+)
+
+
+def decoded(document: dict[str, Any]) -> AccountStatus:
+    return msgspec.json.decode(msgspec.json.encode(document), type=AccountStatus)
+
+
+@pytest.mark.parametrize("member", ["content", "stale"])
+def test_the_status_of_an_older_daemon_is_read(member: str) -> None:
+    document = msgspec.to_builtins(STATUS)
+    del document[member]
+    assert decoded(document) == msgspec.structs.replace(
+        STATUS, **{member: ContentStatus() if member == "content" else None}
+    )
+
+
+def test_members_of_a_newer_daemon_are_ignored() -> None:
+    assert decoded(msgspec.to_builtins(STATUS) | {"unknown": {"a": 1}}) == STATUS
+
+
+def test_the_table_shows_doubtful_content_only_if_there_was_some() -> None:
+    lines = dict(_account_lines(STATUS))
+    assert "1 confirmed" in lines["content"]
+    assert "2 downloads refused" in lines["content"]
+    quiet = msgspec.structs.replace(STATUS, content=ContentStatus())
+    assert "content" not in dict(_account_lines(quiet))
