@@ -179,8 +179,8 @@ def _show_missing(first: Sequence[MissingMail], count: int, path: Path) -> None:
     for mail in first:
         notice(escaped(f"{mail.files[0]}: {mail.reason}"))
     rest = count - len(first)
-    which = f"and {rest:,} more" if rest else "all of these are listed"
-    notice(escaped(f"{which}: {path}"))
+    where = f"and {rest:,} more, all listed in" if rest else "these mails are listed in"
+    notice(escaped(f"{where} {path}"))
 
 
 def _missing_document(path: Path | None) -> dict[str, Any]:

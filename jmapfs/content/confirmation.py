@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jmapfs.jmap.blob_get import BlobDigest
+from jmapfs.jmap.client import EmailValues
 
 HEAD_BYTES: Final = 64 * 1024
 """This many bytes at the beginning of a content are enough to recognize a mail."""
@@ -26,11 +27,24 @@ MARGIN_BYTES: Final = 64 * 1024 * 1024
 
 _SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
 # RFC 5322 §2.2: a field name is printable ASCII without a colon. §4.5 allows spaces before the
-# colon. A name that begins with one of the excluded characters is JSON or markup.
-_HEADER_LINE: Final = re.compile(rb"(?![<\[{\"'])[!-9;-~]+[ \t]*:")
+# colon. Some mail has names with other bytes. A name that begins with one of the excluded
+# characters is JSON or markup.
+_HEADER_LINE: Final = re.compile(rb"(?![<\[{\"'])[!-9;-~\x80-\xff]+[ \t]*:")
+# After a first line that is not a header line, the rule is stricter.
+_LATER_HEADER_LINE: Final = re.compile(rb"[\r\n][A-Za-z0-9][A-Za-z0-9_-]*[ \t]*:")
+_MARKUP: Final = (b"<", b"{", b"[", b'"', b"'")
 # A mailbox file has such a line before each mail, and some servers keep it.
 _MBOX_LINE: Final = re.compile(rb">?From [^\n]*\n")
 _BLANK: Final = b" \t\r\n"
+_BOM: Final = b"\xef\xbb\xbf"
+_HEADER_END: Final = re.compile(rb"\n\r?\n|\r\r")
+# With the continuation lines, which begin with white space.
+_MESSAGE_ID: Final = re.compile(
+    rb"(?:\A|[\r\n])message-id[ \t]*:((?:[^\r\n]|(?:\r\n|\r|\n)[ \t])*)", re.IGNORECASE
+)
+_PLAIN: Final = re.compile(r"[!-~]+")
+# A server may remove these characters from a message id, or keep them: long ids are folded.
+_REMOVABLE: Final = b' \t\r\n"\\'
 _HTML: Final = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE
 )
@@ -51,8 +65,10 @@ class Evidence:
     """What is known of the bytes of one download.
 
     `length` is in bytes. `is_html` is true if the response says so, or the bytes look so.
-    `has_header` is true if the bytes begin with a header line. `too_long` is true if the download
-    was given up. The digests are None if they were not computed.
+    `has_header` is true if they begin like a mail. `too_long` is true if the download was given
+    up. `message_ids` is the content of the header fields Message-ID, normalized; None if
+    it was not examined, or the header is longer than HEAD_BYTES. The digests are None if they were
+    not computed.
     """
 
     route: Route
@@ -60,6 +76,7 @@ class Evidence:
     is_html: bool
     has_header: bool
     too_long: bool = False
+    message_ids: bytes | None = None
     sha1: bytes | None = None
     sha256: bytes | None = None
 
@@ -73,10 +90,14 @@ class Evidence:
 
 
 class Examination:
-    """Collects the evidence of one download, chunk by chunk."""
+    """Collects the evidence of one download, chunk by chunk.
 
-    def __init__(self, route: Route, *, sha1: bool, sha256: bool) -> None:
+    With `message_ids` they are looked for in the header.
+    """
+
+    def __init__(self, route: Route, *, message_ids: bool, sha1: bool, sha256: bool) -> None:
         self.length = 0
+        self._with_message_ids = message_ids
         self._route = route
         self._head = bytearray()
         self._sha1 = hashlib.sha1(usedforsecurity=False) if sha1 else None
@@ -99,8 +120,9 @@ class Examination:
             self._route,
             self.length,
             is_html=content_type in _HTML_TYPES or _HTML.match(head) is not None,
-            has_header=begins_with_header(head),
+            has_header=has_header_line(head),
             too_long=too_long,
+            message_ids=_message_ids(head, self.length) if self._with_message_ids else None,
             sha1=None if self._sha1 is None else self._sha1.digest(),
             sha256=None if self._sha256 is None else self._sha256.digest(),
         )
@@ -112,14 +134,21 @@ def sha1_of(blob_id: str) -> bytes | None:
     return bytes.fromhex(match[1]) if match else None
 
 
-def begins_with_header(head: bytes) -> bool:
-    """Return whether a content begins like a mail: with a header line.
+def has_header_line(head: bytes) -> bool:
+    """Return whether a content begins like a mail: a header line comes before an empty line.
 
-    A line of a mailbox file ("From …") and blank lines may come before the header line.
+    A byte order mark, a line of a mailbox file ("From …") and blank lines may come first. If the
+    content begins like JSON or markup, the first line must be a header line.
     """
-    head = head.lstrip(_BLANK)
+    head = head.removeprefix(_BOM).lstrip(_BLANK)
     mbox = _MBOX_LINE.match(head)
-    return _HEADER_LINE.match(head, mbox.end() if mbox else 0) is not None
+    if _HEADER_LINE.match(head, mbox.end() if mbox else 0):
+        return True
+    end = _HEADER_END.search(head)
+    return (
+        not head.startswith(_MARKUP)
+        and _LATER_HEADER_LINE.search(head, 0, end.start() if end else len(head)) is not None
+    )
 
 
 def implausible(evidence: Evidence, size: int) -> str | None:
@@ -139,17 +168,25 @@ def doubt(evidence: Evidence, size: int, sha1: bytes | None) -> str | None:
     """Return why the bytes of a first attempt are not accepted, or None.
 
     `size` is the expected size. `sha1` is the digest in the blob id, if the id contains one. If it
-    does not, the caller must also ask the server whether it still states this size.
+    does not, the caller must also ask the server what it states now, and call `contradiction`.
     """
     if sha1 is not None:
         return None if _is_proven(evidence, sha1) else _unproven(evidence, size)
     return implausible(evidence, size) or _other_length(evidence, size)
 
 
+def contradiction(evidence: Evidence, stated: EmailValues) -> str | None:
+    """Return why bytes of a first attempt are not the mail that the server states now, or None."""
+    if evidence.length != stated.size:
+        return f"the server now states {stated.size:,} bytes"
+    return _other_message_id(evidence, stated)
+
+
 def refusal(
     first: Evidence | None,
     second: Evidence,
     size: int,
+    stated: EmailValues | None = None,
     *,
     sha1: bytes | None = None,
     digest: BlobDigest | None = None,
@@ -157,9 +194,9 @@ def refusal(
 ) -> str | None:
     """Return why the bytes of a second attempt are refused, or None if they are accepted.
 
-    `first` is None if the first attempt has no bytes to compare. `size` is the size that the server
-    states now. `repeated` tells whether it has stated the same size before. `digest` is the digest
-    that the server states, if it offers digests.
+    `first` is None if the first attempt has no bytes to compare. `size` is the expected size. Only
+    if `sha1` is given, `stated` may be None. `repeated` tells whether the server has stated the
+    same size before. `digest` is the digest that the server states, if it offers digests.
     """
     if sha1 is not None:
         return None if _is_proven(second, sha1) else _unproven(second, size)
@@ -171,10 +208,12 @@ def refusal(
                 or "the bytes do not have the digest that the server states"
             )
         return None
-    reason = implausible(second, size)
+    if stated is None:
+        raise ValueError("nothing is known about the content")
+    reason = implausible(second, stated.size) or _other_message_id(second, stated)
     if reason is not None:
         return reason
-    if second.length == size:
+    if second.length == stated.size:
         return None
     confirmed = (
         repeated
@@ -182,7 +221,33 @@ def refusal(
         and first.route is not second.route
         and first.has_same_bytes(second)
     )
-    return None if confirmed else _other_length(second, size)
+    return None if confirmed else _other_length(second, stated.size)
+
+
+def _message_ids(head: bytes, length: int) -> bytes | None:
+    """Return the normalized content of the fields Message-ID; None if the header is not whole."""
+    head = head.removeprefix(_BOM).lstrip(_BLANK)
+    end = _HEADER_END.search(head)
+    if end is None and length > HEAD_BYTES:
+        return None
+    fields = _MESSAGE_ID.findall(head, 0, end.start() if end else len(head))
+    return b"\n".join(field.translate(None, _REMOVABLE).lower() for field in fields)
+
+
+def _other_message_id(evidence: Evidence, stated: EmailValues) -> str | None:
+    """Return a reason if the header has none of the message ids that the server states.
+
+    Only plain ids are compared. The server may have decoded others.
+    """
+    plain = [
+        each.encode().translate(None, _REMOVABLE).lower()
+        for each in stated.message_ids
+        if _PLAIN.fullmatch(each)
+    ]
+    found = evidence.message_ids
+    if found is None or not plain or any(each in found for each in plain):
+        return None
+    return "the Message-ID is not the one that the server states"
 
 
 def _is_proven(evidence: Evidence, sha1: bytes) -> bool:

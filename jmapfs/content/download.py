@@ -45,6 +45,7 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest
+from jmapfs.jmap.client import EmailValues
 
 _log = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ class BlobSource(Protocol):
     ) -> AbstractAsyncContextManager[ContentStream]:
         """Open a blob of about `size` bytes for reading by Blob/get, if `batch_limits` is set."""
 
-    async def stated_sizes(self, keys: Collection[str]) -> Mapping[str, int]:
-        """Ask the server for the sizes that it states now; return those of the blobs it shows.
+    async def stated(self, keys: Collection[str]) -> Mapping[str, EmailValues]:
+        """Ask the server what it states now about blobs; return this for the blobs it shows.
 
         A blob is shown if an email that has it in the index still has it, with the same time.
         """
@@ -134,39 +135,42 @@ class _InDoubtError(BlobMismatchError):
         self.evidence = evidence
 
 
-class _SizeQuestion:
-    """A request for stated sizes that several tasks share."""
+class _Question:
+    """A request for stated values that several tasks share."""
 
     def __init__(self) -> None:
         self.keys: dict[str, None] = {}
-        self.answer: Mapping[str, int] | None = None
+        self.answer: Mapping[str, EmailValues] | None = None
         self.error: JmapfsError | None = None
 
 
-class _SizeQuestions:
-    """Asks for stated sizes. While one request is under way, all others wait for the next one."""
+class _Questions:
+    """Asks for stated values. While one request is under way, all others wait for the next one."""
 
     def __init__(self, source: BlobSource) -> None:
         self._source = source
         self._lock = trio.Lock()
-        self._next = _SizeQuestion()
+        self._next = _Question()
 
-    async def ask(self, keys: Collection[str]) -> Mapping[str, int]:
-        """Return the sizes that the server states for blobs; the request begins after this call."""
+    async def ask(self, keys: Collection[str]) -> Mapping[str, EmailValues]:
+        """Return what the server states about blobs; the request begins after this call."""
         question = self._next
         question.keys.update(dict.fromkeys(keys))
         async with self._lock:
             # If the task that has begun the request was cancelled, the next task repeats it.
             if question.answer is None and question.error is None:
                 if question is self._next:
-                    self._next = _SizeQuestion()
+                    self._next = _Question()
                 try:
-                    question.answer = await self._source.stated_sizes(list(question.keys))
+                    question.answer = await self._source.stated(list(question.keys))
                 except JmapfsError as error:
                     question.error = error
-        if question.answer is None:
-            raise question.error or RuntimeError("a question without an answer")
-        return question.answer
+        if question.answer is not None:
+            return question.answer
+        if isinstance(question.error, ServerError) and len(question.keys) > len(set(keys)):
+            # An email of another task may be the reason.
+            return await self._source.stated(keys)
+        raise question.error or RuntimeError("a question without an answer")
 
 
 @dataclass(slots=True)
@@ -192,7 +196,7 @@ class Downloader:
     def __init__(self, source: BlobSource, limiter: trio.CapacityLimiter) -> None:
         self.source = source
         self._limiter = limiter
-        self._questions = _SizeQuestions(source)
+        self._questions = _Questions(source)
         self._doubts: OrderedDict[str, Evidence] = OrderedDict()
 
     async def fetch_batch(
@@ -258,9 +262,8 @@ class Downloader:
         async def judge(evidence: Evidence) -> None:
             reason = confirmation.doubt(evidence, blob.size, sha1)
             if reason is None and sha1 is None:
-                size = await self._stated_size(blob, until)
-                if size != evidence.length:
-                    reason = f"the server now states {size:,} bytes"
+                stated = await self._stated(blob, until)
+                reason = confirmation.contradiction(evidence, stated)
             if reason is not None:
                 raise _InDoubtError(reason, evidence)
 
@@ -281,33 +284,35 @@ class Downloader:
         self, blob: SizedBlob, receive: Receive[_T], until: float, first: Evidence | None
     ) -> _T:
         sha1 = self._sha1(blob)
-        stated_before = blob.size
+        before: EmailValues | None = None
         digest: BlobDigest | None = None
         if sha1 is None:
-            stated_before = await self._stated_size(blob, until)
+            before = await self._stated(blob, until)
             digest = await self._digest(blob, until)
 
         async def judge(evidence: Evidence) -> None:
-            stated = blob.size
+            stated: EmailValues | None = None
             if sha1 is None:
                 # Ask after the download as well: the server may have been reset meanwhile.
-                stated = await self._stated_size(blob, until)
+                stated = await self._stated(blob, until)
             reason = confirmation.refusal(
                 first,
                 evidence,
+                blob.size,
                 stated,
                 sha1=sha1,
                 digest=digest,
-                repeated=stated == stated_before,
+                repeated=stated is not None and before is not None and stated.size == before.size,
             )
             if reason is not None:
                 raise BlobMismatchError(reason)
-            if evidence.length != stated:
+            size = blob.size if stated is None else stated.size
+            if evidence.length != size:
                 _log.warning(
                     "%s has %d bytes, confirmed by a second download; the server states %d",
                     self._name(blob),
                     evidence.length,
-                    stated,
+                    size,
                 )
 
         failure: ServerError | None = None
@@ -340,7 +345,12 @@ class Downloader:
 
     async def _judged(self, attempt: _Attempt) -> AsyncGenerator[bytes, None]:
         """Yield the chunks of a content; the last chunk comes when the content is accepted."""
-        examination = Examination(attempt.route, sha1=attempt.sha1, sha256=attempt.sha256)
+        examination = Examination(
+            attempt.route,
+            message_ids=attempt.sha256,
+            sha1=attempt.sha1,
+            sha256=attempt.sha256,
+        )
         largest = attempt.blob.size + MARGIN_BYTES
         parts: list[bytes] = []
         joined = 0
@@ -376,35 +386,43 @@ class Downloader:
         """Return the contents of a batch that are accepted, and note the doubts."""
         examine = partial(_examine, [(blob, data, self._sha1(blob)) for blob, data in arrived])
         if sum(len(data) for _, data in arrived) <= _HASHED_IN_LOOP_BYTES:
-            doubts = examine()
+            examined = examine()
         else:
-            doubts = await trio.to_thread.run_sync(
+            examined = await trio.to_thread.run_sync(
                 examine, limiter=self._limiter, abandon_on_cancel=True
             )
-        for key, evidence in doubts.items():
-            self._doubts[key] = evidence
-            while len(self._doubts) > _MOST_DOUBTS:
-                self._doubts.popitem(last=False)
-        good = [(blob, data) for blob, data in arrived if blob.content_key not in doubts]
-        asked = [blob.content_key for blob, _ in good if self._sha1(blob) is None]
-        if not asked:
+        good: list[tuple[Blob, bytes]] = []
+        unproven: dict[str, Evidence] = {}
+        for (blob, data), (evidence, reason) in zip(arrived, examined, strict=True):
+            if reason is not None:
+                self._note_doubt(blob.content_key, evidence)
+                continue
+            good.append((blob, data))
+            if self._sha1(blob) is None:
+                unproven[blob.content_key] = evidence
+        if not unproven:
             return good
-        stated = await self._ask(asked, until)
-        unasked = {blob.content_key for blob, _ in good}.difference(asked)
-        return [
-            (blob, data)
-            for blob, data in good
-            if blob.content_key in unasked or stated.get(blob.content_key) == len(data)
-        ]
+        stated = await self._ask(unproven, until)
+        refuted = {
+            key
+            for key, evidence in unproven.items()
+            if key not in stated or confirmation.contradiction(evidence, stated[key])
+        }
+        return [(blob, data) for blob, data in good if blob.content_key not in refuted]
 
-    async def _stated_size(self, blob: SizedBlob, until: float) -> int:
-        """Return the size that the server states; raise BlobNotFoundError if the mail is gone."""
-        size = (await self._ask([blob.content_key], until)).get(blob.content_key)
-        if size is None:
+    def _note_doubt(self, key: str, evidence: Evidence) -> None:
+        self._doubts[key] = evidence
+        while len(self._doubts) > _MOST_DOUBTS:
+            self._doubts.popitem(last=False)
+
+    async def _stated(self, blob: SizedBlob, until: float) -> EmailValues:
+        """Return what the server states; raise BlobNotFoundError if the mail is gone."""
+        stated = (await self._ask([blob.content_key], until)).get(blob.content_key)
+        if stated is None:
             raise BlobNotFoundError("the server no longer has this mail")
-        return size
+        return stated
 
-    async def _ask(self, keys: Collection[str], until: float) -> Mapping[str, int]:
+    async def _ask(self, keys: Collection[str], until: float) -> Mapping[str, EmailValues]:
         with trio.move_on_at(until):
             return await self._questions.ask(keys)
         raise DeadlineError("the server did not confirm a mail in time")
@@ -428,18 +446,23 @@ class Downloader:
         return self.source.describe(blob.content_key)
 
 
-def _examine(contents: Sequence[tuple[SizedBlob, bytes, bytes | None]]) -> dict[str, Evidence]:
-    """Return the evidence of the contents that are in doubt, by key."""
-    doubts: dict[str, Evidence] = {}
+def _examine(
+    contents: Sequence[tuple[SizedBlob, bytes, bytes | None]],
+) -> list[tuple[Evidence, str | None]]:
+    """Return the evidence of each content, and why the content is in doubt, or None."""
+    examined: list[tuple[Evidence, str | None]] = []
     for blob, data, sha1 in contents:
-        evidence = _evidence_of(data, sha1=sha1 is not None, sha256=False)
-        if confirmation.doubt(evidence, blob.size, sha1) is not None:
-            doubts[blob.content_key] = _evidence_of(data, sha1=True, sha256=True)
-    return doubts
+        with_sha1 = sha1 is not None
+        evidence = _evidence_of(data, message_ids=not with_sha1, sha1=with_sha1, sha256=False)
+        reason = confirmation.doubt(evidence, blob.size, sha1)
+        if reason is not None:
+            evidence = _evidence_of(data, message_ids=False, sha1=True, sha256=True)
+        examined.append((evidence, reason))
+    return examined
 
 
-def _evidence_of(data: bytes, *, sha1: bool, sha256: bool) -> Evidence:
-    examination = Examination(Route.BLOB_GET, sha1=sha1, sha256=sha256)
+def _evidence_of(data: bytes, *, message_ids: bool, sha1: bool, sha256: bool) -> Evidence:
+    examination = Examination(Route.BLOB_GET, message_ids=message_ids, sha1=sha1, sha256=sha256)
     examination.update(data)
     return examination.evidence()
 

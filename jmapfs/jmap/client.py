@@ -93,12 +93,14 @@ class EmailChanges:
 class EmailValues:
     """The values that never change while an Email id means the same (RFC 8621 §4.1.1).
 
-    `size` is in bytes. `received_at` is in whole seconds since 1970, in UTC.
+    `size` is in bytes. `received_at` is in whole seconds since 1970, in UTC. `message_ids` are
+    those in the header, without angle brackets; none if the server states none.
     """
 
     blob_id: str
     size: int
     received_at: int
+    message_ids: tuple[str, ...] = ()
 
 
 class _Found(Generic[E]):
@@ -128,6 +130,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
     All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
     """
+
+    _has_message_ids = True
 
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return all mailboxes of the account, and the Mailbox state.
@@ -178,7 +182,12 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         """
         found = await self._find(list(dict.fromkeys(ids)), self._get_immutable)
         return {
-            id_: EmailValues(email.blob_id, email.size, (email.received_at - _EPOCH) // _SECOND)
+            id_: EmailValues(
+                email.blob_id,
+                email.size,
+                (email.received_at - _EPOCH) // _SECOND,
+                _strings(email.message_id),
+            )
             for id_, email in found.emails.items()
         }
 
@@ -319,8 +328,17 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         return await self._request_one("Email/get", arguments, GetResponse[Email])
 
     async def _get_immutable(self, ids: Sequence[str]) -> GetResponse[ImmutableEmail]:
-        arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES}
-        return await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
+        if self._has_message_ids:
+            arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES}
+            try:
+                return await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
+            except MethodError as error:
+                if error.kind != "invalidArguments":
+                    raise
+        arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES[:-1]}
+        response = await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
+        self._has_message_ids = False
+        return response
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
         """Return a call of Email/get for the ids at `path` in the result of another call (§3.7)."""
@@ -370,6 +388,12 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
         return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(each for each in value if isinstance(each, str))
 
 
 @asynccontextmanager

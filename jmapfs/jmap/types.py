@@ -40,8 +40,11 @@ EMAIL_PROPERTIES = (
 )
 """The properties of an Email that are requested."""
 
-IMMUTABLE_PROPERTIES = ("id", "blobId", "size", "receivedAt")
-"""The properties of an Email that never change while its id means the same (RFC 8621 §4.1.1)."""
+IMMUTABLE_PROPERTIES = ("id", "blobId", "size", "receivedAt", "messageId")
+"""Properties of an Email that never change while its id means the same (RFC 8621 §4.1.1, §4.1.3).
+
+A server may reject the last one.
+"""
 
 _MAX_QUOTED = 80
 
@@ -135,12 +138,16 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ImmutableEmail(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An Email with IMMUTABLE_PROPERTIES only. `received_at` is in UTC."""
+    """An Email with IMMUTABLE_PROPERTIES only. `received_at` is in UTC.
+
+    `message_id` is not checked, because a server may parse a malformed header in any way.
+    """
 
     id: Id
     blob_id: Id
     size: UnsignedInt
     received_at: Date
+    message_id: object = None
 
     def __post_init__(self) -> None:
         """Convert the date to UTC. msgspec reports the ValueError as a ValidationError."""

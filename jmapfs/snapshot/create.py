@@ -181,6 +181,11 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             raise FailedDownloadsError(
                 staging.missing, failed, staging.downloaded, given_up=transfer.given_up
             )
+        if transfer.uncompared:
+            mails = (
+                "1 mail was" if transfer.uncompared == 1 else f"{transfer.uncompared:,} mails were"
+            )
+            self._report.notice(f"{mails} not compared: the server no longer has the content")
         if not await source.still_frozen():
             raise StorageError(
                 "no snapshot was made: the mount was thawed during the copy, so the copy may be a"

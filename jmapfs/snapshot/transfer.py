@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import ServerError, lone_errors, storage_errors
+from jmapfs.errors import BlobNotFoundError, ServerError, lone_errors, storage_errors
 from jmapfs.snapshot.builder import BuildPlan, TreeBuilder
 from jmapfs.snapshot.source import BlobRequest, SnapshotReport, Source
 from jmapfs.snapshot.staging import Staging
@@ -49,7 +49,8 @@ class Transfer:
     After `run`, `failed` has the blobs that could not be downloaded, with the reasons, and the
     staging directory lists their mails. If `failed` is empty, the tree is complete. With
     `skips_failed`, the tree has all other mails. `given_up` tells that so many downloads failed
-    that the others were not tried.
+    that the others were not tried. `uncompared` counts the contents that are used although they
+    could not be compared with the server, because it no longer has them.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Transfer:
     ) -> None:
         self.failed: dict[str, str] = {}
         self.given_up = False
+        self.uncompared = 0
         self._source = source
         self._builder = builder
         self._staging = staging
@@ -138,12 +140,18 @@ class Transfer:
                 self._report_copied()
 
     async def _check_unrequested(self, plan: BuildPlan) -> None:
-        """Request all contents again that are not what the server has."""
+        """Request all contents again that are not what the server has.
+
+        Contents that the server no longer has are used: they may be the last copies.
+        """
         check = self._source.check
         if check is not None and check.required:
             files = await self._build(partial(self._builder.unrequested, plan))
-            if wrong := await check.failures(files):
-                await self._build(partial(self._builder.reject, plan, wrong.keys()))
+            failures = await check.failures(files)
+            lost = {one for one, error in failures.items() if isinstance(error, BlobNotFoundError)}
+            self.uncompared += len(lost)
+            if wrong := failures.keys() - lost:
+                await self._build(partial(self._builder.reject, plan, wrong))
 
     async def _check_downloads(self, batch: Sequence[BlobRequest]) -> dict[str, ServerError]:
         """Discard the contents that are not what the server has. Return the errors."""

@@ -20,7 +20,7 @@ from jmapfs.index.rows import AccountState
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, RangeStream
 from jmapfs.jmap.blobs import BlobStream
-from jmapfs.jmap.client import Client
+from jmapfs.jmap.client import Client, EmailValues
 from jmapfs.sqlite import sqlite_errors
 
 # An email that is asked about may just have been deleted. So a few others with the same blob are
@@ -126,8 +126,8 @@ class AccountBlobSource:
             async with self._client().stream_ranges(blob_id, size, deadline=deadline) as stream:
                 yield stream
 
-    async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
-        """Return the sizes that the server states now for the blobs that it still shows.
+    async def stated(self, keys: Collection[str]) -> dict[str, EmailValues]:
+        """Return what the server states now about the blobs that it still shows.
 
         A blob of an email is shown if the email has the same blob id and time as in the index.
         These values of an email never change (RFC 8621 §4.1.1). If they differ, the server was
@@ -147,7 +147,7 @@ class AccountBlobSource:
             values = await self._client().email_values(
                 [email_id for known in emails.values() for email_id, _ in known]
             )
-        sizes: dict[str, int] = {}
+        stated: dict[str, EmailValues] = {}
         differ = False
         for blob_id, known in emails.items():
             for email_id, received_at in known:
@@ -155,13 +155,13 @@ class AccountBlobSource:
                 if value is None:
                     continue
                 if (value.blob_id, value.received_at) == (blob_id, received_at):
-                    sizes.setdefault(current[blob_id], value.size)
+                    stated.setdefault(current[blob_id], value)
                 else:
                     differ = True
         if differ:
             self._report_reset()
         # The follower may have found a reset while the server was asked.
-        return sizes if self._state().epoch == state.epoch else {}
+        return stated if self._state().epoch == state.epoch else {}
 
     async def digests(self, keys: Collection[str]) -> dict[str, BlobDigest]:
         """Return the digests of blobs that the server offers."""

@@ -20,6 +20,7 @@ from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import BlobNotFoundError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, DigestAlgorithm
+from jmapfs.jmap.client import EmailValues
 
 MIB = 1024 * 1024
 
@@ -41,8 +42,9 @@ class FakeSource:
     """Blobs in a dictionary; a download takes `delay` seconds and raises `error` if it is set.
 
     With `batch_limits` several come at once, but for those in `unbatched`. `batches` has the ids of
-    each request; `batch_error` is raised by it once it is set. `stated` has the sizes that the
-    server states wrongly. `lie` changes what a route sends; `lies` is how often, -1 for always.
+    each request; `batch_error` is raised by it once it is set. `wrong_sizes` has the sizes that the
+    server states wrongly, `message_ids` the message ids that it states. `lie` changes what a route
+    sends; `lies` is how often, -1 for always.
     """
 
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
@@ -60,7 +62,8 @@ class FakeSource:
         self.batches: list[list[str]] = []
         self.batch_error: Exception | None = None
         self.unbatched: set[str] = set()
-        self.stated: dict[str, int] = {}
+        self.wrong_sizes: dict[str, int] = {}
+        self.message_ids: dict[str, tuple[str, ...]] = {}
         self.questions: list[list[str]] = []
         self.digest_algorithm: DigestAlgorithm | None = None
         self.lie: Callable[[bytes], bytes] | None = None
@@ -118,11 +121,18 @@ class FakeSource:
         async with self._stream(key, Route.BLOB_GET, deadline) as stream:
             yield stream
 
-    async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+    async def stated(self, keys: Collection[str]) -> dict[str, EmailValues]:
         self.questions.append(list(keys))
         await trio.lowlevel.checkpoint()
         return {
-            key: self.stated.get(key, len(self.blobs[key])) for key in keys if key in self.blobs
+            key: EmailValues(
+                key,
+                self.wrong_sizes.get(key, len(self.blobs[key])),
+                0,
+                self.message_ids.get(key, ()),
+            )
+            for key in keys
+            if key in self.blobs
         }
 
     async def digests(self, keys: Collection[str]) -> dict[str, BlobDigest]:

@@ -21,6 +21,7 @@ from jmapfs.content.publisher import DiskThreads, PublishToKernel
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
 from jmapfs.errors import BlobNotFoundError, JmapfsError, MethodError, UnreachableError
+from jmapfs.jmap.client import EmailValues
 from tests.content.server import MIB, FakeSource, Limits, mail, serving
 
 _T = TypeVar("_T")
@@ -99,9 +100,9 @@ class _Source(FakeSource):
     def content(self, blob_id: str) -> bytes:
         return mail(self.served[blob_id].size, blob_id.encode())
 
-    async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+    async def stated(self, keys: Collection[str]) -> dict[str, EmailValues]:
         await trio.lowlevel.checkpoint()
-        return {key: self.served[key].stated for key in keys}
+        return {key: EmailValues(key, self.served[key].stated, 0) for key in keys}
 
     @asynccontextmanager
     async def transfer(self, *blob_ids: str) -> AsyncIterator[None]:

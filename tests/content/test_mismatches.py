@@ -38,7 +38,7 @@ async def test_another_size_is_reported_and_the_content_kept(
 ) -> None:
     data = mail(actual)
     source = FakeSource({"b": data})
-    source.stated["b"] = expected
+    source.wrong_sizes["b"] = expected
     source.batch_limits = Limits(10)
     corrections = Corrections()
     async with serving(source, tmp_path, corrections=corrections) as content:
@@ -66,7 +66,7 @@ async def test_many_readers_report_a_wrong_size_once(tmp_path: Path) -> None:
         failed += 1
 
     source = FakeSource({"b": b"a: b"}, delay=0.02)
-    source.stated["b"], source.batch_limits = 5, Limits(10)
+    source.wrong_sizes["b"], source.batch_limits = 5, Limits(10)
     async with (
         serving(source, tmp_path, corrections=corrections) as content,
         trio.open_nursery() as nursery,
@@ -83,7 +83,7 @@ async def test_a_failed_correction_has_no_other_effect(
     corrections = Corrections()
     corrections.error = ZeroDivisionError()
     source = FakeSource({"b": b"a: b"})
-    source.stated["b"], source.batch_limits = 5, Limits(10)
+    source.wrong_sizes["b"], source.batch_limits = 5, Limits(10)
     async with serving(source, tmp_path, corrections=corrections) as content:
         for _ in range(2):
             with pytest.raises(BlobMismatchError):
@@ -123,12 +123,17 @@ async def test_a_stream_that_is_far_too_long_is_given_up(tmp_path: Path) -> None
         assert not await needs_no_network(content, "b")
 
 
+def other_mail(size: int) -> bytes:
+    return b"Message-ID: <two@example.org>\n\n" + mail(size - 31)
+
+
 LIES = {
     "html": lambda data: b"<!DOCTYPE html><title>Sign in</title>".ljust(len(data)),
     "empty": lambda data: data[:0],
     "short": lambda data: data[:-40],
     "long": lambda data: data + b"x" * 40,
     "other": lambda data: mail(len(data) + 7),
+    "other of equal size": lambda data: other_mail(len(data)),
 }
 
 
@@ -141,9 +146,10 @@ LIES = {
 async def test_no_lie_reaches_a_reader_or_a_cache(
     tmp_path: Path, lie: str, size: int, route: Route, lies: int, *, sha1: bool, batches: bool
 ) -> None:
-    data = mail(size)
+    data = b"Message-ID: <one@example.org>\n" + mail(size - 30)
     key = "G" + hashlib.sha1(data, usedforsecurity=False).hexdigest()
     source = FakeSource({key: data})
+    source.message_ids[key] = ("one@example.org",)
     source.blob_ids_are_sha1 = sha1
     source.batch_limits = Limits(10) if batches else None
     source.lie, source.lie_routes, source.lies = LIES[lie], {route}, lies
@@ -160,3 +166,31 @@ async def test_no_lie_reaches_a_reader_or_a_cache(
         assert corrections.seen == []
     async with serving(FakeSource(), tmp_path) as content:
         assert bytes(await content.read(key, size, 0, size)) == data
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("size", [3000, 2 * MIB])
+async def test_another_mail_of_equal_size_is_refused_by_its_message_id(
+    tmp_path: Path, size: int, *, batches: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = b"Message-ID: <one@example.org>\n" + mail(size - 30)
+    source = FakeSource({"b": data})
+    source.message_ids["b"] = ("one@example.org",)
+    source.batch_limits = Limits(10) if batches else None
+    source.lie = lambda _: other_mail(size)
+    async with serving(source, tmp_path) as content:
+        with pytest.raises(BlobMismatchError, match="Message-ID is not the one"):
+            await content.read("b", size, 0, size)
+        assert not await needs_no_network(content, "b")
+    assert "the file of b is not served: the Message-ID" in caplog.text
+
+
+@pytest.mark.parametrize("size", [3000, 2 * MIB])
+async def test_a_digest_settles_a_doubt_about_a_message_id(tmp_path: Path, size: int) -> None:
+    data = other_mail(size)
+    source = FakeSource({"b": data})
+    source.message_ids["b"] = ("made.up.by.the.server@example.org",)
+    source.digest_algorithm = "sha-256"
+    async with serving(source, tmp_path) as content:
+        assert bytes(await content.read("b", size, 0, size)) == data
+    assert source.attempts == [(Route.DOWNLOAD, False), (Route.DOWNLOAD, True)]

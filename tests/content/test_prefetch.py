@@ -345,7 +345,7 @@ async def test_a_wrong_size_is_corrected(tmp_path: Path, size: int, offset: int)
     corrections = Corrections()
     async with account(tmp_path, limits=Limits(30), corrections=corrections) as mine:
         mine.source.blobs["lie"] = mail(size)
-        mine.source.stated["lie"] = size + offset
+        mine.source.wrong_sizes["lie"] = size + offset
         wanted = mine.sizes | {"lie": size + offset}
         assert await mine.fetch(wanted) == DONE
         assert corrections.seen == [("lie", size)]

@@ -14,6 +14,7 @@ import trio.testing
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.confirmation import Route
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
+from jmapfs.jmap.client import EmailValues
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cache.stored import stored
 from tests.content.server import MIB, Corrections, FakeSource, mail, needs_no_network, serving
@@ -156,9 +157,9 @@ async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
     size = 96 * MIB
 
     class Endless(FakeSource):
-        async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+        async def stated(self, keys: Collection[str]) -> dict[str, EmailValues]:
             await trio.lowlevel.checkpoint()
-            return dict.fromkeys(keys, size)
+            return {key: EmailValues(key, size, 0) for key in keys}
 
         async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
             assert (blob_id, route) == ("b", Route.DOWNLOAD)

@@ -354,7 +354,37 @@ async def test_immutable_values_are_requested_and_nothing_else() -> None:
     [(name, arguments)] = server.calls
     assert name == "Email/get"
     assert arguments["ids"] == ["M1", "M9", "M0"]
-    assert arguments["properties"] == ["id", "blobId", "size", "receivedAt"]
+    assert arguments["properties"] == ["id", "blobId", "size", "receivedAt", "messageId"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [(None, ()), (["a@b", 5, "c"], ("a@b", "c")), ("a@b", ()), ([], ()), ({"a": 1}, ())],
+)
+async def test_message_ids_of_any_type_are_accepted(
+    stated: object, expected: tuple[str, ...]
+) -> None:
+    server = FakeServer(1)
+    server.emails["M0"]["messageId"] = stated
+    async with opened(server) as client:
+        assert (await client.email_values(["M0"]))["M0"].message_ids == expected
+
+
+async def test_immutable_values_of_a_server_that_rejects_message_ids() -> None:
+    server = FakeServer(2)
+    answer = server.methods["Email/get"]
+
+    def rejecting(arguments: Arguments) -> Arguments:
+        if "messageId" in arguments["properties"]:
+            raise RefusedError("invalidArguments")
+        return answer(arguments)
+
+    server.methods["Email/get"] = rejecting
+    async with opened(server) as client:
+        for email_id in ("M0", "M1"):
+            values = await client.email_values([email_id])
+            assert values[email_id].message_ids == ()
+    assert len(server.calls) == 3
 
 
 async def test_immutable_values_that_a_server_omits_are_an_error() -> None:

@@ -319,6 +319,23 @@ def test_content_of_an_interrupted_run_is_compared(home: Home, tmp_path: Path) -
         assert verified(home, server, taken.path).exit_code == 0
 
 
+@pytest.mark.parametrize("quirks", [*CHECKABLE, {"digests": [], "sha1_blob_ids": True}])
+def test_a_snapshot_with_check_keeps_what_the_server_has_lost(
+    home: Home, tmp_path: Path, quirks: dict[str, Any]
+) -> None:
+    with serving(**quirks) as server:
+        first = take(home, server.url, tmp_path / "dest")
+        [blob_id] = (e.blob_id for e in server.control.dump().emails if e.id == "M7")
+        server.control.set_quirks(
+            download_fault="not-found", blob_fault="not-found", fault_blob_ids=[blob_id]
+        )
+        result = home.run("snapshot", "--check", "--json", server.url, tmp_path / "dest")
+    assert result.exit_code == 0
+    assert "1 mail was not compared" in result.stderr
+    taken = TakenSnapshot(json.loads(result.stdout))
+    assert digests_of(taken.path) == digests_of(first.path)
+
+
 def test_a_snapshot_with_check_of_a_server_without_digests_is_an_error(
     home: Home, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ def test_all_bad_mails_are_named(faulty: Faulty) -> None:
         assert f"_mail-{number - 1}_" in line
         assert line.endswith(f"the server does not have the blob B{number}")
     [partial] = faulty.dest.glob(".partial-*")
-    assert more == f"jmapfs: and 5 more: {partial}/missing.jsonl"
+    assert more == f"jmapfs: and 5 more, all listed in {partial}/missing.jsonl"
     assert last.startswith("jmapfs: no snapshot was made: 15 mails cannot be downloaded: Inbox/2")
     assert dates(faulty.dest) == []
 
@@ -136,6 +136,9 @@ def test_skip_bad_from_end_to_end(faulty: Faulty) -> None:
     assert (complete.summary["missing"], complete.summary["missing_file"]) == ([], None)
     assert (complete.summary["fetched"], complete.summary["new"]) == (2, 2)
     require_whole(complete.path)
+    compared = faulty.home.run("diff", faulty.dest, taken.path.name, "latest")
+    assert f"{taken.path.name} was made without 2 mails" in compared.stderr
+    assert "2 added, 0 gone" in compared.stdout
     pruned = faulty.home.run("prune", faulty.dest, "--keep-last", "1")
     assert pruned.exit_code == 0, pruned.stderr
     assert dates(faulty.dest) == [complete.path.name]
