@@ -154,8 +154,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     if last_good is None:
         raise AlteredFilesError(
             f"{repository.path}: no snapshot in it is known to be good and complete, so none is"
-            " removed;"
-            " take a new one first"
+            " removed: take a new one first"
         )
     # The rules are applied twice: to the good snapshots, and to all. So a damaged or incomplete
     # snapshot can be kept, but never takes the place of a good one.
