@@ -22,8 +22,7 @@ from jmapfs.jmap.client import EmailValues
 HEAD_BYTES: Final = 64 * 1024
 """This many bytes at the beginning of a content are enough to recognize a mail."""
 
-MARGIN_BYTES: Final = 64 * 1024 * 1024
-"""A download is given up if it exceeds the stated size by more than this."""
+_LEAST_MARGIN: Final = 16 * 1024 * 1024
 
 _SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
 # RFC 5322 §2.2: a field name is printable ASCII without a colon. §4.5 allows spaces before the
@@ -126,6 +125,14 @@ class Examination:
             sha1=None if self._sha1 is None else self._sha1.digest(),
             sha256=None if self._sha256 is None else self._sha256.digest(),
         )
+
+
+def most_bytes(size: int) -> int:
+    """Return how long a download of a mail of `size` bytes may be; it is given up after that.
+
+    A small mail is held in memory, so the limit depends on the size.
+    """
+    return size + max(size, _LEAST_MARGIN)
 
 
 def sha1_of(blob_id: str) -> bytes | None:

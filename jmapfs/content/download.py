@@ -32,7 +32,7 @@ import trio
 
 from jmapfs.blob_keys import split_content_key
 from jmapfs.content import confirmation
-from jmapfs.content.confirmation import MARGIN_BYTES, Evidence, Examination, Route
+from jmapfs.content.confirmation import Evidence, Examination, Route
 from jmapfs.content.division import Blob, SizedBlob
 from jmapfs.errors import (
     AuthenticationError,
@@ -351,12 +351,17 @@ class Downloader:
             sha1=attempt.sha1,
             sha256=attempt.sha256,
         )
-        largest = attempt.blob.size + MARGIN_BYTES
+        largest = confirmation.most_bytes(attempt.blob.size)
         parts: list[bytes] = []
         joined = 0
         async with self._open(attempt) as stream:
             async for part in stream:
-                examination.update(part)
+                if len(part) <= _HASHED_IN_LOOP_BYTES:
+                    examination.update(part)
+                else:
+                    await trio.to_thread.run_sync(
+                        examination.update, part, limiter=self._limiter, abandon_on_cancel=True
+                    )
                 if examination.length > largest:
                     break
                 parts.append(part)

@@ -13,7 +13,7 @@ from functools import cached_property
 import trio
 
 from jmapfs.blob_keys import split_content_key
-from jmapfs.errors import AuthenticationError, ServerError, UnreachableError
+from jmapfs.errors import AuthenticationError, ServerError, StorageError, UnreachableError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
@@ -175,7 +175,11 @@ class AccountBlobSource:
 
     def describe(self, key: str) -> str:
         """Return a name for a blob in messages: the path of a file and the id of its email."""
-        return self._describe(self._reader, split_content_key(key)[1])
+        try:
+            return self._describe(self._reader, split_content_key(key)[1])
+        except StorageError:
+            # A message about a failed download must not cause another error.
+            return "a mail"
 
     @cached_property
     def _reader(self) -> IndexReader:

@@ -114,12 +114,14 @@ async def test_content_must_have_the_sha1_in_its_blob_id(tmp_path: Path, size: i
         assert len(await content.read(wrong, size, 0, size)) == size
 
 
-async def test_a_stream_that_is_far_too_long_is_given_up(tmp_path: Path) -> None:
-    source = FakeSource({"b": mail(70 * MIB)})
+@pytest.mark.parametrize("size", [50, 2 * MIB])
+async def test_a_stream_that_is_far_too_long_is_given_up(tmp_path: Path, size: int) -> None:
+    source = FakeSource({"b": mail(40 * MIB)})
+    source.wrong_sizes["b"], source.batch_limits = size, Limits(10)
     source.chunk = 4 * MIB
     async with serving(source, tmp_path, disk_limit=256 * MIB) as content:
-        with pytest.raises(BlobMismatchError):
-            await content.read("b", 2 * MIB, 0, 10)
+        with pytest.raises(BlobMismatchError, match="sent more than"):
+            await content.read("b", size, 0, 10)
         assert not await needs_no_network(content, "b")
 
 

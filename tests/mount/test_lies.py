@@ -38,7 +38,6 @@ class Row:
 
     routes: list[str]
     quirks: dict[str, Any] = field(default_factory=dict)
-    equal_size: bool = False
 
     @property
     def is_recoverable(self) -> bool:
@@ -53,14 +52,10 @@ ROWS = {
     "download lies, digests": Row(["download"]),
     "Blob/get lies, digests": Row(["blob-get"]),
     "both lie, digests": Row(["download", "blob-get"]),
-    "SHA-1 ids, the only route lies": Row(
-        ["download"], {"blob_get": False, "sha1_blob_ids": True}, equal_size=True
-    ),
-    "SHA-1 ids, download lies": Row(["download"], {"sha1_blob_ids": True}, equal_size=True),
-    "SHA-1 ids, Blob/get lies": Row(["blob-get"], {"sha1_blob_ids": True}, equal_size=True),
-    "SHA-1 ids, both lie": Row(
-        ["download", "blob-get"], {"sha1_blob_ids": True, "digests": []}, equal_size=True
-    ),
+    "SHA-1 ids, the only route lies": Row(["download"], {"blob_get": False, "sha1_blob_ids": True}),
+    "SHA-1 ids, download lies": Row(["download"], {"sha1_blob_ids": True}),
+    "SHA-1 ids, Blob/get lies": Row(["blob-get"], {"sha1_blob_ids": True}),
+    "SHA-1 ids, both lie": Row(["download", "blob-get"], {"sha1_blob_ids": True, "digests": []}),
 }
 
 
@@ -77,19 +72,19 @@ class Account:
         for lie in (*LIES, "once"):
             for consumer, (count, size) in CONSUMERS.items():
                 name = f"{lie}-{consumer}"
-                mails = [random_mail(n, size + 7 * n) for n in range(number, number + count)]
+                mails = [identified_mail(n, size + 7 * n) for n in range(number, number + count)]
                 box = self.server.control.create_mailbox(name)
                 self.server.control.add_emails(new_emails(mails, box, first=number))
                 self.contents[name] = mails
                 number += count
 
     def lie(self, lie: str | None, row: Row, count: int = -1) -> None:
-        # Without a digest, nothing tells another mail of the same size from the right one.
+        # Without a digest, only the Message-ID tells another mail of equal size from the right one.
         self.server.control.set_quirks(
             lie=lie,
             lie_routes=row.routes,
             lie_count=count,
-            lie_equal_size=row.equal_size and lie in {"html", "other-mail"},
+            lie_equal_size=lie in {"html", "other-mail"},
         )
 
     def files(self, mount: Mounted, name: str) -> list[tuple[Path, bytes]]:
@@ -101,6 +96,12 @@ class Account:
     def all_files(self, mount: Mounted) -> Iterator[tuple[Path, bytes]]:
         for name in self.contents:
             yield from self.files(mount, name)
+
+
+def identified_mail(number: int, size: int) -> bytes:
+    """Return a message of `size` bytes that has a Message-ID."""
+    field = f"Message-ID: <{number}@example.net>\r\n".encode()
+    return field + random_mail(number, size - len(field))
 
 
 def read_page_cache(path: Path) -> bytes:
