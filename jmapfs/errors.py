@@ -125,7 +125,7 @@ class BlobNotFoundError(ServerError):
 
 
 class BlobMismatchError(ServerError):
-    """The received content is not the content of the blob: its length or digest is wrong."""
+    """The received content is not confirmed: its length, digest or look is wrong."""
 
 
 class MountpointError(JmapfsError):

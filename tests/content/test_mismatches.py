@@ -46,6 +46,7 @@ async def test_another_size_is_reported_and_the_content_kept(
             await content.read("b", expected, 0, 10)
         assert corrections.seen == [("b", actual)]
         assert bytes(await content.read("b", actual, 0, actual)) == data
+        assert (content.counters.confirmed, content.counters.refused) == (1, 0)
     # Another process does not know that the content was confirmed.
     async with serving(source, tmp_path, corrections=corrections) as content:
         with pytest.raises(BlobMismatchError):
@@ -196,3 +197,29 @@ async def test_a_digest_settles_a_doubt_about_a_message_id(tmp_path: Path, size:
     async with serving(source, tmp_path) as content:
         assert bytes(await content.read("b", size, 0, size)) == data
     assert source.attempts == [(Route.DOWNLOAD, False), (Route.DOWNLOAD, True)]
+
+
+@pytest.mark.parametrize("cut_at", [0.1, 0.3])
+async def test_an_interrupted_attempt_leaves_no_file(tmp_path: Path, cut_at: float) -> None:
+    source = FakeSource({"b": mail(3 * MIB)}, delay=0.2)
+    source.lie, source.lies = lambda data: data[:-40], 1
+    async with serving(source, tmp_path) as content:
+        with trio.move_on_after(cut_at):
+            await content.read("b", 3 * MIB, 0, 10)
+    # The end of the service cancels the first attempt, or the second one.
+    assert len(source.attempts) == (1 if cut_at < source.delay else 2)
+    assert not list((tmp_path / "cache" / "large").iterdir())
+    assert source.running == 0
+
+
+async def test_cached_content_of_another_size_is_fetched_once(tmp_path: Path) -> None:
+    old, data = mail(2000), mail(3000)
+    async with serving(FakeSource({"b": old}), tmp_path) as content:
+        assert bytes(await content.read("b", 2000, 0, 2000)) == old
+    source = FakeSource({"b": data})
+    async with serving(source, tmp_path) as content, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(content.read, "b", 3000, 0, 3000)
+    assert source.asked["b"] == 1
+    async with serving(FakeSource(), tmp_path) as content:
+        assert bytes(await content.read("b", 3000, 0, 3000)) == data

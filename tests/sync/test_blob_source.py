@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from jmapfs.blob_keys import content_key
+from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.errors import ServerError, StorageError, TooMuchGoneError, UnreachableError
-from jmapfs.jmap.client import Client
+from jmapfs.jmap.client import Client, connect
+from jmapfs.snapshot.source import BlobRequest
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.tree.layout import BlobNames
 from tests.server import MethodFault
-from tests.sync.followed_account import Follower, followed, message, small_account
+from tests.sync.followed_account import CREDENTIALS, Follower, followed, message, small_account
 
 
 @dataclass
@@ -174,3 +177,39 @@ def test_a_name_without_an_index() -> None:
 
     source = AccountBlobSource(fail, fail, BlobNames().describe, fail, fail)
     assert source.describe("b") == "a mail"
+
+
+@pytest.mark.parametrize("blob_get", [False, True])
+@pytest.mark.parametrize("lie", ["html", "empty", "short", "long", "other-mail"])
+async def test_one_connection_is_enough_for_all_attempts_and_questions(
+    tmp_path: Path, lie: Any, *, blob_get: bool
+) -> None:
+    # A question must not wait for a download that waits for the question.
+    async with opened(tmp_path, blob_get=blob_get, digests=[]) as found:
+        account, quirks = found.follower.account, found.follower.quirks
+        account.add_email(message(99, body="x" * 3_000_000), ["P0"], email_id="Mlarge")
+        await found.follower.update()
+        blobs = {found.key(one.id): one for one in account.emails.values()}
+        fetched: dict[str, bytes] = {}
+
+        async def fetch(key: str) -> None:
+            request = BlobRequest(blobs[key].blob_id, blobs[key].size, 0, "", epoch=key[:8])
+            assert request.content_key == key
+            fetched[key] = await downloader.fetch(request, join_chunks, deadline=20)
+
+        async with connect(
+            f"{found.follower.url}/session", CREDENTIALS, account=account.id, concurrency=1
+        ) as client:
+            with open_blob_source(
+                found.follower.database, lambda: client, describe=BlobNames().describe
+            ) as source:
+                downloader = Downloader(source, trio.CapacityLimiter(1))
+                quirks.lie, quirks.lie_routes, quirks.lie_count = lie, ["download"], 8
+                quirks.lie_equal_size = lie == "other-mail"
+                if not blob_get:
+                    # Both attempts must not meet a lie.
+                    quirks.lie_count = 1
+                async with trio.open_nursery() as nursery:
+                    for key in blobs:
+                        nursery.start_soon(fetch, key)
+        assert fetched == {key: account.blobs.read(one.blob_id) for key, one in blobs.items()}
