@@ -190,6 +190,15 @@ class MountedAccount:
             return Reachability(online=True)
         return Reachability(online=False, since=connection.since, error=connection.error)
 
+    def require_epoch(self, inode: int, epoch: str) -> None:  # noqa: ARG002 - one account
+        """Raise ServerError if the kernel may still have content of another epoch.
+
+        The next round tells the kernel to drop it.
+        """
+        if epoch != self.kernel_epoch.current:
+            self.follower.wake()
+            raise ServerError("the server was reset a moment ago: try again")
+
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
         if record.epoch != self.kernel_epoch.current:
@@ -322,7 +331,7 @@ async def _close(disk: DiskCache) -> None:
 def _correct_size(database: IndexDatabase, epoch: str, blob_id: str, size: int) -> None:
     with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
         # The server may have been reset meanwhile.
-        if not epoch or epoch == writer.epoch():
+        if epoch == writer.epoch():
             writer.correct_size(blob_id, size)
 
 

@@ -83,22 +83,26 @@ class _CombinedContent:
     def __init__(self, accounts: dict[int, MountedAccount]) -> None:
         self._accounts = accounts
 
+    def require_epoch(self, inode: int, epoch: str) -> None:
+        """Raise ServerError if the kernel may still have content of another epoch."""
+        self._account(inode).require_epoch(inode, epoch)
+
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
-        return await self._account(record).read(record, offset, length)
+        return await self._account(record.inode).read(record, offset, length)
 
     def hold(self, record: FileRecord) -> None:
         """Record that a file is open. Content that was read stays available until `release`."""
-        self._account(record).hold(record)
+        self._account(record.inode).hold(record)
 
     def release(self, record: FileRecord) -> None:
         """Record that a file was closed. Its content need not stay available."""
-        self._account(record).release(record)
+        self._account(record.inode).release(record)
 
-    def _account(self, record: FileRecord) -> MountedAccount:
-        number, _ = to_account(record.inode)
+    def _account(self, inode: int) -> MountedAccount:
+        number, _ = to_account(inode)
         account = self._accounts.get(number)
         if account is None:
-            raise EntryNotFoundError(f"inode {record.inode} belongs to no account")
+            raise EntryNotFoundError(f"inode {inode} belongs to no account")
         return account
 
 

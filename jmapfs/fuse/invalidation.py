@@ -142,10 +142,11 @@ class CacheInvalidator:
         return stale, _KnownState(part.position, version, layout, epoch)
 
     def _drop(self, stale: _StaleEntries, epoch: str) -> None:
-        # READs of the earlier epoch fail from now on. The kernel makes the invalidation wait for
-        # those that are under way.
-        self._epoch.begin(epoch)
         is_new_epoch = stale.contents is not None
+        if is_new_epoch:
+            # From now on, OPEN and READ fail until the kernel has dropped everything. The kernel
+            # makes the invalidation wait for READs that are under way.
+            self._epoch.begin(None)
         for inode in stale.contents or ():
             if self._stopped:
                 return
@@ -165,10 +166,12 @@ class CacheInvalidator:
                 pyfuse3.invalidate_inode(
                     pyfuse3.InodeT(self._to_mount(inode)), attr_only=not is_new_epoch
                 )
-        if not self._stopped:
-            # The content of `.jmapfs.json` is dropped too: it is small and changes often.
-            with _errors_logged():
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(STATUS_FILE_INODE)))
+        if self._stopped:
+            return
+        self._epoch.begin(epoch)
+        # The content of `.jmapfs.json` is dropped too: it is small and changes often.
+        with _errors_logged():
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(STATUS_FILE_INODE)))
 
 
 def _stale_entries(part: JournalPart, before: Layout, after: Layout) -> _StaleEntries:

@@ -114,6 +114,9 @@ _FIRST_HANDLE: Final = 1 << 62
 class FileContent(Protocol):
     """The content of files."""
 
+    def require_epoch(self, inode: int, epoch: str) -> None:
+        """Raise ServerError if the kernel may still have content of another epoch."""
+
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return `length` bytes of a file from `offset` on, or fewer at its end."""
 
@@ -135,11 +138,15 @@ class _OpenDirectory:
 
 @dataclass(slots=True)
 class _OpenFile:
-    """A file that is open `opens` times; `failure` is the error of its last READ, if it failed."""
+    """A file that is open `opens` times; `failure` is the error of its last READ, if it failed.
+
+    `held` is the record whose content is held, or None. It differs from `record` if the size was
+    corrected or the server was reset meanwhile.
+    """
 
     record: FileRecord
     opens: int = 0
-    held: bool = False
+    held: FileRecord | None = None
     outdated: bool = False
     failure: UnreachableError | None = None
     failed_at: float = 0.0
@@ -258,6 +265,11 @@ class MailOperations(pyfuse3.Operations):
             status_file = self._tree.status_file(inode)
             if status_file is not None:
                 return self._open_status_file(status_file.content)
+        # After a reset of the server, a name may lead to an inode whose pages in the kernel are
+        # those of another email. Reading these pages needs no READ, so OPEN is refused until the
+        # kernel has dropped them.
+        self._content.require_epoch(inode, self._tree.epoch(inode))
+        if opened is None:
             opened = self._open[inode] = _OpenFile(self._record(inode))
         elif opened.outdated:
             opened.record, opened.outdated = self._record(inode), False
@@ -280,10 +292,10 @@ class MailOperations(pyfuse3.Operations):
         opened = self._open[fh]
         if opened.failure and trio.current_time() < opened.failed_at + _FAILURE_SECONDS:
             raise UnreachableError(f"{opened.failure} (a moment ago)")
-        if not opened.held:
+        if opened.held is None:
             # This is not done at OPEN: most opened files are read from the page cache, or never.
-            opened.held = True
-            self._content.hold(opened.record)
+            opened.held = opened.record
+            self._content.hold(opened.held)
         try:
             data = await self._content.read(opened.record, off, size)
         except UnreachableError as error:
@@ -313,8 +325,8 @@ class MailOperations(pyfuse3.Operations):
         opened.opens -= 1
         if not opened.opens:
             del self._open[fh]
-            if opened.held:
-                self._content.release(opened.record)
+            if opened.held is not None:
+                self._content.release(opened.held)
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -28,15 +28,15 @@ class KernelEpoch:
 
     def __init__(self, epoch: str) -> None:
         self.lock = threading.Lock()
-        self._epoch = epoch
+        self._epoch: str | None = epoch
 
     @property
-    def current(self) -> str:
-        """The epoch whose content the kernel may get."""
+    def current(self) -> str | None:
+        """The epoch whose content the kernel may get; None while it drops content."""
         return self._epoch
 
-    def begin(self, epoch: str) -> None:
-        """Give the kernel content of this epoch only; for worker threads."""
+    def begin(self, epoch: str | None) -> None:
+        """Give the kernel content of this epoch only, or no content; for worker threads."""
         with self.lock:
             self._epoch = epoch
 

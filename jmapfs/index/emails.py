@@ -228,20 +228,24 @@ class EmailBatch:
 
 
 class KnownEmail(NamedTuple):
-    """An email in the index; `stated` is the size that the server states, or UNKNOWN_SIZE."""
+    """An email in the index.
+
+    `size` is the size of the content. `stated` is the size that the server states, or UNKNOWN_SIZE.
+    """
 
     number: int
     inode: int
     stem: str
     blob_id: str
     received_at: int
+    size: int
     stated: int
 
 
 def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | None:
     """Return the email with that id in the index, or None."""
     row = connection.execute(
-        "SELECT number, inode, stem, blob_id, received_at, ifnull(stated, size)"
+        "SELECT number, inode, stem, blob_id, received_at, size, ifnull(stated, size)"
         " FROM email JOIN file USING (inode) WHERE id = ?",
         (email_id,),
     ).fetchone()

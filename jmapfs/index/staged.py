@@ -155,18 +155,29 @@ def is_reused(connection: sqlite3.Connection, known: KnownEmail | None, email: E
     §4.1.1). Of the header fields, the index has the stem of the name.
     """
     if known is None:
-        return False
+        return _is_blob_reused(connection, email)
     if (known.blob_id, known.received_at) != (email.blob_id, received_at(email)):
         return True
     if _ascii(known.stem) != _ascii(stem_of(email)):
         return True
-    if known.stated in {email.size, UNKNOWN_SIZE}:
+    if known.stated == UNKNOWN_SIZE or email.size in {known.stated, known.size}:
+        # The server states the same size, or it has corrected a wrong one.
         return False
     # A server may state two sizes for two emails with one blob. The index has only one of them.
     (emails,) = connection.execute(
         "SELECT count(*) FROM email WHERE inode = ?", (known.inode,)
     ).fetchone()
     return bool(emails == 1)
+
+
+def _is_blob_reused(connection: sqlite3.Connection, email: Email) -> bool:
+    """Return whether an email with the same blob and time of receipt has other header fields."""
+    row = connection.execute(
+        "SELECT stem FROM file JOIN email USING (inode)"
+        " WHERE blob_id = ? AND received_at = ? LIMIT 1",
+        (email.blob_id, received_at(email)),
+    ).fetchone()
+    return row is not None and _ascii(row[0]) != _ascii(stem_of(email))
 
 
 def _encoded(email: Email) -> str:

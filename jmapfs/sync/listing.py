@@ -60,7 +60,7 @@ class ListingTarget(Protocol):
 class FirstListing:
     """Stores the emails in the index, which is not shown until the listing is complete.
 
-    If an id stands for another email than at the beginning of an interrupted listing, `store`
+    If an id stands for another email than at the beginning of an interrupted listing, storing it
     raises ReusedIdsError, unless blob ids prove the content (`ids_prove`).
     """
 
@@ -85,8 +85,7 @@ class FirstListing:
     def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
         """Store the emails of a page with the progress, in one transaction."""
         with self._writer.transaction():
-            if not self._ids_prove and self._writer.reused_ids(emails):
-                raise ReusedIdsError
+            self._require_own_ids(emails)
             self._writer.put_emails(emails)
             self._writer.set_listing_progress(progress)
 
@@ -97,6 +96,7 @@ class FirstListing:
     def store_unlisted(self, emails: Sequence[Email], not_found: Sequence[str]) -> None:
         """Store what the server answers about emails that were not listed."""
         with self._writer.transaction():
+            self._require_own_ids(emails)
             self._writer.put_emails(emails)
             self._writer.remove_emails(not_found)
 
@@ -109,6 +109,10 @@ class FirstListing:
             )
             self._writer.set_state(state)
             self._writer.end_listing()
+
+    def _require_own_ids(self, emails: Sequence[Email]) -> None:
+        if not self._ids_prove and self._writer.reused_ids(emails):
+            raise ReusedIdsError
 
 
 async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:

@@ -131,6 +131,9 @@ class StagedListing:
                 if state.stale is None:
                     _log.error("keeping the old tree: %s", describe_stale(stale))
                 return stale
+            if gone == total and total and not self._ids_prove:
+                # Nothing shows that the server's blob ids still have their meaning.
+                reset = True
             if reset:
                 _log.warning("%s: content is downloaded again", REUSED_IDS)
             if gone:

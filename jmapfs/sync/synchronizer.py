@@ -176,7 +176,8 @@ class Synchronizer:
     async def _needed_comparison(
         self, state: AccountState, stale: StaleTree, progress: ListingProgress | None
     ) -> _Listing:
-        listing = _Listing(stale.reason, stale.reset)
+        # If ids are still in use for other emails, a new listing finds that again.
+        listing = _Listing(stale.reason)
         if progress is None or not progress.finished:
             return listing
         if 100 * stale.gone <= self._max_gone * stale.total:
@@ -189,8 +190,7 @@ class Synchronizer:
         if current == stale.email_state or not (is_back or is_due):
             raise too_much_gone(stale)
         await trio.to_thread.run_sync(discard_listing, self._writer)
-        # If ids are still in use for other emails, the new listing finds that again.
-        return replace(listing, reset=False)
+        return listing
 
     async def _list(self, listing: _Listing, report: ListingReport, *, complete: bool) -> None:
         if complete:

@@ -78,6 +78,11 @@ class CombinedTree:
         _, tree, own = self._to_account(inode)
         return tree.version(own)
 
+    def epoch(self, inode: int) -> str:
+        """Return the epoch of the account of an inode (`blob_keys`)."""
+        _, tree, own = self._to_account(inode)
+        return tree.epoch(own)
+
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files."""
         parts = [tree.totals() for tree in self._trees.values()]

@@ -169,6 +169,9 @@ class TreeView(Protocol):
         Compare the value only with values for the same directory from the same view.
         """
 
+    def epoch(self, inode: int) -> str:
+        """Return the epoch of the account of an inode (`blob_keys`)."""
+
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files."""
 
@@ -264,6 +267,10 @@ class Tree:
     def status_file(self, inode: int = STATUS_FILE_INODE) -> StatusFile | None:
         """Return the content of `.jmapfs.json` if the inode is its inode, else None."""
         return self._current_status_file() if inode == STATUS_FILE_INODE else None
+
+    def epoch(self, inode: int) -> str:  # noqa: ARG002 - there is one account
+        """Return the epoch of the account (`blob_keys`)."""
+        return self._reader.epoch()
 
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files; this reads the whole table."""

@@ -217,8 +217,11 @@ class _Run:
     ) -> None:
         started = [one for one in downloads if one.start()]
         await trio.sleep(0.2)
+        # Only content of the right size is recalled.
         arrived = [
-            (one, self.source.content(one.content_key)) for one in started if one.size < _LARGE
+            (one, data)
+            for one in started
+            if len(data := self.source.content(one.content_key)) == one.size < _LARGE
         ]
         try:
             await self.content.publish(arrived, publish)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 
+from jmapfs.errors import ServerError
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
@@ -35,20 +36,26 @@ class NotedContent:
         self.held: Counter[str] = Counter()
         self.reads: list[tuple[str, int, int, int]] = []
         self.error: Exception | None = None
+        self.epoch = ""
+
+    def require_epoch(self, inode: int, epoch: str) -> None:
+        assert inode
+        if epoch != self.epoch:
+            raise ServerError("another epoch")
 
     async def read(self, record: FileRecord, offset: int, length: int) -> memoryview:
-        assert self.held[record.blob_id] > 0
+        assert self.held[record.content_key] > 0
         self.reads.append((record.blob_id, record.size, offset, length))
         if self.error is not None:
             raise self.error
         return memoryview((b"x" * record.size)[offset : offset + length])
 
     def hold(self, record: FileRecord) -> None:
-        self.held[record.blob_id] += 1
+        self.held[record.content_key] += 1
 
     def release(self, record: FileRecord) -> None:
-        self.held[record.blob_id] -= 1
-        assert self.held[record.blob_id] >= 0
+        self.held[record.content_key] -= 1
+        assert self.held[record.content_key] >= 0
 
 
 class NotedTree(Tree):

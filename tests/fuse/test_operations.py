@@ -6,6 +6,7 @@ import errno
 import logging
 import sqlite3
 import stat
+from dataclasses import replace
 from typing import Any
 
 import pyfuse3
@@ -168,6 +169,38 @@ async def test_a_corrected_size_applies_from_the_next_open(setting: Setting) -> 
     assert content.reads[-1] == ("b5", 2000, 1990, 100)
     for each in (opened, again):
         await operations.release(each.fh)
+
+
+async def test_open_is_refused_while_the_kernel_has_another_epoch(setting: Setting) -> None:
+    """The names of the tree may be new already, and the kernel's pages old."""
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    with setting.writing() as writer:
+        writer.set_state(replace(writer.state(), epoch="e2"))
+    with failing_with(errno.EIO):
+        await setting.open(inode)
+    status_file = await setting.open(await setting.inode(b".jmapfs.json"))
+    setting.content.epoch = "e2"
+    again = await setting.open(inode)
+    for each in (opened, status_file, again):
+        await setting.operations.release(each.fh)
+
+
+async def test_the_content_that_was_held_is_released(setting: Setting) -> None:
+    """Its key is another one after a reset."""
+    operations, content = setting.operations, setting.content
+    inode = await setting.inode(b"Inbox", name(5))
+    opened = await setting.open(inode)
+    content.error = BlobMismatchError("another size")
+    with failing_with(errno.EIO):
+        await operations.read(opened.fh, 0, 10)
+    with setting.writing() as writer:
+        writer.set_state(replace(writer.state(), epoch="e2"))
+    content.error, content.epoch = None, "e2"
+    again = await setting.open(inode)
+    for each in (opened, again):
+        await operations.release(each.fh)
+    assert not +content.held
 
 
 async def test_the_status_file(setting: Setting) -> None:

@@ -184,6 +184,36 @@ def test_a_second_mount_sees_the_same(server: ServerProcess, home: Home, tmp_pat
                 assert digests(list(one.contents().values())) == digests(mails("other"))
 
 
+def test_a_mount_that_has_not_told_the_kernel_yet(
+    server: ServerProcess, home: Home, tmp_path: Path
+) -> None:
+    """Another mount writes the index. The inodes are reused, and only the names differ."""
+    server.control.set_quirks(push="off")
+    slow = ("--poll-interval", "3600")
+    with (
+        home.mounted(server.url) as writer,
+        home.mounted(server.url, *slow, path=tmp_path / "second") as mount,
+    ):
+        old = mount.contents()
+        inodes = {status.st_ino for status in mount.files().values()}
+        server.control.reset(mails("other"), received_at=DATES[:12])
+        assert sync(home, writer)[0] == 0
+        new = writer.contents()
+        assert {status.st_ino for status in mount.files().values()} == inodes
+        wrong = []
+        for path, content in [*old.items(), *new.items()]:
+            try:
+                found = (mount.path / path).read_bytes()
+            except OSError:
+                continue
+            if found != content:
+                wrong.append(path)
+        assert not wrong
+        # An OPEN that was refused begins a round.
+        wait_until(lambda: readable(mount), 10)
+        assert mount.contents() == new
+
+
 def test_deletions_cannot_be_accepted_offline(server: ServerProcess, home: Home) -> None:
     with home.mounted(server.url) as mount:
         before = mount.contents()

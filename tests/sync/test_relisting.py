@@ -118,6 +118,52 @@ async def test_ids_that_contain_a_sha1_need_no_epoch(tmp_path: Path) -> None:
         f.assert_true()
 
 
+async def test_a_corrected_size_is_no_reset(tmp_path: Path) -> None:
+    """The server first states a wrong size, later the size that the content has."""
+    async with numbered(tmp_path) as f:
+        epoch, size = f.writer.epoch(), f.account.emails["M3"].size
+        f.quirks.size_offsets = {"M3": 5}
+        f.account.set_keywords("M3", ["$flagged"])
+        await f.update()  # the stated size is a reset, so a new epoch begins
+        assert f.writer.epoch() != epoch
+        epoch = f.writer.epoch()
+        with f.writer.transaction():
+            f.writer.correct_size(f.account.emails["M3"].blob_id, size)
+        f.quirks.size_offsets = {}
+        f.account.set_keywords("M3", ["$seen"])
+        await f.update()
+        f.account.forget_changes()
+        await f.update()
+        assert f.writer.epoch() == epoch
+        f.assert_true()
+
+
+@pytest.mark.parametrize("dates", [DATES, LATER])
+async def test_blob_ids_that_are_reused_under_new_email_ids(
+    tmp_path: Path, dates: list[str]
+) -> None:
+    async with numbered(tmp_path) as f:
+        epoch, blobs = f.writer.epoch(), {email.blob_id for email in f.account.emails.values()}
+        f.account.reset(mails(200), received_at=dates[:12])
+        f.account.change_email_ids()
+        f.account.forget_changes()
+        assert {email.blob_id for email in f.account.emails.values()} == blobs
+        await f.update(accept_deletions=True)
+        assert f.writer.epoch() not in {"", epoch}
+        await f.assert_as_if_new()
+
+
+async def test_new_email_ids_alone_are_no_reset(tmp_path: Path) -> None:
+    async with numbered(tmp_path) as f:
+        epoch, before = f.writer.epoch(), f.shown()
+        f.account.change_email_ids()
+        f.account.forget_changes()
+        await f.update()
+        assert f.writer.epoch() == epoch
+        assert f.shown() == before
+        await f.assert_as_if_new()
+
+
 async def test_a_reset_during_the_first_listing(tmp_path: Path) -> None:
     account = Account()
     account.create_mailbox("Inbox", mailbox_id="P0")
