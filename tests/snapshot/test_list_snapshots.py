@@ -82,7 +82,12 @@ def test_json(tmp_path: Path, snapshots: list[Path]) -> None:
         "new": 0,
         "gone": 0,
         "added_bytes": 0,
-        "verified": {"when": "2026-11-20T13:14:15Z", "outcome": "extra", "quick": False},
+        "verified": {
+            "when": "2026-11-20T13:14:15Z",
+            "outcome": "extra",
+            "quick": False,
+            "online": False,
+        },
     }
 
 
