@@ -112,7 +112,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 method=request.method,
                 url=_httpcore_url(url),
                 headers=request.headers.raw,
-                content=request.stream,
+                content=_Content(request.content),
                 extensions={**request.extensions, "trace": connecting.note},
             )
         )
@@ -203,6 +203,25 @@ class _ConnectTrace:
         if self._stream is not None:
             with trio.CancelScope(shield=True):
                 await self._stream.aclose()
+
+
+class _Content:
+    """The body of a request. Each iteration yields it once.
+
+    httpx and httpcore use an async generator. If the request is cancelled, the generator is not
+    exhausted, and trio warns of that when it is collected.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._chunks = [content] if content else []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Content(b"".join(self._chunks))
+
+    async def __anext__(self) -> bytes:
+        if not self._chunks:
+            raise StopAsyncIteration
+        return self._chunks.pop()
 
 
 class _Body(httpx.AsyncByteStream):

@@ -312,6 +312,22 @@ async def test_cancelled_request_closes_its_connection(answer: bytes) -> None:
     assert server.connections == 3
 
 
+async def test_request_cancelled_while_its_content_is_sent_leaves_no_generator() -> None:
+    """A generator that is collected before its end would be a ResourceWarning, so an error here."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener.socket.getsockname()[1]
+    # Nobody accepts the connection, so the buffers fill and sending blocks.
+    content = b"x" * (64 << 20)
+    request = HttpRequest(method="POST", url=f"http://127.0.0.1:{port}/", content=content)
+    async with listener, Transport(CREDENTIALS, user_agent="test") as transport:
+        transport.trust([f"http://127.0.0.1:{port}"])
+        with trio.move_on_after(0.5) as scope:
+            await transport.fetch(request, until=trio.current_time() + 30)
+        assert scope.cancelled_caught
+        gc.collect()
+        await trio.lowlevel.checkpoint()
+
+
 async def test_cancelled_tls_handshake_closes_its_connection() -> None:
     server = Server()
     async with running(server):
