@@ -24,7 +24,6 @@ HEAD_BYTES: Final = 64 * 1024
 
 _LEAST_MARGIN: Final = 16 * 1024 * 1024
 
-_SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
 # RFC 5322 §2.2: a field name is printable ASCII without a colon. §4.5 allows spaces before the
 # colon. Some mail has names with other bytes. A name that begins with one of the excluded
 # characters is JSON or markup.
@@ -133,12 +132,6 @@ def most_bytes(size: int) -> int:
     A small mail is held in memory, so the limit depends on the size.
     """
     return size + max(size, _LEAST_MARGIN)
-
-
-def sha1_of(blob_id: str) -> bytes | None:
-    """Return the SHA-1 in a blob id of Cyrus, or None. Only for servers that make such ids."""
-    match = _SHA1_BLOB_ID.fullmatch(blob_id)
-    return bytes.fromhex(match[1]) if match else None
 
 
 def has_header_line(head: bytes) -> bool:

@@ -44,7 +44,7 @@ from jmapfs.errors import (
     ServerError,
     UnreachableError,
 )
-from jmapfs.jmap.blob_get import BlobDigest
+from jmapfs.jmap.blob_get import BlobDigest, sha1_of
 from jmapfs.jmap.client import EmailValues
 
 _log = logging.getLogger(__name__)
@@ -341,7 +341,7 @@ class Downloader:
     def _sha1(self, blob: SizedBlob) -> bytes | None:
         if not self.source.blob_ids_are_sha1:
             return None
-        return confirmation.sha1_of(split_content_key(blob.content_key)[1])
+        return sha1_of(split_content_key(blob.content_key)[1])
 
     def _name(self, blob: SizedBlob) -> str:
         return self.source.describe(blob.content_key)

@@ -119,6 +119,11 @@ class EmailRow(msgspec.Struct, frozen=True, array_like=True):
     files: tuple[tuple[str, str], ...]
     stated_size: int | None = None
 
+    @property
+    def server_size(self) -> int:
+        """The size that the server states."""
+        return self.size if self.stated_size is None else self.stated_size
+
 
 @dataclass(frozen=True, slots=True)
 class EmailSlice:

@@ -58,6 +58,12 @@ class BlobDigest:
     size: int | None
 
 
+def sha1_of(blob_id: str) -> bytes | None:
+    """Return the SHA-1 in a blob id of Cyrus, or None. Only for servers that make such ids."""
+    match = _SHA1_BLOB_ID.fullmatch(blob_id)
+    return bytes.fromhex(match[1]) if match else None
+
+
 class _DigestedBlob(msgspec.Struct, frozen=True):
     """A blob in a response. msgspec decodes base64 into bytes."""
 
@@ -303,7 +309,8 @@ def _digests_in_ids(
     ids: Iterable[str], found: Mapping[str, _DigestedBlob]
 ) -> Iterator[tuple[str, BlobDigest]]:
     for id_ in ids:
-        if match := _SHA1_BLOB_ID.fullmatch(id_):
+        sha1 = sha1_of(id_)
+        if sha1 is not None:
             blob = found.get(id_)
             size = None if blob is None else blob.size
-            yield id_, BlobDigest("sha", bytes.fromhex(match[1]), size)
+            yield id_, BlobDigest("sha", sha1, size)

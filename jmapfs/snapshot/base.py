@@ -121,20 +121,19 @@ class BaseSnapshot(LineIndex):
         return f"{blob_id}\0{utc_date(received_at)}"
 
     def file(
-        self, blob_id: str, received_at: int, size: int, stated_size: int | None
+        self, blob_id: str, received_at: int, size: int, stated_size: int
     ) -> SharedFile | None:
         """Return a file with the content that is wanted, or None if the base does not have it.
 
         `size` is the size that the content must have. `stated_size` is the size that the server
-        states, None if it is `size`.
+        states.
         """
         if self.is_reset:
             return None
         mail = self.find(self.key(blob_id, received_at))
         if mail is None:
             return None
-        stated = size if stated_size is None else stated_size
-        is_confirmed = mail.confirmed_size is not None and mail.size == stated
+        is_confirmed = mail.confirmed_size is not None and mail.size == stated_size
         if mail.content_size != size and not is_confirmed:
             return None
         for place in mail.mailboxes:
@@ -176,9 +175,8 @@ class EmailIdentities:
         """Return whether one of the emails has other values than its id had in the snapshot."""
         for email in emails:
             known = self._values.get(hash(email.id))
-            stated = email.size if email.stated_size is None else email.stated_size
             if known is not None and known != self._value(
-                email.blob_id, utc_date(email.received_at), stated
+                email.blob_id, utc_date(email.received_at), email.server_size
             ):
                 return True
         return False

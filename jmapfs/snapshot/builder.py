@@ -90,7 +90,8 @@ class TreeBuilder:
             if not (
                 blob_id in self._requested
                 or self._is_staged(blob_id, request.size)
-                or self._base_file(blob_id, request.received_at, request.size, None) is not None
+                or self._base_file(blob_id, request.received_at, request.size, request.size)
+                is not None
             ):
                 self._requested.add(blob_id)
                 missing.append(request)
@@ -113,7 +114,7 @@ class TreeBuilder:
             if self._is_staged(blob_id, mail.size):
                 plan.staged += 1
                 continue
-            shared = self._base_file(blob_id, mail.received_at, mail.size, mail.stated_size)
+            shared = self._base_file(blob_id, mail.received_at, mail.size, mail.server_size)
             if shared is not None:
                 plan.shared[blob_id] = shared
             else:
@@ -172,8 +173,9 @@ class TreeBuilder:
             raise IncompleteError(f"email {mail.id} was not downloaded")
         files = tuple(path for _, path in mail.files)
         when = utc_date(mail.received_at)
-        size = mail.size if mail.stated_size is None else mail.stated_size
-        self._staging.missing.add([MissingMail(mail.id, mail.blob_id, when, size, files, reason)])
+        self._staging.missing.add(
+            [MissingMail(mail.id, mail.blob_id, when, mail.server_size, files, reason)]
+        )
         if self._base is not None:
             self._base.discard(self._base.key(mail.blob_id, mail.received_at))
 
@@ -185,7 +187,7 @@ class TreeBuilder:
         )
 
     def _base_file(
-        self, blob_id: str, received_at: int, size: int, stated_size: int | None
+        self, blob_id: str, received_at: int, size: int, stated_size: int
     ) -> SharedFile | None:
         if self._base is None:
             return None
@@ -224,7 +226,7 @@ class TreeBuilder:
         for mailbox_id, path in mail.files:
             mailbox = self._mailboxes[mailbox_id]
             places.append(SavedPlace(mailbox_id, mailbox.path, mailbox.role, f"{MAIL}/{path}"))
-        stated = mail.size if mail.stated_size is None else mail.stated_size
+        stated = mail.server_size
         return SavedMail(
             mail.id,
             mail.blob_id,

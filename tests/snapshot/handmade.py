@@ -112,3 +112,11 @@ def _known(previous: Path | None, saved: SavedMail) -> Path | None:
 
 def _mailboxes(names: Iterable[str]) -> list[ExportedMailbox]:
     return [ExportedMailbox(f"id-{name}", name, name, None, None, 0) for name in names]
+
+
+def letters(count: int, first: int = 1) -> list[Letter]:
+    """Return letters; every fifth is in two mailboxes."""
+    return [
+        Letter(number, ("Inbox", "Work") if number % 5 == 0 else ("Inbox",))
+        for number in range(first, first + count)
+    ]

@@ -34,7 +34,7 @@ from tests.cache.small_disk import needs_root, tmpfs
 from tests.mounts import command
 from tests.snapshot.commands import RecordingReport, dates, everything_in, require_whole
 from tests.snapshot.fake_source import FakeAccount
-from tests.snapshot.handmade import Letter, make_snapshot
+from tests.snapshot.handmade import Letter, letters, make_snapshot
 
 
 @pytest.fixture
@@ -45,14 +45,6 @@ def listener() -> RecordingReport:
 @pytest.fixture
 def dest(tmp_path: Path) -> Path:
     return tmp_path / "dest"
-
-
-def letters(count: int, first: int = 1) -> list[Letter]:
-    """Return letters; every fifth is in two mailboxes."""
-    return [
-        Letter(number, ("Inbox", "Work") if number % 5 == 0 else ("Inbox",))
-        for number in range(first, first + count)
-    ]
 
 
 def take(

@@ -19,21 +19,13 @@ from jmapfs.snapshot.repository import Repository, list_snapshots
 from jmapfs.snapshot.source import SnapshotSummary
 from tests.snapshot.commands import RecordingReport, dates, require_whole
 from tests.snapshot.fake_source import FakeAccount
-from tests.snapshot.handmade import Letter
+from tests.snapshot.handmade import Letter, letters
 from tests.snapshot.verification import verified
 
 
 @pytest.fixture
 def dest(tmp_path: Path) -> Path:
     return tmp_path / "dest"
-
-
-def letters(count: int) -> list[Letter]:
-    """Return letters; every fifth is in two mailboxes."""
-    return [
-        Letter(number, ("Inbox", "Work") if number % 5 == 0 else ("Inbox",))
-        for number in range(1, count + 1)
-    ]
 
 
 def take(

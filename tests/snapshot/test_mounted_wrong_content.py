@@ -1,4 +1,4 @@
-"""Snapshots of a mount whose server was reset: no wrong byte gets in."""
+"""Snapshots of a mount whose server lies or was reset: no wrong byte gets in."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jmapfs.errors import TooMuchGoneError
+from jmapfs.errors import IncompleteError, TooMuchGoneError
 from tests.mails import received_at, text_mail
 from tests.mounts import Home
 from tests.server import ServerProcess, server_process
 from tests.snapshot.commands import TakenSnapshot, dates, require_whole, tree_of
 
 pytestmark = pytest.mark.mount
+
+MAILS = 12
 
 
 @pytest.fixture
@@ -34,8 +37,11 @@ def home(tmp_path: Path) -> Home:
 def reset(server: ServerProcess, first: int) -> None:
     """Give the account mails with the ids M1, M2 and so on, and with always the same sizes."""
     server.control.reset(
-        [text_mail(first + number, padding=50 - len(str(first + number))) for number in range(12)],
-        received_at=[received_at(first + number) for number in range(12)],
+        [
+            text_mail(first + number, padding=50 - len(str(first + number)))
+            for number in range(MAILS)
+        ],
+        received_at=[received_at(first + number) for number in range(MAILS)],
     )
 
 
@@ -74,3 +80,28 @@ def test_a_reset_between_two_snapshots(
         require_right(server, TakenSnapshot(json.loads(result.stdout)).path)
         again = home.run("snapshot", "--json", mount.path, dest)
         assert json.loads(again.stdout)["fetched"] == 0
+
+
+@pytest.mark.parametrize("lie", ["html", "empty", "short", "long", "other-mail"])
+def test_no_wrong_byte_gets_into_a_snapshot(
+    server: ServerProcess, home: Home, tmp_path: Path, lie: Any
+) -> None:
+    dest = tmp_path / "dest"
+    with home.mounted(server.url) as mount:
+        server.control.set_quirks(lie=lie, lie_blob_ids=["B3", "B7"])
+        failed = home.run("snapshot", "--json", mount.path, dest)
+        assert failed.exit_code == IncompleteError.exit_code
+        missing = json.loads(failed.stdout)["missing"]
+        assert [one["email_id"] for one in missing] == ["M3", "M7"]
+        skipped = home.run("snapshot", "--json", "--skip-bad", mount.path, dest)
+        assert skipped.exit_code == IncompleteError.exit_code
+        [date] = dates(dest)
+        require_whole(dest / date)
+        right = {email.sha256 for email in server.control.dump().emails}
+        found = {digest for digest, _, _ in tree_of(dest / date).values()}
+        assert found < right
+        assert len(found) == MAILS - 2
+        server.control.reset_quirks()
+        result = home.run("snapshot", "--json", mount.path, dest)
+        assert result.exit_code == 0, result.stderr
+        require_right(server, TakenSnapshot(json.loads(result.stdout)).path)
