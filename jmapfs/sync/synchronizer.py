@@ -72,12 +72,16 @@ class _Listing:
 
 @dataclass(frozen=True, slots=True)
 class _IndexStatus:
-    """The data from the index on which the next step depends; one worker thread reads it all."""
+    """The data from the index on which the next step depends; one worker thread reads it all.
+
+    `unconfirmed` has the ids of emails whose size an earlier version took from unconfirmed content.
+    """
 
     state: AccountState
     listing: ListingProgress | None
     pending_removals: bool
     orphaned: Sequence[str]
+    unconfirmed: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ class Synchronizer:
 
     async def _bring_up_to_date(self, report: ListingReport) -> bool:
         status = await trio.to_thread.run_sync(self._claim)
-        await self._confirm_sizes(status.state)
+        await self._confirm_sizes(status)
         listing = await self._needed_listing(status)
         listings = 0
         while True:
@@ -206,25 +210,16 @@ class Synchronizer:
             target = FirstListing(self._writer, ids_prove=self._client.blob_ids_are_sha1)
             await list_emails(self._client, target, report)
 
-    async def _confirm_sizes(self, state: AccountState) -> None:
+    async def _confirm_sizes(self, status: _IndexStatus) -> None:
         """Ask again for sizes that an earlier version has taken from unconfirmed content."""
-        writer = self._writer
-        if state.stale is not None:
+        if status.state.stale is not None or not status.unconfirmed:
             return
-
-        def unconfirmed() -> list[str]:
-            blobs = writer.unconfirmed_blobs()
-            return [email_id for blob in blobs for email_id, _ in writer.emails_of_blob(blob)]
-
-        ids = await trio.to_thread.run_sync(unconfirmed)
-        if not ids:
-            return
-        emails, _ = await self._client.emails(ids)
+        emails, _ = await self._client.emails(status.unconfirmed)
 
         def confirm() -> None:
-            with writer.transaction():
-                writer.set_stated_sizes(emails)
-                writer.forget_unconfirmed()
+            with self._writer.transaction():
+                self._writer.set_stated_sizes(emails)
+                self._writer.forget_unconfirmed()
 
         await trio.to_thread.run_sync(confirm)
 
@@ -364,11 +359,17 @@ class Synchronizer:
             raise ReusedIdsError
 
     def _status(self) -> _IndexStatus:
+        writer = self._writer
         return _IndexStatus(
-            self._writer.state(),
-            self._writer.listing_progress(),
-            self._writer.has_pending_removals(),
-            self._writer.orphaned_emails(),
+            writer.state(),
+            writer.listing_progress(),
+            writer.has_pending_removals(),
+            writer.orphaned_emails(),
+            [
+                email_id
+                for blob_id in writer.unconfirmed_blobs()
+                for email_id, _ in writer.emails_of_blob(blob_id)
+            ],
         )
 
     def _store(
