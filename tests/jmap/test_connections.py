@@ -526,6 +526,51 @@ async def test_unknown_certificate_is_refused(
     assert server.asked == 0
 
 
+async def tunnel(stream: trio.SocketStream) -> None:
+    """Be a proxy for one connection: answer CONNECT, and copy bytes in both directions."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await stream.receive_some(1)
+    host, _, port = head.split()[1].partition(b":")
+    assert head.startswith(b"CONNECT ")
+    server = await trio.open_tcp_stream(host.decode(), int(port))
+    await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for piece in source:
+                await target.send_all(piece)
+        nursery.cancel_scope.cancel()
+
+    async with stream, server, trio.open_nursery() as nursery:
+        nursery.start_soon(copy, stream, server)
+        nursery.start_soon(copy, server, stream)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+async def test_mail_is_read_through_a_proxy(
+    name: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(other, raising=False)
+    server, connections = Server(MAIL), 0
+
+    async def count(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        await tunnel(stream)
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, count, [listener])
+        monkeypatch.setenv(name, f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+        async with running_tls(server, certificate, ca_file=certificate) as transport:
+            assert await get(transport, server) == b"mail"
+            assert await get(transport, server) == b"mail"
+        nursery.cancel_scope.cancel()
+    assert connections == server.connections == 1
+
+
 async def test_authorities_in_ca_file_are_accepted_too(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
