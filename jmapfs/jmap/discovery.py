@@ -20,7 +20,7 @@ from dns.rdtypes.IN.SRV import SRV
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import REDIRECTS
-from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin, with_origin_of
+from jmapfs.jmap.origins import host_of, is_downgrade, origin_of, secure_origin, with_origin_of
 from jmapfs.jmap.response import HttpRequest, HttpResponse
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
 
@@ -165,7 +165,10 @@ async def _session_at(
             session = parse_session(response, transport, rewrite_origin=rewrite_origin)
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
             return session
+        start = origin_of(url)
         url = _redirect_target(response, rewrite_origin=rewrite_origin)
+        if origin_of(url) != start:
+            transport.explain({origin_of(url): f"a redirect of {host_of(response.url)}"})
     raise ProtocolError(f"discovery was redirected more than {_MAX_REDIRECTS} times")
 
 

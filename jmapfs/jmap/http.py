@@ -248,12 +248,16 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     def set_limits(self, origins: Mapping[str, str], concurrent_requests: int) -> None:
         """Apply the origins and the number of concurrent requests that a session allows.
 
-        `origins` maps each origin to the property of the session that names it, or to an empty
-        string if it is the origin of the session itself.
+        `origins` maps each origin to what names it, for error texts, such as "the session's
+        apiUrl", or to an empty string if it is the origin of the session itself.
         """
         self.trust(origins)
-        self._named_by = origins
+        self.explain(origins)
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
+
+    def explain(self, origins: Mapping[str, str]) -> None:
+        """Say in errors what names these origins, until other origins are trusted."""
+        self._named_by = origins
 
     def trust(self, origins: Iterable[str]) -> None:
         """Allow the credentials to go to these origins, and to no others."""
@@ -473,7 +477,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if not name:
             return ""
         return (
-            f" (the session's {name} names {host_of(url)}; if the server is reachable only under"
+            f" ({name} names {host_of(url)}; if the server is reachable only under"
             " the name that you gave, set rewrite_origin = true)"
         )
 

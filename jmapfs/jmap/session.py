@@ -44,9 +44,9 @@ class Limits(msgspec.Struct, frozen=True, rename="camel"):
 class Session:
     """A session of one user. `url` is the URL of the session after all redirects.
 
-    `origins` may receive the credentials. Each is mapped to the property that names it first, or to
-    an empty string if it is the origin of `url`. With `rewrite_origin`, all URLs have the origin of
-    `url`, whatever the server says. `blob_ids_are_sha1` is true for
+    `origins` may receive the credentials. Each is mapped to what names it first, such as "the
+    session's apiUrl", or to an empty string if it is the origin of `url`. With `rewrite_origin`,
+    all URLs have the origin of `url`, whatever the server says. `blob_ids_are_sha1` is true for
     Cyrus, and for Fastmail, which runs Cyrus.
     """
 
@@ -173,7 +173,9 @@ def parse_session(
     capabilities = document.capabilities or {}
     origins = {secure_origin(base, naming=f"the URL of {what}", error=ProtocolError): ""}
     for name, url in urls.items():
-        origins.setdefault(secure_origin(url, naming=name, error=ProtocolError), name)
+        origins.setdefault(
+            secure_origin(url, naming=name, error=ProtocolError), f"the session's {name}"
+        )
     return Session(
         url=base,
         username=document.username or "",

@@ -151,6 +151,22 @@ async def test_unreachable_origin_of_the_session_is_explained(
             await ask()
 
 
+async def test_unreachable_target_of_a_redirect_is_explained(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    redirect = httpx.Response(307, headers={"Location": "https://backend.internal/jmap/session"})
+
+    def before(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "backend.internal":
+            raise httpx.ConnectError("no route to host")
+        return redirect
+
+    server.before = before
+    words = r"a redirect of mail\.example\.org names backend\.internal; .*rewrite_origin = true"
+    with pytest.raises(UnreachableError, match=words):
+        async with connect("mail.example.org", CREDENTIALS, network=server):
+            pass
+
+
 async def test_limits_are_decoded() -> None:
     session = await session_of()
     assert session.limits == Limits(500, 16, 4, 1_000_000)
