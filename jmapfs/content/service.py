@@ -16,7 +16,7 @@ import trio
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache, OpenBlob, OpenBlobs
 from jmapfs.content.division import extra_time
-from jmapfs.content.download import BlobSource, Downloader
+from jmapfs.content.download import Downloader
 from jmapfs.content.download_queue import BatchDownloader
 from jmapfs.content.publisher import (
     Arrived,
@@ -25,6 +25,7 @@ from jmapfs.content.publisher import (
     DiskThreads,
     PublishToKernel,
 )
+from jmapfs.content.server_blobs import BlobSource
 from jmapfs.content.single_flight import Download, SingleFlight
 from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, UnreachableError
 

@@ -205,7 +205,7 @@ class _AccountPrefetcher:
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
-        self._describe = account.content.describe
+        self._content = account.content
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
@@ -240,7 +240,7 @@ class _AccountPrefetcher:
 
     def _failure(self, record: FileRecord, error: Exception) -> Failure:
         failure = Failure.of(error)
-        name = self._describe(record.content_key)
+        name = self._content.describe(record.content_key)
         return Failure(f"{name}: {failure.error}", failure.exit_code)
 
 

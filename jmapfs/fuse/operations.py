@@ -31,7 +31,13 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, TypeVa
 import pyfuse3
 import trio
 
-from jmapfs.errors import BlobMismatchError, EntryNotFoundError, JmapfsError, UnreachableError
+from jmapfs.errors import (
+    BlobMismatchError,
+    EntryNotFoundError,
+    JmapfsError,
+    ServerError,
+    UnreachableError,
+)
 from jmapfs.fuse.directory_cache import (
     AttributeWriter,
     CachedDirectory,
@@ -148,7 +154,7 @@ class _OpenFile:
     opens: int = 0
     held: FileRecord | None = None
     outdated: bool = False
-    failure: UnreachableError | None = None
+    failure: JmapfsError | None = None
     failed_at: float = 0.0
 
 
@@ -298,10 +304,11 @@ class MailOperations(pyfuse3.Operations):
             self._content.hold(opened.held)
         try:
             data = await self._content.read(opened.record, off, size)
-        except UnreachableError as error:
+        except (UnreachableError, ServerError) as error:
+            # Otherwise each of the READs that follow would download the mail again, and fail again.
             opened.failure, opened.failed_at = error, trio.current_time()
-            raise
-        except BlobMismatchError:
+            if not isinstance(error, BlobMismatchError):
+                raise
             # The index has the true size by now, for the next OPEN. Until then every READ fails.
             # The kernel repeats a READ that failed. If the second READ succeeded, a program that
             # relies on a too small size would get a truncated file and no error.

@@ -18,7 +18,8 @@ import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.content.division import LEAST_RATE, divide
-from jmapfs.content.download import BlobSource, Downloader, join_chunks
+from jmapfs.content.download import Downloader, join_chunks
+from jmapfs.content.server_blobs import BlobSource
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob

@@ -30,9 +30,10 @@ from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
+from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
-from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
+from jmapfs.sync.synchronizer import Synchronizer
 from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
 from jmapfs.tree.status_file import time_text
 

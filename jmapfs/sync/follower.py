@@ -41,9 +41,10 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
+from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.relisting import too_much_gone
-from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
+from jmapfs.sync.synchronizer import Synchronizer
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import trio
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.confirmation import Route
-from jmapfs.content.download import ContentStream
+from jmapfs.content.server_blobs import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import BlobNotFoundError
 from jmapfs.jmap.batches import BlobGetLimits

@@ -17,8 +17,8 @@ import trio.testing
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
 from jmapfs.cache.memory import MemoryCache
-from jmapfs.content.download import ContentStream
 from jmapfs.content.prefetch import FetchResult, Prefetcher, is_temporary
+from jmapfs.content.server_blobs import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import (
     AuthenticationError,

@@ -161,9 +161,8 @@ async def test_a_corrected_size_applies_from_the_next_open(setting: Setting) -> 
     content.error = BlobMismatchError("another size")
     with failing_with(errno.EIO):
         await operations.read(opened.fh, 0, 10)
-    content.error = None
-    await operations.read(opened.fh, 0, 10)
     assert content.reads[-1] == ("b5", 1005, 0, 10)
+    content.error = None
     again = await setting.open(inode)
     assert bytes(await operations.read(again.fh, 1990, 100)) == b"x" * 10
     assert content.reads[-1] == ("b5", 2000, 1990, 100)
@@ -184,6 +183,22 @@ async def test_open_is_refused_while_the_kernel_has_another_epoch(setting: Setti
     again = await setting.open(inode)
     for each in (opened, status_file, again):
         await setting.operations.release(each.fh)
+
+
+async def test_a_refused_content_is_not_downloaded_for_each_read(setting: Setting) -> None:
+    """The kernel repeats a READ that failed, and programs read on. A new open tries again."""
+    operations, content = setting.operations, setting.content
+    opened = await setting.open(await setting.inode(b"Inbox", name(5)))
+    content.error = BlobMismatchError("the server sent a web page")
+    for offset in (0, 0, 10):
+        with failing_with(errno.EIO):
+            await operations.read(opened.fh, offset, 10)
+    assert len(content.reads) == 1
+    content.error = None
+    again = await setting.open(opened.fh)
+    assert len(await operations.read(again.fh, 0, 10)) == 10
+    for each in (opened, again):
+        await operations.release(each.fh)
 
 
 async def test_the_content_that_was_held_is_released(setting: Setting) -> None:

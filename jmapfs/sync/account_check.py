@@ -1,0 +1,63 @@
+"""Compares an index with the server: whether the account is the same, and the state current."""
+
+import time
+
+import trio
+
+from jmapfs.errors import ConfigError
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.rows import AccountState
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.origins import origin_of
+
+
+class StateWaiter:
+    """Tells when an index that another process writes has the current state of the server.
+
+    "Current" means the state at the construction of this object, or a later state. This process may
+    reach the server although the other process cannot: the other process may have an old password,
+    or may be a snapshot that has just ended. So this class asks the server for its states
+    (RFC 8620 §5.1). The index is current if it has these states, or was brought up to date since.
+    """
+
+    def __init__(self, client: Client, database: IndexDatabase) -> None:
+        self._client = client
+        self._database = database
+        # This is compared with `synced_at` of another process, so it cannot be trio's clock.
+        self._began = time.time()
+
+    async def reached(self) -> bool:
+        """Return whether the index has the current state.
+
+        Raises StorageError if the index cannot be read; other errors are those of the client.
+        """
+        state = await trio.to_thread.run_sync(self._database.state)
+        if not state.complete or state.synced_at >= self._began:
+            return state.complete
+        # Renaming a mailbox changes only the state of the mailboxes.
+        _, mailbox_state = await self._client.mailboxes()
+        if state.mailbox_state != mailbox_state:
+            return False
+        return state.email_state == await self._client.email_state()
+
+
+def check_account(database: IndexDatabase, client: Client) -> None:
+    """Check that the index belongs to the client's account. A new index fits any account.
+
+    Raises ConfigError if the index belongs to another account, or another server, and StorageError
+    if the index cannot be read.
+    """
+    state = database.state()
+    if state.account_id:
+        require_owner(state, database, client)
+
+
+def require_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
+    """Raise ConfigError if a state belongs to another account, or another server."""
+    server, account_id = client.session.api_url, client.account.id
+    if (origin_of(state.server), state.account_id) != (origin_of(server), account_id):
+        raise ConfigError(
+            f"the index in {database.path.parent} belongs to account {state.account_id} at"
+            f" {state.server}, not to {account_id} at {server}: choose another --cache-dir, or"
+            " remove that directory if the account has really moved"
+        )
