@@ -1,12 +1,18 @@
 """Which account is meant, which accounts a user has, and where the data of an account is kept."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jmapfs.jmap.client import connect
-from jmapfs.jmap.credentials import BasicCredentials, Credentials
+from jmapfs.jmap.client import Client, connect, open_session
+from jmapfs.jmap.http import CONCURRENCY
+from jmapfs.jmap.login import Login
 from jmapfs.jmap.session import SessionAccount
 from jmapfs.names import key, safe_text
+
+COMMAND_WAIT = 300.0
+"""Seconds that a command waits for a request, at most, when the server asks to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +21,37 @@ class AccountSource:
 
     label: the name that the user has given to the account.
     location: a session URL, a host or a mail address.
+    login: the credentials; shared by all accounts of the user.
     account: the id or name of one of the session's accounts, None for the primary one.
+    rewrite_origin: whether the URLs of the session keep the origin that `location` leads to.
+    ca_file: more certificate authorities.
     """
 
     label: str
     location: str
-    credentials: Credentials
+    login: Login
     account: str | None = None
+    rewrite_origin: bool = False
+    ca_file: Path | None = None
+
+    def connect(
+        self,
+        *,
+        concurrency: int = CONCURRENCY,
+        longest_wait: float = COMMAND_WAIT,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> AbstractAsyncContextManager[Client]:
+        """Return a context that connects to the account, with the options of `open_session`."""
+        return connect(
+            self.location,
+            self.login,
+            account=self.account,
+            rewrite_origin=self.rewrite_origin,
+            ca_file=self.ca_file,
+            concurrency=concurrency,
+            longest_wait=longest_wait,
+            on_wait=on_wait,
+        )
 
 
 def account_directory(cache_root: Path, source: AccountSource) -> Path:
@@ -29,17 +59,25 @@ def account_directory(cache_root: Path, source: AccountSource) -> Path:
 
     The directory's name depends only on the command line and configuration, not on the server.
     """
-    credentials = source.credentials
-    user = credentials.username if isinstance(credentials, BasicCredentials) else ""
-    identity = "\0".join((source.location, user, source.account or ""))
+    identity = "\0".join((source.location, source.login.username, source.account or ""))
     name = safe_text(source.location.partition("://")[2] or source.location, limit=40)
     return cache_root / f"{name}_{key(identity)}"
 
 
-async def mail_accounts(source: AccountSource) -> list[SessionAccount]:
+async def mail_accounts(
+    source: AccountSource, on_wait: Callable[[str], None] | None = None
+) -> list[SessionAccount]:
     """Return the accounts with mail that the user can see, the primary one first.
 
-    Raises JmapfsError if the server cannot be asked.
+    `on_wait` gets a line for the user if the server asks to wait. Raises JmapfsError if the server
+    cannot be asked.
     """
-    async with connect(source.location, source.credentials) as client:
-        return client.session.mail_accounts()
+    async with open_session(
+        source.location,
+        source.login,
+        rewrite_origin=source.rewrite_origin,
+        ca_file=source.ca_file,
+        longest_wait=COMMAND_WAIT,
+        on_wait=on_wait,
+    ) as (session, _):
+        return session.mail_accounts()

@@ -4,6 +4,7 @@
     ├── UsageError              2           EINVAL   the command line asks for something impossible
     ├── ConfigError             3           EINVAL   the configuration or a secret cannot be used
     ├── AuthenticationError     4           EIO      the server does not accept the credentials
+    │   └── ForbiddenError      4           EIO      … or accepts them, but does not permit this
     ├── UnreachableError        5           EIO      no response: network, name, TLS, busy server
     │   └── DeadlineError       5           EIO      … not within the deadline
     ├── ServerError             6           EIO      the server's response cannot be used
@@ -71,6 +72,10 @@ class AuthenticationError(JmapfsError):
     """The server does not accept the credentials, or the credentials do not permit enough."""
 
     exit_code = 4
+
+
+class ForbiddenError(AuthenticationError):
+    """The server does not permit a request. It does not say that the credentials are wrong."""
 
 
 class UnreachableError(JmapfsError):

@@ -10,8 +10,11 @@
     server = "jmap.example.com"
     token_file = "~/.config/jmapfs/work.token"   # or token_command, token_env
     account = "Shared"                    # one of the accounts that the user can see
+    rewrite_origin = true                 # the session names URLs that cannot be reached
+    ca_file = "~/.config/jmapfs/ca.pem"   # more certificate authorities
 
-A secret comes from a command, a file or the environment. A secret is never on a command line, in
+A secret comes from a command, a file or the environment. While a mount runs, it is read again from
+a command or a file after the server has refused it. A secret is never on a command line, in
 the configuration file, in a message or in a log.
 
 An unknown key is an error. Otherwise a misspelt key would be noticed too late.
@@ -32,6 +35,7 @@ import platformdirs
 from jmapfs.account import AccountSource
 from jmapfs.errors import ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
+from jmapfs.jmap.login import Login
 
 _COMMAND_SECONDS: Final = 120  # the user may have to type a passphrase
 
@@ -48,6 +52,8 @@ class AccountTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_command: str | None = None
     token_file: str | None = None
     token_env: str | None = None
+    rewrite_origin: bool = False
+    ca_file: str | None = None
 
 
 _KEYS: Final = frozenset(AccountTable.__struct_fields__)
@@ -112,25 +118,37 @@ def account_source(argument: str, config: Config, *, account: str | None = None)
     """
     table = config.accounts.get(argument)
     if table is not None:
-        credentials = _configured_credentials(argument, table, config)
-        return AccountSource(argument, table.server, credentials, account or table.account)
+        return AccountSource(
+            argument,
+            table.server,
+            _configured_login(argument, table, config),
+            account or table.account,
+            table.rewrite_origin,
+            _ca_file(f"{config.path}: [{argument}] ca_file", table.ca_file),
+        )
     if not any(mark in argument for mark in ".:@/") and argument != "localhost":
         names = ", ".join(sorted(config.accounts)) or "none"
         raise ConfigError(
             f"{argument}: no such account in {config.path} (accounts there: {names}), and not a"
             " URL, a host or a mail address"
         )
-    from_environment = _credentials_from_environment(None)
+    from_environment = _credentials_from_environment(_user_in(argument))
     if from_environment is None:
         raise ConfigError(
             f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
             f" or add the account to {config.path}"
         )
-    return AccountSource(argument, argument, from_environment, account)
+    return AccountSource(argument, argument, Login(from_environment), account)
 
 
-def _configured_credentials(name: str, table: AccountTable, config: Config) -> Credentials:
+def _user_in(location: str) -> str | None:
+    """Return the user name that a location implies: a mail address, or nothing."""
+    return location if "@" in location and "/" not in location else None
+
+
+def _configured_login(name: str, table: AccountTable, config: Config) -> Login:
     where = f"{config.path}: [{name}]"
+    user = _user_in(table.server) if table.user is None else table.user
     given = [
         (kind, source, value)
         for kind in ("password", "token")
@@ -141,22 +159,36 @@ def _configured_credentials(name: str, table: AccountTable, config: Config) -> C
         keys = " and ".join(f"{kind}_{source}" for kind, source, _ in given)
         raise ConfigError(f"{where} has {keys}: keep one of them")
     if not given:
-        credentials = _credentials_from_environment(table.user)
+        credentials = _credentials_from_environment(user)
         if credentials is None:
             raise ConfigError(
                 f"{where} names no secret, and the environment has none: add password_command,"
                 " password_file, password_env, token_command, token_file or token_env"
             )
-        return credentials
+        return Login(credentials)
     kind, source, value = given[0]
-    if kind == "password" and table.user is None:
+    if kind == "password" and user is None:
         raise ConfigError(f"{where} has a password but no user: add user")
     read = {"command": _from_command, "file": _from_file, "env": _from_variable}[source]
-    secret = read(f"{where} {kind}_{source}", value)
-    if kind == "token":
-        return BearerCredentials(secret)
-    assert table.user is not None  # noqa: S101 - for the type checker: checked above
-    return BasicCredentials(table.user, secret)
+    # The daemon of a mount has another directory. There, names must mean the same files.
+    directory = Path.cwd()
+
+    def credentials_now() -> Credentials:
+        secret = read(f"{where} {kind}_{source}", value, directory)
+        if kind == "token" or user is None:
+            return BearerCredentials(secret)
+        return BasicCredentials(user, secret)
+
+    # The environment of a process does not change. A command may ask the user for a passphrase.
+    return Login(
+        credentials_now(),
+        None if source == "env" else credentials_now,
+        quick=source == "file",
+    )
+
+
+def _ca_file(where: str, name: str | None) -> Path | None:
+    return None if name is None else _absolute(where, name, Path.cwd())
 
 
 def _credentials_from_environment(user: str | None) -> Credentials | None:
@@ -172,14 +204,18 @@ def _credentials_from_environment(user: str | None) -> Credentials | None:
     )
 
 
-def _from_command(where: str, command: str) -> str:
+def _from_command(where: str, command: str, directory: Path) -> str:
     try:
         words = shlex.split(command)
         if not words:
             raise ConfigError(f"{where}: the command is empty")
         # Only stdout is redirected: the command may ask for a passphrase on the terminal.
         result = subprocess.run(
-            words, stdout=subprocess.PIPE, check=False, timeout=_COMMAND_SECONDS
+            words,
+            stdout=subprocess.PIPE,
+            check=False,
+            timeout=_COMMAND_SECONDS,
+            cwd=directory,
         )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -192,11 +228,15 @@ def _from_command(where: str, command: str) -> str:
     return _first_line(where, result.stdout)
 
 
-def _from_file(where: str, name: str) -> str:
+def _absolute(where: str, name: str, directory: Path) -> Path:
     try:
-        path = Path(name).expanduser()
+        return directory / Path(name).expanduser()
     except RuntimeError:
         raise ConfigError(f"{where}: {name}: there is no such home directory") from None
+
+
+def _from_file(where: str, name: str, directory: Path) -> str:
+    path = _absolute(where, name, directory)
     try:
         mode = path.stat().st_mode
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -209,7 +249,7 @@ def _from_file(where: str, name: str) -> str:
     return _first_line(where, content)
 
 
-def _from_variable(where: str, name: str) -> str:
+def _from_variable(where: str, name: str, _directory: Path) -> str:
     secret = os.environ.get(name)
     if not secret:
         raise ConfigError(f"{where}: the environment variable {name} is not set")

@@ -21,7 +21,7 @@ from jmapfs.cli.options import (
     cache_directory_option,
     mountpoint_argument,
 )
-from jmapfs.cli.output import MountDisplay
+from jmapfs.cli.output import MountDisplay, show_waiting
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import resolve
 from jmapfs.daemon.mountpoint import check_mountpoint, unmount
@@ -161,7 +161,7 @@ def accounts_command(account: str, *, as_json: bool) -> None:
             "personal": account.is_personal,
             "read_only": account.is_read_only,
         }
-        for account in run_with_signals(partial(mail_accounts, source))
+        for account in run_with_signals(partial(mail_accounts, source, show_waiting))
     ]
     if as_json:
         click.echo(json.dumps(accounts, indent=2))

@@ -24,12 +24,20 @@ from rich.text import Text
 
 from jmapfs.cli.options import format_size
 
+_LISTING: Final = "listing emails"
+
 console: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def notice(text: str) -> None:
     """Print a message for the user on stderr."""
     console.print(f"jmapfs: {text}", markup=False)
+
+
+def show_waiting(text: str) -> None:
+    """On a terminal, print that the server asks to wait."""
+    if console.is_interactive:
+        notice(text)
 
 
 def json_document(value: object) -> str:
@@ -71,14 +79,15 @@ class MountDisplay(AbstractContextManager["MountDisplay"]):
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("listing emails"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             console=console,
             transient=True,
             disable=not console.is_interactive,
         )
-        self._task = self._progress.add_task("", total=None)
+        self._task = self._progress.add_task(_LISTING, total=None)
+        self._ready = False
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
@@ -86,14 +95,22 @@ class MountDisplay(AbstractContextManager["MountDisplay"]):
     def progress(self, listed: int, total: int | None) -> None:
         """Show how many emails are listed, and the total if it is known."""
         self._progress.start()
-        self._progress.update(self._task, completed=listed, total=total)
+        self._progress.update(self._task, description=_LISTING, completed=listed, total=total)
 
     def notice(self, text: str) -> None:
         """Show a message for the user."""
         notice(text)
 
+    def waiting(self, text: str) -> None:
+        """Show that the server asks to wait, until the mount is ready."""
+        if not self._ready:
+            self._progress.start()
+            self._progress.update(self._task, description=text)
+
     def ready(self) -> None:
-        """Show nothing: the command ends when the mount is ready."""
+        """Show nothing more: in the background, the command ends when the mount is ready."""
+        self._ready = True
+        self._progress.stop()
 
 
 class MailProgress:

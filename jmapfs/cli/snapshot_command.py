@@ -245,7 +245,7 @@ class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
         self._console = console
         self._quiet = quiet
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
@@ -283,6 +283,11 @@ class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
         """Show a message for the user."""
         if not self._quiet:
             self._console.print(f"jmapfs: {text}", markup=False)
+
+    def waiting(self, text: str) -> None:
+        """On a terminal, show that the server asks to wait, until there is progress."""
+        self._progress.start()
+        self._progress.update(self._task, description=text)
 
     def _show(self, stage: str, mails: int, total: int | None, size: str) -> None:
         if self._quiet:

@@ -14,7 +14,7 @@ import trio
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import account_source, read_config
 from jmapfs.cli.options import account_option, directory_type, escaped, format_size
-from jmapfs.cli.output import MailProgress, json_document, notice
+from jmapfs.cli.output import MailProgress, json_document, notice, show_waiting
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import (
     AlteredFilesError,
@@ -23,7 +23,6 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
 )
-from jmapfs.jmap.client import connect
 from jmapfs.snapshot.manifest import Description, is_intact, read_description
 from jmapfs.snapshot.online import OnlineComparison
 from jmapfs.snapshot.repository import repository_of
@@ -201,7 +200,7 @@ async def _comparison(account: AccountSource | None) -> AsyncIterator[OnlineComp
     if account is None:
         yield None
         return
-    async with connect(account.location, account.credentials, account=account.account) as client:
+    async with account.connect(on_wait=show_waiting) as client:
         yield OnlineComparison(client)
 
 

@@ -34,7 +34,7 @@ from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
-from jmapfs.jmap.client import connect
+from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.follower import AccountFollower
@@ -63,7 +63,9 @@ async def select_accounts(request: MountRequest, report: StartupReport) -> dict[
         return {0: source}
     saved = account_directory(request.cache_root, source) / "accounts.json"
     try:
-        names = {account.id: account.name for account in await mail_accounts(source)}
+        names = {
+            account.id: account.name for account in await mail_accounts(source, report.waiting)
+        }
     except UnreachableError as error:
         names = await trio.to_thread.run_sync(_load_names, saved)
         if not names:
@@ -238,11 +240,11 @@ async def open_account(
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
     open_client = functools.partial(
-        connect,
-        source.location,
-        source.credentials,
-        account=source.account,
+        source.connect,
         concurrency=concurrency,
+        # A mount shows soon that it is offline.
+        longest_wait=LONGEST_WAIT,
+        on_wait=report.waiting,
     )
 
     changes = ChangeNotifier()

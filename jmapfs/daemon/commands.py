@@ -117,9 +117,9 @@ class Commands:
     async def sync(self, path: str = "", *, accept_deletions: bool = False) -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
-        With a `path`, only the account whose directory contains it is brought up to date. If one
-        account fails, the other accounts are brought up to date all the same. With
-        `accept_deletions`, stale trees follow their accounts.
+        A secret that the server has refused is sent again. With a `path`, only the account whose
+        directory contains it is brought up to date. If one account fails, the other accounts are
+        brought up to date all the same. With `accept_deletions`, stale trees follow their accounts.
         """
         errors: list[JmapfsError] = []
 
@@ -132,6 +132,7 @@ class Commands:
         with trio.move_on_after(_SYNC_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
                 for account in self._accounts_at(path):
+                    account.source.login.retry_now()
                     nursery.start_soon(sync, account)
         if errors:
             raise errors[0]

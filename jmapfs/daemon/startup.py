@@ -71,6 +71,9 @@ class StartupReport(Protocol):
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
 
+    def waiting(self, text: str) -> None:
+        """Report that the server asks to wait."""
+
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
 
@@ -92,6 +95,12 @@ class Notice(StartupMessage, frozen=True):
     text: str
 
 
+class Waiting(StartupMessage, frozen=True):
+    """The server asks to wait: a line for the user."""
+
+    text: str
+
+
 class Ready(StartupMessage, frozen=True):
     """The mount is usable: the parent may end."""
 
@@ -103,7 +112,7 @@ class Failed(StartupMessage, frozen=True):
     exit_code: int
 
 
-AnyStartupMessage = Progress | Notice | Ready | Failed
+AnyStartupMessage = Progress | Notice | Waiting | Ready | Failed
 
 
 class PipeStartupReport:
@@ -119,6 +128,10 @@ class PipeStartupReport:
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
         self._send(Notice(text))
+
+    def waiting(self, text: str) -> None:
+        """Report that the server asks to wait."""
+        self._send(Waiting(text))
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
@@ -191,6 +204,8 @@ def _relay(message: AnyStartupMessage, display: StartupReport) -> bool:
             display.progress(listed, total)
         case Notice(text):
             display.notice(text)
+        case Waiting(text):
+            display.waiting(text)
         case Failed(text, exit_code):
             raise RelayedError(text, exit_code)
         case Ready():

@@ -136,7 +136,7 @@ class Api:
         self,
         calls: Sequence[MethodCall],
         *,
-        deadline: float = DEFAULT_DEADLINE,
+        deadline: float | None = None,
         raise_errors: bool = True,
         largest_response: int | None = None,
     ) -> list[MethodResponse]:
@@ -144,8 +144,11 @@ class Api:
 
         The calls are sent in one HTTP request. If the server does not accept so many calls in one
         request, several are sent in turn. Calls that refer to each other must be in one request, so
-        their number must not exceed `max_calls_in_request`. All requests together take at most
-        `deadline` seconds. With `raise_errors`, the first method-level error is raised as
+        their number must not exceed `max_calls_in_request`.
+
+        All requests together take at most `deadline` seconds. Without `deadline`, each takes at
+        most DEFAULT_DEADLINE seconds, and pauses that the server asks for do not count (see
+        Transport.fetch). With `raise_errors`, the first method-level error is raised as
         MethodError. Otherwise the errors are in the responses. `largest_response` bounds the
         response to each HTTP request, in bytes.
 
@@ -154,11 +157,17 @@ class Api:
             ProtocolError: the response does not match the calls.
             JmapfsError: any error of Transport.fetch.
         """
-        until = trio.current_time() + deadline
-        first_byte_timeout = max(STALL_TIMEOUT, deadline * _SHARE_OF_FIRST_ATTEMPT)
+        patient = deadline is None
+        seconds = DEFAULT_DEADLINE if deadline is None else deadline
+        until = trio.current_time() + seconds
+        first_byte_timeout = max(STALL_TIMEOUT, seconds * _SHARE_OF_FIRST_ATTEMPT)
         responses: list[MethodResponse] = []
         for batch in self._split(calls):
-            session = await self.current_session(until=until)
+            if patient:
+                until = trio.current_time() + seconds
+            session = await self.current_session(until=until, patient=patient)
+            if patient:
+                until = trio.current_time() + seconds
             request = HttpRequest(
                 method="POST",
                 url=session.api_url,
@@ -167,7 +176,7 @@ class Api:
                 first_byte_timeout=first_byte_timeout,
             )
             http_response = await self.transport.fetch(
-                request, until=until, largest=largest_response
+                request, until=until, largest=largest_response, patient=patient
             )
             document = self.transport.decode(
                 http_response,
@@ -181,18 +190,21 @@ class Api:
                 responses.append(response)
         return responses
 
-    async def current_session(self, *, until: float) -> Session:
+    async def current_session(self, *, until: float, patient: bool = False) -> Session:
         """Return the session. Fetch it again first if a response has reported a change.
+
+        With `patient`, pauses that the server asks for do not count (see Transport.fetch).
 
         Raises ConfigError if the session has another server or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
         if self._stale:
-            with trio.move_on_at(until) as scope:
+            latest = until + self.transport.longest_wait if patient else until
+            with trio.move_on_at(latest) as scope:
                 async with self._refreshing:
                     # Another task may have fetched the session while this one waited.
                     if self._stale:
-                        await self._refresh(until)
+                        await self._refresh(until, patient=patient)
             if scope.cancelled_caught:
                 raise DeadlineError("the session was not fetched again in time")
         return self.session
@@ -232,9 +244,13 @@ class Api:
 
         return await self._with_fewer(len(ids), get_some)
 
-    async def _refresh(self, until: float) -> None:
+    async def _refresh(self, until: float, *, patient: bool) -> None:
         request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
-        session = parse_session(await self.transport.fetch(request, until=until), self.transport)
+        session = parse_session(
+            await self.transport.fetch(request, until=until, patient=patient),
+            self.transport,
+            rewrite_origin=self.session.rewrite_origin,
+        )
         # Data of another server or account must not get into the index of this account.
         if origin_of(session.api_url) != origin_of(self.session.api_url):
             raise ConfigError(

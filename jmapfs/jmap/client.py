@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 import httpx
 import trio
@@ -21,8 +22,10 @@ from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import Resolver, discover, look_up
-from jmapfs.jmap.http import CONCURRENCY, Transport
+from jmapfs.jmap.http import CONCURRENCY, LONGEST_WAIT, Transport
+from jmapfs.jmap.login import Login
 from jmapfs.jmap.push import PushMethods
+from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,
     IMMUTABLE_PROPERTIES,
@@ -395,29 +398,86 @@ def _strings(value: object) -> tuple[str, ...]:
     return tuple(each for each in value if isinstance(each, str))
 
 
+class ConnectOptions(TypedDict, total=False):
+    """The options of `open_session` and `connect`."""
+
+    rewrite_origin: bool
+    ca_file: Path | None
+    longest_wait: float
+    on_wait: Callable[[str], None] | None
+    network: httpx.AsyncBaseTransport | None
+    resolver: Resolver
+    deadline: float
+    concurrency: int
+    user_agent: str
+
+
+class Connection(NamedTuple):
+    """A session, and the transport that found it."""
+
+    session: Session
+    transport: Transport
+
+
 @asynccontextmanager
-async def connect(
+async def open_session(
     location: str,
-    credentials: Credentials,
+    login: Login | Credentials,
     *,
-    account: str | None = None,
+    rewrite_origin: bool = False,
+    ca_file: Path | None = None,
+    longest_wait: float = LONGEST_WAIT,
+    on_wait: Callable[[str], None] | None = None,
     network: httpx.AsyncBaseTransport | None = None,
     resolver: Resolver = look_up,
     deadline: float = DEFAULT_DEADLINE,
     concurrency: int = CONCURRENCY,
     user_agent: str = f"jmapfs/{__version__}",
+) -> AsyncIterator[Connection]:
+    """Find the session for `location`: a session URL, a host or a mail address.
+
+    With `rewrite_origin`, all URLs keep the origin that `location` leads to. Finding the session
+    takes at most `deadline` seconds, and up to `longest_wait` seconds more if the server asks to
+    wait. At most `concurrency` requests are in flight. `network` and `resolver` replace the network
+    in tests. `ca_file` and `on_wait` have the same meaning as in Transport. Raises ConfigError,
+    AuthenticationError, UnreachableError or ServerError if there is no session.
+    """
+    if not isinstance(login, Login):
+        login = Login(login)
+    transport = Transport(
+        login,
+        user_agent=user_agent,
+        network=network,
+        ca_file=ca_file,
+        longest_wait=longest_wait,
+        on_wait=on_wait,
+        concurrency=concurrency,
+    )
+    async with transport:
+        async with login.attempt():
+            session = await discover(
+                location,
+                transport,
+                until=trio.current_time() + deadline,
+                resolver=resolver,
+                rewrite_origin=rewrite_origin,
+            )
+        yield Connection(session, transport)
+
+
+@asynccontextmanager
+async def connect(
+    location: str,
+    login: Login | Credentials,
+    *,
+    account: str | None = None,
+    **options: Unpack[ConnectOptions],
 ) -> AsyncIterator[Client]:
     """Find the session for `location`, and yield a client for one of its accounts.
 
-    `location` is a session URL, a host or a mail address. `account` is the id or name of an
-    account, or None for the primary account. Finding the session takes at most `deadline` seconds.
-    At most `concurrency` requests are in flight. `network` and `resolver` replace the network in
-    tests. Raises ConfigError, AuthenticationError, UnreachableError or ServerError if there is no
-    such session or account.
+    `account` is the id or name of an account, or None for the primary account. The `options` are
+    those of `open_session`. Raises the errors of `open_session`, and ConfigError or ServerError if
+    there is no such account.
     """
-    async with Transport(
-        credentials, user_agent=user_agent, network=network, concurrency=concurrency
-    ) as transport:
-        until = trio.current_time() + deadline
-        session = await discover(location, transport, until=until, resolver=resolver)
+    async with open_session(location, login, **options) as (session, transport):
         yield Client(transport, session, session.mail_account(account).id)

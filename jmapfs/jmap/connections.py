@@ -17,6 +17,7 @@ import ssl
 import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import httpcore
@@ -24,6 +25,7 @@ import httpx
 import trio
 
 from jmapfs.errors import ConfigError
+from jmapfs.jmap.http_errors import ProxyFailure
 
 NEW_CONNECTION = "jmapfs.new_connection"
 """The extension of a request that must not use a kept connection."""
@@ -48,11 +50,12 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     proxy, because http:// is allowed for this machine only. A request with the extension
     NEW_CONNECTION gets a connection of its own, which is closed after the response.
 
-    Raises ConfigError if the proxy cannot be used.
+    Certificates are checked against the usual authorities, and against those in `ca_file`. Raises
+    ConfigError if the proxy or a file of authorities cannot be used.
     """
 
-    def __init__(self) -> None:
-        tls = _tls_context()
+    def __init__(self, ca_file: Path | None = None) -> None:
+        tls = _tls_context(ca_file)
         proxy = _environment_proxy(tls)
         self._kept = _Route(tls, proxy, max_idle=None)
         self._unkept = _Route(tls, proxy, max_idle=0)
@@ -64,11 +67,12 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
         If a kept connection ends before the response, the request is sent again on a new
         connection. This is safe because requests only read. Raises httpx.TransportError if the
-        request or its response failed.
+        request or its response failed, and ProxyFailure if the proxy is the cause.
         """
+        proxy = self._kept.proxy_for(request.url)
         while True:
             connecting = _ConnectTrace()
-            with _httpx_errors():
+            with _proxy_failures(proxy, connecting), _httpx_errors():
                 try:
                     response = await self._send(request, connecting)
                 except (httpcore.RemoteProtocolError, httpcore.ReadError):
@@ -124,21 +128,37 @@ class _Route:
     def __init__(
         self, tls: ssl.SSLContext, proxy: httpcore.Proxy | None, *, max_idle: int | None
     ) -> None:
+        self._proxy = proxy
         self._direct = _pool(tls, None, max_idle)
         self._proxied = None if proxy is None else _pool(tls, proxy, max_idle)
         self.pools = [pool for pool in (self._direct, self._proxied) if pool is not None]
 
+    def proxy_for(self, url: httpx.URL) -> httpcore.Proxy | None:
+        return None if url.scheme == "http" or _bypasses_proxy(url) else self._proxy
+
     def pool_for(self, url: httpx.URL) -> httpcore.AsyncConnectionPool:
-        if self._proxied and url.scheme != "http" and not _bypasses_proxy(url):
+        if self._proxied is not None and self.proxy_for(url) is not None:
             return self._proxied
         return self._direct
 
 
-def _tls_context() -> ssl.SSLContext:
-    context = httpx.create_ssl_context()
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as error:
+        raise ConfigError(
+            "the certificate authorities that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read:"
+            f" {error.strerror or error}"
+        ) from error
     if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys():
         # The system's store usually contains private certificate authorities too.
         context.load_default_certs()
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except OSError as error:
+            reason = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError(f"ca_file: {ca_file}: {reason}") from error
     return context
 
 
@@ -186,15 +206,22 @@ def _bypasses_proxy(url: httpx.URL) -> bool:
 
 
 class _ConnectTrace:
-    """Follows the trace of httpcore to find the connection that a request opened, if any."""
+    """Follows the trace of httpcore to find the connection that a request opened, if any.
+
+    `started` tells whether the request opens a connection. `tunnelled` tells whether the proxy, if
+    there is one, has connected it to the server.
+    """
 
     def __init__(self) -> None:
         self.started = False
+        self.tunnelled = False
         self._stream: httpcore.AsyncNetworkStream | None = None
 
     async def note(self, event: str, details: Mapping[str, object]) -> None:
         if event == "connection.connect_tcp.started":
             self.started = True
+        elif event == "proxy.start_tls.started":
+            self.tunnelled = True
         elif event == "connection.connect_tcp.complete":
             self._stream = cast("httpcore.AsyncNetworkStream", details["return_value"])
 
@@ -244,6 +271,18 @@ def _httpx_errors() -> Iterator[None]:
         yield
     except _HTTPCORE_ERRORS as error:
         raise getattr(httpx, type(error).__name__)(str(error)) from error
+
+
+@contextmanager
+def _proxy_failures(proxy: httpcore.Proxy | None, connecting: _ConnectTrace) -> Iterator[None]:
+    """Convert an error before `proxy` has connected to the server to a ProxyFailure."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        if proxy is None or not connecting.started or connecting.tunnelled:
+            raise
+        name = f"the proxy {proxy.url.host.decode()}:{proxy.url.origin.port}"
+        raise ProxyFailure(str(error), name) from error
 
 
 class _QuickAckBackend(httpcore.AsyncNetworkBackend):

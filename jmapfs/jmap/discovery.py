@@ -20,7 +20,7 @@ from dns.rdtypes.IN.SRV import SRV
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import REDIRECTS
-from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
+from jmapfs.jmap.origins import host_of, is_downgrade, origin_of, secure_origin, with_origin_of
 from jmapfs.jmap.response import HttpRequest, HttpResponse
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
 
@@ -79,9 +79,17 @@ async def look_up(name: str) -> list[ServiceTarget]:
 
 
 async def discover(
-    location: str, transport: Transport, *, until: float, resolver: Resolver = look_up
+    location: str,
+    transport: Transport,
+    *,
+    until: float,
+    resolver: Resolver = look_up,
+    rewrite_origin: bool = False,
 ) -> Session:
     """Find and fetch the session that `location` leads to; `until` is a moment of trio's clock.
+
+    `until` is later by the time that the server asks to wait. With `rewrite_origin`, redirects and
+    the URLs of the session keep the origin of the first URL.
 
     A session URL is used as it is. For a host, or a URL without a path, `/.well-known/jmap` is
     requested. A mail address stands for the hosts in the SRV records of its domain or, if there are
@@ -95,12 +103,12 @@ async def discover(
     urls = await _candidates(location.strip(), resolver, until)
     for url in urls[:-1]:
         try:
-            return await _session_at(url, transport, until)
+            return await _session_at(url, transport, until, rewrite_origin=rewrite_origin)
         except UnreachableError:
             # Try the next SRV target. Only the error of the last target is raised.
-            if trio.current_time() >= until:
+            if trio.current_time() >= until + transport.waited:
                 raise
-    return await _session_at(urls[-1], transport, until)
+    return await _session_at(urls[-1], transport, until, rewrite_origin=rewrite_origin)
 
 
 async def _candidates(location: str, resolver: Resolver, until: float) -> list[str]:
@@ -148,14 +156,19 @@ def _well_known(authority: str, naming: str) -> str:
     return url
 
 
-async def _session_at(url: str, transport: Transport, until: float) -> Session:
+async def _session_at(
+    url: str, transport: Transport, until: float, *, rewrite_origin: bool
+) -> Session:
     for _ in range(_MAX_REDIRECTS + 1):
         response = await _get_session(url, transport, until)
         if response.status not in REDIRECTS:
-            session = parse_session(response, transport)
+            session = parse_session(response, transport, rewrite_origin=rewrite_origin)
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
             return session
-        url = _redirect_target(response)
+        start = origin_of(url)
+        url = _redirect_target(response, rewrite_origin=rewrite_origin)
+        if origin_of(url) != start:
+            transport.explain({origin_of(url): f"a redirect of {host_of(response.url)}"})
     raise ProtocolError(f"discovery was redirected more than {_MAX_REDIRECTS} times")
 
 
@@ -168,7 +181,7 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
         authenticated=False,
         expected=_UNAUTHENTICATED | _NOT_FOUND,
     )
-    response = await transport.fetch(anonymous, until=until)
+    response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
     if response.status in _NOT_FOUND:
         path = "/" + url.partition("://")[2].partition("/")[2].partition("?")[0]
         raise ProtocolError(f"there is no JMAP at {host_of(url)}: {response.status} for {path}")
@@ -178,15 +191,17 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
     authenticated = HttpRequest(
         method="GET", url=url, headers=SESSION_HEADERS, expected=frozenset({200}) | REDIRECTS
     )
-    return await transport.fetch(authenticated, until=until)
+    return await transport.fetch(authenticated, until=until + transport.waited, patient=True)
 
 
-def _redirect_target(response: HttpResponse) -> str:
+def _redirect_target(response: HttpResponse, *, rewrite_origin: bool) -> str:
     location: str = response.headers.get("location", "")
     naming = f"the redirect of {host_of(response.url)}"
     if not location:
         raise ProtocolError(f"{naming} names no target")
     try:
+        if rewrite_origin:
+            location = with_origin_of(response.url, location)
         target = urljoin(response.url, location)
     except ValueError:
         raise ProtocolError(f"{naming} is not a usable URL") from None

@@ -17,19 +17,33 @@ import logging
 import math
 import random
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
 import trio
 
-from jmapfs.errors import DeadlineError, JmapfsError, ProtocolError, UnreachableError
+from jmapfs.errors import (
+    AuthenticationError,
+    DeadlineError,
+    ForbiddenError,
+    JmapfsError,
+    ProtocolError,
+    UnreachableError,
+)
 from jmapfs.jmap.connections import NEW_CONNECTION, ConnectionPool
-from jmapfs.jmap.credentials import Credentials
-from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, http_error, network_error
-from jmapfs.jmap.origins import host_of, secure_origin
+from jmapfs.jmap.http_errors import (
+    HTTP_FAILURES,
+    TransientError,
+    http_error,
+    network_error,
+    wait_text,
+)
+from jmapfs.jmap.login import Login
+from jmapfs.jmap.origins import host_of, origin_of, secure_origin
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, ResponseReader
 from jmapfs.jmap.types import decode
 
@@ -43,7 +57,11 @@ CONCURRENCY = 8
 CONNECT_TIMEOUT = 10.0
 """Seconds for opening a connection, TLS included; also for a write to be accepted."""
 
+LONGEST_WAIT = 60.0
+"""Seconds that a patient request waits, at most, when the server asks to wait."""
+
 _INITIAL_CONCURRENCY = 2
+_SHOW_AFTER = 3.0
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
 # The number of attempts if the server is broken. It is small because a broken server usually stays
@@ -52,6 +70,7 @@ _ATTEMPTS = 4
 _LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
+_REFUSALS = frozenset({401, 403})
 _AUTHORITY = re.compile(r"[^:/?#]*://[^/?#]*")
 # httpx has no read timeout: `_send` and ResponseReader limit the wait for a response.
 _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
@@ -64,27 +83,59 @@ def back_off(failures: int) -> float:
 
 
 class Cooldown:
-    """The pause of all requests while the server is busy."""
+    """The pause of all requests while the server is busy.
 
-    def __init__(self) -> None:
+    `on_wait` gets a line for the user if the server asks for a pause (Retry-After), and a request
+    has waited for three seconds. `reason` is the error that began the pause.
+    """
+
+    def __init__(self, on_wait: Callable[[str], None] | None = None) -> None:
+        self.reason: JmapfsError | None = None
+        self._on_wait = on_wait
         self._until = float("-inf")
         self._failures = 0
         self._extended_at = float("-inf")
-        self._reason: JmapfsError | None = None
+        self._request: str | None = None
+        self._shown = False
 
     @property
     def active(self) -> bool:
         """Whether requests have to wait now."""
         return trio.current_time() < self._until
 
+    @property
+    def requested(self) -> bool:
+        """Whether the server asked for the pause."""
+        return self._request is not None
+
     async def wait(self, until: float) -> None:
         """Wait until the pause ends. If it ends after `until`, raise its reason at once."""
         while self.active:
-            if self._until >= until and self._reason is not None:
-                raise self._reason.with_traceback(None)
-            await trio.sleep_until(self._until)
+            if self._until >= until and self.reason is not None:
+                raise self.reason.with_traceback(None)
+            await self._sleep()
 
-    def extend(self, failure: TransientError, *, started: float) -> None:
+    async def sit_out(self, longest: float) -> float:
+        """Wait until a pause ends that the server asked for. Return the seconds waited.
+
+        If that would take more than `longest` seconds, raise the reason at once.
+        """
+        started = trio.current_time()
+        while self.active and self._request is not None and self.reason is not None:
+            if self._until > started + longest:
+                raise self.reason.with_traceback(None)
+            await self._sleep()
+        return trio.current_time() - started
+
+    async def _sleep(self) -> None:
+        if self._on_wait is not None and self._request is not None:
+            await trio.sleep_until(min(self._until, trio.current_time() + _SHOW_AFTER))
+            if self.active and not self._shown:
+                self._shown = True
+                self._on_wait(self._request)
+        await trio.sleep_until(self._until)
+
+    def extend(self, failure: TransientError, *, started: float, host: str) -> None:
         """Start or extend the pause; `started` is when the rejected request was sent."""
         # If ten requests in flight are rejected together, they count as one failure.
         if started >= self._extended_at:
@@ -94,8 +145,12 @@ class Cooldown:
         if failure.retry_after is not None:
             # A server that always answers "Retry-After: 0" must not cause a busy loop.
             pause = max(failure.retry_after, min(pause, 1.0))
+            self._request = f"{host} asks to wait {wait_text(failure.retry_after)}"
+            self._shown = self._shown and self.active
+        elif not self.active:
+            self._request = None
         self._until = max(self._until, trio.current_time() + pause)
-        self._reason = failure.error
+        self.reason = failure.error
 
     def reset(self) -> None:
         """Record a success. The next pause will be short again."""
@@ -137,29 +192,37 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     """Sends requests with credentials, within a budget, until a deadline. Safe for many tasks.
 
     It is an asynchronous context manager that closes all connections at its end. `network` replaces
-    the network in tests. `traffic` counts what was sent and received.
+    the network in tests. `ca_file` names more certificate authorities. `longest_wait` bounds, in
+    seconds, how long a patient request waits if the server asks to wait, and `on_wait` gets a line
+    for the user then. `traffic` counts what was sent and received. `waited` is how many seconds
+    patient requests have waited.
     """
 
     def __init__(
         self,
-        credentials: Credentials,
+        login: Login,
         *,
         user_agent: str,
         network: httpx.AsyncBaseTransport | None = None,
+        ca_file: Path | None = None,
+        longest_wait: float = LONGEST_WAIT,
+        on_wait: Callable[[str], None] | None = None,
         concurrency: int = CONCURRENCY,
         largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
         self.traffic = Traffic()
-        self._credentials = credentials
-        self._authorization = credentials.authorization
+        self.waited = 0.0
+        self._login = login
         self._user_agent = user_agent
-        self._network = ConnectionPool() if network is None else network
+        self._network = ConnectionPool(ca_file) if network is None else network
+        self._longest_wait = longest_wait
         self._closed = False
         self._concurrency = max(1, concurrency)
         self._largest_response = largest_response
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
-        self._cooldown = Cooldown()
+        self._cooldown = Cooldown(on_wait)
         self._trusted: frozenset[str] = frozenset()
+        self._named_by: Mapping[str, str] = {}
         self._trusted_hosts: dict[str, str] = {}
 
     async def __aexit__(self, *_: object) -> None:
@@ -177,19 +240,34 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         """How many requests may currently be in flight at the same time."""
         return int(self._budget.total_tokens)
 
-    def set_limits(self, origins: Iterable[str], concurrent_requests: int) -> None:
-        """Apply the origins and the number of concurrent requests that a session allows."""
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a patient request waits, at most, when the server asks to wait."""
+        return self._longest_wait
+
+    def set_limits(self, origins: Mapping[str, str], concurrent_requests: int) -> None:
+        """Apply the origins and the number of concurrent requests that a session allows.
+
+        `origins` maps each origin to what names it, for error texts, such as "the session's
+        apiUrl", or to an empty string if it is the origin of the session itself.
+        """
         self.trust(origins)
+        self.explain(origins)
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
+
+    def explain(self, origins: Mapping[str, str]) -> None:
+        """Say in errors what names these origins, until other origins are trusted."""
+        self._named_by = origins
 
     def trust(self, origins: Iterable[str]) -> None:
         """Allow the credentials to go to these origins, and to no others."""
         self._trusted = frozenset(origins)
         self._trusted_hosts.clear()
+        self._named_by = {}
 
     def redact(self, text: str) -> str:
         """Return `text`, which a server sent, without the secret."""
-        return self._credentials.redact(text)
+        return self._login.redact(text)
 
     def decode(self, response: HttpResponse, type_: type[T], what: str) -> T:
         """Decode the body of a response; raises ProtocolError, which does not quote the secret."""
@@ -200,12 +278,18 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             raise ProtocolError(self.redact(str(error))) from None
 
     async def fetch(
-        self, request: HttpRequest, *, until: float, largest: int | None = None
+        self,
+        request: HttpRequest,
+        *,
+        until: float,
+        largest: int | None = None,
+        patient: bool = False,
     ) -> HttpResponse:
         """Send a request, retry it if a retry may help, and return the whole response.
 
         `until` is a moment of trio's clock. `largest` bounds the response in bytes, in addition to
-        the bound for all responses.
+        the bound for all responses. With `patient`, pauses that the server asks for do not count,
+        up to `longest_wait` seconds.
 
         Raises:
             UnreachableError, DeadlineError: there was no usable response in time.
@@ -217,13 +301,25 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         limit = self._largest_response
         if largest is not None:
             limit = min(largest, limit)
+        waited = 0.0
         while True:
+            if patient:
+                paused = await self._cooldown.sit_out(self._longest_wait - waited)
+                waited += paused
+                self.waited += paused
+                retries.until = until + waited
             try:
-                async with self.exchange(request, until=until) as reader:
+                async with self.exchange(request, until=retries.until) as reader:
                     content = await reader.read(limit)
                     return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
                 await retries.wait_after(failure)
+            except JmapfsError as error:
+                # Another request may have begun a pause while this one waited for its turn.
+                cooldown = self._cooldown
+                paused_now = cooldown.active and cooldown.requested and error is cooldown.reason
+                if not patient or not paused_now:
+                    raise
 
     @asynccontextmanager
     async def exchange(
@@ -278,7 +374,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         reader.until = min(reader.until, trio.current_time() + STALL_TIMEOUT)
         body = await reader.read_start(_LARGEST_ERROR)
         return http_error(
-            reader.status, reader.headers, body, host=reader.host, credentials=self._credentials
+            reader.status, reader.headers, body, host=reader.host, redact=self._login.redact
         )
 
     def _check(self, request: HttpRequest) -> str:
@@ -300,33 +396,59 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     async def _attempt(
         self, request: HttpRequest, until: float, host: str
     ) -> AsyncIterator[ResponseReader]:
-        if self._closed:
-            raise UnreachableError("the connection to the server was closed")
         started = trio.current_time()
-        reader = ResponseReader(await self._send(request, until, host), host=host, until=until)
+        reader = await self._open(request, until, host)
         try:
             if reader.status not in request.expected:
                 error = await self.error(reader)
                 if isinstance(error, TransientError) and error.throttled:
-                    self._cooldown.extend(error, started=started)
+                    self._cooldown.extend(error, started=started, host=host)
                 raise error
             self._cooldown.reset()
             yield reader
         finally:
-            await reader.aclose()
-            if reader.failed:
-                await self._close_idle()
+            await self._close(reader)
 
-    async def _send(self, request: HttpRequest, until: float, host: str) -> httpx.Response:
+    async def _open(self, request: HttpRequest, until: float, host: str) -> ResponseReader:
+        """Send a request. If the secret was refused but has changed, send the request once more."""
+        renewed = False
+        while True:
+            if self._closed:
+                raise UnreachableError("the connection to the server was closed")
+            headers, credentials = request.headers, None
+            if request.authenticated:
+                credentials = await self._login.credentials()
+                headers = {**headers, "Authorization": credentials.authorization}
+            response = await self._send(request, headers, until, host)
+            reader = ResponseReader(response, host=host, until=until)
+            if credentials is None or reader.status not in _REFUSALS - request.expected:
+                return reader
+            try:
+                error = await self.error(reader)
+            finally:
+                await self._close(reader)
+            # A ForbiddenError does not say that the secret is wrong.
+            if not isinstance(error, AuthenticationError) or isinstance(error, ForbiddenError):
+                raise error
+            if not await self._login.renew(credentials, error, until) or renewed:
+                raise self._login.refusal or error
+            renewed = True
+
+    async def _close(self, reader: ResponseReader) -> None:
+        await reader.aclose()
+        if reader.failed:
+            await self._close_idle()
+
+    async def _send(
+        self, request: HttpRequest, headers: Mapping[str, str], until: float, host: str
+    ) -> httpx.Response:
         timeout = min(request.first_byte_timeout, max(until - trio.current_time(), 0.0))
-        headers = {
+        all_headers = {
             "User-Agent": self._user_agent,
             # http:// means this machine, where compression takes more time than it saves.
             "Accept-Encoding": "identity" if request.url[:5].lower() == "http:" else "gzip",
-            **request.headers,
+            **headers,
         }
-        if request.authenticated:
-            headers["Authorization"] = self._authorization
         self.traffic.requests += 1
         response: httpx.Response | None = None
         with trio.move_on_after(timeout):
@@ -335,19 +457,29 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                     httpx.Request(
                         request.method,
                         request.url,
-                        headers=headers,
+                        headers=all_headers,
                         content=request.content,
                         extensions={"timeout": _TIMEOUTS, NEW_CONNECTION: request.new_connection},
                     )
                 )
             except HTTP_FAILURES as error:
                 await self._close_idle()
-                raise network_error(error, host) from error
+                raise network_error(error, host, self._reached_by(request.url)) from error
         if response is not None:
             return response
         await self._close_idle()
         late = DeadlineError(f"{host} did not answer within {timeout:.0f} s")
         raise late if trio.current_time() >= until else TransientError(late)
+
+    def _reached_by(self, url: str) -> str:
+        """Return a remark for an error about a host that only the session names, or nothing."""
+        name = self._named_by.get(origin_of(url), "")
+        if not name:
+            return ""
+        return (
+            f" ({name} names {host_of(url)}; if the server is reachable only under"
+            " the name that you gave, set rewrite_origin = true)"
+        )
 
     async def _close_idle(self) -> None:
         if isinstance(self._network, ConnectionPool):

@@ -5,10 +5,11 @@ What a server sends may be long, HTML, or contain control characters. `sanitize`
 """
 
 import html
+import math
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -19,13 +20,13 @@ import trio
 
 from jmapfs.errors import (
     AuthenticationError,
+    ForbiddenError,
     JmapfsError,
     ProtocolError,
     RequestError,
     UnreachableError,
     printable,
 )
-from jmapfs.jmap.credentials import Credentials
 
 HTTP_FAILURES = (
     httpx.HTTPError,
@@ -41,6 +42,7 @@ HTTP_FAILURES = (
 # The innermost cause has the most detail: which name was not found, or why a certificate is
 # rejected.
 _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
+    (httpx.ProxyError, "{host} makes no connection to the server: {reason}"),
     (httpx.ConnectTimeout, "{host} cannot be reached: no answer in time"),
     (httpx.TimeoutException, "{host} is silent"),
     (ssl.SSLError, "no TLS connection to {host}: {reason}"),
@@ -48,8 +50,8 @@ _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "{host} refuses the connection"),
 )
 
-LONGEST_PAUSE = 60.0
-"""Seconds; a server that asks for a longer pause is asked again after this time."""
+LONGEST_RETRY_AFTER = 86_400.0
+"""Seconds; a longer Retry-After counts as this."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -57,6 +59,14 @@ LIMIT = "urn:ietf:params:jmap:error:limit"
 """The problem type of a request that exceeds one of the server's limits (RFC 8620 §3.6.1)."""
 
 _CREDENTIALS_REJECTED = frozenset({401, 403})
+# What a server says that answers 403 to a wrong password, instead of 401.
+_WRONG_SECRET = re.compile(
+    r"\b(wrong|invalid|incorrect|bad|unknown|expired)\s+(\w+\s+){0,3}?"
+    r"(user ?name|password|credentials?|login|token)\b"
+    r"|\b(password|credentials?|login|token)\s+(\w+\s+)?(wrong|invalid|incorrect|expired|failed)\b"
+    r"|\bauthentication fail",
+    re.IGNORECASE,
+)
 _BUSY = frozenset({429, 503})
 _BROKEN = frozenset({408, 500, 502, 504})
 # These limits are about the content of a request, so waiting does not help.
@@ -69,6 +79,14 @@ _MAX_HTML = 16_384
 _INVISIBLE = re.compile(r"<(script|style|head|title)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 _HTML = re.compile(r"<\s*(!doctype|html|head|body|h\d|p|div|br|title)\b", re.IGNORECASE)
+
+
+class ProxyFailure(httpx.TransportError):
+    """The proxy cannot be reached, or does not connect. `proxy` names it for error texts."""
+
+    def __init__(self, message: str, proxy: str) -> None:
+        super().__init__(message)
+        self.proxy = proxy
 
 
 class TransientError(Exception):
@@ -95,16 +113,23 @@ def sanitize(body: bytes, limit: int) -> str:
     return printable(text, limit)
 
 
-def network_error(error: Exception, host: str) -> JmapfsError | TransientError:
-    """Return the error to raise for a network failure: TransientError if a retry may succeed."""
+def network_error(error: Exception, host: str, remark: str = "") -> JmapfsError | TransientError:
+    """Return the error to raise for a network failure: TransientError if a retry may succeed.
+
+    If no connection was made, the text ends with `remark`.
+    """
     if isinstance(error, (httpx.InvalidURL, httpx.UnsupportedProtocol)):
         return ProtocolError(f"a URL of {host} is not usable")
     causes = list(_causes(error))
+    if isinstance(error, ProxyFailure):
+        host, remark = error.proxy, ""
+    elif not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+        remark = ""
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             # A retry would receive the same certificate.
             reason = printable(getattr(cause, "verify_message", "") or str(cause), _MAX_REASON)
-            return UnreachableError(f"the certificate of {host} is not accepted: {reason}")
+            return UnreachableError(f"the certificate of {host} is not accepted: {reason}{remark}")
     messages = (
         message.format(host=host, reason=_reason(cause))
         for cause in causes
@@ -113,10 +138,11 @@ def network_error(error: Exception, host: str) -> JmapfsError | TransientError:
     )
     text = next(messages, "")
     if not text:
-        what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
+        unreached = isinstance(error, (httpx.ConnectError, ProxyFailure))
+        what = "cannot be reached" if unreached else "broke off"
         reasons = [str(cause) for cause in causes if str(cause)]
         text = f"{host} {what}: {reasons[-1] if reasons else type(error).__name__}"
-    return TransientError(UnreachableError(printable(text, _MAX_REASON)))
+    return TransientError(UnreachableError(printable(text, _MAX_REASON) + remark))
 
 
 def _reason(cause: BaseException) -> str:
@@ -152,31 +178,42 @@ class _Problem(msgspec.Struct):
 
 
 def http_error(
-    status: int, headers: Mapping[str, str], body: bytes, *, host: str, credentials: Credentials
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    host: str,
+    redact: Callable[[str], str],
 ) -> JmapfsError | TransientError:
     """Return the error to raise for a response with an unexpected status.
 
-    `body` is the start of the response. The error is transient if the server is busy or broken:
-    408, 429, 5xx, or a `limit` problem that ends after some time. A 401 can mean a wrong password,
-    a wrong scope or throttling, so the error quotes the server.
+    `body` is the start of the response. `redact` removes the secret from a text. The error is
+    transient if the server is busy or broken: 408, 429, 5xx, or a `limit` problem that ends after
+    some time. A 401 can mean a wrong password, a wrong scope or throttling, so the error quotes the
+    server. A 403 is a ForbiddenError, unless the server says that the secret is wrong.
     """
     problem = _problem(body)
     said = _message(problem, body)
+    forbidden = status == HTTPStatus.FORBIDDEN and not _WRONG_SECRET.search(said)
     if status in _CREDENTIALS_REJECTED:
         challenge = printable(headers.get("www-authenticate", ""), _MAX_MESSAGE)
         said += f" (it asks for: {challenge})" if challenge else ""
     title = _status(status)
-    text = credentials.redact(f"{title}: {said}" if said else title)
+    text = redact(f"{title}: {said}" if said else title)
+    if forbidden:
+        return ForbiddenError(f"{host} does not permit this: {text}")
     if status in _CREDENTIALS_REJECTED:
         return AuthenticationError(f"{host} does not accept the credentials: {text}")
     if status in REDIRECTS:
+        target = redact(_location(headers))
         return ProtocolError(
-            f"{host} redirects a request ({title}), which is followed only in discovery"
+            f"{host} redirects a request ({title}) to {target}; only discovery follows redirects"
         )
     pause = retry_after(headers.get("retry-after"))
     if status in _BUSY:
+        asked = "" if pause is None else f"; it asks to wait {wait_text(pause)}"
         return TransientError(
-            UnreachableError(f"{host} is busy: {text}"), throttled=True, retry_after=pause
+            UnreachableError(f"{host} is busy: {text}{asked}"), throttled=True, retry_after=pause
         )
     limit = printable(problem.limit or "", 80)
     error = RequestError(
@@ -190,16 +227,24 @@ def http_error(
     return TransientError(error) if status in _BROKEN else error
 
 
+def wait_text(seconds: float) -> str:
+    """Return a time to wait as text, rounded up: "30 s", "5 min" or "2 h"."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{math.ceil(seconds / unit)} {name}"
+    return f"{math.ceil(seconds)} s"
+
+
 def retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
     """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), or None.
 
-    The result is between 0 and LONGEST_PAUSE, or None if the header is missing or unreadable.
+    The result is between 0 and LONGEST_RETRY_AFTER, or None if the header is missing or unreadable.
     """
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return min(float(text[:9]), LONGEST_PAUSE)
+        return min(float(text[:9]), LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:
@@ -207,7 +252,13 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> float | No
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     seconds = (moment - (now or datetime.now(UTC))).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_PAUSE)
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def _location(headers: Mapping[str, str]) -> str:
+    """Return the target of a redirect. Its query may contain a secret, so it is left out."""
+    target = re.split(r"[?#]", headers.get("location", ""), maxsplit=1)[0]
+    return printable(re.sub(r"//[^/@]*@", "//", target), _MAX_MESSAGE) or "an unnamed place"
 
 
 def _problem(body: bytes) -> _Problem:

@@ -5,6 +5,7 @@ user or a server names. The module uses the same URL parser as the code that sen
 """
 
 import ipaddress
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
@@ -55,6 +56,17 @@ def host_of(url: str) -> str:
     parsed = httpx.URL(url)
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     return host if parsed.port is None else f"{host}:{parsed.port}"
+
+
+def with_origin_of(base: str, url: str) -> str:
+    """Return `url` with the scheme, host and port of `base`. A relative URL is unchanged."""
+    try:
+        parts, origin = urlsplit(url), urlsplit(base)
+    except ValueError:
+        return url
+    if not parts.netloc:
+        return url
+    return urlunsplit(parts._replace(scheme=origin.scheme, netloc=origin.netloc))
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from jmapfs.errors import ConfigError, ProtocolError, printable
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin
+from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin, with_origin_of
 from jmapfs.jmap.response import HttpResponse
 from jmapfs.jmap.types import Id, decode
 
@@ -44,7 +44,10 @@ class Limits(msgspec.Struct, frozen=True, rename="camel"):
 class Session:
     """A session of one user. `url` is the URL of the session after all redirects.
 
-    `blob_ids_are_sha1` is true for Cyrus, and for Fastmail, which runs Cyrus.
+    `origins` may receive the credentials. Each is mapped to what names it first, such as "the
+    session's apiUrl", or to an empty string if it is the origin of `url`. With `rewrite_origin`,
+    all URLs have the origin of `url`, whatever the server says. `blob_ids_are_sha1` is true for
+    Cyrus, and for Fastmail, which runs Cyrus.
     """
 
     url: str
@@ -57,8 +60,9 @@ class Session:
     primary_accounts: Mapping[str, str]
     capabilities: Mapping[str, object]
     limits: Limits
-    origins: frozenset[str]
+    origins: Mapping[str, str]
     blob_ids_are_sha1: bool
+    rewrite_origin: bool
 
     def mail_accounts(self) -> list[SessionAccount]:
         """Return the accounts with mail, the primary one first, then by name."""
@@ -76,6 +80,8 @@ class Session:
     def mail_account(self, selection: str | None = None) -> SessionAccount:
         """Return the selected account, by id or by name, or the primary one for mail.
 
+        If no primary account with mail is named, and only one account has mail, return that one.
+
         Raises ProtocolError if the server has no mail for this user. Raises ConfigError, with a
         list of the accounts, if the selection matches no account or several accounts.
         """
@@ -87,16 +93,19 @@ class Session:
         if selection is not None:
             return self._select(selection)
         primary = self.primary_accounts.get(MAIL)
+        if primary is not None and primary in self.accounts:
+            return self.accounts[primary]
+        mail_accounts = self.mail_accounts()
+        if len(mail_accounts) == 1:
+            return mail_accounts[0]
         if primary is None:
             raise ConfigError(
                 "the server names no primary account for mail; choose one: " + self._list_accounts()
             )
-        if primary not in self.accounts:
-            raise ProtocolError(
-                f"{host_of(self.url)} names a primary account for mail "
-                f"({printable(primary, 80)}) that it does not have"
-            )
-        return self.accounts[primary]
+        raise ProtocolError(
+            f"{host_of(self.url)} names a primary account for mail ({printable(primary, 80)}) that"
+            f" it does not have; choose one: {self._list_accounts()}"
+        )
 
     def _select(self, selection: str) -> SessionAccount:
         if selection in self.accounts:
@@ -141,27 +150,32 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
     capabilities: dict[str, object] | None = None
 
 
-def parse_session(response: HttpResponse, transport: Transport) -> Session:
+def parse_session(
+    response: HttpResponse, transport: Transport, *, rewrite_origin: bool = False
+) -> Session:
     """Read a session from an HTTP response. Relative URLs are relative to the URL of the response.
 
-    Raises ProtocolError if this is not a session, or if one of its URLs must not get credentials.
+    With `rewrite_origin`, absolute URLs get the origin of the response. Raises
+    ProtocolError if this is not a session, if one of its URLs must not get credentials, or if its
+    downloadUrl lacks the id of the account or of the blob.
     """
     base = response.url
     what = f"the session of {host_of(base)}"
     document = transport.decode(response, _SessionDocument, what)
-    urls = {
-        "apiUrl": _absolute(base, document.api_url, f"apiUrl in {what}"),
-        "downloadUrl": _absolute(base, document.download_url, f"downloadUrl in {what}"),
-    }
+    named = {"apiUrl": document.api_url, "downloadUrl": document.download_url}
     if document.event_source_url:
-        urls["eventSourceUrl"] = _absolute(
-            base, document.event_source_url, f"eventSourceUrl in {what}"
-        )
+        named["eventSourceUrl"] = document.event_source_url
+    urls = {}
+    for name, url in named.items():
+        source = with_origin_of(base, url) if rewrite_origin else url
+        urls[name] = _absolute(base, source, f"{name} in {what}")
+    _check_download_url(urls["downloadUrl"], what)
     capabilities = document.capabilities or {}
-    origins = {
-        secure_origin(url, naming=f"{name} in {what}", error=ProtocolError)
-        for name, url in {**urls, "the URL": base}.items()
-    }
+    origins = {secure_origin(base, naming=f"the URL of {what}", error=ProtocolError): ""}
+    for name, url in urls.items():
+        origins.setdefault(
+            secure_origin(url, naming=name, error=ProtocolError), f"the session's {name}"
+        )
     return Session(
         url=base,
         username=document.username or "",
@@ -184,8 +198,9 @@ def parse_session(response: HttpResponse, transport: Transport) -> Session:
         },
         capabilities=capabilities,
         limits=_limits(capabilities.get(CORE), what),
-        origins=frozenset(origins),
+        origins=origins,
         blob_ids_are_sha1=any(_is_cyrus(name) for name in capabilities),
+        rewrite_origin=rewrite_origin,
     )
 
 
@@ -204,6 +219,13 @@ def _absolute(base: str, url: str, naming: str) -> str:
     if is_downgrade(base, resolved):
         raise ProtocolError(f"{naming} leads from https:// to http://, which is not allowed")
     return resolved
+
+
+def _check_download_url(template: str, what: str) -> None:
+    # Without these ids, every download would get the same content, or none.
+    for variable in ("{accountId}", "{blobId}"):
+        if variable not in template:
+            raise ProtocolError(f"downloadUrl in {what} lacks the variable {variable}")
 
 
 def _limits(core: object, what: str) -> Limits:

@@ -24,7 +24,7 @@ from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consist
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.client import Client
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
@@ -62,7 +62,7 @@ async def account_opener(
     """
     directory = account_directory(cache_root, source)
     async with (
-        connect(source.location, source.credentials, account=source.account) as client,
+        source.connect(on_wait=report.waiting) as client,
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)

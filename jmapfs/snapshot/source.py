@@ -41,6 +41,9 @@ class SnapshotReport(Protocol):
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
 
+    def waiting(self, text: str) -> None:
+        """Report that the server asks to wait."""
+
 
 class SnapshotSummary(msgspec.Struct, frozen=True):
     """A finished snapshot, as `jmapfs snapshot --json` prints it.

@@ -7,10 +7,11 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import account_source, config_path, read_config
-from jmapfs.errors import ConfigError
+from jmapfs.errors import AuthenticationError, ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials
 
 SECRET = "s3cret-0f-alice"
@@ -143,7 +144,7 @@ def test_every_source_of_a_secret(
     value = {"command": f"cat '{file}'", "file": str(file), "env": "MY_SECRET"}[way]
     path.write_text(f'{HEAD}user = "alice"\n{kind}_{way} = "{value}"\n')
     found = source()
-    assert found.credentials == (
+    assert found.login.current == (
         BasicCredentials("alice", SECRET) if kind == "password" else BearerCredentials(SECRET)
     )
     assert (found.label, found.location, found.account) == ("home", "jmap.example.org", None)
@@ -154,7 +155,7 @@ def test_every_source_of_a_secret(
 def test_a_tilde_in_a_file_name_is_expanded(path: Path, tmp_path: Path) -> None:
     secret_file(tmp_path / "token")
     path.write_text(HEAD + 'token_file = "~/token"\n')
-    assert source().credentials == BearerCredentials(SECRET)
+    assert source().login.current == BearerCredentials(SECRET)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o622])
@@ -165,7 +166,7 @@ def test_a_secret_file_that_others_can_access_is_refused(
     path.write_text(f'{HEAD}token_file = "{file}"\n')
     config_error("[home]", "token_file", f"chmod 600 {file}")
     file.chmod(0o400)
-    assert source().credentials == BearerCredentials(SECRET)
+    assert source().login.current == BearerCredentials(SECRET)
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
 
 
@@ -227,16 +228,88 @@ def test_the_environment_is_used_if_the_file_names_no_secret(
 ) -> None:
     path.write_text(HEAD + 'user = "alice"\n')
     monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
-    assert source().credentials == BasicCredentials("alice", SECRET)
+    assert source().login.current == BasicCredentials("alice", SECRET)
     monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
-    assert source().credentials == BearerCredentials(SECRET)
+    assert source().login.current == BearerCredentials(SECRET)
 
 
 def test_the_file_overrides_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET", SECRET)
     monkeypatch.setenv("JMAPFS_TOKEN", "another")
     path.write_text(HEAD + 'user = "alice"\npassword_env = "MY_SECRET"\n')
-    assert source().credentials == BasicCredentials("alice", SECRET)
+    assert source().login.current == BasicCredentials("alice", SECRET)
+
+
+@pytest.mark.parametrize("way", ["command", "file"])
+def test_secret_is_read_again_from_the_same_place(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A daemon has another working directory than the command that started it."""
+    secret_file(tmp_path / "token")
+    monkeypatch.chdir(tmp_path)
+    value = {"command": "cat token", "file": "token"}[way]
+    path.write_text(f'{HEAD}token_{way} = "{value}"\n')
+    login = source().login
+    (tmp_path / "token").write_text("another-secret")
+    monkeypatch.chdir("/")
+
+    async def renew() -> bool:
+        refused = AuthenticationError("refused")
+        return await login.renew(login.current, refused, trio.current_time() + 30)
+
+    assert trio.run(renew)
+    assert login.current == BearerCredentials("another-secret")
+
+
+def test_secret_of_the_environment_is_not_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    path.write_text(f'{HEAD}token_env = "MY_SECRET"\n')
+    login = source().login
+    monkeypatch.delenv("MY_SECRET")
+
+    async def renew() -> bool:
+        refused = AuthenticationError("refused")
+        return await login.renew(login.current, refused, trio.current_time() + 30)
+
+    assert not trio.run(renew)
+    assert str(login.refusal) == "refused"
+
+
+@pytest.mark.parametrize("user", ["", 'user = "alice"\n'])
+def test_a_mail_address_is_the_user_name_if_none_is_given(
+    path: Path, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    name = "alice" if user else "alice@example.org"
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    head = f'[home]\nserver = "alice@example.org"\n{user}'
+    path.write_text(f'{head}password_env = "MY_SECRET"\n')
+    assert source().login.current == BasicCredentials(name, SECRET)
+    path.write_text(head)
+    monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
+    assert source().login.current == BasicCredentials(name, SECRET)
+    assert source("bob@example.org").login.current == BasicCredentials("bob@example.org", SECRET)
+    monkeypatch.setenv("JMAPFS_USERNAME", "carol")
+    assert source("bob@example.org").login.current == BasicCredentials("carol", SECRET)
+
+
+def test_a_session_url_is_no_user_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
+    config_error("JMAPFS_USERNAME", name="https://example.org/jmap/alice@example.org")
+
+
+def test_connection_options(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    monkeypatch.chdir(tmp_path)
+    path.write_text(f'{HEAD}rewrite_origin = true\nca_file = "ca.pem"\n')
+    found = source()
+    assert (found.rewrite_origin, found.ca_file) == (True, tmp_path / "ca.pem")
+    path.write_text(f'{HEAD}ca_file = "~/ca.pem"\n')
+    found = source()
+    assert (found.rewrite_origin, found.ca_file) == (False, tmp_path / "ca.pem")
+    path.write_text(f'{HEAD}rewrite_origin = "yes"\n')
+    config_error("[home]", "rewrite_origin", "bool")
 
 
 # --- Which account
@@ -254,7 +327,7 @@ def test_an_account_can_be_given_by_its_location(
     monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
     found = source(location, account="Shared")
     assert (found.label, found.location, found.account) == (location, location, "Shared")
-    assert found.credentials == BasicCredentials("alice", SECRET)
+    assert found.login.current == BasicCredentials("alice", SECRET)
 
 
 def test_a_password_that_is_not_text_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ def shown(*, terminal: bool, quiet: bool = False) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=100, highlight=False)
     with SnapshotDisplay(console, quiet=quiet) as display:
+        display.waiting("mail.example.org asks to wait 30 s")
         display.listed(500, 2000)
         display.listed(2000, 2000)
         display.notice("something to know")
@@ -29,6 +30,7 @@ def test_a_bar_on_a_terminal() -> None:
     for text in ("listing", "copying", "2,000/2,000 mails", "2.0 MiB", "writing to the disk"):
         assert text in output
     assert "jmapfs: something to know" in output
+    assert "mail.example.org asks to wait 30 s" in output
 
 
 def test_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

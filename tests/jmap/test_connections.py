@@ -23,7 +23,8 @@ import trio
 from jmapfs.errors import ConfigError, UnreachableError
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import TransientError
+from jmapfs.jmap.http_errors import ProxyFailure, TransientError
+from jmapfs.jmap.login import Login
 from jmapfs.jmap.response import HttpRequest
 from tests.jmap.fake import CREDENTIALS
 
@@ -100,8 +101,8 @@ async def running(server: Server) -> AsyncIterator[Transport]:
         nursery.start_soon(trio.serve_listeners, server.serve, [listener])
         origin = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         server.url = f"{origin}/x"
-        async with Transport(CREDENTIALS, user_agent="test") as transport:
-            transport.set_limits({origin}, 8)
+        async with Transport(Login(CREDENTIALS), user_agent="test") as transport:
+            transport.set_limits({origin: ""}, 8)
             yield transport
         await server.until(lambda: not server.open)
         gc.collect()
@@ -397,10 +398,60 @@ async def test_https_goes_through_the_proxy_of_the_environment(
     async with running(server):
         monkeypatch.setenv(name, server.url)
         pool = ConnectionPool()
-        with pytest.raises(httpx.ProxyError):
+        with pytest.raises(ProxyFailure, match="403 Forbidden"):
             await pool.handle_async_request(httpx.Request("GET", "https://mail.example.invalid/"))
         await pool.aclose()
     assert server.asked == 1
+
+
+PROXY_ANSWERS = {
+    b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n": "403 Forbidden",
+    b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n": "407 Proxy",
+    b"SSH-2.0-OpenSSH_9.2\r\n": "the proxy",
+}
+
+
+@pytest.mark.parametrize(("answer", "words"), PROXY_ANSWERS.items())
+async def test_failing_proxy_is_named(
+    answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server = Server(answer, closes=True)
+    async with running(server):
+        address = server.url.removeprefix("http://").removesuffix("/x")
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        error = await proxy_error()
+    assert words in error
+    assert f"the proxy {address}" in error
+    assert "mail.example.invalid" not in error
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("http://127.0.0.1:9", "the proxy 127.0.0.1:9 refuses the connection"),
+        ("http://nowhere.invalid:3128", "the name the proxy nowhere.invalid:3128 is not found"),
+    ],
+)
+async def test_unreachable_proxy_is_named(
+    proxy: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    error = await proxy_error()
+    assert words in error
+    assert "mail.example.invalid" not in error
+
+
+async def proxy_error() -> str:
+    """Return the error of a request through the proxy of the environment."""
+    async with Transport(Login(CREDENTIALS), user_agent="test") as transport:
+        transport.set_limits({"https://mail.example.invalid:443": "apiUrl"}, 8)
+        request = HttpRequest(method="GET", url="https://mail.example.invalid/")
+        with pytest.raises(TransientError) as caught:
+            async with transport.exchange(request, until=trio.current_time() + 10):
+                pass
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "example.org, 127.0.0.1:9", "*"])
@@ -448,7 +499,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def running_tls(server: Server, certificate: Path) -> AsyncIterator[Transport]:
+async def running_tls(
+    server: Server, certificate: Path, *, ca_file: Path | None = None
+) -> AsyncIterator[Transport]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     async with trio.open_nursery() as nursery:
@@ -457,8 +510,8 @@ async def running_tls(server: Server, certificate: Path) -> AsyncIterator[Transp
         nursery.start_soon(trio.serve_listeners, server.serve_tls, [tls])
         port = listener.socket.getsockname()[1]
         server.url = f"https://127.0.0.1:{port}/x"
-        async with Transport(CREDENTIALS, user_agent="test") as transport:
-            transport.set_limits({f"https://127.0.0.1:{port}"}, 8)
+        async with Transport(Login(CREDENTIALS), user_agent="test", ca_file=ca_file) as transport:
+            transport.set_limits({f"https://127.0.0.1:{port}": ""}, 8)
             yield transport
         nursery.cancel_scope.cancel()
 
@@ -487,6 +540,75 @@ async def test_unknown_certificate_is_refused(
         ):
             await get(transport, server)
     assert server.asked == 0
+
+
+async def tunnel(stream: trio.SocketStream) -> None:
+    """Be a proxy for one connection: answer CONNECT, and copy bytes in both directions."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await stream.receive_some(1)
+    host, _, port = head.split()[1].partition(b":")
+    assert head.startswith(b"CONNECT ")
+    server = await trio.open_tcp_stream(host.decode(), int(port))
+    await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for piece in source:
+                await target.send_all(piece)
+        nursery.cancel_scope.cancel()
+
+    async with stream, server, trio.open_nursery() as nursery:
+        nursery.start_soon(copy, stream, server)
+        nursery.start_soon(copy, server, stream)
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+async def test_mail_is_read_through_a_proxy(
+    name: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE"):
+        monkeypatch.delenv(other, raising=False)
+    server, connections = Server(MAIL), 0
+
+    async def count(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        await tunnel(stream)
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, count, [listener])
+        monkeypatch.setenv(name, f"http://127.0.0.1:{listener.socket.getsockname()[1]}")
+        async with running_tls(server, certificate, ca_file=certificate) as transport:
+            assert await get(transport, server) == b"mail"
+            assert await get(transport, server) == b"mail"
+        nursery.cancel_scope.cancel()
+    assert connections == server.connections == 1
+
+
+async def test_authorities_in_ca_file_are_accepted_too(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    server = Server(MAIL)
+    async with running_tls(server, certificate, ca_file=certificate) as transport:
+        assert await get(transport, server) == b"mail"
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"x", "no certificates")])
+def test_unusable_ca_file_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"ca_file: {path}: {words}"):
+        ConnectionPool(path)
+
+
+def test_unusable_ssl_cert_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+        ConnectionPool()
 
 
 async def test_certificates_of_the_system_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

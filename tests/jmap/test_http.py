@@ -22,10 +22,21 @@ from jmapfs.errors import (
     RequestError,
     UnreachableError,
 )
+from jmapfs.jmap.client import connect
 from jmapfs.jmap.http import Traffic, Transport, back_off
-from jmapfs.jmap.http_errors import LONGEST_PAUSE, retry_after
+from jmapfs.jmap.http_errors import LONGEST_RETRY_AFTER, retry_after
+from jmapfs.jmap.login import Login
 from jmapfs.jmap.response import HttpRequest, HttpResponse
-from tests.jmap.fake import CREDENTIALS, LIMIT, NO_EMAILS, Chunks, FakeServer, opened, with_limits
+from tests.jmap.fake import (
+    CREDENTIALS,
+    LIMIT,
+    NO_EMAILS,
+    SESSION_URL,
+    Chunks,
+    FakeServer,
+    opened,
+    with_limits,
+)
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
@@ -58,7 +69,7 @@ async def transport_to(
     server: httpx.AsyncBaseTransport, largest: int = 1000
 ) -> AsyncIterator[Transport]:
     async with Transport(
-        CREDENTIALS, user_agent="test", network=server, largest_response=largest
+        Login(CREDENTIALS), user_agent="test", network=server, largest_response=largest
     ) as transport:
         transport.trust({"https://mail.example.org:443"})
         yield transport
@@ -172,7 +183,25 @@ async def test_redirects_are_refused(status: int, autojump_clock: MockClock) -> 
     error, script, _ = await failing(redirect)
     assert isinstance(error, ProtocolError)
     assert "redirects" in str(error)
+    assert "https://mail.example.org/y" in str(error)
     assert len(script.times) == 1
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://login.example.net/sso?token=hidden#hidden", "to https://login.example.net/sso;"),
+        ("https://alice:hidden@login.example.net/", "to https://login.example.net/;"),
+        ("/login", "to /login;"),
+        ("", "to an unnamed place;"),
+    ],
+)
+async def test_redirect_that_is_not_followed_names_its_target(
+    location: str, shown: str, autojump_clock: MockClock
+) -> None:
+    error, _, _ = await failing(httpx.Response(302, headers={"Location": location}))
+    assert shown in str(error)
+    assert "hidden" not in str(error)
 
 
 # --- Errors quote the server
@@ -245,8 +274,7 @@ async def test_error_response_that_breaks_off_is_quoted(autojump_clock: MockCloc
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_is_respected(status: int, autojump_clock: MockClock) -> None:
-    busy = httpx.Response(status, headers={"Retry-After": "7"})
-    _, script = await fetch(busy, OK)
+    _, script = await fetch(busy(7, status), OK)
     assert script.pauses == [7.0]
 
 
@@ -268,8 +296,7 @@ async def test_all_requests_wait_for_retry_after(autojump_clock: MockClock) -> N
 async def test_requests_waiting_for_the_budget_wait_for_retry_after(
     autojump_clock: MockClock,
 ) -> None:
-    busy = httpx.Response(429, headers={"Retry-After": "7"})
-    script = Script(busy, busy, OK)
+    script = Script(busy(7), busy(7), OK)
     async with transport_to(script) as transport, trio.open_nursery() as nursery:
         request = HttpRequest(method="GET", url=URL)
         for _ in range(5):
@@ -278,12 +305,98 @@ async def test_requests_waiting_for_the_budget_wait_for_retry_after(
 
 
 async def test_retry_after_beyond_the_deadline_fails_at_once(autojump_clock: MockClock) -> None:
-    busy = httpx.Response(429, headers={"Retry-After": "40"}, text="one mail a minute")
-    error, script, took = await failing(busy)
+    answer = httpx.Response(429, headers={"Retry-After": "40"}, text="one mail a minute")
+    error, script, took = await failing(answer)
     assert isinstance(error, UnreachableError)
     assert "one mail a minute" in str(error)
     assert len(script.times) == 1
     assert took < 1
+
+
+def busy(seconds: object, status: int = 429) -> httpx.Response:
+    return httpx.Response(status, headers={"Retry-After": str(seconds)})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(90, "90 s"), (3600, "60 min"), (7200, "2 h"), (86_400 * 9, "24 h")]
+)
+async def test_error_names_the_time_that_the_server_asks_for(
+    seconds: int, words: str, autojump_clock: MockClock
+) -> None:
+    error, script, _ = await failing(busy(seconds))
+    assert f"it asks to wait {words}" in str(error)
+    assert len(script.times) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("place", ["discovery", "login", "listing"])
+async def test_session_and_listing_wait_as_the_server_asks(
+    place: str, status: int, autojump_clock: MockClock
+) -> None:
+    server, shown = FakeServer(3), list[str]()
+    answers = [busy(50, status)]
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        anonymous = "authorization" not in request.headers
+        here = {"discovery": anonymous, "login": not anonymous, "listing": request.method == "POST"}
+        return answers.pop() if answers and here[place] else None
+
+    server.before = before
+    started = trio.current_time()
+    async with connect(
+        SESSION_URL, CREDENTIALS, network=server, on_wait=shown.append, longest_wait=60
+    ) as client:
+        assert await client.email_state() == "e1"
+    assert not answers
+    assert trio.current_time() - started == pytest.approx(50)
+    assert shown == ["mail.example.org asks to wait 50 s"]
+
+
+async def test_wait_is_bounded(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    server.before = lambda _: busy(61)
+    started = trio.current_time()
+    with pytest.raises(UnreachableError, match="it asks to wait 61 s"):
+        async with connect(SESSION_URL, CREDENTIALS, network=server, longest_wait=60):
+            pass
+    assert trio.current_time() - started < 1
+    # Many short pauses are bounded too.
+    server.before = lambda _: busy(20)
+    with pytest.raises(UnreachableError, match="it asks to wait 20 s"):
+        async with connect(SESSION_URL, CREDENTIALS, network=server, longest_wait=60):
+            pass
+    assert trio.current_time() - started <= 62
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(2, 0), (4, 1), (25, 1)])
+async def test_wait_is_shown_once_after_three_seconds(
+    seconds: int, lines: int, autojump_clock: MockClock
+) -> None:
+    shown: list[tuple[float, str]] = []
+    server = FakeServer(2)
+    async with opened(
+        server, on_wait=lambda text: shown.append((trio.current_time(), text))
+    ) as client:
+        answers = [busy(seconds)]
+        server.before = lambda _: answers.pop() if answers else None
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(client.email_state)
+                nursery.start_soon(client.download_blob, f"B{number % 2}")
+    assert [(round(when - started, 3), text) for when, text in shown] == [
+        (3.0, f"mail.example.org asks to wait {seconds} s")
+    ] * lines
+
+
+async def test_request_with_a_deadline_does_not_wait_longer(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        server.before = lambda _: busy(20)
+        started = trio.current_time()
+        with pytest.raises(UnreachableError, match="asks to wait 20 s"):
+            await client.request(NO_EMAILS, deadline=10)
+        assert trio.current_time() - started < 1
 
 
 async def test_busy_server_is_asked_with_back_off_until_the_deadline(
@@ -308,18 +421,18 @@ async def test_requests_rejected_together_are_one_failure(autojump_clock: MockCl
     server = FakeServer()
     server.delay = 1.0
     async with transport_to(server) as transport, trio.open_nursery() as nursery:
-        transport.set_limits({"https://mail.example.org:443"}, 8)
-        busy = trio.current_time() + 0.9
+        transport.set_limits({"https://mail.example.org:443": ""}, 8)
+        until = trio.current_time() + 0.9
 
         def before(_: httpx.Request) -> httpx.Response:
-            return httpx.Response(429 if trio.current_time() <= busy + 0.2 else 200)
+            return httpx.Response(429 if trio.current_time() <= until + 0.2 else 200)
 
         server.before = before
         request = HttpRequest(method="GET", url=URL)
         for _ in range(8):
-            nursery.start_soon(partial(transport.fetch, request, until=busy + 60))
+            nursery.start_soon(partial(transport.fetch, request, until=until + 60))
     assert len(server.requests) == 16
-    assert trio.current_time() - busy < 3
+    assert trio.current_time() - until < 3
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 504])
@@ -475,7 +588,7 @@ async def test_requests_in_flight_have_a_local_limit(autojump_clock: MockClock) 
 async def test_two_requests_are_allowed_before_the_session_is_known(
     autojump_clock: MockClock,
 ) -> None:
-    async with Transport(CREDENTIALS, user_agent="x", network=FakeServer()) as transport:
+    async with Transport(Login(CREDENTIALS), user_agent="x", network=FakeServer()) as transport:
         assert transport.concurrency == 2
 
 
@@ -513,11 +626,11 @@ async def test_cancelled_requests_free_their_place_in_the_budget(autojump_clock:
         ("-5", None),
         ("0", 0.0),
         (" 12 ", 12.0),
-        ("9" * 400, LONGEST_PAUSE),
+        ("9" * 400, LONGEST_RETRY_AFTER),
         ("Fri, 01 Mar 2024 10:00:20 GMT", 20.0),
         ("Fri, 01 Mar 2024 10:00:20", 20.0),
         ("Fri, 01 Mar 2024 09:00:00 GMT", 0.0),
-        ("Fri, 01 Mar 2094 10:00:00 GMT", LONGEST_PAUSE),
+        ("Fri, 01 Mar 2094 10:00:00 GMT", LONGEST_RETRY_AFTER),
         ("Fri, 99 Mar 2024 10:00:00 GMT", None),
     ],
 )

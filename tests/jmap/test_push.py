@@ -127,7 +127,7 @@ async def test_only_changes_of_the_selected_account_are_reported() -> None:
 async def test_credentials_go_to_origins_of_the_session_only() -> None:
     server = serving(CHANGE)
     async with opened(server) as client:
-        client.session = replace(client.session, origins=frozenset())
+        client.session = replace(client.session, origins={})
         with pytest.raises(PushUnavailableError, match="credentials are not sent"):
             async with client.push():
                 pass

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 import trio
+from trio.testing import MockClock
 
-from jmapfs.errors import ConfigError, ProtocolError
+from jmapfs.errors import ConfigError, ProtocolError, UnreachableError
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.discovery import discover
 from jmapfs.jmap.http import Transport
+from jmapfs.jmap.login import Login
 from jmapfs.jmap.session import Limits, Session, SessionAccount
-from tests.jmap.fake import CORE, CREDENTIALS, MAIL, FakeServer, session_document, with_limits
+from tests.jmap.fake import (
+    CORE,
+    CREDENTIALS,
+    MAIL,
+    NO_EMAILS,
+    FakeServer,
+    session_document,
+    with_limits,
+)
+
+# ruff: noqa: ARG001 - the fixture sets the clock
 
 
 async def session_of(url: str = "https://mail.example.org/jmap/session", **changes: Any) -> Session:
     server = FakeServer(session=session_document(**changes))
     server.before = lambda _: httpx.Response(200, json=server.session)
-    async with Transport(CREDENTIALS, user_agent="test", network=server) as transport:
+    async with Transport(Login(CREDENTIALS), user_agent="test", network=server) as transport:
         return await discover(url, transport, until=trio.current_time() + 30)
 
 
@@ -31,7 +45,7 @@ async def test_relative_urls_are_resolved() -> None:
     )
     assert session.event_source_url is not None
     assert session.event_source_url.startswith("https://mail.example.org/jmap/events?")
-    assert session.origins == {"https://mail.example.org:443"}
+    assert session.origins.keys() == {"https://mail.example.org:443"}
 
 
 async def test_absolute_urls_are_unchanged() -> None:
@@ -42,7 +56,7 @@ async def test_absolute_urls_are_unchanged() -> None:
     )
     assert session.api_url == "https://api.example.com:8443/jmap/"
     assert session.event_source_url is None
-    assert session.origins == {
+    assert session.origins.keys() == {
         "https://mail.example.org:443",
         "https://api.example.com:8443",
         "https://content.example.net:443",
@@ -72,6 +86,85 @@ async def test_unsafe_urls_are_refused(name: str, url: str, words: str) -> None:
 async def test_session_on_loopback_may_name_loopback() -> None:
     session = await session_of("http://127.0.0.1:8080/jmap", apiUrl="http://localhost:8081/jmap/")
     assert session.api_url == "http://localhost:8081/jmap/"
+
+
+@pytest.mark.parametrize("missing", ["accountId", "blobId"])
+async def test_download_url_must_have_the_ids(missing: str) -> None:
+    template = "/download/{accountId}/{blobId}/{name}".replace(missing, "other")
+    with pytest.raises(ProtocolError, match=rf"downloadUrl.*lacks the variable {{{missing}}}"):
+        await session_of(downloadUrl=template)
+
+
+async def test_origin_is_rewritten_on_request() -> None:
+    changes = {
+        "apiUrl": "http://backend.internal:8080/jmap/",
+        "downloadUrl": "https://backend.internal/jmap/download/{accountId}/{blobId}/{name}",
+        "eventSourceUrl": "/jmap/events?types={types}&closeafter={closeafter}&ping={ping}",
+    }
+    server = FakeServer(session=session_document(**changes))
+    server.blobs["B1"] = b"mail"
+    redirect = httpx.Response(301, headers={"Location": "http://backend.internal/jmap/session"})
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        assert request.url.host == "mail.example.org"
+        assert request.url.port == 8443
+        return redirect if request.url.path == "/.well-known/jmap" else None
+
+    server.before = before
+    async with connect(
+        "mail.example.org:8443", CREDENTIALS, network=server, rewrite_origin=True
+    ) as client:
+        assert client.session.url == "https://mail.example.org:8443/jmap/session"
+        assert client.session.api_url == "https://mail.example.org:8443/jmap/"
+        assert client.session.origins == {"https://mail.example.org:8443": ""}
+        await client.request(NO_EMAILS)
+        assert await client.download_blob("B1") == b"mail"
+        # The session is fetched again, and its origin is rewritten again.
+        server.session["state"] = "s2"
+        await client.request(NO_EMAILS)
+        await client.request(NO_EMAILS)
+        assert client.session.state == "s2"
+        assert client.session.api_url == "https://mail.example.org:8443/jmap/"
+
+
+@pytest.mark.parametrize("name", ["apiUrl", "downloadUrl"])
+async def test_unreachable_origin_of_the_session_is_explained(
+    name: str, autojump_clock: MockClock
+) -> None:
+    url = "https://backend.internal:8443/jmap/download/{accountId}/{blobId}"
+    server = FakeServer(session=session_document(**{name: url}))
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if request.url.host == "backend.internal":
+            raise httpx.ConnectError("no route to host")
+        return None
+
+    server.before = before
+    words = rf"the session's {name} names backend.internal:8443; .*rewrite_origin = true"
+    async with connect("mail.example.org", CREDENTIALS, network=server) as client:
+        ask: Callable[[], Awaitable[object]] = (
+            partial(client.request, NO_EMAILS)
+            if name == "apiUrl"
+            else partial(client.download_blob, "B1")
+        )
+        with pytest.raises(UnreachableError, match=words):
+            await ask()
+
+
+async def test_unreachable_target_of_a_redirect_is_explained(autojump_clock: MockClock) -> None:
+    server = FakeServer()
+    redirect = httpx.Response(307, headers={"Location": "https://backend.internal/jmap/session"})
+
+    def before(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "backend.internal":
+            raise httpx.ConnectError("no route to host")
+        return redirect
+
+    server.before = before
+    words = r"a redirect of mail\.example\.org names backend\.internal; .*rewrite_origin = true"
+    with pytest.raises(UnreachableError, match=words):
+        async with connect("mail.example.org", CREDENTIALS, network=server):
+            pass
 
 
 async def test_limits_are_decoded() -> None:
@@ -117,6 +210,17 @@ async def test_ambiguous_name_is_refused() -> None:
     session = await session_of(accounts={"A1": {"name": "x"}, "A2": {"name": "x"}})
     with pytest.raises(ConfigError, match="several accounts"):
         session.mail_account("x")
+
+
+@pytest.mark.parametrize("primary", [{}, {MAIL: None}, {CORE: "A1"}, {MAIL: "A9"}, None])
+async def test_only_account_with_mail_is_used_without_a_primary_one(
+    primary: dict[str, str | None] | None,
+) -> None:
+    contacts = {"name": "list", "accountCapabilities": {"urn:ietf:params:jmap:contacts": {}}}
+    mail = {"name": "alice", "accountCapabilities": {MAIL: {}}}
+    session = await session_of(accounts={"A1": contacts, "A2": mail}, primaryAccounts=primary)
+    assert session.mail_account().id == "A2"
+    assert [account.id for account in session.mail_accounts()] == ["A2"]
 
 
 async def test_missing_primary_account_is_an_error() -> None:

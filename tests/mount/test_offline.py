@@ -341,8 +341,55 @@ def test_a_changed_password(home: Home, small: ServerProcess) -> None:
         assert len(names_in(mount, "Work")) == 10
 
         small.control.set_credentials(home.username, home.password, None)
-        wait_until_online(mount)
+        # The refused secret is not sent again for some minutes, unless the user asks for that.
+        requests = mount.status()["http"]["requests"]
+        assert_unreadable(uncached)
+        time.sleep(3)
+        assert mount.status()["http"]["requests"] == requests
+        assert "jmapfs sync" in mount.status()["error"]
+        assert home.run("sync", mount.path).exit_code == 0
         assert uncached.read_bytes() == text_mail(10)
+
+
+@pytest.mark.parametrize("way", ["file", "command"])
+def test_a_rotated_secret(home: Home, small: ServerProcess, way: str) -> None:
+    """The mount goes on with the new secret, and is never offline."""
+    secret = home.directory / "secret"
+    secret.write_text(home.password)
+    secret.chmod(0o600)
+    config = home.directory / "config" / "jmapfs" / "config.toml"
+    config.parent.mkdir()
+    value = secret if way == "file" else f"cat {secret}"
+    config.write_text(
+        f'[home]\nserver = "{small.url}"\nuser = "{home.username}"\npassword_{way} = "{value}"\n'
+    )
+    with home.mounted("home") as mount:
+        for number, password in enumerate(["second", "third"]):
+            secret.write_text(password)
+            small.control.set_credentials(home.username, password, None)
+            uncached = sorted(names_in(mount, "Work"))[number]
+            assert (mount.path / "Work" / uncached).read_bytes()
+            assert home.run("sync", mount.path).exit_code == 0
+            assert online(mount)
+        assert "offline" not in home.log()
+
+
+def test_a_corrected_password_file(home: Home, small: ServerProcess) -> None:
+    """A secret that is corrected in its file ends the pause without the user."""
+    secret = home.directory / "secret"
+    secret.write_text(home.password)
+    secret.chmod(0o600)
+    config = home.directory / "config" / "jmapfs" / "config.toml"
+    config.parent.mkdir()
+    config.write_text(
+        f'[home]\nserver = "{small.url}"\nuser = "{home.username}"\npassword_file = "{secret}"\n'
+    )
+    with home.mounted("home") as mount:
+        small.control.set_credentials(home.username, "another", None)
+        assert home.run("sync", mount.path).exit_code == 4
+        assert not online(mount)
+        secret.write_text("another")
+        wait_until_online(mount)
 
 
 @pytest.mark.parametrize("status", [500, 503])

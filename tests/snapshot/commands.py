@@ -39,6 +39,9 @@ class RecordingReport:
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
+    def waiting(self, text: str) -> None:
+        self.notices.append(text)
+
 
 @dataclass(frozen=True)
 class TakenSnapshot:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jmapfs.account import AccountSource
+from jmapfs.jmap.login import Login
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.manifest import MISSING
@@ -91,4 +92,6 @@ async def served_account(tmp_path: Path) -> AsyncIterator[ServedAccount]:
     account.add_email(random_mail(99, LARGE_BYTES), [inbox], email_id="Mlarge")
     server = MailServer(account)
     async with running_server(server) as url:
-        yield ServedAccount(server, AccountSource("alice", f"{url}/session", CREDENTIALS), tmp_path)
+        yield ServedAccount(
+            server, AccountSource("alice", f"{url}/session", Login(CREDENTIALS)), tmp_path
+        )

@@ -17,6 +17,7 @@ from jmapfs.index import database
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import StaleTree
+from jmapfs.jmap.login import Login
 from jmapfs.snapshot import from_account
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.from_account import account_opener
@@ -72,7 +73,7 @@ async def snapshot(
 async def busy(tmp_path: Path) -> AsyncIterator[BusyAccount]:
     server = MailServer([small_account()])
     async with running_server(server) as url:
-        source = AccountSource("alice", f"{url}/session", CREDENTIALS)
+        source = AccountSource("alice", f"{url}/session", Login(CREDENTIALS))
         await snapshot(source, tmp_path, RecordingReport())
         directory = account_directory(tmp_path / "cache", source)
         with WriterLease(IndexDatabase(directory)) as lease:
@@ -199,7 +200,7 @@ async def test_several_first_snapshots_at_the_same_time(tmp_path: Path) -> None:
     server = MailServer([small_account(500)])
     reports = [RecordingReport() for _ in range(3)]
     async with running_server(server) as url:
-        source = AccountSource("alice", f"{url}/session", CREDENTIALS)
+        source = AccountSource("alice", f"{url}/session", Login(CREDENTIALS))
         async with trio.open_nursery() as nursery:
             for number, report in enumerate(reports):
                 nursery.start_soon(

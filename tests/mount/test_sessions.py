@@ -1,0 +1,168 @@
+"""Sessions that are unusual, and servers that ask to wait: mount, sync and two snapshots."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mails import new_emails, text_mail
+from tests.mounts import Home
+from tests.server import ServerProcess, Status, server_process
+
+pytestmark = pytest.mark.mount
+
+MAIL = "urn:ietf:params:jmap:mail"
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    """A server with five mails."""
+    with server_process("empty") as server:
+        server.control.create_mailbox("Inbox", mailbox_id="Inbox")
+        server.control.add_emails(new_emails(map(text_mail, range(5)), "Inbox"))
+        yield server
+
+
+def configure(home: Home, server: ServerProcess, *lines: str) -> None:
+    path = home.directory / "config" / "jmapfs" / "config.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["[home]", f'server = "{server.url}"', *lines, ""]))
+
+
+def snapshot(home: Home, destination: Path) -> dict[str, Any]:
+    result = home.run("snapshot", "--json", "home", destination)
+    assert result.exit_code == 0, result.stderr
+    summary: dict[str, Any] = json.loads(result.stdout)
+    return summary
+
+
+def assert_usable(home: Home, server: ServerProcess) -> None:
+    """Mount the account, sync it, and make two snapshots of it."""
+    with home.mounted("home") as mount:
+        assert sorted(mount.contents().values()) == [text_mail(n) for n in range(5)]
+        server.control.add_emails(new_emails([text_mail(5)], "Inbox", first=5))
+        assert home.run("sync", mount.path).exit_code == 0
+        assert len(mount.files()) == 6
+    destination = home.directory / "snapshots"
+    first, second = snapshot(home, destination), snapshot(home, destination)
+    assert (first["mails"], second["mails"], second["fetched"]) == (6, 6, 0)
+
+
+@pytest.mark.parametrize("primary", [{}, None, {MAIL: None}, {MAIL: "Aother"}])
+def test_a_session_without_a_primary_account(
+    home: Home, server: ServerProcess, primary: dict[str, str | None] | None
+) -> None:
+    configure(home, server)
+    server.control.set_quirks(session_overrides={"primaryAccounts": primary})
+    listed = json.loads(home.run("accounts", "--json", "home").stdout)
+    assert [account["id"] for account in listed] == ["Aprimary"]
+    assert_usable(home, server)
+
+
+def test_accounts_are_listed_if_one_must_be_chosen(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    configure(home, server)
+    server.control.add_account("Ateam", "The Team")
+    server.control.set_quirks(session_overrides={"primaryAccounts": {}})
+    listed = json.loads(home.run("accounts", "--json", "home").stdout)
+    assert [account["id"] for account in listed] == ["Ateam", "Aprimary"]
+    refused = home.run("snapshot", "home", tmp_path / "snapshots")
+    assert refused.exit_code == 3
+    assert "choose one" in refused.stderr
+    assert "Ateam (The Team)" in refused.stderr
+
+
+def test_a_session_that_names_an_unreachable_origin(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    urls = {
+        "apiUrl": "http://localhost:9/jmap/api",
+        "downloadUrl": "http://localhost:9/jmap/download/{accountId}/{blobId}/{name}?accept={type}",
+        "eventSourceUrl": "http://localhost:9/jmap/eventsource"
+        "?types={types}&closeafter={closeafter}&ping={ping}",
+    }
+    server.control.set_quirks(session_overrides=urls)
+    other = Home(tmp_path / "other", home.username, home.password)
+    configure(other, server)
+    refused = other.run("snapshot", "home", tmp_path / "snapshots")
+    assert refused.exit_code == 5
+    assert "the session's apiUrl names localhost:9" in refused.stderr
+    assert "rewrite_origin = true" in refused.stderr
+    configure(home, server, "rewrite_origin = true")
+    assert_usable(home, server)
+
+
+# --- Waiting
+
+
+def on_terminal(home: Home, *arguments: str | Path) -> tuple[int, str]:
+    """Run a command with a terminal as its stderr; return its exit code and what it showed."""
+    terminal, end = pty.openpty()
+    environment = home.environment | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*home.program, *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=end,
+    )
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65_536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(terminal)
+    return process.wait(30), shown.decode()
+
+
+@pytest.mark.parametrize("place", ["session", "api"])
+@pytest.mark.parametrize("command", ["mount", "snapshot"])
+def test_a_wait_is_shown_on_a_terminal(
+    home: Home, server: ServerProcess, command: str, place: Any, tmp_path: Path
+) -> None:
+    configure(home, server)
+    server.control.set_quirks(statuses=[Status(place, 429, retry_after="4")])
+    (tmp_path / "target").mkdir()
+    began = time.monotonic()
+    try:
+        exit_code, shown = on_terminal(home, command, "home", tmp_path / "target")
+    finally:
+        if command == "mount":
+            home.run("umount", tmp_path / "target")
+    assert exit_code == 0, shown
+    assert "asks to wait 4 s" in shown
+    assert time.monotonic() - began >= 4
+
+
+def test_a_wait_is_not_shown_without_a_terminal(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    configure(home, server)
+    server.control.set_quirks(statuses=[Status("session", 503, retry_after="4")])
+    result = home.run("snapshot", "home", tmp_path / "snapshots")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_a_wait_that_is_too_long_is_an_error(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    configure(home, server)
+    server.control.set_quirks(statuses=[Status("session", 503, count=-1, retry_after="7200")])
+    for arguments in (("snapshot", "home", tmp_path / "snapshots"), ("accounts", "home")):
+        result = home.run(*arguments, seconds=20)
+        assert result.exit_code == 5
+        assert "asks to wait 2 h" in result.stderr

@@ -1,0 +1,96 @@
+"""A mount whose secret the server refuses: how often the secret is sent, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from trio.testing import MockClock
+
+from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.jmap.client import Client, connect
+from jmapfs.jmap.login import Login
+from jmapfs.sync.follower import AccountFollower
+from tests.jmap.fake import CREDENTIALS, SESSION_URL, FakeServer
+
+
+class _Round:
+    """In place of a Synchronizer: one request."""
+
+    def __init__(self, client: Client, *_: object, **__: object) -> None:
+        self._client = client
+
+    async def bring_up_to_date(self, _: Callable[[int, int | None], None]) -> None:
+        await self._client.email_state()
+
+
+# ruff: noqa: ARG001 - the fixture sets the clock
+
+
+@pytest.fixture
+def followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[AccountFollower, FakeServer]]:
+    """A follower that has not started, and its server."""
+    monkeypatch.setattr("jmapfs.sync.follower.Synchronizer", _Round)
+    monkeypatch.setattr("jmapfs.sync.follower.check_account", lambda *_: None)
+    server = FakeServer()
+    database = IndexDatabase(tmp_path)
+    login = Login(CREDENTIALS)
+    with WriterLease(database) as lease:
+        follower = AccountFollower(
+            partial(connect, SESSION_URL, login, network=server),
+            database,
+            lease,
+            poll_interval=60,
+            after_round=trio.lowlevel.checkpoint,
+        )
+        yield follower, server
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Simulated time that stands still while a thread works."""
+    return MockClock(autojump_threshold=0.01)
+
+
+async def wake_often(follower: AccountFollower) -> None:
+    """Wake the follower in every way, as reads, push events and commands do."""
+    while True:
+        follower.wake()
+        follower.wake_if_online()
+        follower.report_reset()
+        await trio.sleep(1)
+
+
+async def test_stale_password_is_sent_twice_in_ten_minutes(
+    followed: tuple[AccountFollower, FakeServer], clock: MockClock
+) -> None:
+    follower, server = followed
+    refused: list[float] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response | None:
+        if "authorization" in request.headers:
+            refused.append(trio.current_time())
+            return httpx.Response(401, json={"detail": "Invalid credentials"})
+        return None
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
+        assert follower.connection.online
+        server.before = refuse
+        server.requests.clear()
+        nursery.start_soon(wake_often, follower)
+        await trio.sleep(600)
+        nursery.cancel_scope.cancel()
+    assert len(refused) == 2
+    assert 300 <= refused[1] - refused[0] <= 310
+    # Without the secret there are no more requests either: discovery makes one before each.
+    assert len(server.requests) <= 4
+    assert follower.client is None
+    assert "does not accept the credentials" in str(follower.connection.error)
+    assert "jmapfs sync" in str(follower.connection.error)
