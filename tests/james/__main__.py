@@ -34,7 +34,9 @@ def main() -> None:
         if name == "fill":
             command.add_argument("--mails", type=int, default=1000)
     commands.add_parser("stop", help="stop it; its mail is lost")
-    commands.add_parser("resolve", help="only download its jars, if they are missing")
+    commands.add_parser("resolve", help="only download its jars, if they are missing").add_argument(
+        "--lock", action="store_true", help="accept the jars that Maven finds: write the lock file"
+    )
     arguments = parser.parse_args()
     try:
         _run(arguments)
@@ -45,6 +47,8 @@ def main() -> None:
 def _run(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.directory.absolute()
     if arguments.command == "resolve":
+        if arguments.lock:
+            jars.write_lock()
         jars.resolve()
         return
     config = load(directory)

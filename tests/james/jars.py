@@ -4,19 +4,17 @@
 `sha256sum`. Maven also verifies the checksums of the repository. The directory of the jars is named
 after the lock file, so that the jars of another lock file are resolved again.
 
-To change the version, edit `pom.xml` and run `python -m tests.james.jars --lock`.
+To change the version, edit `pom.xml` and run `scripts/james resolve --lock`.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -153,20 +151,3 @@ def _staging() -> Iterator[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def main() -> None:
-    """Resolve the jars, or with `--lock` write the lock file."""
-    parser = argparse.ArgumentParser(prog="tests.james.jars", description=__doc__)
-    parser.add_argument("--lock", action="store_true", help="write the lock file")
-    try:
-        if parser.parse_args().lock:
-            write_lock()
-        else:
-            resolve()
-    except JarsError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
