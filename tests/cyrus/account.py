@@ -23,3 +23,11 @@ class Account(MailAccount):
     def download_path(self, blob_id: str) -> str:
         """Return the path and the query of a blob's URL."""
         return f"/jmap/download/{self.name}/{blob_id}/mail?accept=application/octet-stream"
+
+    def add_to_mailbox(self, email_id: str, mailbox_id: str) -> None:
+        """Add an email to another mailbox."""
+        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": True}})
+
+    def remove_from_mailbox(self, email_id: str, mailbox_id: str) -> None:
+        """Remove an email from one of its mailboxes."""
+        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": None}})

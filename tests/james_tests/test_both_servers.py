@@ -65,15 +65,16 @@ def test_messages_are_moved_expunged_and_destroyed(mail_account: MailAccount) ->
     assert mailboxes_of(mail_account) == [{"INBOX"}, {"INBOX"}]
 
 
-def test_an_email_is_added_to_a_mailbox_and_removed(mail_account: MailAccount) -> None:
+def test_a_copied_email_is_in_both_mailboxes(mail_account: MailAccount) -> None:
     mail_account.append("INBOX", MAIL)
-    second = mail_account.create_mailbox_by_jmap("Second")
-    (email_id,) = mail_account.email_ids()
-    inbox = next(iter(emails(mail_account)[0]["mailboxIds"]))
-    mail_account.add_to_mailbox(email_id, second)
+    mail_account.create_mailbox("Second")
+    before = mail_account.email_ids()
+    mail_account.copy("INBOX", [1], "Second")
+    assert mail_account.email_ids() == before
     assert mailboxes_of(mail_account) == [{"INBOX", "SECOND"}]
-    mail_account.remove_from_mailbox(email_id, inbox)
+    mail_account.expunge("INBOX", [1])
     assert mailboxes_of(mail_account) == [{"SECOND"}]
+    assert mail_account.email_ids() == before
 
 
 def test_mailboxes_are_renamed_and_deleted(mail_account: MailAccount) -> None:

@@ -120,7 +120,7 @@ class MailAccount:
             _ok(connection.uid("EXPUNGE", _uid_set(uids)))
 
     def copy(self, mailbox: str, uids: Sequence[int], target: str) -> None:
-        """Copy messages; on Cyrus, the email is then in both mailboxes."""
+        """Copy messages; the email then has its id in both mailboxes."""
         with self._selected(mailbox) as connection:
             _ok(connection.uid("COPY", _uid_set(uids), self._quoted(target)))
 
@@ -231,14 +231,6 @@ class MailAccount:
             # A server that limits the number of ids names its limit.
             if not answer["ids"] or len(answer["ids"]) < answer.get("limit", sys.maxsize):
                 return ids
-
-    def add_to_mailbox(self, email_id: str, mailbox_id: str) -> None:
-        """Add an email to another mailbox."""
-        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": True}})
-
-    def remove_from_mailbox(self, email_id: str, mailbox_id: str) -> None:
-        """Remove an email from one of its mailboxes."""
-        self.set_emails(update={email_id: {f"mailboxIds/{mailbox_id}": None}})
 
     def destroy(self, email_ids: Sequence[str]) -> None:
         """Destroy emails, in all their mailboxes."""
