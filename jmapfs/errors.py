@@ -20,7 +20,7 @@
     ├── MissingFilesError       12          EIO      … or lacks files
     ├── ExtraFilesError         13          EIO      … or has files that do not belong to it
     ├── TooMuchGoneError        14          EIO      more mail is gone than a snapshot may lose
-    ├── IncompleteError         15          EIO      some mail cannot be downloaded: no snapshot
+    ├── IncompleteError         15          EIO      a snapshot would lack, or lacks, some mail
     ├── RelayedError            its own     EIO      a daemon of jmapfs reported an error
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
@@ -179,7 +179,7 @@ class TooMuchGoneError(JmapfsError):
 
 
 class IncompleteError(JmapfsError):
-    """Some mail cannot be downloaded. A snapshot is created only if it has all mail."""
+    """Some mail cannot be downloaded. So there is no snapshot, or one without this mail."""
 
     exit_code = 15
 

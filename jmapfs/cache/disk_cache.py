@@ -54,7 +54,7 @@ _LOAD_MANY: Final = (
     "SELECT number, key, size, charge, checksum, large, data"
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16) LEFT JOIN content USING (number)"
 )
-_PRESENT: Final = "SELECT key FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
+_SIZES: Final = "SELECT key, size FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +126,17 @@ class DiskCache:
 
         The call does not count as a use of the blobs. Damaged blobs count as cached.
         """
+        present = self.sizes(blob_ids)
+        return [blob_id for blob_id in dict.fromkeys(blob_ids) if blob_id not in present]
+
+    def sizes(self, blob_ids: Sequence[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those of the blobs that are cached, without reading them.
+
+        The call does not count as a use of the blobs. Damaged blobs count as cached.
+        """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
-        rows = self._rows("look a blob up", f"{WANTED} {_PRESENT}", {"keys": b"".join(keys)})
-        present = {key for (key,) in rows}
-        return [blob_id for key, blob_id in keys.items() if key not in present]
+        rows = self._rows("look a blob up", f"{WANTED} {_SIZES}", {"keys": b"".join(keys)})
+        return {keys[key]: size for key, size in rows}
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
         """Verify and open a large blob; return None if it is not cached.
@@ -138,11 +145,6 @@ class DiskCache:
         """
         entry = self._find(blob_id)
         return self._verified_file(entry) if entry is not None and entry.large else None
-
-    def size(self, blob_id: str) -> int | None:
-        """Return the size of a blob in bytes, without reading it; None if it is not cached."""
-        entry = self._find(blob_id)
-        return None if entry is None else entry.size
 
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Store blobs, all small ones in one transaction; return for each whether it was stored."""

@@ -37,6 +37,10 @@ class MemoryCache:
         """Return the blob, or None. A returned blob is now the most recently used one."""
         return self._blobs.get(blob_id)
 
+    def remove(self, blob_id: str) -> None:
+        """Remove the blob, if it is in memory."""
+        self._blobs.pop(blob_id, None)
+
     def put(self, blob_id: str, data: bytes) -> bool:
         """Keep the blob; return False if it is too large to be kept."""
         if _cost(data) > self._largest:

@@ -23,9 +23,14 @@ _KILLED: Final = 128
 
 @click.command("sync")
 @mountpoint_argument
-def sync_command(mountpoint: Path) -> None:
+@click.option(
+    "--accept-deletions",
+    is_flag=True,
+    help="Follow the account even if most of its mail is gone (see `jmapfs status`).",
+)
+def sync_command(mountpoint: Path, *, accept_deletions: bool) -> None:
     """Ask for changes now, and wait until MOUNTPOINT shows them."""
-    ask(resolve(mountpoint), SyncRequest())
+    ask(resolve(mountpoint), SyncRequest(accept_deletions=accept_deletions))
 
 
 @click.command("freeze", context_settings={"ignore_unknown_options": True})

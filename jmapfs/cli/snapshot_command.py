@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,15 +25,18 @@ from jmapfs.cli.options import (
     account_option,
     cache_directory_option,
     destination_argument,
+    escaped,
     format_size,
 )
-from jmapfs.cli.output import console, json_document
+from jmapfs.cli.output import console, json_document, notice
 from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
 from jmapfs.control.mounts import Mount, mount_of
-from jmapfs.errors import NotMountedError, UsageError
-from jmapfs.snapshot.create import create_snapshot
+from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_errors
+from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.from_mount import MountOpener
+from jmapfs.snapshot.manifest import MISSING
+from jmapfs.snapshot.missing import SHOWN, MissingMail, read_missing
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
 
@@ -53,6 +59,17 @@ _Opening = AbstractAsyncContextManager[SourceOpener]
 @click.option(
     "--allow-stale", is_flag=True, help="Copy an older state if the current one is not available."
 )
+@click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Make the snapshot without mail that cannot be downloaded (exit code 15).",
+)
+@click.option(
+    "--check",
+    "checks",
+    is_flag=True,
+    help="Compare all mail with the digests of the server; SOURCE must be an account.",
+)
 @account_option
 @cache_directory_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -65,6 +82,8 @@ def snapshot_command(
     cache_dir: Path,
     *,
     allow_stale: bool,
+    skip_bad: bool,
+    checks: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -75,7 +94,8 @@ def snapshot_command(
     is in the last snapshot is linked, not fetched.
 
     Exit code 0 means that the snapshot is complete. Otherwise there is no new snapshot, and the
-    next run continues with the mail that was already fetched.
+    next run continues with the mail that was already fetched. The exit code is 15 if some mail
+    cannot be downloaded. This mail is then named. With --skip-bad, there is a snapshot without it.
     """
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
@@ -86,6 +106,10 @@ def snapshot_command(
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"
                 )
+            if checks:
+                raise UsageError(
+                    "--check cannot be used with a mount, which has no digests: give the account"
+                )
             path = Path(os.path.realpath(source)).relative_to(mount.mountpoint)
             inside = "" if path == Path() else str(path)
             opener = MountOpener(mount.mountpoint, inside, display, allow_stale)
@@ -93,20 +117,87 @@ def snapshot_command(
         else:
             account = _account(source, read_config(), selection)
             opening = account_opener(
-                account, cache_dir.absolute(), display, allow_stale=allow_stale
+                account,
+                cache_dir.absolute(),
+                display,
+                allow_stale=allow_stale,
+                max_gone=max_gone,
+                checks=checks,
             )
-        summary = run_with_signals(partial(_create, opening, repository, max_gone, display))
-    if as_json:
-        click.echo(json_document(summary))
-    elif not quiet:
-        click.echo(_summary(summary))
+        create = partial(
+            create_snapshot,
+            repository=repository,
+            max_gone=max_gone,
+            report=display,
+            skip_bad=skip_bad,
+        )
+        try:
+            summary = run_with_signals(partial(_create, opening, create))
+        except FailedDownloadsError as error:
+            _show_failure(error, as_json=as_json)
+            raise
+    _show_summary(summary, as_json=as_json, quiet=quiet)
 
 
 async def _create(
-    opening: _Opening, repository: Repository, max_gone: float, display: SnapshotDisplay
+    opening: _Opening, create: Callable[[SourceOpener], Awaitable[SnapshotSummary]]
 ) -> SnapshotSummary:
     async with opening as opener:
-        return await create_snapshot(opener, repository, max_gone=max_gone, report=display)
+        return await create(opener)
+
+
+def _show_failure(error: FailedDownloadsError, *, as_json: bool) -> None:
+    """Name the mails that cannot be downloaded."""
+    if as_json:
+        click.echo(json_document({"error": str(error), **_missing_document(error.missing.path)}))
+    else:
+        _show_missing(error.missing.first, error.missing.count, error.missing.path)
+
+
+def _show_summary(summary: SnapshotSummary, *, as_json: bool, quiet: bool) -> None:
+    """Show the summary. Raises IncompleteError if the snapshot is not complete."""
+    path = Path(summary.path) / MISSING
+    if as_json:
+        document: dict[str, Any] = msgspec.to_builtins(summary)
+        missing = _missing_document(path if summary.missing else None)
+        click.echo(json_document(document | missing))
+    elif not quiet:
+        click.echo(_summary(summary))
+    if not summary.missing:
+        return
+    mails = "a mail" if summary.missing == 1 else f"{summary.missing:,} mails"
+    if not as_json:
+        with storage_errors(path):
+            _show_missing(list(islice(read_missing(path), SHOWN)), summary.missing, path)
+    raise IncompleteError(
+        f"{summary.date} was made without {mails} that cannot be downloaded; the next run tries"
+        " again"
+    )
+
+
+def _show_missing(first: Sequence[MissingMail], count: int, path: Path) -> None:
+    for mail in first:
+        notice(escaped(f"{mail.files[0]}: {mail.reason}"))
+    rest = count - len(first)
+    which = f"and {rest:,} more" if rest else "all of these are listed"
+    notice(escaped(f"{which}: {path}"))
+
+
+def _missing_document(path: Path | None) -> dict[str, Any]:
+    """Return the members of the JSON document that name the mails that are missing."""
+    if path is None:
+        return {"missing": [], "missing_file": None}
+    with storage_errors(path):
+        missing = [
+            {
+                "files": mail.files,
+                "email_id": mail.id,
+                "blob_id": mail.blob_id,
+                "reason": mail.reason,
+            }
+            for mail in read_missing(path)
+        ]
+    return {"missing": missing, "missing_file": str(path)}
 
 
 def _require_apart(destination: Path, mount: Mount | None) -> None:
@@ -136,6 +227,10 @@ def _summary(summary: SnapshotSummary) -> str:
     ]
     if summary.taken_over:
         parts.append(f"{summary.taken_over:,} taken over from an interrupted run")
+    if summary.replaced:
+        parts.append(f"{summary.replaced:,} replaced (the last snapshot has other content)")
+    if summary.missing:
+        parts.append(f"{summary.missing:,} missing")
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
 
 

@@ -252,7 +252,9 @@ def _show_pruned(pruned: PruneResult, repository: Repository, *, dry_run: bool) 
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
-    notes = [*verdict.reasons, *(["damaged"] if verdict.damaged else [])]
+    notes = list(verdict.reasons)
+    notes += ["damaged"] if verdict.damaged else []
+    notes += ["incomplete"] if verdict.incomplete else []
     return verdict.date, "keep" if verdict.kept else "remove", ", ".join(notes)
 
 

@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.control.messages import AccountStatus, MountStatus, StatusRequest
+from jmapfs.control.messages import AccountStatus, MountStatus, StaleStatus, StatusRequest
 from jmapfs.control.mounts import mounts, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError
+
+_ACCEPT_HINT: Final = (
+    "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
+)
 
 _MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with their values
 
@@ -76,12 +80,24 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
     online = "yes" if status.online else f"no, since {status.since}"
     if status.error:
         online += f": {status.error}"
-    return [
+    lines = [
         ("account", f"{status.account} at {status.server}"),
         ("online", online),
+    ]
+    if status.stale is not None:
+        lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
+    return [
+        *lines,
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),
         ("emails", f"{status.emails} in {status.mailboxes} mailboxes"),
         ("cache", f"{format_size(cache.bytes)} of {format_size(cache.limit)}, {cache.blobs} mails"),
         ("network", f"{http.requests} requests, {http.blobs} mails, {format_size(http.bytes)}"),
     ]
+
+
+def _stale_text(stale: StaleStatus) -> str:
+    return (
+        f"since {stale.since}: {stale.gone} of {stale.total} mails are gone from the server"
+        f" ({stale.reason})"
+    )

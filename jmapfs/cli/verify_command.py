@@ -1,19 +1,31 @@
 """`jmapfs verify`: shows the progress and the findings, and records the outcome in DEST."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import trio
 
-from jmapfs.cli.options import directory_type, escaped, format_size
+from jmapfs.account import AccountSource
+from jmapfs.cli.config import account_source, read_config
+from jmapfs.cli.options import account_option, directory_type, escaped, format_size
 from jmapfs.cli.output import MailProgress, json_document, notice
 from jmapfs.cli.signals import run_with_signals
-from jmapfs.errors import StorageError
-from jmapfs.snapshot.manifest import Description
+from jmapfs.errors import (
+    AlteredFilesError,
+    JmapfsError,
+    MissingFilesError,
+    StorageError,
+    UsageError,
+)
+from jmapfs.jmap.client import connect
+from jmapfs.snapshot.manifest import Description, is_intact, read_description
+from jmapfs.snapshot.online import OnlineComparison
 from jmapfs.snapshot.repository import repository_of
 from jmapfs.snapshot.verify import (
     KINDS,
@@ -30,18 +42,41 @@ from jmapfs.snapshot.verify_record import Verification, save_verification
 @click.command("verify")
 @click.argument("place", metavar="DEST[/DATE]", type=directory_type)
 @click.option("--quick", is_flag=True, help="Check names and sizes only; do not read the mail.")
+@click.option(
+    "--online",
+    metavar="ACCOUNT",
+    help="Also compare the mail with the digests of the server. No mail is downloaded.",
+)
+@account_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print findings and errors only.")
-def verify_command(place: Path, *, quick: bool, as_json: bool, quiet: bool) -> None:
+def verify_command(
+    place: Path,
+    online: str | None,
+    selection: str | None,
+    *,
+    quick: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Compare one snapshot, or all in DEST, with their checksums.
 
     Each altered, missing or extra file is printed on one line. The exit code is 11 if a file is
     altered; otherwise 12 if one is missing; otherwise 13 if there is an extra one. The command
     needs neither the server nor the other snapshots, so it also verifies a copy of one snapshot.
+
+    With --online ACCOUNT, the mail is also compared with what the server has.
     """
+    if online is None and selection is not None:
+        raise UsageError("--account belongs to --online ACCOUNT, which is missing")
+    directories = snapshots_at(place)
+    account = None if online is None else account_source(online, read_config(), account=selection)
     run = _VerifyRun(quick=quick, as_json=as_json, quiet=quiet)
-    for directory in snapshots_at(place):
-        run.verify(directory)
+    try:
+        run_with_signals(partial(run.verify_all, directories, account))
+    except JmapfsError as error:
+        # The findings so far are still shown.
+        run.fail(error)
     run.finish()
 
 
@@ -54,33 +89,58 @@ class _VerifyRun:
         self._quiet = quiet
         self._inodes = InodeCache()
         self._results: list[VerifyResult] = []
-        self._failure: StorageError | None = None
+        self._failure: JmapfsError | None = None
         self._record_error = ""
         self._documents: list[dict[str, Any]] = []
 
-    def verify(self, directory: Path) -> None:
+    async def verify_all(self, directories: Sequence[Path], account: AccountSource | None) -> None:
+        """Verify snapshots; with an `account`, also compare them with its server."""
+        async with _comparison(account) as comparison:
+            if comparison is not None:
+                for directory in directories:
+                    await trio.to_thread.run_sync(_require_account, comparison, directory)
+            for directory in directories:
+                await self._verify(directory, comparison)
+
+    async def _verify(self, directory: Path, comparison: OnlineComparison | None) -> None:
         """Verify a snapshot, record the outcome, and show the findings."""
+        name, quiet = directory.name, self._quiet
+        result: VerifyResult | None = None
         try:
-            with _Display(directory.name, quick=self._quick, quiet=self._quiet) as display:
-                result = run_with_signals(
-                    partial(
-                        verify, directory, quick=self._quick, inodes=self._inodes, progress=display
-                    )
+            with _Display(
+                f"verifying {escaped(name)}", counts_bytes=not self._quick, quiet=quiet
+            ) as display:
+                result = await verify(
+                    directory, quick=self._quick, inodes=self._inodes, progress=display
                 )
+            if comparison is not None:
+                title = f"comparing {escaped(name)} with the server"
+                with _Display(title, counts_bytes=False, quiet=quiet) as display:
+                    result = await _compare(result, comparison, display)
         except StorageError as error:
             # This snapshot may have been pruned meanwhile. The others can still be verified.
-            if self._failure is not None:
-                notice(str(self._failure))
-            self._failure = error
+            self.fail(error)
             self._documents.append({"path": escaped(str(directory)), "error": escaped(str(error))})
             return
+        finally:
+            # The server may have failed.
+            if result is not None:
+                await self._add(result)
+
+    async def _add(self, result: VerifyResult) -> None:
         self._results.append(result)
-        record_error = _record(result)
+        record_error = await trio.to_thread.run_sync(_record, result)
         if self._as_json:
             remarks = [*result.remarks, *([record_error] if record_error else [])]
             self._documents.append(_document(result, remarks))
         else:
             self._show(result, record_error)
+
+    def fail(self, error: JmapfsError) -> None:
+        """Note an error that is not a finding. The last one becomes the error of the command."""
+        if self._failure is not None:
+            notice(str(self._failure))
+        self._failure = error
 
     def finish(self) -> None:
         """Show the summary. Raises JmapfsError if something is wrong with a snapshot."""
@@ -111,11 +171,11 @@ class _VerifyRun:
 
 
 class _Display(contextlib.AbstractContextManager["_Display"]):
-    """Shows the progress of verifying one snapshot; a context manager."""
+    """Shows the progress of work on one snapshot; a context manager."""
 
-    def __init__(self, name: str, *, quick: bool, quiet: bool) -> None:
-        self._title = f"verifying {escaped(name)}"
-        self._quick = quick
+    def __init__(self, title: str, *, counts_bytes: bool, quiet: bool) -> None:
+        self._title = title
+        self._counts_bytes = counts_bytes
         self._quiet = quiet
         self._stack = contextlib.ExitStack()
         self._progress: MailProgress | None = None
@@ -127,7 +187,7 @@ class _Display(contextlib.AbstractContextManager["_Display"]):
         """Show a progress bar if the number of mails is known."""
         if self._quiet or description is None:
             return
-        size = None if self._quick else description.bytes
+        size = description.bytes if self._counts_bytes else None
         bar = MailProgress(self._title, description.mails, size)
         self._progress = self._stack.enter_context(bar)
 
@@ -136,13 +196,50 @@ class _Display(contextlib.AbstractContextManager["_Display"]):
             self._progress.advance(mails, size)
 
 
+@contextlib.asynccontextmanager
+async def _comparison(account: AccountSource | None) -> AsyncIterator[OnlineComparison | None]:
+    if account is None:
+        yield None
+        return
+    async with connect(account.location, account.credentials, account=account.account) as client:
+        yield OnlineComparison(client)
+
+
+def _require_account(comparison: OnlineComparison, directory: Path) -> None:
+    # A snapshot without a valid description is a finding later.
+    with contextlib.suppress(AlteredFilesError, MissingFilesError, StorageError):
+        comparison.require_account(read_description(directory).origin, directory.name)
+
+
+async def _compare(
+    result: VerifyResult, comparison: OnlineComparison, display: _Display
+) -> VerifyResult:
+    """Return the result of verifying a snapshot with the findings of comparing it."""
+    if not await trio.to_thread.run_sync(is_intact, result.path):
+        remark = "not compared with the server: the lists of its files are damaged"
+        return dataclasses.replace(result, remarks=[*result.remarks, remark])
+    description = await trio.to_thread.run_sync(read_description, result.path)
+    display.started(description)
+    online = await comparison.compare(result.path, partial(display.checked, size=0))
+    known = {finding.path for finding in result.findings}
+    new = [finding for finding in online.findings if finding.path not in known]
+    return dataclasses.replace(
+        result,
+        findings=sorted([*result.findings, *new]),
+        remarks=[*result.remarks, *online.remarks()],
+        online=online,
+    )
+
+
 def _record(result: VerifyResult) -> str:
     """Record the outcome in DEST, if DEST is known. Return an error message, or an empty string."""
     try:
         destination = repository_of(result.path)
         if destination is not None:
             when = datetime.now(UTC).replace(microsecond=0)
-            verification = Verification(when, result.outcome, result.quick)
+            verification = Verification(
+                when, result.outcome, result.quick, online=result.online is not None
+            )
             save_verification(destination.path, result.path.name, verification)
     except StorageError as error:
         return escaped(str(error))
@@ -155,14 +252,17 @@ def _summary(results: Sequence[VerifyResult]) -> str:
     files = sum(result.files for result in results)
     size = format_size(sum(result.bytes_read for result in results))
     how = "no content read" if results[0].quick else f"{size} read"
+    online = [result.online for result in results if result.online is not None]
+    if online:
+        how += f", {sum(one.compared for one in online):,} compared with the server"
     different = any(result.findings for result in results)
     outcome = format_counts(results) if different else "no differences"
     return f"{name}: {mails:,} mails in {files:,} files, {how}: {outcome}"
 
 
 def _document(result: VerifyResult, remarks: Sequence[str]) -> dict[str, Any]:
-    counts = result.counts()
-    return {
+    counts, online = result.counts(), result.online
+    document: dict[str, Any] = {
         "path": escaped(str(result.path)),
         "outcome": result.outcome,
         "quick": result.quick,
@@ -176,3 +276,10 @@ def _document(result: VerifyResult, remarks: Sequence[str]) -> dict[str, Any]:
         ],
         "remarks": remarks,
     }
+    if online is not None:
+        document["online"] = {
+            "compared": online.compared,
+            "gone": online.gone,
+            "undigested": online.undigested,
+        }
+    return document

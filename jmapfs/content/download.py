@@ -1,56 +1,85 @@
 """The transfer of blobs from the server, for reads, read-ahead, prefetch and snapshots.
 
-The caller searches the disk cache first, and only missing blobs are fetched. If the server has
-Blob/get, small blobs are fetched in batches (`take_batch`, `Downloader.fetch_batch`). Large blobs
-are fetched alone. If a batch does not contain a blob, or contains it with a wrong size or digest,
-the blob is fetched again alone. The second result is final.
+The caller searches the disk cache first, and only missing blobs are fetched: several small ones
+with one request (`Downloader.fetch_batch`), or one alone (`Downloader.fetch`). Both return only
+content that is accepted by the rules of `confirmation`. Content of a batch that is in doubt is
+fetched again alone, and content in doubt that was fetched alone is fetched again by another route:
+
+    batch (Blob/get) ── in doubt ──> download URL
+    download URL ────── in doubt ──> Blob/get in ranges, or else the download URL, new connection
+
+The second attempt is final: its bytes are accepted or refused.
 """
 
-import hashlib
 import logging
-import re
-from collections import deque
+from collections import OrderedDict
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterable,
+    Collection,
     Iterator,
+    Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
 
-from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.errors import AuthenticationError, BlobMismatchError, JmapfsError, UnreachableError
+from jmapfs.blob_keys import split_content_key
+from jmapfs.content import confirmation
+from jmapfs.content.confirmation import MARGIN_BYTES, Evidence, Examination, Route
+from jmapfs.content.division import Blob, SizedBlob
+from jmapfs.errors import (
+    AuthenticationError,
+    BlobMismatchError,
+    BlobNotFoundError,
+    DeadlineError,
+    JmapfsError,
+    ServerError,
+    UnreachableError,
+)
 from jmapfs.jmap.batches import BlobGetLimits
+from jmapfs.jmap.blob_get import BlobDigest
 
 _log = logging.getLogger(__name__)
 
-LEAST_RATE: Final = 256 * 1024
-"""Bytes per second: a large blob gets the extra time that it needs at this rate."""
-
-_SHA1_BLOB_ID: Final = re.compile(r"G([0-9a-f]{40})")
-_WRONG_DIGEST: Final = "the content of a blob does not have the SHA-1 in its id"
 # SHA-1 takes 0.6 ms for 1 MiB, which is too long for the event loop.
 _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
-# A download that exceeds the stated size by more than this ends with an error.
-_MARGIN_BYTES: Final = 64 * 1024 * 1024
-# A blob above a quarter of a batch's bytes is fetched alone: other blobs must not wait for it.
-_LARGE_PART: Final = 4
-# Without Blob/get, one snapshot task fetches this many small blobs, one after the other.
-_SINGLES: Final = 8
+# Doubts about contents of batches that were not fetched alone yet. One takes about 300 bytes.
+_MOST_DOUBTS: Final = 4096
+
+_T = TypeVar("_T")
+
+Receive = Callable[[AsyncIterator[bytes]], Awaitable[_T]]
+"""Receives a content in chunks of about 1 MiB, and returns what it has made of the content."""
+
+
+class ContentStream(Protocol):
+    """The chunks of a content. `content_type` is known after the first one; empty if there is none.
+
+    It is a media type in lower case, without parameters.
+    """
+
+    content_type: str
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Return the iterator."""
+
+    async def __anext__(self) -> bytes:
+        """Return the next chunk."""
 
 
 class BlobSource(Protocol):
-    """Downloads whole blobs; `deadline` is in seconds from now, for the whole transfer.
+    """Downloads whole blobs by content key; `deadline` is in seconds, for the whole transfer.
 
     Raises, in its methods and from the iteration:
+        ServerError: the epoch of the key has ended, so that the blob cannot be requested any more.
         JmapfsError: the blob cannot be fetched, or the stream breaks off.
     """
 
@@ -60,7 +89,7 @@ class BlobSource(Protocol):
 
     @property
     def batch_limits(self) -> BlobGetLimits | None:
-        """The limits of `download_batch` now; None if blobs can only be fetched one by one."""
+        """The limits of `download_batch` now; None if the server has no Blob/get."""
 
     @property
     def concurrency(self) -> int:
@@ -69,142 +98,111 @@ class BlobSource(Protocol):
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
     ) -> dict[str, bytes]:
-        """Request blobs (id, stated size) together; return the contents that arrived whole.
+        """Request blobs (key, stated size) together; return the contents that arrived whole.
 
         Returns no content if the server does not have Blob/get.
         """
 
-    async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        """Return the content of a blob. Content much larger than `size_hint` is an error."""
-
     def stream_blob(
-        self, blob_id: str, *, deadline: float
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Return the content of a blob chunk by chunk."""
+        self, key: str, *, fresh: bool = False, deadline: float
+    ) -> AbstractAsyncContextManager[ContentStream]:
+        """Open a blob for reading from the download URL; if `fresh`, over a new connection."""
+
+    def stream_ranges(
+        self, key: str, size: int, *, deadline: float
+    ) -> AbstractAsyncContextManager[ContentStream]:
+        """Open a blob of about `size` bytes for reading by Blob/get, if `batch_limits` is set."""
+
+    async def stated_sizes(self, keys: Collection[str]) -> Mapping[str, int]:
+        """Ask the server for the sizes that it states now; return those of the blobs it shows.
+
+        A blob is shown if an email that has it in the index still has it, with the same time.
+        """
+
+    async def digests(self, keys: Collection[str]) -> Mapping[str, BlobDigest]:
+        """Return the digests that the server offers; none if it does not offer any."""
+
+    def describe(self, key: str) -> str:
+        """Return a name for a blob in messages: the path of a file and the id of its email."""
 
 
-class SizedBlob(Protocol):
-    """A blob to be fetched; `size` is in bytes, as the server states it."""
+class _InDoubtError(BlobMismatchError):
+    """The bytes of an attempt are not accepted yet."""
 
-    @property
-    def blob_id(self) -> str:
-        """Its id."""
-
-    @property
-    def size(self) -> int:
-        """Its stated size."""
+    def __init__(self, reason: str, evidence: Evidence) -> None:
+        super().__init__(reason)
+        self.evidence = evidence
 
 
-_Blob = TypeVar("_Blob", bound=SizedBlob)
+class _SizeQuestion:
+    """A request for stated sizes that several tasks share."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, None] = {}
+        self.answer: Mapping[str, int] | None = None
+        self.error: JmapfsError | None = None
 
 
-def extra_time(size: int) -> float:
-    """Return how many seconds a blob of `size` bytes gets in addition to the common timeout."""
-    return size / LEAST_RATE if size > SMALL_BYTES else 0.0
+class _SizeQuestions:
+    """Asks for stated sizes. While one request is under way, all others wait for the next one."""
+
+    def __init__(self, source: BlobSource) -> None:
+        self._source = source
+        self._lock = trio.Lock()
+        self._next = _SizeQuestion()
+
+    async def ask(self, keys: Collection[str]) -> Mapping[str, int]:
+        """Return the sizes that the server states for blobs; the request begins after this call."""
+        question = self._next
+        question.keys.update(dict.fromkeys(keys))
+        async with self._lock:
+            # If the task that has begun the request was cancelled, the next task repeats it.
+            if question.answer is None and question.error is None:
+                if question is self._next:
+                    self._next = _SizeQuestion()
+                try:
+                    question.answer = await self._source.stated_sizes(list(question.keys))
+                except JmapfsError as error:
+                    question.error = error
+        if question.answer is None:
+            raise question.error or RuntimeError("a question without an answer")
+        return question.answer
 
 
-def take_batch(
-    pending: deque[_Blob],
-    *,
-    max_blobs: int,
-    max_bytes: int,
-    alone_above: int | None = None,
-    accept: Callable[[_Blob], bool] | None = None,
-) -> list[_Blob]:
-    """Remove the next batch from `pending`, in order.
+@dataclass(slots=True)
+class _Attempt:
+    """One download of a blob alone; `judge` raises an error if the bytes are not accepted."""
 
-    A batch has at most `max_blobs` blobs and at most `max_bytes` bytes together. A blob of more
-    than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob that is not
-    accepted is removed from `pending` too, but is in no batch.
-    """
-    batch: list[_Blob] = []
-    largest = max_bytes if alone_above is None else alone_above
-    room = max_bytes
-    while pending and len(batch) < max_blobs:
-        blob = pending[0]
-        if batch and blob.size > min(largest, room):
-            break
-        pending.popleft()
-        if accept is not None and not accept(blob):
-            continue
-        batch.append(blob)
-        room -= blob.size
-        if blob.size > largest:
-            break
-    return batch
-
-
-def split_into_batches(
-    blobs: Iterable[_Blob], *, max_blobs: int, max_bytes: int, alone_above: int
-) -> Iterator[list[_Blob]]:
-    """Divide blobs into batches as `take_batch` does, the large ones first."""
-    small: deque[_Blob] = deque()
-    for blob in blobs:
-        if blob.size > alone_above:
-            yield [blob]
-        else:
-            small.append(blob)
-    while small:
-        yield take_batch(small, max_blobs=max_blobs, max_bytes=max_bytes)
-
-
-def take_request(
-    pending: deque[_Blob], limits: BlobGetLimits | None, most: int, accept: Callable[[_Blob], bool]
-) -> list[_Blob]:
-    """Remove the blobs for one request from `pending`, at most `most`, and return them."""
-    if limits is None:
-        return take_batch(pending, max_blobs=1, max_bytes=0, accept=accept)
-    return take_batch(
-        pending,
-        max_blobs=min(limits.blobs, most),
-        max_bytes=limits.bytes,
-        alone_above=limits.bytes // _LARGE_PART,
-        accept=accept,
-    )
-
-
-class _DigestCheck:
-    """Compares content with the SHA-1 in the blob id, if the id has one and this is `enabled`."""
-
-    def __init__(self, blob_id: str, *, enabled: bool) -> None:
-        match = _SHA1_BLOB_ID.fullmatch(blob_id) if enabled else None
-        self._expected = match[1] if match else None
-        self._hash = hashlib.sha1(usedforsecurity=False)
-
-    def update(self, data: bytes) -> None:
-        if self._expected is not None:
-            self._hash.update(data)
-
-    def is_right(self) -> bool:
-        return self._expected is None or self._hash.hexdigest() == self._expected
+    blob: SizedBlob
+    route: Route
+    fresh: bool
+    until: float
+    sha1: bool
+    sha256: bool
+    judge: Callable[[Evidence], Awaitable[None]]
+    is_accepted: bool = False
 
 
 class Downloader:
-    """Downloads blobs from `source` and verifies their content; `limiter` bounds its threads."""
+    """Downloads blobs from `source`, and returns accepted content only.
+
+    `limiter` bounds its threads.
+    """
 
     def __init__(self, source: BlobSource, limiter: trio.CapacityLimiter) -> None:
         self.source = source
         self._limiter = limiter
-
-    def divide(self, blobs: Iterable[_Blob]) -> Iterator[list[_Blob]]:
-        """Divide blobs into requests that the current limits of the server allow."""
-        limits = self.source.batch_limits
-        if limits is None:
-            most, room, largest = _SINGLES, _SINGLES * SMALL_BYTES, SMALL_BYTES
-        else:
-            most, room, largest = limits.blobs, limits.bytes, limits.bytes // _LARGE_PART
-        return split_into_batches(blobs, max_blobs=most, max_bytes=room, alone_above=largest)
+        self._questions = _SizeQuestions(source)
+        self._doubts: OrderedDict[str, Evidence] = OrderedDict()
 
     async def fetch_batch(
         self,
-        batch: Sequence[_Blob],
-        write: Callable[[list[tuple[_Blob, bytes]]], Awaitable[None]],
+        batch: Sequence[Blob],
+        write: Callable[[list[tuple[Blob, bytes]]], Awaitable[None]],
         *,
         deadline: float,
-    ) -> Sequence[_Blob]:
-        """Fetch blobs with one request, `write` the correct ones, and return the others.
+    ) -> Sequence[Blob]:
+        """Fetch blobs with one request, `write` the accepted ones, and return the others.
 
         The caller fetches the others alone. If there is only one blob, it is returned.
 
@@ -213,91 +211,239 @@ class Downloader:
         """
         if len(batch) < 2:
             return batch
+        until = trio.current_time() + deadline
         try:
             contents = await self.source.download_batch(
-                [(blob.blob_id, blob.size) for blob in batch], deadline=deadline
+                [(blob.content_key, blob.size) for blob in batch], deadline=deadline
             )
+            arrived = [
+                (blob, contents[blob.content_key]) for blob in batch if blob.content_key in contents
+            ]
+            accepted = await self._accept(arrived, until)
         except (UnreachableError, AuthenticationError):
             raise
         except JmapfsError as error:
             _log.warning("a batch of blobs is fetched one by one: %s", error)
             return batch
-        arrived = [
-            (blob, contents[blob.blob_id])
-            for blob in batch
-            if blob.blob_id in contents and len(contents[blob.blob_id]) == blob.size
-        ]
-        wrong = await self._mismatches([(blob.blob_id, data) for blob, data in arrived])
-        correct = [(blob, data) for blob, data in arrived if blob.blob_id not in wrong]
-        if correct:
-            await write(correct)
-        written = {blob.blob_id for blob, _ in correct}
-        return [blob for blob in batch if blob.blob_id not in written]
+        if accepted:
+            await write(accepted)
+        written = {blob.content_key for blob, _ in accepted}
+        return [blob for blob in batch if blob.content_key not in written]
 
-    async def download_small(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        """Return the content of a blob, in memory.
+    async def fetch(self, blob: SizedBlob, receive: Receive[_T], *, deadline: float) -> _T:
+        """Fetch a small or a large blob alone; return what `receive` returns.
 
-        Raises BlobMismatchError if the digest is wrong, and the errors of the source.
-        """
-        data = await self.source.download_blob(blob_id, size_hint=size_hint, deadline=deadline)
-        if await self._mismatches([(blob_id, data)]):
-            raise BlobMismatchError(_WRONG_DIGEST)
-        return data
+        `receive` is called again if the first attempt is in doubt. The iteration over the chunks
+        ends without an error only if the content is accepted. If it raises an error, `receive` must
+        keep nothing, and pass the error on. The content may have another length than `blob.size`.
 
-    @asynccontextmanager
-    async def stream(
-        self, blob_id: str, size: int, *, deadline: float
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a blob of `size` bytes for reading in chunks of about 1 MiB.
-
-        Raises, from the iteration:
-            BlobMismatchError: the content is far too long, or (at the end) the digest is wrong.
+        Raises:
+            BlobMismatchError: the content is refused.
+            BlobNotFoundError: the server no longer has the blob.
             JmapfsError: what the source raises.
         """
-        async with (
-            self.source.stream_blob(blob_id, deadline=deadline) as chunks,
-            aclosing(self._verified(blob_id, size, chunks)) as verified,
-        ):
-            yield verified
+        until = trio.current_time() + deadline
+        first = self._doubts.pop(blob.content_key, None)
+        if first is None:
+            try:
+                return await self._first_attempt(blob, receive, until)
+            except BlobMismatchError as error:
+                _log.info("%s is fetched again: %s", self._name(blob), error)
+                first = error.evidence if isinstance(error, _InDoubtError) else None
+        return await self._second_attempt(blob, receive, until, first)
 
-    async def _verified(
-        self, blob_id: str, size: int, chunks: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes, None]:
-        check = _DigestCheck(blob_id, enabled=self.source.blob_ids_are_sha1)
-        received = joined = 0
+    async def _first_attempt(self, blob: SizedBlob, receive: Receive[_T], until: float) -> _T:
+        sha1 = self._sha1(blob)
+
+        async def judge(evidence: Evidence) -> None:
+            reason = confirmation.doubt(evidence, blob.size, sha1)
+            if reason is None and sha1 is None:
+                size = await self._stated_size(blob, until)
+                if size != evidence.length:
+                    reason = f"the server now states {size:,} bytes"
+            if reason is not None:
+                raise _InDoubtError(reason, evidence)
+
+        return await self._attempt(
+            receive,
+            _Attempt(
+                blob,
+                Route.DOWNLOAD,
+                fresh=False,
+                until=until,
+                sha1=sha1 is not None,
+                sha256=sha1 is None,
+                judge=judge,
+            ),
+        )
+
+    async def _second_attempt(
+        self, blob: SizedBlob, receive: Receive[_T], until: float, first: Evidence | None
+    ) -> _T:
+        sha1 = self._sha1(blob)
+        stated_before = blob.size
+        digest: BlobDigest | None = None
+        if sha1 is None:
+            stated_before = await self._stated_size(blob, until)
+            digest = await self._digest(blob, until)
+
+        async def judge(evidence: Evidence) -> None:
+            stated = blob.size
+            if sha1 is None:
+                # Ask after the download as well: the server may have been reset meanwhile.
+                stated = await self._stated_size(blob, until)
+            reason = confirmation.refusal(
+                first,
+                evidence,
+                stated,
+                sha1=sha1,
+                digest=digest,
+                repeated=stated == stated_before,
+            )
+            if reason is not None:
+                raise BlobMismatchError(reason)
+            if evidence.length != stated:
+                _log.warning(
+                    "%s has %d bytes, confirmed by a second download; the server states %d",
+                    self._name(blob),
+                    evidence.length,
+                    stated,
+                )
+
+        failure: ServerError | None = None
+        for route, fresh in self._other_routes(first):
+            attempt = _Attempt(blob, route, fresh, until, sha1=True, sha256=True, judge=judge)
+            try:
+                return await self._attempt(receive, attempt)
+            except BlobMismatchError:
+                raise
+            except ServerError as error:
+                # Blob/get may be unable to return this blob, or a part of it.
+                failure = error
+        raise failure or RuntimeError("there is no route")
+
+    def _other_routes(self, first: Evidence | None) -> Iterator[tuple[Route, bool]]:
+        """Yield the routes of a second attempt, each with whether a new connection is needed."""
+        if first is not None and first.route is Route.BLOB_GET:
+            yield Route.DOWNLOAD, False
+            return
+        if self.source.batch_limits is not None:
+            yield Route.BLOB_GET, False
+        yield Route.DOWNLOAD, True
+
+    async def _attempt(self, receive: Receive[_T], attempt: _Attempt) -> _T:
+        async with aclosing(self._judged(attempt)) as chunks:
+            received = await receive(chunks)
+        if not attempt.is_accepted:
+            raise RuntimeError("a content was used before it was accepted")
+        return received
+
+    async def _judged(self, attempt: _Attempt) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks of a content; the last chunk comes when the content is accepted."""
+        examination = Examination(attempt.route, sha1=attempt.sha1, sha256=attempt.sha256)
+        largest = attempt.blob.size + MARGIN_BYTES
         parts: list[bytes] = []
-        async for part in chunks:
-            check.update(part)
-            received += len(part)
-            if received > size + _MARGIN_BYTES:
-                raise BlobMismatchError("a blob is far larger than it should be")
-            parts.append(part)
-            joined += len(part)
-            if joined >= _CHUNK_BYTES:
-                yield b"".join(parts)
-                parts.clear()
-                joined = 0
-        if not check.is_right():
-            raise BlobMismatchError(_WRONG_DIGEST)
+        joined = 0
+        async with self._open(attempt) as stream:
+            async for part in stream:
+                examination.update(part)
+                if examination.length > largest:
+                    break
+                parts.append(part)
+                joined += len(part)
+                if joined >= _CHUNK_BYTES:
+                    yield b"".join(parts)
+                    parts.clear()
+                    joined = 0
+        await attempt.judge(
+            examination.evidence(
+                content_type=stream.content_type, too_long=examination.length > largest
+            )
+        )
+        attempt.is_accepted = True
         if parts:
             yield b"".join(parts)
 
-    async def _mismatches(self, blobs: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Return the ids of the blobs whose digest is wrong."""
-        enabled = self.source.blob_ids_are_sha1
-        if sum(len(data) for _, data in blobs) <= _HASHED_IN_LOOP_BYTES:
-            return _mismatches(blobs, enabled=enabled)
-        verify = partial(_mismatches, blobs, enabled=enabled)
-        return await trio.to_thread.run_sync(verify, limiter=self._limiter, abandon_on_cancel=True)
+    def _open(self, attempt: _Attempt) -> AbstractAsyncContextManager[ContentStream]:
+        key, deadline = attempt.blob.content_key, max(0.0, attempt.until - trio.current_time())
+        if attempt.route is Route.BLOB_GET:
+            return self.source.stream_ranges(key, attempt.blob.size, deadline=deadline)
+        return self.source.stream_blob(key, fresh=attempt.fresh, deadline=deadline)
+
+    async def _accept(
+        self, arrived: Sequence[tuple[Blob, bytes]], until: float
+    ) -> list[tuple[Blob, bytes]]:
+        """Return the contents of a batch that are accepted, and note the doubts."""
+        examine = partial(_examine, [(blob, data, self._sha1(blob)) for blob, data in arrived])
+        if sum(len(data) for _, data in arrived) <= _HASHED_IN_LOOP_BYTES:
+            doubts = examine()
+        else:
+            doubts = await trio.to_thread.run_sync(
+                examine, limiter=self._limiter, abandon_on_cancel=True
+            )
+        for key, evidence in doubts.items():
+            self._doubts[key] = evidence
+            while len(self._doubts) > _MOST_DOUBTS:
+                self._doubts.popitem(last=False)
+        good = [(blob, data) for blob, data in arrived if blob.content_key not in doubts]
+        asked = [blob.content_key for blob, _ in good if self._sha1(blob) is None]
+        if not asked:
+            return good
+        stated = await self._ask(asked, until)
+        unasked = {blob.content_key for blob, _ in good}.difference(asked)
+        return [
+            (blob, data)
+            for blob, data in good
+            if blob.content_key in unasked or stated.get(blob.content_key) == len(data)
+        ]
+
+    async def _stated_size(self, blob: SizedBlob, until: float) -> int:
+        """Return the size that the server states; raise BlobNotFoundError if the mail is gone."""
+        size = (await self._ask([blob.content_key], until)).get(blob.content_key)
+        if size is None:
+            raise BlobNotFoundError("the server no longer has this mail")
+        return size
+
+    async def _ask(self, keys: Collection[str], until: float) -> Mapping[str, int]:
+        with trio.move_on_at(until):
+            return await self._questions.ask(keys)
+        raise DeadlineError("the server did not confirm a mail in time")
+
+    async def _digest(self, blob: SizedBlob, until: float) -> BlobDigest | None:
+        key = blob.content_key
+        with trio.move_on_at(until):
+            try:
+                return (await self.source.digests([key])).get(key)
+            except ServerError as error:
+                _log.info("the server gives no digest of %s: %s", self._name(blob), error)
+                return None
+        raise DeadlineError("the server did not confirm a mail in time")
+
+    def _sha1(self, blob: SizedBlob) -> bytes | None:
+        if not self.source.blob_ids_are_sha1:
+            return None
+        return confirmation.sha1_of(split_content_key(blob.content_key)[1])
+
+    def _name(self, blob: SizedBlob) -> str:
+        return self.source.describe(blob.content_key)
 
 
-def _mismatches(blobs: Sequence[tuple[str, bytes]], *, enabled: bool) -> set[str]:
-    wrong = set()
-    for blob_id, data in blobs:
-        check = _DigestCheck(blob_id, enabled=enabled)
-        check.update(data)
-        if not check.is_right():
-            wrong.add(blob_id)
-    return wrong
+def _examine(contents: Sequence[tuple[SizedBlob, bytes, bytes | None]]) -> dict[str, Evidence]:
+    """Return the evidence of the contents that are in doubt, by key."""
+    doubts: dict[str, Evidence] = {}
+    for blob, data, sha1 in contents:
+        evidence = _evidence_of(data, sha1=sha1 is not None, sha256=False)
+        if confirmation.doubt(evidence, blob.size, sha1) is not None:
+            doubts[blob.content_key] = _evidence_of(data, sha1=True, sha256=True)
+    return doubts
+
+
+def _evidence_of(data: bytes, *, sha1: bool, sha256: bool) -> Evidence:
+    examination = Examination(Route.BLOB_GET, sha1=sha1, sha256=sha256)
+    examination.update(data)
+    return examination.evidence()
+
+
+async def join_chunks(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return a content in memory; a `Receive` for small blobs."""
+    return b"".join([chunk async for chunk in chunks])

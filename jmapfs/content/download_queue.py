@@ -14,7 +14,8 @@ from typing import Final
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.content.download import Downloader, take_request
+from jmapfs.content.division import take_request
+from jmapfs.content.download import Downloader
 from jmapfs.content.publisher import ContentPublisher, PublishToKernel
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import AuthenticationError, UnreachableError
@@ -147,7 +148,7 @@ class BatchDownloader:
         data = await self._publisher.run(download, known_absent=known_absent)
         if data is not None:
             self._publisher.counters.ahead_downloaded += 1
-            await queue.publish([(download.blob_id, data)])
+            await queue.publish([(download.content_key, data)])
 
     async def _run_batch(self, queue: DownloadQueue, batch: list[Download]) -> None:
         receive = partial(self._publisher.receive_batch, publish=queue.publish)

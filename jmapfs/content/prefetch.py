@@ -10,7 +10,7 @@ Each step has a download queue, so it does not delay readers.
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -19,14 +19,14 @@ import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.lru import cost_of, headroom
-from jmapfs.content.download import take_batch
+from jmapfs.content.division import take_batch
 from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import AuthenticationError, JmapfsError, StorageError, UnreachableError
 
 BlobSizes = Mapping[str, int]
-"""Blob ids, and the sizes of the blobs in bytes as the index has them."""
+"""The keys of blobs, and their sizes in bytes as the index has them."""
 
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class FetchResult:
 
 
 class _Sized(NamedTuple):
-    blob_id: str
+    content_key: str
     size: int
 
 
@@ -81,9 +81,13 @@ class Prefetcher:
         """Return the bytes of the cache that a blob of `size` bytes uses."""
         return cost_of(size, large=size > SMALL_BYTES)
 
-    async def missing(self, blob_ids: Collection[str]) -> list[str]:
-        """Return the blobs that are not cached, in this order."""
-        return await self._in_thread(partial(self._disk.missing, list(blob_ids)))
+    async def missing(self, wanted: BlobSizes) -> list[str]:
+        """Return the blobs that are not cached, in this order.
+
+        Cached content of a size that is neither expected nor confirmed does not count.
+        """
+        sizes = await self._in_thread(partial(self._disk.sizes, list(wanted)))
+        return [one for one, size in wanted.items() if not self._has_size(one, size, sizes)]
 
     async def check(self, wanted: BlobSizes, seconds: float) -> CheckResult:
         """Read blobs from the disk for `seconds`; return which are missing or damaged.
@@ -94,7 +98,11 @@ class Prefetcher:
         sizes, unchecked = await self._in_thread(read)
         await self._correct_sizes(wanted, sizes)
         skipped = set(unchecked)
-        absent = [one for one in wanted if one not in sizes and one not in skipped]
+        absent = [
+            one
+            for one, size in wanted.items()
+            if one not in skipped and not self._has_size(one, size, sizes)
+        ]
         return CheckResult(absent, unchecked)
 
     async def fetch(self, wanted: BlobSizes, seconds: float) -> FetchResult:
@@ -109,7 +117,7 @@ class Prefetcher:
             step.stop()
         failed = step.failed()
         pending = step.pending() - failed.keys()
-        missing = await self.missing(absent)
+        missing = await self.missing({one: wanted[one] for one in absent})
         refused = StorageError("the cache cannot keep a mail: is the disk full? See the log")
         result = FetchResult(
             [one for one in missing if one in pending],
@@ -117,7 +125,7 @@ class Prefetcher:
         )
         cached = wanted.keys() - missing
         sizes = {one: size for one, size in step.sizes.items() if one in cached}
-        sizes |= await self._in_thread(partial(self._sizes, cached - sizes.keys()))
+        sizes |= await self._in_thread(partial(self._disk.sizes, list(cached - sizes.keys())))
         await self._correct_sizes(wanted, sizes)
         return result
 
@@ -127,32 +135,30 @@ class Prefetcher:
         unchecked: list[str] = []
         pending = deque(map(_Sized._make, wanted.items()))
         while batch := take_batch(pending, max_blobs=_BATCH_FILES, max_bytes=_BATCH_BYTES):
-            blob_ids = [blob.blob_id for blob in batch]
+            keys = [blob.content_key for blob in batch]
             if time.monotonic() >= deadline:
-                unchecked += blob_ids
+                unchecked += keys
                 continue
-            small = self._disk.load_many(blob_ids)
-            sizes.update((blob_id, len(data)) for blob_id, data in small.items())
-            others = [one for one in blob_ids if one not in small]
-            for blob_id in set(others).difference(self._disk.missing(others)):
+            small = self._disk.load_many(keys)
+            sizes.update((key, len(data)) for key, data in small.items())
+            others = [one for one in keys if one not in small]
+            for key in set(others).difference(self._disk.missing(others)):
                 # Opening a blob verifies its checksum as well.
-                blob = self._disk.open_large(blob_id)
+                blob = self._disk.open_large(key)
                 if blob is not None:
                     with blob:
-                        sizes[blob_id] = blob.size
+                        sizes[key] = blob.size
         return sizes, unchecked
 
-    def _sizes(self, blob_ids: Iterable[str]) -> dict[str, int]:
-        """Return the sizes of cached blobs; in a worker thread."""
-        sizes = {blob_id: self._disk.size(blob_id) for blob_id in blob_ids}
-        return {blob_id: size for blob_id, size in sizes.items() if size is not None}
-
     async def _correct_sizes(self, wanted: BlobSizes, sizes: Mapping[str, int]) -> None:
-        # If the stated size is wrong, this read reports the size and fails. The next read succeeds.
-        for blob_id, size in sizes.items():
-            if size != wanted[blob_id]:
+        # If another size is confirmed, this read reports it and fails. The next read succeeds.
+        for key, size in sizes.items():
+            if size != wanted[key] and self._has_size(key, wanted[key], sizes):
                 with contextlib.suppress(JmapfsError):
-                    await self._content.read(blob_id, wanted[blob_id], 0, 1)
+                    await self._content.read(key, wanted[key], 0, 1)
+
+    def _has_size(self, key: str, wanted: int, sizes: Mapping[str, int]) -> bool:
+        return key in sizes and self._content.accepts_size(key, wanted, sizes[key])
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
@@ -174,17 +180,17 @@ class _Step:
     def begin(self, absent: Sequence[str]) -> None:
         """Queue the blobs that are neither in memory nor being downloaded."""
         queued = []
-        for blob_id in absent:
-            download = self._content.create_download(blob_id, self._wanted[blob_id])
+        for key in absent:
+            download = self._content.create_download(key, self._wanted[key])
             if download is not None:
                 queued.append(download)
             else:
-                download = self._content.get_download(blob_id)
+                download = self._content.get_download(key)
             if download is not None:
-                self._downloads[blob_id] = download
-            elif (data := self._content.cached(blob_id)) is not None:
-                self._in_memory.append((blob_id, data))
-                self._unwritten.add(blob_id)
+                self._downloads[key] = download
+            elif (data := self._content.cached(key)) is not None:
+                self._in_memory.append((key, data))
+                self._unwritten.add(key)
         self._content.downloads.add(self._queue, queued)
 
     async def run(self) -> None:
@@ -210,7 +216,7 @@ class _Step:
         return running | unwritten | self._unwritten
 
     def failed(self) -> dict[str, Exception]:
-        """Return the errors, by blob id."""
+        """Return the errors, by key."""
         errors = {one: download.error for one, download in self._downloads.items()}
         return {one: error for one, error in errors.items() if error is not None} | (
             self._extra_errors
@@ -218,9 +224,9 @@ class _Step:
 
     async def _write_cached(self) -> None:
         write_behind = self._content.write_behind
-        for blob_id, data in self._in_memory:
+        for key, data in self._in_memory:
             await write_behind.wait_for_room(len(data))
-            await write_behind.add([(blob_id, data)])
+            await write_behind.add([(key, data)])
         await write_behind.wait_until_written({one for one, _ in self._in_memory})
         self._unwritten.clear()
 
@@ -230,15 +236,15 @@ class _Step:
         lost = [one for one in downloads if one.state is DownloadState.CANCELLED]
         if not lost or any(one.state is DownloadState.DONE for one in downloads):
             return
-        blob_id = lost[0].blob_id
+        key = lost[0].content_key
         try:
-            await self._content.read(blob_id, self._wanted[blob_id], 0, 1)
+            await self._content.read(key, self._wanted[key], 0, 1)
         except JmapfsError as error:
-            self._extra_errors[blob_id] = error
+            self._extra_errors[key] = error
 
     async def _wait_for_room(self, arrived: Sequence[tuple[str, bytes]]) -> Collection[str]:
         """Wait for room to write the blobs. Return all ids: no content is kept in memory."""
-        sizes = {blob_id: len(data) for blob_id, data in arrived}
+        sizes = {key: len(data) for key, data in arrived}
         self.sizes |= sizes
         await self._content.write_behind.wait_for_room(sum(sizes.values()))
         return sizes.keys()

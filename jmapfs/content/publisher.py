@@ -5,7 +5,8 @@ streamed into a file of the cache. If the disk is full, one large blob at a time
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -14,12 +15,14 @@ import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
-from jmapfs.content.download import Downloader, extra_time
+from jmapfs.content.division import extra_time
+from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import (
     BlobMismatchError,
     DeadlineError,
     JmapfsError,
+    ServerError,
     StorageError,
     UnreachableError,
 )
@@ -32,9 +35,10 @@ Arrived = tuple[Download, bytes]
 """A running download, and the content that has arrived for it."""
 
 PublishToKernel = Callable[[list[tuple[str, bytes]]], Awaitable[Collection[str]]]
-"""Gives contents (by blob id) to the kernel; returns the ids that need not be kept in memory."""
+"""Gives contents (by key) to the kernel; returns the keys that need not be kept in memory."""
 
 _DISK_THREADS: Final = 8
+_MOST_CONFIRMED: Final = 4096
 _LARGEST_IN_MEMORY_BYTES: Final = 32 * 1024 * 1024
 
 
@@ -58,12 +62,16 @@ class ContentCounters:
     """Counters for `jmapfs status`; all begin at 0.
 
     `hits` are reads that needed no download. `ahead_downloaded` counts blobs that were read ahead
-    from the server, `ahead_recalled` those that were read ahead from the disk cache.
+    from the server, `ahead_recalled` those that were read ahead from the disk cache. `confirmed`
+    counts contents that were accepted with another size than expected. `refused` counts downloads
+    whose content was refused.
     """
 
     hits: int = 0
     ahead_downloaded: int = 0
     ahead_recalled: int = 0
+    confirmed: int = 0
+    refused: int = 0
 
 
 _LIMIT_BYTES: Final = 16 * 1024 * 1024
@@ -87,9 +95,9 @@ class WriteBehind:
         self._bytes = 0
         self._changed = trio.Event()
 
-    def get(self, blob_id: str) -> bytes | None:
+    def get(self, key: str) -> bytes | None:
         """Return a blob that has not been written yet, or None."""
-        return self._pending.get(blob_id)
+        return self._pending.get(key)
 
     async def add(self, blobs: Sequence[tuple[str, bytes]]) -> None:
         """Add blobs; a blob for which there is no room within a second is not written."""
@@ -97,12 +105,12 @@ class WriteBehind:
             return
         with trio.move_on_after(_WAIT_SECONDS):
             await self.wait_for_room(sum(len(data) for _, data in blobs))
-        for blob_id, data in blobs:
-            if blob_id in self._pending:
+        for key, data in blobs:
+            if key in self._pending:
                 continue
             if self._bytes + len(data) > _LIMIT_BYTES and self._pending:
                 continue
-            self._pending[blob_id] = data
+            self._pending[key] = data
             self._bytes += len(data)
         self._notify()
 
@@ -111,9 +119,9 @@ class WriteBehind:
         while self._bytes + size > _LIMIT_BYTES and self._pending:
             await self._changed.wait()
 
-    async def wait_until_written(self, blob_ids: Collection[str]) -> None:
+    async def wait_until_written(self, keys: Collection[str]) -> None:
         """Return when none of the blobs is pending: each was stored or could not be stored."""
-        while not self._pending.keys().isdisjoint(blob_ids):
+        while not self._pending.keys().isdisjoint(keys):
             await self._changed.wait()
 
     async def run(self) -> None:
@@ -135,14 +143,14 @@ class WriteBehind:
     async def _write_batch(self) -> None:
         batch: list[tuple[str, bytes]] = []
         size = 0
-        for blob_id, data in self._pending.items():
+        for key, data in self._pending.items():
             if batch and size + len(data) > _BATCH_BYTES:
                 break
-            batch.append((blob_id, data))
+            batch.append((key, data))
             size += len(data)
         await self._threads.run_abandonable(partial(self._disk.put_many, batch))
-        for blob_id, _ in batch:
-            del self._pending[blob_id]
+        for key, _ in batch:
+            del self._pending[key]
         self._bytes -= size
         self._notify()
 
@@ -174,6 +182,7 @@ class ContentPublisher:
     ) -> None:
         self.counters = ContentCounters()
         self.timeout = timeout
+        self._confirmed: OrderedDict[str, int] = OrderedDict()
         self.write_behind = WriteBehind(disk, threads)
         self._downloader = downloader
         self._disk = disk
@@ -182,6 +191,13 @@ class ContentPublisher:
         self._threads = threads
         self._slots = trio.CapacityLimiter(parallel)
         self._large_in_memory = trio.CapacityLimiter(1)
+
+    def accepts_size(self, key: str, expected: int, size: int) -> bool:
+        """Return whether content of `size` bytes may be used for a blob of another expected size.
+
+        Only if the content was confirmed. For worker threads too.
+        """
+        return size == expected or self._confirmed.get(key) == size
 
     async def run(self, download: Download, *, known_absent: bool = False) -> bytes | None:
         """Run a download from the disk cache or the server to its end; never raises an error.
@@ -199,7 +215,7 @@ class ContentPublisher:
                     DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
                 )
         except Exception as error:  # noqa: BLE001 - it is raised again in the readers
-            _log_failure(error)
+            self._note_failure(download, error)
             if not download.ended:
                 download.fail(error)
         finally:
@@ -210,8 +226,10 @@ class ContentPublisher:
     async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content arrived in one response, and queue it to be written."""
         self.counters.ahead_downloaded += len(arrived)
+        for download, data in arrived:
+            self._note_size(download, len(data))
         await self.publish(arrived, publish)
-        await self.write_behind.add([(download.blob_id, data) for download, data in arrived])
+        await self.write_behind.add([(download.content_key, data) for download, data in arrived])
 
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content has arrived, first those that have readers.
@@ -231,18 +249,18 @@ class ContentPublisher:
         taken: Collection[str] = ()
         try:
             if unread:
-                taken = await publish([(download.blob_id, data) for download, data in unread])
+                taken = await publish([(download.content_key, data) for download, data in unread])
         finally:
             for download, data in unread:
                 if download.state is DownloadState.PUBLISHING:
-                    self._finish(download, data, keep=download.blob_id not in taken)
+                    self._finish(download, data, keep=download.content_key not in taken)
 
     async def _obtain(
         self, download: Download, deadline: float, *, known_absent: bool
     ) -> bytes | OpenBlob | None:
         found: bytes | OpenBlob | None = None
         if not known_absent:
-            found = await self._threads.run_abandonable(partial(self._disk.load, download.blob_id))
+            found = await self._threads.run_abandonable(partial(self._load, download))
         if found is not None:
             self.counters.hits += 1
             self._finish(download, found)
@@ -255,50 +273,86 @@ class ContentPublisher:
         download.begin_transfer()
         try:
             if download.size <= SMALL_BYTES:
-                found = await self._downloader.download_small(
-                    download.blob_id, deadline=_seconds_until(deadline)
+                found = await self._downloader.fetch(
+                    download, join_chunks, deadline=_seconds_until(deadline)
                 )
             else:
                 found = await self._download_large(download, deadline)
         finally:
             self._slots.release_on_behalf_of(download)
+        self._note_size(download, _size_of(found))
         self._finish(download, found)
         if isinstance(found, bytes):
-            await self.write_behind.add([(download.blob_id, found)])
+            await self.write_behind.add([(download.content_key, found)])
         return found
+
+    def _load(self, download: Download) -> bytes | OpenBlob | None:
+        """Return content from the disk cache; in a worker thread.
+
+        Content of a size that is neither expected nor confirmed is removed. It may come from an
+        earlier version, which stored content without confirming it.
+        """
+        found = self._disk.load(download.content_key)
+        if found is None or self.accepts_size(download.content_key, download.size, _size_of(found)):
+            return found
+        if not isinstance(found, bytes):
+            found.close()
+        self._disk.discard(download.content_key)
+        return None
+
+    def _note_size(self, download: Download, size: int) -> None:
+        """Record the size of accepted content."""
+        if size == download.size:
+            return
+        self.counters.confirmed += 1
+        self._confirmed[download.content_key] = size
+        while len(self._confirmed) > _MOST_CONFIRMED:
+            self._confirmed.popitem(last=False)
+
+    def _note_failure(self, download: Download, error: Exception) -> None:
+        if isinstance(error, BlobMismatchError):
+            self.counters.refused += 1
+            _log.warning("%s is not served: %s", self._name(download), error)
+        elif not isinstance(error, JmapfsError):
+            _log.error("%s could not be fetched", self._name(download), exc_info=error)
+        elif isinstance(error, ServerError):
+            _log.info("%s could not be fetched: %s", self._name(download), error)
+
+    def _name(self, download: Download) -> str:
+        return self._downloader.source.describe(download.content_key)
 
     def _finish(self, download: Download, found: bytes | OpenBlob, *, keep: bool = True) -> None:
         if not isinstance(found, bytes):
-            self._open_blobs.add(download.blob_id, found)
+            self._open_blobs.add(download.content_key, found)
             download.finish(None)
             return
-        kept = keep and self._memory.put(download.blob_id, found)
-        if not kept and self._open_blobs.is_held(download.blob_id):
+        kept = keep and self._memory.put(download.content_key, found)
+        if not kept and self._open_blobs.is_held(download.content_key):
             # Otherwise each READ of a part of the blob would need a disk access or a download.
-            self._open_blobs.add(download.blob_id, MemoryBlob(found))
+            self._open_blobs.add(download.content_key, MemoryBlob(found))
         download.finish(found)
 
     async def _download_large(self, download: Download, deadline: float) -> OpenBlob:
         try:
-            return await self._download_to_file(download, deadline)
+            return await self._downloader.fetch(
+                download, partial(self._write_file, download), deadline=_seconds_until(deadline)
+            )
         except _DiskFullError:
             _log.warning("no space on the disk for a blob of %d bytes", download.size)
         return await self._download_to_memory(download, deadline)
 
-    async def _download_to_file(self, download: Download, deadline: float) -> OpenBlob:
-        begin = partial(self._disk.begin_large, download.blob_id, download.size)
+    async def _write_file(self, download: Download, chunks: AsyncIterator[bytes]) -> OpenBlob:
+        """Write a content to a file of the disk cache. If `chunks` raises, nothing is kept."""
+        begin = partial(self._disk.begin_large, download.content_key, download.size)
         writer = await self._threads.run(begin)
         if writer is None:
             raise _DiskFullError
         try:
-            async with self._downloader.stream(
-                download.blob_id, download.size, deadline=_seconds_until(deadline)
-            ) as chunks:
-                async for chunk in chunks:
-                    try:
-                        await self._threads.run(partial(writer.write, chunk))
-                    except OSError as error:
-                        raise _DiskFullError from error
+            async for chunk in chunks:
+                try:
+                    await self._threads.run(partial(writer.write, chunk))
+                except OSError as error:
+                    raise _DiskFullError from error
             await self._threads.run(writer.commit)
             return writer.detach()
         finally:
@@ -312,7 +366,9 @@ class ContentPublisher:
         owner = object()
         await self._large_in_memory.acquire_on_behalf_of(owner)
         try:
-            content = await self._collect(download, deadline)
+            content = await self._downloader.fetch(
+                download, _collect, deadline=_seconds_until(deadline)
+            )
         except BaseException:
             self._large_in_memory.release_on_behalf_of(owner)
             raise
@@ -321,23 +377,18 @@ class ContentPublisher:
         release = partial(self._large_in_memory.release_on_behalf_of, owner)
         return MemoryBlob(content, partial(token.run_sync_soon, release))
 
-    async def _collect(self, download: Download, deadline: float) -> bytearray:
-        content = bytearray()
-        async with self._downloader.stream(
-            download.blob_id, download.size, deadline=_seconds_until(deadline)
-        ) as chunks:
-            async for chunk in chunks:
-                content += chunk
-                if len(content) > _LARGEST_IN_MEMORY_BYTES:
-                    raise StorageError("there is no space on the disk for a large mail")
-        return content
+
+async def _collect(chunks: AsyncIterator[bytes]) -> bytearray:
+    content = bytearray()
+    async for chunk in chunks:
+        content += chunk
+        if len(content) > _LARGEST_IN_MEMORY_BYTES:
+            raise StorageError("there is no space on the disk for a large mail")
+    return content
 
 
-def _log_failure(error: Exception) -> None:
-    if isinstance(error, BlobMismatchError):
-        _log.warning("a mail is not served: %s", error)
-    elif not isinstance(error, JmapfsError):
-        _log.error("a mail could not be fetched", exc_info=error)
+def _size_of(found: bytes | OpenBlob) -> int:
+    return len(found) if isinstance(found, bytes) else found.size
 
 
 def _seconds_until(deadline: float) -> float:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.download import take_batch
+from jmapfs.content.division import take_batch
 from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
 from jmapfs.content.service import ContentService
@@ -109,11 +109,11 @@ class ChunkLoader:
         for file in files:
             if file.inode in self._published:
                 continue
-            download = self._content.create_download(file.blob_id, file.size)
+            download = self._content.create_download(file.content_key, file.size)
             if download is not None:
-                self._files[file.blob_id] = file
+                self._files[file.content_key] = file
                 downloads.append(download)
-            elif (data := self._content.cached(file.blob_id)) is not None:
+            elif (data := self._content.cached(file.content_key)) is not None:
                 pages += self._pages(file, data)
         try:
             await self._store(pages)
@@ -125,13 +125,20 @@ class ChunkLoader:
 
     async def _load_uncached(self, downloads: deque[Download]) -> None:
         """Load what is not in memory; each download is removed once it is queued or started."""
-        missing = partial(self._disk.missing, [one.blob_id for one in downloads])
-        absent = set(await trio.to_thread.run_sync(missing, limiter=self._threads))
+        stored = partial(self._disk.sizes, [one.content_key for one in downloads])
+        sizes = await trio.to_thread.run_sync(stored, limiter=self._threads)
+        absent = {
+            one.content_key
+            for one in downloads
+            if not self._has_size(one, sizes.get(one.content_key))
+        }
         # Readers may have started some of the downloads meanwhile.
         queued = [one for one in downloads if one.state is DownloadState.QUEUED]
         downloads.clear()
-        downloads.extend(one for one in queued if one.blob_id not in absent)
-        self._content.downloads.add(self._queue, (one for one in queued if one.blob_id in absent))
+        downloads.extend(one for one in queued if one.content_key not in absent)
+        self._content.downloads.add(
+            self._queue, (one for one in queued if one.content_key in absent)
+        )
         while downloads:
             batch = take_batch(
                 downloads, max_blobs=_RECALL_FILES, max_bytes=_RECALL_BYTES, accept=Download.start
@@ -141,23 +148,32 @@ class ChunkLoader:
 
     async def _recall(self, batch: Sequence[Download]) -> None:
         """Load small files from the disk cache; a READ of a large file uses the disk cache."""
-        small = [one.blob_id for one in batch if one.size <= SMALL_BYTES]
+        small = [one.content_key for one in batch if one.size <= SMALL_BYTES]
         try:
             load = partial(self._disk.load_many, small)
             found = await trio.to_thread.run_sync(load, limiter=self._threads)
-            arrived = [(one, found[one.blob_id]) for one in batch if one.blob_id in found]
+            arrived = [
+                (one, found[one.content_key])
+                for one in batch
+                if one.content_key in found and self._has_size(one, len(found[one.content_key]))
+            ]
             await self._content.publish(arrived, self._publish)
         finally:
             for download in batch:
                 if not download.ended:
                     download.cancel()
 
+    def _has_size(self, download: Download, size: int | None) -> bool:
+        return size is not None and self._content.accepts_size(
+            download.content_key, download.size, size
+        )
+
     async def _publish(self, contents: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Hand contents to the kernel; return the ids of the blobs that the kernel took."""
-        files = [(self._files.pop(blob_id, None), data) for blob_id, data in contents]
+        """Hand contents to the kernel; return the keys of those that the kernel took."""
+        files = [(self._files.pop(key, None), data) for key, data in contents]
         pages = [page for file, data in files if file for page in self._pages(file, data)]
         taken = await self._store(pages)
-        return {file.blob_id for file, _ in files if file and file.inode in taken}
+        return {file.content_key for file, _ in files if file and file.inode in taken}
 
     def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
         # Content of a different size would change the size of the file in the kernel. A READ

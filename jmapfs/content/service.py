@@ -15,7 +15,8 @@ import trio
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache, OpenBlob, OpenBlobs
-from jmapfs.content.download import BlobSource, Downloader, extra_time
+from jmapfs.content.division import extra_time
+from jmapfs.content.download import BlobSource, Downloader
 from jmapfs.content.download_queue import BatchDownloader
 from jmapfs.content.publisher import (
     Arrived,
@@ -30,7 +31,7 @@ from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, Unreac
 _log = logging.getLogger(__name__)
 
 OnSizeMismatch = Callable[[str, int], Awaitable[None]]
-"""Called with a blob's id and its true size in bytes."""
+"""Called with the key of a blob and its confirmed size in bytes."""
 
 _FLUSH_SECONDS: Final = 5.0
 
@@ -54,6 +55,7 @@ class ContentService:
         read_timeout: float,
         download_timeout: float,
     ) -> None:
+        self._source = source
         self._disk = disk
         self._memory = memory
         self._nursery = nursery
@@ -77,17 +79,17 @@ class ContentService:
         self.write_behind = self._publisher.write_behind
         self.counters: ContentCounters = self._publisher.counters
 
-    def hold(self, blob_id: str) -> None:
+    def hold(self, key: str) -> None:
         """Count one more open file. A read opens its blob; the last `release` closes the blob."""
-        self._open_blobs.hold(blob_id)
+        self._open_blobs.hold(key)
 
-    def release(self, blob_id: str) -> None:
+    def release(self, key: str) -> None:
         """Undo one call of `hold`."""
-        self._open_blobs.release(blob_id)
+        self._open_blobs.release(key)
 
     async def read(
         self,
-        blob_id: str,
+        key: str,
         expected_size: int,
         offset: int,
         length: int,
@@ -102,8 +104,8 @@ class ContentService:
         Raises:
             DeadlineError: the read took too long. The download goes on for a while, for the next
                 read.
-            BlobMismatchError: the blob has a different size, which has been reported to
-                `on_size_mismatch`, or its content does not match its SHA-1.
+            BlobMismatchError: the content is refused. Or it is confirmed, but has a different size,
+                which has been reported to `on_size_mismatch`.
             StorageError: there is no room for a large blob, or the disk failed twice.
             JmapfsError: the source has raised this error.
         """
@@ -114,40 +116,48 @@ class ContentService:
             return b""
         if timeout is None:
             timeout = self._read_timeout + extra_time(expected_size)
-        self._open_blobs.hold(blob_id)
+        self._open_blobs.hold(key)
         try:
             with trio.move_on_after(timeout):
-                return await self._read(blob_id, expected_size, offset, length)
+                return await self._read(key, expected_size, offset, length)
         finally:
-            self._open_blobs.release(blob_id)
+            self._open_blobs.release(key)
         raise DeadlineError(f"the content of a mail did not arrive within {timeout:.0f} s")
 
-    def is_cached(self, blob_id: str) -> bool:
+    def is_cached(self, key: str) -> bool:
         """Tell whether a read would need neither the network nor a search of the disk cache."""
         return (
-            blob_id in self._memory
-            or self.write_behind.get(blob_id) is not None
-            or self._open_blobs.get(blob_id) is not None
+            key in self._memory
+            or self.write_behind.get(key) is not None
+            or self._open_blobs.get(key) is not None
         )
 
-    def cached(self, blob_id: str) -> bytes | None:
+    def cached(self, key: str) -> bytes | None:
         """Return the content of a small blob that is in memory, or None."""
-        data = self._memory.get(blob_id)
-        return self.write_behind.get(blob_id) if data is None else data
+        data = self._memory.get(key)
+        return self.write_behind.get(key) if data is None else data
 
-    def get_download(self, blob_id: str) -> Download | None:
+    def accepts_size(self, key: str, expected: int, size: int) -> bool:
+        """Return whether content of `size` bytes may be used for a blob of `expected` bytes."""
+        return self._publisher.accepts_size(key, expected, size)
+
+    def describe(self, key: str) -> str:
+        """Return a name for a blob in messages; see `BlobSource.describe`."""
+        return self._source.describe(key)
+
+    def get_download(self, key: str) -> Download | None:
         """Return the unfinished download of a blob, or None if there is none."""
-        return self._single_flight.get(blob_id)
+        return self._single_flight.get(key)
 
-    def create_download(self, blob_id: str, size: int) -> Download | None:
+    def create_download(self, key: str, size: int) -> Download | None:
         """Return a new, queued download of a blob of `size` bytes, which reads will join.
 
         The caller runs the download with `downloads` or `publish`, or cancels it. Returns None if
         the blob is in memory or being downloaded; the disk cache is not searched.
         """
-        if self._closing or self.is_cached(blob_id) or self._single_flight.get(blob_id) is not None:
+        if self._closing or self.is_cached(key) or self._single_flight.get(key) is not None:
             return None
-        return self._single_flight.create(blob_id, size)
+        return self._single_flight.create(key, size)
 
     async def publish(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content was found in the disk cache and verified; publish it."""
@@ -172,48 +182,60 @@ class ContentService:
             await self._threads.run(blob.close)
 
     async def _read(
-        self, blob_id: str, expected_size: int, offset: int, length: int
+        self, key: str, expected_size: int, offset: int, length: int
     ) -> bytes | memoryview:
-        found = await self._find(blob_id, expected_size)
+        found = await self._find(key, expected_size)
         if not isinstance(found, bytes):
             try:
                 return await self._threads.run_abandonable(partial(found.pread, length, offset))
             except StorageError as error:
                 # Log only the text of the error: its traceback would keep the descriptor open.
                 _log.warning("a cached mail is fetched again: %s", str(error))
-            self._open_blobs.forget(blob_id, found)
-            await self._threads.run_abandonable(partial(self._disk.discard, blob_id))
-            found = await self._find(blob_id, expected_size)
+            self._open_blobs.forget(key, found)
+            await self._threads.run_abandonable(partial(self._disk.discard, key))
+            found = await self._find(key, expected_size)
         if isinstance(found, bytes):
             return memoryview(found)[offset : offset + length]
         return await self._threads.run_abandonable(partial(found.pread, length, offset))
 
-    async def _find(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
+    async def _find(self, key: str, expected_size: int) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob.
 
-        If the blob has a different size, reports this size and raises BlobMismatchError.
+        If the content is confirmed but has a different size, reports this size and raises
+        BlobMismatchError. Other content of a different size is dropped and downloaded once more.
         """
-        found = await self._find_any_size(blob_id, expected_size)
-        size = len(found) if isinstance(found, bytes) else found.size
-        if size != expected_size:
-            await self._mismatches.report(blob_id, size)
-            raise BlobMismatchError(f"a mail has {size} bytes, not {expected_size}")
-        return found
+        while True:
+            found = await self._find_any_size(key, expected_size)
+            size = len(found) if isinstance(found, bytes) else found.size
+            if size == expected_size:
+                return found
+            if self.accepts_size(key, expected_size, size):
+                await self._mismatches.report(key, size)
+                raise BlobMismatchError(f"a mail has {size} bytes, not {expected_size}")
+            await self._drop(key, found)
 
-    async def _find_any_size(self, blob_id: str, expected_size: int) -> bytes | OpenBlob:
+    async def _drop(self, key: str, found: bytes | OpenBlob) -> None:
+        """Remove content from all caches."""
+        self._memory.remove(key)
+        if not isinstance(found, bytes):
+            self._open_blobs.forget(key, found)
+        await self.write_behind.wait_until_written([key])
+        await self._threads.run_abandonable(partial(self._disk.discard, key))
+
+    async def _find_any_size(self, key: str, expected_size: int) -> bytes | OpenBlob:
         waited = False
         while True:
             # No await is allowed from here to `create`: a blob must not get two downloads.
-            found: bytes | OpenBlob | None = self.cached(blob_id)
+            found: bytes | OpenBlob | None = self.cached(key)
             if found is None:
-                found = self._open_blobs.get(blob_id)
+                found = self._open_blobs.get(key)
             if found is not None:
                 self.counters.hits += not waited
                 return found
             waited = True
-            download = self._single_flight.get(blob_id)
+            download = self._single_flight.get(key)
             if download is None:
-                download = self._single_flight.create(blob_id, expected_size)
+                download = self._single_flight.create(key, expected_size)
             data = await download.wait()
             if data is not None:
                 return data
@@ -252,22 +274,22 @@ class _SizeMismatches:
     def close(self) -> None:
         self._closed = True
 
-    async def report(self, blob_id: str, size: int) -> None:
+    async def report(self, key: str, size: int) -> None:
         """Report that a blob has `size` bytes; return when `on_mismatch` has returned."""
-        reported = self._reports.get((blob_id, size))
+        reported = self._reports.get((key, size))
         if reported is None and not self._closed:
-            reported = self._reports[blob_id, size] = trio.Event()
-            self._nursery.start_soon(self._report, blob_id, size)
+            reported = self._reports[key, size] = trio.Event()
+            self._nursery.start_soon(self._report, key, size)
         if reported is not None:
             await reported.wait()
 
-    async def _report(self, blob_id: str, size: int) -> None:
+    async def _report(self, key: str, size: int) -> None:
         try:
-            await self._on_mismatch(blob_id, size)
+            await self._on_mismatch(key, size)
         except Exception:  # noqa: BLE001 - a bug must not end the mount
             _log.exception("the size of a mail could not be corrected")
         finally:
-            self._reports.pop((blob_id, size)).set()
+            self._reports.pop((key, size)).set()
 
 
 @asynccontextmanager
@@ -283,7 +305,7 @@ async def open_content_service(
 ) -> AsyncIterator[ContentService]:
     """Serve content while the context lasts; the caller closes the caches.
 
-    `on_size_mismatch(blob_id, size)` is awaited when a blob turns out to have a size other than
+    `on_size_mismatch(key, size)` is awaited when a blob is confirmed to have a size other than
     expected. After that the read fails, but the content is kept. `read_timeout` and
     `download_timeout` are in seconds. A download may go on after its last reader has left, until
     `download_timeout`. At the end, pending content is written to the disk, for 5 seconds at most.

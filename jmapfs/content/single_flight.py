@@ -51,8 +51,8 @@ class Download:
     waiter leaves before the download has a slot. `error` is the reason of a failure.
     """
 
-    def __init__(self, single_flight: SingleFlight, blob_id: str, size: int) -> None:
-        self.blob_id = blob_id
+    def __init__(self, single_flight: SingleFlight, key: str, size: int) -> None:
+        self.content_key = key
         self.size = size
         self.state = DownloadState.QUEUED
         self.waiters = 0
@@ -150,7 +150,7 @@ class Download:
 
 
 class SingleFlight:
-    """The unfinished downloads by blob id; `start(download)` runs a download in a task.
+    """The unfinished downloads by content key; `start(download)` runs a download in a task.
 
     There is no lock: the object is used only in the event loop, and no method waits.
     """
@@ -159,18 +159,18 @@ class SingleFlight:
         self.start = start
         self._downloads: dict[str, Download] = {}
 
-    def get(self, blob_id: str) -> Download | None:
+    def get(self, key: str) -> Download | None:
         """Return the download of a blob, or None."""
-        return self._downloads.get(blob_id)
+        return self._downloads.get(key)
 
-    def create(self, blob_id: str, size: int) -> Download:
+    def create(self, key: str, size: int) -> Download:
         """Return a new, queued download of a blob that is not being downloaded."""
-        if blob_id in self._downloads:
+        if key in self._downloads:
             raise RuntimeError("this blob is being downloaded already")
-        download = self._downloads[blob_id] = Download(self, blob_id, size)
+        download = self._downloads[key] = Download(self, key, size)
         return download
 
     def remove(self, download: Download) -> None:
         """Remove a download that has ended."""
-        if self._downloads.get(download.blob_id) is download:
-            del self._downloads[download.blob_id]
+        if self._downloads.get(download.content_key) is download:
+            del self._downloads[download.content_key]

@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from jmapfs.account import AccountSource, account_directory, mail_accounts
+from jmapfs.blob_keys import split_content_key
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
@@ -23,18 +24,23 @@ from jmapfs.errors import (
     UNDECODABLE,
     BusyError,
     ConfigError,
+    ServerError,
     StorageError,
     UnreachableError,
     lone_errors,
 )
-from jmapfs.fuse.page_cache import PageCacheWriter
+from jmapfs.fuse.page_cache import KernelEpoch, PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.client import connect
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.follower import AccountBlobSource, AccountFollower
-from jmapfs.tree.status_file import Reachability
+from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.follower import AccountFollower
+from jmapfs.sync.relisting import describe_stale
+from jmapfs.tree.layout import BlobNames
+from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
 
@@ -133,15 +139,27 @@ class AccountInodes:
 
 @dataclass(frozen=True, slots=True)
 class AccountPageCache:
-    """The kernel's page cache of one account's files."""
+    """The kernel's page cache of one account's files.
+
+    Content is stored only during the epoch in which the mount began. `reader` is for this object
+    alone.
+    """
 
     pages: PageCacheWriter
     inodes: AccountInodes
+    reader: IndexReader
+    kernel_epoch: KernelEpoch
+    first_epoch: str
 
     def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
         """Store contents (by inode) in the page cache; return the inodes that were not stored."""
         to_mount = self.inodes.to_mount
-        refused = self.pages.store([(to_mount(inode), data) for inode, data in files])
+        # Content that was requested in one epoch may arrive in the next one. A frozen mount shows
+        # an earlier epoch than the index has.
+        with self.kernel_epoch.lock:
+            if not self.kernel_epoch.current == self.reader.epoch() == self.first_epoch:
+                return {inode for inode, _ in files}
+            refused = self.pages.store([(to_mount(inode), data) for inode, data in files])
         # `files` may contain an inode twice: a file can have two names in one directory.
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
@@ -158,6 +176,7 @@ class MountedAccount:
     follower: AccountFollower
     changes: ChangeNotifier
     readahead: Readahead
+    kernel_epoch: KernelEpoch
 
     @property
     def number(self) -> int:
@@ -173,17 +192,21 @@ class MountedAccount:
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
         """Return bytes of a file."""
+        if record.epoch != self.kernel_epoch.current:
+            # The file was opened before a reset of the server. The kernel would keep this content
+            # under an inode that may stand for another email now.
+            raise ServerError("the server was reset since the file was opened")
         if offset == 0:
             self.readahead.record_read(self.inodes.to_account(record.inode))
-        return await self.content.read(record.blob_id, record.size, offset, length)
+        return await self.content.read(record.content_key, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:
         """Record that a file is open. Content that was read stays available until `release`."""
-        self.content.hold(record.blob_id)
+        self.content.hold(record.content_key)
 
     def release(self, record: FileRecord) -> None:
         """Record that a file was closed. Its content need not stay available."""
-        self.content.release(record.blob_id)
+        self.content.release(record.content_key)
 
 
 @contextlib.asynccontextmanager
@@ -215,9 +238,9 @@ async def open_account(
 
     changes = ChangeNotifier()
 
-    async def correct_size(blob_id: str, size: int) -> None:
-        _log.warning("the server stated a wrong size for blob %s: it has %d bytes", blob_id, size)
-        await trio.to_thread.run_sync(_correct_size, database, blob_id, size)
+    async def correct_size(key: str, size: int) -> None:
+        epoch, blob_id = split_content_key(key)
+        await trio.to_thread.run_sync(_correct_size, database, epoch, blob_id, size)
         await changes.notify()
 
     async with contextlib.AsyncExitStack() as stack:
@@ -231,6 +254,7 @@ async def open_account(
             )
         disk = await trio.to_thread.run_sync(DiskCache, directory / "blobs", request.cache_limit)
         stack.push_async_callback(_close, disk)
+        await trio.to_thread.run_sync(_discard_unconfirmed, database, disk)
         follower = AccountFollower(
             open_client,
             database,
@@ -238,15 +262,26 @@ async def open_account(
             poll_interval=request.poll_interval,
             after_round=changes.notify,
         )
+        blobs = stack.enter_context(
+            open_blob_source(
+                database,
+                follower.current_client,
+                describe=BlobNames().describe,
+                wake=follower.wake_if_online,
+                report_reset=follower.report_reset,
+            )
+        )
         content = await stack.enter_async_context(
             open_content_service(
-                AccountBlobSource(follower),
+                blobs,
                 disk,
                 MemoryCache(_MEMORY_CACHE_BYTES // accounts),
                 on_size_mismatch=correct_size,
             )
         )
-        reader, chunk_reader = (stack.enter_context(database.reader()) for _ in range(2))
+        reader, chunk_reader, page_reader = (
+            stack.enter_context(database.reader()) for _ in range(3)
+        )
         stack.enter_context(lone_errors())
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(
@@ -256,17 +291,26 @@ async def open_account(
         )
         if not follower.connection.online:
             report.notice(f"offline, showing the last known state: {follower.connection.error}")
+        state = await trio.to_thread.run_sync(database.state)
+        if state.stale is not None:
+            report.notice(
+                f"{source.label}: {describe_stale(state.stale)}; showing the mail of"
+                f" {time_text(state.synced_at)}, see jmapfs status"
+            )
         inodes = AccountInodes(number)
+        kernel_epoch = KernelEpoch(state.epoch)
         readahead = Readahead(
             content,
             disk,
-            AccountPageCache(pages, inodes),
+            AccountPageCache(pages, inodes, page_reader, kernel_epoch, state.epoch),
             reader,
             chunk_reader,
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
-        yield MountedAccount(source, inodes, database, disk, content, follower, changes, readahead)
+        yield MountedAccount(
+            source, inodes, database, disk, content, follower, changes, readahead, kernel_epoch
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -275,9 +319,18 @@ async def _close(disk: DiskCache) -> None:
         await trio.to_thread.run_sync(disk.close)
 
 
-def _correct_size(database: IndexDatabase, blob_id: str, size: int) -> None:
+def _correct_size(database: IndexDatabase, epoch: str, blob_id: str, size: int) -> None:
     with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
-        writer.correct_size(blob_id, size)
+        # The server may have been reset meanwhile.
+        if not epoch or epoch == writer.epoch():
+            writer.correct_size(blob_id, size)
+
+
+def _discard_unconfirmed(database: IndexDatabase, disk: DiskCache) -> None:
+    """Remove content from the cache that an earlier version has not confirmed."""
+    with sqlite_errors("read the index"), database.reader() as reader:
+        for blob_id in reader.unconfirmed_blobs():
+            disk.discard(blob_id)
 
 
 def _is_complete(database: IndexDatabase) -> bool:

@@ -80,8 +80,8 @@ class Commands:
         match request:
             case StatusRequest():
                 return await self.status()
-            case SyncRequest(path):
-                return await self.sync(path)
+            case SyncRequest(path, accept_deletions):
+                return await self.sync(path, accept_deletions=accept_deletions)
             case FreezeRequest():
                 return await self.freeze(request)
             case RenewRequest(lease, seconds):
@@ -113,17 +113,18 @@ class Commands:
             all_accounts=self._request.all_accounts,
         )
 
-    async def sync(self, path: str = "") -> Done:
+    async def sync(self, path: str = "", *, accept_deletions: bool = False) -> Done:
         """Bring the accounts up to date; return when the tree and the kernel have the changes.
 
         With a `path`, only the account whose directory contains it is brought up to date. If one
-        account fails, the other accounts are brought up to date all the same.
+        account fails, the other accounts are brought up to date all the same. With
+        `accept_deletions`, stale trees follow their accounts.
         """
         errors: list[JmapfsError] = []
 
         async def sync(account: MountedAccount) -> None:
             try:
-                await account.follower.sync_now()
+                await account.follower.sync_now(accept_deletions=accept_deletions)
             except JmapfsError as error:
                 errors.append(error)
 
@@ -202,29 +203,30 @@ class _AccountPrefetcher:
 
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
+        self._describe = account.content.describe
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
         self, records: Sequence[FileRecord], reply: MissingMails, *, read: bool
     ) -> None:
-        wanted = {record.blob_id: record.size for record in records}
+        wanted = {record.content_key: record.size for record in records}
         if read:
             checked = await self._prefetcher.check(wanted, _PREFETCH_SECONDS)
         else:
             checked = CheckResult(await self._prefetcher.missing(wanted), [])
         absent, unchecked = set(checked.absent), set(checked.unchecked)
-        reply.missing += [(one.inode, one.size) for one in records if one.blob_id in absent]
-        reply.unchecked += [one.inode for one in records if one.blob_id in unchecked]
+        reply.missing += [(one.inode, one.size) for one in records if one.content_key in absent]
+        reply.unchecked += [one.inode for one in records if one.content_key in unchecked]
         used = sum(self._prefetcher.cost(wanted[one]) for one in wanted.keys() - unchecked)
         reply.caches.append(CacheUse(self._name, used, self._prefetcher.capacity))
 
     async def fetch(self, records: Sequence[FileRecord], reply: PrefetchedMails) -> None:
-        wanted = {record.blob_id: record.size for record in records}
+        wanted = {record.content_key: record.size for record in records}
         fetched = await self._prefetcher.fetch(wanted, _PREFETCH_SECONDS)
         left = set(fetched.remaining)
-        reply.left += [one.inode for one in records if one.blob_id in left]
+        reply.left += [one.inode for one in records if one.content_key in left]
         for record in records:
-            error = fetched.failed.get(record.blob_id)
+            error = fetched.failed.get(record.content_key)
             if error is None:
                 continue
             if is_temporary(error):
@@ -232,7 +234,12 @@ class _AccountPrefetcher:
                 reply.obstacle = reply.obstacle or Failure.of(error)
             else:
                 reply.refused.append(record.inode)
-                reply.refusal = reply.refusal or Failure.of(error)
+                reply.refusal = reply.refusal or self._failure(record, error)
+
+    def _failure(self, record: FileRecord, error: Exception) -> Failure:
+        failure = Failure.of(error)
+        name = self._describe(record.content_key)
+        return Failure(f"{name}: {failure.error}", failure.exit_code)
 
 
 def _require_duration(seconds: float) -> None:

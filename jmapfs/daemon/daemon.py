@@ -117,7 +117,9 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         # The invalidators begin before the mount: as soon as the kernel caches a state, the kernel
         # must be told of every later change.
         invalidators = [
-            CacheInvalidator(reader, account.inodes.to_mount, operations.start_generation)
+            CacheInvalidator(
+                reader, account.inodes.to_mount, operations.start_generation, account.kernel_epoch
+            )
             for account, (_, _, reader) in zip(accounts, readers, strict=True)
         ]
         for account, invalidator in zip(accounts, invalidators, strict=True):

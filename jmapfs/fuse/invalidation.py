@@ -2,21 +2,27 @@
 
 The changes come from the index's journal, also if another process has written them. Names that
 appeared or disappeared are invalidated by name. Directories and files whose attributes changed are
-invalidated by inode. Content never changes, so it is not invalidated.
+invalidated by inode. Content changes only if the server was reset: then a new epoch begins
+(`blob_keys`), and the content of all files is invalidated.
 
 Invalidation runs in a worker thread. In the event loop it would deadlock: the kernel makes the
 notification wait for a request on the same inode, and only the event loop can answer this request.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 import pyfuse3
 import trio
 
+from jmapfs.fuse.page_cache import KernelEpoch
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
@@ -41,6 +47,7 @@ class _StaleEntries:
     names: set[tuple[int, str]] = field(default_factory=set)
     moved: dict[int, int] = field(default_factory=dict)
     attributes: set[int] = field(default_factory=set)
+    contents: array[int] | None = None
 
 
 class _KnownState(NamedTuple):
@@ -49,13 +56,15 @@ class _KnownState(NamedTuple):
     position: int
     layout_version: int
     layout: Layout
+    epoch: str
 
 
 class CacheInvalidator:
     """Tells the kernel all changes of one account, beginning at the current state of `reader`.
 
     `to_mount` converts the account's inodes to those that the kernel knows. `start_generation` is
-    called in the event loop before the kernel is told of changes.
+    called in the event loop before the kernel is told of changes. `epoch` is the epoch of the
+    content that the kernel may have.
     """
 
     def __init__(
@@ -63,17 +72,23 @@ class CacheInvalidator:
         reader: IndexReader,
         to_mount: Callable[[int], int],
         start_generation: Callable[[], None],
+        epoch: KernelEpoch,
     ) -> None:
         self._reader = reader
         self._to_mount = to_mount
         self._start_generation = start_generation
+        self._epoch = epoch
         self._lock = trio.Lock()
         self._paused = False
         self._stopped = False
         with reader.pinned():
             self._known = _KnownState(
-                reader.journal_position(), reader.layout_version(), lay_out(reader.mailboxes())
+                reader.journal_position(),
+                reader.layout_version(),
+                lay_out(reader.mailboxes()),
+                reader.epoch(),
             )
+        self._epoch.begin(self._known.epoch)
 
     async def invalidate(self) -> None:
         """Make the kernel drop changed entries; return when it has. Does nothing while paused."""
@@ -106,7 +121,8 @@ class CacheInvalidator:
         self._start_generation()
         # The thread can be abandoned: at the end of a mount the kernel may make it wait for a
         # request that is never answered.
-        await trio.to_thread.run_sync(self._drop, stale, limiter=_limiter, abandon_on_cancel=True)
+        drop = partial(self._drop, stale, state.epoch)
+        await trio.to_thread.run_sync(drop, limiter=_limiter, abandon_on_cancel=True)
         self._known = state
 
     def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, _KnownState]:
@@ -115,14 +131,26 @@ class CacheInvalidator:
             part = reader.journal_after(known.position)
             version = reader.layout_version()
             layout = known.layout
+            epoch = reader.epoch()
             if version != known.layout_version:
                 layout = lay_out(reader.mailboxes())
             stale = _stale_entries(part, known.layout, layout)
             for inode, mailbox in stale.moved.items():
                 stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}
-        return stale, _KnownState(part.position, version, layout)
+            if epoch != known.epoch:
+                stale.contents = reader.inodes()
+        return stale, _KnownState(part.position, version, layout, epoch)
 
-    def _drop(self, stale: _StaleEntries) -> None:
+    def _drop(self, stale: _StaleEntries, epoch: str) -> None:
+        # READs of the earlier epoch fail from now on. The kernel makes the invalidation wait for
+        # those that are under way.
+        self._epoch.begin(epoch)
+        is_new_epoch = stale.contents is not None
+        for inode in stale.contents or ():
+            if self._stopped:
+                return
+            with _errors_logged():
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(inode)))
         for directory, name in stale.names:
             if self._stopped:
                 return
@@ -134,7 +162,9 @@ class CacheInvalidator:
             if self._stopped:
                 return
             with _errors_logged():
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(self._to_mount(inode)), attr_only=True)
+                pyfuse3.invalidate_inode(
+                    pyfuse3.InodeT(self._to_mount(inode)), attr_only=not is_new_epoch
+                )
         if not self._stopped:
             # The content of `.jmapfs.json` is dropped too: it is small and changes often.
             with _errors_logged():

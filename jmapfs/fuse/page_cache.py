@@ -19,6 +19,28 @@ _CHUNK_BYTES: Final = 128 * 1024
 _STOP_SECONDS: Final = 1.0
 
 
+class KernelEpoch:
+    """The epoch of the content that the kernel's page cache may have; see `blob_keys`.
+
+    `lock` is held while content is stored in the page cache. `begin` waits for that, so that the
+    content of the earlier epoch can be dropped afterwards.
+    """
+
+    def __init__(self, epoch: str) -> None:
+        self.lock = threading.Lock()
+        self._epoch = epoch
+
+    @property
+    def current(self) -> str:
+        """The epoch whose content the kernel may get."""
+        return self._epoch
+
+    def begin(self, epoch: str) -> None:
+        """Give the kernel content of this epoch only; for worker threads."""
+        with self.lock:
+            self._epoch = epoch
+
+
 class PageCacheWriter:
     """Stores content in the page cache of the mount; `stored` counts the stored files."""
 

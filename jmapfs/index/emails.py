@@ -67,6 +67,12 @@ class EmailBatch:
         if known is not None:
             self._remove(*known)
 
+    def set_stated_size(self, email: Email) -> None:
+        """Store only the size that the server states for an email."""
+        known = known_email(self._connection, email.id)
+        if known is not None and known.blob_id == email.blob_id and known.stated != email.size:
+            self._update_size(email, known.inode)
+
     def finish(self) -> None:
         """Write the digests of the mailboxes and the journal."""
         self._connection.executemany(

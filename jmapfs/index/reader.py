@@ -7,8 +7,11 @@ File names begin with the time of receipt. So the order of names is the order in
 are listed and, except for emails of the same second, the order of inodes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import sqlite3
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -164,12 +167,25 @@ class IndexReader(SqliteConnection):
         ).fetchone()
         return FileRecord(inode, *row) if row else None
 
+    def inodes(self) -> array[int]:
+        """Return the inodes of all files."""
+        return array("Q", (row[0] for row in self._connection.execute("SELECT inode FROM file")))
+
     def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
         """Return the ids and the `received_at` of the emails that have a blob."""
         return self._connection.execute(
             "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?",
             (blob_id,),
         ).fetchall()
+
+    def name_of_blob(self, blob_id: str) -> tuple[str, int, str] | None:
+        """Return an email that has a blob: its id, a mailbox number and its name there."""
+        row: tuple[str, int, str] | None = self._connection.execute(
+            "SELECT email.id, mailbox, name FROM file JOIN email USING (inode)"
+            " JOIN membership ON membership.email = email.number WHERE blob_id = ? LIMIT 1",
+            (blob_id,),
+        ).fetchone()
+        return row
 
     def unconfirmed_blobs(self) -> list[str]:
         """Return the blobs whose size an earlier version took from unconfirmed content."""

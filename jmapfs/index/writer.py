@@ -3,6 +3,7 @@
 So a reader sees a change completely or not at all, even after a crash.
 """
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,11 +14,13 @@ import msgspec
 from jmapfs.index.emails import (
     EmailBatch,
     increment_layout_version,
+    known_email,
     reassign_colliding_inodes,
     write_journal,
 )
 from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
 from jmapfs.index.rows import AccountState, ListingProgress
+from jmapfs.index.staged import StagedEmails, is_reused
 from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import transaction
 
@@ -36,8 +39,13 @@ WHERE name IS NOT excluded.name OR parent_id IS NOT excluded.parent_id
 class IndexWriter(IndexReader):
     """A connection that writes the index, and reads it; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error; the transaction is then rolled back.
+    Every method may raise sqlite3.Error; the transaction is then rolled back. `staged` has the
+    emails of a new listing of the account.
     """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self.staged = StagedEmails(connection)
 
     def transaction(self) -> AbstractContextManager[None]:
         """Commit everything that is written in the context, or nothing if it raises."""
@@ -60,11 +68,6 @@ class IndexWriter(IndexReader):
         ).fetchone()
         return decode_json(row[0], ListingProgress) if row else None
 
-    def begin_listing(self, progress: ListingProgress) -> None:
-        """Begin to list all emails. `unlisted_emails` returns the emails not put since."""
-        self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
-        self.set_listing_progress(progress)
-
     def set_listing_progress(self, progress: ListingProgress) -> None:
         """Store how far the current listing has come."""
         self._connection.execute(
@@ -76,9 +79,40 @@ class IndexWriter(IndexReader):
         """End the listing."""
         self._connection.execute("DELETE FROM meta WHERE name = ?", (_PROGRESS,))
 
-    def unlisted_emails(self) -> list[str]:
-        """Return the ids of the emails that have not been put since `begin_listing`."""
-        return [row[0] for row in self._connection.execute("SELECT id FROM email WHERE NOT seen")]
+    def mark_unlisted(self) -> None:
+        """Mark all emails as not listed; putting an email marks it as listed."""
+        self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
+
+    def unlisted_emails(self, after: str, count: int) -> list[str]:
+        """Return the ids of `count` emails that were not put since `mark_unlisted`, in order."""
+        rows = self._connection.execute(
+            "SELECT id FROM email WHERE id > ? AND NOT seen ORDER BY id LIMIT ?", (after, count)
+        )
+        return [email_id for (email_id,) in rows]
+
+    def reused_ids(self, emails: Iterable[Email]) -> list[str]:
+        """Return the ids that stand for other emails in the index: the server was reset."""
+        return [
+            email.id
+            for email in emails
+            if is_reused(self._connection, known_email(self._connection, email.id), email)
+        ]
+
+    def set_stated_sizes(self, emails: Iterable[Email]) -> None:
+        """Store the sizes that the server states, and nothing else, of emails in the index."""
+        batch = EmailBatch(self._connection)
+        for email in emails:
+            batch.set_stated_size(email)
+        batch.finish()
+
+    def forget_unconfirmed(self) -> None:
+        """Forget which blobs had an unconfirmed size: their stated sizes are stored now."""
+        self._connection.execute("DELETE FROM unconfirmed")
+
+    def remove_all_emails(self) -> None:
+        """Remove all emails of an index that is not shown yet."""
+        self.mark_unlisted()
+        self.staged.remove_unseen()
 
     def put_emails(self, emails: Iterable[Email]) -> None:
         """Insert or update emails. Their pending removal is cancelled."""

@@ -3,146 +3,53 @@
 The mails come in parts, in order. For each part, `plan` finds the contents that must be downloaded:
 those that are neither in this snapshot already, nor in the base snapshot, nor left by an
 interrupted run. When these contents are staged, `place` moves each new content to its first name in
-the tree. All other names are linked to an existing file.
-
-`BlobIndex` finds the manifest line of a blob, in the base snapshot and in the new one. It stores
-two integers for each blob: the hash of the blob's id, and the position of the line. A lookup reads
-the line and compares the id, because two ids can have the same hash.
+the tree. All other names are linked to an existing file. A mail whose content could not be
+downloaded gets no file, but a line in `missing.jsonl`.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, NamedTuple
 
 from jmapfs.errors import IncompleteError, StorageError
 from jmapfs.index.rows import EmailRow
-from jmapfs.snapshot.files import Linker, has_content
+from jmapfs.snapshot.base import BaseSnapshot, LineIndex, SharedFile
+from jmapfs.snapshot.files import Linker
 from jmapfs.snapshot.manifest import (
     MAIL,
     MANIFEST,
     ManifestWriter,
     SavedMail,
     SavedPlace,
-    decode_line,
-    read_manifest,
     utc_date,
 )
-from jmapfs.snapshot.repository import Snapshot
+from jmapfs.snapshot.missing import MissingMail
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.snapshot.staging import Staging
 from jmapfs.tree.layout import ExportedMailbox
 
-_LINE_BYTES: Final = 4096
-
-
-class BlobIndex(AbstractContextManager["BlobIndex"]):
-    """Finds the line of a blob in a manifest. If there are several lines, the first one counts."""
-
-    def __init__(self, manifest: Path) -> None:
-        self._positions: dict[int, int] = {}
-        self._descriptor = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __contains__(self, blob_id: str) -> bool:
-        return hash(blob_id) in self._positions
-
-    def add(self, blob_id: str, position: int) -> None:
-        """Add a blob. Its line begins at `position`."""
-        self._positions.setdefault(hash(blob_id), position)
-
-    def find(self, blob_id: str) -> SavedMail | None:
-        """Return the mail that the line of a blob describes."""
-        position = self._positions.get(hash(blob_id))
-        if position is None:
-            return None
-        mail = decode_line(self._read_line(position))
-        return mail if mail.blob_id == blob_id else None
-
-    def count_missing_from(self, other: BlobIndex) -> int:
-        """Return the number of blobs that are in this index but not in `other`."""
-        return sum(1 for blob in self._positions if blob not in other._positions)
-
-    def _read_line(self, position: int) -> bytes:
-        line = b""
-        while b"\n" not in line:
-            piece = os.pread(self._descriptor, max(_LINE_BYTES, len(line)), position + len(line))
-            if not piece:
-                break
-            line += piece
-        return line.partition(b"\n")[0]
-
-
-class BaseSnapshot(BlobIndex):
-    """The newest snapshot with an intact manifest. The new snapshot shares the files of this one.
-
-    With `verify_content`, each file is read and verified before it is shared. Without, only its
-    size must be right.
-    """
-
-    def __init__(self, snapshot: Snapshot, *, verify_content: bool) -> None:
-        super().__init__(snapshot.path / MANIFEST)
-        self.date = snapshot.date
-        self.taken = snapshot.taken
-        self.verify_content = verify_content
-        self._directory = os.fspath(snapshot.path)
-        try:
-            for position, mail in read_manifest(snapshot.path):
-                self.add(mail.blob_id, position)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def file(self, blob_id: str) -> SharedFile | None:
-        """Return a file with the content of a blob."""
-        mail = self.find(blob_id)
-        if mail is not None:
-            for place in mail.mailboxes:
-                file = SharedFile(f"{self._directory}/{place.file}", mail.size, mail.sha256)
-                if self._can_share(file):
-                    return file
-        return None
-
-    def _can_share(self, file: SharedFile) -> bool:
-        if self.verify_content:
-            return has_content(file.path, file.size, file.sha256)
-        try:
-            status = os.lstat(file.path)
-        except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == file.size
-
-
-class SharedFile(NamedTuple):
-    """A file with a content: its path, its `size` in bytes, and its SHA-256 in hexadecimal."""
-
-    path: str
-    size: int
-    sha256: str
-
 
 @dataclass(slots=True)
 class BuildPlan:
-    """Some of the mails, the contents to download, and the files to share with the base."""
+    """Some of the mails, the contents to download, and the files to share with the base.
+
+    `staged` counts the contents that earlier attempts or early downloads have staged.
+    """
 
     mails: Sequence[EmailRow]
     requests: list[BlobRequest] = field(default_factory=list)
     shared: dict[str, SharedFile] = field(default_factory=dict)
+    staged: int = 0
 
 
 @dataclass(slots=True)
 class Tally:
-    """The totals of a snapshot. `files` counts names. `bytes` and `new` count each blob once."""
+    """The totals of a snapshot. `files` counts names. All others but `mails` count each blob once.
+
+    `replaced` counts the blobs that have another content in the base snapshot.
+    """
 
     mails: int = 0
     files: int = 0
@@ -150,26 +57,29 @@ class Tally:
     new: int = 0
     new_bytes: int = 0
     taken_over: int = 0
+    replaced: int = 0
 
 
 class TreeBuilder:
     """Builds the tree in a staging directory. Only one thread at a time may use it.
 
-    `blobs` contains the blobs of all placed mails. The owner of the builder closes it. All methods
-    raise OSError if the destination fails.
+    `blobs` contains the blobs of all placed mails. The owner of the builder closes it. The keys of
+    all placed or missing mails are discarded from the base: the rest of the base is gone. All
+    methods raise OSError if the destination fails.
     """
 
     def __init__(
         self, staging: Staging, manifest: ManifestWriter, linker: Linker, base: BaseSnapshot | None
     ) -> None:
         self.tally = Tally()
-        self.blobs = BlobIndex(staging.tree / MANIFEST)
+        self.blobs = LineIndex(staging.tree / MANIFEST)
         self._staging = staging
         self._manifest = manifest
         self._linker = linker
         self._base = base
         self._mailboxes: dict[str, ExportedMailbox] = {}
         self._requested: set[str] = set()
+        self._epoch = ""
         self._tree = os.fspath(staging.tree)
 
     def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
@@ -179,17 +89,17 @@ class TreeBuilder:
             blob_id = request.blob_id
             if not (
                 blob_id in self._requested
-                or blob_id in self._staging
-                or self._base_file(blob_id) is not None
-                or self._recover(blob_id)
+                or self._is_staged(blob_id, request.size)
+                or self._base_file(blob_id, request.received_at, request.size, None) is not None
             ):
                 self._requested.add(blob_id)
                 missing.append(request)
         return missing
 
-    def begin(self, mailboxes: Sequence[ExportedMailbox]) -> None:
+    def begin(self, mailboxes: Sequence[ExportedMailbox], epoch: str) -> None:
         """Begin the tree of a state. All early downloads must have ended."""
         self._requested.clear()
+        self._epoch = epoch
         self._mailboxes = {mailbox.id: mailbox for mailbox in mailboxes}
         self._staging.make_directories([mailbox.path for mailbox in mailboxes])
 
@@ -198,46 +108,94 @@ class TreeBuilder:
         plan = BuildPlan(mails)
         for mail in mails:
             blob_id = mail.blob_id
-            if (
-                blob_id in self._requested
-                or blob_id in plan.shared
-                or blob_id in self.blobs
-                or blob_id in self._staging
-            ):
+            if blob_id in self._requested or blob_id in plan.shared or blob_id in self.blobs:
                 continue
-            shared = self._base_file(blob_id)
+            if self._is_staged(blob_id, mail.size):
+                plan.staged += 1
+                continue
+            shared = self._base_file(blob_id, mail.received_at, mail.size, mail.stated_size)
             if shared is not None:
                 plan.shared[blob_id] = shared
-            elif not self._recover(blob_id):
-                self._requested.add(blob_id)
-                plan.requests.append(
-                    BlobRequest(blob_id, mail.size, mail.received_at, mail.files[0][1])
-                )
+            else:
+                self._request(mail, plan)
         return plan
 
-    def place(self, plan: BuildPlan) -> None:
-        """Write the files and lines of a plan's mails. All requested contents must be staged.
+    def unrequested(self, plan: BuildPlan) -> dict[str, SharedFile]:
+        """Return the files of contents that a plan uses without requesting them, by blob id."""
+        files = dict(plan.shared)
+        for mail in plan.mails:
+            if mail.blob_id not in self._requested and mail.blob_id not in self.blobs:
+                staged = self._staging.file(mail.blob_id)
+                if staged is not None:
+                    files[mail.blob_id] = staged
+        return files
 
-        Raises IncompleteError if a requested content is missing, and StorageError if a file of the
-        base snapshot changed meanwhile.
+    def reject(self, plan: BuildPlan, blob_ids: Collection[str]) -> None:
+        """Request contents that `unrequested` returned: they are not what the server has."""
+        for mail in plan.mails:
+            if mail.blob_id in blob_ids and mail.blob_id not in self._requested:
+                plan.shared.pop(mail.blob_id, None)
+                self._staging.discard(mail.blob_id)
+                self._request(mail, plan)
+
+    def place(self, plan: BuildPlan, failed: Mapping[str, str]) -> None:
+        """Write the files and lines of a plan's mails, but only note those that are missing.
+
+        All requested contents must be staged, or be in `failed` with a reason. Raises
+        IncompleteError if a requested content is neither, and StorageError if a file of the base
+        snapshot changed meanwhile.
         """
         files = self._move_staged(plan.mails) | plan.shared
         for mail in plan.mails:
             file = files.get(mail.blob_id) or self._placed_file(mail.blob_id)
+            if file is None:
+                self._note_missing(mail, failed)
+                continue
             saved = self._saved(mail, file)
             for place in saved.mailboxes:
                 path = f"{self._tree}/{place.file}"
                 if path != file.path and not self._linker.link(file.path, path, file.sha256):
                     raise StorageError(f"{file.path} changed while it was copied: run verify")
-            self._add(saved, is_shared=mail.blob_id in plan.shared)
+            self._add(mail, saved, is_shared=mail.blob_id in plan.shared)
         self._manifest.flush()
         self._requested.difference_update(mail.blob_id for mail in plan.mails)
 
-    def _base_file(self, blob_id: str) -> SharedFile | None:
-        return self._base.file(blob_id) if self._base is not None else None
+    def note_missing(self, plan: BuildPlan, failed: Mapping[str, str]) -> None:
+        """Note the mails of a plan that are missing. The plan is not placed."""
+        for mail in plan.mails:
+            if mail.blob_id in failed:
+                self._note_missing(mail, failed)
 
-    def _recover(self, blob_id: str) -> bool:
-        recovered = self._staging.recover(blob_id)
+    def _note_missing(self, mail: EmailRow, failed: Mapping[str, str]) -> None:
+        reason = failed.get(mail.blob_id)
+        if reason is None:
+            raise IncompleteError(f"email {mail.id} was not downloaded")
+        files = tuple(path for _, path in mail.files)
+        when = utc_date(mail.received_at)
+        size = mail.size if mail.stated_size is None else mail.stated_size
+        self._staging.missing.add([MissingMail(mail.id, mail.blob_id, when, size, files, reason)])
+        if self._base is not None:
+            self._base.discard(self._base.key(mail.blob_id, mail.received_at))
+
+    def _request(self, mail: EmailRow, plan: BuildPlan) -> None:
+        self._requested.add(mail.blob_id)
+        file = mail.files[0][1]
+        plan.requests.append(
+            BlobRequest(mail.blob_id, mail.size, mail.received_at, file, mail.id, self._epoch)
+        )
+
+    def _base_file(
+        self, blob_id: str, received_at: int, size: int, stated_size: int | None
+    ) -> SharedFile | None:
+        if self._base is None:
+            return None
+        return self._base.file(blob_id, received_at, size, stated_size)
+
+    def _is_staged(self, blob_id: str, size: int) -> bool:
+        """Return whether a content is staged, perhaps by an interrupted run."""
+        if self._staging.has(blob_id, size):
+            return True
+        recovered = self._staging.recover(blob_id, size)
         self.tally.taken_over += recovered
         return recovered
 
@@ -254,37 +212,45 @@ class TreeBuilder:
             for blob_id, content in moved.items()
         }
 
-    def _placed_file(self, blob_id: str) -> SharedFile:
+    def _placed_file(self, blob_id: str) -> SharedFile | None:
         saved = self.blobs.find(blob_id)
         if saved is None:
-            raise IncompleteError(f"blob {blob_id} was not downloaded")
-        return SharedFile(f"{self._tree}/{saved.mailboxes[0].file}", saved.size, saved.sha256)
+            return None
+        path = f"{self._tree}/{saved.mailboxes[0].file}"
+        return SharedFile(path, saved.content_size, saved.sha256)
 
     def _saved(self, mail: EmailRow, file: SharedFile) -> SavedMail:
         places = []
         for mailbox_id, path in mail.files:
             mailbox = self._mailboxes[mailbox_id]
             places.append(SavedPlace(mailbox_id, mailbox.path, mailbox.role, f"{MAIL}/{path}"))
+        stated = mail.size if mail.stated_size is None else mail.stated_size
         return SavedMail(
             mail.id,
             mail.blob_id,
             mail.thread_id,
             utc_date(mail.received_at),
-            file.size,
+            stated,
             file.sha256,
             mail.keywords,
             tuple(places),
+            None if file.size == stated else file.size,
         )
 
-    def _add(self, saved: SavedMail, *, is_shared: bool) -> None:
+    def _add(self, mail: EmailRow, saved: SavedMail, *, is_shared: bool) -> None:
         position = self._manifest.add(saved)
         self.tally.mails += 1
         self.tally.files += len(saved.mailboxes)
+        is_known = False
+        if self._base is not None:
+            key = self._base.key(mail.blob_id, mail.received_at)
+            before = None if is_shared else self._base.find(key)
+            self.tally.replaced += before is not None and before.sha256 != saved.sha256
+            is_known = self._base.discard(key)
         if saved.blob_id in self.blobs:
             return
         self.blobs.add(saved.blob_id, position)
-        self.tally.bytes += saved.size
-        if self._base is None or saved.blob_id not in self._base:
-            self.tally.new += 1
+        self.tally.bytes += saved.content_size
+        self.tally.new += not is_known
         if not is_shared:
-            self.tally.new_bytes += saved.size
+            self.tally.new_bytes += saved.content_size

@@ -1,25 +1,21 @@
 """Creates a snapshot: copies one state of a source into a dated directory.
 
-    plan a part ── batches of requests ──> download tasks ──┐
-         └── the part ────────────────────────────────────> place it, when all has arrived
-
-A few parts are processed at a time, so memory does not grow with the account, and the network does
-not wait for the disk. If mail of the state disappears before it is downloaded, the next attempt
-copies a newer state. That attempt reuses everything that was downloaded. At the end the tree is
-synced, and then renamed to its date.
+`transfer` copies the mail. If mail of the state disappears before it is downloaded, the next
+attempt copies a newer state. That attempt reuses everything that was downloaded. If the same mail
+fails again, there is no snapshot, or one without this mail. At the end the tree is synced, and then
+renamed to its date.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -27,16 +23,16 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
-    JmapfsError,
     StorageError,
     TooMuchGoneError,
-    lone_errors,
     storage_errors,
 )
 from jmapfs.locking import process_lock
-from jmapfs.snapshot.builder import BaseSnapshot, BuildPlan, TreeBuilder
+from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
+from jmapfs.snapshot.builder import TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
+from jmapfs.snapshot.missing import MissingMails
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -48,30 +44,32 @@ from jmapfs.snapshot.source import (
     SourceOpener,
 )
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
+from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.layout import FIRST
 
 _MAX_ATTEMPTS: Final = 5
-_PARTS: Final = 3
-# If more mails than this fail, the mails are not the cause.
-_MAX_FAILED: Final = 1000
-
-_T = TypeVar("_T")
 
 
 async def create_snapshot(
-    opener: SourceOpener, repository: Repository, *, max_gone: float, report: SnapshotReport
+    opener: SourceOpener,
+    repository: Repository,
+    *,
+    max_gone: float,
+    report: SnapshotReport,
+    skip_bad: bool = False,
 ) -> SnapshotSummary:
     """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
-    `max_gone` is the percentage of the previous snapshot's mail that may be gone.
+    `max_gone` is the percentage of the previous snapshot's mail that may be gone. With `skip_bad`,
+    the snapshot is made without the mails that cannot be downloaded.
 
     Raises:
         UsageError: the repository cannot be created there.
         BusyError: another process is using the repository.
         ConfigError: the repository belongs to another account.
         TooMuchGoneError: more than `max_gone` percent of the mail is gone.
-        IncompleteError: some mail cannot be downloaded.
+        FailedDownloadsError: some mail cannot be downloaded.
         StorageError: the repository cannot be written.
         JmapfsError: the errors of the source.
     """
@@ -83,14 +81,16 @@ async def create_snapshot(
         attempts = 0
         while True:
             attempts += 1
+            is_last = attempts == _MAX_ATTEMPTS
+            skippable = _Skippable(failed, everything=is_last) if skip_bad else None
             try:
                 with storage_errors(repository.path), _Attempt(repository, report) as attempt:
                     async with opener.open(attempt) as source:
-                        summary = await attempt.copy(source, max_gone)
-            except _FailedDownloadsError as error:
-                if attempts == _MAX_ATTEMPTS or error.errors.keys() <= failed:
+                        summary = await attempt.copy(source, max_gone, skippable)
+            except FailedDownloadsError as error:
+                if is_last or error.given_up or error.blob_ids <= failed:
                     raise
-                failed, downloaded = error.errors.keys(), downloaded + error.downloaded
+                failed, downloaded = error.blob_ids, downloaded + error.downloaded
             else:
                 return msgspec.structs.replace(
                     summary,
@@ -103,18 +103,42 @@ async def create_snapshot(
                 )
 
 
-class _FailedDownloadsError(IncompleteError):
-    """Some blobs cannot be downloaded. Perhaps a newer state does not contain these blobs.
+class FailedDownloadsError(IncompleteError):
+    """Some mails cannot be downloaded. Perhaps a newer state does not contain these mails.
 
-    `errors` maps blob ids to the reasons. `downloaded` counts the blobs that were downloaded.
+    `missing` lists these mails, and `blob_ids` are their blobs. `downloaded` counts the blobs that
+    were downloaded. `given_up` tells that so many failed that the others were not tried.
     """
 
-    def __init__(self, errors: Mapping[str, JmapfsError], downloaded: BlobTotals) -> None:
-        first = next(iter(errors.values()))
-        mails = "a mail" if len(errors) == 1 else f"{len(errors):,} mails"
-        super().__init__(f"no snapshot was made: {mails} cannot be downloaded: {first}")
-        self.errors = errors
+    def __init__(
+        self,
+        missing: MissingMails,
+        blob_ids: AbstractSet[str],
+        downloaded: BlobTotals,
+        *,
+        given_up: bool,
+    ) -> None:
+        mails = "a mail" if missing.count == 1 else f"{missing.count:,} mails"
+        first = missing.first[0]
+        rest = "; the others were not tried" if given_up else ""
+        super().__init__(
+            f"no snapshot was made: {mails} cannot be downloaded{rest}: {first.files[0]}:"
+            f" {first.reason}"
+        )
+        self.missing = missing
+        self.blob_ids = blob_ids
         self.downloaded = downloaded
+        self.given_up = given_up
+
+
+class _Skippable(NamedTuple):
+    """The blobs without which a snapshot may be made: those that failed before, or any blob."""
+
+    failed_before: AbstractSet[str]
+    everything: bool
+
+    def allows(self, blob_ids: AbstractSet[str]) -> bool:
+        return self.everything or blob_ids <= self.failed_before
 
 
 class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
@@ -133,19 +157,30 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         if self._target is not None:
             self._target.close()
 
-    async def prepare(self, origin: Origin) -> Sink:
-        return (await trio.to_thread.run_sync(self._open_target, origin)).staging
+    async def prepare(self, origin: Origin, epoch: str, *, blob_ids_are_sha1: bool) -> Sink:
+        scope = _Scope(origin, epoch, blob_ids_are_sha1)
+        return (await trio.to_thread.run_sync(self._open_target, scope)).staging
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
         assert self._target is not None  # noqa: S101 - `prepare` comes first
         return await trio.to_thread.run_sync(self._target.builder.missing, candidates)
 
-    async def copy(self, source: Source, max_gone: float) -> SnapshotSummary:
+    async def copy(
+        self, source: Source, max_gone: float, skippable: _Skippable | None
+    ) -> SnapshotSummary:
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
-        failed = await _Copy(source, target, self._report).run()
-        if failed:
-            raise _FailedDownloadsError(failed, staging.downloaded)
+        await self._detect_reset(source, target.base)
+        transfer = Transfer(
+            source, target.builder, staging, self._report, skips_failed=skippable is not None
+        )
+        await transfer.run()
+        failed = transfer.failed.keys()
+        if failed and (transfer.given_up or skippable is None or not skippable.allows(failed)):
+            await trio.to_thread.run_sync(staging.missing.finish)
+            raise FailedDownloadsError(
+                staging.missing, failed, staging.downloaded, given_up=transfer.given_up
+            )
         if not await source.still_frozen():
             raise StorageError(
                 "no snapshot was made: the mount was thawed during the copy, so the copy may be a"
@@ -175,30 +210,79 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             fetched_bytes=staging.downloaded.bytes - source.cached.bytes,
             cached=source.cached.blobs,
             taken_over=tally.taken_over,
+            replaced=tally.replaced,
+            missing=description.missing,
             attempts=1,
             seconds=0.0,
         )
 
     def _begin(self, source: Source) -> tuple[_Target, str]:
         """Begin the tree for the source's state. Return the target and the date of the snapshot."""
-        target = self._open_target(source.origin)
+        scope = _Scope(source.origin, source.epoch, source.blob_ids_are_sha1)
+        target = self._open_target(scope)
         date = self._repository.next_date(datetime.now(UTC))
         # Read the findings of `jmapfs verify` now. Later findings count against the new snapshot.
         record = VerificationRecord(self._repository.path)
         base = target.base
         if base is not None and record.may_be_damaged(base.date, base.taken):
             base.verify_content = True
-        target.builder.begin(source.mailboxes)
+        if base is not None and record.may_be_damaged(base.date, base.taken, online=True):
+            trio.from_thread.run_sync(self._require_check, source)
+        target.builder.begin(source.mailboxes, source.epoch)
         return target, date
 
-    def _open_target(self, origin: Origin) -> _Target:
+    def _require_check(self, source: Source) -> None:
+        """Make this snapshot compare all mail: some of the base is not what the server has."""
+        found = "verify --online has found mail that is not what the server has"
+        if source.check is None:
+            self._report.notice(f"{found}: a snapshot of the account, not of a mount, replaces it")
+        elif not source.check.is_possible:
+            self._report.notice(f"{found}, which has no digests now: this snapshot may link to it")
+        elif not source.check.required:
+            source.check.required = True
+            self._report.notice(f"{found}: all mail is compared, as with --check")
+
+    async def _detect_reset(self, source: Source, base: BaseSnapshot | None) -> None:
+        """If the server was reset since the base snapshot was made, share nothing with it.
+
+        Equal epochs prove that there was no reset. Without them, the emails are compared. Blob ids
+        with a SHA-1 have the same meaning after a reset.
+        """
+        if base is None or source.blob_ids_are_sha1 or source.epoch == base.epoch != "":
+            return
+        compare = partial(EmailIdentities, base.directory, with_sizes=base.epoch != "")
+        identities = await trio.to_thread.run_sync(compare)
+        position: int | None = FIRST
+        while position is not None and not base.is_reset:
+            emails = await source.emails_after(position)
+            base.is_reset = await trio.to_thread.run_sync(identities.differ_from, emails.emails)
+            position = emails.position
+        if base.is_reset:
+            self._report.notice(
+                f"the server was reset since {base.date}, and uses its ids again: all mail is"
+                " fetched again"
+            )
+
+    def _open_target(self, scope: _Scope) -> _Target:
+        if self._target is not None and self._target.staging.epoch != scope.epoch:
+            # The server was reset meanwhile. The early contents may belong to other mail now.
+            self._target.close()
+            self._target = None
         if self._target is None:
             self._target = _Target(
                 self._repository,
-                origin,
+                scope,
                 lambda text: trio.from_thread.run_sync(self._report.notice, text),
             )
         return self._target
+
+
+class _Scope(NamedTuple):
+    """The account and the epoch of a snapshot, and whether its blob ids contain a SHA-1."""
+
+    origin: Origin
+    epoch: str
+    blob_ids_are_sha1: bool
 
 
 class _Target:
@@ -209,15 +293,18 @@ class _Target:
     """
 
     def __init__(
-        self, repository: Repository, origin: Origin, notice: Callable[[str], None]
+        self, repository: Repository, scope: _Scope, notice: Callable[[str], None]
     ) -> None:
+        origin, epoch, are_sha1 = scope
         self._repository = repository
         self._notice = notice
         interrupted = InterruptedRuns(repository)
         repository.require_account(origin, interrupted.origins())
         with contextlib.ExitStack() as stack:
             date = repository.next_date(datetime.now(UTC))
-            self.staging = stack.enter_context(Staging(repository, date, origin))
+            self.staging = stack.enter_context(
+                Staging(repository, date, origin, epoch, blob_ids_are_sha1=are_sha1)
+            )
             self.file_system = stack.enter_context(FileSystem(self.staging.path))
             if interrupted.paths:
                 # `has_content` must read from the disk, so write everything to the disk first.
@@ -227,7 +314,7 @@ class _Target:
             if self._linker.links != "hard":
                 how = {"reflink": "share blocks instead", "copy": "are copied"}[self._linker.links]
                 notice(f"{repository.path} has no hard links: unchanged files {how}")
-            self.base = self._open_base()
+            self.base = self._open_base(blob_ids_are_sha1=are_sha1)
             if self.base is not None:
                 stack.enter_context(self.base)
             self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
@@ -244,11 +331,11 @@ class _Target:
         Raises TooMuchGoneError if more than `max_gone` percent of the base snapshot's mail is gone.
         """
         base, tally = self.base, self.builder.tally
-        gone = 0 if base is None else base.count_missing_from(self.builder.blobs)
-        if base is not None and 100 * gone > max_gone * len(base):
+        gone = 0 if base is None else len(base)
+        if base is not None and 100 * gone > max_gone * base.total:
             raise TooMuchGoneError(
-                f"{gone:,} of the {len(base):,} mails of {base.date} are gone"
-                f" ({100 * gone / len(base):.0f} %), so no snapshot was made; --max-gone 100 makes"
+                f"{gone:,} of the {base.total:,} mails of {base.date} are gone"
+                f" ({100 * gone / base.total:.0f} %), so no snapshot was made; --max-gone 100 makes"
                 " one all the same"
             )
         description = Description(
@@ -266,6 +353,10 @@ class _Target:
             added_bytes=tally.new_bytes + self._linker.copied_bytes,
             links=self._linker.links,
             mailboxes=tuple(source.mailboxes),
+            epoch=source.epoch,
+            blob_ids_are_sha1=source.blob_ids_are_sha1,
+            missing=self.staging.missing.count,
+            missing_sha256=self.staging.move_missing(),
         )
         self._manifest.finish(description)
         return description
@@ -281,103 +372,14 @@ class _Target:
             return path, error
         return path, None
 
-    def _open_base(self) -> BaseSnapshot | None:
+    def _open_base(self, *, blob_ids_are_sha1: bool) -> BaseSnapshot | None:
         for snapshot in reversed(self._repository.snapshots()):
             if is_intact(snapshot.path):
                 # A file that is copied is read anyway, so its content can also be verified.
-                return BaseSnapshot(snapshot, verify_content=self._linker.links == "copy")
+                return BaseSnapshot(
+                    snapshot,
+                    verify_content=self._linker.links == "copy",
+                    blob_ids_are_sha1=blob_ids_are_sha1,
+                )
             self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
         return None
-
-
-@dataclass(slots=True)
-class _Part:
-    # `pending` counts the requests that are neither downloaded nor failed.
-    plan: BuildPlan
-    pending: int
-    complete: trio.Event = field(default_factory=trio.Event)
-
-    def finish(self, count: int) -> None:
-        self.pending -= count
-        if not self.pending:
-            self.complete.set()
-
-
-class _Copy:
-    def __init__(self, source: Source, target: _Target, report: SnapshotReport) -> None:
-        self._source = source
-        self._builder = target.builder
-        self._staging = target.staging
-        self._report = report
-        self._failed: dict[str, JmapfsError] = {}
-        self._copied = 0
-        # Only one thread at a time may use the builder.
-        self._building = trio.CapacityLimiter(1)
-
-    async def run(self) -> Mapping[str, JmapfsError]:
-        """Copy everything that can be downloaded. Return the errors of all other blobs by id.
-
-        If there are no errors, the tree is complete. Raises IncompleteError if so many downloads
-        failed that the others were not tried.
-        """
-        with lone_errors():
-            async with trio.open_nursery() as nursery:
-                batches = trio.open_memory_channel[tuple[_Part, Sequence[BlobRequest]]](0)
-                parts = trio.open_memory_channel[_Part](_PARTS)
-                nursery.start_soon(self._plan, parts[0], batches[0])
-                async with batches[1]:
-                    for _ in range(self._source.concurrency):
-                        nursery.start_soon(self._download, batches[1].clone())
-                nursery.start_soon(self._place, parts[1])
-        return self._failed
-
-    async def _plan(
-        self,
-        parts: trio.MemorySendChannel[_Part],
-        batches: trio.MemorySendChannel[tuple[_Part, Sequence[BlobRequest]]],
-    ) -> None:
-        async with parts, batches:
-            position: int | None = FIRST
-            while position is not None:
-                emails = await self._source.emails_after(position)
-                plan = await self._build(partial(self._builder.plan, emails.emails))
-                part = _Part(plan, len(plan.requests))
-                await parts.send(part)
-                if plan.requests:
-                    for batch in self._source.batches(plan.requests):
-                        await batches.send((part, batch))
-                else:
-                    part.complete.set()
-                position = emails.position
-
-    async def _download(
-        self, batches: trio.MemoryReceiveChannel[tuple[_Part, Sequence[BlobRequest]]]
-    ) -> None:
-        async with batches:
-            async for part, batch in batches:
-                self._failed.update(await self._source.download(batch, self._staging))
-                if len(self._failed) > _MAX_FAILED:
-                    error = next(iter(self._failed.values()))
-                    raise IncompleteError(
-                        f"{len(self._failed):,} mails cannot be downloaded: {error}"
-                    )
-                part.finish(len(batch))
-                self._report_copied()
-
-    async def _place(self, parts: trio.MemoryReceiveChannel[_Part]) -> None:
-        async with parts:
-            async for part in parts:
-                await part.complete.wait()
-                if not self._failed:
-                    await self._build(partial(self._builder.place, part.plan))
-                self._report_copied()
-
-    def _report_copied(self) -> None:
-        # While a part is being placed, some of its mails are in neither count.
-        self._copied = max(self._copied, self._builder.tally.mails + len(self._staging))
-        size = self._staging.downloaded.bytes
-        self._report.copied(self._copied, self._source.mail_count, size)
-
-    async def _build(self, work: Callable[[], _T]) -> _T:
-        with storage_errors("the snapshot"):
-            return await trio.to_thread.run_sync(work, limiter=self._building)

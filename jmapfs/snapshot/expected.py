@@ -1,7 +1,7 @@
 """The files that a snapshot should have according to its metadata files, and whether these agree.
 
-SHA256SUMS has the checksums of the manifest and the description, and the manifest has everything
-else that SHA256SUMS has. So if SHA256SUMS and the manifest disagree, it is known which was altered.
+SHA256SUMS has the checksums of the manifest and the description. These two have everything else
+that SHA256SUMS has. So if SHA256SUMS and the manifest disagree, it is known which was altered.
 An altered manifest is not used. Then the expected files are those in SHA256SUMS.
 """
 
@@ -19,6 +19,7 @@ from jmapfs.snapshot.manifest import (
     MAIL,
     MANIFEST,
     METADATA_FILES,
+    MISSING,
     SUMMED_FILES,
     Description,
     checksum_line,
@@ -54,7 +55,8 @@ class ExpectedContents:
     """The expected contents of a snapshot. Iterate over them only once, in worker threads.
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
-    damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
+    damaged. `missing` is the number of mails that the snapshot was made without. `mails`, `files`,
+    `directories` and `is_expected` are complete after the iteration.
     `directories` then also contains the directories of empty mailboxes, unless `description` is
     None. `is_complete` tells whether all expected files are known.
 
@@ -83,9 +85,13 @@ class ExpectedContents:
         if self.description is not None:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
+        self.missing = 0 if self.description is None else self.description.missing
+        self._missing_line = self._expect_missing_list()
 
     def is_expected(self, path: str) -> bool:
         """Return whether a file belongs to the snapshot."""
+        if path == MISSING:
+            return bool(self._missing_line)
         return path in METADATA_FILES or hash(path) in self._paths
 
     def __iter__(self) -> Iterator[ExpectedMail]:
@@ -110,10 +116,12 @@ class ExpectedContents:
             again = blob in self._blobs
             if not again:
                 self._blobs.add(blob)
-                self._bytes += mail.size
-            yield self._expect(files, mail.size, mail.sha256, again=again)
+                self._bytes += mail.content_size
+            yield self._expect(files, mail.content_size, mail.sha256, again=again)
         self.is_complete = self.is_complete and MANIFEST not in self._unreadable
         if self.is_complete:
+            if self._missing_line:
+                sums_agree = next(sums, None) == self._missing_line and sums_agree
             if not sums_agree or sum(1 for _ in sums) != len(SUMMED_FILES):
                 self._find(CHECKSUMS, "altered", "disagrees with the manifest")
             self._compare_counts()
@@ -125,6 +133,8 @@ class ExpectedContents:
             path = os.fsdecode(match[2]) if match else ""
             if match and path in SUMMED_FILES:
                 last.append(path)
+            elif line == self._missing_line:
+                continue
             elif match and is_mail_file(path):
                 yield self._expect((path,), None, match[1].decode(), again=False)
             else:
@@ -140,6 +150,30 @@ class ExpectedContents:
             self._paths.add(hash(file))
             self._add_directory(file.rpartition("/")[0])
         return ExpectedMail(files, size, bytes.fromhex(sha256), again)
+
+    def _expect_missing_list(self) -> bytes:
+        """Verify `missing.jsonl`. Return its line in SHA256SUMS, or nothing if there is no line."""
+        if self.description is not None:
+            expected = self.description.missing_sha256
+        else:
+            expected = self._missing_sum()
+        if not expected:
+            return b""
+        try:
+            if read_digest(os.fspath(self._directory / MISSING))[0].hex() != expected:
+                self._find(MISSING, "altered", "has other content")
+        except OSError as error:
+            self._find_unreadable(MISSING, error)
+        return checksum_line(expected, MISSING)
+
+    def _missing_sum(self) -> str:
+        """Return the checksum of `missing.jsonl` in SHA256SUMS, or an empty string."""
+        try:
+            with self._open(CHECKSUMS) as file:
+                match = _LINE.fullmatch(read_last_lines(file, len(SUMMED_FILES) + 1)[0])
+        except (OSError, IndexError):
+            return ""
+        return match[1].decode() if match and match[2] == MISSING.encode() else ""
 
     def _read_sums(self) -> dict[str, str | None]:
         """Return the checksums of the other two files, from the last lines of SHA256SUMS."""

@@ -9,18 +9,20 @@ the state to copy is known, the contents get their places in the tree.
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.download import LEAST_RATE, BlobSource, Downloader
+from jmapfs.content.division import LEAST_RATE, divide
+from jmapfs.content.download import BlobSource, Downloader, join_chunks
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
+from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.sqlite import sqlite_errors
 
@@ -29,6 +31,8 @@ _DEADLINE_SECONDS: Final = 120.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
+
+_T = TypeVar("_T")
 
 
 class BlobFetcher:
@@ -47,7 +51,7 @@ class BlobFetcher:
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
         """Divide requests into batches; see `Source.batches`."""
-        return self._downloader.divide(requests)
+        return divide(requests, self._source.batch_limits)
 
     async def download(self, batch: Sequence[BlobRequest], sink: Sink) -> dict[str, JmapfsError]:
         """Download contents; see `Source.download`."""
@@ -67,23 +71,29 @@ class BlobFetcher:
         """Write the contents that are in the disk cache. Return the other requests."""
         if self._cache is None:
             return batch
-        load = partial(self._cache.load_many, [request.blob_id for request in batch])
-        found = await trio.to_thread.run_sync(load)
+        load = partial(self._cache.load_many, [request.content_key for request in batch])
+        loaded = await trio.to_thread.run_sync(load)
+        # Earlier versions stored content whose size the server did not state.
+        found = [
+            (request, data)
+            for request in batch
+            if (data := loaded.get(request.content_key)) is not None and len(data) == request.size
+        ]
         if not found:
             return batch
-        await sink.write([(one, found[one.blob_id]) for one in batch if one.blob_id in found])
-        self.cached += BlobTotals(len(found), sum(map(len, found.values())))
-        return [one for one in batch if one.blob_id not in found]
+        await sink.write(found)
+        self.cached += BlobTotals(len(found), sum(len(data) for _, data in found))
+        written = {request.blob_id for request, _ in found}
+        return [request for request in batch if request.blob_id not in written]
 
     async def _download_alone(self, request: BlobRequest, sink: Sink) -> None:
-        blob_id, size = request.blob_id, request.size
-        deadline = _DEADLINE_SECONDS + size / LEAST_RATE
-        if size <= SMALL_BYTES:
-            data = await self._downloader.download_small(blob_id, size_hint=size, deadline=deadline)
+        deadline = _DEADLINE_SECONDS + request.size / LEAST_RATE
+        if request.size <= SMALL_BYTES:
+            data = await self._downloader.fetch(request, join_chunks, deadline=deadline)
             await sink.write([(request, data)])
             return
-        async with self._downloader.stream(blob_id, size, deadline=deadline) as chunks:
-            await sink.write_stream(request, chunks)
+        store = partial(sink.write_stream, request)
+        await self._downloader.fetch(request, store, deadline=deadline)
 
 
 @contextlib.asynccontextmanager
@@ -110,12 +120,12 @@ class EarlyFetcher:
     """Until `stop`, downloads the contents of an index that is being filled."""
 
     def __init__(
-        self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, sink: Sink
+        self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, origin: Origin
     ) -> None:
         self._reader = reader
         self._fetcher = fetcher
         self._early = early
-        self._sink = sink
+        self._origin = origin
         self._more_listed = trio.Event()
         self._stopped = False
 
@@ -131,40 +141,63 @@ class EarlyFetcher:
     async def run(self) -> None:
         """Download contents.
 
-        Raises StorageError if contents cannot be stored, or JmapfsError if the server is offline.
+        Raises StorageError if contents cannot be stored, ConfigError if the repository belongs to
+        another account, or JmapfsError if the server is offline.
         """
+        # The index has an epoch when it has emails.
+        await self._wait_for_emails()
+        if self._stopped:
+            return
+        state = await self._read(self._reader.state)
+        sink = await self._early.prepare(
+            self._origin, state.epoch, blob_ids_are_sha1=state.blob_ids_are_sha1
+        )
         send, receive = trio.open_memory_channel[Sequence[BlobRequest]](0)
         async with trio.open_nursery() as nursery:
             async with receive:
                 for _ in range(max(1, self._fetcher.concurrency - _LEFT_TO_LISTING)):
-                    nursery.start_soon(self._download, receive.clone())
+                    nursery.start_soon(self._download, receive.clone(), sink)
             async with send:
                 await self._send_batches(send)
+
+    async def _wait_for_emails(self) -> None:
+        while not self._stopped:
+            # Make the event first: `note_listed` may be called while the index is read.
+            self._more_listed = trio.Event()
+            if await self._added_after(0):
+                return
+            if not self._stopped:
+                await self._more_listed.wait()
 
     async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
         position = 0
         while not self._stopped:
-            # Make the event first: `note_listed` may be called while the index is read.
             self._more_listed = trio.Event()
-            added = await self._blobs_added_after(position)
+            added = await self._added_after(position)
             if not added:
                 if not self._stopped:
                     await self._more_listed.wait()
                 continue
             position = added[-1].number
-            candidates = [BlobRequest(one.blob_id, one.size, one.received_at, "") for one in added]
+            candidates = [
+                BlobRequest(one.blob_id, one.size, one.received_at, "", epoch=one.epoch)
+                for one in added
+            ]
             batches = self._fetcher.batches(await self._early.missing(candidates))
             for batch in itertools.takewhile(lambda _: not self._stopped, batches):
                 await send.send(batch)
 
-    async def _download(self, receive: trio.MemoryReceiveChannel[Sequence[BlobRequest]]) -> None:
+    async def _download(
+        self, receive: trio.MemoryReceiveChannel[Sequence[BlobRequest]], sink: Sink
+    ) -> None:
         async with receive:
             async for batch in receive:
                 # Errors are ignored: if the blob is in the copied state, it is downloaded again.
-                await self._fetcher.download(batch, self._sink)
+                await self._fetcher.download(batch, sink)
 
-    async def _blobs_added_after(self, position: int) -> list[AddedBlob]:
+    async def _added_after(self, position: int) -> list[AddedBlob]:
+        return await self._read(partial(self._reader.blobs_added_after, position, _LISTED_AT_ONCE))
+
+    async def _read(self, read: Callable[[], _T]) -> _T:
         with sqlite_errors("read the index"):
-            return await trio.to_thread.run_sync(
-                self._reader.blobs_added_after, position, _LISTED_AT_ONCE
-            )
+            return await trio.to_thread.run_sync(read)

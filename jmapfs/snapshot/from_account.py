@@ -19,7 +19,7 @@ from jmapfs.account import AccountSource, account_directory
 from jmapfs.control.messages import StatusRequest, SyncRequest
 from jmapfs.control.mounts import mounts
 from jmapfs.control.socket_client import ask
-from jmapfs.errors import BusyError, JmapfsError, lone_errors
+from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
@@ -27,10 +27,13 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
+from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
-from jmapfs.tree.layout import EmailExport, lay_out
+from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
 from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000
@@ -41,20 +44,32 @@ _MAX_PAUSE: Final = 5.0
 
 @contextlib.asynccontextmanager
 async def account_opener(
-    source: AccountSource, cache_root: Path, report: SnapshotReport, *, allow_stale: bool
+    source: AccountSource,
+    cache_root: Path,
+    report: SnapshotReport,
+    *,
+    allow_stale: bool,
+    max_gone: float = MAX_GONE,
+    checks: bool = False,
 ) -> AsyncIterator[SourceOpener]:
     """Connect to an account. The result opens states of the account.
 
-    If the index cannot be brought up to date, `allow_stale` permits an older state. Raises
-    JmapfsError if the server cannot be reached, or refuses.
+    If the index cannot be brought up to date, `allow_stale` permits an older state. The index does
+    not follow the account if it was listed again, and more than `max_gone` percent of its mail is
+    gone. With `checks`, all contents are compared with the digests of the server. Raises UsageError
+    if the server has no digests, and JmapfsError if it cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
     async with (
         connect(source.location, source.credentials, account=source.account) as client,
         open_cache(directory / "blobs") as cache,
     ):
-        database, blobs = IndexDatabase(directory), BlobFetcher(client, cache)
-        yield _AccountOpener(client, database, blobs, report, allow_stale)
+        check = ContentCheck(client, required=checks)
+        database = IndexDatabase(directory)
+        names = BlobNames()
+        with open_blob_source(database, lambda: client, describe=names.describe) as blob_source:
+            blobs = BlobFetcher(blob_source, cache)
+            yield _AccountOpener(client, database, blobs, check, report, allow_stale, max_gone)
 
 
 @dataclass(slots=True)
@@ -64,17 +79,25 @@ class _AccountOpener:
     _client: Client
     _database: IndexDatabase
     _blobs: BlobFetcher
+    _check: ContentCheck
     _report: SnapshotReport
     _allow_stale: bool
+    _max_gone: float
     _is_stale: bool = False
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
         """Bring the index up to date, and pin its state.
 
-        Raises BusyError if the index is old or inconsistent while another process writes it.
+        Raises BusyError if the index is old or inconsistent while another process writes it, and
+        TooMuchGoneError if it does not follow the account because most mail is gone.
         """
-        await self._bring_up_to_date(early)
+        try:
+            await self._bring_up_to_date(early)
+        except TooMuchGoneError as error:
+            if not self._allow_stale:
+                raise
+            await self._accept_stale(error)
         with self._database.reader() as reader:
             yield await wait_until_consistent(
                 lambda: trio.to_thread.run_sync(self._try_pin, reader)
@@ -94,10 +117,13 @@ class _AccountOpener:
                     "the index is between two states of the account: the snapshot will be a mixture"
                     " of them",
                 )
-            return _PinnedAccount(reader, state, self._blobs)
+            return _PinnedAccount(reader, state, self._blobs, self._check)
 
     async def _bring_up_to_date(self, early: EarlySink) -> None:
-        """Bring the index up to date, or make its writer do that. Raises BusyError."""
+        """Bring the index up to date, or make its writer do that.
+
+        Raises BusyError and TooMuchGoneError.
+        """
         busy = await self._try_to_update(early)
         if busy is None:
             return
@@ -133,15 +159,14 @@ class _AccountOpener:
         self, writer: IndexWriter, early: EarlySink, *, is_complete: bool
     ) -> None:
         """Bring the index up to date. Download contents during the first listing."""
-        synchronizer = Synchronizer(self._client, self._database, writer)
+        synchronizer = Synchronizer(self._client, self._database, writer, max_gone=self._max_gone)
         if is_complete:
             await synchronizer.bring_up_to_date(self._report.listed)
             return
         session, account = self._client.session, self._client.account
         origin = Origin(session.api_url, account.id, account.name, session.username)
-        sink = await early.prepare(origin)
         with self._database.reader() as reader:
-            fetcher = EarlyFetcher(reader, self._blobs, early, sink)
+            fetcher = EarlyFetcher(reader, self._blobs, early, origin)
 
             def listed(count: int, total: int | None) -> None:
                 self._report.listed(count, total)
@@ -166,9 +191,12 @@ class _AccountOpener:
             busy = BusyError(f"{busy}, which reports: {error}")
         if await waiter.reached():
             return None
+        state = await trio.to_thread.run_sync(self._database.state)
+        if state.stale is not None:
+            raise too_much_gone(state.stale)
         return BusyError(f"{busy}; the index is not up to date")
 
-    async def _accept_stale(self, obstacle: BusyError) -> None:
+    async def _accept_stale(self, obstacle: JmapfsError) -> None:
         """Use the present state of the index if the user allows that; otherwise raise an error."""
         state = await trio.to_thread.run_sync(self._database.state)
         if not state.complete:
@@ -207,7 +235,14 @@ def _sync_mounts(state: AccountState) -> None:
 class _PinnedAccount:
     """A `Source`: the state of an account that a reader is pinned to."""
 
-    def __init__(self, reader: IndexReader, state: AccountState, blobs: BlobFetcher) -> None:
+    def __init__(
+        self,
+        reader: IndexReader,
+        state: AccountState,
+        blobs: BlobFetcher,
+        check: ContentCheck,
+    ) -> None:
+        self.check: ContentCheck | None = check
         layout = lay_out(reader.mailboxes())
         self.origin = Origin(
             server=state.server,
@@ -216,6 +251,8 @@ class _PinnedAccount:
             username=state.username,
         )
         self.email_state = state.email_state
+        self.epoch = state.epoch
+        self.blob_ids_are_sha1 = state.blob_ids_are_sha1
         self.mail_count = reader.counts().emails
         self.concurrency = blobs.concurrency
         self._export = EmailExport(reader, layout, layout.root)

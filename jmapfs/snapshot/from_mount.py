@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
-from jmapfs.content.download import split_into_batches
+from jmapfs.content.division import split_into_batches
 from jmapfs.control.messages import (
     DescribeRequest,
     MailsRequest,
@@ -39,6 +39,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
 from jmapfs.tree.status_file import time_text
 
@@ -118,6 +119,8 @@ class _MountedTree:
     concurrency = _CONCURRENCY
     # The mount does not report which files were cached.
     cached = BlobTotals(0, 0)
+    # Only a connection to the server can compare digests.
+    check: ContentCheck | None = None
 
     def __init__(
         self, lease: FreezeLease, description: TreeDescription, mountpoint: Path, path: str
@@ -136,6 +139,8 @@ class _MountedTree:
             directory=description.directory,
         )
         self.email_state = description.email_state
+        self.epoch = description.epoch
+        self.blob_ids_are_sha1 = description.blob_ids_are_sha1
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
 
@@ -189,7 +194,7 @@ class _MountedTree:
         except OSError as error:
             raise _failure(path, error) from error
         if size != wanted.size:
-            raise IncompleteError(f"{path}: {size} of {wanted.size} bytes")
+            raise _wrong_size(size, wanted.size)
 
     def _read_all(
         self, batch: Sequence[BlobRequest], failed: dict[str, JmapfsError]
@@ -204,9 +209,7 @@ class _MountedTree:
                 failed[wanted.blob_id] = _failure(path, error)
                 continue
             if len(data) != wanted.size:
-                failed[wanted.blob_id] = IncompleteError(
-                    f"{path}: {len(data)} of {wanted.size} bytes"
-                )
+                failed[wanted.blob_id] = _wrong_size(len(data), wanted.size)
                 continue
             found.append((wanted, data))
         return found
@@ -237,4 +240,14 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
 def _failure(path: Path, error: OSError) -> JmapfsError:
     if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
         raise NotMountedError(f"{path}: {error.strerror}") from error
-    return IncompleteError(f"{path}: {error.strerror}")
+    if error.errno == errno.EIO:
+        # The daemon knows the reason, and logs it with the name of the file.
+        return IncompleteError(
+            f"{error.strerror}: the content was refused or cannot be fetched; see the log of the"
+            " mount"
+        )
+    return IncompleteError(str(error.strerror))
+
+
+def _wrong_size(size: int, stated: int) -> IncompleteError:
+    return IncompleteError(f"the file has {size:,} bytes, not {stated:,}")

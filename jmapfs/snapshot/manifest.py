@@ -1,16 +1,18 @@
-"""The three metadata files of a snapshot: what they contain, and reading and writing them.
+"""The metadata files of a snapshot: what they contain, and reading and writing them.
 
     manifest.jsonl   one line for each mail, in order
     snapshot.json    the description of the snapshot
     SHA256SUMS       the checksums of everything, for `sha256sum -c`
+    missing.jsonl    the mails that could not be downloaded, if there are any; see `missing`
 
 The members of the JSON are those of JMAP (RFC 8621 §2 and §4), so that a restore finds what
 `Email/import` needs. docs/snapshots.md describes them. If the meaning of a member changes, `FORMAT`
 gets a new number.
 
 The last two lines of `SHA256SUMS` are the checksums of the manifest and of `snapshot.json`.
-Everything else in `SHA256SUMS` is also in the manifest. So every changed byte of a snapshot can be
-detected by a checksum.
+The checksum of `missing.jsonl`, in the line before these, is also in `snapshot.json`. Everything
+else in `SHA256SUMS` is also in the manifest. So every changed byte of a snapshot can be detected by
+a checksum.
 """
 
 import contextlib
@@ -33,6 +35,8 @@ MAIL: Final = "mail"
 MANIFEST: Final = "manifest.jsonl"
 CHECKSUMS: Final = "SHA256SUMS"
 DESCRIPTION: Final = "snapshot.json"
+MISSING: Final = "missing.jsonl"
+"""The mails that are not in the snapshot; see `missing`. A complete snapshot has no such file."""
 METADATA_FILES: Final = (MANIFEST, DESCRIPTION, CHECKSUMS)
 """The files of a snapshot besides the mail."""
 SUMMED_FILES: Final = (MANIFEST, DESCRIPTION)
@@ -42,7 +46,7 @@ SUMMED_FILES: Final = (MANIFEST, DESCRIPTION)
 _MAX_PATH: Final = 4096
 _INVALID_NAMES: Final = frozenset({"", ".", ".."})
 _BUFFER_BYTES: Final = 1 << 20
-# The last two lines of SHA256SUMS are shorter than this.
+# The last three lines of SHA256SUMS are shorter than this.
 _TAIL_BYTES: Final = 1024
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DATE_FORMAT: Final = "%Y-%m-%dT%H%M%SZ"
@@ -60,8 +64,12 @@ class SavedPlace(msgspec.Struct, frozen=True, rename="camel"):
     file: str
 
 
-class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
-    """A mail. `size` is in bytes, `sha256` in hexadecimal, and `received_at` is a UTCDate."""
+class SavedMail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A mail. `sha256` is in hexadecimal, and `received_at` is a UTCDate.
+
+    `size` is the number of bytes that the server states. If the content was confirmed with another
+    length, `confirmed_size` is this length.
+    """
 
     id: str
     blob_id: str
@@ -71,6 +79,12 @@ class SavedMail(msgspec.Struct, frozen=True, rename="camel"):
     sha256: str
     keywords: tuple[str, ...]
     mailboxes: tuple[SavedPlace, ...]
+    confirmed_size: int | None = None
+
+    @property
+    def content_size(self) -> int:
+        """The number of bytes of the content."""
+        return self.size if self.confirmed_size is None else self.confirmed_size
 
 
 class Origin(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,7 +102,9 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
 
     `date` is the snapshot's name. `email_state` is the state of the account (RFC 8620 §1.6.3).
     `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
-    and `added_bytes` compare with the snapshot `previous`.
+    and `added_bytes` compare with the snapshot `previous`. `epoch` and `blob_ids_are_sha1` come
+    from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
+    whose checksum is `missing_sha256`. Earlier versions did not write the last four members.
     """
 
     format: int
@@ -105,6 +121,10 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     added_bytes: int
     links: Links
     mailboxes: tuple[ExportedMailbox, ...]
+    epoch: str = ""
+    blob_ids_are_sha1: bool = False
+    missing: int = 0
+    missing_sha256: str = ""
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -146,7 +166,7 @@ def checksum_line(sha256: str, file: str) -> bytes:
 
 
 class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
-    """Writes the three metadata files of a snapshot. All methods raise OSError."""
+    """Writes the three metadata files that all snapshots have. All methods raise OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -183,6 +203,8 @@ class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
         with _create(self._directory / DESCRIPTION) as file:
             file.write(content)
             _sync(file)
+        if description.missing:
+            self._checksums.write(checksum_line(description.missing_sha256, MISSING))
         self._checksums.write(checksum_line(self._digest.hexdigest(), MANIFEST))
         self._checksums.write(checksum_line(hashlib.sha256(content).hexdigest(), DESCRIPTION))
         _sync(self._manifest)
@@ -199,10 +221,13 @@ def is_intact(directory: Path) -> bool:
         return False
 
 
-def read_last_lines(checksums: BinaryIO) -> list[bytes]:
-    """Return the last lines of SHA256SUMS: those about `SUMMED_FILES`. Raises OSError."""
+def read_last_lines(checksums: BinaryIO, count: int = len(SUMMED_FILES)) -> list[bytes]:
+    """Return the last `count` lines of SHA256SUMS, by default those about `SUMMED_FILES`.
+
+    Raises OSError.
+    """
     checksums.seek(max(0, os.fstat(checksums.fileno()).st_size - _TAIL_BYTES))
-    return checksums.read(_TAIL_BYTES).splitlines(keepends=True)[-len(SUMMED_FILES) :]
+    return checksums.read(_TAIL_BYTES).splitlines(keepends=True)[-count:]
 
 
 def read_description(directory: Path) -> Description:

@@ -1,5 +1,8 @@
 """Removes old snapshots by a retention policy, but never the newest good one.
 
+A snapshot is good if it is complete and no damage is known. One that was made without some mails,
+because they could not be downloaded, is incomplete.
+
 Only snapshots that jmapfs made are removed. Such a directory has the name of a snapshot, its
 description has the same date, and it belongs to the same account as the newest snapshot.
 
@@ -91,13 +94,15 @@ def _newest_of_each(
 class Verdict(msgspec.Struct, frozen=True):
     """The decision about a snapshot. Without `reasons` to keep it, the snapshot is removed.
 
-    `damaged` is set if `jmapfs verify` has found damage.
+    `damaged` is set if `jmapfs verify` has found damage, `incomplete` if the snapshot was made
+    without mails that could not be downloaded.
     """
 
     date: str
     kept: bool
     reasons: tuple[str, ...]
     damaged: bool
+    incomplete: bool
 
 
 class LeftAlone(msgspec.Struct, frozen=True):
@@ -141,17 +146,20 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
+    incomplete = {one.date for one in ours if one.description().missing}
+    bad = damaged | incomplete
     # This checks the metadata, but does not read the mail.
-    good = (one for one in reversed(ours) if one.date not in damaged and is_intact(one.path))
+    good = (one for one in reversed(ours) if one.date not in bad and is_intact(one.path))
     last_good = next(good, None)
     if last_good is None:
         raise AlteredFilesError(
-            f"{repository.path}: no snapshot in it is known to be good, so none is removed;"
+            f"{repository.path}: no snapshot in it is known to be good and complete, so none is"
+            " removed;"
             " take a new one first"
         )
-    # The rules are applied twice: to the snapshots that are not damaged, and to all. So a damaged
+    # The rules are applied twice: to the good snapshots, and to all. So a damaged or incomplete
     # snapshot can be kept, but never takes the place of a good one.
-    reasons = dates_to_keep((one.taken for one in ours if one.date not in damaged), policy)
+    reasons = dates_to_keep((one.taken for one in ours if one.date not in bad), policy)
     for taken, rules in dates_to_keep((one.taken for one in ours), policy).items():
         known = reasons.setdefault(taken, [])
         known += [rule for rule in rules if rule not in known]
@@ -163,6 +171,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
                 one.taken in reasons,
                 tuple(reasons.get(one.taken, ())),
                 one.date in damaged,
+                one.date in incomplete,
             )
             for one in ours
         ),

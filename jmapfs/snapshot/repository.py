@@ -238,8 +238,8 @@ class Repository:
         for other in (*others, *self._newest_origin()):
             if account_key(other) != account_key(origin):
                 raise ConfigError(
-                    f"{self.path} has snapshots of {_text(other)}, not of {_text(origin)}:"
-                    " choose another directory"
+                    f"{self.path} has snapshots of {origin_text(other)}, not of"
+                    f" {origin_text(origin)}: choose another directory"
                 )
 
     def _newest_origin(self) -> list[Origin]:
@@ -288,26 +288,29 @@ def account_key(origin: Origin) -> tuple[str, str, str]:
     return server, origin.account_id, origin.directory
 
 
-def _text(origin: Origin) -> str:
+def origin_text(origin: Origin) -> str:
+    """Return an account, and the part of it, as text."""
     part = f"{origin.directory} of " if origin.directory else ""
     return f"{part}account {origin.account_name or origin.account_id} at {origin.server}"
 
 
-State = Literal["complete", "damaged", "unreadable"]
-"""The recorded state. `unreadable`: we cannot read it, or a later jmapfs made it."""
+State = Literal["complete", "incomplete", "damaged", "unreadable"]
+"""The recorded state. `incomplete`: it was made without mails that could not be downloaded.
+`unreadable`: we cannot read it, or a later jmapfs made it."""
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):
     """A snapshot in the list. Values that the description of the snapshot does not give are None.
 
-    `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
-    and `added_bytes` compare with the snapshot `previous`, which may have been pruned since.
-    `verified` is the last result of `jmapfs verify`.
+    `missing` mails could not be downloaded. `files` counts names. `bytes` is the size of the
+    content, each blob counted once. `new`, `gone` and `added_bytes` compare with the snapshot
+    `previous`, which may have been pruned since. `verified` is the last result of `jmapfs verify`.
     """
 
     date: str
     state: State
     mails: int | None = None
+    missing: int | None = None
     files: int | None = None
     bytes: int | None = None
     previous: str | None = None
@@ -351,6 +354,7 @@ def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotSt
         date=snapshot.date,
         state=state,
         mails=description.mails,
+        missing=description.missing,
         files=description.files,
         bytes=description.bytes,
         previous=description.previous,
@@ -372,4 +376,6 @@ def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
     if not all(file.is_file() for file in files):
         return "damaged", description
     is_readable = all(os.access(file, os.R_OK) for file in files)
-    return "complete" if is_readable else "unreadable", description
+    if not is_readable:
+        return "unreadable", description
+    return "incomplete" if description.missing else "complete", description

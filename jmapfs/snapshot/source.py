@@ -14,10 +14,12 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from jmapfs.blob_keys import content_key
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.tree.layout import ExportedMailbox
 
 
@@ -46,8 +48,10 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
     `bytes` is the size of the content, each blob counted once. `fetched` blobs with `fetched_bytes`
     came from the source in this run. `cached` blobs came from the cache of a mount, and
     `taken_over` blobs from interrupted runs. `new` and `gone` count blobs compared with the
-    snapshot `previous`. `attempts` is the number of account states that were tried: mail may
-    disappear before it is downloaded.
+    snapshot `previous`. `replaced` blobs have another content in that snapshot than the server
+    states now. `missing` mails are not in the snapshot, because they cannot be downloaded.
+    `attempts` is the number of account states that were tried: mail may disappear before it is
+    downloaded.
     """
 
     path: str
@@ -63,6 +67,8 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
     fetched_bytes: int
     cached: int
     taken_over: int
+    replaced: int
+    missing: int
     links: Links
     attempts: int
     seconds: float
@@ -72,13 +78,21 @@ class BlobRequest(NamedTuple):
     """A blob to download.
 
     `size` is in bytes, as the source states it. `received_at` is in seconds since 1970 (UTC).
-    `file` is one path of the mail, relative to the root of the source's tree.
+    `file` is one path of the mail, relative to the root of the source's tree. `email_id` is the id
+    of the email, empty if it is not known. `epoch` is that of the blob id; see `blob_keys`.
     """
 
     blob_id: str
     size: int
     received_at: int
     file: str
+    email_id: str = ""
+    epoch: str = ""
+
+    @property
+    def content_key(self) -> str:
+        """The key of the content in caches and downloads."""
+        return content_key(self.epoch, self.blob_id)
 
 
 class BlobTotals(NamedTuple):
@@ -108,15 +122,20 @@ class Source(Protocol):
     """An account, or a part of it, at one state.
 
     `origin` is the account that the mail belongs to, `email_state` the state of its emails (RFC
-    8620 §1.6.3). `mailboxes` are in the order of their paths. `mail_count` is approximate.
-    `concurrency` is the number of batches to download at a time.
+    8620 §1.6.3). `epoch` is that of the ids; see `blob_keys`. `blob_ids_are_sha1` tells whether the
+    blob ids contain the SHA-1 of the content. `mailboxes` are in the order of their paths.
+    `mail_count` is approximate. `concurrency` is the number of batches to download at a time.
+    `check` compares contents with the server; None if the source is no account.
     """
 
     origin: Origin
     email_state: str
+    epoch: str
+    blob_ids_are_sha1: bool
     mailboxes: list[ExportedMailbox]
     mail_count: int
     concurrency: int
+    check: ContentCheck | None
 
     @property
     def cached(self) -> BlobTotals:
@@ -141,8 +160,8 @@ class Source(Protocol):
 class EarlySink(Protocol):
     """Accepts contents before the state to copy is known. Most will belong to that state."""
 
-    async def prepare(self, origin: Origin) -> Sink:
-        """Begin the snapshot of this account. Return the sink for the contents.
+    async def prepare(self, origin: Origin, epoch: str, *, blob_ids_are_sha1: bool) -> Sink:
+        """Begin the snapshot of this account. Return the sink for the contents of this epoch.
 
         Raises ConfigError if the repository belongs to another account, and StorageError if the
         repository cannot be written.

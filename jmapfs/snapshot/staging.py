@@ -3,12 +3,14 @@
     DEST/.partial-2026-11-22T010203Z/
       journal.jsonl     the contents that were stored, and where
       content/          contents that wait for their place in the tree, in numbered files
+      missing.jsonl     the mails that cannot be downloaded, if there are any
       snapshot/         the tree; one rename publishes it
 
 The line of a file is written to the journal before the file is moved. Nothing here is synced. So
 the journal of an interrupted run may end anywhere, and may have wrong lines. The next run moves the
 files into its own directory, and compares each with its checksum before it is used: after a crash
-of the machine a file may contain anything. Contents without a valid line are downloaded again.
+of the machine a file may contain anything. Contents without a valid line are downloaded again. So
+are contents of another epoch, because their blob ids may stand for other mail now.
 
 Files are numbered, because their names are known only when the whole state is known. The checksum
 is computed from the downloaded bytes, before they are written. So a second read verifies the file.
@@ -28,8 +30,10 @@ import msgspec
 import trio
 
 from jmapfs.errors import UNDECODABLE, storage_errors
+from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.files import create_file, has_content, sync_directory, write_all
-from jmapfs.snapshot.manifest import MAIL, Origin, is_mail_file
+from jmapfs.snapshot.manifest import MAIL, MISSING, Origin, is_mail_file
+from jmapfs.snapshot.missing import MissingMails
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import BlobRequest, BlobTotals
 
@@ -46,40 +50,68 @@ _T = TypeVar("_T")
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """The first line of a journal."""
+    """The first line of a journal. Earlier versions did not write the epoch."""
 
     origin: Origin
+    epoch: str | None = None
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A line of a journal: the blob id, size in bytes, checksum and file of a content."""
+    """A line of a journal: the blob id, size in bytes, checksum and file of a content.
+
+    `wanted` is the size that was requested. Earlier versions did not write it.
+    """
 
     blob_id: str
     size: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     file: str
+    wanted: int | None = None
 
 
 class StagedContent(NamedTuple):
-    """A content without a place yet: its size in bytes, its SHA-256 and the number of its file."""
+    """A content without a place yet: its size in bytes, its SHA-256 and the number of its file.
+
+    `wanted` is the size that was requested. The size of confirmed content may differ from it.
+    """
 
     size: int
     digest: bytes
     number: int
+    wanted: int | None
+
+    def has_size(self, size: int) -> bool:
+        """Return whether this can be a content of this size."""
+        return size in {self.size, self.wanted}
+
+    def entry(self, blob_id: str, file: str) -> _Entry:
+        """Return the line of the journal for this content in a file."""
+        return _Entry(blob_id, self.size, self.digest.hex(), file, self.wanted)
 
 
 class Staging(contextlib.AbstractContextManager["Staging"]):
     """The new directory `path` of a snapshot. The end of `with` does not delete the directory.
 
     A `Staging` is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what
-    the source has written. `len` is the number of contents without a place yet. Raises StorageError
-    if the directory cannot be created.
+    the source has written. `len` is the number of contents without a place yet. All contents belong
+    to one `epoch`. Raises StorageError if the directory cannot be created.
     """
 
-    def __init__(self, repository: Repository, date: str, origin: Origin) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        date: str,
+        origin: Origin,
+        epoch: str,
+        *,
+        blob_ids_are_sha1: bool,
+    ) -> None:
         self.downloaded = BlobTotals(0, 0)
+        self.epoch = epoch
         self.path = repository.new_partial(date)
         self.tree = self.path / _TREE
+        self.missing = MissingMails(self.path)
+        self._blob_ids_are_sha1 = blob_ids_are_sha1
         self._repository = repository
         self._root = os.fspath(self.path)
         self._numbers = itertools.count(1)
@@ -90,7 +122,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             self.path.mkdir(mode=_MODE)
             self._journal = create_file(self.path / _JOURNAL, _JOURNAL_MODE, append=True)
             try:
-                write_all(self._journal, msgspec.json.encode(_Head(origin)) + b"\n")
+                write_all(self._journal, msgspec.json.encode(_Head(origin, epoch)) + b"\n")
                 self.tree.mkdir(mode=_MODE)
                 (self.path / _CONTENT).mkdir(mode=_MODE)
             except BaseException:
@@ -98,13 +130,38 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
                 raise
 
     def __exit__(self, *_: object) -> None:
+        self.missing.__exit__()
         os.close(self._journal)
 
     def __len__(self) -> int:
         return len(self._contents)
 
-    def __contains__(self, blob_id: str) -> bool:
-        return blob_id in self._contents
+    def has(self, blob_id: str, size: int) -> bool:
+        """Return whether a content of this size is staged. Content of another size is dropped."""
+        content = self._contents.get(blob_id)
+        if content is None or content.has_size(size):
+            return content is not None
+        self.discard(blob_id)
+        return False
+
+    def file(self, blob_id: str) -> SharedFile | None:
+        """Return the file of a staged content."""
+        content = self._contents.get(blob_id)
+        if content is None:
+            return None
+        path = f"{self._root}/{_file(content.number)}"
+        return SharedFile(path, content.size, content.digest.hex())
+
+    def discard(self, blob_id: str) -> bool:
+        """Delete a staged content. Return whether there was one. Raises OSError."""
+        content = self._contents.pop(blob_id, None)
+        if content is not None:
+            self._delete(content)
+        return content is not None
+
+    def accepts(self, epoch: str | None) -> bool:
+        """Return whether contents of another run can be used. `epoch` is that of the run."""
+        return self._blob_ids_are_sha1 or epoch == self.epoch
 
     def adopt(self, path: Path, entry: _Entry) -> None:
         """Move a file of an interrupted run here, if it exists. It is verified before it is used.
@@ -114,21 +171,20 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         """
         if entry.blob_id in self._unverified or not _is_file(path):
             return
-        content = StagedContent(entry.size, bytes.fromhex(entry.sha256), next(self._numbers))
-        self._record([_Entry(entry.blob_id, entry.size, entry.sha256, _file(content.number))])
+        digest = bytes.fromhex(entry.sha256)
+        content = StagedContent(entry.size, digest, next(self._numbers), entry.wanted)
+        self._record([content.entry(entry.blob_id, _file(content.number))])
         path.rename(self.path / _file(content.number))
         self._unverified[entry.blob_id] = content
 
-    def recover(self, blob_id: str) -> bool:
+    def recover(self, blob_id: str, size: int) -> bool:
         """Verify an adopted content by reading it. Return whether it exists and is right."""
         content = self._unverified.pop(blob_id, None)
         if content is None:
             return False
-        path = self.path / _file(content.number)
-        if not has_content(str(path), content.size, content.digest.hex()):
-            # Delete this file. Otherwise the next run could adopt it instead of the new file.
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        path = f"{self._root}/{_file(content.number)}"
+        if not (content.has_size(size) and has_content(path, content.size, content.digest.hex())):
+            self._delete(content)
             return False
         self._contents[blob_id] = content
         return True
@@ -155,8 +211,8 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             await self._in_thread(partial(_set_time, descriptor, request.received_at))
         finally:
             os.close(descriptor)
-        content = StagedContent(size, digest.digest(), number)
-        entry = _Entry(request.blob_id, size, content.digest.hex(), _file(number))
+        content = StagedContent(size, digest.digest(), number, request.size)
+        entry = content.entry(request.blob_id, _file(number))
         await self._in_thread(partial(self._record, [entry]))
         self._add({request.blob_id: content})
 
@@ -181,13 +237,17 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             for blob_id, file in names.items()
             if blob_id in self._contents
         ]
-        self._record(
-            _Entry(blob_id, content.size, content.digest.hex(), file)
-            for blob_id, content, file in moves
-        )
+        self._record(content.entry(blob_id, file) for blob_id, content, file in moves)
         for _, content, file in moves:
             os.rename(f"{self._root}/{_file(content.number)}", f"{self._root}/{file}")  # noqa: PTH104
         return {blob_id: content for blob_id, content, _ in moves}
+
+    def move_missing(self) -> str:
+        """Move the list of missing mails into the tree. Return its SHA-256, "" if there is none."""
+        sha256 = self.missing.finish()
+        if sha256:
+            self.missing.path.rename(self.tree / MISSING)
+        return sha256
 
     def publish(self, date: str) -> Path:
         """Rename the tree to its date, and sync the new name. Raises OSError."""
@@ -208,7 +268,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         entries = []
         for request, data in contents:
             digest = hashlib.sha256(data)
-            content = StagedContent(len(data), digest.digest(), next(self._numbers))
+            content = StagedContent(len(data), digest.digest(), next(self._numbers), request.size)
             descriptor = self._create(content.number)
             try:
                 write_all(descriptor, data)
@@ -216,8 +276,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
             finally:
                 os.close(descriptor)
             written[request.blob_id] = content
-            file = _file(content.number)
-            entries.append(_Entry(request.blob_id, content.size, digest.hexdigest(), file))
+            entries.append(content.entry(request.blob_id, _file(content.number)))
         self._record(entries)
         return written
 
@@ -225,6 +284,11 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         """Append entries to the journal. May be called from any thread."""
         # One call writes all lines, because other threads may append between two calls.
         write_all(self._journal, b"".join(msgspec.json.encode(one) + b"\n" for one in entries))
+
+    def _delete(self, content: StagedContent) -> None:
+        # The next run must not adopt this file instead of a new one.
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / _file(content.number)).unlink()
 
     def _create(self, number: int) -> int:
         return create_file(f"{self._root}/{_file(number)}")
@@ -246,21 +310,23 @@ class InterruptedRuns:
 
     def origins(self) -> list[Origin]:
         """Return the accounts of the runs, as far as their journals name them."""
-        origins = map(_read_origin, self.paths)
-        return [origin for origin in origins if origin is not None]
+        heads = map(_read_head, self.paths)
+        return [head.origin for head in heads if head is not None]
 
     def move_to(self, staging: Staging) -> None:
-        """Move all contents to a new run, and delete the old directories. Raises OSError."""
+        """Move the usable contents to a new run, and delete the old directories. Raises OSError."""
         for path in self.paths:
-            for entry in _read_entries(path):
-                staging.adopt(path / entry.file, entry)
+            head = _read_head(path)
+            if staging.accepts(None if head is None else head.epoch):
+                for entry in _read_entries(path):
+                    staging.adopt(path / entry.file, entry)
             self._repository.remove_partial(path)
 
 
-def _read_origin(path: Path) -> Origin | None:
+def _read_head(path: Path) -> _Head | None:
     try:
         with (path / _JOURNAL).open("rb") as file:
-            return msgspec.json.decode(file.readline(), type=_Head).origin
+            return msgspec.json.decode(file.readline(), type=_Head)
     except (OSError, *UNDECODABLE):
         return None
 

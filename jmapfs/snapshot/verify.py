@@ -31,7 +31,8 @@ from jmapfs.errors import (
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
-from jmapfs.snapshot.manifest import MAIL, Description
+from jmapfs.snapshot.manifest import MAIL, MISSING, Description
+from jmapfs.snapshot.online import OnlineResult
 from jmapfs.snapshot.repository import Repository, looks_like_snapshot
 from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, PendingRead, read_error
 from jmapfs.snapshot.verify_record import Kind, Outcome
@@ -59,7 +60,8 @@ class VerifyResult:
 
     `mails` and `files` are the expected numbers; `files` counts names. `bytes_read` is the size of
     the mail that was read for this snapshot; files that were already read for an earlier snapshot
-    do not count. `remarks` are facts that do no harm.
+    do not count. `remarks` are facts that do no harm. `online` is the result of comparing it with
+    the server, or None.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class VerifyResult:
     bytes_read: int
     findings: Sequence[Finding]
     remarks: Sequence[str]
+    online: OnlineResult | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -190,6 +193,11 @@ class _Verifier:
             remarks.append(
                 f"{self._separate:,} {have} several files that were hard links:"
                 " the snapshot was copied without them"
+            )
+        if expected.missing:
+            mails = "a mail" if expected.missing == 1 else f"{expected.missing:,} mails"
+            remarks.append(
+                f"the snapshot was made without {mails} that could not be downloaded: see {MISSING}"
             )
         if not expected.is_complete:
             remarks.append("extra files cannot be found: the lists of its files are damaged")

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import trio
 
@@ -25,6 +25,8 @@ _BUFFER_BYTES: Final = 1 << 20
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 # Errors about one name of a file. They say nothing about the other names of the file.
 _NAME_ERRORS: Final = _MISSING | {errno.ELOOP, errno.EINVAL}
+
+Algorithm = Literal["sha256", "sha1"]
 
 _Inode = tuple[int, int]
 
@@ -50,13 +52,14 @@ class Comparison(NamedTuple):
     path: str
     digest: bytes
     findings: list[Finding]
+    detail: str = "has other content"
 
     def finish(self, content: bytes | ReadError) -> None:
         """Compare the expected digest with the digest, or the error, of the read."""
         if isinstance(content, ReadError):
             self.findings.append(Finding(self.path, content.kind, content.detail))
         elif content != self.digest:
-            self.findings.append(Finding(self.path, "altered", "has other content"))
+            self.findings.append(Finding(self.path, "altered", self.detail))
 
 
 @dataclass(slots=True)
@@ -73,14 +76,15 @@ class PendingRead:
 
 
 class InodeCache:
-    """The results of reading files, by inode. `bytes_read` is the total. It is thread-safe.
+    """The digests of files, by inode. `bytes_read` is the total. It is thread-safe.
 
     For each correct file with several names, a hash is stored, about 50 bytes. Hashes have 64 bits
     and a random key in each process, so nobody can choose names or contents that collide.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, algorithm: Algorithm = "sha256") -> None:
         self.bytes_read = 0
+        self._algorithm = algorithm
         self._right: set[int] = set()
         self._wrong: dict[_Inode, bytes | ReadError] = {}
         self._pending: dict[_Inode, PendingRead] = {}
@@ -118,7 +122,7 @@ class InodeCache:
             content: bytes | ReadError
             size, concerns_inode = 0, True
             try:
-                content, size = read_digest(pending.path, buffer)
+                content, size = read_digest(pending.path, buffer, self._algorithm)
             except OSError as error:
                 content, concerns_inode = read_error(error), error.errno not in _NAME_ERRORS
             self._finish(pending, content, size, concerns_inode=concerns_inode)
@@ -142,13 +146,15 @@ class InodeCache:
                 comparison.finish(content)
 
 
-def read_digest(path: str, buffer: memoryview | None = None) -> tuple[bytes, int]:
-    """Read a regular file. Return the SHA-256 and the size in bytes.
+def read_digest(
+    path: str, buffer: memoryview | None = None, algorithm: Algorithm = "sha256"
+) -> tuple[bytes, int]:
+    """Read a regular file. Return the digest and the size in bytes.
 
     Called in worker threads of trio. A cancelled thread soon stops reading. Raises OSError.
     """
     buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     size = 0
     descriptor = open_regular(path)
     try:

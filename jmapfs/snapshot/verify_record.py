@@ -35,12 +35,14 @@ _DAMAGE: Final[frozenset[Outcome]] = frozenset({"altered", "missing"})
 class Verification(msgspec.Struct, frozen=True):
     """The result of a snapshot's last verification. If it was `quick`, no content was read.
 
-    `when` is in UTC.
+    `when` is in UTC. If it was `online`, the mail was also compared with the server. Earlier
+    versions did not write this member.
     """
 
     when: Annotated[datetime, msgspec.Meta(tz=True)]
     outcome: Outcome
     quick: bool
+    online: bool = False
 
     @property
     def found_damage(self) -> bool:
@@ -70,25 +72,30 @@ class VerificationRecord:
         verification = self.find(date)
         return verification is not None and verification.found_damage
 
-    def may_be_damaged(self, date: str, taken: datetime) -> bool:
+    def may_be_damaged(self, date: str, taken: datetime, *, online: bool = False) -> bool:
         """Return whether damage found after a snapshot was taken may be in the snapshot's files.
 
         Snapshots share files, so damage that was found in any snapshot counts. The answer is False
         only if a later verification has read the snapshot's own files and found them right, or if
-        no damage was found.
+        no damage was found. With `online`, only comparisons with the server count.
         """
-        if self.is_damaged(date):
-            return True
         own = self.find(date)
-        since = taken if own is None or own.quick else max(taken, own.when)
-        return any(one.found_damage and one.when >= since for one in self._verifications.values())
+        since = taken
+        if own is not None and (own.online if online else not own.quick):
+            since = max(taken, own.when)
+        return any(
+            one.found_damage and (one is own or one.when >= since)
+            for one in self._verifications.values()
+            if one.online or not online
+        )
 
 
 def save_verification(repository: Path, date: str, verification: Verification) -> None:
     """Record a verification on the disk, and drop the records of snapshots that are gone.
 
-    A quick verification does not replace one that has read content and found damage: only reading
-    shows whether the damage is repaired. Raises StorageError if the record cannot be written.
+    A verification that has found damage is only replaced by one that compared as much: a quick one
+    cannot tell whether damage to the content is repaired, and without the server none can tell
+    whether the content is that of the server. Raises StorageError if the record cannot be written.
     """
     directory = repository / STATE_DIRECTORY
     try:
@@ -96,9 +103,11 @@ def save_verification(repository: Path, date: str, verification: Verification) -
         with _locked(directory):
             kept = _read(directory)
             before = kept.get(date)
-            if before is None or not (
-                verification.quick and not before.quick and before.found_damage
-            ):
+            compares_less = before is not None and (
+                (verification.quick and not before.quick)
+                or (before.online and not verification.online)
+            )
+            if before is None or not (before.found_damage and compares_less):
                 kept[date] = verification
             existing = {one: kept[one] for one in sorted(kept) if (repository / one).is_dir()}
             _write(directory, msgspec.json.encode(_Document(existing)))

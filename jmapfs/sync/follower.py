@@ -20,30 +20,29 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from jmapfs.errors import (
-    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
     StorageError,
+    TooMuchGoneError,
     UnreachableError,
     lone_errors,
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.batches import BlobGetLimits
-from jmapfs.jmap.blobs import BlobStream
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
 from jmapfs.sync.listing import ListingReport
+from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.synchronizer import StateWaiter, Synchronizer, check_account
 
 _log = logging.getLogger(__name__)
@@ -71,7 +70,8 @@ class ConnectionState:
 class _RoundRequest:
     """A task waits for a round that begins after its request."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, accept_deletions: bool) -> None:
+        self.accept_deletions = accept_deletions
         self.done = trio.Event()
         self.error: JmapfsError | None = None
 
@@ -108,6 +108,7 @@ class AccountFollower:
         self._after_round = after_round
         self._woken = trio.Event()
         self._requests: list[_RoundRequest] = []
+        self._reset_reported = False
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
 
@@ -125,20 +126,47 @@ class AccountFollower:
             bytes=earlier.bytes + current.bytes,
         )
 
+    def current_client(self) -> Client:
+        """Return the open client; raise UnreachableError while the server is unreachable."""
+        if self.client is None:
+            raise UnreachableError(f"offline: {self.connection.error or 'not connected yet'}")
+        return self.client
+
     def wake(self) -> None:
         """Begin a round soon: something may have changed, or the server may be unreachable."""
         self._woken.set()
 
-    async def sync_now(self) -> None:
+    def wake_if_online(self) -> None:
+        """Begin a round soon, but do not shorten the pause while the server is unreachable."""
+        if self.client is not None:
+            self.wake()
+
+    def report_reset(self) -> None:
+        """Begin a round that lists the account again: an id stands for another email than before.
+
+        Call this only for servers whose blob ids do not contain a SHA-1.
+        """
+        self._reset_reported = True
+        self.wake()
+
+    async def sync_now(self, *, accept_deletions: bool = False) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        Raises JmapfsError if the server cannot be asked. Raises BusyError if another process writes
-        the index, but does not bring it up to date in time.
+        With `accept_deletions`, a stale tree follows the account. Raises JmapfsError if the server
+        cannot be asked. Raises TooMuchGoneError if the tree is stale. Raises BusyError if another
+        process writes the index, but does not bring it up to date in time.
         """
-        await self._next_round()
+        await self._next_round(accept_deletions=accept_deletions)
         # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
             return
+        stale = (await trio.to_thread.run_sync(self._database.state)).stale
+        if stale is not None:
+            if accept_deletions:
+                raise BusyError(
+                    "another process writes the index of this account: name its mountpoint"
+                )
+            raise too_much_gone(stale)
         if self.client is not None:
             waiter = StateWaiter(self.client, self._database)
             with trio.move_on_after(_OTHER_WRITER_SECONDS) as waiting:
@@ -153,9 +181,9 @@ class AccountFollower:
             " use its mount"
         )
 
-    async def _next_round(self) -> None:
+    async def _next_round(self, *, accept_deletions: bool = False) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
-        request = _RoundRequest()
+        request = _RoundRequest(accept_deletions=accept_deletions)
         self._requests.append(request)
         self.wake()
         await request.done.wait()
@@ -213,34 +241,56 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._synchronize(client, report)
+            error = await self._synchronize(client, report, requests)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
-            self.connection = replace(self.connection, error=str(error) if error else None)
+            # A stale tree has a status of its own.
+            failure = error if isinstance(error, StorageError) else None
+            self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()
-        except JmapfsError as failure:
-            error = failure
+        except JmapfsError as outage:
+            error = outage
             raise
         finally:
             _answer(requests, error)
 
-    async def _synchronize(self, client: Client, report: ListingReport) -> StorageError | None:
-        """Bring the index up to date; return the error if the index cannot be written."""
+    async def _synchronize(
+        self, client: Client, report: ListingReport, requests: Sequence[_RoundRequest]
+    ) -> StorageError | TooMuchGoneError | None:
+        """Bring the index up to date.
+
+        Returns the error if the index cannot be written, or if the tree stays stale. The server is
+        reachable in both cases, so mail can be read.
+        """
         if self._writer is None:
             self._writer = await trio.to_thread.run_sync(self._lease.writer)
         if self._writer is None:
             return None
+        reset_reported, self._reset_reported = self._reset_reported, False
         try:
-            await Synchronizer(client, self._database, self._writer).bring_up_to_date(report)
+            await Synchronizer(
+                client,
+                self._database,
+                self._writer,
+                accept_deletions=any(request.accept_deletions for request in requests),
+                ask_again=bool(requests),
+                reset_reported=reset_reported,
+            ).bring_up_to_date(report)
         except StorageError as error:
-            # The server is still reachable, so mail can be read.
+            self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
                 raise
             _log.error("%s", error)
             return error
+        except TooMuchGoneError as error:
+            self.checked_at = time.time()
+            return error
+        except BaseException:
+            self._reset_reported |= reset_reported
+            raise
         self.checked_at = time.time()
         return None
 
@@ -332,67 +382,3 @@ def _is_outage(error: JmapfsError) -> bool:
     return isinstance(error, UnreachableError) or (
         isinstance(error, RequestError) and error.status >= 500
     )
-
-
-class AccountBlobSource:
-    """Downloads blobs with the client of the follower; without a client, downloads fail at once."""
-
-    def __init__(self, follower: AccountFollower) -> None:
-        self._follower = follower
-
-    @property
-    def blob_ids_are_sha1(self) -> bool:
-        """Whether the blob id can be used to check the content."""
-        return self._client().blob_ids_are_sha1
-
-    @property
-    def batch_limits(self) -> BlobGetLimits | None:
-        """The limits of `download_batch`; None if blobs can only be downloaded one by one."""
-        client = self._follower.client
-        return None if client is None else client.batch_limits
-
-    @property
-    def concurrency(self) -> int:
-        """How many requests may run at the same time."""
-        client = self._follower.client
-        return 1 if client is None else client.concurrency
-
-    async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
-    ) -> dict[str, bytes]:
-        """Request blobs together, and return the contents that arrive whole."""
-        with self._checking_connection():
-            return await self._client().download_batch(blobs, deadline=deadline)
-
-    async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        """Return the content of a blob."""
-        with self._checking_connection():
-            return await self._client().download_blob(
-                blob_id, size_hint=size_hint, deadline=deadline
-            )
-
-    @asynccontextmanager
-    async def stream_blob(self, blob_id: str, *, deadline: float) -> AsyncIterator[BlobStream]:
-        """Return the content of a blob chunk by chunk."""
-        with self._checking_connection():
-            async with self._client().stream_blob(blob_id, deadline=deadline) as stream:
-                yield stream
-
-    def _client(self) -> Client:
-        if self._follower.client is None:
-            raise UnreachableError(
-                f"offline: {self._follower.connection.error or 'not connected yet'}"
-            )
-        return self._follower.client
-
-    @contextmanager
-    def _checking_connection(self) -> Iterator[None]:
-        try:
-            yield
-        except (UnreachableError, AuthenticationError):
-            # A round finds out whether only this download failed.
-            if self._follower.client is not None:
-                self._follower.wake()
-            raise

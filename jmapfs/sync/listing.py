@@ -4,13 +4,15 @@ The Email state is read before the first page. Changes during the listing are th
 changes since that state (RFC 8620 §3.10: calls are not isolated from each other). After each
 listing, `Synchronizer` stores these changes.
 
-An interrupted listing resumes after the last durable page.
+An interrupted listing resumes after the last durable page. A `ListingTarget` decides where the
+emails are stored: a first listing goes straight into the index, a later one is staged
+(`sync.relisting`).
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -18,6 +20,7 @@ from jmapfs.errors import MethodError, ProtocolError, ServerError, lone_errors
 from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, EmailPage
+from jmapfs.jmap.types import Email
 
 _log = logging.getLogger(__name__)
 
@@ -25,52 +28,122 @@ ListingReport = Callable[[int, int | None], None]
 """Called with the number of emails listed so far, and the total if the server reports it."""
 
 _MAX_RESTARTS: Final = 10
+_UNLISTED_AT_ONCE: Final = 1000
 
 
-async def list_emails(client: Client, writer: IndexWriter, report: ListingReport) -> None:
-    """List all emails into the index; an interrupted listing is resumed.
+class ReusedIdsError(Exception):
+    """An email id stands for another email than before: the server was reset or restored."""
 
-    Afterwards the index has the state that the account had before the listing. Emails that were not
-    listed are removed if the server no longer has them. Raises ServerError if the email to resume
-    from disappears again and again, or pages repeat; other errors are those of the client.
+
+class ListingTarget(Protocol):
+    """Where the listed emails are stored. The methods run in a worker thread."""
+
+    def progress(self) -> ListingProgress | None:
+        """Return how far an unfinished listing has come, or None."""
+
+    def begin(self, email_state: str) -> ListingProgress:
+        """Begin a listing at an Email state."""
+
+    def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
+        """Store the emails of a page with the progress, in one transaction."""
+
+    def unlisted(self, after: str, count: int) -> list[str]:
+        """Return the ids of `count` emails that were not listed, in the order of their ids."""
+
+    def store_unlisted(self, emails: Sequence[Email], not_found: Sequence[str]) -> None:
+        """Store what the server answers about emails that were not listed."""
+
+    def finish(self, progress: ListingProgress) -> None:
+        """Store that everything is listed."""
+
+
+class FirstListing:
+    """Stores the emails in the index, which is not shown until the listing is complete.
+
+    If an id stands for another email than at the beginning of an interrupted listing, `store`
+    raises ReusedIdsError, unless blob ids prove the content (`ids_prove`).
+    """
+
+    def __init__(self, writer: IndexWriter, *, ids_prove: bool) -> None:
+        self._writer = writer
+        self._ids_prove = ids_prove
+
+    def progress(self) -> ListingProgress | None:
+        """Return how far an unfinished listing has come, or None."""
+        return self._writer.listing_progress()
+
+    def begin(self, email_state: str) -> ListingProgress:
+        """Begin a listing at an Email state."""
+        progress = ListingProgress(email_state)
+        with self._writer.transaction():
+            self._writer.mark_unlisted()
+            self._writer.set_listing_progress(progress)
+            # The index is consistent when the changes since `email_state` are stored.
+            self._writer.set_state(replace(self._writer.state(), consistent=False))
+        return progress
+
+    def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
+        """Store the emails of a page with the progress, in one transaction."""
+        with self._writer.transaction():
+            if not self._ids_prove and self._writer.reused_ids(emails):
+                raise ReusedIdsError
+            self._writer.put_emails(emails)
+            self._writer.set_listing_progress(progress)
+
+    def unlisted(self, after: str, count: int) -> list[str]:
+        """Return the ids of `count` emails that were not listed, in the order of their ids."""
+        return self._writer.unlisted_emails(after, count)
+
+    def store_unlisted(self, emails: Sequence[Email], not_found: Sequence[str]) -> None:
+        """Store what the server answers about emails that were not listed."""
+        with self._writer.transaction():
+            self._writer.put_emails(emails)
+            self._writer.remove_emails(not_found)
+
+    def finish(self, progress: ListingProgress) -> None:
+        """Store that everything is listed."""
+        with self._writer.transaction():
+            # The mailbox state is empty, so the mailboxes are requested after the listing.
+            state = replace(
+                self._writer.state(), email_state=progress.email_state, mailbox_state=""
+            )
+            self._writer.set_state(state)
+            self._writer.end_listing()
+
+
+async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:
+    """List all emails into the target; an interrupted listing is resumed.
+
+    Emails that were not listed are requested by id: only those that the server does not find are
+    gone. Raises ServerError if the email to resume from disappears again and again, or pages
+    repeat; other errors are those of the client.
     """
     for _ in range(_MAX_RESTARTS):
-        progress = await trio.to_thread.run_sync(writer.listing_progress)
+        progress = await trio.to_thread.run_sync(target.progress)
         if progress is None:
-            progress = await _begin(client, writer)
+            progress = await _begin(client, target)
         try:
-            await _list_pages(client, writer, progress, report)
+            await _list_pages(client, target, progress, report)
         except MethodError as error:
             if error.kind != "anchorNotFound":
                 raise
             _log.info("the email to resume the listing from is gone: listing from the beginning")
-            await _begin(client, writer)
+            await _begin(client, target)
             continue
-        await _end(client, writer, progress.email_state)
+        await _get_unlisted(client, target)
+        await trio.to_thread.run_sync(target.finish, progress)
         return
     raise ServerError(
         f"the account cannot be listed: the email to resume from was gone {_MAX_RESTARTS} times"
     )
 
 
-async def _begin(client: Client, writer: IndexWriter) -> ListingProgress:
-    progress = ListingProgress(email_state=await client.email_state())
-    mailboxes, _ = await client.mailboxes()
-
-    def begin() -> None:
-        with writer.transaction():
-            # Mailboxes that are gone stay until their emails are known to be elsewhere.
-            writer.replace_mailboxes(mailboxes)
-            writer.begin_listing(progress)
-            # The index is consistent again when the changes since `email_state` are stored.
-            writer.set_state(replace(writer.state(), consistent=False))
-
-    await trio.to_thread.run_sync(begin)
-    return progress
+async def _begin(client: Client, target: ListingTarget) -> ListingProgress:
+    return await trio.to_thread.run_sync(target.begin, await client.email_state())
 
 
 async def _list_pages(
-    client: Client, writer: IndexWriter, progress: ListingProgress, report: ListingReport
+    client: Client, target: ListingTarget, progress: ListingProgress, report: ListingReport
 ) -> None:
     """Fetch and store pages. While a page is stored, the next page is fetched."""
     with lone_errors():
@@ -85,7 +158,7 @@ async def _list_pages(
                     progress = replace(
                         progress, anchor=page.ids[-1], listed=progress.listed + len(page.ids)
                     )
-                    await trio.to_thread.run_sync(_store, writer, page, progress)
+                    await trio.to_thread.run_sync(target.store, page.emails, progress)
                     report(progress.listed, total)
 
 
@@ -108,23 +181,10 @@ async def _fetch_pages(
             await send.send(page)
 
 
-def _store(writer: IndexWriter, page: EmailPage, progress: ListingProgress) -> None:
-    with writer.transaction():
-        writer.put_emails(page.emails)
-        writer.set_listing_progress(progress)
-
-
-async def _end(client: Client, writer: IndexWriter, email_state: str) -> None:
-    """Get the emails that were not listed. Only emails that the server does not find are gone."""
-    unlisted = await trio.to_thread.run_sync(writer.unlisted_emails)
-    emails, not_found = await client.emails(unlisted) if unlisted else ([], [])
-
-    def end() -> None:
-        with writer.transaction():
-            writer.put_emails(emails)
-            writer.remove_emails(not_found)
-            # The mailbox state is empty, so the mailboxes are requested again after the listing.
-            writer.set_state(replace(writer.state(), email_state=email_state, mailbox_state=""))
-            writer.end_listing()
-
-    await trio.to_thread.run_sync(end)
+async def _get_unlisted(client: Client, target: ListingTarget) -> None:
+    """Request the emails that were not listed, in parts: after a reset this may be all mail."""
+    last = ""
+    while unlisted := await trio.to_thread.run_sync(target.unlisted, last, _UNLISTED_AT_ONCE):
+        emails, not_found = await client.emails(unlisted)
+        await trio.to_thread.run_sync(target.store_unlisted, emails, not_found)
+        last = unlisted[-1]

@@ -3,6 +3,8 @@
     no index, or an interrupted listing            list all emails, then follow the changes
     an index with a state                          follow the changes
     the server cannot report the changes           list again and compare, then follow
+    an email id stands for another email           the same (the server was reset)
+    too much is gone after a new listing           keep the tree until mail is back (stale)
 
 Following stores the changes from the index's state to the server's. The order of the steps ensures
 that no email is ever missing from the tree. The server is asked for the mailboxes before the
@@ -22,13 +24,21 @@ import trio
 
 from jmapfs.errors import ConfigError, MethodError, ServerError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState, ListingProgress
+from jmapfs.index.rows import AccountState, ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Changes, Client, EmailChanges
 from jmapfs.jmap.origins import origin_of
 from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.listing import ListingReport, list_emails
+from jmapfs.sync.listing import FirstListing, ListingReport, ReusedIdsError, list_emails
+from jmapfs.sync.relisting import (
+    MAX_GONE,
+    REUSED_IDS,
+    discard_listing,
+    list_again,
+    new_epoch,
+    too_much_gone,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +46,8 @@ _T = TypeVar("_T")
 
 _MAX_LISTINGS: Final = 3
 _MAX_ORPHAN_PASSES: Final = 3
+# How often a stale tree is compared while its account changes, unless a user asks.
+_STALE_SECONDS: Final = 600.0
 
 # The errors of servers that cannot report the changes: the specified error, the error of Cyrus for
 # an unknown state, and an error that another server was seen to send.
@@ -48,6 +60,14 @@ _COUNT_PROPERTIES: Final = frozenset(
 
 class _UnknownChangesError(Exception):
     """The server cannot report the changes since our state: the account has to be listed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """Why the account has to be listed; `reset` says that the server uses ids again."""
+
+    reason: str
+    reset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +89,31 @@ class _MailboxUpdate:
 
 
 class Synchronizer:
-    """Brings one index up to date with one account; the caller holds the account's lock."""
+    """Brings one index up to date with one account; the caller holds the account's lock.
 
-    def __init__(self, client: Client, database: IndexDatabase, writer: IndexWriter) -> None:
+    max_gone: how much of the tree's mail may be gone after a new listing, in percent.
+    accept_deletions: whether the index follows the account even if more is gone.
+    ask_again: whether a stale tree is compared again at once if the account has changed.
+    reset_reported: whether the server is known to use ids again.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        database: IndexDatabase,
+        writer: IndexWriter,
+        *,
+        max_gone: float = MAX_GONE,
+        accept_deletions: bool = False,
+        ask_again: bool = True,
+        reset_reported: bool = False,
+    ) -> None:
         self._client = client
         self._database = database
         self._writer = writer
+        self._max_gone = 100.0 if accept_deletions else max_gone
+        self._ask_again = ask_again
+        self._reset_reported = reset_reported
 
     async def bring_up_to_date(self, report: ListingReport) -> bool:
         """Bring the index to the state that the server has now; return whether the index changed.
@@ -83,6 +122,7 @@ class Synchronizer:
             ConfigError: the index belongs to another account.
             ServerError: the account cannot be listed to its end.
             StorageError: the index cannot be written.
+            TooMuchGoneError: the tree is stale.
             JmapfsError: the client has raised this error.
         """
         with sqlite_errors(f"write the index {self._database.path}"):
@@ -90,27 +130,103 @@ class Synchronizer:
 
     async def _bring_up_to_date(self, report: ListingReport) -> bool:
         status = await trio.to_thread.run_sync(self._claim)
+        await self._confirm_sizes(status.state)
+        listing = await self._needed_listing(status)
         listings = 0
-        has_state = status.state.email_state and status.listing is None
         while True:
-            if not has_state:
+            if listing is not None:
                 if listings == _MAX_LISTINGS:
                     raise ServerError(
                         "the account changes while it is listed, and the server cannot report the"
                         " changes; try again later"
                     )
                 listings += 1
-                await list_emails(self._client, self._writer, report)
+                try:
+                    await self._list(listing, report, complete=status.state.complete)
+                except ReusedIdsError:
+                    await trio.to_thread.run_sync(self._begin_epoch)
+                    continue
                 status = await trio.to_thread.run_sync(self._status)
             try:
                 changed = await self._follow(status)
             except _UnknownChangesError as error:
                 if await self._complete_if_current():
                     return True
-                _log.warning("listing the account again: %s", error)
-                has_state = False
+                listing = _Listing(str(error))
+            except ReusedIdsError:
+                listing = _Listing(REUSED_IDS, reset=True)
             else:
                 return changed or listings > 0
+            _log.warning("listing the account again: %s", listing.reason)
+
+    async def _needed_listing(self, status: _IndexStatus) -> _Listing | None:
+        """Return why the account has to be listed before the changes can be followed, or None.
+
+        Raises TooMuchGoneError if the tree is stale, and there is no reason to list again yet.
+        """
+        state, progress = status.state, status.listing
+        if state.stale is not None:
+            return await self._needed_comparison(state, state.stale, progress)
+        if progress is not None:
+            return _Listing(progress.reason, progress.reset or self._reset_reported)
+        if not state.email_state:
+            return _Listing("")
+        return _Listing(REUSED_IDS, reset=True) if self._reset_reported else None
+
+    async def _needed_comparison(
+        self, state: AccountState, stale: StaleTree, progress: ListingProgress | None
+    ) -> _Listing:
+        listing = _Listing(stale.reason, stale.reset)
+        if progress is None or not progress.finished:
+            return listing
+        if 100 * stale.gone <= self._max_gone * stale.total:
+            # What was staged is accepted.
+            return listing
+        current = await self._client.email_state()
+        # A server that has the state of the tree again is no longer reset.
+        is_back = current == state.email_state
+        is_due = self._ask_again or time.time() >= stale.checked_at + _STALE_SECONDS
+        if current == stale.email_state or not (is_back or is_due):
+            raise too_much_gone(stale)
+        await trio.to_thread.run_sync(discard_listing, self._writer)
+        # If ids are still in use for other emails, the new listing finds that again.
+        return replace(listing, reset=False)
+
+    async def _list(self, listing: _Listing, report: ListingReport, *, complete: bool) -> None:
+        if complete:
+            await list_again(
+                self._client,
+                self._writer,
+                report,
+                reason=listing.reason,
+                reset=listing.reset,
+                max_gone=self._max_gone,
+            )
+        else:
+            target = FirstListing(self._writer, ids_prove=self._client.blob_ids_are_sha1)
+            await list_emails(self._client, target, report)
+
+    async def _confirm_sizes(self, state: AccountState) -> None:
+        """Ask again for sizes that an earlier version has taken from unconfirmed content."""
+        writer = self._writer
+        if state.stale is not None:
+            return
+
+        def unconfirmed() -> list[str]:
+            blobs = writer.unconfirmed_blobs()
+            return [email_id for blob in blobs for email_id, _ in writer.emails_of_blob(blob)]
+
+        ids = await trio.to_thread.run_sync(unconfirmed)
+        if not ids:
+            return
+        emails, _ = await self._client.emails(ids)
+
+        def confirm() -> None:
+            with writer.transaction():
+                writer.set_stated_sizes(emails)
+                writer.forget_unconfirmed()
+
+        await trio.to_thread.run_sync(confirm)
 
     async def _follow(self, status: _IndexStatus) -> bool:
         """Store the changes since the index's state; return whether there were any."""
@@ -216,19 +332,36 @@ class Synchronizer:
         """Check that the index belongs to this account. A new index is assigned to this account."""
         client = self._client
         status = self._status()
-        if status.state.account_id:
-            _check_owner(status.state, self._database, client)
-            return status
-        state = replace(
-            status.state,
-            server=client.session.api_url,
-            account_id=client.account.id,
-            account_name=client.account.name,
-            username=client.session.username,
-        )
-        with self._writer.transaction():
-            self._writer.set_state(state)
+        state = status.state
+        if state.account_id:
+            _check_owner(state, self._database, client)
+        else:
+            state = replace(
+                state,
+                server=client.session.api_url,
+                account_id=client.account.id,
+                account_name=client.account.name,
+                username=client.session.username,
+                epoch="" if client.blob_ids_are_sha1 else new_epoch(),
+            )
+        state = replace(state, blob_ids_are_sha1=client.blob_ids_are_sha1)
+        if state != status.state:
+            with self._writer.transaction():
+                self._writer.set_state(state)
         return replace(status, state=state)
+
+    def _begin_epoch(self) -> None:
+        """Begin the first listing anew: the server was reset while it was interrupted."""
+        writer = self._writer
+        with writer.transaction():
+            writer.remove_all_emails()
+            writer.end_listing()
+            writer.set_state(replace(writer.state(), email_state="", epoch=new_epoch()))
+
+    def _require_own_ids(self, emails: Sequence[Email]) -> None:
+        """Raise ReusedIdsError if an id stands for another email in the index."""
+        if not self._client.blob_ids_are_sha1 and self._writer.reused_ids(emails):
+            raise ReusedIdsError
 
     def _status(self) -> _IndexStatus:
         return _IndexStatus(
@@ -249,6 +382,7 @@ class Synchronizer:
             gone: Sequence[str] = ()
             if mailboxes.mailboxes is not None:
                 gone = writer.replace_mailboxes(mailboxes.mailboxes)
+            self._require_own_ids(emails.emails)
             writer.put_emails(emails.emails)
             # Emails are removed in the last step: a step may bring an email back under a new id.
             writer.add_pending_removals(emails.gone)
@@ -271,6 +405,7 @@ class Synchronizer:
 
     def _put_orphaned(self, emails: Sequence[Email], missing: Sequence[str]) -> _IndexStatus:
         with self._writer.transaction():
+            self._require_own_ids(emails)
             self._writer.put_emails(emails)
             self._writer.remove_emails(missing)
             self._writer.retire_mailboxes(())

@@ -10,6 +10,7 @@ A snapshot is made from an `EmailExport`: all emails at or below one directory, 
 always begin at the root of the tree.
 """
 
+import sqlite3
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import msgspec
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailSlice, MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
+from jmapfs.jmap.http_errors import printable
 from jmapfs.names import sibling_names
 
 
@@ -105,6 +107,34 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
             children=named,
         )
     return Layout(directories)
+
+
+class BlobNames:
+    """Names blobs in messages, by a file and its email. Use it from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._version = -1
+        self._paths: dict[int, str] = {}
+
+    def describe(self, reader: IndexReader, blob_id: str) -> str:
+        """Return a path from the root of the tree and the email id; never raises an error."""
+        try:
+            found = reader.name_of_blob(blob_id)
+            if found is None:
+                return "a mail"
+            email_id, mailbox, name = found
+            version = reader.layout_version()
+            if version != self._version:
+                directories = lay_out(reader.mailboxes()).directories.values()
+                self._paths = {
+                    one.mailbox: "/".join(one.path)
+                    for one in directories
+                    if one.mailbox is not None
+                }
+                self._version = version
+        except sqlite3.Error:
+            return "a mail"
+        return f"{self._paths.get(mailbox, '?')}/{name} (email {printable(email_id, 80)})"
 
 
 def _parents(by_id: Mapping[str, MailboxRow]) -> dict[str, str | None]:

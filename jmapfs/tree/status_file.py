@@ -56,6 +56,16 @@ def make_status_file(
     if not reachability.online:
         document |= {"offline_since": time_text(reachability.since), "error": reachability.error}
         time = max(time, reachability.since)
+    if state.stale is not None:
+        stale = state.stale
+        document["stale"] = {
+            "since": time_text(stale.since),
+            "gone": stale.gone,
+            "total": stale.total,
+            "reset": stale.reset,
+            "reason": stale.reason,
+        }
+        time = max(time, stale.checked_at)
     content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     return StatusFile(content, max(math.ceil(time), counts.newest + 1))
 

@@ -31,7 +31,7 @@ def test_returns_what_was_stored(cache: DiskCache, size: int) -> None:
     assert cache.missing(["b"])
     assert store(cache, "b", data)
     assert not cache.missing(["b"])
-    assert cache.size("b") == size
+    assert cache.sizes(["b"]) == {"b": size}
     assert stored(cache, "b") == data
 
 

@@ -178,7 +178,7 @@ class DiskCacheMachine(RuleBasedStateMachine):
         assert statistics.blobs == len(self.model)
         assert statistics.bytes == self.used() <= LIMIT
         for name, (data, _) in self.model.items():
-            assert self.cache.size(name) == len(data)
+            assert self.cache.sizes([name]) == {name: len(data)}
 
 
 DiskCacheMachine.TestCase.settings = settings(

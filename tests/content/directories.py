@@ -22,7 +22,7 @@ from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import NamedFile
 from tests import indexed
-from tests.content.server import MIB, Corrections, FakeSource, Limits
+from tests.content.server import MIB, Corrections, FakeSource, Limits, mail
 
 
 class FakePages:
@@ -106,7 +106,7 @@ class Directories:
 
 
 def content_of(blob_id: str, size: int) -> bytes:
-    return (blob_id.encode() + b"." * size)[:size]
+    return mail(size, blob_id.encode())
 
 
 @asynccontextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,20 @@ import trio
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
+from jmapfs.content.confirmation import Route
+from jmapfs.content.download import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import BlobNotFoundError
 from jmapfs.jmap.batches import BlobGetLimits
+from jmapfs.jmap.blob_get import BlobDigest, DigestAlgorithm
 
 MIB = 1024 * 1024
+
+
+def mail(size: int, seed: bytes = b"") -> bytes:
+    """Return a mail of `size` bytes; it has a header line if there is room for one."""
+    head = b"a: " + (seed or os.urandom(32).hex().encode()) + b"\n"
+    return (head * (size // len(head) + 1))[:size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,8 @@ class FakeSource:
     """Blobs in a dictionary; a download takes `delay` seconds and raises `error` if it is set.
 
     With `batch_limits` several come at once, but for those in `unbatched`. `batches` has the ids of
-    each request; `batch_error` is raised by it once it is set.
+    each request; `batch_error` is raised by it once it is set. `stated` has the sizes that the
+    server states wrongly. `lie` changes what a route sends; `lies` is how often, -1 for always.
     """
 
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
@@ -48,6 +60,24 @@ class FakeSource:
         self.batches: list[list[str]] = []
         self.batch_error: Exception | None = None
         self.unbatched: set[str] = set()
+        self.stated: dict[str, int] = {}
+        self.questions: list[list[str]] = []
+        self.digest_algorithm: DigestAlgorithm | None = None
+        self.lie: Callable[[bytes], bytes] | None = None
+        self.lie_type = ""
+        self.lie_routes: set[Route] = set(Route)
+        self.lies = -1
+        self.attempts: list[tuple[Route, bool]] = []
+
+    def sent(self, key: str, route: Route) -> tuple[bytes, str]:
+        """Return what a route sends, and its content type."""
+        if key not in self.blobs:
+            raise BlobNotFoundError("no such blob")
+        data = self.blobs[key]
+        if self.lie is None or route not in self.lie_routes or not self.lies:
+            return data, ""
+        self.lies -= 1
+        return self.lie(data), self.lie_type if route is Route.DOWNLOAD else ""
 
     async def download_batch(
         self, blobs: Sequence[tuple[str, int]], *, deadline: float
@@ -65,43 +95,94 @@ class FakeSource:
             self.running -= 1
         self.asked.update(ids)
         return {
-            blob_id: self.blobs[blob_id]
+            blob_id: self.sent(blob_id, Route.BLOB_GET)[0]
             for blob_id in ids
             if blob_id in self.blobs and blob_id not in self.unbatched
         }
 
-    async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float
-    ) -> bytes:
-        # With a hint, a blob of quite another size would be an error and its size not corrected.
-        assert size_hint is None
-        async with self.stream_blob(blob_id, deadline=deadline) as chunks:
-            return b"".join([chunk async for chunk in chunks])
-
     @asynccontextmanager
     async def stream_blob(
-        self, blob_id: str, *, deadline: float
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self, blob_id: str, *, fresh: bool = False, deadline: float
+    ) -> AsyncIterator[ContentStream]:
+        self.attempts.append((Route.DOWNLOAD, fresh))
+        async with self._stream(blob_id, Route.DOWNLOAD, deadline) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def stream_ranges(
+        self, key: str, size: int, *, deadline: float
+    ) -> AsyncIterator[ContentStream]:
+        assert self.batch_limits is not None
+        assert size >= 0
+        self.attempts.append((Route.BLOB_GET, False))
+        async with self._stream(key, Route.BLOB_GET, deadline) as stream:
+            yield stream
+
+    async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+        self.questions.append(list(keys))
+        await trio.lowlevel.checkpoint()
+        return {
+            key: self.stated.get(key, len(self.blobs[key])) for key in keys if key in self.blobs
+        }
+
+    async def digests(self, keys: Collection[str]) -> dict[str, BlobDigest]:
+        await trio.lowlevel.checkpoint()
+        algorithm = self.digest_algorithm
+        if algorithm is None:
+            return {}
+        name = "sha1" if algorithm == "sha" else "sha256"
+        return {
+            key: BlobDigest(
+                algorithm, hashlib.new(name, self.blobs[key]).digest(), len(self.blobs[key])
+            )
+            for key in keys
+        }
+
+    def describe(self, key: str) -> str:
+        return f"the file of {key}"
+
+    @asynccontextmanager
+    async def _stream(
+        self, blob_id: str, route: Route, deadline: float
+    ) -> AsyncIterator[ContentStream]:
         self.asked[blob_id] += 1
         self.deadlines.append(deadline)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            async with aclosing(self._chunks(blob_id)) as chunks:
-                yield chunks
+            async with aclosing(self._chunks(blob_id, route)) as chunks:
+                yield _Stream(chunks, self.lie_type if self._is_lie(route) else "")
         finally:
             self.running -= 1
 
-    async def _chunks(self, blob_id: str) -> AsyncGenerator[bytes, None]:
+    def _is_lie(self, route: Route) -> bool:
+        return (
+            self.lie is not None
+            and route is Route.DOWNLOAD
+            and route in self.lie_routes
+            and self.lies != 0
+        )
+
+    async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
         await trio.sleep(self.delay)
         if self.error is not None:
             raise self.error
-        if blob_id not in self.blobs:
-            raise BlobNotFoundError("no such blob")
-        data = self.blobs[blob_id]
+        data, _ = self.sent(blob_id, route)
         for offset in range(0, len(data), self.chunk):
             yield data[offset : offset + self.chunk]
             await trio.lowlevel.checkpoint()
+
+
+class _Stream:
+    def __init__(self, chunks: AsyncIterator[bytes], content_type: str) -> None:
+        self.content_type = content_type
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._chunks)
 
 
 class Corrections:

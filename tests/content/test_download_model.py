@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -15,12 +15,13 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jmapfs.content.confirmation import Route
 from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.publisher import DiskThreads, PublishToKernel
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
 from jmapfs.errors import BlobNotFoundError, JmapfsError, MethodError, UnreachableError
-from tests.content.server import MIB, FakeSource, Limits, serving
+from tests.content.server import MIB, FakeSource, Limits, mail, serving
 
 _T = TypeVar("_T")
 
@@ -64,7 +65,7 @@ times = st.one_of(
     st.integers(0, 12).map(lambda tenths: tenths / 10), st.sampled_from([29.0, 31.0, 61.0])
 )
 delays = st.sampled_from([0.0, 0.0, 0.001, 0.5, 1.0, 3.0, 61.0])
-sizes = st.sampled_from([0, 1, 100, 100, _LARGE])
+sizes = st.sampled_from([0, 2, 100, 100, _LARGE])
 blobs = st.builds(
     Blob,
     st.sampled_from(["good", "good", "good", "good", "missing", "only alone", "stuck"]),
@@ -96,7 +97,11 @@ class _Source(FakeSource):
         self.most_transfers = 0
 
     def content(self, blob_id: str) -> bytes:
-        return (blob_id.encode() * (_LARGE // 2 + 1))[: self.served[blob_id].size]
+        return mail(self.served[blob_id].size, blob_id.encode())
+
+    async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        return {key: self.served[key].stated for key in keys}
 
     @asynccontextmanager
     async def transfer(self, *blob_ids: str) -> AsyncIterator[None]:
@@ -127,10 +132,11 @@ class _Source(FakeSource):
                 }
         raise UnreachableError("no answer")
 
-    async def _chunks(self, blob_id: str) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
         async with self.transfer(blob_id):
             if self.served[blob_id].kind == "missing":
                 raise BlobNotFoundError("no such blob")
+            assert route in Route
             yield self.content(blob_id)
 
 
@@ -210,7 +216,9 @@ class _Run:
     ) -> None:
         started = [one for one in downloads if one.start()]
         await trio.sleep(0.2)
-        arrived = [(one, self.source.content(one.blob_id)) for one in started if one.size < _LARGE]
+        arrived = [
+            (one, self.source.content(one.content_key)) for one in started if one.size < _LARGE
+        ]
         try:
             await self.content.publish(arrived, publish)
         except RuntimeError:

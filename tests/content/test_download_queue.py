@@ -20,7 +20,7 @@ from jmapfs.errors import (
     ServerError,
     UnreachableError,
 )
-from tests.content.server import MIB, FakeSource, Limits, needs_no_network, serving
+from tests.content.server import MIB, FakeSource, Limits, mail, needs_no_network, serving
 from tests.waits import wait_until_async
 
 
@@ -60,7 +60,7 @@ class Order:
 async def order(
     directory: Path, limits: Limits | None, *, count: int = 100, delay: float = 0.001
 ) -> AsyncIterator[Order]:
-    source = FakeSource({f"b{number}": b"%d" % number * 100 for number in range(count)}, delay)
+    source = FakeSource({f"b{number}": b"a:%d " % number * 100 for number in range(count)}, delay)
     source.batch_limits = limits
     async with serving(source, directory) as content:
         yield Order(content, source)
@@ -175,7 +175,7 @@ async def test_a_reader_has_priority_over_the_queue(tmp_path: Path) -> None:
 
 async def test_large_blobs_are_fetched_alone(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(50, MIB)) as ordered:
-        ordered.source.blobs |= {"large": bytes(300_000), "huge": bytes(2 * MIB)}
+        ordered.source.blobs |= {"large": mail(300_000), "huge": mail(2 * MIB)}
         ordered.add("b1", "large", "b2", "huge", "b3", "b4")
         await ordered.wait()
         assert ordered.source.batches == [["b3", "b4"]]

@@ -17,6 +17,7 @@ import trio.testing
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
 from jmapfs.cache.lru import LARGE_OVERHEAD_BYTES, SMALL_OVERHEAD_BYTES, headroom
 from jmapfs.cache.memory import MemoryCache
+from jmapfs.content.download import ContentStream
 from jmapfs.content.prefetch import FetchResult, Prefetcher, is_temporary
 from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import (
@@ -29,7 +30,7 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from tests.cache.stored import stored
-from tests.content.server import MIB, Corrections, FakeSource, Limits
+from tests.content.server import MIB, Corrections, FakeSource, Limits, mail
 
 ENOUGH = 60.0
 DONE = FetchResult([], {})
@@ -89,7 +90,7 @@ async def account(
     corrections: Corrections | None = None,
     download_timeout: float = 60.0,
 ) -> AsyncIterator[Account]:
-    source = Source({f"b{number}": b"%d" % number * 100 for number in range(count)}, delay)
+    source = Source({f"b{number}": b"a:%d " % number * 100 for number in range(count)}, delay)
     source.batch_limits = limits
     disk = disk or DiskCache(directory / "cache", 64 * MIB, reserve_bytes=0)
     try:
@@ -132,7 +133,7 @@ async def test_cached_blobs_are_not_fetched(tmp_path: Path) -> None:
 
 async def test_large_and_empty_blobs_are_fetched(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
-        mine.source.blobs |= {f"large{number}": bytes(2 * MIB) for number in range(3)}
+        mine.source.blobs |= {f"large{number}": mail(2 * MIB) for number in range(3)}
         mine.source.blobs["empty"] = b""
         assert await mine.fetch() == DONE
         mine.assert_kept()
@@ -143,7 +144,7 @@ async def test_large_and_empty_blobs_are_fetched(tmp_path: Path) -> None:
 
 async def test_blobs_in_memory_are_written_without_a_download(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
-        assert await mine.content.read("b7", 100, 0, 100) == b"7" * 100
+        assert await mine.content.read("b7", 400, 0, 400) == b"a:7 " * 100
         await mine.content.write_behind.wait_until_written(["b7"])
         mine.disk.discard("b7")
         assert mine.content.is_cached("b7")
@@ -154,7 +155,7 @@ async def test_blobs_in_memory_are_written_without_a_download(tmp_path: Path) ->
 
 async def test_a_download_for_a_reader_is_joined(tmp_path: Path) -> None:
     async with account(tmp_path, delay=0.05) as mine, trio.open_nursery() as nursery:
-        nursery.start_soon(mine.content.read, "b7", 100, 0, 100)
+        nursery.start_soon(mine.content.read, "b7", 400, 0, 400)
         await trio.testing.wait_all_tasks_blocked()
         assert await mine.fetch() == DONE
         mine.assert_kept()
@@ -169,9 +170,9 @@ async def test_a_reader_does_not_wait_for_the_prefetch(tmp_path: Path) -> None:
             await mine.source.asked_for_batch.wait()
             with trio.fail_after(5):
                 # The last one in the queue, and one that is not in it.
-                assert await mine.content.read("b999", 300, 0, 300) == b"999" * 100
-                mine.source.blobs["other"] = b"other"
-                assert await mine.content.read("other", 5, 0, 5) == b"other"
+                assert await mine.content.read("b999", 600, 0, 600) == b"a:999 " * 100
+                mine.source.blobs["other"] = b"o: er"
+                assert await mine.content.read("other", 5, 0, 5) == b"o: er"
             assert len(mine.source.batches) < 50
         mine.assert_kept()
 
@@ -245,8 +246,10 @@ async def test_a_download_that_stalls_is_reported(tmp_path: Path) -> None:
         stream, never = mine.source.stream_blob, trio.Event()
 
         @asynccontextmanager
-        async def stalling(blob_id: str, *, deadline: float) -> AsyncIterator[AsyncIterator[bytes]]:
-            async with stream(blob_id, deadline=deadline) as chunks:
+        async def stalling(
+            blob_id: str, *, fresh: bool = False, deadline: float
+        ) -> AsyncIterator[ContentStream]:
+            async with stream(blob_id, fresh=fresh, deadline=deadline) as chunks:
                 if blob_id == "b7":
                     await never.wait()
                 yield chunks
@@ -269,7 +272,7 @@ class SlowDisk(DiskCache):
 async def test_downloads_wait_for_a_slow_disk(tmp_path: Path) -> None:
     disk = SlowDisk(tmp_path / "cache", 128 * MIB, reserve_bytes=0)
     async with account(tmp_path, disk=disk, limits=Limits(10)) as mine:
-        mine.source.blobs = {f"b{number}": bytes(MIB // 2) for number in range(80)}
+        mine.source.blobs = {f"b{number}": mail(MIB // 2) for number in range(80)}
         assert await mine.fetch() == DONE
         mine.assert_kept()
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
@@ -286,7 +289,7 @@ async def test_blobs_that_the_disk_refuses_are_reported(tmp_path: Path) -> None:
     disk = FullDisk(tmp_path / "cache", MIB, reserve_bytes=0)
     async with account(tmp_path, disk=disk, limits=Limits(30)) as mine:
         # It is written to a file without a name.
-        mine.source.blobs["large"] = bytes(2 * MIB)
+        mine.source.blobs["large"] = mail(2 * MIB)
         for _ in range(2):
             result = await mine.fetch()
             assert result.remaining == []
@@ -296,7 +299,7 @@ async def test_blobs_that_the_disk_refuses_are_reported(tmp_path: Path) -> None:
 
 async def test_damaged_blobs_are_fetched_again(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30)) as mine:
-        mine.source.blobs["large"] = bytes(2 * MIB)
+        mine.source.blobs["large"] = mail(2 * MIB)
         assert await mine.fetch() == DONE
         with sqlite3.connect(tmp_path / "cache" / "blobs.sqlite") as database:
             database.execute("UPDATE content SET data = zeroblob(length(data)) WHERE number = 7")
@@ -314,7 +317,7 @@ async def test_checked_blobs_are_not_evicted(tmp_path: Path) -> None:
     small = DiskCache(tmp_path / "cache", 200 * (1000 + SMALL_OVERHEAD_BYTES), reserve_bytes=0)
     async with account(tmp_path, disk=small) as mine:
         old, other, new = (
-            {f"{kind}{number}": number.to_bytes(2, "big") * 500 for number in range(90)}
+            {f"{kind}{number}": b"a:" + number.to_bytes(2, "big") * 499 for number in range(90)}
             for kind in ("old", "other", "new")
         )
         small.put_many(list(old.items()))
@@ -341,7 +344,8 @@ async def test_a_check_ends_in_time(tmp_path: Path) -> None:
 async def test_a_wrong_size_is_corrected(tmp_path: Path, size: int, offset: int) -> None:
     corrections = Corrections()
     async with account(tmp_path, limits=Limits(30), corrections=corrections) as mine:
-        mine.source.blobs["lie"] = bytes(size)
+        mine.source.blobs["lie"] = mail(size)
+        mine.source.stated["lie"] = size + offset
         wanted = mine.sizes | {"lie": size + offset}
         assert await mine.fetch(wanted) == DONE
         assert corrections.seen == [("lie", size)]
@@ -381,9 +385,9 @@ async def test_the_disk_is_read_in_worker_threads(tmp_path: Path) -> None:
             assert threading.current_thread() is not loop
             return super().missing(blob_ids)
 
-        def size(self, blob_id: str) -> int | None:
+        def sizes(self, blob_ids: Sequence[str]) -> dict[str, int]:
             assert threading.current_thread() is not loop
-            return super().size(blob_id)
+            return super().sizes(blob_ids)
 
     disk = Watched(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
     async with account(tmp_path, disk=disk) as mine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
 import psutil
@@ -12,15 +12,16 @@ import trio
 import trio.testing
 
 from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.content.confirmation import Route
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cache.stored import stored
-from tests.content.server import MIB, Corrections, FakeSource, needs_no_network, serving
+from tests.content.server import MIB, Corrections, FakeSource, mail, needs_no_network, serving
 
 
-@pytest.mark.parametrize("size", [1, 8192, MIB, MIB + 1, 3 * MIB])
+@pytest.mark.parametrize("size", [2, 8192, MIB, MIB + 1, 3 * MIB])
 async def test_reads_of_any_part_are_exact(tmp_path: Path, size: int) -> None:
-    data = os.urandom(size)
+    data = mail(size)
     source = FakeSource({"b": data})
     async with serving(source, tmp_path) as content:
         content.hold("b")
@@ -43,12 +44,12 @@ async def test_reads_beyond_the_end_need_no_download(tmp_path: Path) -> None:
 
 async def test_blobs_stated_to_be_empty_are_downloaded(tmp_path: Path) -> None:
     corrections = Corrections()
-    source = FakeSource({"empty": b"", "not": b"mail"})
+    source = FakeSource({"empty": b"", "not": b"a: b"})
     async with serving(source, tmp_path, corrections=corrections) as content:
         assert await content.read("empty", 0, 0, 100) == b""
         with pytest.raises(BlobMismatchError):
             await content.read("not", 0, 0, 100)
-        assert bytes(await content.read("not", 4, 0, 100)) == b"mail"
+        assert bytes(await content.read("not", 4, 0, 100)) == b"a: b"
 
 
 async def test_opening_and_closing_downloads_nothing(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ async def test_opening_and_closing_downloads_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [8192, 2 * MIB])
 async def test_later_reads_come_from_a_cache(tmp_path: Path, size: int) -> None:
-    data = os.urandom(size)
+    data = mail(size)
     source = FakeSource({"b": data})
     async with serving(source, tmp_path) as content:
         assert not await needs_no_network(content, "b")
@@ -81,7 +82,7 @@ async def test_later_reads_come_from_a_cache(tmp_path: Path, size: int) -> None:
 
 async def test_an_open_blob_is_fetched_once_without_any_cache(tmp_path: Path) -> None:
     for size in (500_000, 3 * MIB):
-        data = os.urandom(size)
+        data = mail(size)
         source = FakeSource({"b": data})
         async with serving(source, tmp_path, disk_limit=0, memory_limit=0) as content:
             content.hold("b")
@@ -97,14 +98,14 @@ async def test_an_open_blob_is_fetched_once_without_any_cache(tmp_path: Path) ->
 
 
 async def test_an_error_is_not_remembered(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"})
+    source = FakeSource({"b": b"a: b"})
     source.error = UnreachableError("no network")
     async with serving(source, tmp_path) as content:
         for _ in range(2):
             with pytest.raises(UnreachableError):
                 await content.read("b", 4, 0, 4)
         source.error = None
-        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
         with pytest.raises(BlobNotFoundError):
             await content.read("other", 4, 0, 4)
 
@@ -112,13 +113,13 @@ async def test_an_error_is_not_remembered(tmp_path: Path) -> None:
 async def test_a_bug_in_the_source_is_raised_in_the_reader(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = FakeSource({"b": b"mail"})
+    source = FakeSource({"b": b"a: b"})
     source.error = ZeroDivisionError()
     async with serving(source, tmp_path) as content:
         with pytest.raises(ZeroDivisionError):
             await content.read("b", 4, 0, 4)
         source.error = None
-        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
     assert caplog.records[0].exc_info
 
 
@@ -129,7 +130,7 @@ async def test_errors_in_the_context_are_not_wrapped(tmp_path: Path) -> None:
 
 
 async def test_everything_is_cached_on_disk_at_the_end(tmp_path: Path) -> None:
-    blobs = {f"b{i}": os.urandom(9000) for i in range(300)}
+    blobs = {f"b{i}": mail(9000) for i in range(300)}
     async with serving(FakeSource(blobs), tmp_path) as content, trio.open_nursery() as nursery:
         for blob_id in blobs:
             nursery.start_soon(content.read, blob_id, 9000, 0, 9000)
@@ -139,7 +140,7 @@ async def test_everything_is_cached_on_disk_at_the_end(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_disk_cache_costs_a_download(tmp_path: Path) -> None:
-    data = os.urandom(3 * MIB)
+    data = mail(3 * MIB)
     source = FakeSource({"b": data})
     async with serving(source, tmp_path) as content:
         content.hold("b")
@@ -155,10 +156,14 @@ async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
     size = 96 * MIB
 
     class Endless(FakeSource):
-        async def _chunks(self, blob_id: str) -> AsyncGenerator[bytes, None]:
-            assert blob_id == "b"
+        async def stated_sizes(self, keys: Collection[str]) -> dict[str, int]:
+            await trio.lowlevel.checkpoint()
+            return dict.fromkeys(keys, size)
+
+        async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
+            assert (blob_id, route) == ("b", Route.DOWNLOAD)
             for number in range(size // MIB):
-                yield bytes([number]) * MIB
+                yield b"a:" + bytes([number]) * (MIB - 2)
 
     process = psutil.Process()
     async with serving(Endless(), tmp_path, disk_limit=256 * MIB) as content:
@@ -166,15 +171,15 @@ async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
         content.hold("b")
         for number in (0, 50, 95):
             piece = await content.read("b", size, number * MIB, 131_072)
-            assert bytes(piece) == bytes([number]) * 131_072
+            assert bytes(piece) == b"a:" + bytes([number]) * 131_070
         content.release("b")
         assert process.memory_info().rss - before < 24 * MIB
 
 
 @needs_root
 async def test_large_blobs_are_read_without_space_on_the_disk(tmp_path: Path) -> None:
-    data = os.urandom(5 * MIB)
-    source = FakeSource({"b": data, "c": data, "huge": bytes(40 * MIB)})
+    data = mail(5 * MIB)
+    source = FakeSource({"b": data, "c": data, "huge": mail(40 * MIB)})
     with tmpfs(tmp_path / "full", "2m") as directory:
         async with serving(source, directory) as content:
             for blob_id in ("b", "c", "b"):

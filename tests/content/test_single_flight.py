@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import trio.testing
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import DownloadState
 from jmapfs.errors import DeadlineError, UnreachableError
-from tests.content.server import MIB, FakeSource, needs_no_network, serving
+from tests.content.server import MIB, FakeSource, mail, needs_no_network, serving
 from tests.waits import wait_until_async
 
 
 @pytest.mark.parametrize("size", [400_000, 4 * MIB])
 async def test_fifty_readers_share_one_download(tmp_path: Path, size: int) -> None:
-    data = os.urandom(size)
+    data = mail(size)
     source = FakeSource({"b": data}, delay=0.1)
     served = 0
 
@@ -43,7 +42,7 @@ async def test_fifty_readers_share_one_download(tmp_path: Path, size: int) -> No
 
 
 async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"}, delay=0.5)
+    source = FakeSource({"b": b"a: b"}, delay=0.5)
     async with serving(source, tmp_path) as content:
         with trio.move_on_after(0.05):
             await content.read("b", 4, 0, 4)
@@ -53,29 +52,29 @@ async def test_the_download_outlives_its_last_reader(tmp_path: Path) -> None:
 
 
 async def test_the_next_read_joins_a_download_after_a_deadline(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"}, delay=2)
+    source = FakeSource({"b": b"a: b"}, delay=2)
     async with serving(source, tmp_path, read_timeout=0.05) as content:
         with pytest.raises(DeadlineError):
             await content.read("b", 4, 0, 4)
         with pytest.raises(DeadlineError):
             await content.read("b", 4, 0, 4, timeout=0.01)
-        assert bytes(await content.read("b", 4, 0, 4, timeout=10)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4, timeout=10)) == b"a: b"
     assert source.asked["b"] == 1
 
 
 async def test_a_download_has_a_deadline_of_its_own(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"}, delay=60)
+    source = FakeSource({"b": b"a: b"}, delay=60)
     async with serving(source, tmp_path, download_timeout=0.1) as content:
         with pytest.raises(DeadlineError):
             await content.read("b", 4, 0, 4)
         assert source.running == 0
         assert source.deadlines[0] <= 0.1
         source.delay = 0
-        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
 
 
 async def test_large_blobs_get_more_time(tmp_path: Path) -> None:
-    source = FakeSource({"b": bytes(2 * MIB)}, delay=0.3)
+    source = FakeSource({"b": mail(2 * MIB)}, delay=0.3)
     async with serving(source, tmp_path, read_timeout=0.1, download_timeout=0.1) as content:
         assert len(await content.read("b", 2 * MIB, 0, 100)) == 100
         assert 7 < source.deadlines[0] < 9
@@ -100,7 +99,7 @@ async def test_an_error_is_raised_in_all_readers(tmp_path: Path) -> None:
 
 
 async def test_parallel_downloads_are_limited(tmp_path: Path) -> None:
-    source = FakeSource({f"b{i}": b"mail" for i in range(30)}, delay=0.01)
+    source = FakeSource({f"b{i}": b"a: b" for i in range(30)}, delay=0.01)
     async with (
         serving(source, tmp_path, parallel_downloads=3) as content,
         trio.open_nursery() as nursery,
@@ -112,7 +111,7 @@ async def test_parallel_downloads_are_limited(tmp_path: Path) -> None:
 
 
 async def test_a_download_without_readers_does_not_start(tmp_path: Path) -> None:
-    source = FakeSource({"slow": b"mail", "b": b"mail"}, delay=1)
+    source = FakeSource({"slow": b"a: b", "b": b"a: b"}, delay=1)
     async with serving(source, tmp_path, parallel_downloads=1) as content:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(content.read, "slow", 4, 0, 4)
@@ -121,11 +120,11 @@ async def test_a_download_without_readers_does_not_start(tmp_path: Path) -> None
                 await content.read("b", 4, 0, 4)
         assert source.asked == {"slow": 1}
         source.delay = 0
-        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
 
 
 async def test_closing_ends_running_downloads(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail", "l": bytes(2 * MIB)}, delay=60)
+    source = FakeSource({"b": b"a: b", "l": mail(2 * MIB)}, delay=60)
     ended = 0
 
     async def reader(content: ContentService, blob_id: str, size: int) -> None:
@@ -147,24 +146,24 @@ async def test_closing_ends_running_downloads(tmp_path: Path) -> None:
 
 
 async def test_closing_ends_queued_downloads_that_are_read(tmp_path: Path) -> None:
-    async with serving(FakeSource({"b": b"mail"}), tmp_path) as content:
+    async with serving(FakeSource({"b": b"a: b"}), tmp_path) as content:
         assert content.create_download("b", 4) is not None
     with pytest.raises(UnreachableError):
         await content.read("b", 4, 0, 4)
 
 
 async def test_closing_when_cancelled_still_writes(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail"})
+    source = FakeSource({"b": b"a: b"})
     with trio.CancelScope() as scope:
         async with serving(source, tmp_path) as content:
             await content.read("b", 4, 0, 4)
             scope.cancel()
     async with serving(FakeSource(), tmp_path) as content:
-        assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
 
 
 async def test_a_reader_waits_for_content_that_is_being_loaded(tmp_path: Path) -> None:
-    source = FakeSource({"d": b"mail"})
+    source = FakeSource({"d": b"a: b"})
     results: list[bytes] = []
 
     async def reader(content: ContentService, blob_id: str) -> None:
@@ -186,25 +185,25 @@ async def test_a_reader_waits_for_content_that_is_being_loaded(tmp_path: Path) -
             nursery.start_soon(reader, content, "d")
             await trio.testing.wait_all_tasks_blocked()
             assert loaded.waiters == cancelled.waiters == 1
-            await content.publish([(loaded, b"Mail")], nobody)
+            await content.publish([(loaded, b"A: b")], nobody)
             cancelled.cancel()
         assert loaded.state is DownloadState.DONE
         assert content.is_cached("b")
-        assert content.cached("b") == b"Mail"
+        assert content.cached("b") == b"A: b"
         assert content.create_download("b", 4) is None
-    assert sorted(results) == [b"Mail", b"mail"]
+    assert sorted(results) == [b"A: b", b"a: b"]
     assert source.asked == {"d": 1}
 
 
 async def test_a_reader_starts_a_queued_download(tmp_path: Path) -> None:
-    source = FakeSource({"b": b"mail", "c": b"Mail"})
+    source = FakeSource({"b": b"a: b", "c": b"A: b"})
     async with serving(source, tmp_path) as content:
         wanted = content.create_download("b", 4)
         unwanted = content.create_download("c", 4)
         assert wanted is not None
         assert unwanted is not None
         with trio.fail_after(5):
-            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+            assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
         assert wanted.state is DownloadState.DONE
         assert not wanted.start()
         assert unwanted.start()
@@ -220,11 +219,11 @@ async def test_a_reader_that_comes_during_publishing_is_answered_at_once(tmp_pat
         assert download.start()
 
         async def publish(contents: Sequence[tuple[str, bytes]]) -> set[str]:
-            assert contents == [("b", b"mail")]
+            assert contents == [("b", b"a: b")]
             assert download.state is DownloadState.PUBLISHING
-            assert bytes(await content.read("b", 4, 0, 4)) == b"mail"
+            assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
             return {"b"}
 
         with trio.fail_after(5):
-            await content.publish([(download, b"mail")], publish)
+            await content.publish([(download, b"a: b")], publish)
         assert download.state is DownloadState.DONE

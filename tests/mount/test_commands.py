@@ -19,7 +19,7 @@ class Follower:
         self.syncs = 0
         self._fails = fails
 
-    async def sync_now(self) -> None:
+    async def sync_now(self, *, accept_deletions: bool = False) -> None:  # noqa: ARG002
         if self._fails:
             await trio.lowlevel.checkpoint()
             raise AuthenticationError("the password has changed")

@@ -35,7 +35,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jmapfs.errors import JmapfsError
+from jmapfs.control.messages import SyncRequest
+from jmapfs.errors import JmapfsError, RelayedError, TooMuchGoneError
 from tests.mounts import Home, Mounted
 from tests.server import ControlClient, NewEmail, ServerProcess, Status, server_process
 
@@ -529,7 +530,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def thaw(self) -> None:
         if self.offline is None:
-            self.mount.sync()
+            self._sync()
         self.mount.thaw()
         self.frozen = None
         self._check()
@@ -577,7 +578,7 @@ class Machine(RuleBasedStateMachine):
         while True:
             try:
                 # An attempt that was under way may still answer with its failure.
-                self.mount.sync()
+                self._sync()
             except JmapfsError:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -589,8 +590,21 @@ class Machine(RuleBasedStateMachine):
         if not wanted:
             return
         if self.offline is None:
-            self.mount.sync()
+            self._sync()
         self._check()
+
+    def _sync(self) -> None:
+        """Update the mount. If most mail is gone, the mount waits until that is accepted."""
+        try:
+            self.mount.sync()
+        except RelayedError as error:
+            if error.exit_code != TooMuchGoneError.exit_code:
+                raise
+            assert self._is_stale()
+            self.mount.ask(SyncRequest(accept_deletions=True))
+
+    def _is_stale(self) -> bool:
+        return any(account.stale for account in self.mount.ask_status().accounts)
 
     def _mount_again(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         with self.watcher.outage():
@@ -602,6 +616,8 @@ class Machine(RuleBasedStateMachine):
     def _mount(self) -> None:
         self.frozen = None
         self.mount = self.home.mount(self.server.url, self.mount.path)
+        if self.offline is None and self._is_stale():
+            self._sync()
 
     def _wait_for_the_end(self) -> None:
         deadline = time.monotonic() + RECONNECT_SECONDS

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from jmapfs.daemon.accounts import AccountInodes, AccountPageCache
-from jmapfs.fuse.page_cache import PageCacheWriter
+from jmapfs.fuse.page_cache import KernelEpoch, PageCacheWriter
+from jmapfs.index.reader import IndexReader
 from tests import corpus
 from tests.cyrus import Account, Message
 from tests.mails import fill_new_mailbox, random_mail
@@ -199,10 +201,15 @@ def test_a_file_that_is_stored_twice(number: int) -> None:
     """It may be twice in a directory, and so in a chunk."""
     pages = _Pages()
     inodes = AccountInodes(number)
-    cache = AccountPageCache(cast("PageCacheWriter", pages), inodes)
+    epoch = KernelEpoch("e1")
+    reader = cast("IndexReader", SimpleNamespace(epoch=lambda: "e1"))
+    cache = AccountPageCache(cast("PageCacheWriter", pages), inodes, reader, epoch, "e1")
     one, other = 5 << 29, 6 << 29
     assert cache.store([(one, b"one"), (one, b"one"), (other, b"other")]) == {other}
     assert pages.stored == [inodes.to_mount(inode) for inode in (one, one, other)]
+    epoch.begin("e2")
+    assert cache.store([(one, b"one")]) == {one}
+    assert len(pages.stored) == 3
 
 
 class _Pages:

@@ -11,7 +11,8 @@ import base64
 import hashlib
 import secrets
 import zlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,7 +33,7 @@ OPERATIONS = frozenset(
         *("create_mailbox", "rename_mailbox", "move_mailbox", "destroy_mailbox"),
         *("change_mailbox_ids", "add_email", "add_emails", "copy_email", "remove_email"),
         *("move_email", "set_mailboxes", "set_keywords", "destroy_email", "destroy_emails"),
-        *("change_email_ids", "forget_changes"),
+        *("change_email_ids", "forget_changes", "reset"),
     }
 )
 
@@ -88,6 +89,7 @@ class Account:
         self.make_header: Callable[[int], Header] | None = None  # for generated blobs
         self._thread_of_message: dict[bytes, str] = {}
         self._ids_created = 0
+        self._numbers: Counter[str] | None = None  # of ids by prefix, after a reset
         self._listings: dict[tuple[str | None, bool], Listing] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,6 +262,58 @@ class Account:
         for log in self.logs.values():
             log.forget()
 
+    def use_sha1_blob_ids(self) -> None:
+        """Give all blobs ids that are SHA-1s, as on Cyrus, without an entry in the change log."""
+        if self.blobs.scheme != "cyrus":
+            renamed = self.blobs.use_sha1_ids()
+            for email in self.emails.values():
+                email.blob_id = renamed[email.blob_id]
+
+    def reset(
+        self,
+        mails: Sequence[bytes],
+        *,
+        received_at: Sequence[str] | None = None,
+        equal_sizes: bool = False,
+    ) -> list[str]:
+        """Replace all mail, like a server that was set up again; return the new Email ids.
+
+        From now on, Email ids, thread ids and blob ids are numbered from 1: M1, T1, B1 and so on.
+        Call it twice to reuse ids. The mailboxes stay, and the new mails are in the first of them
+        (an Inbox is created if there is none). All old states are unknown.
+
+        With `received_at`, the mails have these dates, otherwise the dates of the mails that had
+        their numbers before, or one date for all. With `equal_sizes`, each mail is extended to the
+        size of the mail that had its number before.
+
+        Raises:
+            ValueError: a mail is larger than its predecessor, or has no predecessor.
+        """
+        if not self.mailboxes:
+            self.create_mailbox("Inbox", role="inbox")
+        before = {email.id: email for email in self.emails.values()}
+        self.emails.clear()
+        self.threads.clear()
+        self._thread_of_message.clear()
+        for members in self.members.values():
+            members.clear()
+        self.blobs.number_from_1()
+        self._numbers = Counter()
+        epoch = secrets.token_hex(3)
+        self.logs = {kind: ChangeLog(epoch, log.limit) for kind, log in self.logs.items()}
+        inbox = next(iter(self.mailboxes))
+        new = []
+        for number, raw in enumerate(mails):
+            old = before.get(f"M{number + 1}")
+            date = SOME_DAY if old is None else old.received_at
+            if received_at is not None:
+                date = received_at[number]
+            if equal_sizes and (old is None or old.size < len(raw)):
+                raise ValueError(f"no earlier mail is large enough for mail {number + 1}")
+            size = old.size if equal_sizes and old is not None else len(raw)
+            new.append(NewEmail(raw.ljust(size), (inbox,), received_at=date))
+        return self.add_emails(new)
+
     # Queries of the methods
 
     def header(self, email: Email) -> Header:
@@ -296,6 +350,9 @@ class Account:
     # Internals
 
     def _new_id(self, prefix: str) -> str:
+        if self._numbers is not None:
+            self._numbers[prefix] += 1
+            return f"{prefix}{self._numbers[prefix]}"
         self._ids_created += 1
         seed = f"{self.id}/{self._ids_created}".encode()
         return prefix + hashlib.blake2s(seed, digest_size=6).hexdigest()
@@ -355,6 +412,8 @@ def operate(account: Account, method: str, arguments: dict[str, Any]) -> Any:
     try:
         if method == "add_email":
             arguments["raw"] = base64.b64decode(arguments["raw"])
+        elif method == "reset":
+            arguments["mails"] = [base64.b64decode(each) for each in arguments["mails"]]
         elif method == "add_emails":
             arguments["emails"] = msgspec.convert(arguments["emails"], list[NewEmail])
         return getattr(account, method)(**arguments)

@@ -27,6 +27,7 @@ from .control import Control
 from .counts import Counts
 from .download import serve_download
 from .endpoint import Endpoint
+from .lies import Liar
 from .push import Changed, serve_events
 from .quirks import Quirks
 from .session import API_PATH, serve_session, serve_well_known
@@ -62,12 +63,14 @@ class MailServer:
         self.in_flight: Counter[str] = Counter()  # requests by endpoint
         self.refused: Counter[str] = Counter()  # … of these, those over the limit
         self.bugs: list[Exception] = []
+        self.liar = Liar()
         self._listeners: set[trio.MemorySendChannel[Changed]] = set()
         self._announced: dict[str, dict[str, str]] = {}
         for account in self.accounts.values():
             self._announced[account.id] = account.states
             account.watchers.append(self._announce)
         self._app = self._routes()
+        self.apply_blob_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -81,6 +84,12 @@ class MailServer:
         self.accounts[account.id] = account
         self._announced[account.id] = account.states
         account.watchers.append(self._announce)
+
+    def apply_blob_ids(self) -> None:
+        """Give all blobs ids that are SHA-1s, if the quirks demand it."""
+        if self.quirks.sha1_blob_ids:
+            for account in self.accounts.values():
+                account.use_sha1_blob_ids()
 
     @contextmanager
     def listen(self) -> Iterator[trio.MemoryReceiveChannel[Changed]]:

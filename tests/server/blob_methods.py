@@ -12,25 +12,26 @@ from .errors import MethodError
 if TYPE_CHECKING:
     from .app import MailServer
 
-_PROPERTIES = [
-    *("id", "data", "data:asText", "data:asBase64"),
-    *("digest:sha", "digest:sha-256", "size"),
-]
+_ALGORITHMS = {"sha": "sha1", "sha-256": "sha256"}
+_PROPERTIES = ["id", "data", "data:asText", "data:asBase64", "size"]
 _DEFAULT = ["id", "data", "size"]
 
 
 def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     call = Call(server, arguments, "ids", "properties", "offset", "length")
-    properties = call.properties(_PROPERTIES, _DEFAULT)
+    digests = [f"digest:{name}" for name in server.quirks.digests]
+    properties = call.properties([*_PROPERTIES, *digests], _DEFAULT)
+    with_data = any(name.startswith("data") for name in properties)
     offset, length = call.natural("offset") or 0, call.natural("length")
     ids = call.ids(None)
-    sizes = (len(call.account.blobs.read(blob_id) or b"") for blob_id in ids)
+    end = None if length is None else offset + length
+    sizes = (len((call.account.blobs.read(blob_id) or b"")[offset:end]) for blob_id in ids)
     most = server.quirks.max_blob_bytes
-    if most is not None and sum(sizes) > most:
+    if most is not None and with_data and sum(sizes) > most:
         raise MethodError("requestTooLarge", "the response would be too large")
     found, not_found = [], []
     for blob_id in ids:
-        server.counts.blobs[blob_id] += 1
+        server.counts.blobs[blob_id] += with_data
         raw = call.account.blobs.read(blob_id)
         fault = server.quirks.blob_fault_for(blob_id)
         if raw is None or fault == "not-found":
@@ -42,6 +43,14 @@ def blob_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
             raw = resized(raw, server.quirks.wrong_length_by)
         cut = len(raw) // 2 if fault == "truncated" else length
         blob = _blob(blob_id, raw, properties, offset, cut)
+        lie = (
+            server.liar.content(server.quirks, call.account, blob_id, "blob-get", offset=offset)
+            if with_data
+            else None
+        )
+        if lie is not None:
+            honest = {name: value for name, value in blob.items() if name.startswith("digest:")}
+            blob = {**_blob(blob_id, lie, properties, offset, cut), **honest}
         if fault == "truncated":
             blob["isTruncated"] = True
         if fault == "null":
@@ -91,8 +100,8 @@ def _blob(
             case "data":
                 blob["data:asBase64"] = base64.b64encode(part).decode()
                 blob["isEncodingProblem"] = True
-            case "digest:sha" | "digest:sha-256":
-                algorithm = "sha1" if name == "digest:sha" else "sha256"
+            case _ if name.startswith("digest:"):
+                algorithm = _ALGORITHMS[name.removeprefix("digest:")]
                 digest = hashlib.new(algorithm, part, usedforsecurity=False).digest()
                 blob[name] = base64.b64encode(digest).decode()
     return blob

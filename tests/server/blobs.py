@@ -29,10 +29,34 @@ class BlobStore:
         self._stored: dict[str, bytes] = {}
         self._generated: dict[str, tuple[Callable[[int], bytes], int]] = {}
         self._uses: Counter[str] = Counter()
+        self._last_number: int | None = None
+
+    def use_sha1_ids(self) -> dict[str, str]:
+        """Give all blobs ids that are SHA-1s; return the new ids by old id."""
+        self.scheme = "cyrus"
+        renamed = {old: blob_id_of(self.read(old) or b"", "cyrus") for old in self._uses}
+        self._stored = {renamed[old]: raw for old, raw in self._stored.items()}
+        self._generated = {renamed[old]: made for old, made in self._generated.items()}
+        uses: Counter[str] = Counter()
+        for old, count in self._uses.items():
+            uses[renamed[old]] += count
+        self._uses = uses
+        return renamed
+
+    def number_from_1(self) -> None:
+        """Remove all blobs. In the plain scheme, number later ones from 1, like James."""
+        self._stored.clear()
+        self._generated.clear()
+        self._uses.clear()
+        self._last_number = 0
 
     def add(self, raw: bytes) -> str:
         """Store the bytes for another email; return the blob id."""
-        blob_id = blob_id_of(raw, self.scheme)
+        if self._last_number is not None and self.scheme == "plain":
+            self._last_number += 1
+            blob_id = f"B{self._last_number}"
+        else:
+            blob_id = blob_id_of(raw, self.scheme)
         self._stored[blob_id] = raw
         self._uses[blob_id] += 1
         return blob_id

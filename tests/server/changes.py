@@ -47,7 +47,7 @@ class ChangeLog:
 
     def __init__(self, epoch: str, limit: int) -> None:
         self._epoch = epoch
-        self._limit = limit
+        self.limit = limit
         self._records: deque[tuple[str, Change]] = deque()
         self._dropped = 0
 
@@ -57,7 +57,7 @@ class ChangeLog:
 
     def record(self, object_id: str, change: Change) -> None:
         self._records.append((object_id, change))
-        while len(self._records) > self._limit:
+        while len(self._records) > self.limit:
             self._records.popleft()
             self._dropped += 1
 

@@ -55,11 +55,13 @@ class Control:
 
     def _act(self, method: str, action: str, document: dict[str, Any]) -> Any:
         server = self._server
+        server.apply_blob_ids()
         match method, action:
             case "GET", "quirks":
                 return server.quirks
             case "POST", "quirks":
-                return server.quirks.update(document)
+                server.quirks.update(document)
+                return server.apply_blob_ids()
             case "DELETE", "quirks":
                 return server.quirks.reset()
             case "GET", "counts":

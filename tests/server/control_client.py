@@ -202,6 +202,22 @@ class ControlClient:
         chosen = None if email_ids is None else list(email_ids)
         return msgspec.convert(self._call("change_email_ids", email_ids=chosen), dict[str, str])
 
+    def reset(
+        self,
+        mails: Iterable[bytes],
+        *,
+        received_at: Sequence[str | datetime] | None = None,
+        equal_sizes: bool = False,
+    ) -> list[str]:
+        dates = None if received_at is None else [utc_date(each) for each in received_at]
+        created = self._call(
+            "reset",
+            mails=[base64.b64encode(raw).decode() for raw in mails],
+            received_at=dates,
+            equal_sizes=equal_sizes,
+        )
+        return msgspec.convert(created, list[str])
+
     def forget_changes(self) -> None:
         self._call("forget_changes")
 

@@ -35,12 +35,16 @@ async def serve_download(server: MailServer, request: Request) -> Answer:
             return _BrokenDownload(body, fault)
         case _:
             pass
+    lie = server.liar.content(server.quirks, account, blob_id, "download") if account else None
+    is_page = lie is not None and server.quirks.lie == "html"
     headers = {
-        "content-type": request.query_params.get("accept") or "application/octet-stream",
+        "content-type": "text/html; charset=utf-8"
+        if is_page
+        else request.query_params.get("accept") or "application/octet-stream",
         "content-disposition": f"attachment; filename*=utf-8''{quote(request.path_params['name'])}",
         "cache-control": "private, immutable, max-age=31536000",
     }
-    return Response(body, headers=headers)
+    return Response(body if lie is None else lie, headers=headers)
 
 
 class _BrokenDownload:

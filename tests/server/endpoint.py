@@ -94,6 +94,7 @@ class Endpoint:
     async def _answer(self, request: Request, receive: Receive, *, too_many: bool) -> Answer | None:
         """Return the answer to the request; None if the client has disconnected."""
         server, quirks, name = self._server, self._server.quirks, self._name
+        server.apply_blob_ids()
         delay = quirks.request_delay + (quirks.download_delay if name == "download" else 0)
         if name in quirks.hang:
             delay = math.inf

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from .lies import Lie, LieRoute
+
 EndpointName = Literal["session", "api", "download", "push"]
 SessionBody = Literal["good", "not-json", "truncated", "wrong-types", "html"]
 DownloadFault = Literal["short", "cut", "stall", "wrong-bytes", "wrong-length", "not-found"]
@@ -22,6 +24,7 @@ PushMode = Literal["on", "off", "not-found", "forbidden", "dies", "pings-only"]
 
 BLOB = "urn:ietf:params:jmap:blob"
 CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
+CYRUS_MAIL = "https://cyrusimap.org/ns/jmap/mail"
 
 
 @dataclass
@@ -92,6 +95,15 @@ class Quirks:
     max_blob_bytes: int | None = None  # content in one response, else requestTooLarge
     fault_blob_ids: list[str] = field(default_factory=list)  # empty: all blobs
     wrong_length_by: int = 7  # bytes that "wrong-length" adds, or removes if negative
+    digests: list[str] = field(default_factory=lambda: ["sha", "sha-256"])  # of Blob/get
+    sha1_blob_ids: bool = False  # give all blobs such ids, and show the capability of Cyrus
+
+    # Lies (see lies.py)
+    lie: Lie | None = None
+    lie_routes: list[LieRoute] = field(default_factory=lambda: ["download", "blob-get"])
+    lie_count: int = -1  # of blobs, on all routes together
+    lie_blob_ids: list[str] = field(default_factory=list)  # empty: all blobs
+    lie_equal_size: bool = False  # of "html" and "other-mail": the size of the real blob
 
     # Push
     push: PushMode = "on"

@@ -9,6 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from .quirks import CYRUS_MAIL
+
 if TYPE_CHECKING:
     from .app import MailServer
 
@@ -50,8 +52,10 @@ def build_session(server: MailServer, base_url: str) -> dict[str, Any]:
             "maxSizeBlobSet": None,
             "maxDataSources": 64,
             "supportedTypeNames": ["Email"],
-            "supportedDigestAlgorithms": ["sha", "sha-256"],
+            "supportedDigestAlgorithms": quirks.digests,
         }
+    if quirks.sha1_blob_ids:
+        capabilities[CYRUS_MAIL] = {}
     accounts = {
         account.id: {
             "name": account.name,

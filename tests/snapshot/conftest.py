@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from tests import corpus
 from tests.cyrus import Account
 from tests.cyrus_mail import StoredMail, store_mails
+from tests.snapshot.served import ServedAccount, served_account
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +23,10 @@ def stored(fresh_account: Callable[[], Account]) -> StoredMail:
 def few(cyrus_account: Account) -> StoredMail:
     """An account with sixty mails, for tests that change it."""
     return store_mails(cyrus_account, list(corpus.mails(60)))
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[ServedAccount]:
+    """An account on a server in this process."""
+    async with served_account(tmp_path) as served:
+        yield served

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jmapfs.errors import BlobNotFoundError, JmapfsError
 from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
+from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.tree.layout import ExportedMailbox
 from tests.snapshot.handmade import ORIGIN, Letter
@@ -18,7 +19,9 @@ from tests.snapshot.handmade import ORIGIN, Letter
 class FakeAccount:
     """Letters, listed in parts of `part` mails; those with `unavailable` numbers fail to download.
 
-    `opened` is called before a state is opened, with the number of the attempt.
+    `opened` is called before a state is opened, with the number of the attempt. `sizes` are stated
+    sizes that are wrong, by number. The content is then delivered as confirmed. `later` is added to
+    the times of receipt.
     """
 
     letters: list[Letter]
@@ -26,9 +29,14 @@ class FakeAccount:
     part: int = 7
     origin: Origin = ORIGIN
     stays_frozen: bool = True
+    epoch: str = "e1"
+    blob_ids_are_sha1: bool = False
     opened: Callable[[int], None] = lambda _: None
     downloaded: list[str] = field(default_factory=list)
     attempts: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+    later: int = 0
+    listed: int = 0
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_State]:
@@ -42,10 +50,13 @@ class _State:
     email_state = "s1"
     concurrency = 3
     cached = BlobTotals(0, 0)
+    check: ContentCheck | None = None
 
     def __init__(self, account: FakeAccount) -> None:
         self._account = account
         self.origin = account.origin
+        self.epoch = account.epoch
+        self.blob_ids_are_sha1 = account.blob_ids_are_sha1
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}
         self.mail_count = len(self._letters)
@@ -56,7 +67,8 @@ class _State:
 
     async def emails_after(self, position: int) -> EmailSlice:
         end = position + self._account.part
-        mails = [_mail(letter) for letter in self._letters[position:end]]
+        self._account.listed += 1
+        mails = [self._mail(letter) for letter in self._letters[position:end]]
         return EmailSlice(mails, end if end < len(self._letters) else None)
 
     def batches(self, requests: Sequence[BlobRequest]) -> Iterator[Sequence[BlobRequest]]:
@@ -73,11 +85,10 @@ class _State:
     async def still_frozen(self) -> bool:
         return self._account.stays_frozen
 
-
-def _mail(letter: Letter) -> EmailRow:
-    saved = letter.saved()
-    files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
-    received_at = 1_700_000_000 + letter.number * 60
-    return EmailRow(
-        saved.id, saved.blob_id, saved.thread_id, received_at, saved.size, saved.keywords, files
-    )
+    def _mail(self, letter: Letter) -> EmailRow:
+        saved = letter.saved()
+        files = tuple((place.id, place.file.removeprefix("mail/")) for place in saved.mailboxes)
+        received_at = 1_700_000_000 + letter.number * 60 + self._account.later
+        size = self._account.sizes.get(letter.number, saved.size)
+        blob_id, thread = saved.blob_id, saved.thread_id
+        return EmailRow(saved.id, blob_id, thread, received_at, size, saved.keywords, files)

@@ -180,7 +180,7 @@ def test_unavailable_mail_is_an_error(dest: Path) -> None:
 def test_with_many_failures_the_rest_is_not_tried(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jmapfs.snapshot.create._MAX_FAILED", 20)
+    monkeypatch.setattr("jmapfs.snapshot.transfer._MAX_FAILED", 20)
     account = FakeAccount(letters(400), unavailable=set(range(100, 500)))
     assert "cannot be downloaded" in str(refused(account, dest, IncompleteError))
     assert len(account.downloaded) < 120
@@ -384,6 +384,20 @@ def test_a_file_that_verify_found_altered_is_downloaded_again(dest: Path, found_
     require_whole(Path(summary.path))
 
 
+def test_mail_that_differs_from_the_server_is_named_if_the_source_cannot_compare(
+    dest: Path,
+) -> None:
+    account, report = FakeAccount(letters(20)), RecordingReport()
+    date = take(account, dest).date
+    when = Repository(dest).snapshots()[-1].taken
+    found = Verification(when, "altered", quick=True, online=True)
+    save_verification(dest, date, found)
+    trio.run(partial(create_snapshot, account, Repository(dest), max_gone=50, report=report))
+    [notice] = report.notices
+    assert notice.startswith("verify --online has found mail")
+    assert "a snapshot of the account" in notice
+
+
 def test_damage_found_while_a_run_begins_counts(
     dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -486,7 +500,7 @@ def test_a_damaged_journal_loses_only_its_damaged_lines(dest: Path, damage: str)
     journal = partial_ / "journal.jsonl"
     head, *lines = journal.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines):
-        _, size, sha256, file = json.loads(line)
+        _, size, sha256, file, _ = json.loads(line)
         lines[number] = {
             "no text": line.replace(b"B", b"\xc2"),
             "no checksum": line.replace(sha256.encode(), b"g" * 64),
@@ -529,8 +543,10 @@ def test_a_file_placed_by_an_interrupted_run_is_reused(dest: Path) -> None:
     assert account.downloaded == []
 
 
-def test_the_journal_of_another_version_is_read(dest: Path) -> None:
-    account = FakeAccount(letters(2))
+@pytest.mark.parametrize("are_sha1", [True, False])
+def test_the_journal_of_another_version_is_read(dest: Path, *, are_sha1: bool) -> None:
+    """Its contents are reused if the blob ids contain their SHA-1."""
+    account = FakeAccount(letters(2), blob_ids_are_sha1=are_sha1)
     run = dest / ".partial-2026-11-22T010203Z"
     (run / "content").mkdir(parents=True)
     (run / "snapshot" / "mail" / "Inbox").mkdir(parents=True)
@@ -544,8 +560,8 @@ def test_the_journal_of_another_version_is_read(dest: Path) -> None:
         f'["B2",28,"{second}","content/2"]\n'
         f'["B2",28,"{second}","snapshot/mail/Inbox/2.eml"]\n'
     )
-    assert take(account, dest).taken_over == 2
-    assert account.downloaded == []
+    assert take(account, dest).taken_over == (2 if are_sha1 else 0)
+    assert len(account.downloaded) == (0 if are_sha1 else 2)
 
 
 # --- File systems

@@ -9,6 +9,7 @@ from typing import Any, cast
 import trio
 
 from jmapfs.snapshot.fetcher import EarlyFetcher
+from tests.snapshot.handmade import ORIGIN
 
 
 class SlowReader:
@@ -27,7 +28,7 @@ class SlowReader:
 async def test_stop_while_the_index_is_read() -> None:
     reader = SlowReader()
     blobs: Any = SimpleNamespace(concurrency=3)
-    fetcher = EarlyFetcher(cast("Any", reader), blobs, cast("Any", None), cast("Any", None))
+    fetcher = EarlyFetcher(cast("Any", reader), blobs, cast("Any", None), ORIGIN)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetcher.run)

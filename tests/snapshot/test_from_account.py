@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from jmapfs.account import AccountSource, account_directory
-from jmapfs.errors import BusyError
+from jmapfs.errors import BusyError, TooMuchGoneError
 from jmapfs.index import database
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import StaleTree
 from jmapfs.snapshot import from_account
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.from_account import account_opener
@@ -135,6 +136,23 @@ async def test_an_index_that_is_not_up_to_date_is_an_error(
     assert (await busy.snapshot(allow_stale=True)).new == 0
     [notice] = busy.report.notices
     assert "not up to date; copying its state of" in notice
+
+
+async def test_a_stale_index_of_another_process_is_an_error(
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_account, "_UPDATE_SECONDS", 30)
+    writer = busy.lease.writer()
+    assert writer is not None
+    with writer.transaction():
+        stale = StaleTree(1.0, 1.0, 20, 23, reset=False, email_state="x", reason="it was listed")
+        writer.set_state(replace(writer.state(), stale=stale))
+    busy.account.add_email(message(90), ["P0"])
+    with pytest.raises(TooMuchGoneError, match="20 of 23 mails"):
+        await busy.snapshot()
+    assert len(dates(busy.dest)) == 1
+    assert (await busy.snapshot(allow_stale=True)).new == 0
+    assert "copying its state of" in busy.report.notices[-1]
 
 
 async def test_an_inconsistent_index_is_copied_if_allowed(

@@ -75,6 +75,7 @@ def test_json(tmp_path: Path, snapshots: list[Path]) -> None:
         "date": DATES[1],
         "state": "complete",
         "mails": 1,
+        "missing": 0,
         "files": 1,
         "bytes": len(Letter(1).bytes),
         "previous": DATES[0],

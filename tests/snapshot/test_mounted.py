@@ -235,10 +235,13 @@ def test_much_that_is_gone(few: StoredMail, home: Home, mount: Mounted, tmp_path
     few.account.delete_mailbox("Lists/exmh")
     few.account.expunge("Work", range(1, 100))
     few.account.expunge("INBOX", range(1, 100))
-    result = home.run("snapshot", mount.path, tmp_path / "dest")
-    assert result.exit_code == TooMuchGoneError.exit_code
-    assert "--max-gone" in result.stderr
-    assert len(dates(tmp_path / "dest")) == 1
+    # Cyrus cannot report that many changes: the mount keeps the old tree first.
+    for hint in ("--accept-deletions", "--max-gone 100 makes one all the same"):
+        result = home.run("snapshot", mount.path, tmp_path / "dest")
+        assert result.exit_code == TooMuchGoneError.exit_code
+        assert hint in result.stderr
+        assert len(dates(tmp_path / "dest")) == 1
+        assert home.run("sync", "--accept-deletions", mount.path).exit_code == 0
     taken = take(home, mount.path, tmp_path / "dest", "--max-gone", "90")
     assert taken.summary["gone"] > 30
 

@@ -643,9 +643,10 @@ def test_json(tmp_path: Path) -> None:
     assert document["dry_run"] is False
     assert document["freed_bytes"] > 0
     assert [one["date"] for one in document["left_alone"]] == DATES[:1]
+    good = {"damaged": False, "incomplete": False}
     assert document["snapshots"][-2:] == [
-        {"date": DATES[3], "kept": False, "reasons": [], "damaged": False},
-        {"date": NEWEST, "kept": True, "reasons": ["last", LAST_GOOD], "damaged": False},
+        {"date": DATES[3], "kept": False, "reasons": [], **good},
+        {"date": NEWEST, "kept": True, "reasons": ["last", LAST_GOOD], **good},
     ]
 
 

@@ -124,6 +124,51 @@ def test_a_quick_verification_does_not_clear_damage(
     assert VerificationRecord(destination.path).find(DATES[0]) == both[left]
 
 
+@pytest.mark.parametrize(
+    ("then", "left"),
+    [
+        (Verification(WHEN, "good", quick=False), 0),
+        (Verification(WHEN, "good", quick=True, online=True), 0),
+        (Verification(WHEN, "good", quick=False, online=True), 1),
+    ],
+)
+def test_only_an_online_verification_clears_what_one_found(
+    destination: Repository, then: Verification, left: int
+) -> None:
+    both = [Verification(WHEN, "altered", quick=False, online=True), then]
+    for verification in both:
+        save_verification(destination.path, DATES[0], verification)
+    assert VerificationRecord(destination.path).find(DATES[0]) == both[left]
+
+
+@pytest.mark.parametrize(
+    ("other", "own", "suspect"),
+    [
+        (("altered", True), None, True),
+        (("altered", False), None, False),
+        (("good", True), None, False),
+        (("altered", True), ("good", False), True),
+        (("altered", True), ("good", True), False),
+        (("good", True), ("altered", True), True),
+    ],
+)
+def test_only_online_verifications_tell_what_differs_from_the_server(
+    destination: Repository,
+    other: tuple[Outcome, bool],
+    own: tuple[Outcome, bool] | None,
+    suspect: bool,  # noqa: FBT001
+) -> None:
+    for seconds, (date, found) in enumerate(zip(DATES, (other, own), strict=True)):
+        if found is not None:
+            outcome, online = found
+            when = WHEN + timedelta(seconds=seconds)
+            save_verification(
+                destination.path, date, Verification(when, outcome, quick=False, online=online)
+            )
+    record = VerificationRecord(destination.path)
+    assert record.may_be_damaged(DATES[1], WHEN, online=True) == suspect
+
+
 def test_removed_snapshots_are_dropped(destination: Repository) -> None:
     for date in DATES:
         save_verification(destination.path, date, Verification(WHEN, "good", quick=False))

@@ -160,9 +160,9 @@ class Follower:
     def quirks(self) -> Quirks:
         return self.server.quirks
 
-    async def update(self) -> bool:
+    async def update(self, **options: Any) -> bool:
         """Bring the index up to date with a new Synchronizer."""
-        synchronizer = Synchronizer(self.client, self.database, self.writer)
+        synchronizer = Synchronizer(self.client, self.database, self.writer, **options)
         return await synchronizer.bring_up_to_date(
             lambda listed, total: self.progress.append((listed, total))
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.errors import ServerError
+from jmapfs.errors import ServerError, TooMuchGoneError
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.api import MethodResponse
 from jmapfs.jmap.client import Changes, Client, EmailChanges
@@ -361,7 +361,13 @@ async def test_unknown_changes_cause_a_listing(
         TROUBLE[trouble](f)
         f.counts.reset()
         with caplog.at_level(logging.WARNING):
-            assert await f.update()
+            if operation == "destroy all mailboxes":
+                with pytest.raises(TooMuchGoneError):
+                    await f.update()
+                assert f.shown() == before
+                assert await f.update(accept_deletions=True)
+            else:
+                assert await f.update()
         assert f.counts.methods["Email/query"] == -(-len(f.account.emails) // 5) + 1
         assert "listing the account again" in caplog.text
         f.assert_true()
@@ -581,7 +587,8 @@ async def test_a_state_between_two_is_not_consistent(tmp_path: Path, name: str, 
         with watched(f) as commits:
             await f.update()
         after = f.shown()
-        assert any(tree not in (before, after) for tree in commits.between)
+        # A new listing is applied in one transaction, a chain of changes is not.
+        assert how == "listing" or any(tree not in (before, after) for tree in commits.between)
         assert commits.consistent
         for tree in commits.consistent:
             assert tree in (before, after)

@@ -1,0 +1,181 @@
+"""A new listing of an account whose emails are in the index already: staged, compared, applied.
+
+While the account is listed, the tree stays as it is. An email that is the same in the index is
+marked as `seen`. Every other listed email becomes a row of the table `staged`. So memory is needed
+for one page only, and the comparison is done in SQL. One transaction applies all of it.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from jmapfs.index.emails import EmailBatch, KnownEmail, known_email, received_at, stem_of
+from jmapfs.index.schema import UNKNOWN_SIZE
+from jmapfs.jmap.types import Email, decode
+
+_ROWS: Final = 1000
+
+# A file is kept if an email with its blob and time of receipt was listed. After a reset the size
+# must be the same too.
+_COUNT_GONE: Final = """
+SELECT count(*) FROM file WHERE
+    NOT EXISTS (SELECT 1 FROM email WHERE email.inode = file.inode AND seen)
+    AND NOT EXISTS (
+        SELECT 1 FROM staged
+        WHERE staged.blob_id = file.blob_id AND staged.received_at = file.received_at
+        AND (NOT :reset OR staged.size = ifnull(file.stated, file.size))
+    )
+"""
+
+
+class StagedEmails:
+    """The emails of a new listing. The caller begins and commits the transactions."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def begin(self) -> None:
+        """Begin a new listing."""
+        self._connection.execute("DELETE FROM staged")
+        self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
+
+    def add(self, emails: Iterable[Email], *, reuse_proves_reset: bool) -> None:
+        """Stage listed emails. The tree is not changed.
+
+        If `reuse_proves_reset`, an email id with other immutable properties counts as reused.
+        """
+        for email in emails:
+            known = known_email(self._connection, email.id)
+            if known is not None and self._is_same(known, email):
+                self._connection.execute(
+                    "UPDATE email SET seen = 1 WHERE number = ?", (known.number,)
+                )
+                self._connection.execute("DELETE FROM staged WHERE email_id = ?", (email.id,))
+                continue
+            reused = reuse_proves_reset and is_reused(self._connection, known, email)
+            self._connection.execute(
+                "INSERT OR REPLACE INTO staged"
+                " (email_id, blob_id, received_at, size, reused, email) VALUES (?, ?, ?, ?, ?, ?)",
+                (email.id, email.blob_id, received_at(email), email.size, reused, _encoded(email)),
+            )
+
+    def unlisted(self, after: str, count: int) -> list[str]:
+        """Return the ids of `count` emails of the tree that were not listed, in order of ids."""
+        rows = self._connection.execute(
+            "SELECT id FROM email WHERE id > ? AND NOT seen"
+            " AND NOT EXISTS (SELECT 1 FROM staged WHERE email_id = email.id)"
+            " ORDER BY id LIMIT ?",
+            (after, count),
+        )
+        return [email_id for (email_id,) in rows]
+
+    def has_reused_ids(self) -> bool:
+        """Return whether the server uses an email id again for another email."""
+        row = self._connection.execute("SELECT 1 FROM staged WHERE reused LIMIT 1").fetchone()
+        return row is not None
+
+    def count_gone(self, *, reset: bool) -> tuple[int, int]:
+        """Return how many files of the tree are gone, and how many there are."""
+        (gone,) = self._connection.execute(_COUNT_GONE, {"reset": reset}).fetchone()
+        (total,) = self._connection.execute("SELECT count(*) FROM file").fetchone()
+        return gone, total
+
+    def apply(self, *, reset: bool) -> None:
+        """Make the tree contain exactly the listed emails.
+
+        After a `reset`, equal ids do not mean equal emails: emails that differ are removed before
+        the listed emails are inserted, and confirmed sizes are forgotten.
+        """
+        if reset:
+            self._connection.execute("DELETE FROM confirmed")
+            self._connection.execute("DELETE FROM unconfirmed")
+            self._connection.execute(
+                "UPDATE file SET size = stated, stated = NULL WHERE stated IS NOT NULL"
+                " AND stated != ?",
+                (UNKNOWN_SIZE,),
+            )
+            self.remove_unseen()
+        for emails in self._staged():
+            batch = EmailBatch(self._connection)
+            for email in emails:
+                batch.put(email)
+            batch.finish()
+        self.remove_unseen()
+        # The listing has every email that exists.
+        self._connection.execute("DELETE FROM departure")
+        self._connection.execute("DELETE FROM staged")
+
+    def _is_same(self, known: KnownEmail, email: Email) -> bool:
+        """Return whether the index has this email with the same mailboxes and keywords."""
+        if (known.blob_id, known.received_at, known.stated, known.stem) != (
+            email.blob_id,
+            received_at(email),
+            email.size,
+            stem_of(email),
+        ):
+            return False
+        mailboxes = self._connection.execute(
+            "SELECT id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox"
+            " WHERE email = ?",
+            (known.number,),
+        )
+        if {mailbox_id for (mailbox_id,) in mailboxes} != set(email.mailbox_ids):
+            return False
+        keywords = self._connection.execute(
+            "SELECT keyword FROM keyword WHERE email = ?", (known.number,)
+        )
+        return {keyword for (keyword,) in keywords} == set(email.keywords)
+
+    def _staged(self) -> Iterator[Sequence[Email]]:
+        number = 0
+        while rows := self._connection.execute(
+            "SELECT number, email FROM staged WHERE number > ? ORDER BY number LIMIT ?",
+            (number, _ROWS),
+        ).fetchall():
+            yield [decode(text.encode(), Email, "a staged email") for _, text in rows]
+            number = rows[-1][0]
+
+    def remove_unseen(self) -> None:
+        """Remove the emails of the tree that are not marked as seen."""
+        while rows := self._connection.execute(
+            "SELECT id FROM email WHERE NOT seen LIMIT ?", (_ROWS,)
+        ).fetchall():
+            batch = EmailBatch(self._connection)
+            for (email_id,) in rows:
+                batch.remove(email_id)
+            batch.finish()
+
+
+def is_reused(connection: sqlite3.Connection, known: KnownEmail | None, email: Email) -> bool:
+    """Return whether an email id that the index knows stands for another email now.
+
+    `blobId`, `receivedAt`, `size` and the header fields of an email never change (RFC 8621
+    §4.1.1). Of the header fields, the index has the stem of the name.
+    """
+    if known is None:
+        return False
+    if (known.blob_id, known.received_at) != (email.blob_id, received_at(email)):
+        return True
+    if _ascii(known.stem) != _ascii(stem_of(email)):
+        return True
+    if known.stated in {email.size, UNKNOWN_SIZE}:
+        return False
+    # A server may state two sizes for two emails with one blob. The index has only one of them.
+    (emails,) = connection.execute(
+        "SELECT count(*) FROM email WHERE inode = ?", (known.inode,)
+    ).fetchone()
+    return bool(emails == 1)
+
+
+def _encoded(email: Email) -> str:
+    document = msgspec.to_builtins(email)
+    for name in ("mailboxIds", "keywords"):
+        document[name] = dict.fromkeys(document[name], True)
+    return msgspec.json.encode(document).decode()
+
+
+def _ascii(stem: str) -> bytes:
+    # Which other characters a stem has depends on the version of Unicode.
+    return stem.encode("ascii", "ignore")

@@ -1,0 +1,97 @@
+"""An index of version 1 is converted: nothing has to be listed again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from jmapfs.errors import StorageError
+from jmapfs.index import schema
+from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.jmap.types import Email
+from jmapfs.locking import process_lock
+from tests.compatibility.test_previous_version import FILES
+from tests.indexed import email
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> IndexDatabase:
+    """Return an index that commit d5894c1 has written, with one corrected size."""
+    with tarfile.open(FILES) as archive:
+        archive.extractall(tmp_path / "files", filter="data")
+    [old] = (tmp_path / "files").rglob("index.sqlite")
+    (tmp_path / "account").mkdir()
+    shutil.copy(old, tmp_path / "account")
+    database = IndexDatabase(tmp_path / "account")
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        blob_id, size = connection.execute("SELECT blob_id, size FROM file LIMIT 1").fetchone()
+        connection.execute("INSERT INTO correction VALUES (?, ?)", (blob_id, size))
+        connection.commit()
+    return database
+
+
+def rows(database: IndexDatabase) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        return connection.execute(
+            "SELECT mailbox, name, inode, blob_id, received_at, size, links"
+            " FROM membership JOIN file USING (inode) ORDER BY mailbox, name"
+        ).fetchall()
+
+
+def test_version_1_is_converted(database: IndexDatabase) -> None:
+    before = rows(database)
+    assert before
+    for _ in range(2):
+        database.prepare()
+        assert rows(database) == before
+    with database.reader() as reader:
+        assert reader.state().complete
+        assert reader.epoch() == ""
+        assert reader.state().stale is None
+        [blob] = reader.unconfirmed_blobs()
+        record = reader.file(int(str(before[0][2])))
+        assert record is not None
+        assert record.content_key == record.blob_id
+        assert blob in {str(row[3]) for row in before}
+
+
+def test_an_interrupted_conversion_changes_nothing(
+    database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows(database)
+    with monkeypatch.context() as patch:
+        broken = {1: schema.MIGRATIONS[1] + "INSERT INTO meta VALUES (NULL, NULL);"}  # noqa: S608 - a constant
+        patch.setattr("jmapfs.index.database.MIGRATIONS", broken)
+        with pytest.raises(StorageError):
+            database.prepare()
+    assert rows(database) == before
+    database.prepare()
+    assert rows(database) == before
+
+
+def test_the_stated_size_replaces_an_unconfirmed_one(database: IndexDatabase) -> None:
+    database.prepare()
+    with database.writer() as writer:
+        [blob] = writer.unconfirmed_blobs()
+        [(email_id, received_at), *_] = writer.emails_of_blob(blob)
+        stated: Email = email(email_id, "any", blob=blob, at=received_at, size=12345)
+        with writer.transaction():
+            writer.set_stated_sizes([stated])
+        assert writer.unconfirmed_blobs() == []
+        sizes = [row[5] for row in rows(database) if row[3] == blob]
+        assert set(sizes) == {12345}
+
+
+def test_an_older_process_that_writes_the_index_is_named(database: IndexDatabase) -> None:
+    with (
+        process_lock(database.path.parent / "lock", "the account"),
+        WriterLease(database) as lease,
+        pytest.raises(StorageError, match="another version"),
+    ):
+        lease.try_acquire()
