@@ -1,9 +1,10 @@
 """Options, markers and fixtures of all tests.
 
 - `--long` also runs the tests marked `long`.
-- `--fail-on-skip` fails tests marked `mount` or `cyrus` that are skipped because the machine lacks
-  a program: in CI, success means that they ran.
-- A test that uses a Cyrus fixture is marked `cyrus`.
+- `--fail-on-skip` fails tests marked `mount`, `cyrus` or `james` that are skipped because the
+  machine lacks a program: in CI, success means that they ran.
+- A test that uses a Cyrus fixture is marked `cyrus`, one that uses a James fixture `james`.
+- A test that uses `mail_server` or `mail_account` runs once with each server.
 - A test fails if it leaves a FUSE mount, a process or an open file behind. These are removed, so
   that they do not affect later tests.
 
@@ -22,12 +23,22 @@ import pytest
 from hypothesis import settings
 
 from tests import cyrus as cyrus_server
+from tests import james as james_server
 from tests.cyrus import Account, Cyrus, running_cyrus
+from tests.james import James, running_james
 from tests.leaks import RUN, RUN_VARIABLE, no_leaks
+from tests.mail_server.account import MailAccount
+from tests.mail_server.server import MailServer
 
 __all__ = ["no_leaks"]
 
-_CYRUS_FIXTURES = {"cyrus", "cyrus_account", "fresh_account", "private_cyrus"}
+_SERVER_FIXTURES = {
+    "cyrus": {"cyrus", "cyrus_account", "fresh_account", "private_cyrus"},
+    "james": {"james", "james_account", "private_james"},
+}
+_REQUIREMENTS = ("mount", "cyrus", "james")
+
+_USER_NUMBERS = itertools.count(1)
 
 # A slow example does not mean slow code: the machine may be busy.
 settings.register_profile("patient", deadline=None)
@@ -39,7 +50,7 @@ settings.load_profile("patient")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked long")
     parser.addoption(
-        "--fail-on-skip", action="store_true", help="fail skipped mount and cyrus tests"
+        "--fail-on-skip", action="store_true", help="fail skipped mount, cyrus and james tests"
     )
 
 
@@ -49,10 +60,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = (_no_mounts(), cyrus_server.missing(), james_server.missing())
+    reasons = dict(zip(_REQUIREMENTS, missing, strict=True))
     for item in items:
-        if _CYRUS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker("cyrus")
-        for marker, reason in (("mount", _no_mounts()), ("cyrus", cyrus_server.missing())):
+        for server, fixtures in _SERVER_FIXTURES.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(server)
+        for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
     if not config.getoption("--long"):
@@ -68,7 +82,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     del call
     report = yield
-    required = item.get_closest_marker("mount") or item.get_closest_marker("cyrus")
+    required = any(item.get_closest_marker(marker) for marker in _REQUIREMENTS)
     strict = item.config.getoption("--fail-on-skip")
     if report.skipped and strict and required and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
@@ -105,11 +119,65 @@ def private_cyrus() -> Iterator[Cyrus]:
 @pytest.fixture(scope="session")
 def fresh_account(cyrus: Cyrus) -> Callable[[], Account]:
     """Create empty accounts, also in fixtures of a wider scope than a test."""
-    numbers = itertools.count(1)
-    return lambda: cyrus.add_user(f"user{next(numbers)}")
+    return lambda: cyrus.add_user(f"user{next(_USER_NUMBERS)}")
 
 
 @pytest.fixture
 def cyrus_account(fresh_account: Callable[[], Account]) -> Account:
     """An empty account for one test."""
     return fresh_account()
+
+
+# --- James
+
+
+@pytest.fixture(scope="session")
+def james() -> Iterator[James]:
+    """The server of all tests: do not stop it, and use your own accounts."""
+    with running_james() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def private_james() -> Iterator[James]:
+    """A server for the tests of one file, which may stop, reset and pause it.
+
+    Its start takes seconds. A test resets it if it needs ids from 1.
+    """
+    with running_james() as server:
+        yield server
+
+
+@pytest.fixture
+def james_account(james: James) -> MailAccount:
+    """An empty account for one test."""
+    return james.add_user(f"user{next(_USER_NUMBERS)}")
+
+
+# --- Each of them
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in _SERVER_FIXTURES],
+)
+def mail_server(request: pytest.FixtureRequest) -> MailServer:
+    """The server of all tests, as `cyrus` and `james`: do not stop it."""
+    server: MailServer = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in _SERVER_FIXTURES],
+)
+def private_mail_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
+    """A server for the tests of one file, which may stop, reset and pause it."""
+    with running_cyrus() if request.param == "cyrus" else running_james() as server:
+        yield server
+
+
+@pytest.fixture
+def mail_account(mail_server: MailServer) -> MailAccount:
+    """An empty account of each server for one test."""
+    return mail_server.add_user(f"user{next(_USER_NUMBERS)}")

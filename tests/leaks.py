@@ -20,8 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import cyrus as cyrus_server
-from tests.cyrus import Cyrus
+from tests.mail_server.server import MailServer, running
 
 # How long a process or connection may take to end.
 _GRACE = 3.0
@@ -41,11 +40,11 @@ class Resources:
     mounts: frozenset[str]
     pids: frozenset[int]
     files: Counter[str]
-    servers: frozenset[Cyrus]
+    servers: frozenset[MailServer]
 
     @classmethod
     def now(cls, *below: Path) -> Resources:
-        servers = frozenset(cyrus_server.running)
+        servers = frozenset(running)
         return cls(below, _mounts(below), frozenset(psutil.pids()), _files(), servers)
 
 
@@ -124,7 +123,7 @@ def _files() -> Counter[str]:
 
 
 def _processes_since(before: Resources) -> tuple[psutil.Process, ...]:
-    shared = {server.group for server in before.servers}
+    shared = {group for server in before.servers for group in server.groups}
     found = []
     for pid in set(psutil.pids()) - before.pids:
         with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):

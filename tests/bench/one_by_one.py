@@ -27,7 +27,7 @@ import httpx
 from tests.bench.figures import Figure
 from tests.bench.harness import bench_directory
 from tests.cyrus import Account
-from tests.cyrus.account import TIMEOUT
+from tests.mail_server.account import TIMEOUT
 
 _PAGE = 1_000
 

@@ -30,9 +30,10 @@ Observed behaviour of Debian's Cyrus 3.6.1, beyond the RFCs:
   blob or account in a download URL 404, the event source 204, an unknown capability 400.
 """
 
-from tests.cyrus.account import Account, RefusedError
-from tests.cyrus.append import Message
+from tests.cyrus.account import Account
 from tests.cyrus.config import missing
-from tests.cyrus.server import Cyrus, running, running_cyrus
+from tests.cyrus.server import Cyrus, running_cyrus
+from tests.mail_server.account import RefusedError
+from tests.mail_server.append import Message
 
-__all__ = ["Account", "Cyrus", "Message", "RefusedError", "missing", "running", "running_cyrus"]
+__all__ = ["Account", "Cyrus", "Message", "RefusedError", "missing", "running_cyrus"]

@@ -13,14 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests import corpus
-from tests.cyrus.account import PASSWORD, Account
-from tests.cyrus.append import Message
+from tests.cyrus.account import Account
 from tests.cyrus.config import load, missing
 from tests.cyrus.server import Cyrus, start_new
-
-_FLAGS = ((), (r"\Seen",), (r"\Seen", r"\Answered"), (r"\Flagged", "$Work"))
-_MAILBOXES = ("INBOX", "Archive/2002", "Lists/Exmh & Co", "Été")
+from tests.mail_server.account import PASSWORD
+from tests.mail_server.manual import fill
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
         sys.exit("Cyrus is not running. Start it with: scripts/cyrus start")
     elif arguments.command == "fill":
         account = cyrus.add_user(arguments.user, PASSWORD)
-        _fill(account, arguments.mails)
+        fill(account, arguments.mails)
     else:
         _print_usage(cyrus.account(arguments.user, PASSWORD))
 
@@ -69,20 +66,6 @@ def _start(directory: Path, user: str) -> None:
     else:
         cyrus.start()
     _print_usage(cyrus.add_user(user, PASSWORD))
-
-
-def _fill(account: Account, count: int) -> None:
-    existing = account.mailbox_ids()
-    for name in _MAILBOXES[1:]:
-        if name not in existing:
-            account.create_mailbox(name)
-    messages = [
-        Message(mail, _FLAGS[number % len(_FLAGS)])
-        for number, mail in enumerate(corpus.mails(count, big=True))
-    ]
-    for number, name in enumerate(_MAILBOXES):
-        account.fill(name, messages[number :: len(_MAILBOXES)])
-    print(f"Added {count} mails to {len(_MAILBOXES)} mailboxes of {account.name}.")
 
 
 def _print_usage(account: Account) -> None:

@@ -29,6 +29,9 @@ SASLPASSWD = Path("/usr/sbin/saslpasswd2")
 # The path of a socket has at most 107 bytes; our longest suffix is "/sockets/notify".
 LONGEST_DIRECTORY = 80
 
+MAIL_DIRECTORIES = ("conf", "mail", "search")
+"""The directories of the mail and of everything that Cyrus knows about it, without passwords."""
+
 _CONFIG_FILE = "server.json"
 
 _IMAPD_CONF = """\
@@ -117,7 +120,7 @@ def write_config(config: Config) -> None:
         msg = f"{config.directory} is too long for the paths of Unix sockets"
         raise ValueError(msg)
     change_owner(config.directory)
-    for name in ("conf", "mail", "proc", "lock", "sockets", "search"):
+    for name in (*MAIL_DIRECTORIES, "proc", "lock", "sockets"):
         subdirectory = config.directory / name
         subdirectory.mkdir(mode=0o700, exist_ok=True)
         change_owner(subdirectory)

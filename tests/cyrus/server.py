@@ -26,15 +26,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 
-from tests.cyrus import processes
-from tests.cyrus.account import PASSWORD, Account
-from tests.cyrus.config import MASTER, Config, missing, set_password, write_config
+from tests.cyrus.account import Account
+from tests.cyrus.config import MAIL_DIRECTORIES, MASTER, Config, missing, set_password, write_config
+from tests.mail_server import processes
+from tests.mail_server.account import PASSWORD
+from tests.mail_server.server import running
 from tests.ports import TRIES, PortTakenError, free_ports
 
 START_DEADLINE = 30.0
-
-#: The running servers of this process.
-running: set[Cyrus] = set()
 
 
 class Cyrus:
@@ -44,6 +43,7 @@ class Cyrus:
         self.config = config
         self.group: int | None = None
         self._master: subprocess.Popen[bytes] | None = None
+        self._passwords: dict[str, str] = {}
 
     @classmethod
     def existing(cls, config: Config) -> Cyrus:
@@ -55,6 +55,11 @@ class Cyrus:
             if any(str(config.directory) in one for one in processes.command_line(pid)):
                 cyrus.group = pid
         return cyrus
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """The process groups of the server."""
+        return frozenset() if self.group is None else frozenset([self.group])
 
     @property
     def imap_port(self) -> int:
@@ -108,6 +113,24 @@ class Cyrus:
         self.group = None
         running.discard(self)
 
+    def disconnect(self) -> None:
+        """Refuse connections and end those that are open; the mail stays."""
+        self.stop()
+
+    def reconnect(self) -> None:
+        """Accept connections again after `disconnect`."""
+        self.start()
+
+    def reset(self) -> None:
+        """Remove all mail and start again; users and ports stay. Their accounts are empty."""
+        self.stop()
+        for name in MAIL_DIRECTORIES:
+            shutil.rmtree(self.config.directory / name)
+        write_config(self.config)
+        self.start()
+        for user, password in self._passwords.items():
+            self.add_user(user, password)
+
     def pause(self) -> None:
         """Suspend the server: the kernel accepts connections, but nothing responds."""
         if self.group is not None:
@@ -121,6 +144,7 @@ class Cyrus:
     def add_user(self, name: str, password: str = PASSWORD) -> Account:
         """Create a user and, with a first login, the account with its empty INBOX."""
         set_password(self.config, name, password)
+        self._passwords[name] = password
         account = self.account(name, password)
         with account.imap():
             return account

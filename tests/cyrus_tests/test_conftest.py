@@ -16,13 +16,16 @@ CONFTEST = """
 import tests.conftest, tests.leaks
 tests.leaks._GRACE = 0.5
 tests.conftest._no_mounts = tests.conftest.cyrus_server.missing = lambda: None
+tests.conftest.james_server.missing = lambda: None
 """
 
 
 def run(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(test)
     (folder / "conftest.py").write_text(CONFTEST)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    mount\n    cyrus\n    long\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    mount\n    cyrus\n    james\n    long\n"
+    )
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", "pytest.ini", "-rA"]
     return subprocess.run(
         [*command, *options, "test_it.py"],

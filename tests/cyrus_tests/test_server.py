@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cyrus import Account, Cyrus, RefusedError, processes, running, running_cyrus
+from tests.cyrus import Account, Cyrus, RefusedError, running_cyrus
+from tests.mail_server import processes
+from tests.mail_server.server import running
 
 MAIL = b"Subject: x\r\n\r\nx\r\n"
 

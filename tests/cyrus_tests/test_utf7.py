@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cyrus import utf7
+from tests.mail_server import utf7
 
 
 @pytest.mark.parametrize(

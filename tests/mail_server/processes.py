@@ -1,7 +1,7 @@
-"""The processes of one Cyrus: the master, and the imapd and httpd that it forks.
+"""The processes of a server, such as the master of Cyrus and the imapd and httpd that it forks.
 
-The master starts as the leader of a session, so that they have their own process group: signals go
-to the group, and the server has ended when the group is empty.
+The first one starts as the leader of a session, so that they have their own process group: signals
+go to the group, and the server has ended when the group is empty.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def end(group: int, *, timeout: float = 5.0) -> None:
     if not _have_ended(group, timeout):
         send_signal(group, signal.SIGKILL)
         if not _have_ended(group, timeout):
-            msg = f"processes of Cyrus do not end: {members(group)}"
+            msg = f"processes of the server do not end: {members(group)}"
             raise RuntimeError(msg)
 
 
