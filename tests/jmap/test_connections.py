@@ -320,7 +320,7 @@ async def test_request_cancelled_while_its_content_is_sent_leaves_no_generator()
     # Nobody accepts the connection, so the buffers fill and sending blocks.
     content = b"x" * (64 << 20)
     request = HttpRequest(method="POST", url=f"http://127.0.0.1:{port}/", content=content)
-    async with listener, Transport(CREDENTIALS, user_agent="test") as transport:
+    async with listener, Transport(Login(CREDENTIALS), user_agent="test") as transport:
         transport.trust([f"http://127.0.0.1:{port}"])
         with trio.move_on_after(0.5) as scope:
             await transport.fetch(request, until=trio.current_time() + 30)
