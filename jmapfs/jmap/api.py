@@ -226,10 +226,6 @@ class Api:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
 
-    async def _request_one(self, name: str, arguments: Mapping[str, object], type_: type[R]) -> R:
-        [response] = await self.request([self._call(name, arguments)])
-        return self._decode(response, type_)
-
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
         """Request `size` objects at once. If the server rejects so many, request fewer."""
         size = max(1, min(size, self.max_objects_in_get))

@@ -9,7 +9,15 @@ Objects are decoded one by one: an odd object never makes a whole response fail 
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,6 +63,8 @@ E = TypeVar("E", Email, ImmutableEmail)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
+# How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
+_ID_LIMITS = (10_000, 1_000, 100, None)
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
@@ -89,6 +99,14 @@ class EmailsFound(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class IdPage:
+    """A page of the list of the ids of all emails; `total` is None if the server counts none."""
+
+    ids: tuple[str, ...]
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """Ids that were created, updated or destroyed since a state (RFC 8620 §5.2).
 
@@ -110,8 +128,8 @@ class Changes:
 class EmailChanges:
     """The emails that were created or updated since a state, and the ids of those that are gone.
 
-    Changed emails that cannot be shown are `bad`.
-    `new_state` and `has_more` have the same meaning as in Changes.
+    The `bad` emails have changed too, but they cannot be shown. `new_state` and `has_more` have the
+    same meaning as in Changes.
     """
 
     new_state: str
@@ -185,6 +203,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     """
 
     _has_message_ids = True
+    _id_limits: Sequence[int | None] = _ID_LIMITS
 
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return all mailboxes of the account, and the Mailbox state.
@@ -217,6 +236,28 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             ProtocolError: the page begins with the anchor itself.
         """
         return await self._with_fewer(limit, partial(self._page, anchor))
+
+    async def query_ids(self, position: int, *, count: bool = False) -> IdPage:
+        """Return ids of emails, from a position of the list of all emails. The order is any order.
+
+        A sorted list is not complete on every server: some sort by a search index that lags behind.
+        Servers may return fewer ids than there are. With `count`, the total is requested.
+        """
+        arguments: dict[str, object] = {"position": position}
+        if count:
+            arguments["calculateTotal"] = True
+        while True:
+            limit = self._id_limits[0]
+            bounded = arguments if limit is None else arguments | {"limit": limit}
+            try:
+                page = await self._query("Email/query", bounded)
+            except (MethodError, RequestError) as error:
+                is_refused = isinstance(error, MethodError) and error.kind == "invalidArguments"
+                if len(self._id_limits) == 1 or not (is_refused or is_too_large(error)):
+                    raise
+                self._id_limits = self._id_limits[1:]
+            else:
+                return IdPage(tuple(page.ids), page.total)
 
     async def emails(self, ids: Iterable[str]) -> EmailsFound:
         """Return the emails with these ids, in this order, and the ids without a usable email.
@@ -453,7 +494,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             states: set[str | None] = set()
             while True:
                 arguments = {"position": len(ids), "limit": self.max_objects_in_get}
-                page = await self._request_one("Mailbox/query", arguments, QueryResponse)
+                page = await self._query("Mailbox/query", arguments)
                 states.add(page.query_state)
                 fresh = [id_ for id_ in page.ids if id_ not in ids]
                 ids.update(dict.fromkeys(fresh))
@@ -471,6 +512,10 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> _Got[Mailbox]:
         [response] = await self.request([self._call("Mailbox/get", {"ids": ids})])
         return self._decode_get(response, GetResponse[Mailbox], Mailbox)
+
+    async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
+        [response] = await self.request([self._call(name, arguments)])
+        return self._decode(response, QueryResponse, lenient=True)
 
 
 def _bad_emails(errors: Iterable[UnusableError]) -> Iterator[BadEmail]:

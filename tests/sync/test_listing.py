@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.errors import ConfigError, ProtocolError, ServerError
+from jmapfs.errors import ConfigError, ServerError
 from jmapfs.jmap.client import connect
 from jmapfs.sync.synchronizer import Synchronizer
 from tests.server import Account, MailServer, PageChange, running_server
@@ -251,3 +251,113 @@ async def test_email_missing_after_changes_stays_as_it_was(tmp_path: Path) -> No
         f.quirks.omit_ids.append("M7")
         await f.update()
         assert held_by_index(f.database) == before
+
+
+async def test_emails_missing_from_a_second_listing_are_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An email missing from a query is not removed: only notFound of Email/get removes it."""
+    hidden = {"M3", "M10", "M22"}
+    async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        listing = Account.listing
+
+        def partial(account: Account, mailbox_id: str | None, *, ascending: bool) -> Listing:
+            ids = listing(account, mailbox_id, ascending=ascending).ids
+            kept = [i for i in ids if i not in hidden]
+            return Listing(kept, {i: position for position, i in enumerate(kept)})
+
+        monkeypatch.setattr(Account, "listing", partial)
+        f.account.set_keywords("M10", ["$flagged"])
+        f.account.destroy_email("M22")
+        f.account.forget_changes()
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] == 5
+        f.assert_true()
+        gone = [path for path in before if path not in f.shown()]
+        assert len(gone) == 1
+
+
+async def test_an_empty_second_listing_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        monkeypatch.setattr(Account, "listing", lambda *_, **__: Listing([], {}))
+        f.account.set_keywords("M10", ["$flagged"])
+        f.account.forget_changes()
+        await f.update()
+        f.assert_true()
+        assert f.shown() == before
+
+
+async def test_only_not_found_removes_emails(tmp_path: Path) -> None:
+    """notFound is believed, in a second listing and after changes; the email can come back."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        before = f.shown()
+        f.quirks.not_found_ids.append("M7")
+        assert not await f.update()  # it was not requested
+        assert f.shown() == before
+        f.account.set_keywords("M8", [])
+        f.account.forget_changes()
+        await f.update()
+        assert set(f.account.emails) - set(held_by_index(f.database).emails) == {"M7"}
+        f.quirks.not_found_ids.clear()
+        f.account.set_keywords("M7", ["$seen", "$flagged"])
+        await f.update()
+        await f.assert_as_if_new()
+        assert f.shown() == before
+
+
+async def test_an_interrupted_second_listing_removes_nothing(tmp_path: Path) -> None:
+    async with followed(small_account(30), tmp_path, max_objects_in_get=5) as f:
+        await f.update()
+        before = f.shown()
+        f.account.set_keywords("M25", ["$flagged"])
+        f.account.destroy_email("M29")
+        f.account.forget_changes()
+        await _interrupted_at(f, 4)
+        assert f.writer.state().complete
+        assert f.shown() == before
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] < 6
+        await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("other", ["account", "server"])
+async def test_the_index_of_another_account_is_refused_unchanged(
+    tmp_path: Path, other: str
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        state = f.writer.state()
+        if other == "account":
+            state = replace(state, account_id="Aother")
+        else:
+            state = replace(state, server="https://other/")
+        with f.writer.transaction():
+            f.writer.set_state(state)
+        before = f.database.path.read_bytes(), f.shown(), f.writer.state()
+        f.account.destroy_email("M1")
+        f.counts.reset()
+        synchronizer = Synchronizer(f.client, f.database, f.writer)
+        with pytest.raises(ConfigError, match="belongs to account"):
+            await synchronizer.bring_up_to_date(lambda *_: None)
+        assert (f.database.path.read_bytes(), f.shown(), f.writer.state()) == before
+        assert f.counts.http_requests == 0
+
+
+async def test_accounts_of_one_server_have_separate_indexes(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.server.add_account(Account("Ateam", "team@example.org"))
+        async with connect(f"{f.url}/session", CREDENTIALS, account="Ateam") as client:
+            synchronizer = Synchronizer(client, f.database, f.writer)
+            with pytest.raises(ConfigError, match="Ateam"):
+                await synchronizer.bring_up_to_date(lambda *_: None)
+        f.assert_true()
