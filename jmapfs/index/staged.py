@@ -11,7 +11,14 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.index.emails import EmailBatch, KnownEmail, known_email, received_at, stem_of
+from jmapfs.index.emails import (
+    EmailBatch,
+    KnownEmail,
+    known_email,
+    mailbox_ids,
+    received_at,
+    stem_of,
+)
 from jmapfs.index.schema import UNKNOWN_SIZE
 from jmapfs.jmap.types import Email, decode
 
@@ -116,12 +123,7 @@ class StagedEmails:
             stem_of(email),
         ):
             return False
-        mailboxes = self._connection.execute(
-            "SELECT id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox"
-            " WHERE email = ?",
-            (known.number,),
-        )
-        if {mailbox_id for (mailbox_id,) in mailboxes} != set(email.mailbox_ids):
+        if mailbox_ids(self._connection, known.number) != set(email.mailbox_ids):
             return False
         keywords = self._connection.execute(
             "SELECT keyword FROM keyword WHERE email = ?", (known.number,)

@@ -270,6 +270,7 @@ class Synchronizer:
             _log.warning(
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
+            await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
@@ -341,6 +342,7 @@ class Synchronizer:
             with writer.transaction():
                 writer.apply_pending_removals()
                 writer.retire_mailboxes(writer.replace_mailboxes(mailboxes))
+                writer.file_orphaned_emails()
                 if not state.complete:
                     writer.reassign_colliding_inodes()
                 new = replace(state, mailbox_state=mailbox_state, complete=True, consistent=True)
@@ -444,6 +446,10 @@ class Synchronizer:
     def _note_comparison(self) -> None:
         with self._writer.transaction():
             self._writer.set_state(replace(self._writer.state(), compared_at=time.time()))
+
+    def _file_orphaned_emails(self) -> None:
+        with self._writer.transaction():
+            self._writer.file_orphaned_emails()
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():
