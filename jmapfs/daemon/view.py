@@ -190,6 +190,8 @@ class _AccountRecords:
             mailboxes=self._export(directory).mailboxes(),
             epoch=state.epoch,
             blob_ids_are_sha1=state.blob_ids_are_sha1,
+            location=state.location,
+            origins=state.origins,
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:
