@@ -90,6 +90,12 @@ class AccountState:
     listed_again_at: float = 0.0
     listed_again_for: str = ""
 
+    @property
+    def identity(self) -> AccountIdentity:
+        """Which account the index belongs to."""
+        origins = merge_origins(self.origins, [self.server])
+        return AccountIdentity(self.location, origins, self.username, self.account_id)
+
 
 @dataclass(frozen=True, slots=True)
 class BadEmailRow:
@@ -98,12 +104,6 @@ class BadEmailRow:
     id: str
     reason: str
     since: float
-
-    @property
-    def identity(self) -> AccountIdentity:
-        """Which account the index belongs to."""
-        origins = merge_origins(self.origins, [self.server])
-        return AccountIdentity(self.location, origins, self.username, self.account_id)
 
 
 @dataclass(frozen=True, slots=True)
