@@ -31,6 +31,7 @@ from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, Sto
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.snapshot.files import Links, create_file
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import ShortfallStatus
 
 FORMAT: Final = 1
 
@@ -124,8 +125,8 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     and `added_bytes` compare with the snapshot `previous`. `epoch` and `blob_ids_are_sha1` come
     from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
     whose checksum is `missing_sha256`. `adopted` is the account that the directory belonged to
-    before, if it belongs to another one since this snapshot. Earlier versions did not write the
-    last five members.
+    before, if it belongs to another one since this snapshot. With a `shortfall`, the server counts
+    more mails than it lists. Earlier versions did not write the last six members.
     """
 
     format: int
@@ -147,6 +148,23 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     missing: int = 0
     missing_sha256: str = ""
     adopted: Origin | None = None
+    shortfall: ShortfallStatus | None = None
+
+    @property
+    def lacking(self) -> str:
+        """What the snapshot was made without, as text; empty if it is complete."""
+        parts = []
+        if self.missing:
+            parts.append(f"{count_mails(self.missing)} that could not be downloaded")
+        if self.shortfall is not None:
+            count = self.shortfall.expected - self.shortfall.found
+            parts.append(f"{count_mails(count)} that the server counted, but did not list")
+        return " and ".join(parts)
+
+
+def count_mails(count: int) -> str:
+    """Return a number of mails as text."""
+    return "a mail" if count == 1 else f"{count:,} mails"
 
 
 _encoder: Final = msgspec.json.Encoder()
