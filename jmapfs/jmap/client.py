@@ -4,7 +4,7 @@
 is returned, or the id is reported as not found, or an error is raised.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,8 @@ _SECOND = timedelta(seconds=1)
 _BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
 # How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
 _ID_LIMITS = (10_000, 1_000, 100, None)
+# A server may refuse a limit of changes that is smaller than a single change of many emails (James).
+_MAX_CHANGES = 10_000
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
 
@@ -68,6 +70,18 @@ class IdPage:
 
     ids: tuple[str, ...]
     total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """How many emails the account and each mailbox have; None if the server does not count them.
+
+    The counts are those of `email_state`, if they did not change since the state before.
+    """
+
+    email_state: str
+    total: int | None
+    mailboxes: Mapping[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +214,46 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             else:
                 return IdPage(tuple(page.ids), page.total)
 
+    async def counts(self) -> ServerCounts:
+        """Return the numbers of emails. This takes one HTTP request if possible."""
+        query: dict[str, object] = {"limit": 1, "calculateTotal": True}
+        mailboxes = {"ids": None, "properties": ["id", "totalEmails"]}
+        while True:
+            responses = await self.request(
+                [
+                    self._call("Email/query", query, "query"),
+                    self._call("Mailbox/get", mailboxes, "mailboxes"),
+                    self._call("Email/get", {"ids": [], "properties": ["id"]}, "state"),
+                ],
+                raise_errors=False,
+            )
+            # Some servers refuse such a small limit. Without it, all ids are returned.
+            if responses[0].error is None or query.pop("limit", None) is None:
+                break
+        queried, counted, state = responses
+        total = None if queried.error else self._decode(queried, QueryResponse).total
+        boxes = [] if counted.error else self._decode(counted, GetResponse[Mailbox]).items
+        return ServerCounts(
+            self._decode(state, GetResponse[Email]).state,
+            total,
+            {box.id: box.total_emails for box in boxes},
+        )
+
+    async def changed_ids(self, since_state: str) -> set[str]:
+        """Return the ids of the emails that were created or updated since a state.
+
+        Raises the same errors as `mailbox_changes`.
+        """
+        ids: set[str] = set()
+        while True:
+            arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+            [response] = await self.request([self._call("Email/changes", arguments)])
+            changes = self._decode_changes(response)
+            ids.update(changes.created, changes.updated)
+            if not changes.has_more or changes.new_state == since_state:
+                return ids
+            since_state = changes.new_state
+
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.
 
@@ -251,7 +305,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
         The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
         """
-        mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
+        arguments = {"sinceState": mailbox_state, "maxChanges": _MAX_CHANGES}
+        mailbox_call = self._call("Mailbox/changes", arguments, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
@@ -262,7 +317,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         Raises MethodError if everything has to be listed again. The kind of the error is then
         `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
-        call = self._call("Mailbox/changes", {"sinceState": since_state})
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+        call = self._call("Mailbox/changes", arguments)
         [response] = await self.request([call])
         return self._decode_changes(response)
 
@@ -291,8 +347,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         If the server accepts so many calls in one request, Email/get for the changed emails is also
         called, and its responses come last.
         """
-        # Email/changes must not report more emails than one Email/get returns.
-        arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
+        # If more emails changed than one Email/get returns, they are requested in parts.
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
         calls = [*before, self._call("Email/changes", arguments, "emails")]
         gets = [
             self._get_referenced("created", "emails", "Email/changes"),
