@@ -150,7 +150,7 @@ class StagedEmails:
             stem_of(email),
         ):
             return False
-        if self._mailbox_ids(known.number) != email.mailbox_ids:
+        if self._mailbox_ids(known.number) != set(email.mailbox_ids):
             return False
         keywords = self._connection.execute(
             "SELECT keyword FROM keyword WHERE email = ?", (known.number,)

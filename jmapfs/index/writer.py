@@ -87,7 +87,7 @@ class IndexWriter(IndexReader):
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
 
     def unlisted_emails(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` emails that are neither listed nor put since `mark_unlisted`."""
+        """Return the ids of `count` emails neither listed nor put since `mark_unlisted`."""
         rows = self._connection.execute(
             "SELECT id FROM email WHERE id > ? AND NOT seen"
             " AND NOT EXISTS (SELECT 1 FROM listed WHERE email_id = email.id)"

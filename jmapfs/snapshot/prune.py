@@ -146,7 +146,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    incomplete = {one.date for one in ours if one.description().missing}
+    incomplete = {one.date for one in ours if one.description().lacking}
     bad = damaged | incomplete
     # This checks the metadata, but does not read the mail.
     good = (one for one in reversed(ours) if one.date not in bad and is_intact(one.path))

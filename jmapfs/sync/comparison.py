@@ -1,8 +1,7 @@
 """Compares the numbers of emails in an index with those that the server counts.
 
 The comparison finds what a listing or the changes have lost. It takes one request. It is valid only
-if the server still has the Email state of the index. Bad emails count as known: the server may count
-them or not.
+if the server still has the Email state of the index. Bad emails count as known.
 
 After a difference the account is listed again. If the server still counts more than it lists, the
 index has a *shortfall*. The same difference leads to a new listing only once a day.
@@ -115,8 +114,8 @@ async def _compare_current(
 async def _put_never_listed(client: Client, writer: IndexWriter) -> bool:
     """Store emails that are in no list, but are among all changes; return whether there are any.
 
-    Apache James counts an email flagged `\\Deleted`, but does not list it. The state of its session
-    is the first Email state of each account.
+    Apache James counts an email that is flagged as deleted, but does not list it. The state of its
+    session is the first Email state of each account.
     """
     try:
         ids = await client.changed_ids(client.session.state)
@@ -205,7 +204,5 @@ def _store(writer: IndexWriter, compared: Comparison, healed_at: float) -> bool:
                 listed_again_for=compared.describe() if compared.differs else "",
             )
         synced_at = state.synced_at if shortfall == old else now
-        writer.set_state(
-            replace(state, shortfall=shortfall, compared_at=now, synced_at=synced_at)
-        )
+        writer.set_state(replace(state, shortfall=shortfall, compared_at=now, synced_at=synced_at))
     return shortfall != old

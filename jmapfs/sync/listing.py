@@ -1,14 +1,14 @@
 """Lists all emails of an account: first their ids, then, in parts, the emails.
 
-    Email state ── ids ── emails of the ids ── emails that were not listed ── (changes since the state)
+    Email state ── ids ── their emails ── emails that were not listed ── (changes since the state)
 
 The Email state is read before the ids. Changes during the listing are therefore among the changes
 since that state (RFC 8620 §3.10: calls are not isolated from each other). After each listing,
 `Synchronizer` stores these changes.
 
 The ids are durable before the first email is fetched, and each part before it counts. An
-interrupted listing resumes with the emails that are not fetched yet. A `ListingTarget` decides where
-the emails are stored: a first listing goes straight into the index, a later one is staged
+interrupted listing resumes with the emails that are not fetched yet. A `ListingTarget` decides
+where the emails are stored: a first listing goes straight into the index, a later one is staged
 (`sync.relisting`).
 """
 
@@ -25,7 +25,7 @@ from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, EmailsFound
 from jmapfs.jmap.types import BadEmail, Email
-from jmapfs.sync.id_listing import IdListing, list_ids
+from jmapfs.sync.id_listing import list_ids
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ListingTarget(ABC):
 
     @abstractmethod
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` known emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
 
     @abstractmethod
     def finish(self, progress: ListingProgress) -> None:
@@ -133,7 +133,7 @@ class FirstListing(ListingTarget):
         self._writer.remove_emails([*found.not_found, *(one.id for one in found.bad)])
 
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` known emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
         return self._writer.unlisted_emails(after, count)
 
     def finish(self, progress: ListingProgress) -> None:
@@ -217,9 +217,9 @@ async def _settle_unlisted(
 ) -> None:
     """Request the known emails that were not listed, in parts: after a reset this may be all mail.
 
-    Emails that the server does not find are gone. Of those that it returns, some are gone too: those
-    of `_gone_check`, and copies of listed emails. The others stay, because a server may leave out of
-    its lists what it still has.
+    Emails that the server does not find are gone. Of those that it returns, some are gone too:
+    those of `_gone_check`, and copies of listed emails. The others stay, because a server may leave
+    out of its lists what it still has.
     """
     last = ""
     is_gone: Callable[[Email], bool] | None = None

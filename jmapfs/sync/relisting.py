@@ -87,7 +87,7 @@ class StagedListing(ListingTarget):
         self._writer.staged.add(found.emails, reuse_proves_reset=not self._ids_prove)
 
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` known emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
         return self._writer.staged.unlisted(after, count)
 
     def finish(self, progress: ListingProgress) -> None:

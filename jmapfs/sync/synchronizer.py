@@ -286,9 +286,7 @@ class Synchronizer:
             with writer.transaction():
                 writer.put_emails(found.emails)
                 writer.put_bad_emails(found.bad)
-                writer.put_bad_emails(
-                    BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found
-                )
+                writer.put_bad_emails(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found)
                 if found.emails:
                     writer.set_state(replace(writer.state(), synced_at=time.time()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .account import Account
 from .call import Call
 from .errors import MethodError
 from .model import Mailbox
@@ -34,7 +33,7 @@ def mailbox_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
         "accountId": account.id,
         "state": account.logs["Mailbox"].state,
         "list": [
-            {name: _property(account, account.mailboxes[i], name) for name in properties}
+            {name: _property(call, account.mailboxes[i], name) for name in properties}
             for i in ids
             if i in account.mailboxes
         ],
@@ -88,7 +87,8 @@ def mailbox_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, An
     return response
 
 
-def _property(account: Account, box: Mailbox, name: str) -> Any:
+def _property(call: Call, box: Mailbox, name: str) -> Any:
+    account, quirks = call.account, call.quirks
     match name:
         case "id":
             return box.id
@@ -109,7 +109,8 @@ def _property(account: Account, box: Mailbox, name: str) -> Any:
                 **{f"may{right}": False for right in (*rights, "Delete", "Submit")},
             }
         case "totalEmails":
-            return len(account.members[box.id])
+            hidden = [] if quirks.hidden_are_counted else quirks.hidden_ids
+            return len(account.members[box.id].keys() - set(hidden))
     members = [account.emails[i] for i in account.members[box.id]]
     if name.startswith("unread"):
         members = [email for email in members if "$seen" not in email.keywords]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .account import operate
+from .account import Account, operate
 from .call import Call
 from .errors import MethodError
 
@@ -22,34 +22,53 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     )
     page = _begin_page(call)
     account = call.account
+    quirks = call.quirks
     ids = account.listing(_mailbox_id(call), ascending=_ascending(call)).ids
+    ids = [email_id for email_id in ids if email_id not in quirks.hidden_ids] + quirks.ghost_ids
+    if call.arguments.get("sort") and quirks.moving_order and ids:
+        # Emails that are not in the search index yet come last, and move to their places later.
+        moved = page % len(ids)
+        ids = ids[moved:] + ids[:moved]
     start = _start(call, page)
     limit, clamped = _limit(call)
+    if quirks.short_pages:
+        limit = max(1, (limit or len(ids)) // (1 + page % 3))
     stop = None if limit is None else start + limit
     response: dict[str, Any] = {
         "accountId": account.id,
-        "queryState": account.logs["Email"].state,
+        "queryState": "same" if quirks.moving_order else account.logs["Email"].state,
         "canCalculateChanges": False,
         "position": start,
         "ids": list(islice(ids, start, stop)),
     }
     if clamped:
         response["limit"] = limit
-    if call.flag("calculateTotal"):
-        response["total"] = len(ids)
+    if call.flag("calculateTotal") and not call.quirks.no_total:
+        hidden = set(account.emails).intersection(call.quirks.hidden_ids)
+        response["total"] = len(ids) + len(hidden) * call.quirks.hidden_are_counted
     return response
 
 
 def _begin_page(call: Call) -> int:
     """Count the page, and make the changes that are due before it."""
-    server = call.server
-    first = call.arguments.get("anchor") is None and not call.arguments.get("position")
+    server, arguments = call.server, call.arguments
+    if arguments.get("limit") == 1 and "position" not in arguments and "anchor" not in arguments:
+        # This is no listing: the client wants to know the total only.
+        server.counts.totals += 1
+        return 0
+    server.counts.pages += 1
+    first = arguments.get("anchor") is None and not arguments.get("position")
+    return begin_page(server, call.account, first=first)
+
+
+def begin_page(server: MailServer, account: Account, *, first: bool = False) -> int:
+    """Make the changes that are due before a page of ids, or of emails; return its number."""
     server.query_page = 1 if first else server.query_page + 1
     for hook in server.page_hooks:
-        hook(call.account, server.query_page)
-    due = [each for each in call.quirks.page_changes if each.page == server.query_page]
-    for each in due:
-        call.quirks.page_changes.remove(each)
+        hook(account, server.query_page)
+    changes = server.quirks.page_changes
+    for each in [each for each in changes if each.page == server.query_page]:
+        changes.remove(each)
         account = server.primary if each.account is None else server.accounts[each.account]
         operate(account, each.method, each.arguments)
     return server.query_page
@@ -71,6 +90,8 @@ def _mailbox_id(call: Call) -> str | None:
 def _ascending(call: Call) -> bool:
     if call.flag("collapseThreads"):
         raise MethodError("invalidArguments", "collapseThreads is not supported here")
+    if call.arguments.get("sort") and call.quirks.no_sort:
+        raise MethodError("unsupportedSort")
     match call.arguments.get("sort"):
         case None | []:
             return False
@@ -82,6 +103,8 @@ def _ascending(call: Call) -> bool:
 def _start(call: Call, page: int) -> int:
     listing = call.account.listing(_mailbox_id(call), ascending=_ascending(call))
     anchor = call.arguments.get("anchor")
+    if call.quirks.no_anchors and (anchor is not None or (call.integer("position") or 0) < 0):
+        raise MethodError("invalidArguments", "anchors are not supported")
     if anchor is None:
         position = call.integer("position") or 0
         return max(0, position + len(listing.ids)) if position < 0 else position
@@ -96,6 +119,9 @@ def _start(call: Call, page: int) -> int:
 
 def _limit(call: Call) -> tuple[int | None, bool]:
     requested, maximum = call.natural("limit"), call.quirks.query_limit
+    smallest, largest = call.quirks.accepted_limits
+    if requested is not None and not smallest <= requested <= largest:
+        raise MethodError("invalidArguments", f"the limit {requested} is refused")
     if maximum is None or (requested is not None and requested <= maximum):
         return requested, False
     return maximum, True
