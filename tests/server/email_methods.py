@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .account import Account
@@ -28,14 +27,13 @@ def email_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]:
     account, quirks = call.account, call.quirks
     properties = [p for p in call.properties(_PROPERTIES) if p not in quirks.missing_properties]
     ids = [i for i in call.ids(account.emails) if i not in quirks.omit_ids]
-    emails = dict(account.emails)
-    for old, new in quirks.merged_ids.items():
-        emails[old] = replace(emails[new], id=old)
-    missing = {i for i in ids if i not in emails or i in quirks.not_found_ids}
+    missing = {i for i in ids if i not in account.emails or i in quirks.not_found_ids}
     return {
         "accountId": account.id,
         "state": account.logs["Email"].state,
-        "list": [_email(server, account, emails[i], properties) for i in ids if i not in missing],
+        "list": [
+            _email(server, account, account.emails[i], properties) for i in ids if i not in missing
+        ],
         "notFound": [i for i in ids if i in missing],
     }
 

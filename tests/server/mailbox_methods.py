@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from .account import Account
 from .call import Call
 from .errors import MethodError
 from .model import Mailbox
@@ -33,7 +35,10 @@ def mailbox_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
         "accountId": account.id,
         "state": account.logs["Mailbox"].state,
         "list": [
-            {name: _property(call, account.mailboxes[i], name) for name in properties}
+            {
+                name: _property(account, account.mailboxes[i], name, call.quirks.ghost_ids)
+                for name in properties
+            }
             for i in ids
             if i in account.mailboxes
         ],
@@ -87,8 +92,7 @@ def mailbox_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, An
     return response
 
 
-def _property(call: Call, box: Mailbox, name: str) -> Any:
-    account, quirks = call.account, call.quirks
+def _property(account: Account, box: Mailbox, name: str, ghosts: Collection[str]) -> Any:
     match name:
         case "id":
             return box.id
@@ -109,8 +113,7 @@ def _property(call: Call, box: Mailbox, name: str) -> Any:
                 **{f"may{right}": False for right in (*rights, "Delete", "Submit")},
             }
         case "totalEmails":
-            hidden = [] if quirks.hidden_are_counted else quirks.hidden_ids
-            return len(account.members[box.id].keys() - set(hidden))
+            return len(account.members[box.id].keys() - ghosts)
     members = [account.emails[i] for i in account.members[box.id]]
     if name.startswith("unread"):
         members = [email for email in members if "$seen" not in email.keywords]

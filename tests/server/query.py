@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .account import Account, operate
+from .account import Account, Listing, operate
 from .call import Call
 from .errors import MethodError
 
@@ -23,12 +23,7 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     page = _begin_page(call)
     account = call.account
     quirks = call.quirks
-    ids = account.listing(_mailbox_id(call), ascending=_ascending(call)).ids
-    ids = [email_id for email_id in ids if email_id not in quirks.hidden_ids] + quirks.ghost_ids
-    if call.arguments.get("sort") and quirks.moving_order and ids:
-        # Emails that are not in the search index yet come last, and move to their places later.
-        moved = page % len(ids)
-        ids = ids[moved:] + ids[:moved]
+    ids = _listed(call, page).ids
     start = _start(call, page)
     limit, clamped = _limit(call)
     if quirks.short_pages:
@@ -43,9 +38,8 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     }
     if clamped:
         response["limit"] = limit
-    if call.flag("calculateTotal") and not call.quirks.no_total:
-        hidden = set(account.emails).intersection(call.quirks.hidden_ids)
-        response["total"] = len(ids) + len(hidden) * call.quirks.hidden_are_counted
+    if call.flag("calculateTotal") and not quirks.no_total:
+        response["total"] = len(ids) + len(_members(call) & set(quirks.unlisted_ids))
     return response
 
 
@@ -100,8 +94,29 @@ def _ascending(call: Call) -> bool:
     raise MethodError("unsupportedSort")
 
 
-def _start(call: Call, page: int) -> int:
+def _listed(call: Call, page: int) -> Listing:
+    quirks = call.quirks
     listing = call.account.listing(_mailbox_id(call), ascending=_ascending(call))
+    hidden = {*quirks.unlisted_ids, *quirks.ghost_ids}
+    moves = quirks.moving_order and bool(call.arguments.get("sort"))
+    if hidden.isdisjoint(listing.positions) and not moves and not quirks.phantom_ids:
+        return listing
+    ids = [*(each for each in listing.ids if each not in hidden), *quirks.phantom_ids]
+    if moves and ids:
+        # Emails that are not in the search index yet come last, and move to their places later.
+        moved = page % len(ids)
+        ids = ids[moved:] + ids[:moved]
+    return Listing(ids, {each: position for position, each in enumerate(ids)})
+
+
+def _members(call: Call) -> set[str]:
+    mailbox_id = _mailbox_id(call)
+    account = call.account
+    return set(account.emails if mailbox_id is None else account.members[mailbox_id])
+
+
+def _start(call: Call, page: int) -> int:
+    listing = _listed(call, page)
     anchor = call.arguments.get("anchor")
     if call.quirks.no_anchors and (anchor is not None or (call.integer("position") or 0) < 0):
         raise MethodError("invalidArguments", "anchors are not supported")

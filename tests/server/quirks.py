@@ -125,12 +125,13 @@ class Quirks:
     no_sort: bool = False  # any sort is unsupportedSort
     moving_order: bool = False  # a sorted list has another order on each page, like Stalwart's
     no_total: bool = False  # Email/query never has a total
-    hidden_ids: list[str] = field(default_factory=list)  # Email/query leaves these emails out
-    hidden_are_counted: bool = True  # … but counts them; totalEmails does so too
-    ghost_ids: list[str] = field(default_factory=list)  # Email/query lists them; they do not exist
-    merged_ids: dict[str, str] = field(default_factory=dict)  # Email/get returns the email as id
+    phantom_ids: list[str] = field(
+        default_factory=list
+    )  # Email/query lists them; they do not exist
     anchor_lost_at_pages: list[int] = field(default_factory=list)  # once each
     page_changes: list[PageChange] = field(default_factory=list)
+    unlisted_ids: list[str] = field(default_factory=list)  # not in Email/query, but counted
+    ghost_ids: list[str] = field(default_factory=list)  # … and not counted: gone, but returned
     omit_ids: list[str] = field(default_factory=list)  # missing from the response to Email/get
     not_found_ids: list[str] = field(default_factory=list)  # … wrongly in notFound
     missing_properties: list[str] = field(default_factory=list)  # never in an Email

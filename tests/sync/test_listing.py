@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.errors import ConfigError, ServerError
+from jmapfs.errors import ConfigError
 from jmapfs.jmap.client import connect
 from jmapfs.sync.synchronizer import Synchronizer
 from tests.server import Account, MailServer, PageChange, running_server
@@ -88,7 +88,7 @@ def _numbered(f: Follower, stem: str) -> list[str]:
         ({"query_limit": 1000}, 1),
         ({"max_objects_in_get": 50, "max_calls_in_request": 1}, 1),
         ({"accepted_limits": (0, 1000)}, 2),
-        ({"accepted_limits": (0, 0)}, 4),
+        ({"accepted_limits": (0, 0)}, 5),
     ],
 )
 async def test_listing_within_the_limits_of_the_server(
@@ -233,21 +233,27 @@ async def test_email_missing_from_responses_costs_only_itself(tmp_path: Path) ->
         assert held == held_by_server(f.account)
 
 
-async def test_email_missing_after_changes_stays_as_it_was(tmp_path: Path) -> None:
+async def test_email_missing_after_changes_costs_only_itself(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         before = held_by_index(f.database)
         f.account.set_keywords("M7", ["$flagged"])
         f.quirks.omit_ids.append("M7")
         await f.update()
-        assert held_by_index(f.database) == before
+        [bad] = f.writer.bad_emails()
+        assert bad.id == "M7"
+        assert before.emails.keys() - held_by_index(f.database).emails.keys() == {"M7"}
+        f.quirks.omit_ids.clear()
+        await f.update()
+        assert f.writer.bad_emails() == []
+        f.assert_true()
 
 
 async def test_emails_missing_from_a_second_listing_are_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An email missing from a query is not removed: only notFound of Email/get removes it."""
-    hidden = {"M3", "M10", "M22"}
+    hidden = {"M5", "M10", "M22"}
     async with followed(small_account(), tmp_path, max_objects_in_get=5) as f:
         await f.update()
         before = f.shown()
@@ -318,7 +324,7 @@ async def test_an_interrupted_second_listing_removes_nothing(tmp_path: Path) -> 
         await f.assert_as_if_new()
 
 
-@pytest.mark.parametrize("other", ["account", "server"])
+@pytest.mark.parametrize("other", ["account", "user", "location"])
 async def test_the_index_of_another_account_is_refused_unchanged(
     tmp_path: Path, other: str
 ) -> None:
@@ -327,8 +333,12 @@ async def test_the_index_of_another_account_is_refused_unchanged(
         state = f.writer.state()
         if other == "account":
             state = replace(state, account_id="Aother")
+        elif other == "user":
+            state = replace(state, username="bob@example.org")
         else:
-            state = replace(state, server="https://other/")
+            state = replace(
+                state, location="other.example.org", origins=(), server="https://other/"
+            )
         with f.writer.transaction():
             f.writer.set_state(state)
         before = f.database.path.read_bytes(), f.shown(), f.writer.state()
@@ -339,6 +349,25 @@ async def test_the_index_of_another_account_is_refused_unchanged(
             await synchronizer.bring_up_to_date(lambda *_: None)
         assert (f.database.path.read_bytes(), f.shown(), f.writer.state()) == before
         assert f.counts.http_requests == 0
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+async def test_the_index_continues_after_a_move_of_the_api(tmp_path: Path, *, is_old: bool) -> None:
+    """An earlier version stored neither the location nor the origins."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        known = f.writer.state()
+        moved = replace(known, server="https://other:8443/api", origins=("https://other:8443",))
+        if is_old:
+            moved = replace(moved, location="", origins=())
+        with f.writer.transaction():
+            f.writer.set_state(moved)
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] == 0
+        origins = (*known.origins, "https://other:8443")
+        assert f.writer.state() == replace(known, origins=origins)
+        f.assert_true()
 
 
 async def test_accounts_of_one_server_have_separate_indexes(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ async def test_a_reset_seen_in_changes_lists_the_account_again(tmp_path: Path) -
         f.account.add_email(message(900), ["P0"], (), LATER[0], email_id="M3")
         assert f.account.emails["M3"].blob_id != old.blob_id
         await f.update()
-        assert f.counts.pages > 4
+        assert f.counts.pages > 0
         assert f.writer.epoch() not in {"", epoch}
         await f.assert_as_if_new()
 
