@@ -11,7 +11,14 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.index.emails import EmailBatch, KnownEmail, known_email, received_at, stem_of
+from jmapfs.index.emails import (
+    EmailBatch,
+    KnownEmail,
+    known_email,
+    mailbox_ids,
+    received_at,
+    stem_of,
+)
 from jmapfs.index.schema import UNKNOWN_SIZE
 from jmapfs.jmap.types import Email, decode
 
@@ -89,7 +96,7 @@ class StagedEmails:
     def is_copy(self, email: Email) -> bool:
         """Return whether the blob of an email is listed under another id in the same mailboxes."""
         others: list[set[str]] = [
-            self._mailbox_ids(number)
+            mailbox_ids(self._connection, number)
             for (number,) in self._connection.execute(
                 "SELECT number FROM file JOIN email USING (inode)"
                 " WHERE blob_id = ? AND id != ? AND seen",
@@ -150,20 +157,12 @@ class StagedEmails:
             stem_of(email),
         ):
             return False
-        if self._mailbox_ids(known.number) != set(email.mailbox_ids):
+        if mailbox_ids(self._connection, known.number) != set(email.mailbox_ids):
             return False
         keywords = self._connection.execute(
             "SELECT keyword FROM keyword WHERE email = ?", (known.number,)
         )
         return {keyword for (keyword,) in keywords} == set(email.keywords)
-
-    def _mailbox_ids(self, number: int) -> set[str]:
-        rows = self._connection.execute(
-            "SELECT id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox"
-            " WHERE email = ?",
-            (number,),
-        )
-        return {mailbox_id for (mailbox_id,) in rows}
 
     def _staged(self) -> Iterator[Sequence[Email]]:
         number = 0

@@ -21,6 +21,7 @@ from jmapfs.index.emails import (
 from jmapfs.index.listed import BadEmails, ListedIds
 from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
 from jmapfs.index.rows import AccountState, ListingProgress
+from jmapfs.index.schema import UNFILED
 from jmapfs.index.staged import StagedEmails, is_reused
 from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import transaction
@@ -205,6 +206,7 @@ class IndexWriter(IndexReader):
             ).rowcount
         if changed:
             increment_layout_version(self._connection)
+            self._file_again(orphaned=False)
         return gone
 
     def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
@@ -235,6 +237,19 @@ class IndexWriter(IndexReader):
         if removed.rowcount:
             increment_layout_version(self._connection)
 
+    def file_orphaned_emails(self) -> None:
+        """Take emails out of mailboxes that the server has never described, and forget these.
+
+        Those that are in no other mailbox are in UNFILED until the server describes one.
+        """
+        self._file_again(orphaned=True)
+        self.retire_mailboxes(())
+
+    def _file_again(self, *, orphaned: bool) -> None:
+        batch = EmailBatch(self._connection)
+        batch.file_again(orphaned=orphaned)
+        batch.finish()
+
     def orphaned_emails(self) -> list[str]:
         """Return the ids of the emails in mailboxes that the server has not described."""
         return [
@@ -242,7 +257,9 @@ class IndexWriter(IndexReader):
             for row in self._connection.execute(
                 "SELECT DISTINCT email.id FROM mailbox"
                 " JOIN membership ON membership.mailbox = mailbox.number"
-                " JOIN email ON email.number = membership.email WHERE NOT known"
+                " JOIN email ON email.number = membership.email"
+                " WHERE NOT known AND mailbox.id != ?",
+                (UNFILED,),
             )
         ]
 

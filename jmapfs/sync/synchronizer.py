@@ -312,6 +312,7 @@ class Synchronizer:
             _log.warning(
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
+            await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
@@ -383,6 +384,7 @@ class Synchronizer:
             with writer.transaction():
                 writer.apply_pending_removals()
                 writer.retire_mailboxes(writer.replace_mailboxes(mailboxes))
+                writer.file_orphaned_emails()
                 if not state.complete:
                     writer.reassign_colliding_inodes()
                 new = replace(state, mailbox_state=mailbox_state, complete=True, consistent=True)
@@ -506,6 +508,10 @@ class Synchronizer:
         with writer.transaction():
             writer.set_state(replace(writer.state(), synced_at=now))
         return True
+
+    def _file_orphaned_emails(self) -> None:
+        with self._writer.transaction():
+            self._writer.file_orphaned_emails()
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():
