@@ -323,6 +323,15 @@ class IndexReader(SqliteConnection):
         ).fetchone()
         return Counts(emails=emails, mailboxes=mailboxes, newest=newest or 0)
 
+    def mailbox_counts(self) -> dict[str, int]:
+        """Return how many emails each mailbox has, by mailbox id; empty mailboxes are left out."""
+        return dict(
+            self._connection.execute(
+                "SELECT id, emails FROM mailbox JOIN (SELECT mailbox, count(*) AS emails"
+                " FROM membership GROUP BY mailbox) ON mailbox = number"
+            )
+        )
+
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
         row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()

@@ -9,7 +9,7 @@
     confirmed    the true sizes of blobs whose size the server states wrongly
     unconfirmed  blobs whose size version 1 took from content that was not confirmed
     staged       emails of a new listing of the account, before they are compared and applied
-    listed       ids of a listing, before their emails are fetched
+    listed       ids of a listing, and which of their emails are fetched or bad
     bad_email    emails that the account has, but that cannot be shown
     departure    ids of emails to be removed at the end of a chain of changes (pending removals)
     journal      names that were added or removed, for the kernels of mounts
@@ -138,7 +138,9 @@ _TABLES_OF_VERSION_3: Final = """
 CREATE TABLE listed (
     number INTEGER PRIMARY KEY,
     email_id TEXT NOT NULL UNIQUE,
-    fetched INTEGER NOT NULL DEFAULT 0
+    fetched INTEGER NOT NULL DEFAULT 0,
+    reason TEXT,
+    mailbox_ids TEXT
 );
 
 CREATE TABLE bad_email (

@@ -54,7 +54,7 @@ class MethodFault:
 class PageChange:
     """A change to an account just before a page of a listing, once."""
 
-    page: int  # page 1 is the query without anchor and position
+    page: int  # page 1 is the query without anchor and position; Email/get with ids counts too
     method: str  # an operation of Account
     arguments: dict[str, Any]
     account: str | None = None  # None: the primary one
@@ -119,6 +119,15 @@ class Quirks:
 
     # Query and get
     query_limit: int | None = None  # the limit of the server
+    accepted_limits: tuple[int, int] = (0, 2**53)  # others get invalidArguments
+    short_pages: bool = False  # pages of Email/query that are shorter than the limit
+    no_anchors: bool = False  # invalidArguments, as on James; negative positions too
+    no_sort: bool = False  # any sort is unsupportedSort
+    moving_order: bool = False  # a sorted list has another order on each page, like Stalwart's
+    no_total: bool = False  # Email/query never has a total
+    phantom_ids: list[str] = field(
+        default_factory=list
+    )  # Email/query lists them; they do not exist
     anchor_lost_at_pages: list[int] = field(default_factory=list)  # once each
     page_changes: list[PageChange] = field(default_factory=list)
     unlisted_ids: list[str] = field(default_factory=list)  # not in Email/query, but counted
