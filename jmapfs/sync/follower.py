@@ -30,6 +30,7 @@ import trio
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
+    ForbiddenError,
     JmapfsError,
     RequestError,
     StorageError,
@@ -54,6 +55,8 @@ ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
+# A server may answer 403 to a wrong secret without saying so, and ban the address after a while.
+_LONGEST_FORBIDDEN_PAUSE: Final = 3600.0
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
 _GATHER_SECONDS: Final = 0.05
 _OTHER_WRITER_SECONDS: Final = 10.0
@@ -222,6 +225,7 @@ class AccountFollower:
         startup = _Startup(task_status)
         pause = _FIRST_PAUSE
         while True:
+            forbidden = False
             try:
                 with lone_errors():
                     async with self._open_client() as client:
@@ -233,6 +237,7 @@ class AccountFollower:
                 if self.connection.online:
                     pause = _FIRST_PAUSE
                 await self._go_offline(error)
+                forbidden = isinstance(error, ForbiddenError)
             except Exception as error:
                 if not startup.done:
                     raise
@@ -240,7 +245,8 @@ class AccountFollower:
                 await self._go_offline(UnreachableError(f"a bug, {type(error).__name__}"))
             startup.finish()
             await self._wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            longest = _LONGEST_FORBIDDEN_PAUSE if forbidden else _LONGEST_PAUSE
+            pause = min(2 * pause, longest)
 
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
