@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from jmapfs.errors import MethodError
+from jmapfs.errors import MethodError, ServerError
 from jmapfs.index.rows import Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, ServerCounts
@@ -104,11 +104,16 @@ async def compare_and_heal(
 async def _compare_current(
     client: Client, writer: IndexWriter, bring_up_to_date: Callable[[str], Awaitable[bool]]
 ) -> Comparison | None:
-    """Compare the numbers. Return None if the account changes each time."""
+    """Compare the numbers. Return None if the account changes each time, or has no numbers."""
     for attempt in range(_MAX_ATTEMPTS):
         if attempt:
             await bring_up_to_date("")
-        compared = await trio.to_thread.run_sync(compare, writer, await client.counts())
+        try:
+            counts = await client.counts()
+        except ServerError as error:
+            _log.warning("the numbers of emails cannot be compared: %s", error)
+            return None
+        compared = await trio.to_thread.run_sync(compare, writer, counts)
         if compared is not None:
             return compared
     return None
