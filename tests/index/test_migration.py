@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -65,22 +66,22 @@ def test_version_2_is_converted(database: IndexDatabase) -> None:
     database.prepare()
     before = rows(database)
     with contextlib.closing(sqlite3.connect(database.path)) as connection:
-        connection.executescript(
-            "DROP TABLE listed; DROP TABLE bad_email; PRAGMA user_version = 2;"
-            " DELETE FROM meta WHERE name IN ('shortfall', 'compared_at', 'listed_again_at',"
-            " 'listed_again_for');"
-            # Version 2 listed pages of emails, not ids.
-            """ INSERT INTO meta VALUES ('listing', '{"email_state":"s","anchor":"M1","listed":5}')"""
-        )
+        for table in re.findall(r"CREATE TABLE (\w+)", schema.MIGRATIONS[2]):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 2")
+        # Version 2 listed pages of emails, not ids.
+        progress = '{"email_state": "s", "anchor": "M1", "listed": 5}'
+        connection.execute("INSERT INTO meta VALUES ('listing', ?)", (progress,))
+        connection.commit()
     database.prepare()
     assert rows(database) == before
     with database.writer() as writer:
         assert writer.bad_emails() == []
         state = writer.state()
         assert (state.shortfall, state.compared_at) == (None, 0.0)
-        progress = writer.listing_progress()
-        assert progress is not None
-        assert progress.ids is None
+        interrupted = writer.listing_progress()
+        assert interrupted is not None
+        assert interrupted.ids is None
         writer.put_bad_emails([BadEmail(id="M1", reason="no size")])
         assert [bad.id for bad in writer.bad_emails()] == ["M1"]
 
