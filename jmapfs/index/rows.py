@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from jmapfs.blob_keys import content_key
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class Shortfall:
 class AccountState:
     """The account that an index belongs to, and the state of the account in the index.
 
-    server: the API URL. An index belongs to one account of one server.
+    location: what the user named (`jmap.identity`), empty if an earlier version made the index.
+    origins: where the API and the session are, or were, the newest first.
+    server: the API URL.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
     complete: whether all emails have been listed once.
     consistent: false while the index is between two states of the account: a listing or a chain of
@@ -68,6 +71,8 @@ class AccountState:
         differed, and a text with these numbers.
     """
 
+    location: str = ""
+    origins: tuple[str, ...] = ()
     server: str = ""
     account_id: str = ""
     account_name: str = ""
@@ -84,6 +89,12 @@ class AccountState:
     compared_at: float = 0.0
     listed_again_at: float = 0.0
     listed_again_for: str = ""
+
+    @property
+    def identity(self) -> AccountIdentity:
+        """Which account the index belongs to."""
+        origins = merge_origins(self.origins, [self.server])
+        return AccountIdentity(self.location, origins, self.username, self.account_id)
 
 
 @dataclass(frozen=True, slots=True)

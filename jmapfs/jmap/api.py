@@ -22,8 +22,9 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.jmap.lenient import S, decode_leniently
-from jmapfs.jmap.origins import host_of, origin_of
+from jmapfs.jmap.origins import host_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
 from jmapfs.jmap.types import R, decode
@@ -123,6 +124,13 @@ class Api:
         return self.session.accounts[self.account_id]
 
     @property
+    def identity(self) -> AccountIdentity:
+        """Which account this is, as the current session describes it."""
+        session = self.session
+        origins = merge_origins([session.api_url, session.url])
+        return AccountIdentity(session.location, origins, session.username, self.account_id)
+
+    @property
     def concurrency(self) -> int:
         """How many requests may currently be in flight at the same time."""
         return self.transport.concurrency
@@ -203,7 +211,7 @@ class Api:
 
         With `patient`, pauses that the server asks for do not count (see Transport.fetch).
 
-        Raises ConfigError if the session has another server or lacks the account, and JmapfsError
+        Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
         if self._stale:
@@ -253,13 +261,16 @@ class Api:
         session = parse_session(
             await self.transport.fetch(request, until=until, patient=patient),
             self.transport,
+            location=self.session.location,
             rewrite_origin=self.session.rewrite_origin,
         )
-        # Data of another server or account must not get into the index of this account.
-        if origin_of(session.api_url) != origin_of(self.session.api_url):
+        # Data of another account must not get into the index of this account. The session itself
+        # says where the API is now, so the API may have moved.
+        users = {name.casefold() for name in (session.username, self.session.username) if name}
+        if len(users) > 1:
             raise ConfigError(
-                f"the server's API moved from {self.session.api_url} to {session.api_url}; start"
-                " again to accept that, or correct the location of the account"
+                f"the server's session now belongs to {printable(session.username, 80)}, not to"
+                f" {printable(self.session.username, 80)}"
             )
         if self.account_id not in session.accounts:
             raise ConfigError(f"the server's session no longer has the account {self.account_id}")

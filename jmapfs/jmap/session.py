@@ -42,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of one user. `url` is the URL of the session after all redirects.
+    """A session of one user, found at `location`. `url` is its URL after all redirects.
 
     `origins` may receive the credentials. Each is mapped to what names it first, such as "the
     session's apiUrl", or to an empty string if it is the origin of `url`. With `rewrite_origin`,
@@ -50,6 +50,7 @@ class Session:
     Cyrus, and for Fastmail, which runs Cyrus.
     """
 
+    location: str
     url: str
     username: str
     api_url: str
@@ -151,13 +152,14 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
 
 
 def parse_session(
-    response: HttpResponse, transport: Transport, *, rewrite_origin: bool = False
+    response: HttpResponse, transport: Transport, *, location: str, rewrite_origin: bool = False
 ) -> Session:
     """Read a session from an HTTP response. Relative URLs are relative to the URL of the response.
 
-    With `rewrite_origin`, absolute URLs get the origin of the response. Raises
-    ProtocolError if this is not a session, if one of its URLs must not get credentials, or if its
-    downloadUrl lacks the id of the account or of the blob.
+    `location` is what the user named, from `normalize_location`. With `rewrite_origin`, absolute
+    URLs get the origin of the response. Raises ProtocolError if this is not a session, if one of
+    its URLs must not get credentials, or if its downloadUrl lacks the id of the account or of the
+    blob.
     """
     base = response.url
     what = f"the session of {host_of(base)}"
@@ -177,6 +179,7 @@ def parse_session(
             secure_origin(url, naming=name, error=ProtocolError), f"the session's {name}"
         )
     return Session(
+        location=location,
         url=base,
         username=document.username or "",
         api_url=urls["apiUrl"],

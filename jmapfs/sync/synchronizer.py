@@ -27,6 +27,7 @@ from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState, ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Changes, Client, EmailChanges
+from jmapfs.jmap.identity import merge_origins
 from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import require_owner
@@ -362,13 +363,20 @@ class Synchronizer:
         else:
             state = replace(
                 state,
-                server=client.session.api_url,
                 account_id=client.account.id,
                 account_name=client.account.name,
-                username=client.session.username,
                 epoch="" if client.blob_ids_are_sha1 else new_epoch(),
             )
-        state = replace(state, blob_ids_are_sha1=client.blob_ids_are_sha1)
+        identity = client.identity
+        state = replace(
+            state,
+            location=identity.location,
+            # Snapshots of an earlier version name only the origin that the API had then.
+            origins=merge_origins(identity.origins, state.identity.origins),
+            server=client.session.api_url,
+            username=identity.username or state.username,
+            blob_ids_are_sha1=client.blob_ids_are_sha1,
+        )
         if state != status.state:
             with self._writer.transaction():
                 self._writer.set_state(state)

@@ -329,7 +329,7 @@ async def test_an_interrupted_second_listing_removes_nothing(tmp_path: Path) -> 
         await f.assert_as_if_new()
 
 
-@pytest.mark.parametrize("other", ["account", "server"])
+@pytest.mark.parametrize("other", ["account", "user", "location"])
 async def test_the_index_of_another_account_is_refused_unchanged(
     tmp_path: Path, other: str
 ) -> None:
@@ -338,8 +338,12 @@ async def test_the_index_of_another_account_is_refused_unchanged(
         state = f.writer.state()
         if other == "account":
             state = replace(state, account_id="Aother")
+        elif other == "user":
+            state = replace(state, username="bob@example.org")
         else:
-            state = replace(state, server="https://other/")
+            state = replace(
+                state, location="other.example.org", origins=(), server="https://other/"
+            )
         with f.writer.transaction():
             f.writer.set_state(state)
         before = f.database.path.read_bytes(), f.shown(), f.writer.state()
@@ -350,6 +354,25 @@ async def test_the_index_of_another_account_is_refused_unchanged(
             await synchronizer.bring_up_to_date(lambda *_: None)
         assert (f.database.path.read_bytes(), f.shown(), f.writer.state()) == before
         assert f.counts.http_requests == 0
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+async def test_the_index_continues_after_a_move_of_the_api(tmp_path: Path, *, is_old: bool) -> None:
+    """An earlier version stored neither the location nor the origins."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        known = f.writer.state()
+        moved = replace(known, server="https://other:8443/api", origins=("https://other:8443",))
+        if is_old:
+            moved = replace(moved, location="", origins=())
+        with f.writer.transaction():
+            f.writer.set_state(moved)
+        f.counts.reset()
+        await f.update()
+        assert f.counts.methods["Email/query"] == 0
+        origins = (*known.origins, "https://other:8443")
+        assert f.writer.state() == replace(known, origins=origins)
+        f.assert_true()
 
 
 async def test_accounts_of_one_server_have_separate_indexes(tmp_path: Path) -> None:
