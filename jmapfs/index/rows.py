@@ -114,9 +114,11 @@ class BadEmailRow:
 class ListingProgress:
     """How far a listing of all emails has come. An interrupted listing continues from this point.
 
-    email_state: the state before the first page.
-    anchor: the id of the last stored email, None before the first page.
-    listed: the number of emails in the stored pages.
+    email_state: the state before the ids were listed.
+    ids: the number of ids that were listed. Version 2 listed no ids in advance: None.
+    total: how many emails there are according to the server, or None.
+    is_whole: whether the list of ids had no gap.
+    listed: the number of emails that are fetched.
     staged: whether the emails are staged, to be compared with the tree before they are applied.
     finished: whether everything is staged.
     reset: whether the server is known to have used ids again.
@@ -124,7 +126,9 @@ class ListingProgress:
     """
 
     email_state: str
-    anchor: str | None = None
+    ids: int | None = None
+    total: int | None = None
+    is_whole: bool = True
     listed: int = 0
     staged: bool = False
     finished: bool = False

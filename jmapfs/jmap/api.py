@@ -85,7 +85,8 @@ class _ResponseDocument(msgspec.Struct, rename="camel"):
     """The Response object (RFC 8620 §3.4)."""
 
     method_responses: list[tuple[str, msgspec.Raw, str]]
-    session_state: str | None = None
+    # Of any type: an odd one says nothing about the session.
+    session_state: object = None
 
 
 class _ErrorArguments(msgspec.Struct):
@@ -288,9 +289,9 @@ class Api:
         for start in range(0, len(calls), largest):
             yield calls[start : start + largest]
 
-    def _note_state(self, state: str | None) -> None:
+    def _note_state(self, state: object) -> None:
         # Servers behind one host name may report different states. Fetch once for each state.
-        if state and state not in {self.session.state, self._seen_state}:
+        if isinstance(state, str) and state and state not in {self.session.state, self._seen_state}:
             self._seen_state = state
             self._stale = True
 

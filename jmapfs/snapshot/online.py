@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-import msgspec
 import trio
 
 from jmapfs.errors import (
@@ -118,14 +117,16 @@ class OnlineComparison:
         # One thread: another thread would add findings to a mail that this one has finished.
         self._reading = trio.CapacityLimiter(1)
 
-    def require_account(self, origin: Origin, name: str) -> None:
-        """Raise ConfigError if a snapshot belongs to another account than that of the client."""
-        ours = msgspec.structs.replace(origin_of_account(self._client), directory=origin.directory)
-        if not origin.is_same(ours):
-            raise ConfigError(
-                f"{name} is a snapshot of {origin_text(origin)}, not of {origin_text(ours)}:"
-                " name its account with --online"
-            )
+    def is_comparable(self, origin: Origin) -> bool:
+        """Return whether a snapshot belongs to the account of the client."""
+        return origin.identity.is_same_account(self._client.identity)
+
+    def other_account(self, origin: Origin, name: str) -> ConfigError:
+        """Return the error to raise for a snapshot of another account."""
+        return ConfigError(
+            f"{name} is a snapshot of {origin_text(origin)}, not of"
+            f" {origin_text(origin_of_account(self._client))}: name its account with --online"
+        )
 
     async def compare(
         self, directory: Path, advance: Callable[[int], None] = lambda _: None
