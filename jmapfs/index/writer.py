@@ -145,17 +145,20 @@ class IndexWriter(IndexReader):
     def put_bad_emails(self, bad: Iterable[BadEmail]) -> None:
         """Store emails that cannot be shown, and remove them from the tree."""
         bad = list(bad)
-        self.remove_emails(one.id for one in bad)
+        self._remove(one.id for one in bad)
         self.bad.put(bad)
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:
         """Remove emails, bad ones too; unknown ids are ignored."""
         email_ids = list(email_ids)
+        self._remove(email_ids)
+        self.bad.remove(email_ids)
+
+    def _remove(self, email_ids: Iterable[str]) -> None:
         batch = EmailBatch(self._connection)
         for email_id in email_ids:
             batch.remove(email_id)
         batch.finish()
-        self.bad.remove(email_ids)
 
     def add_pending_removals(self, email_ids: Iterable[str]) -> None:
         """Store the ids of emails that `apply_pending_removals` will remove, even after a crash."""

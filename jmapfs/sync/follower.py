@@ -299,7 +299,7 @@ class AccountFollower:
                 report, compare=any(request.compare for request in requests)
             )
             if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
-                await synchronizer.drop_unlisted(suspects)
+                await synchronizer.drop_unlisted(suspects, report)
         except StorageError as error:
             self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:

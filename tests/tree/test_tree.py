@@ -17,7 +17,7 @@ from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, MailboxRow, Shortfall
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.jmap.types import BadEmail, Email
+from jmapfs.jmap.types import BadEmail, Email, MailboxIds
 from jmapfs.tree.layout import Directory, EmailExport, lay_out
 from jmapfs.tree.status_file import STATUS_FILE_NAME
 from jmapfs.tree.tree import Attributes, Kind, Ownership, Tree
@@ -180,7 +180,9 @@ def test_bad_emails_and_a_shortfall_are_in_the_status_file(
     assert not {"bad", "bad_count", "shortfall"} & status_document(tree).keys()
     with database.writer() as writer, writer.transaction():
         writer.put_bad_emails(
-            BadEmail(f"x{number}", "the server sends no size", frozenset({"in"}))
+            BadEmail(
+                id=f"x{number}", reason="the server sends no size", mailbox_ids=MailboxIds(["in"])
+            )
             for number in range(101)
         )
         shortfall = Shortfall(1_800_000_000.0, 111, 120, (("early", 0, 9),))
@@ -192,7 +194,7 @@ def test_bad_emails_and_a_shortfall_are_in_the_status_file(
         "since": "2027-01-15T08:00:00+00:00",
         "found": 111,
         "expected": 120,
-        "mailboxes": [{"path": "Inbox/0 Early", "found": 0, "expected": 9}],
+        "mailboxes": [{"path": "Inbox/0-Early", "found": 0, "expected": 9}],
     }
     file = tree.status_file()
     assert file is not None
@@ -203,9 +205,9 @@ def test_a_directory_lacks_only_what_may_be_in_it(tree: Tree, database: IndexDat
     with database.writer() as writer, writer.transaction():
         writer.put_bad_emails(
             [
-                BadEmail("x1", "no size", frozenset({"in"})),
-                BadEmail("x2", "no size", frozenset({"early", "late"})),
-                BadEmail("x3", "listed, but not found", frozenset()),
+                BadEmail(id="x1", reason="no size", mailbox_ids=MailboxIds(["in"])),
+                BadEmail(id="x2", reason="no size", mailbox_ids=MailboxIds(["early", "late"])),
+                BadEmail(id="x3", reason="listed, but not found", mailbox_ids=MailboxIds([])),
             ]
         )
         shortfall = Shortfall(1.0, 10, 16, (("in", 10, 14), ("early", 0, 2)))
@@ -220,7 +222,7 @@ def test_a_directory_lacks_only_what_may_be_in_it(tree: Tree, database: IndexDat
 
     assert lacking() == (["x1", "x2", "x3"], (10, 16))
     assert lacking("Inbox") == (["x1", "x2", "x3"], (10, 16))
-    assert lacking("Inbox", "0 Early") == (["x2", "x3"], (0, 2))
+    assert lacking("Inbox", "0-Early") == (["x2", "x3"], (0, 2))
     assert lacking("Inbox", "Zz") == (["x2", "x3"], None)
     assert lacking("Inbox", "20170714-024005") == (["x3"], None)
     # A server that counts by account alone does not tell where mail is lacking.
