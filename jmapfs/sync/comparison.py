@@ -151,7 +151,7 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         if theirs is None:
             continue
         with_bad = ours + bad.get(mailbox_id, 0)
-        # A bad email without mailboxes may be in any mailbox.
+        # An email without mailboxes may be in any mailbox: these ids may be what is odd about it.
         if theirs > with_bad + homeless:
             lacking.append((mailbox_id, with_bad, theirs))
         elif theirs < ours:
@@ -166,10 +166,10 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
 
 
 def _bad_by_mailbox(writer: IndexWriter) -> tuple[Counter[str], int]:
-    """Return how many bad emails each mailbox has, and how many have no known mailbox."""
+    """Return how many bad emails each mailbox has, and how many emails are in no mailbox."""
     rows = writer.bad_emails()
     by_mailbox = Counter(mailbox_id for row in rows for mailbox_id in row.mailbox_ids)
-    return by_mailbox, sum(not row.mailbox_ids for row in rows)
+    return by_mailbox, writer.count_homeless() + sum(not row.mailbox_ids for row in rows)
 
 
 def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:

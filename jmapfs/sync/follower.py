@@ -28,6 +28,7 @@ from typing import Final
 import trio
 
 from jmapfs.errors import (
+    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
@@ -317,10 +318,13 @@ class AccountFollower:
 
     async def _go_offline(self, error: JmapfsError) -> None:
         self.client = None
+        text = str(error)
+        if isinstance(error, AuthenticationError) and error.remark:
+            text += f" ({error.remark})"
         if self.connection.online or self.connection.error is None:
-            _log.warning("offline: %s", error)
+            _log.warning("offline: %s", text)
         since = time.time() if self.connection.online else self.connection.since
-        self.connection = ConnectionState(online=False, since=since, error=str(error))
+        self.connection = ConnectionState(online=False, since=since, error=text)
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:
