@@ -313,7 +313,7 @@ class Synchronizer:
             _log.warning(
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
-            await trio.to_thread.run_sync(self._file_orphaned_emails)
+            changed |= await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
@@ -520,9 +520,9 @@ class Synchronizer:
             writer.set_state(replace(writer.state(), synced_at=now))
         return True
 
-    def _file_orphaned_emails(self) -> None:
+    def _file_orphaned_emails(self) -> bool:
         with self._writer.transaction():
-            self._writer.file_orphaned_emails()
+            return self._writer.file_orphaned_emails()
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():
