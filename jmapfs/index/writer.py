@@ -240,18 +240,21 @@ class IndexWriter(IndexReader):
         if removed.rowcount:
             increment_layout_version(self._connection)
 
-    def file_orphaned_emails(self) -> None:
+    def file_orphaned_emails(self) -> bool:
         """Take emails out of mailboxes that the server has never described, and forget these.
 
-        Those that are in no other mailbox are in UNFILED until the server describes one.
+        Those that are in no other mailbox are in UNFILED until the server describes one. Return
+        whether there were any.
         """
-        self._file_again(orphaned=True)
+        changed = self._file_again(orphaned=True)
         self.retire_mailboxes(())
+        return changed
 
-    def _file_again(self, *, orphaned: bool) -> None:
+    def _file_again(self, *, orphaned: bool) -> bool:
         batch = EmailBatch(self._connection)
-        batch.file_again(orphaned=orphaned)
+        changed = batch.file_again(orphaned=orphaned)
         batch.finish()
+        return changed
 
     def orphaned_emails(self) -> list[str]:
         """Return the ids of the emails in mailboxes that the server has not described."""

@@ -367,13 +367,14 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
         properties = decoded.updated_properties
+        names = _strings(properties)
         return Changes(
             new_state=decoded.new_state,
             has_more=decoded.has_more_changes or False,
             created=tuple(decoded.created or ()),
             updated=tuple(decoded.updated or ()),
             destroyed=tuple(decoded.destroyed or ()),
-            updated_properties=None if properties is None else frozenset(properties),
+            updated_properties=frozenset(names) if properties == list(names) else None,
         )
 
     async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:

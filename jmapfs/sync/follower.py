@@ -318,7 +318,7 @@ class AccountFollower:
             await synchronizer.bring_up_to_date(report, compare=compare)
             await self._plan_comparison(self._writer)
             if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
-                await synchronizer.drop_unlisted(suspects)
+                await synchronizer.drop_unlisted(suspects, report)
         except StorageError as error:
             self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:

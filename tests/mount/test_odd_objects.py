@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from jmapfs.snapshot.manifest import MISSING
+from jmapfs.snapshot.missing import read_missing
 from tests.mails import random_mail
 from tests.mounts import Home, Mounted, fixed
 from tests.server import ServerProcess, server_process
@@ -29,14 +28,14 @@ KINDS = {
     "list": '["x"]',
     "object": '{"x": true}',
     "float": "1.5",
-    "huge number": "1e999",
-    "long number": "9" * 30,
-    "invalid date": '"32547-12-05T15:30:08Z"',
-    "not Unicode": '"a\\u0000b\\ud800c\xffd"',
+    "huge": "1e999",
+    "long": "9" * 30,
+    "date": '"32547-12-05T15:30:08Z"',
+    "text": '"a\\u0000b\\ud800c\xffd"',
 }
 """The JSON text of each kind of odd value; an empty text removes the field."""
 
-STRINGS = {"string", "invalid date", "not Unicode"}
+STRINGS = {"string", "date", "text"}
 
 EMAIL_FIELDS = {
     "id": set[str](),
@@ -58,80 +57,98 @@ SESSION_FIELDS = {
     "accounts": "null",
     "accounts/Aprimary": "number",
     "primaryAccounts": "missing",
-    "capabilities": "huge number",
+    "capabilities": "huge",
 }
 """One kind of value for some fields; tests/jmap/test_session.py has all kinds and fields."""
 
 
-@dataclass(frozen=True)
 class OddAccount:
-    """An account with an email for each field of Email, and a mailbox with an email for each
-    field of Mailbox. `kind` is the kind of value of all these fields.
+    """An account with an odd email for each field of Email and each kind of value, and an odd
+    mailbox with an email for each field of Mailbox and each kind of value.
+
+    An email is named after the field and kind that are odd, and so are its mailbox and the
+    directory of that mailbox.
     """
 
-    server: ServerProcess
-    kind: str
-    digests: dict[str, str]
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.mails: dict[str, bytes] = {}
+        self._inbox = server.control.create_mailbox("Inbox", role="inbox")
+        for number in range(3):
+            self._add(f"good{number}", self._inbox)
+
+    def add_odd_objects(self) -> None:
+        values: dict[str, dict[str, str]] = {}
+        for kind, text in KINDS.items():
+            values |= {f"{field}-{kind}": {field: text} for field in EMAIL_FIELDS}
+            values |= {f"box-{field}-{kind}": {field: text} for field in MAILBOX_FIELDS}
+        control = self.server.control
+        control.set_quirks(odd_values=values)
+        for name in values:
+            if name.startswith("box-"):
+                control.create_mailbox(name, mailbox_id=name)
+                self._add(f"in-{name}", name)
+            else:
+                self._add(name, self._inbox)
+
+    def _add(self, email_id: str, mailbox_id: str) -> None:
+        mail = random_mail(len(self.mails))
+        self.server.control.add_email(mail, [mailbox_id], ["$seen"], email_id=email_id)
+        self.mails[email_id] = mail
 
     @property
     def bad(self) -> list[str]:
         """The ids of the emails that cannot be shown."""
         return sorted(
-            f"M-{field}" for field, kinds in EMAIL_FIELDS.items() if self.kind not in kinds
+            f"{field}-{kind}"
+            for field, usable in EMAIL_FIELDS.items()
+            for kind in KINDS
+            if kind not in usable
         )
 
     @property
-    def places(self) -> dict[str, str]:
-        """The digest of each email whose content is right, with its directory."""
-        places = {}
-        for email_id, digest in self.digests.items():
-            place = "Inbox"
-            if email_id in {"M-mailboxIds", "in-id"}:
-                place = "unfiled"
-            elif email_id == "in-parentId" and self.kind in STRINGS:
-                # The odd id of one mailbox is the odd parent of another.
-                place = "box-id/box-parentId"
-            elif email_id.startswith("in-"):
-                place = f"box-{email_id.removeprefix('in-')}"
-            if email_id not in {"M-blobId", *self.bad}:
-                places[digest] = place
-        return places
+    def unreadable(self) -> list[str]:
+        """The ids of the emails whose content the server does not have."""
+        return [f"blobId-{kind}" for kind in sorted(STRINGS)]
+
+    def place(self, email_id: str) -> str:
+        """Return the directory of an email."""
+        box, field, kind = ["", "", *email_id.removeprefix("in-").split("-")][-3:]
+        if not box:
+            # The odd mailbox id of one email is the odd id of a mailbox.
+            unfiled = field == "mailboxIds"
+            return (
+                "box-id-string"
+                if unfiled and kind == "object"
+                else "unfiled"
+                if unfiled
+                else "Inbox"
+            )
+        match field:
+            case "id":
+                return "unfiled"
+            case "parentId" if kind in STRINGS:
+                # The odd parent of one mailbox is the odd id of another.
+                return f"box-id-{kind}/box-parentId-{kind}"
+            case "name":
+                return "one"
+            case _:
+                return f"{box}-{field}-{kind}"
 
     def require_right(self, contents: dict[str, bytes]) -> None:
         """Check that each email is in its directory, with its bytes."""
-        found = {hashlib.sha256(data).hexdigest(): path for path, data in contents.items()}
-        places = self.places
-        named = self.digests["in-name"]
-        # This mailbox has the odd value itself as its name, or none.
-        assert "/" not in found.pop(named).rpartition("/")[0]
-        del places[named]
-        assert {digest: path.rpartition("/")[0] for digest, path in found.items()} == places
-
-
-@pytest.fixture(params=KINDS)
-def odd(request: pytest.FixtureRequest) -> Iterator[OddAccount]:
-    kind = str(request.param)
-    with server_process("empty") as server:
-        control = server.control
-        inbox = control.create_mailbox("Inbox", role="inbox")
-        digests: dict[str, str] = {}
-
-        def add(email_id: str, mailbox_id: str) -> None:
-            mail = random_mail(len(digests))
-            control.add_email(mail, [mailbox_id], ["$seen"], email_id=email_id)
-            digests[email_id] = hashlib.sha256(mail).hexdigest()
-
-        for number in range(3):
-            add(f"good{number}", inbox)
-        for field in EMAIL_FIELDS:
-            add(f"M-{field}", inbox)
-        for field in MAILBOX_FIELDS:
-            mailbox_id = control.create_mailbox(f"box-{field}", mailbox_id=f"P-{field}")
-            add(f"in-{field}", mailbox_id)
-        values = {f"M-{field}": {field: KINDS[kind]} for field in EMAIL_FIELDS}
-        values |= {f"P-{field}": {field: KINDS[kind]} for field in MAILBOX_FIELDS}
-        control.set_quirks(odd_values=values)
-        yield OddAccount(server, kind, digests)
+        email_ids = {mail: email_id for email_id, mail in self.mails.items()}
+        found = {}
+        for path, content in contents.items():
+            email_id = email_ids.pop(content)
+            directory = path.rpartition("/")[0]
+            if email_id.startswith("in-box-name-"):
+                # The odd value itself is the name of this directory, or there is no name.
+                assert directory.count("/") == 0
+                directory = "one"
+            found[email_id] = directory
+        shown = self.mails.keys() - {*self.bad, *self.unreadable}
+        assert found == {email_id: self.place(email_id) for email_id in shown}
 
 
 def contents(mount: Mounted) -> dict[str, bytes]:
@@ -151,30 +168,42 @@ def take_partial(home: Home, source: str | Path, destination: Path) -> TakenSnap
     return TakenSnapshot(json.loads(result.stdout))
 
 
-def test_an_odd_object_costs_only_itself(odd: OddAccount, home: Home, tmp_path: Path) -> None:
-    with home.mounted(odd.server.url) as mount:
-        odd.require_right(contents(mount))
-        files = mount.files()
-        assert len(files) == len(odd.digests) - len(odd.bad)
-        account = mount.status()
-        assert account["online"]
-        assert [bad["id"] for bad in account["bad"]] == odd.bad
-        mount.sync()
-        assert mount.files().keys() == files.keys()
-    with home.mounted(odd.server.url) as mount:
-        assert mount.files().keys() == files.keys()
-    destination = tmp_path / "snapshots"
+@pytest.mark.parametrize("when", ["listed", "changed"])
+def test_an_odd_object_costs_only_itself(home: Home, tmp_path: Path, when: str) -> None:
+    with server_process("empty") as server:
+        odd = OddAccount(server)
+        if when == "listed":
+            odd.add_odd_objects()
+        with home.mounted(server.url) as mount:
+            if when == "changed":
+                odd.add_odd_objects()
+                mount.sync()
+            odd.require_right(contents(mount))
+            files = mount.files()
+            assert len(files) == len(odd.mails) - len(odd.bad)
+            status = mount.status()
+            assert (status["online"], status["error"]) == (True, None)
+            assert [bad["id"] for bad in status["bad"]] == odd.bad
+            mount.sync()
+            assert mount.files().keys() == files.keys()
+        with home.mounted(server.url) as mount:
+            assert mount.files().keys() == files.keys()
+        require_saved(odd, home, tmp_path / "snapshots")
+
+
+def require_saved(odd: OddAccount, home: Home, destination: Path) -> None:
+    """Check that snapshots name what is bad, save the rest, and that the second loads nothing."""
     refused = home.run("snapshot", odd.server.url, destination)
     assert refused.exit_code == PARTIAL
-    assert all(f"email {email_id}: " in refused.stderr for email_id in odd.bad), refused
+    assert f"email {odd.bad[0]}: " in refused.stderr
     assert not (destination / "latest").exists()
     first = take_partial(home, odd.server.url, destination)
     require_whole(first.path)
+    missing = {mail.id for mail in read_missing(first.path / MISSING)}
+    assert missing == {*odd.bad, *odd.unreadable}
+    mail = first.path / "mail"
     odd.require_right(
-        {
-            str(path.relative_to(first.path / "mail")): path.read_bytes()
-            for path in (first.path / "mail").rglob("*.eml")
-        }
+        {str(path.relative_to(mail)): path.read_bytes() for path in mail.rglob("*.eml")}
     )
     odd.server.control.reset_counts()
     second = take_partial(home, odd.server.url, destination)
