@@ -23,6 +23,7 @@ from jmapfs.errors import UNDECODABLE
 from jmapfs.index.rows import (
     AccountState,
     AddedBlob,
+    BadEmailRow,
     Counts,
     DirectoryRows,
     EmailRow,
@@ -190,6 +191,13 @@ class IndexReader(SqliteConnection):
     def unconfirmed_blobs(self) -> list[str]:
         """Return the blobs whose size an earlier version took from unconfirmed content."""
         return [row[0] for row in self._connection.execute("SELECT blob_id FROM unconfirmed")]
+
+    def bad_emails(self) -> list[BadEmailRow]:
+        """Return the emails that the account has, but that cannot be shown, in order of ids."""
+        rows = self._connection.execute(
+            "SELECT email_id, reason, since FROM bad_email ORDER BY email_id"
+        )
+        return [BadEmailRow(*row) for row in rows]
 
     def names_of(self, inode: int) -> list[tuple[int, str]]:
         """Return the names of a file, each with the number of the mailbox it is in."""

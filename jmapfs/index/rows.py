@@ -33,6 +33,23 @@ class StaleTree:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The server counts more emails than it lists, even after the account was listed again.
+
+    since: when this was found out.
+    found: how many emails are known: those of the index and the bad ones.
+    expected: how many the server counts.
+    mailboxes: the mailboxes that lack mail: the mailbox id, how many emails are known, and how many
+        the server counts.
+    """
+
+    since: float
+    found: int
+    expected: int
+    mailboxes: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AccountState:
     """The account that an index belongs to, and the state of the account in the index.
 
@@ -45,6 +62,10 @@ class AccountState:
     epoch: identifies the time during which the server's ids keep their meaning (`blob_keys`).
     blob_ids_are_sha1: whether the server's blob ids contain the SHA-1 of the content.
     stale: why the tree does not follow the account, or None if it does.
+    shortfall: which mail is missing although the account was listed again, or None.
+    compared_at: when the numbers of emails were last compared with those of the server.
+    listed_again_at, listed_again_for: when the account was last listed again because the numbers
+        differed, and a text with these numbers.
     """
 
     server: str = ""
@@ -59,6 +80,19 @@ class AccountState:
     epoch: str = ""
     blob_ids_are_sha1: bool = False
     stale: StaleTree | None = None
+    shortfall: Shortfall | None = None
+    compared_at: float = 0.0
+    listed_again_at: float = 0.0
+    listed_again_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadEmailRow:
+    """An email that the account has, but that cannot be shown; `since` is when it was found."""
+
+    id: str
+    reason: str
+    since: float
 
 
 @dataclass(frozen=True, slots=True)

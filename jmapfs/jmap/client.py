@@ -42,6 +42,8 @@ E = TypeVar("E", Email, ImmutableEmail)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
+# How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
+_ID_LIMITS = (10_000, 1_000, 100, None)
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
 
@@ -57,6 +59,14 @@ class EmailPage:
     ids: tuple[str, ...]
     emails: tuple[Email, ...]
     not_found: tuple[str, ...]
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdPage:
+    """A page of the list of the ids of all emails; `total` is None if the server counts none."""
+
+    ids: tuple[str, ...]
     total: int | None
 
 
@@ -134,6 +144,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     """
 
     _has_message_ids = True
+    _id_limits: Sequence[int | None] = _ID_LIMITS
 
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
         """Return all mailboxes of the account, and the Mailbox state.
@@ -166,6 +177,28 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             ProtocolError: an email of the page is neither returned nor reported as not found.
         """
         return await self._with_fewer(limit, partial(self._page, anchor))
+
+    async def query_ids(self, position: int, *, count: bool = False) -> IdPage:
+        """Return ids of emails, from a position of the list of all emails. The order is any order.
+
+        A sorted list is not complete on every server: some sort by a search index that lags behind.
+        Servers may return fewer ids than there are. With `count`, the total is requested.
+        """
+        arguments: dict[str, object] = {"position": position}
+        if count:
+            arguments["calculateTotal"] = True
+        while True:
+            limit = self._id_limits[0]
+            bounded = arguments if limit is None else arguments | {"limit": limit}
+            try:
+                page = await self._request_one("Email/query", bounded, QueryResponse)
+            except (MethodError, RequestError) as error:
+                is_refused = isinstance(error, MethodError) and error.kind == "invalidArguments"
+                if len(self._id_limits) == 1 or not (is_refused or is_too_large(error)):
+                    raise
+                self._id_limits = self._id_limits[1:]
+            else:
+                return IdPage(tuple(page.ids), page.total)
 
     async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
         """Return the emails with these ids, in this order, and the ids that are not found.

@@ -16,7 +16,7 @@ An orphaned email is in a mailbox that the server has not described.
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -30,6 +30,7 @@ from jmapfs.jmap.client import Changes, Client, EmailChanges
 from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import require_owner
+from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import FirstListing, ListingReport, ReusedIdsError, list_emails
 from jmapfs.sync.relisting import (
     MAX_GONE,
@@ -119,8 +120,10 @@ class Synchronizer:
         self._ask_again = ask_again
         self._reset_reported = reset_reported
 
-    async def bring_up_to_date(self, report: ListingReport) -> bool:
+    async def bring_up_to_date(self, report: ListingReport, *, compare: bool = False) -> bool:
         """Bring the index to the state that the server has now; return whether the index changed.
+
+        With `compare`, the numbers of emails are compared with those of the server afterwards.
 
         Raises:
             ConfigError: the index belongs to another account.
@@ -130,7 +133,31 @@ class Synchronizer:
             JmapfsError: the client has raised this error.
         """
         with sqlite_errors(f"write the index {self._database.path}"):
-            return await self._bring_up_to_date(report)
+            changed = await self._bring_up_to_date(report)
+            if compare:
+                await trio.to_thread.run_sync(self._note_comparison)
+            return changed
+
+    async def drop_unlisted(self, email_ids: Iterable[str]) -> list[str]:
+        """Remove those of some emails that the server does not list; return their ids.
+
+        A server may return such emails although they are gone. Raises the errors of the client, and
+        StorageError.
+        """
+        listing = await list_ids(self._client)
+        if not listing.is_whole:
+            return []
+        gone = [email_id for email_id in email_ids if email_id not in listing.ids]
+
+        def remove() -> None:
+            with self._writer.transaction():
+                self._writer.remove_emails(gone)
+
+        with sqlite_errors(f"write the index {self._database.path}"):
+            await trio.to_thread.run_sync(remove)
+        for email_id in gone:
+            _log.warning("email %s is not listed, and its content is gone: removed", email_id)
+        return gone
 
     async def _bring_up_to_date(self, report: ListingReport) -> bool:
         status = await trio.to_thread.run_sync(self._claim)
@@ -411,6 +438,10 @@ class Synchronizer:
             self._writer.remove_emails(missing)
             self._writer.retire_mailboxes(())
             return self._status()
+
+    def _note_comparison(self) -> None:
+        with self._writer.transaction():
+            self._writer.set_state(replace(self._writer.state(), compared_at=time.time()))
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():
