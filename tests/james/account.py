@@ -14,6 +14,7 @@ from tests.mail_server.account import MailAccount
 class Account(MailAccount):
     """The account of a user; its id is the SHA-256 of the user's name, in hexadecimal."""
 
+    has_push: ClassVar[bool] = True
     separator: ClassVar[str] = "."
     append_batch: ClassVar[int] = 1
     api_path: ClassVar[str] = "/jmap"

@@ -9,6 +9,7 @@ server can be stopped at any time.
 
 from __future__ import annotations
 
+import hashlib
 import imaplib
 import socket
 import ssl
@@ -42,6 +43,9 @@ class MailAccount:
     `account_id` and `download_path` are what differs between servers.
     """
 
+    inbox: ClassVar[str] = "INBOX"
+    """The name of the inbox in JMAP, and of its directory."""
+    has_push: ClassVar[bool]
     separator: ClassVar[str] = "/"
     append_batch: ClassVar[int] = MULTIAPPEND_BATCH
     api_path: ClassVar[str]
@@ -240,6 +244,17 @@ class MailAccount:
         """Return the bytes of a blob."""
         with self.http() as client:
             return client.get(self.download_path(blob_id)).raise_for_status().content
+
+    def sha1s(self, blob_ids: Iterable[str]) -> dict[str, str]:
+        """Return the SHA-1 of each blob in hexadecimal, by its id."""
+        with self.http() as client:
+            return {
+                blob_id: hashlib.sha1(
+                    client.get(self.download_path(blob_id)).raise_for_status().content,
+                    usedforsecurity=False,
+                ).hexdigest()
+                for blob_id in blob_ids
+            }
 
     def _set(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         answer = self.jmap((method, arguments))[0]
