@@ -195,9 +195,12 @@ class IndexReader(SqliteConnection):
     def bad_emails(self) -> list[BadEmailRow]:
         """Return the emails that the account has, but that cannot be shown, in order of ids."""
         rows = self._connection.execute(
-            "SELECT email_id, reason, since FROM bad_email ORDER BY email_id"
+            "SELECT email_id, reason, since, mailbox_ids FROM bad_email ORDER BY email_id"
         )
-        return [BadEmailRow(*row) for row in rows]
+        return [
+            BadEmailRow(email_id, reason, since, tuple(msgspec.json.decode(mailboxes)))
+            for email_id, reason, since, mailboxes in rows
+        ]
 
     def names_of(self, inode: int) -> list[tuple[int, str]]:
         """Return the names of a file, each with the number of the mailbox it is in."""

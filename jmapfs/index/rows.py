@@ -88,11 +88,15 @@ class AccountState:
 
 @dataclass(frozen=True, slots=True)
 class BadEmailRow:
-    """An email that the account has, but that cannot be shown; `since` is when it was found."""
+    """An email that the account has, but that cannot be shown.
+
+    `since` is when it was found. `mailbox_ids` is empty if its mailboxes are not known.
+    """
 
     id: str
     reason: str
     since: float
+    mailbox_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT
+from jmapfs.jmap.lenient import S, decode_leniently
 from jmapfs.jmap.origins import host_of, origin_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
@@ -65,11 +66,18 @@ class MethodResponse:
 
     def decode(self, type_: type[T]) -> T:
         """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
+        return decode(self._sent(), type_, f"the server's response to {self.name}")
+
+    def decode_leniently(self, type_: type[S]) -> S:
+        """Decode the arguments, odd ones as their defaults. Raises the same errors as `decode`."""
+        return decode_leniently(self._sent(), type_, f"the server's response to {self.name}")
+
+    def _sent(self) -> msgspec.Raw:
         if self.error is not None:
             raise self.error
         if self.arguments is None:
             raise ProtocolError(f"the server's response to {self.name} is empty")
-        return decode(self.arguments, type_, f"the server's response to {self.name}")
+        return self.arguments
 
 
 class _ResponseDocument(msgspec.Struct, rename="camel"):
@@ -212,15 +220,11 @@ class Api:
     def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
         return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
 
-    def _decode(self, response: MethodResponse, type_: type[R]) -> R:
-        decoded = response.decode(type_)
+    def _decode(self, response: MethodResponse, type_: type[R], *, lenient: bool = False) -> R:
+        decoded = response.decode_leniently(type_) if lenient else response.decode(type_)
         if decoded.account_id is not None and decoded.account_id != self.account_id:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
-
-    async def _request_one(self, name: str, arguments: Mapping[str, object], type_: type[R]) -> R:
-        [response] = await self.request([self._call(name, arguments)])
-        return self._decode(response, type_)
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
         """Request `size` objects at once. If the server rejects so many, request fewer."""

@@ -31,8 +31,15 @@ from jmapfs.locking import process_lock
 from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
 from jmapfs.snapshot.builder import TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
-from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
-from jmapfs.snapshot.missing import MissingMails
+from jmapfs.snapshot.manifest import (
+    FORMAT,
+    Description,
+    ManifestWriter,
+    Origin,
+    count_mails,
+    is_intact,
+)
+from jmapfs.snapshot.missing import MissingMail, MissingMails
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import (
     BlobRequest,
@@ -62,7 +69,8 @@ async def create_snapshot(
     """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
     `max_gone` is the percentage of the previous snapshot's mail that may be gone. With `skip_bad`,
-    the snapshot is made without the mails that cannot be downloaded.
+    the snapshot is made without the mails that cannot be downloaded. A shortfall never prevents the
+    snapshot: nobody can name the mails, and it may last for ever.
 
     Raises:
         UsageError: the repository cannot be created there.
@@ -118,12 +126,10 @@ class FailedDownloadsError(IncompleteError):
         *,
         given_up: bool,
     ) -> None:
-        mails = "a mail" if missing.count == 1 else f"{missing.count:,} mails"
-        first = missing.first[0]
         rest = "; the others were not tried" if given_up else ""
         super().__init__(
-            f"no snapshot was made: {mails} cannot be downloaded{rest}: {first.files[0]}:"
-            f" {first.reason}"
+            f"no snapshot was made: {count_mails(missing.count)} cannot be downloaded{rest}:"
+            f" {missing.first[0]}"
         )
         self.missing = missing
         self.blob_ids = blob_ids
@@ -171,6 +177,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
         await self._detect_reset(source, target.base)
+        await trio.to_thread.run_sync(
+            staging.missing.add,
+            [MissingMail(bad.id, None, None, None, (), bad.reason) for bad in source.lacking.bad],
+        )
         transfer = Transfer(
             source,
             target.builder,
@@ -181,7 +191,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         )
         await transfer.run()
         failed = transfer.failed.keys()
-        if failed and (transfer.given_up or skippable is None or not skippable.allows(failed)):
+        # Bad emails were asked for again when the source was opened: this attempt is the second.
+        if staging.missing.count and (
+            transfer.given_up or skippable is None or not skippable.allows(failed)
+        ):
             await trio.to_thread.run_sync(staging.missing.finish)
             raise FailedDownloadsError(
                 staging.missing, failed, staging.downloaded, given_up=transfer.given_up
@@ -222,6 +235,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             taken_over=tally.taken_over,
             replaced=tally.replaced,
             missing=description.missing,
+            shortfall=description.shortfall,
             attempts=1,
             seconds=0.0,
         )
@@ -367,6 +381,7 @@ class _Target:
             blob_ids_are_sha1=source.blob_ids_are_sha1,
             missing=self.staging.missing.count,
             missing_sha256=self.staging.move_missing(),
+            shortfall=source.lacking.shortfall,
         )
         self._manifest.finish(description)
         return description

@@ -28,6 +28,7 @@ import msgspec
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.snapshot.files import Links, create_file
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import ShortfallStatus
 
 FORMAT: Final = 1
 
@@ -104,7 +105,8 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
     and `added_bytes` compare with the snapshot `previous`. `epoch` and `blob_ids_are_sha1` come
     from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
-    whose checksum is `missing_sha256`. Earlier versions did not write the last four members.
+    whose checksum is `missing_sha256`. With a `shortfall`, the server counts more mails than it
+    lists. Earlier versions did not write the last five members.
     """
 
     format: int
@@ -125,6 +127,23 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     blob_ids_are_sha1: bool = False
     missing: int = 0
     missing_sha256: str = ""
+    shortfall: ShortfallStatus | None = None
+
+    @property
+    def lacking(self) -> str:
+        """What the snapshot was made without, as text; empty if it is complete."""
+        parts = []
+        if self.missing:
+            parts.append(f"{count_mails(self.missing)} that could not be downloaded")
+        if self.shortfall is not None:
+            count = self.shortfall.expected - self.shortfall.found
+            parts.append(f"{count_mails(count)} that the server counted, but did not list")
+        return " and ".join(parts)
+
+
+def count_mails(count: int) -> str:
+    """Return a number of mails as text."""
+    return "a mail" if count == 1 else f"{count:,} mails"
 
 
 _encoder: Final = msgspec.json.Encoder()

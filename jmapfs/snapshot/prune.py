@@ -146,10 +146,17 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    incomplete = {one.date for one in ours if one.description().missing}
+    incomplete = {one.date for one in ours if one.description().lacking}
+    without_bad_mail = {one.date for one in ours if one.description().missing}
     bad = damaged | incomplete
-    # This checks the metadata, but does not read the mail.
-    good = (one for one in reversed(ours) if one.date not in bad and is_intact(one.path))
+    # Some servers always count more mail than they list. Their snapshots can still be pruned. This
+    # checks the metadata, but does not read the mail.
+    good = (
+        one
+        for excluded in (bad, damaged | without_bad_mail)
+        for one in reversed(ours)
+        if one.date not in excluded and is_intact(one.path)
+    )
     last_good = next(good, None)
     if last_good is None:
         raise AlteredFilesError(

@@ -43,6 +43,7 @@ from jmapfs.snapshot.manifest import (
     read_description,
 )
 from jmapfs.snapshot.verify_record import STATE_DIRECTORY, Verification, VerificationRecord
+from jmapfs.tree.status_file import ShortfallStatus
 
 LATEST: Final = "latest"
 
@@ -295,22 +296,24 @@ def origin_text(origin: Origin) -> str:
 
 
 State = Literal["complete", "incomplete", "damaged", "unreadable"]
-"""The recorded state. `incomplete`: it was made without mails that could not be downloaded.
+"""The recorded state. `incomplete`: it was made without mails that the account has.
 `unreadable`: we cannot read it, or a later jmapfs made it."""
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):
     """A snapshot in the list. Values that the description of the snapshot does not give are None.
 
-    `missing` mails could not be downloaded. `files` counts names. `bytes` is the size of the
-    content, each blob counted once. `new`, `gone` and `added_bytes` compare with the snapshot
-    `previous`, which may have been pruned since. `verified` is the last result of `jmapfs verify`.
+    `missing` mails could not be downloaded. With a `shortfall`, the server counted more mails than
+    it listed. `files` counts names. `bytes` is the size of the content, each blob counted once.
+    `new`, `gone` and `added_bytes` compare with the snapshot `previous`, which may have been pruned
+    since. `verified` is the last result of `jmapfs verify`.
     """
 
     date: str
     state: State
     mails: int | None = None
     missing: int | None = None
+    shortfall: ShortfallStatus | None = None
     files: int | None = None
     bytes: int | None = None
     previous: str | None = None
@@ -355,6 +358,7 @@ def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotSt
         state=state,
         mails=description.mails,
         missing=description.missing,
+        shortfall=description.shortfall,
         files=description.files,
         bytes=description.bytes,
         previous=description.previous,
@@ -378,4 +382,4 @@ def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
     is_readable = all(os.access(file, os.R_OK) for file in files)
     if not is_readable:
         return "unreadable", description
-    return "incomplete" if description.missing else "complete", description
+    return "incomplete" if description.lacking else "complete", description

@@ -189,6 +189,6 @@ async def _get_unlisted(client: Client, target: ListingTarget) -> None:
     """Request the emails that were not listed, in parts: after a reset this may be all mail."""
     last = ""
     while unlisted := await trio.to_thread.run_sync(target.unlisted, last, _UNLISTED_AT_ONCE):
-        emails, not_found = await client.emails(unlisted)
-        await trio.to_thread.run_sync(target.store_unlisted, emails, not_found)
+        found = await client.emails(unlisted)
+        await trio.to_thread.run_sync(target.store_unlisted, found.emails, found.not_found)
         last = unlisted[-1]

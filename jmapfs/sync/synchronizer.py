@@ -241,7 +241,7 @@ class Synchronizer:
         """Ask again for sizes that an earlier version has taken from unconfirmed content."""
         if status.state.stale is not None or not status.unconfirmed:
             return
-        emails, _ = await self._client.emails(status.unconfirmed)
+        emails = (await self._client.emails(status.unconfirmed)).emails
 
         def confirm() -> None:
             with self._writer.transaction():
@@ -260,8 +260,10 @@ class Synchronizer:
             previous = status.orphaned
             # The mailbox of an orphaned email is newer than our list, or deleted, or the server has
             # left it out. So get these emails and all mailboxes again.
-            emails, missing = await self._client.emails(previous)
-            status = await trio.to_thread.run_sync(self._put_orphaned, emails, missing)
+            found = await self._client.emails(previous)
+            status = await trio.to_thread.run_sync(
+                self._put_orphaned, found.emails, found.not_found
+            )
             changed_again, status = await self._follow_once(status, all_mailboxes=True)
             changed |= changed_again
         if status.orphaned:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .account import operate
+from .account import Listing, operate
 from .call import Call
 from .errors import MethodError
 
@@ -22,7 +22,7 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     )
     page = _begin_page(call)
     account = call.account
-    ids = account.listing(_mailbox_id(call), ascending=_ascending(call)).ids
+    ids = _listed(call).ids
     start = _start(call, page)
     limit, clamped = _limit(call)
     stop = None if limit is None else start + limit
@@ -36,7 +36,7 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     if clamped:
         response["limit"] = limit
     if call.flag("calculateTotal"):
-        response["total"] = len(ids)
+        response["total"] = len(ids) + len(_members(call) & set(call.quirks.unlisted_ids))
     return response
 
 
@@ -79,8 +79,23 @@ def _ascending(call: Call) -> bool:
     raise MethodError("unsupportedSort")
 
 
-def _start(call: Call, page: int) -> int:
+def _listed(call: Call) -> Listing:
     listing = call.account.listing(_mailbox_id(call), ascending=_ascending(call))
+    hidden = {*call.quirks.unlisted_ids, *call.quirks.ghost_ids}
+    if hidden.isdisjoint(listing.positions):
+        return listing
+    ids = [each for each in listing.ids if each not in hidden]
+    return Listing(ids, {each: position for position, each in enumerate(ids)})
+
+
+def _members(call: Call) -> set[str]:
+    mailbox_id = _mailbox_id(call)
+    account = call.account
+    return set(account.emails if mailbox_id is None else account.members[mailbox_id])
+
+
+def _start(call: Call, page: int) -> int:
+    listing = _listed(call)
     anchor = call.arguments.get("anchor")
     if anchor is None:
         position = call.integer("position") or 0

@@ -121,6 +121,8 @@ class Quirks:
     query_limit: int | None = None  # the limit of the server
     anchor_lost_at_pages: list[int] = field(default_factory=list)  # once each
     page_changes: list[PageChange] = field(default_factory=list)
+    unlisted_ids: list[str] = field(default_factory=list)  # not in Email/query, but counted
+    ghost_ids: list[str] = field(default_factory=list)  # … and not counted: gone, but returned
     omit_ids: list[str] = field(default_factory=list)  # missing from the response to Email/get
     not_found_ids: list[str] = field(default_factory=list)  # … wrongly in notFound
     missing_properties: list[str] = field(default_factory=list)  # never in an Email

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from jmapfs.errors import ConfigError, ProtocolError, ServerError
+from jmapfs.errors import ConfigError, ServerError
 from jmapfs.jmap.client import connect
 from jmapfs.sync.synchronizer import Synchronizer
 from tests.server import Account, MailServer, PageChange, running_server
@@ -24,6 +24,7 @@ from tests.sync.followed_account import (
     followed,
     following,
     held_by_index,
+    held_by_server,
     message,
     small_account,
 )
@@ -233,31 +234,23 @@ async def test_a_complete_change_during_a_listing(tmp_path: Path, page: int) -> 
         await f.assert_as_if_new()
 
 
-async def test_emails_missing_from_responses_are_an_error(tmp_path: Path) -> None:
+async def test_email_missing_from_responses_costs_only_itself(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path, max_objects_in_get=5, omit_ids=["M7"]) as f:
-        with pytest.raises(ProtocolError, match="M7"):
-            await f.update()
-        assert not f.writer.state().complete
-        progress = f.writer.listing_progress()
-        assert progress is not None
-        assert progress.listed < 8
-        f.quirks.omit_ids.clear()
         await f.update()
-        await f.assert_as_if_new()
+        assert f.writer.state().complete
+        held = held_by_index(f.database)
+        f.account.destroy_email("M7")
+        assert held == held_by_server(f.account)
 
 
-async def test_emails_missing_after_changes_are_an_error(tmp_path: Path) -> None:
+async def test_email_missing_after_changes_stays_as_it_was(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
-        before = held_by_index(f.database), f.writer.state()
+        before = held_by_index(f.database)
         f.account.set_keywords("M7", ["$flagged"])
         f.quirks.omit_ids.append("M7")
-        with pytest.raises(ProtocolError, match="M7"):
-            await f.update()
-        assert (held_by_index(f.database), f.writer.state()) == before
-        f.quirks.omit_ids.clear()
         await f.update()
-        f.assert_true()
+        assert held_by_index(f.database) == before
 
 
 async def test_emails_missing_from_a_second_listing_are_requested(
