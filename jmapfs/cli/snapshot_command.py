@@ -65,6 +65,11 @@ _Opening = AbstractAsyncContextManager[SourceOpener]
     help="Make the snapshot without mail that cannot be downloaded (exit code 15).",
 )
 @click.option(
+    "--adopt",
+    is_flag=True,
+    help="Continue a DEST that has snapshots of another account.",
+)
+@click.option(
     "--check",
     "checks",
     is_flag=True,
@@ -83,6 +88,7 @@ def snapshot_command(
     *,
     allow_stale: bool,
     skip_bad: bool,
+    adopt: bool,
     checks: bool,
     quiet: bool,
     as_json: bool,
@@ -131,6 +137,7 @@ def snapshot_command(
             max_gone=max_gone,
             report=display,
             skip_bad=skip_bad,
+            adopt=adopt,
         )
         try:
             summary = run_with_signals(partial(_create, opening, create))

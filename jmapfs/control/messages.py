@@ -111,6 +111,7 @@ class AccountStatus(msgspec.Struct, frozen=True):
     http: HttpStatus
     stale: StaleStatus | None = None
     content: ContentStatus = ContentStatus()
+    location: str = ""
     bad: tuple[BadEmailStatus, ...] = ()
     bad_count: int = 0
     shortfall: ShortfallStatus | None = None
@@ -178,6 +179,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
     path below `root`. `consistent` is false if the tree is between two states of the account.
     `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
     `epoch` identifies the time during which the server's ids keep their meaning (`blob_keys`).
+    `location` and `origins` are those of the account's identity (`jmap.identity`).
     `bad` and `shortfall` are about emails that are in this part, or may be in it.
     """
 
@@ -194,6 +196,8 @@ class TreeDescription(msgspec.Struct, frozen=True):
     mailboxes: list[ExportedMailbox]
     epoch: str = ""
     blob_ids_are_sha1: bool = False
+    location: str = ""
+    origins: tuple[str, ...] = ()
     bad: tuple[BadEmailStatus, ...] = ()
     shortfall: ShortfallStatus | None = None
 

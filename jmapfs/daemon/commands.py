@@ -285,6 +285,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
         stale=None if state.stale is None else _stale_status(state.stale),
         content=ContentStatus(confirmed=counters.confirmed, refused=counters.refused),
+        location=state.location,
         bad=lacking.bad[:SHOWN_BAD],
         bad_count=len(lacking.bad),
         shortfall=lacking.shortfall,

@@ -192,6 +192,8 @@ class _AccountRecords:
             mailboxes=export.mailboxes(),
             epoch=state.epoch,
             blob_ids_are_sha1=state.blob_ids_are_sha1,
+            location=state.location,
+            origins=state.origins,
             bad=lacking.bad,
             shortfall=lacking.shortfall,
         )

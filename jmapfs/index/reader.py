@@ -34,7 +34,7 @@ from jmapfs.index.rows import (
     MailboxRow,
     NamedFile,
 )
-from jmapfs.index.schema import UNKNOWN_SIZE
+from jmapfs.index.schema import UNFILED, UNKNOWN_SIZE
 from jmapfs.inodes import inode_range
 from jmapfs.sqlite import SqliteConnection
 
@@ -114,7 +114,7 @@ class IndexReader(SqliteConnection):
         return int(row[0]) if row else 0
 
     def mailboxes(self) -> list[MailboxRow]:
-        """Return all mailboxes, in the order of their ids."""
+        """Return all mailboxes, and UNFILED if it has emails, in the order of their ids."""
         rows = self._connection.execute(
             "SELECT number, id, name, parent_id, role, sort_order, known, digest FROM mailbox"
             " ORDER BY id"
@@ -316,11 +316,21 @@ class IndexReader(SqliteConnection):
             """
             SELECT
                 (SELECT count(*) FROM email),
-                (SELECT count(*) FROM mailbox),
+                (SELECT count(*) FROM mailbox WHERE id != ?),
                 (SELECT received_at FROM file ORDER BY inode DESC LIMIT 1)
-            """
+            """,
+            (UNFILED,),
         ).fetchone()
         return Counts(emails=emails, mailboxes=mailboxes, newest=newest or 0)
+
+    def mailbox_counts(self) -> dict[str, int]:
+        """Return how many emails each mailbox has, by mailbox id; empty mailboxes are left out."""
+        return dict(
+            self._connection.execute(
+                "SELECT id, emails FROM mailbox JOIN (SELECT mailbox, count(*) AS emails"
+                " FROM membership GROUP BY mailbox) ON mailbox = number"
+            )
+        )
 
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""

@@ -4,15 +4,18 @@
     email        a row for each Email: its id and its file
     file         a row for each blob and time of receipt: the inode, the size, the number of names
     membership   a row for each name: its mailbox, its email, its file
+    undescribed  mailboxes of emails that the server has not described, even when asked again
     keyword      a row for each keyword of an email
     confirmed    the true sizes of blobs whose size the server states wrongly
     unconfirmed  blobs whose size version 1 took from content that was not confirmed
     staged       emails of a new listing of the account, before they are compared and applied
-    listed       ids of a listing, before their emails are fetched
+    listed       ids of a listing, and which of their emails are fetched or bad
     bad_email    emails that the account has, but that cannot be shown
     departure    ids of emails to be removed at the end of a chain of changes (pending removals)
     journal      names that were added or removed, for the kernels of mounts
     meta         states and progress, by name
+
+The mailbox `UNFILED` is a row of `mailbox` while emails are in no described mailbox.
 
 `membership` is clustered by mailbox and name, so a listing is one scan in the right
 order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and rsync.
@@ -28,6 +31,9 @@ An index of another version is made anew, except those that `MIGRATIONS` can con
 
 UNKNOWN_SIZE: Final = -1
 """The value of `file.stated` if it is not known which size the server states."""
+
+UNFILED: Final = ""
+"""The id of the mailbox that has the emails in no described mailbox. No server can send this id."""
 
 APPLICATION_ID: Final = 0x6A6D6673  # "jmfs"
 
@@ -132,7 +138,9 @@ _TABLES_OF_VERSION_3: Final = """
 CREATE TABLE listed (
     number INTEGER PRIMARY KEY,
     email_id TEXT NOT NULL UNIQUE,
-    fetched INTEGER NOT NULL DEFAULT 0
+    fetched INTEGER NOT NULL DEFAULT 0,
+    reason TEXT,
+    mailbox_ids TEXT
 );
 
 CREATE TABLE bad_email (
@@ -140,6 +148,12 @@ CREATE TABLE bad_email (
     reason TEXT NOT NULL,
     since REAL NOT NULL,
     mailbox_ids TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE undescribed (
+    email INTEGER NOT NULL,
+    mailbox_id TEXT NOT NULL,
+    PRIMARY KEY (email, mailbox_id)
 ) WITHOUT ROWID;
 """
 

@@ -21,7 +21,6 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
@@ -62,28 +61,13 @@ E = TypeVar("E", Email, ImmutableEmail)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
-_BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
 # How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
 _ID_LIMITS = (10_000, 1_000, 100, None)
+# James refuses a limit that is smaller than a single change of many emails.
+_MAX_CHANGES = 10_000
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
-
-
-@dataclass(frozen=True, slots=True)
-class EmailPage:
-    """A page of the list of all emails. `ids` and `emails` are in the order of receipt.
-
-    `not_found` contains the ids whose emails were destroyed meanwhile. The `bad` emails cannot be
-    shown. Only the first page has the `total` number of emails, if the server counts them. An empty
-    page is the end of the list.
-    """
-
-    ids: tuple[str, ...]
-    emails: tuple[Email, ...]
-    not_found: tuple[str, ...]
-    total: int | None
-    bad: tuple[BadEmail, ...] = ()
 
 
 class EmailsFound(NamedTuple):
@@ -104,6 +88,18 @@ class IdPage:
 
     ids: tuple[str, ...]
     total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """How many emails the account and each mailbox have; None if the server does not count them.
+
+    The counts are those of `email_state`, if they did not change since the state before.
+    """
+
+    email_state: str
+    total: int | None
+    mailboxes: Mapping[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,18 +221,6 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         """Return the current Email state. No emails are requested."""
         return (await self._get_emails([])).state
 
-    async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
-        """Return the page after the email `anchor`, or the first page, with at most `limit` emails.
-
-        This usually takes one HTTP request. If the server rejects `limit` as too large, the page is
-        smaller. Some servers return fewer emails without an error.
-
-        Raises:
-            MethodError: if its kind is `anchorNotFound`, the anchor is gone: begin a new listing.
-            ProtocolError: the page begins with the anchor itself.
-        """
-        return await self._with_fewer(limit, partial(self._page, anchor))
-
     async def query_ids(self, position: int, *, count: bool = False) -> IdPage:
         """Return ids of emails, from a position of the list of all emails. The order is any order.
 
@@ -258,6 +242,50 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
                 self._id_limits = self._id_limits[1:]
             else:
                 return IdPage(tuple(page.ids), page.total)
+
+    async def counts(self) -> ServerCounts:
+        """Return the numbers of emails. This takes one HTTP request if possible."""
+        query: dict[str, object] = {"limit": 1, "calculateTotal": True}
+        mailboxes = {"ids": None, "properties": ["id", "totalEmails"]}
+        while True:
+            responses = await self.request(
+                [
+                    self._call("Email/query", query, "query"),
+                    self._call("Mailbox/get", mailboxes, "mailboxes"),
+                    self._call("Email/get", {"ids": [], "properties": ["id"]}, "state"),
+                ],
+                raise_errors=False,
+            )
+            # Some servers refuse such a small limit. Without it, all ids are returned.
+            if responses[0].error is None or query.pop("limit", None) is None:
+                break
+        queried, counted, state = responses
+        total = None
+        boxes: Sequence[Mailbox] = ()
+        if queried.error is None:
+            total = self._decode(queried, QueryResponse, lenient=True).total
+        if counted.error is None:
+            boxes = self._decode_get(counted, GetResponse[Mailbox], Mailbox).items
+        return ServerCounts(
+            self._decode_get(state, GetResponse[Email], Email).state,
+            total,
+            {box.id: box.total_emails for box in boxes},
+        )
+
+    async def changed_ids(self, since_state: str) -> set[str]:
+        """Return the ids of the emails that were created or updated since a state.
+
+        Raises the same errors as `mailbox_changes`.
+        """
+        ids: set[str] = set()
+        while True:
+            arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+            [response] = await self.request([self._call("Email/changes", arguments)])
+            changes = self._decode_changes(response)
+            ids.update(changes.created, changes.updated)
+            if not changes.has_more or changes.new_state == since_state:
+                return ids
+            since_state = changes.new_state
 
     async def emails(self, ids: Iterable[str]) -> EmailsFound:
         """Return the emails with these ids, in this order, and the ids without a usable email.
@@ -311,7 +339,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
         The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
         """
-        mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
+        arguments = {"sinceState": mailbox_state, "maxChanges": _MAX_CHANGES}
+        mailbox_call = self._call("Mailbox/changes", arguments, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
@@ -322,7 +351,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         Raises MethodError if everything has to be listed again. The kind of the error is then
         `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
-        call = self._call("Mailbox/changes", {"sinceState": since_state})
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+        call = self._call("Mailbox/changes", arguments)
         [response] = await self.request([call])
         return self._decode_changes(response)
 
@@ -351,8 +381,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         If the server accepts so many calls in one request, Email/get for the changed emails is also
         called, and its responses come last.
         """
-        # Email/changes must not report more emails than one Email/get returns.
-        arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
+        # If more emails changed than one Email/get returns, they are requested in parts.
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
         calls = [*before, self._call("Email/changes", arguments, "emails")]
         gets = [
             self._get_referenced("created", "emails", "Email/changes"),
@@ -385,33 +415,6 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             has_more=changes.has_more,
             emails=found.in_order(ids),
             gone=tuple(sorted(gone)),
-            bad=found.bad_in_order(ids),
-        )
-
-    async def _page(self, anchor: str | None, limit: int) -> EmailPage:
-        arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
-        if anchor is None:
-            # Counting takes a server as long as listing, so only the first page asks for the total.
-            arguments |= {"position": 0, "calculateTotal": True}
-        else:
-            arguments |= {"anchor": anchor, "anchorOffset": 1}
-        calls = [self._call("Email/query", arguments, "query")]
-        if self.session.limits.max_calls_in_request > 1:
-            calls.append(self._get_referenced("ids", "query", "Email/query"))
-        queried, *got = await self.request(calls)
-        listing = self._decode(queried, QueryResponse, lenient=True)
-        ids = list(dict.fromkeys(listing.ids))
-        found = _Found[Email]()
-        for response in got:
-            found.add(ids, self._decode_get(response, GetResponse[Email], Email))
-        if anchor is not None and anchor in ids:
-            raise ProtocolError("the server answers Email/query with the anchor itself")
-        await self._add_missing(ids, found)
-        return EmailPage(
-            ids=tuple(ids),
-            emails=found.in_order(ids),
-            not_found=tuple(id_ for id_ in ids if id_ in found.not_found),
-            total=listing.total if anchor is None else None,
             bad=found.bad_in_order(ids),
         )
 

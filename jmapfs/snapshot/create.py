@@ -23,6 +23,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
+    JmapfsError,
     StorageError,
     TooMuchGoneError,
     storage_errors,
@@ -40,7 +41,7 @@ from jmapfs.snapshot.manifest import (
     is_intact,
 )
 from jmapfs.snapshot.missing import MissingMail, MissingMails
-from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.repository import Repository, origin_text
 from jmapfs.snapshot.source import (
     BlobRequest,
     BlobTotals,
@@ -65,9 +66,11 @@ async def create_snapshot(
     max_gone: float,
     report: SnapshotReport,
     skip_bad: bool = False,
+    adopt: bool = False,
 ) -> SnapshotSummary:
     """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
+    With `adopt`, the repository may belong to another account, and belongs to this one afterwards.
     `max_gone` is the percentage of the previous snapshot's mail that may be gone. With `skip_bad`,
     the snapshot is made without the mails that cannot be downloaded. A shortfall never prevents the
     snapshot: nobody can name the mails, and it may last for ever.
@@ -92,7 +95,10 @@ async def create_snapshot(
             is_last = attempts == _MAX_ATTEMPTS
             skippable = _Skippable(failed, everything=is_last) if skip_bad else None
             try:
-                with storage_errors(repository.path), _Attempt(repository, report) as attempt:
+                with (
+                    storage_errors(repository.path),
+                    _Attempt(repository, report, adopt) as attempt,
+                ):
                     async with opener.open(attempt) as source:
                         summary = await attempt.copy(source, max_gone, skippable)
             except FailedDownloadsError as error:
@@ -154,9 +160,15 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
     attempt closes the target.
     """
 
-    def __init__(self, repository: Repository, report: SnapshotReport) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        report: SnapshotReport,
+        adopt: bool,  # noqa: FBT001 - private
+    ) -> None:
         self._repository = repository
         self._report = report
+        self._adopt = adopt
         self._target: _Target | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -216,6 +228,11 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         # This thread cannot be cancelled: once the snapshot has its date, the run must succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
+        if description.adopted is not None:
+            self._report.notice(
+                f"{self._repository.path} had snapshots of {origin_text(description.adopted)}, and"
+                f" continues with {origin_text(description.origin)}"
+            )
         if error is not None:
             self._report.notice(f"the snapshot is complete, but cleaning up failed: {error}")
         return SnapshotSummary(
@@ -296,6 +313,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             self._target = _Target(
                 self._repository,
                 scope,
+                self._adopt,
                 lambda text: trio.from_thread.run_sync(self._report.notice, text),
             )
         return self._target
@@ -317,13 +335,20 @@ class _Target:
     """
 
     def __init__(
-        self, repository: Repository, scope: _Scope, notice: Callable[[str], None]
+        self,
+        repository: Repository,
+        scope: _Scope,
+        adopt: bool,  # noqa: FBT001 - private
+        notice: Callable[[str], None],
     ) -> None:
         origin, epoch, are_sha1 = scope
         self._repository = repository
         self._notice = notice
         interrupted = InterruptedRuns(repository)
-        repository.require_account(origin, interrupted.origins())
+        if not adopt:
+            repository.require_account(origin, interrupted.origins())
+        newest = repository.newest_origin()
+        self._adopted = None if newest is None or newest.is_same(origin) else newest
         with contextlib.ExitStack() as stack:
             date = repository.next_date(datetime.now(UTC))
             self.staging = stack.enter_context(
@@ -338,7 +363,7 @@ class _Target:
             if self._linker.links != "hard":
                 how = {"reflink": "share blocks instead", "copy": "are copied"}[self._linker.links]
                 notice(f"{repository.path} has no hard links: unchanged files {how}")
-            self.base = self._open_base(blob_ids_are_sha1=are_sha1)
+            self.base = self._open_base(scope)
             if self.base is not None:
                 stack.enter_context(self.base)
             self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
@@ -356,7 +381,7 @@ class _Target:
         """
         base, tally = self.base, self.builder.tally
         gone = 0 if base is None else len(base)
-        if base is not None and 100 * gone > max_gone * base.total:
+        if base is not None and not self._base_is_other and 100 * gone > max_gone * base.total:
             raise TooMuchGoneError(
                 f"{gone:,} of the {base.total:,} mails of {base.date} are gone"
                 f" ({100 * gone / base.total:.0f} %), so no snapshot was made; --max-gone 100 makes"
@@ -382,6 +407,7 @@ class _Target:
             missing=self.staging.missing.count,
             missing_sha256=self.staging.move_missing(),
             shortfall=source.lacking.shortfall,
+            adopted=self._adopted,
         )
         self._manifest.finish(description)
         return description
@@ -397,14 +423,24 @@ class _Target:
             return path, error
         return path, None
 
-    def _open_base(self, *, blob_ids_are_sha1: bool) -> BaseSnapshot | None:
+    def _open_base(self, scope: _Scope) -> BaseSnapshot | None:
+        self._base_is_other = False
         for snapshot in reversed(self._repository.snapshots()):
-            if is_intact(snapshot.path):
-                # A file that is copied is read anyway, so its content can also be verified.
-                return BaseSnapshot(
-                    snapshot,
-                    verify_content=self._linker.links == "copy",
-                    blob_ids_are_sha1=blob_ids_are_sha1,
-                )
-            self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
+            if not is_intact(snapshot.path):
+                self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
+                continue
+            # A later version may have described the snapshot.
+            with contextlib.suppress(JmapfsError):
+                description = snapshot.description()
+                self._base_is_other = not description.origin.is_same(scope.origin)
+                are_sha1 = scope.blob_ids_are_sha1 and description.blob_ids_are_sha1
+                # In another account, a blob id may stand for other content.
+                if self._base_is_other and not are_sha1:
+                    continue
+            # A file that is copied is read anyway, so its content can also be verified.
+            return BaseSnapshot(
+                snapshot,
+                verify_content=self._linker.links == "copy",
+                blob_ids_are_sha1=scope.blob_ids_are_sha1,
+            )
         return None

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from jmapfs.account import AccountSource, account_directory
-from jmapfs.control.messages import StatusRequest, SyncRequest
+from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import mounts
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
@@ -27,7 +27,7 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.online import ContentCheck
+from jmapfs.snapshot.online import ContentCheck, origin_of_account
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import StateWaiter, check_account
@@ -172,8 +172,7 @@ class _AccountOpener:
             if self._suspects:
                 await synchronizer.drop_unlisted(self._suspects)
             return
-        session, account = self._client.session, self._client.account
-        origin = Origin(session.api_url, account.id, account.name, session.username)
+        origin = origin_of_account(self._client)
         with self._database.reader() as reader:
             fetcher = EarlyFetcher(reader, self._blobs, early, origin)
 
@@ -232,14 +231,21 @@ def _sync_mounts(state: AccountState, request: SyncRequest) -> None:
         except JmapfsError:
             # A mount whose daemon has died writes no index.
             continue
-        accounts = [(one.account_id, one.server, one.leads) for one in status.accounts]
-        if (state.account_id, state.server, True) in accounts:
+        if any(one.leads and _is_account(one, state) for one in status.accounts):
             try:
                 ask(mount.mountpoint, request)
             except JmapfsError as error:
                 failure = failure or error
     if failure is not None:
         raise failure
+
+
+def _is_account(status: AccountStatus, state: AccountState) -> bool:
+    """Return whether a mount shows the account of an index; it may have an index of its own."""
+    if status.account_id != state.account_id:
+        return False
+    # The two indexes may have different addresses of an API that moves.
+    return status.server == state.server or status.location == state.location != ""
 
 
 class _PinnedAccount:
@@ -259,6 +265,8 @@ class _PinnedAccount:
             account_id=state.account_id,
             account_name=state.account_name,
             username=state.username,
+            location=state.location,
+            origins=state.origins,
         )
         self.email_state = state.email_state
         self.epoch = state.epoch

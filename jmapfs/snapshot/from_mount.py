@@ -137,6 +137,8 @@ class _MountedTree:
             account_name=description.account_name,
             username=description.username,
             directory=description.directory,
+            location=description.location,
+            origins=description.origins,
         )
         self.email_state = description.email_state
         self.epoch = description.epoch

@@ -22,8 +22,8 @@ import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
 from jmapfs.locking import process_lock
-from jmapfs.snapshot.manifest import is_intact
-from jmapfs.snapshot.repository import Repository, Snapshot, account_key
+from jmapfs.snapshot.manifest import Origin, is_intact
+from jmapfs.snapshot.repository import Repository, Snapshot
 from jmapfs.snapshot.verify_record import VerificationRecord
 
 UNLIMITED: Final = -1
@@ -220,10 +220,13 @@ def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
 
 
 def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
-    """Separate the newest snapshot's account from directories that must be left alone."""
+    """Separate the newest snapshot's account from directories that must be left alone.
+
+    Accounts that were adopted count as the same account.
+    """
     ours: list[Snapshot] = []
     left_alone: list[LeftAlone] = []
-    account = None
+    accounts: list[Origin] = []
     for one in reversed(snapshots):
         try:
             description = one.description()
@@ -234,9 +237,11 @@ def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Left
             reason = f"it was made as {description.date}, and renamed or copied"
             left_alone.append(LeftAlone(one.date, reason))
             continue
-        account = account or account_key(description.origin)
-        if account_key(description.origin) == account:
+        origin = description.origin
+        if not accounts or any(origin.is_same(account) for account in accounts):
             ours.append(one)
+            # The address of the server may change from one snapshot to the next.
+            accounts += {origin, description.adopted or origin} - set(accounts)
         else:
             left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
     return ours[::-1], left_alone[::-1]

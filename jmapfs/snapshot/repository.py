@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
-import httpx
 import msgspec
 
 from jmapfs.errors import (
@@ -30,7 +29,6 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
 )
-from jmapfs.jmap.origins import origin_of
 from jmapfs.snapshot.files import delete_tree, sync_directory
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
@@ -236,19 +234,21 @@ class Repository:
 
         Raises ConfigError if one belongs to another account, or to another part of the account.
         """
-        for other in (*others, *self._newest_origin()):
-            if account_key(other) != account_key(origin):
+        newest = self.newest_origin()
+        for other in (*others, newest):
+            if other is not None and not other.is_same(origin):
                 raise ConfigError(
                     f"{self.path} has snapshots of {origin_text(other)}, not of"
-                    f" {origin_text(origin)}: choose another directory"
+                    f" {origin_text(origin)}: choose another directory, or continue this one with"
+                    " --adopt"
                 )
 
-    def _newest_origin(self) -> list[Origin]:
+    def newest_origin(self) -> Origin | None:
         """Return the origin of the newest snapshot that has a readable description, if any."""
         for snapshot in reversed(self.snapshots()):
             with contextlib.suppress(JmapfsError):
-                return [snapshot.description().origin]
-        return []
+                return snapshot.description().origin
+        return None
 
     def _directories(self) -> list[os.DirEntry[str]]:
         try:
@@ -280,19 +280,12 @@ def repository_of(directory: Path) -> Repository | None:
     return repository if any(one.path != directory for one in repository.snapshots()) else None
 
 
-def account_key(origin: Origin) -> tuple[str, str, str]:
-    """Return a key for an account: it stays the same if the account is renamed."""
-    server = origin.server
-    # A damaged description may contain anything.
-    with contextlib.suppress(httpx.InvalidURL, ValueError):
-        server = origin_of(server)
-    return server, origin.account_id, origin.directory
-
-
 def origin_text(origin: Origin) -> str:
     """Return an account, and the part of it, as text."""
     part = f"{origin.directory} of " if origin.directory else ""
-    return f"{part}account {origin.account_name or origin.account_id} at {origin.server}"
+    name = origin.account_name or origin.account_id
+    user = f" of {origin.username}" if origin.username not in {"", name} else ""
+    return f"{part}account {name}{user} at {origin.server}"
 
 
 State = Literal["complete", "incomplete", "damaged", "unreadable"]

@@ -10,8 +10,8 @@ import httpx
 import msgspec
 import pytest
 
-from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.client import Client, EmailsFound, EmailValues
+from jmapfs.errors import MethodError, RequestError
+from jmapfs.jmap.client import EmailsFound, EmailValues, IdPage
 from jmapfs.jmap.types import Address, BadEmail, Email, Keywords, MailboxIds
 from tests.jmap.fake import (
     LIMIT,
@@ -49,16 +49,6 @@ def forgetful(server: FakeServer, forgotten: set[str], *, times: int) -> None:
         return answer
 
     server.methods["Email/get"] = email_get
-
-
-async def all_pages(client: Client, limit: int) -> list[str]:
-    ids: list[str] = []
-    while True:
-        page = await client.query_page(ids[-1] if ids else None, limit)
-        if not page.ids:
-            return ids
-        assert [email.id for email in page.emails] == list(page.ids)
-        ids += page.ids
 
 
 async def one(**changes: Any) -> Email:
@@ -151,13 +141,11 @@ async def test_email_without_an_essential_property_is_bad(
     server.emails["M1"].update(changes)
     async with opened(server) as client:
         emails, not_found, [bad] = await client.emails(server.emails)
-        page = await client.query_page(None, 3)
     assert [email.id for email in emails] == ["M0", "M2"]
     assert not_found == []
     assert (bad.id, bad.mailbox_ids) == ("M1", MailboxIds({"inbox"}))
     assert bad.reason.startswith(reason)
     assert len(bad.reason) < 80
-    assert (page.emails, page.bad) == (tuple(emails), (bad,))
 
 
 @pytest.mark.parametrize("item", [{"id": ""}, {"id": "x" * 256}, {"id": 1}, {}, None, 5, "M1", []])
@@ -208,156 +196,120 @@ async def test_email_state_requests_no_email() -> None:
     assert (name, arguments["ids"]) == ("Email/get", [])
 
 
-# --- Pages
+# --- Ids and counts
 
 
-async def test_first_page_is_one_request() -> None:
+async def test_ids_are_requested_without_a_sort_order() -> None:
     server = FakeServer(10)
     async with opened(server) as client:
-        page = await client.query_page(None, 4)
-    assert page.ids == ("M0", "M1", "M2", "M3")
-    assert [email.id for email in page.emails] == ["M0", "M1", "M2", "M3"]
-    assert (page.not_found, page.total) == ((), 10)
-    assert len(server.requests) == 1
-    (_, query), (_, get) = server.calls
-    assert query == {
-        "accountId": "A1",
-        "sort": [{"property": "receivedAt", "isAscending": True}],
-        "limit": 4,
-        "position": 0,
-        "calculateTotal": True,
-    }
-    assert get["#ids"] == {"resultOf": "query", "name": "Email/query", "path": "/ids"}
-    assert " ".join(get["properties"]) == (
-        "id blobId threadId mailboxIds keywords size receivedAt subject from"
-    )
+        first = await client.query_ids(0, count=True)
+        second = await client.query_ids(7)
+    assert first == IdPage(tuple(server.emails), 10)
+    assert second == IdPage(("M7", "M8", "M9"), None)
+    (_, query), (_, next_query) = server.calls
+    assert query == {"accountId": "A1", "position": 0, "calculateTotal": True, "limit": 10_000}
+    assert next_query == {"accountId": "A1", "position": 7, "limit": 10_000}
 
 
-async def test_next_page_follows_the_anchor() -> None:
-    server = FakeServer(10)
-    async with opened(server) as client:
-        page = await client.query_page("M3", 4)
-    assert page.ids == ("M4", "M5", "M6", "M7")
-    assert page.total is None
-    _, query = server.calls[0]
-    assert (query["anchor"], query["anchorOffset"]) == ("M3", 1)
-    assert not {"position", "calculateTotal"} & query.keys()
-
-
-@pytest.mark.parametrize("limit", [1, 3, 10, 1000])
-async def test_pages_contain_every_email(limit: int) -> None:
-    server = FakeServer(10)
-    async with opened(server) as client:
-        assert await all_pages(client, limit) == list(server.emails)
-
-
-async def test_short_pages_are_not_the_end() -> None:
-    server = FakeServer(10)
-    plain = server.methods["Email/query"]
-    server.methods["Email/query"] = lambda a: plain({**a, "limit": min(a["limit"], 3)})
-    async with opened(server) as client:
-        assert await all_pages(client, 100) == list(server.emails)
-
-
-async def test_limit_is_never_above_max_objects_in_get() -> None:
-    server = FakeServer(10, session=with_limits(maxObjectsInGet=4))
-    async with opened(server) as client:
-        await all_pages(client, 100)
-    assert {a["limit"] for n, a in server.calls if n == "Email/query"} == {4}
-
-
-async def test_rejected_pages_are_halved_and_the_size_is_kept() -> None:
-    server = FakeServer(20)
-    too_many_above(server, 3)
-    async with opened(server) as client:
-        assert await all_pages(client, 16) == list(server.emails)
-    limits = [a["limit"] for n, a in server.calls if n == "Email/query"]
-    assert limits[:4] == [16, 8, 4, 2]
-    assert set(limits[3:]) == {2}
-
-
-async def test_rejected_page_of_one_email_is_an_error() -> None:
-    server = FakeServer(5)
-    too_many_above(server, 0)
-    async with opened(server) as client:
-        with pytest.raises(MethodError, match="requestTooLarge"):
-            await client.query_page(None, 4)
-
-
-async def test_pages_work_with_one_call_per_request() -> None:
-    server = FakeServer(10, session=with_limits(maxCallsInRequest=1))
-    async with opened(server) as client:
-        assert await all_pages(client, 4) == list(server.emails)
-
-
-async def test_missing_anchor_is_an_error() -> None:
-    server = FakeServer(10)
-    async with opened(server) as client:
-        with pytest.raises(MethodError) as caught:
-            await client.query_page("M99", 4)
-    assert caught.value.kind == "anchorNotFound"
-
-
-async def test_page_with_its_own_anchor_is_an_error() -> None:
-    server = FakeServer(10)
-    server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1"], "queryState": "q"}
-    async with opened(server) as client:
-        with pytest.raises(ProtocolError, match="anchor"):
-            await client.query_page("M1", 4)
-
-
-async def test_email_destroyed_between_query_and_get_is_not_found() -> None:
-    server = FakeServer(4)
+@pytest.mark.parametrize("error", ["invalidArguments", "requestTooLarge"])
+@pytest.mark.parametrize("most", [1000, 999, 50, 0])
+async def test_a_smaller_limit_is_requested_if_one_is_refused(error: str, most: int) -> None:
+    server = FakeServer(30)
     plain = server.methods["Email/query"]
 
     def email_query(arguments: Arguments) -> Arguments:
-        answer = plain(arguments)
-        server.emails.pop("M1")
-        return answer
+        if arguments.get("limit", 0) > most:
+            raise RefusedError(error)
+        return plain({"limit": 25, **arguments})
 
     server.methods["Email/query"] = email_query
     async with opened(server) as client:
-        page = await client.query_page(None, 4)
-    assert page.ids == ("M0", "M1", "M2", "M3")
-    assert [email.id for email in page.emails] == ["M0", "M2", "M3"]
-    assert page.not_found == ("M1",)
+        assert len((await client.query_ids(0)).ids) == (30 if most > 50 else 25)
+        before = len(server.calls)
+        await client.query_ids(3)
+    # The limit that was accepted is kept.
+    assert len(server.calls) == before + 1
 
 
-async def test_emails_left_out_of_a_page_are_requested_again() -> None:
+async def test_the_last_refusal_is_an_error() -> None:
+    server = FakeServer(3)
+
+    def refuse(_: Arguments) -> Arguments:
+        raise RefusedError("invalidArguments")
+
+    server.methods["Email/query"] = refuse
+    async with opened(server) as client:
+        with pytest.raises(MethodError, match="invalidArguments"):
+            await client.query_ids(0)
+
+
+@pytest.mark.parametrize("most_calls", [16, 1])
+async def test_counts(most_calls: int) -> None:
+    server = FakeServer(5, session=with_limits(maxCallsInRequest=most_calls))
+    server.mailboxes[0]["totalEmails"] = 3
+    async with opened(server) as client:
+        counts = await client.counts()
+    assert (counts.email_state, counts.total) == ("e1", 5)
+    assert counts.mailboxes[server.mailboxes[0]["id"]] == 3
+    assert len(server.requests) == (1 if most_calls > 1 else 3)
+    assert server.calls[-1][0] == "Email/get"  # the state is the last that is requested
+
+
+async def test_counts_of_a_server_that_counts_nothing() -> None:
+    server = FakeServer(5)
+
+    def refuse(_: Arguments) -> Arguments:
+        raise RefusedError("unsupportedFilter")
+
+    server.methods["Email/query"] = server.methods["Mailbox/get"] = refuse
+    async with opened(server) as client:
+        counts = await client.counts()
+    assert (counts.total, counts.mailboxes) == (None, {})
+
+
+async def test_changed_ids_of_all_parts() -> None:
+    server = FakeServer()
+    parts = {
+        "s0": {"newState": "s1", "hasMoreChanges": True, "created": ["M1"], "updated": ["M2"]},
+        "s1": {"newState": "s2", "hasMoreChanges": False, "created": ["M3"], "updated": ["M1"]},
+    }
+    server.methods["Email/changes"] = lambda arguments: dict(parts[arguments["sinceState"]])
+    async with opened(server) as client:
+        assert await client.changed_ids("s0") == {"M1", "M2", "M3"}
+
+
+# --- By id
+
+
+async def test_emails_left_out_once_are_requested_again() -> None:
     server = FakeServer(4)
     forgetful(server, {"M1", "M3"}, times=1)
     async with opened(server) as client:
-        page = await client.query_page(None, 4)
-    assert [email.id for email in page.emails] == ["M0", "M1", "M2", "M3"]
+        emails = (await client.emails(server.emails)).emails
+    assert [email.id for email in emails] == ["M0", "M1", "M2", "M3"]
     assert server.calls[-1][1]["ids"] == ["M1", "M3"]
 
 
-@pytest.mark.parametrize("paged", [True, False])
-async def test_emails_left_out_twice_are_bad(*, paged: bool) -> None:
+async def test_emails_left_out_twice_are_bad() -> None:
     server = FakeServer(4)
     forgetful(server, {"M1", "M3"}, times=9)
     async with opened(server) as client:
-        found = await (client.query_page(None, 4) if paged else client.emails(server.emails))
+        found = await client.emails(server.emails)
     assert [email.id for email in found.emails] == ["M0", "M2"]
     assert [email.id for email in found.bad] == ["M1", "M3"]
 
 
 async def test_duplicate_ids_and_unrequested_emails_are_ignored() -> None:
     server = FakeServer(4)
-    server.methods["Email/query"] = lambda _: {"ids": ["M0", "M1", "M0"]}
     server.methods["Email/get"] = lambda _: {
         "state": "e1",
         "list": [email_document(n) for n in (1, 0, 0, 7)],
         "notFound": ["M9", "M1"],
     }
     async with opened(server) as client:
-        page = await client.query_page(None, 4)
-    assert page.ids == ("M0", "M1")
-    assert [email.id for email in page.emails] == ["M0", "M1"]
-    assert page.not_found == ()
-
-
-# --- By id
+        found = await client.emails(["M0", "M1", "M0"])
+    assert [email.id for email in found.emails] == ["M0", "M1"]
+    assert found.not_found == []
 
 
 async def test_emails_are_requested_in_chunks() -> None:

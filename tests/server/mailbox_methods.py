@@ -35,10 +35,13 @@ def mailbox_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
         "accountId": account.id,
         "state": account.logs["Mailbox"].state,
         "list": [
-            {
-                name: _property(account, account.mailboxes[i], name, call.quirks.ghost_ids)
-                for name in properties
-            }
+            call.quirks.with_odd_values(
+                i,
+                {
+                    name: _property(account, account.mailboxes[i], name, call.quirks.ghost_ids)
+                    for name in properties
+                },
+            )
             for i in ids
             if i in account.mailboxes
         ],
