@@ -46,6 +46,8 @@ class MailAccount:
     inbox: ClassVar[str] = "INBOX"
     """The name of the inbox in JMAP, and of its directory."""
     has_push: ClassVar[bool]
+    most_mails: ClassVar[int] = sys.maxsize
+    """Tests should not store more real mail: the server is slow then."""
     separator: ClassVar[str] = "/"
     append_batch: ClassVar[int] = MULTIAPPEND_BATCH
     api_path: ClassVar[str]

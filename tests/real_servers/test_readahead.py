@@ -14,6 +14,7 @@ import pytest
 from tests import corpus
 from tests.mail_server.account import MailAccount
 from tests.mail_server.append import Message
+from tests.mails import list_mails
 from tests.mounts import Home, Mounted, command
 from tests.stored_mail import START
 
@@ -26,7 +27,7 @@ _MANY = 400
 def large(new_mail_account: Callable[[], MailAccount]) -> MailAccount:
     """Four hundred different mails in the inbox."""
     account = new_mail_account()
-    account.fill("INBOX", dict.fromkeys(corpus.mails(_MANY)))
+    account.fill("INBOX", list_mails(0, _MANY))
     return account
 
 
@@ -67,7 +68,7 @@ def test_sixteen_readers_with_a_small_cache(
 ) -> None:
     """Every byte of the corpus is right, no matter who reads first and where it is cached."""
     account = mail_account
-    mails = corpus.all_mails()
+    mails = corpus.all_mails()[: account.most_mails]
     account.create_mailbox("Half")
     for name, mine in (("INBOX", mails[::2]), ("Half", mails[1::2])):
         account.fill(

@@ -25,8 +25,9 @@ from tests.stored_mail import START, StoredMail, sha256, store_mails
 
 @pytest.fixture(scope="module")
 def stored(new_mail_account: Callable[[], MailAccount]) -> StoredMail:
-    """An account with the whole corpus."""
-    return store_mails(new_mail_account(), corpus.all_mails())
+    """The whole corpus, or its first mails."""
+    account = new_mail_account()
+    return store_mails(account, corpus.all_mails()[: account.most_mails])
 
 
 @pytest.fixture
