@@ -15,6 +15,7 @@ class Account(MailAccount):
 
     inbox: ClassVar[str] = "Inbox"
     has_push: ClassVar[bool] = False
+    has_sha1_ids: ClassVar[bool] = True
     api_path: ClassVar[str] = "/jmap/"
     using: ClassVar[tuple[str, ...]] = (*MailAccount.using, "https://cyrusimap.org/ns/jmap/mail")
 

@@ -19,6 +19,7 @@ class Account(MailAccount):
     most_mails: ClassVar[int] = 150
     separator: ClassVar[str] = "."
     append_batch: ClassVar[int] = 1
+    has_sha1_ids: ClassVar[bool] = False
     api_path: ClassVar[str] = "/jmap"
     headers: ClassVar[Mapping[str, str]] = {"Accept": "application/json; jmapVersion=rfc-8621"}
 

@@ -46,6 +46,8 @@ class MailAccount:
     inbox: ClassVar[str] = "INBOX"
     """The name of the inbox in JMAP, and of its directory."""
     has_push: ClassVar[bool]
+    has_sha1_ids: ClassVar[bool]
+    """Whether blob ids contain the SHA-1 of the content."""
     most_mails: ClassVar[int] = sys.maxsize
     """Tests should not store more real mail: the server is slow then."""
     separator: ClassVar[str] = "/"
@@ -257,6 +259,12 @@ class MailAccount:
                 ).hexdigest()
                 for blob_id in blob_ids
             }
+
+    def downloads(self, mails: Iterable[bytes]) -> int:
+        """Return how many downloads different messages need; one without a header needs two."""
+        return sum(
+            2 if mail.startswith(b"\r\n") and not self.has_sha1_ids else 1 for mail in set(mails)
+        )
 
     def _set(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         answer = self.jmap((method, arguments))[0]

@@ -37,16 +37,17 @@ def mount(large: MailAccount, tmp_path: Path) -> Iterator[Mounted]:
         yield mount
 
 
-def test_a_program_that_reads_everything_is_read_ahead_of(
-    large: MailAccount, mount: Mounted
-) -> None:
-    before = mount.counts()
-    command("grep", "-rc", "^Subject: ", mount.path / large.inbox)
-    done = mount.counts() - before
-    assert done.blobs == _MANY
-    # Mail that was read ahead needs no READ.
-    assert done.reads < _MANY // 2
+def test_a_reader_is_read_ahead_of(large: MailAccount, mount: Mounted) -> None:
+    paths = sorted((mount.path / large.inbox).iterdir())
+    command("grep", "-c", "^Subject: ", *paths[:100])
+    # More than the program has read.
+    wait_until(lambda: mount.counts().blobs > 100)
+    command("grep", "-rc", "^Subject: ", mount.path)
+    assert mount.counts().blobs == _MANY
 
+
+def test_a_second_read_needs_no_request(mount: Mounted) -> None:
+    command("grep", "-rc", "^Subject: ", mount.path)
     before = mount.counts()
     command("grep", "-rc", "^Subject: ", mount.path)
     done = mount.counts() - before
@@ -91,7 +92,7 @@ def test_sixteen_readers_with_a_small_cache(
             digests = [line.split()[0] for line in lines.splitlines()]
         assert sorted(digests) == sorted(hashlib.sha256(mail).hexdigest() for mail in mails)
         # Memory and the kernel hold what the cache cannot.
-        assert mount.counts().blobs == len(mails)
+        assert mount.counts().blobs == account.downloads(mails)
 
 
 def _digest(path: Path) -> str:

@@ -125,10 +125,10 @@ def test_a_snapshot_downloads_only_new_content(few: StoredMail, tmp_path: Path) 
 def test_a_renamed_mailbox_downloads_no_content(few: StoredMail, tmp_path: Path) -> None:
     home = few.home(tmp_path)
     take(home, few.account.url, tmp_path / "dest")
-    few.account.rename_mailbox("Lists/exmh", "Archive")
+    few.account.rename_mailbox("Lists/exmh", "Old lists")
     second = take(home, few.account.url, tmp_path / "dest")
     assert second.summary["fetched"] == 0
-    assert by_directory(second)["Archive"] == few.digests["Lists/exmh"]
+    assert by_directory(second)["Old-lists"] == few.digests["Lists/exmh"]
     assert not (second.path / "mail" / "Lists" / "exmh").exists()
 
 
@@ -150,8 +150,9 @@ def test_a_changing_account_is_copied_at_one_state(few: StoredMail, tmp_path: Pa
     """
     account, home = few.account, few.home(tmp_path)
     before = churning(account, few.digests)
+    first = take(home, account.url, tmp_path / "dest")
     with Churn(account) as churn:
-        taken = [take(home, account.url, tmp_path / "dest") for _ in range(5)]
+        taken = [first, *(take(home, account.url, tmp_path / "dest") for _ in range(4))]
     assert churn.error is None
     assert churn.rounds > 10
     for one in taken:
@@ -162,7 +163,7 @@ def test_a_changing_account_is_copied_at_one_state(few: StoredMail, tmp_path: Pa
             for path in (one.path / "mail").rglob("*_churn-*.eml")
         }
         assert numbers == set(range(arrived))
-    assert len({one.manifest for one in taken}) > 1
+    assert len({one.manifest for one in taken}) > 2
 
 
 def test_content_in_the_cache_of_a_mount_is_not_downloaded(few: StoredMail, tmp_path: Path) -> None:
