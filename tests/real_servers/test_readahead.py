@@ -17,6 +17,7 @@ from tests.mail_server.append import Message
 from tests.mails import list_mails
 from tests.mounts import Home, Mounted, command
 from tests.stored_mail import START
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
