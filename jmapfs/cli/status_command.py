@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.options import directory_type, format_size
+from jmapfs.cli.options import directory_type, escaped, format_size
 from jmapfs.control.messages import (
     AccountStatus,
     ContentStatus,
@@ -61,13 +61,13 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not tables:
         console.print("nothing is mounted")
     for mountpoint, lines in tables:
         table = Table(show_header=False, box=None, title=mountpoint, title_justify="left")
         for name, value in lines:
-            table.add_row(name, value)
+            table.add_row(name, escaped(value))
         console.print(table)
 
 

@@ -136,7 +136,8 @@ class Commands:
         with trio.move_on_after(_SYNC_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
                 for account in self._accounts_at(request.path):
-                    account.source.login.retry_now()
+                    if request.retry_login:
+                        account.source.login.retry_now()
                     nursery.start_soon(sync, account)
         if errors:
             raise errors[0]

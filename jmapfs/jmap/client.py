@@ -189,7 +189,7 @@ class _Got(Generic[T]):
     state: str
     items: Sequence[T]
     not_found: Sequence[str]
-    unusable: Sequence[UnusableError] = ()
+    unusable: Sequence[ProtocolError] = ()
 
 
 class Client(BlobMethods, BlobGetMethods, PushMethods):
@@ -199,6 +199,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     """
 
     _has_message_ids = True
+    _mailbox_error = ""
     _id_limits: Sequence[int | None] = _ID_LIMITS
 
     async def mailboxes(self) -> tuple[list[Mailbox], str]:
@@ -366,13 +367,14 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
         properties = decoded.updated_properties
+        names = _strings(properties)
         return Changes(
             new_state=decoded.new_state,
             has_more=decoded.has_more_changes or False,
             created=tuple(decoded.created or ()),
             updated=tuple(decoded.updated or ()),
             destroyed=tuple(decoded.destroyed or ()),
-            updated_properties=None if properties is None else frozenset(properties),
+            updated_properties=frozenset(names) if properties == list(names) else None,
         )
 
     async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
@@ -454,15 +456,12 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             return _Got(got.state, got.items, got.not_found or ())
         raw = self._decode(response, RawGetResponse, lenient=True)
         what = f"an object in the server's response to {response.name}"
-        items, unusable = [], []
+        items, unusable = list[T](), list[ProtocolError]()
         for item in raw.items:
             try:
                 items.append(decode_leniently(item, item_type, what))
-            except UnusableError as error:
-                unusable.append(error)
-                _log.warning("%s", error)
             except ProtocolError as error:
-                _log.warning("%s", error)
+                unusable.append(error)
         return _Got(raw.state, items, raw.not_found or (), unusable)
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
@@ -514,15 +513,22 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> _Got[Mailbox]:
         [response] = await self.request([self._call("Mailbox/get", {"ids": ids})])
-        return self._decode_get(response, GetResponse[Mailbox], Mailbox)
+        got = self._decode_get(response, GetResponse[Mailbox], Mailbox)
+        # The list is requested again and again. The same error is logged once.
+        if got.unusable and str(got.unusable[0]) != self._mailbox_error:
+            self._mailbox_error = str(got.unusable[0])
+            _log.warning("%d mailboxes are left out: %s", len(got.unusable), self._mailbox_error)
+        return got
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
         [response] = await self.request([self._call(name, arguments)])
         return self._decode(response, QueryResponse, lenient=True)
 
 
-def _bad_emails(errors: Iterable[UnusableError]) -> Iterator[BadEmail]:
+def _bad_emails(errors: Iterable[ProtocolError]) -> Iterator[BadEmail]:
     for error in errors:
+        if not isinstance(error, UnusableError):
+            continue
         # Without a usable id, the email is one that the server does not return.
         with contextlib.suppress(ProtocolError):
             email = decode_leniently(error.sent, EmailIdentity, "an email")

@@ -55,7 +55,7 @@ class ShortfallStatus(msgspec.Struct, frozen=True):
         """Return the shortfall as text."""
         text = f"the server counts {self.expected:,} mails, but only {self.found:,} can be listed"
         shown = [
-            f"{one.path}: {one.found:,} of {one.expected:,}"
+            f"{printable(one.path, 80)}: {one.found:,} of {one.expected:,}"
             for one in self.mailboxes[:_SHOWN_MAILBOXES]
         ]
         if rest := len(self.mailboxes) - len(shown):

@@ -331,7 +331,8 @@ def test_a_changed_password(home: Home, small: ServerProcess) -> None:
         assert_unreadable(uncached)
         # No sync is needed: the refused read makes the mount reconnect.
         wait_until(lambda: not online(mount))
-        assert_says_offline(mount, "does not accept the credentials", "401", before=began)
+        again = "sent again at"
+        assert_says_offline(mount, "does not accept the credentials", "401", again, before=began)
         refused = home.run("sync", mount.path)
         assert refused.exit_code == 4
         assert "does not accept the credentials" in refused.stderr
