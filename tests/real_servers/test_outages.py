@@ -60,6 +60,20 @@ def is_online(mount: Mounted) -> bool:
     return json.loads((mount.path / ".jmapfs.json").read_bytes())["online"] is True
 
 
+def read_or_nothing(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def deliver_old(account: MailAccount, mails: Iterable[bytes]) -> None:
+    """Deliver mail after other changes: a Cyrus that begins again must not have this state soon."""
+    for kind in ("extra", "again"):
+        account.expunge("INBOX", account.fill("INBOX", equal_sizes(kind)))
+    deliver(account, mails)
+
+
 def assert_unreadable(path: Path) -> None:
     with pytest.raises(OSError, check=lambda error: error.errno == errno.EIO):
         path.read_bytes()
@@ -95,7 +109,7 @@ def test_a_server_that_stops_and_starts_under_a_mount(
 ) -> None:
     mails = equal_sizes("first")
     deliver(account, mails)
-    with home.mounted(account.url) as mount:
+    with home.mounted(account.url, "--poll-interval", "1") as mount:
         paths = sorted((mount.path / account.inbox).iterdir())
         content = paths[0].read_bytes()
         private_mail_server.disconnect()
@@ -120,7 +134,7 @@ def test_an_account_that_is_reset_under_a_mount(
 ) -> None:
     """James then uses the ids of the old mail for other mail, here of equal size."""
     old, new = equal_sizes("first"), equal_sizes("other")
-    deliver(account, old)
+    deliver_old(account, old)
     with home.mounted(account.url) as mount:
         paths = sorted((mount.path / account.inbox).iterdir())
         cached = {path: path.read_bytes() for path in paths[: _COUNT // 2]}
@@ -136,10 +150,7 @@ def test_an_account_that_is_reset_under_a_mount(
             if path in cached:
                 assert path.read_bytes() == cached[path]
             else:
-                try:
-                    assert path.read_bytes() in old
-                except OSError as error:
-                    assert error.errno == errno.EIO
+                assert read_or_nothing(path) in {*old, None}
         assert home.run("snapshot", account.url, tmp_path / "dest").exit_code == 14
         assert dates(tmp_path / "dest") == [taken.path.name]
 
@@ -157,7 +168,7 @@ def test_an_account_that_was_reset_while_it_was_not_mounted(
 ) -> None:
     """Ids, sizes and times are equal: only the subjects differ."""
     old, new = equal_sizes("first"), equal_sizes("other")
-    deliver(account, old)
+    deliver_old(account, old)
     with home.mounted(account.url) as mount:
         assert read_all(mount) == Counter(old)
     private_mail_server.reset()
