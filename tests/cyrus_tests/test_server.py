@@ -24,17 +24,6 @@ def test_two_servers_are_independent(cyrus: Cyrus) -> None:
             cyrus.account("only-here").email_ids()
 
 
-def test_a_restart_keeps_the_mail_and_the_ports(private_cyrus: Cyrus) -> None:
-    account = private_cyrus.add_user("alice")
-    account.append("INBOX", MAIL)
-    before = account.email_ids()
-    private_cyrus.stop()
-    with pytest.raises(httpx.ConnectError):
-        account.email_ids()
-    private_cyrus.start()
-    assert account.email_ids() == before
-
-
 @pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.cyrus
 def test_a_stopped_server_leaves_nothing(*, paused: bool) -> None:
