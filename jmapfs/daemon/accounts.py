@@ -191,7 +191,12 @@ class MountedAccount:
         connection = self.follower.connection
         if connection.online:
             return Reachability(online=True)
-        return Reachability(online=False, since=connection.since, error=connection.error)
+        return Reachability(
+            online=False,
+            since=connection.since,
+            error=connection.error,
+            changed_at=connection.changed_at,
+        )
 
     def require_epoch(self, inode: int, epoch: str) -> None:  # noqa: ARG002 - one account
         """Raise ServerError if the kernel may still have content of another epoch.

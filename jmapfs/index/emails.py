@@ -141,7 +141,8 @@ class EmailBatch:
             (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-        self._set_mailboxes(email.mailbox_ids, number, inode, stem)
+        for mailbox_id in sorted(email.mailbox_ids or {UNFILED}):
+            self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
         self._connection.executemany(
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
             [(number, keyword) for keyword in sorted(email.keywords)],

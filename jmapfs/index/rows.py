@@ -57,6 +57,7 @@ class AccountState:
     location: what the user named (`jmap.identity`), empty if an earlier version made the index.
     origins: where the API and the session are, or were, the newest first.
     server: the API URL.
+    moved_at: when the API was found at another URL.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
     complete: whether all emails have been listed once.
     consistent: false while the index is between two states of the account: a listing or a chain of
@@ -74,6 +75,7 @@ class AccountState:
     location: str = ""
     origins: tuple[str, ...] = ()
     server: str = ""
+    moved_at: float = 0.0
     account_id: str = ""
     account_name: str = ""
     username: str = ""

@@ -67,11 +67,15 @@ _OTHER_WRITER_INTERVAL: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """Whether the server is reachable, since when (seconds since 1970), and the last error."""
+    """Whether the server is reachable, since when (seconds since 1970), and the last error.
+
+    `changed_at` is when the error changed while the server was unreachable.
+    """
 
     online: bool
     since: float
     error: str | None = None
+    changed_at: float = 0.0
 
 
 class _RoundRequest:
@@ -345,8 +349,13 @@ class AccountFollower:
             text += f" ({error.remark})"
         if self.connection.online or self.connection.error is None:
             _log.warning("offline: %s", text)
-        since = time.time() if self.connection.online else self.connection.since
-        self.connection = ConnectionState(online=False, since=since, error=text)
+        before, now = self.connection, time.time()
+        self.connection = ConnectionState(
+            online=False,
+            since=now if before.online else before.since,
+            error=text,
+            changed_at=before.changed_at if text == before.error else now,
+        )
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:

@@ -414,12 +414,14 @@ class Synchronizer:
                 epoch="" if client.blob_ids_are_sha1 else new_epoch(),
             )
         identity = client.identity
+        is_there = state.server in {"", client.session.api_url}
         state = replace(
             state,
             location=identity.location,
             # Snapshots of an earlier version name only the origin that the API had then.
             origins=merge_origins(identity.origins, state.identity.origins),
             server=client.session.api_url,
+            moved_at=state.moved_at if is_there else time.time(),
             username=identity.username or state.username,
             blob_ids_are_sha1=client.blob_ids_are_sha1,
         )

@@ -11,13 +11,14 @@ import pytest
 from jmapfs.snapshot.manifest import MISSING
 from jmapfs.snapshot.missing import read_missing
 from tests.mails import random_mail
-from tests.mounts import Home, Mounted, fixed
+from tests.mounts import Home, Mounted, assert_refused, fixed
 from tests.server import ServerProcess, server_process
 from tests.snapshot.commands import TakenSnapshot, require_whole, take, tree_of
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
+UNUSABLE = 6  # the exit code for an answer that cannot be used
 PARTIAL = 15  # the exit code of a snapshot that lacks mail
 
 KINDS = {
@@ -224,6 +225,16 @@ def test_an_odd_field_of_the_session_has_a_default(home: Home, field: str) -> No
             assert list(mount.contents().values()) == [random_mail(1)]
             mount.sync()
             assert mount.status()["online"]
+
+
+@pytest.mark.parametrize("field", ["apiUrl", "downloadUrl"])
+def test_a_session_without_a_usable_url_is_refused(home: Home, field: str) -> None:
+    with server_process("empty") as server:
+        server.control.set_quirks(odd_values={"session": {field: "1e999"}})
+        mountpoint = home.directory / "mnt"
+        mountpoint.mkdir()
+        result = home.run("mount", server.url, mountpoint)
+        assert_refused(result, home, UNUSABLE, f"is not valid: {field} is not usable: 1e999")
 
 
 def test_a_running_mount_that_meets_a_bad_email_stays_online(home: Home) -> None:

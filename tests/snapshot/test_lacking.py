@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jmapfs.errors import IncompleteError
+from jmapfs.errors import AlteredFilesError, IncompleteError
 from tests.mails import new_emails, received_at, text_mail
 from tests.mounts import Home, Mounted, Result
 from tests.server import ServerProcess, server_process
@@ -76,6 +76,14 @@ def status_file(mount: Mounted) -> dict[str, Any]:
     return document
 
 
+def require_unchanged_by_sync(mount: Mounted) -> None:
+    """Bring the mount up to date. A backup must find nothing new in it."""
+    file = mount.path / ".jmapfs.json"
+    before = file.read_bytes(), file.stat().st_mtime_ns, mount.entries()
+    mount.sync()
+    assert (file.read_bytes(), file.stat().st_mtime_ns, mount.entries()) == before
+
+
 def test_a_bad_email_costs_only_itself(faulty: Faulty, tmp_path: Path) -> None:
     faulty.server.control.set_quirks(**NO_BLOB_ID)
     url = faulty.server.url
@@ -92,7 +100,7 @@ def test_a_bad_email_costs_only_itself(faulty: Faulty, tmp_path: Path) -> None:
             assert (status["online"], status["error"]) == (True, None)
             assert status_file(mount)["bad"] == [bad]
             assert f"M3: {bad['reason']}" in status_text(mount)
-            mount.sync()
+            require_unchanged_by_sync(mount)
         assert faulty.home.log().count("email M3") == 1
         for source in (mount.path, url):
             dest = tmp_path / f"of-{Path(source).name}"
@@ -168,7 +176,7 @@ def test_mail_that_is_counted_but_not_listed(faulty: Faulty, tmp_path: Path) -> 
             assert (status["online"], status["error"], status["bad"]) == (True, None, [])
             assert status_file(mount)["shortfall"] == shortfall
             assert text in status_text(mount)
-            mount.sync()
+            require_unchanged_by_sync(mount)
         for source in (mount.path, url):
             dest = tmp_path / f"of-{Path(source).name}"
             result = faulty.snapshot(source, dest)
@@ -200,6 +208,28 @@ def test_mail_that_is_counted_but_not_listed(faulty: Faulty, tmp_path: Path) -> 
         for source in (mount.path, url):
             taken = take(faulty.home, source, tmp_path / f"of-{Path(source).name}")
             assert (taken.summary["mails"], taken.summary["shortfall"]) == (MAILS, None)
+
+
+def test_the_first_snapshot_of_an_account_without_a_mount(faulty: Faulty, tmp_path: Path) -> None:
+    faulty.server.control.set_quirks(unlisted_ids=["M7"], **NO_BLOB_ID)
+    dest = tmp_path / "dest"
+    result = faulty.snapshot(faulty.server.url, dest)
+    assert (result.exit_code, dates(dest)) == (INCOMPLETE, [])
+    assert "a mail cannot be downloaded: email M3: " in result.stderr
+    for _ in range(2):
+        taken = faulty.incomplete(faulty.server.url, dest, "--skip-bad")
+        # The run that failed has fetched everything.
+        assert (taken.summary["mails"], taken.summary["fetched"]) == (MAILS - 2, 0)
+        assert [one["email_id"] for one in taken.summary["missing"]] == ["M3"]
+        shortfall = taken.summary["shortfall"]
+        assert (shortfall["found"], shortfall["expected"]) == (MAILS - 1, MAILS)
+    described = faulty.home.run("verify", dest).stderr
+    assert "a mail that could not be downloaded and a mail that the server counted" in described
+    pruned = faulty.home.run("prune", dest, "--keep-last", "1")
+    assert pruned.exit_code == AlteredFilesError.exit_code
+    faulty.server.control.reset_quirks()
+    taken = take(faulty.home, faulty.server.url, dest)
+    assert (taken.summary["mails"], taken.summary["new"]) == (MAILS, 2)
 
 
 def merge(faulty: Faulty) -> None:
