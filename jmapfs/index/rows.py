@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from jmapfs.blob_keys import content_key
-from jmapfs.jmap.identity import AccountIdentity, merge_origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +90,6 @@ class AccountState:
     compared_at: float = 0.0
     listed_again_at: float = 0.0
     listed_again_for: str = ""
-
-    @property
-    def identity(self) -> AccountIdentity:
-        """Which account the index belongs to."""
-        origins = merge_origins(self.origins, [self.server])
-        return AccountIdentity(self.location, origins, self.username, self.account_id)
 
 
 @dataclass(frozen=True, slots=True)

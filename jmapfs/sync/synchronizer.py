@@ -32,7 +32,7 @@ from jmapfs.jmap.client import Changes, Client, EmailChanges, EmailsFound
 from jmapfs.jmap.identity import merge_origins
 from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import require_owner
+from jmapfs.sync.account_check import identity_of, require_owner
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import (
@@ -419,7 +419,7 @@ class Synchronizer:
             state,
             location=identity.location,
             # Snapshots of an earlier version name only the origin that the API had then.
-            origins=merge_origins(identity.origins, state.identity.origins),
+            origins=merge_origins(identity.origins, identity_of(state).origins),
             server=client.session.api_url,
             moved_at=state.moved_at if is_there else time.time(),
             username=identity.username or state.username,

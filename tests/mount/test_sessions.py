@@ -290,6 +290,7 @@ def test_a_wait_is_shown_on_a_terminal(
             home.run("umount", tmp_path / "target")
     assert exit_code == 0, shown
     assert "asks to wait 4 s" in shown
+    assert ("asks to wait 4 s" in home.log()) == (command == "mount")
     assert time.monotonic() - began >= 4
 
 
