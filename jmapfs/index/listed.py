@@ -77,6 +77,10 @@ class BadEmails:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
+    def ids(self) -> list[str]:
+        """Return the ids of the emails to be requested again, including those still shown."""
+        return [id_ for (id_,) in self._connection.execute("SELECT email_id FROM bad_email")]
+
     def put(self, bad: Iterable[BadEmail]) -> None:
         """Store bad emails; they keep the time at which they were found first."""
         now = time.time()

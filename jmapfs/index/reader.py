@@ -193,9 +193,13 @@ class IndexReader(SqliteConnection):
         return [row[0] for row in self._connection.execute("SELECT blob_id FROM unconfirmed")]
 
     def bad_emails(self) -> list[BadEmailRow]:
-        """Return the emails that the account has, but that cannot be shown, in order of ids."""
+        """Return the emails that the account has, but that cannot be shown, in order of ids.
+
+        An email that the server does not return any more is shown as long as it is in the tree.
+        """
         rows = self._connection.execute(
-            "SELECT email_id, reason, since, mailbox_ids FROM bad_email ORDER BY email_id"
+            "SELECT email_id, reason, since, mailbox_ids FROM bad_email"
+            " WHERE email_id NOT IN (SELECT id FROM email) ORDER BY email_id"
         )
         return [
             BadEmailRow(email_id, reason, since, tuple(msgspec.json.decode(mailboxes)))

@@ -68,7 +68,7 @@ class AccountState:
     shortfall: which mail is missing although the account was listed again, or None.
     compared_at: when the numbers of emails were last compared with those of the server.
     listed_again_at, listed_again_for: when the account was last listed again because the numbers
-        differed, and a text with these numbers.
+        differed, and a text with the difference.
     """
 
     location: str = ""

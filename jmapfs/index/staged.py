@@ -43,6 +43,8 @@ SELECT mailbox_id, count(*) FROM (
     JOIN mailbox ON mailbox.number = membership.mailbox WHERE seen
     UNION ALL
     SELECT key AS mailbox_id FROM staged, json_each(staged.email, '$.mailboxIds')
+    UNION ALL
+    SELECT value AS mailbox_id FROM listed, json_each(listed.mailbox_ids) WHERE reason IS NOT NULL
 ) GROUP BY mailbox_id
 """
 
@@ -77,6 +79,12 @@ class StagedEmails:
                 " (email_id, blob_id, received_at, size, reused, email) VALUES (?, ?, ?, ?, ?, ?)",
                 (email.id, email.blob_id, received_at(email), email.size, reused, _encoded(email)),
             )
+
+    def keep(self, email_ids: Iterable[str]) -> None:
+        """Keep emails of the tree as they are, unless the server was reset."""
+        self._connection.executemany(
+            "UPDATE email SET seen = 1 WHERE id = ?", ((email_id,) for email_id in email_ids)
+        )
 
     def unlisted(self, after: str, count: int) -> list[str]:
         """Return the ids of `count` emails of the tree that were not listed, in order of ids."""
@@ -136,6 +144,11 @@ class StagedEmails:
                 "UPDATE file SET size = stated, stated = NULL WHERE stated IS NOT NULL"
                 " AND stated != ?",
                 (UNKNOWN_SIZE,),
+            )
+            # The old values of a bad email may be those of another email.
+            self._connection.execute(
+                "UPDATE email SET seen = 0"
+                " WHERE id IN (SELECT email_id FROM listed WHERE reason IS NOT NULL)"
             )
             self.remove_unseen()
         for emails in self._staged():

@@ -99,12 +99,12 @@ class IndexWriter(IndexReader):
 
     def unknown_emails(self, email_ids: Iterable[str]) -> list[str]:
         """Return the ids that are neither in the tree nor those of bad emails, in order."""
-        bad = {row.id for row in self.bad_emails()}
-        return [
-            email_id
-            for email_id in sorted(email_ids)
-            if email_id not in bad and known_email(self._connection, email_id) is None
-        ]
+        rows = self._connection.execute(
+            "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM email)"
+            " AND value NOT IN (SELECT email_id FROM bad_email)",
+            (msgspec.json.encode(list(email_ids)).decode(),),
+        )
+        return sorted(email_id for (email_id,) in rows)
 
     def reused_ids(self, emails: Iterable[Email]) -> list[str]:
         """Return the ids that stand for other emails in the index: the server was reset."""
@@ -143,9 +143,12 @@ class IndexWriter(IndexReader):
         self.bad.remove(email.id for email in emails)
 
     def put_bad_emails(self, bad: Iterable[BadEmail]) -> None:
-        """Store emails that cannot be shown, and remove them from the tree."""
+        """Store emails that cannot be shown, and remove them from the tree.
+
+        Those about which the server says nothing stay in the tree.
+        """
         bad = list(bad)
-        self._remove(one.id for one in bad)
+        self._remove(one.id for one in bad if not one.is_unanswered)
         self.bad.put(bad)
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:

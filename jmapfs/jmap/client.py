@@ -286,8 +286,11 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
     ) -> _Found[E]:
         found = _Found[E]()
         missing = wanted
-        # The server may have shortened a response. Request what is missing once more.
-        for _ in range(2):
+        is_repeated, before = False, 0
+        # The server may have shortened a response. Request what is missing again, until a repeated
+        # request brings nothing new.
+        while missing and not (is_repeated and len(missing) == before):
+            is_repeated, before = before > 0, len(missing)
             pending, missing = missing, list[str]()
             while pending:
                 requested, response = await self._get_first(pending, get)
@@ -295,7 +298,7 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
         for id_ in missing:
-            found.bad[id_] = BadEmail(id=id_, reason=_NOT_RETURNED)
+            found.bad[id_] = BadEmail(id=id_, reason=_NOT_RETURNED, is_unanswered=True)
         return found
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
@@ -374,7 +377,11 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
                 found.add(ids, self._decode_get(response, GetResponse[Email], Email))
         await self._add_missing(ids, found)
         # A server may put an id into several lists. An email that was found is not gone.
-        gone = found.not_found.union(changes.destroyed).difference(found.emails, found.bad)
+        destroyed = set(changes.destroyed)
+        for id_ in [id_ for id_, bad in found.bad.items() if bad.is_unanswered]:
+            if id_ in destroyed:
+                del found.bad[id_]
+        gone = found.not_found.union(destroyed).difference(found.emails, found.bad)
         return EmailChanges(
             new_state=changes.new_state,
             has_more=changes.has_more,

@@ -179,11 +179,16 @@ class EmailIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BadEmail(msgspec.Struct, frozen=True, kw_only=True):
-    """An email that the account has, but that cannot be shown, and the reason in plain English."""
+    """An email that the account has, but that cannot be shown, and the reason in plain English.
+
+    `is_unanswered` is true if the server has said nothing about it. If its values are known from an
+    earlier answer, these are still shown.
+    """
 
     id: str
     reason: str
     mailbox_ids: MailboxIds = MailboxIds()
+    is_unanswered: bool = False
 
 
 class ImmutableEmail(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

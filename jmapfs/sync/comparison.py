@@ -5,7 +5,7 @@ if the server still has the Email state of the index. Bad emails count as known.
 
 If the index lacks emails, the ids are listed, and the emails that are not known are fetched. If the
 numbers still differ, the account is listed again and compared, but only once a day for the same
-numbers. If the server then counts more emails than it lists, the index has a *shortfall*.
+difference. If the server then counts more emails than it lists, the index has a *shortfall*.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,6 +38,7 @@ class Comparison:
     """The numbers of emails in the index and at the server.
 
     emails, bad: how many emails the index has, and how many are bad.
+    not_found: how many of these are bad because the server lists them, but does not find them.
     total: how many emails the server counts, or None.
     lacking, excess: the mailboxes for which the server counts more, or fewer emails: the mailbox
         id, the number in the index, and the number at the server.
@@ -48,6 +49,7 @@ class Comparison:
     total: int | None
     lacking: tuple[tuple[str, int, int], ...]
     excess: tuple[tuple[str, int, int], ...]
+    not_found: int = 0
 
     @property
     def known(self) -> int:
@@ -67,14 +69,24 @@ class Comparison:
         surplus = self.total is not None and self.known > self.total
         return self.expected > self.known or surplus or bool(self.excess)
 
+    def difference(self) -> str:
+        """Return by how many emails the numbers differ; new mail does not change this text."""
+        parts = [
+            f"{mailbox_id}:{theirs - ours:+}"
+            for mailbox_id, ours, theirs in (*self.lacking, *self.excess)
+        ]
+        if self.total is not None:
+            parts.insert(0, f"{self.total - self.known:+}")
+        return " ".join(parts)
+
     def describe(self) -> str:
-        """Return the numbers, for messages and to recognize the same difference."""
+        """Return the numbers, for messages."""
         parts = [
             f"mailbox {mailbox_id}: {known:,} of {theirs:,}"
             for mailbox_id, known, theirs in (*self.lacking, *self.excess)
         ]
         if self.total is not None:
-            parts.insert(0, f"{self.emails + self.bad:,} of {self.total:,} emails")
+            parts.insert(0, f"{self.known:,} of {self.total:,} emails")
         return "; ".join(parts)
 
 
@@ -88,8 +100,8 @@ async def compare_and_heal(
     """
     compared = await _compare_current(client, writer, bring_up_to_date)
     changed, listed_at = False, 0.0
-    if compared is not None and compared.known < compared.expected:
-        changed = await _put_unknown(client, writer, with_changes=compared.total is None)
+    if compared is not None and (compared.known < compared.expected or compared.not_found):
+        changed = await _compare_ids(client, writer, with_changes=compared.total is None)
         if changed:
             compared = await _compare_current(client, writer, bring_up_to_date)
     if compared is not None and not await trio.to_thread.run_sync(_is_settled, writer, compared):
@@ -116,17 +128,24 @@ async def _compare_current(
         compared = await trio.to_thread.run_sync(compare, writer, counts)
         if compared is not None:
             return compared
+    _log.warning("the numbers of emails cannot be compared: the account changes all the time")
     return None
 
 
-async def _put_unknown(client: Client, writer: IndexWriter, *, with_changes: bool) -> bool:
-    """Store the emails that are listed, but not known; return whether there are any.
+async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: bool) -> bool:
+    """Store the emails that are listed, but not known; return whether anything has changed.
+
+    Ids that were listed, but not found, are forgotten if they are not listed any more.
 
     With `with_changes`, the changes since the state of the session are asked too. On Apache James
     this is the first Email state of each account. James counts an email that is flagged as deleted,
     but does not list it.
     """
-    listed = (await list_ids(client)).ids.keys()
+    listing = await list_ids(client)
+    listed = listing.ids.keys()
+    removed = False
+    if listing.is_whole:
+        removed = await trio.to_thread.run_sync(_forget_not_found, writer, listed)
     ids = set(listed)
     if with_changes:
         try:
@@ -135,7 +154,7 @@ async def _put_unknown(client: Client, writer: IndexWriter, *, with_changes: boo
             _log.debug("all changes are not known: %s", error)
     unknown = await trio.to_thread.run_sync(writer.unknown_emails, ids)
     if not unknown:
-        return False
+        return removed
     found = await client.emails(unknown)
     bad = [
         *found.bad,
@@ -151,7 +170,7 @@ async def _put_unknown(client: Client, writer: IndexWriter, *, with_changes: boo
     if found.emails or bad:
         await trio.to_thread.run_sync(put)
         _log.warning("the index lacked %d emails", len(found.emails) + len(bad))
-    return bool(found.emails or bad)
+    return removed or bool(found.emails or bad)
 
 
 # The following functions run in a worker thread.
@@ -180,7 +199,22 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         total=counts.total,
         lacking=tuple(lacking),
         excess=tuple(excess),
+        not_found=len(_not_found(writer)),
     )
+
+
+def _not_found(writer: IndexWriter) -> list[str]:
+    """Return the ids that were listed, but not found."""
+    return [row.id for row in writer.bad_emails() if row.reason == NOT_FOUND]
+
+
+def _forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
+    """Forget the ids that were not found, and are not listed any more; return whether any were."""
+    gone = [email_id for email_id in _not_found(writer) if email_id not in listed]
+    if gone:
+        with writer.transaction():
+            writer.bad.remove(gone)
+    return bool(gone)
 
 
 def _bad_by_mailbox(writer: IndexWriter) -> tuple[Counter[str], int]:
@@ -194,7 +228,7 @@ def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:
     """Return whether there is no difference, or one that has led to a new listing already."""
     state = writer.state()
     return not compared.differs or (
-        state.listed_again_for == compared.describe()
+        state.listed_again_for == compared.difference()
         and 0 <= time.time() - state.listed_again_at < _LISTING_INTERVAL
     )
 
@@ -211,7 +245,7 @@ def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
                 expected=compared.expected,
                 mailboxes=compared.lacking,
             )
-        if shortfall is not None and shortfall != old:
+        if shortfall is not None and _lacks(shortfall) != _lacks(old):
             _log.warning("the server counts more emails than it lists: %s", compared.describe())
         elif shortfall is None and old is not None:
             _log.info("the server lists all emails again")
@@ -219,8 +253,16 @@ def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
             state = replace(
                 state,
                 listed_again_at=listed_at,
-                listed_again_for=compared.describe() if compared.differs else "",
+                listed_again_for=compared.difference() if compared.differs else "",
             )
         synced_at = state.synced_at if shortfall == old else now
         writer.set_state(replace(state, shortfall=shortfall, compared_at=now, synced_at=synced_at))
     return shortfall != old
+
+
+def _lacks(shortfall: Shortfall | None) -> tuple[int, dict[str, int]] | None:
+    """Return how many emails are missing in all, and in each mailbox."""
+    if shortfall is None:
+        return None
+    lacking = {mailbox_id: theirs - known for mailbox_id, known, theirs in shortfall.mailboxes}
+    return shortfall.expected - shortfall.found, lacking

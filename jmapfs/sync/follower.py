@@ -34,6 +34,7 @@ from jmapfs.errors import (
     ForbiddenError,
     JmapfsError,
     RequestError,
+    ServerError,
     StorageError,
     TooMuchGoneError,
     UnreachableError,
@@ -313,9 +314,16 @@ class AccountFollower:
                 ask_again=bool(requests),
                 reset_reported=reset_reported,
             )
-            compare = trio.current_time() >= self._next_comparison
-            compare |= any(request.compare for request in requests)
-            await synchronizer.bring_up_to_date(report, compare=compare)
+            is_requested = any(request.compare for request in requests)
+            is_due = trio.current_time() >= self._next_comparison
+            try:
+                await synchronizer.bring_up_to_date(report, compare=is_requested or is_due)
+            except ServerError as error:
+                if is_requested or not is_due:
+                    raise
+                # A server that cannot list its mail can still report the changes.
+                _log.warning("the numbers of emails cannot be compared: %s", error)
+                await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(self._writer)
             if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
                 await synchronizer.drop_unlisted(suspects, report)
@@ -323,9 +331,11 @@ class AccountFollower:
             self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
                 raise
+            self._postpone_comparison()
             _log.error("%s", error)
             return error
         except TooMuchGoneError as error:
+            self._postpone_comparison()
             self.checked_at = time.time()
             return error
         except BaseException:
@@ -339,7 +349,14 @@ class AccountFollower:
         age = time.time() - (await trio.to_thread.run_sync(writer.state)).compared_at
         if self._next_comparison == math.inf and age >= self._compare_interval:
             self._next_comparison = trio.current_time()
-        elif trio.current_time() >= self._next_comparison or self._next_comparison == math.inf:
+        elif self._next_comparison == math.inf:
+            self._next_comparison = trio.current_time() + self._compare_interval
+        else:
+            self._postpone_comparison()
+
+    def _postpone_comparison(self) -> None:
+        # A comparison that is due, but cannot be made, must not begin round after round.
+        if trio.current_time() >= self._next_comparison:
             self._next_comparison = trio.current_time() + self._compare_interval
 
     async def _go_offline(self, error: JmapfsError) -> None:

@@ -69,6 +69,9 @@ async def _attempt(client: Client) -> IdListing:
             # Either this is the end, or the server returns only one id at a time.
             page = await client.query_ids(position)
             new = page.ids
+            if new and new[-1] == last and ids.keys() >= set(new):
+                # After the end, some servers return the last ids again.
+                break
         if not new:
             break
         if not ids.keys().isdisjoint(new):
@@ -84,9 +87,13 @@ async def _list_overlapping(client: Client) -> dict[str, None]:
     ids: dict[str, None] = {}
     position = 0
     while page:
+        known = len(ids)
         ids.update(dict.fromkeys(page))
+        if len(ids) == known and position > len(ids) + len(page):
+            # After the end, some servers return the last page again. Others ignore the position.
+            if page == first:
+                raise ProtocolError("the server answers Email/query with the same page again")
+            break
         position += max(1, len(page) // 2)
         page = (await client.query_ids(position)).ids
-        if page == first and len(first) > 1:
-            raise ProtocolError("the server answers Email/query with the same page again")
     return ids

@@ -133,7 +133,8 @@ class FirstListing(ListingTarget):
         if not self._ids_prove and self._writer.reused_ids(found.emails):
             raise ReusedIdsError
         self._writer.put_emails(found.emails)
-        self._writer.remove_emails([*found.not_found, *(one.id for one in found.bad)])
+        bad = [one.id for one in found.bad if not one.is_unanswered]
+        self._writer.remove_emails([*found.not_found, *bad])
 
     def unlisted(self, after: str, count: int) -> list[str]:
         """Return the ids of `count` known emails that were not listed, in order of ids."""
@@ -225,27 +226,30 @@ async def _settle_unlisted(
     out of its lists what it still has.
     """
     last = ""
-    is_gone: Callable[[Email], bool] | None = None
+    is_gone: Callable[[Email | BadEmail], bool] | None = None
     while unlisted := await trio.to_thread.run_sync(target.unlisted, last, _UNLISTED_AT_ONCE):
         found = await client.emails(unlisted)
         kept = await trio.to_thread.run_sync(target.without_copies, found.emails)
-        if kept and is_gone is None:
+        bad = found.bad
+        if (kept or bad) and is_gone is None:
             is_gone = await _gone_check(client, target, progress)
         if is_gone is not None:
             kept = [email for email in kept if not is_gone(email)]
-        kept_ids = {email.id for email in kept}
-        dropped = [email.id for email in found.emails if email.id not in kept_ids]
+            bad = [one for one in bad if not is_gone(one)]
+        kept_ids = {email.id for email in kept}.union(one.id for one in bad)
+        returned = [*(email.id for email in found.emails), *(one.id for one in found.bad)]
+        dropped = [email_id for email_id in returned if email_id not in kept_ids]
         for email_id in dropped:
-            _log.info("the server returns email %s, but no longer lists it: removed", email_id)
-        found = EmailsFound(kept, [*found.not_found, *dropped], found.bad)
+            _log.info("the server does not list email %s any more: removed", email_id)
+        found = EmailsFound(kept, [*found.not_found, *dropped], bad)
         await trio.to_thread.run_sync(target.store_unlisted, found)
         last = unlisted[-1]
 
 
 async def _gone_check(
     client: Client, target: ListingTarget, progress: ListingProgress
-) -> Callable[[Email], bool]:
-    """Return whether an email that the server returns, but has not listed, is gone.
+) -> Callable[[Email | BadEmail], bool]:
+    """Return whether an email that the server has not listed, but not reported as gone, is gone.
 
     It is gone if a second list leaves it out too, the totals of both lists agree with their
     lengths, and no mailbox of the email counts more emails than are listed. If the server reports
@@ -262,7 +266,7 @@ async def _gone_check(
     mailboxes, _ = await client.mailboxes()
     counted = {mailbox.id: mailbox.total_emails for mailbox in mailboxes}
 
-    def is_gone(email: Email) -> bool:
+    def is_gone(email: Email | BadEmail) -> bool:
         if not agree or email.id in second.ids:
             return False
         totals = [(listed.get(id_, 0), counted.get(id_)) for id_ in email.mailbox_ids]

@@ -85,6 +85,7 @@ class StagedListing(ListingTarget):
     def put(self, found: EmailsFound) -> None:
         """Store what the server has answered; this is a part of a transaction."""
         self._writer.staged.add(found.emails, reuse_proves_reset=not self._ids_prove)
+        self._writer.staged.keep(one.id for one in found.bad if one.is_unanswered)
 
     def unlisted(self, after: str, count: int) -> list[str]:
         """Return the ids of `count` known emails that were not listed, in order of ids."""

@@ -88,7 +88,7 @@ class _IndexStatus:
     """The data from the index on which the next step depends; one worker thread reads it all.
 
     `unconfirmed` has the ids of emails whose size an earlier version took from unconfirmed content,
-    `bad` those of emails that cannot be shown.
+    `bad` those of emails for which the server has not sent usable values.
     """
 
     state: AccountState
@@ -283,12 +283,19 @@ class Synchronizer:
         ids = random.sample(status.bad, min(len(status.bad), _BAD_AT_ONCE))
         found = await self._client.emails(ids)
 
+        bad = [*found.bad, *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found)]
+
         def store() -> None:
             writer = self._writer
+            known = {(row.id, row.reason) for row in writer.bad_emails()}
+            news = [
+                one for one in bad if (one.id, one.reason) not in known and not one.is_unanswered
+            ]
+            if not found.emails and not news:
+                return
             with writer.transaction():
                 writer.put_emails(found.emails)
-                writer.put_bad_emails(found.bad)
-                writer.put_bad_emails(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found)
+                writer.put_bad_emails(news)
                 if found.emails:
                     writer.set_state(replace(writer.state(), synced_at=time.time()))
 
@@ -455,7 +462,7 @@ class Synchronizer:
                 for blob_id in writer.unconfirmed_blobs()
                 for email_id, _ in writer.emails_of_blob(blob_id)
             ],
-            [row.id for row in writer.bad_emails()],
+            writer.bad.ids(),
         )
 
     def _store(

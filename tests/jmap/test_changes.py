@@ -197,3 +197,22 @@ async def test_changes_without_a_new_state(state: Any) -> None:
     async with opened(server) as client:
         with pytest.raises(ProtocolError):
             await client.email_changes("e1")
+
+
+async def test_a_destroyed_email_that_is_in_no_answer_is_gone() -> None:
+    """It is among the updated emails too. Another one, which is only updated, is kept."""
+    server = FakeServer(6)
+    server.change("Mailbox/changes", newState="m1")
+    server.change("Email/changes", newState="e2", updated=["M1", "M2", "M3"], destroyed=["M1"])
+    plain = server.methods["Email/get"]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        ids = [id_ for id_ in arguments["ids"] if id_ not in {"M1", "M2"}]
+        return plain({**arguments, "ids": ids})
+
+    server.methods["Email/get"] = email_get
+    async with opened(server) as client:
+        _, emails = await client.changes("m1", "e1")
+    assert [email.id for email in emails.emails] == ["M3"]
+    assert emails.gone == ("M1",)
+    assert [(bad.id, bad.is_unanswered) for bad in emails.bad] == [("M2", True)]

@@ -162,8 +162,28 @@ async def test_email_with_an_unusable_id_is_one_that_the_server_does_not_return(
     assert [email.id for email in emails] == ["M0", "M2"]
     assert not_found == []
     assert bad == [
-        BadEmail(id="M1", reason="the server neither returns it nor reports it as not found")
+        BadEmail(
+            id="M1",
+            reason="the server neither returns it nor reports it as not found",
+            is_unanswered=True,
+        )
     ]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+async def test_shortened_responses_are_completed(length: int) -> None:
+    server = FakeServer(10)
+    plain = server.methods["Email/get"]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        answer = plain(arguments)
+        return {**answer, "list": answer["list"][:length]}
+
+    server.methods["Email/get"] = email_get
+    async with opened(server) as client:
+        emails, not_found, bad = await client.emails(server.emails)
+    assert [email.id for email in emails] == list(server.emails)
+    assert (not_found, bad) == ([], [])
 
 
 async def test_text_that_is_not_unicode_is_replaced() -> None:

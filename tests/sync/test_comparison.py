@@ -89,6 +89,23 @@ async def test_hidden_mail_is_a_shortfall(
         f.assert_true()
 
 
+async def test_new_mail_is_no_reason_to_list_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same emails are lacking, so the numbers differ by as much as before."""
+    async with followed(small_account(), tmp_path, unlisted_ids=["M3"]) as f:
+        await f.update()
+        f.account.add_email(message(500), ["P0"], email_id="Mnew")
+        f.counts.reset()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            shortfall = await compared(f)
+        assert shortfall is not None
+        assert (shortfall.found, shortfall.expected) == (23, 24)
+        assert f.counts.pages <= 3
+        assert not caplog.text
+
+
 async def test_lost_mail_comes_back(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
@@ -168,7 +185,9 @@ async def test_an_account_that_changes_during_the_comparison(tmp_path: Path) -> 
         f.assert_true()
 
 
-async def test_an_account_that_always_changes_is_compared_later(tmp_path: Path) -> None:
+async def test_an_account_that_always_changes_is_compared_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         compared_at = f.writer.state().compared_at
@@ -180,8 +199,10 @@ async def test_an_account_that_always_changes_is_compared_later(tmp_path: Path) 
             return await counts()
 
         f.client.counts = changing  # type: ignore[method-assign]
-        assert await compared(f) is None
+        with caplog.at_level(logging.WARNING):
+            assert await compared(f) is None
         assert f.writer.state().compared_at == compared_at
+        assert caplog.text.count("changes all the time") == 1
 
 
 async def test_mail_that_no_list_has_is_among_all_changes(tmp_path: Path) -> None:
@@ -241,6 +262,20 @@ async def test_an_id_that_lives_on_is_gone(tmp_path: Path, blob: str, *, no_tota
         assert f.counts.pages == 0
 
 
+@pytest.mark.parametrize("no_total", [False, True])
+async def test_an_id_that_lives_on_beside_a_bad_email_is_gone(
+    tmp_path: Path, *, no_total: bool
+) -> None:
+    """A bad email in the same mailbox is counted too."""
+    odd = {"M10": {"blobId": None}}
+    async with followed(small_account(), tmp_path, no_total=no_total, email_overrides=odd) as f:
+        await with_ghost(f)
+        f.account.set_keywords("M2", ["$flagged"])
+        f.account.forget_changes()
+        await f.update()
+        assert ids_of(f) == f.account.emails.keys() - {"M7", "M10"}
+
+
 async def test_a_copy_is_gone_even_if_the_totals_disagree(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await with_ghost(f, blob="shared")
@@ -288,10 +323,11 @@ async def test_most_mail_gone_keeps_the_tree(tmp_path: Path) -> None:
 # --- Bad emails
 
 
+@pytest.mark.parametrize("no_total", [False, True])
 async def test_listed_but_never_found_is_a_bad_email(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, no_total: bool
 ) -> None:
-    async with followed(small_account(), tmp_path, phantom_ids=["Mghost"]) as f:
+    async with followed(small_account(), tmp_path, phantom_ids=["Mghost"], no_total=no_total) as f:
         with caplog.at_level(logging.WARNING):
             await f.update()
         f.assert_true()

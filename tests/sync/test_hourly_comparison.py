@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -15,7 +16,7 @@ from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.login import Login
 from jmapfs.sync.follower import AccountFollower
-from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer
+from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer, RefusedError
 
 
 def server_of(count: int) -> FakeServer:
@@ -103,6 +104,48 @@ async def test_mail_that_the_index_lost_is_back_after_the_start(
     async with mounted(server, tmp_path):
         await trio.sleep(10)
         assert emails(database) == 12
+
+
+async def test_a_stale_tree_is_not_compared_all_the_time(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    async with mounted(server, tmp_path) as (_, database):
+        server.emails.clear()
+        await trio.sleep(3700)
+        assert database.state().stale is not None
+        server.requests.clear()
+        await trio.sleep(600)
+        assert len(server.requests) < 30
+        assert emails(database) == 12
+
+
+async def test_a_server_that_no_longer_lists_stays_online(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    async with mounted(server, tmp_path) as (follower, database):
+        hide(server, "M3")
+        server.emails["M12"] = {**server.emails["M3"], "id": "M12"}
+        hide(server)
+        plain = server.methods["Email/query"]
+
+        def email_query(arguments: Arguments) -> Arguments:
+            if arguments["limit"] > 1:
+                raise RefusedError("serverFail")
+            return plain(arguments)
+
+        server.methods["Email/query"] = email_query
+        await trio.sleep(3 * 3600)
+        assert follower.connection.online
+        assert "offline" not in caplog.text
+        assert 1 <= caplog.text.count("the numbers of emails cannot be compared") <= 3
+        assert emails(database) == 12
+        server.methods["Email/query"] = plain
+        await trio.sleep(3700)
+        assert emails(database) == 13
 
 
 async def test_a_server_that_cannot_count_stays_online(

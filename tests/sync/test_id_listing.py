@@ -168,6 +168,37 @@ async def test_a_server_that_ignores_positions_is_an_error() -> None:
             await list_ids(client)
 
 
+@pytest.mark.parametrize("count", [1, 10, 12])
+@pytest.mark.parametrize("rounds_down", [False, True])
+async def test_a_position_after_the_end_may_mean_the_last_page(
+    count: int,
+    rounds_down: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    server = server_of(count, total=False)
+    plain = server.methods["Email/query"]
+
+    def email_query(arguments: Arguments) -> Arguments:
+        position = arguments["position"]
+        if rounds_down:
+            position -= position % 4
+        return plain({**arguments, "position": min(position, max(0, count - 4))})
+
+    server.methods["Email/query"] = email_query
+    async with opened(server) as client:
+        assert set((await list_ids(client)).ids) == set(server.emails)
+
+
+async def test_a_server_that_returns_the_same_id_again_ends_the_list() -> None:
+    server = server_of(10, limit=1)
+    plain = server.methods["Email/query"]
+    server.methods["Email/query"] = lambda arguments: plain({**arguments, "position": 0})
+    async with opened(server) as client:
+        # The total says that the others are missing.
+        listing = await list_ids(client)
+    assert (list(listing.ids), listing.total) == (["M0"], 10)
+    assert not listing.agrees
+
+
 async def test_a_list_that_changes_each_time_is_joined() -> None:
     server = server_of(40, limit=8)
     plain = server.methods["Email/query"]
