@@ -146,14 +146,15 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    incomplete = {one.date for one in ours if one.description().lacking}
-    without_bad_mail = {one.date for one in ours if one.description().missing}
+    descriptions = {one.date: one.description() for one in ours}
+    incomplete = {date for date, description in descriptions.items() if description.lacking}
+    skipping = {date for date, description in descriptions.items() if description.missing}
     bad = damaged | incomplete
     # Some servers always count more mail than they list. Their snapshots can still be pruned. This
     # checks the metadata, but does not read the mail.
     good = (
         one
-        for excluded in (bad, damaged | without_bad_mail)
+        for excluded in (bad, damaged | skipping)
         for one in reversed(ours)
         if one.date not in excluded and is_intact(one.path)
     )
