@@ -4,9 +4,11 @@ So a reader sees a change completely or not at all, even after a crash.
 """
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Final, Protocol
 
 import msgspec
@@ -64,6 +66,10 @@ class IndexWriter(IndexReader):
                 for name, field in sorted(STATE_FIELDS.items())
             ],
         )
+
+    def note_change(self) -> None:
+        """Store that the index has changed now, without new states of the server."""
+        self.set_state(replace(self.state(), synced_at=time.time()))
 
     def listing_progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""

@@ -243,8 +243,7 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
         """
         ids: set[str] = set()
         while True:
-            arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
-            [response] = await self.request([self._call("Email/changes", arguments)])
+            [response] = await self.request([self._changes_call("Email", since_state)])
             changes = self._decode_changes(response)
             ids.update(changes.created, changes.updated)
             if not changes.has_more or changes.new_state == since_state:
@@ -306,8 +305,7 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
 
         The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
         """
-        arguments = {"sinceState": mailbox_state, "maxChanges": _MAX_CHANGES}
-        mailbox_call = self._call("Mailbox/changes", arguments, "mailboxes")
+        mailbox_call = self._changes_call("Mailbox", mailbox_state, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
@@ -318,9 +316,7 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
         Raises MethodError if everything has to be listed again. The kind of the error is then
         `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
-        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
-        call = self._call("Mailbox/changes", arguments)
-        [response] = await self.request([call])
+        [response] = await self.request([self._changes_call("Mailbox", since_state)])
         return self._decode_changes(response)
 
     async def email_changes(self, since_state: str) -> EmailChanges:
@@ -329,6 +325,10 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
         Raises the same errors as `mailbox_changes`.
         """
         return await self._decode_email_changes(await self._request_changes(since_state))
+
+    def _changes_call(self, kind: str, since_state: str, call_id: str = "0") -> MethodCall:
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+        return self._call(f"{kind}/changes", arguments, call_id)
 
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
@@ -350,8 +350,7 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
         called, and its responses come last.
         """
         # If more emails changed than one Email/get returns, they are requested in parts.
-        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
-        calls = [*before, self._call("Email/changes", arguments, "emails")]
+        calls = [*before, self._changes_call("Email", since_state, "emails")]
         gets = [
             self._get_referenced("created", "emails", "Email/changes"),
             self._get_referenced("updated", "emails", "Email/changes"),

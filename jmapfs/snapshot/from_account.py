@@ -25,12 +25,13 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck, origin_of_account
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import StateWaiter, check_account
+from jmapfs.sync.account_check import StateWaiter, check_account, identity_of
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import Synchronizer
@@ -242,10 +243,13 @@ def _sync_mounts(state: AccountState, request: SyncRequest) -> None:
 
 def _is_account(status: AccountStatus, state: AccountState) -> bool:
     """Return whether a mount shows the account of an index; it may have an index of its own."""
-    if status.account_id != state.account_id:
-        return False
-    # The two indexes may have different addresses of an API that moves.
-    return status.server == state.server or status.location == state.location != ""
+    shown = AccountIdentity(
+        location=status.location,
+        origins=merge_origins([status.server]),
+        username="",
+        account_id=status.account_id,
+    )
+    return shown.is_same_account(identity_of(state))
 
 
 class _PinnedAccount:

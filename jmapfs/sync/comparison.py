@@ -13,19 +13,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from jmapfs.errors import MethodError, ServerError
-from jmapfs.index.rows import Shortfall
+from jmapfs.index.rows import BadEmailRow, Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, ServerCounts
-from jmapfs.jmap.types import BadEmail
 from jmapfs.sync.id_listing import list_ids
-from jmapfs.sync.listing import NOT_FOUND
+from jmapfs.sync.listing import NOT_FOUND, listed_but_not_found
 
 _log = logging.getLogger(__name__)
 
@@ -156,16 +155,13 @@ async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: boo
     if not unknown:
         return removed
     found = await client.emails(unknown)
-    bad = [
-        *found.bad,
-        *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found if id_ in listed),
-    ]
+    bad = [*found.bad, *listed_but_not_found(id_ for id_ in found.not_found if id_ in listed)]
 
     def put() -> None:
         with writer.transaction():
             writer.put_emails(found.emails)
             writer.put_bad_emails(bad)
-            writer.set_state(replace(writer.state(), synced_at=time.time()))
+            writer.note_change()
 
     if found.emails or bad:
         await trio.to_thread.run_sync(put)
@@ -181,7 +177,9 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
     if writer.state().email_state != counts.email_state:
         return None
     known = writer.mailbox_counts()
-    bad, homeless = _bad_by_mailbox(writer)
+    rows = writer.bad_emails()
+    bad = Counter(mailbox_id for row in rows for mailbox_id in row.mailbox_ids)
+    homeless = writer.count_homeless() + sum(not row.mailbox_ids for row in rows)
     lacking, excess = [], []
     for mailbox_id, theirs in sorted(counts.mailboxes.items()):
         ours = known.get(mailbox_id, 0)
@@ -195,33 +193,26 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
             excess.append((mailbox_id, ours, theirs))
     return Comparison(
         emails=writer.counts().emails,
-        bad=len(writer.bad_emails()),
+        bad=len(rows),
         total=counts.total,
         lacking=tuple(lacking),
         excess=tuple(excess),
-        not_found=len(_not_found(writer)),
+        not_found=len(_not_found(rows)),
     )
 
 
-def _not_found(writer: IndexWriter) -> list[str]:
+def _not_found(rows: Iterable[BadEmailRow]) -> list[str]:
     """Return the ids that were listed, but not found."""
-    return [row.id for row in writer.bad_emails() if row.reason == NOT_FOUND]
+    return [row.id for row in rows if row.reason == NOT_FOUND]
 
 
 def _forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
     """Forget the ids that were not found, and are not listed any more; return whether any were."""
-    gone = [email_id for email_id in _not_found(writer) if email_id not in listed]
+    gone = [email_id for email_id in _not_found(writer.bad_emails()) if email_id not in listed]
     if gone:
         with writer.transaction():
             writer.bad.remove(gone)
     return bool(gone)
-
-
-def _bad_by_mailbox(writer: IndexWriter) -> tuple[Counter[str], int]:
-    """Return how many bad emails each mailbox has, and how many emails are in no mailbox."""
-    rows = writer.bad_emails()
-    by_mailbox = Counter(mailbox_id for row in rows for mailbox_id in row.mailbox_ids)
-    return by_mailbox, writer.count_homeless() + sum(not row.mailbox_ids for row in rows)
 
 
 def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:

@@ -80,10 +80,7 @@ class ListingTarget(ABC):
         `numbers` has those of the ids. Each id in this range is stored now, or is stored already.
         An id that is not found is bad, unless the changes report it as destroyed.
         """
-        bad = [
-            *found.bad,
-            *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found),
-        ]
+        bad = [*found.bad, *listed_but_not_found(found.not_found)]
         with self._writer.transaction():
             self.put(found)
             self._writer.listed.mark_fetched(numbers, bad)
@@ -150,6 +147,11 @@ class FirstListing(ListingTarget):
             self._writer.set_state(state)
             self._writer.listed.end()
             self._writer.end_listing()
+
+
+def listed_but_not_found(email_ids: Iterable[str]) -> list[BadEmail]:
+    """Return the bad emails with these ids: the server lists them, but does not find them."""
+    return [BadEmail(id=email_id, reason=NOT_FOUND) for email_id in email_ids]
 
 
 async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:

@@ -30,17 +30,17 @@ from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleT
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Changes, Client, EmailChanges, EmailsFound
 from jmapfs.jmap.identity import merge_origins
-from jmapfs.jmap.types import BadEmail, Email, Mailbox
+from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import identity_of, require_owner
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import (
-    NOT_FOUND,
     FirstListing,
     ListingReport,
     ReusedIdsError,
     list_emails,
+    listed_but_not_found,
 )
 from jmapfs.sync.relisting import (
     MAX_GONE,
@@ -283,7 +283,7 @@ class Synchronizer:
         ids = random.sample(status.bad, min(len(status.bad), _BAD_AT_ONCE))
         found = await self._client.emails(ids)
 
-        bad = [*found.bad, *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found)]
+        bad = [*found.bad, *listed_but_not_found(found.not_found)]
 
         def store() -> None:
             writer = self._writer
@@ -297,7 +297,7 @@ class Synchronizer:
                 writer.put_emails(found.emails)
                 writer.put_bad_emails(news)
                 if found.emails:
-                    writer.set_state(replace(writer.state(), synced_at=time.time()))
+                    writer.note_change()
 
         await trio.to_thread.run_sync(store)
         return bool(found.emails)
@@ -514,12 +514,12 @@ class Synchronizer:
         if known:
             with writer.transaction():
                 writer.remove_emails(known)
-                writer.set_state(replace(writer.state(), synced_at=time.time()))
+                writer.note_change()
         return known
 
     def _log_bad(self, before: Sequence[BadEmailRow]) -> bool:
         """Log each new bad email; return whether the bad emails have changed."""
-        writer, now = self._writer, time.time()
+        writer = self._writer
         bad = writer.bad_emails()
         known = {row.id for row in before}
         for row in bad:
@@ -528,7 +528,7 @@ class Synchronizer:
         if bad == before:
             return False
         with writer.transaction():
-            writer.set_state(replace(writer.state(), synced_at=now))
+            writer.note_change()
         return True
 
     def _file_orphaned_emails(self) -> bool:
