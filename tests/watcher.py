@@ -1,8 +1,8 @@
 """Compares a mount with its account, change by change.
 
-The kernel keeps names and attributes for a day. So before each change everything is looked up,
-what is not there included, and after it all of that is looked up again *before* any directory is
-listed: a listing would put right what the kernel was not told.
+The kernel keeps names and attributes for a day. So all names are looked up before each change, also
+those that do not exist yet. After the change they are looked up again *before* any directory is
+listed, because a listing would repair what the kernel was not told.
 """
 
 from __future__ import annotations

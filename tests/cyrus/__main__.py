@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from tests.cyrus.account import Account
 from tests.cyrus.config import load, missing
 from tests.cyrus.server import Cyrus, start_new
 from tests.mail_server.account import PASSWORD
-from tests.mail_server.manual import fill
+from tests.mail_server.manual import fill, print_usage
 
 
 def main() -> None:
@@ -53,7 +51,7 @@ def main() -> None:
         account = cyrus.add_user(arguments.user, PASSWORD)
         fill(account, arguments.mails)
     else:
-        _print_usage(cyrus.account(arguments.user, PASSWORD))
+        print_usage(cyrus.account(arguments.user, PASSWORD))
 
 
 def _start(directory: Path, user: str) -> None:
@@ -65,16 +63,7 @@ def _start(directory: Path, user: str) -> None:
         cyrus = start_new(directory)
     else:
         cyrus.start()
-    _print_usage(cyrus.add_user(user, PASSWORD))
-
-
-def _print_usage(account: Account) -> None:
-    print(
-        f"export JMAPFS_USERNAME={shlex.quote(account.name)} "
-        f"JMAPFS_PASSWORD={shlex.quote(account.password)}",
-        f"jmapfs mount {account.url} MOUNTPOINT",
-        sep="\n",
-    )
+    print_usage(cyrus.add_user(user, PASSWORD))
 
 
 def _known(directory: Path) -> Cyrus | None:

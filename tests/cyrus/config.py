@@ -14,13 +14,14 @@ than the previous one (85 per second, `twoskip` has 690, measured). With `munge8
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.mail_server.private_server import load_config, save_config
 
 PROGRAMS = Path("/usr/lib/cyrus/bin")
 MASTER = PROGRAMS / "master"
@@ -127,17 +128,12 @@ def write_config(config: Config) -> None:
     values = {**vars(config), "owner": owner(), "programs": PROGRAMS}
     (config.directory / "imapd.conf").write_text(_IMAPD_CONF.format(**values))
     (config.directory / "cyrus.conf").write_text(_CYRUS_CONF.format(**values))
-    saved = {**vars(config), "directory": str(config.directory)}
-    (config.directory / _CONFIG_FILE).write_text(json.dumps(saved))
+    save_config(config, _CONFIG_FILE)
 
 
 def load(directory: Path) -> Config | None:
     """Return the configuration of the server in `directory`, if there is one."""
-    try:
-        saved = json.loads((directory / _CONFIG_FILE).read_text())
-    except FileNotFoundError:
-        return None
-    return Config(**{**saved, "directory": directory})
+    return load_config(Config, directory, _CONFIG_FILE)
 
 
 def set_password(config: Config, name: str, password: str) -> None:

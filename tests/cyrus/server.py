@@ -17,62 +17,37 @@ import http.client
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
 
 from tests.cyrus.account import Account
 from tests.cyrus.config import MAIL_DIRECTORIES, MASTER, Config, missing, set_password, write_config
 from tests.mail_server import processes
 from tests.mail_server.account import PASSWORD
+from tests.mail_server.private_server import PrivateServer
 from tests.mail_server.server import running
 from tests.ports import TRIES, PortTakenError, free_ports
 
 START_DEADLINE = 30.0
 
 
-class Cyrus:
+class Cyrus(PrivateServer[Config]):
     """A server in its own directory; `url` and the ports never change."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.group: int | None = None
-        self._master: subprocess.Popen[bytes] | None = None
-        self._passwords: dict[str, str] = {}
+    PID_FILE = "master.pid"
 
-    @classmethod
-    def existing(cls, config: Config) -> Cyrus:
-        """Return the server of `config`, which another process may have started."""
-        cyrus = cls(config)
-        with suppress(FileNotFoundError, ValueError):
-            pid = int((config.directory / "master.pid").read_text())
-            # Another process may have this PID now.
-            if any(str(config.directory) in one for one in processes.command_line(pid)):
-                cyrus.group = pid
-        return cyrus
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._master: subprocess.Popen[bytes] | None = None
 
     @property
     def groups(self) -> frozenset[int]:
         """The process groups of the server."""
         return frozenset() if self.group is None else frozenset([self.group])
-
-    @property
-    def imap_port(self) -> int:
-        return self.config.imap_port
-
-    @property
-    def http_port(self) -> int:
-        return self.config.http_port
-
-    @property
-    def url(self) -> str:
-        """The URL for discovery; Cyrus redirects it to `/jmap` with status 301."""
-        return f"http://127.0.0.1:{self.http_port}/.well-known/jmap"
 
     def start(self) -> None:
         """Start the server with its mail, and wait until IMAP and HTTP respond."""
@@ -131,16 +106,6 @@ class Cyrus:
         for user, password in self._passwords.items():
             self.add_user(user, password)
 
-    def pause(self) -> None:
-        """Suspend the server: the kernel accepts connections, but nothing responds."""
-        if self.group is not None:
-            processes.send_signal(self.group, SIGSTOP)
-
-    def resume(self) -> None:
-        """Continue after `pause`."""
-        if self.group is not None:
-            processes.send_signal(self.group, SIGCONT)
-
     def add_user(self, name: str, password: str = PASSWORD) -> Account:
         """Create a user and, with a first login, the account with its empty INBOX."""
         set_password(self.config, name, password)
@@ -167,14 +132,6 @@ class Cyrus:
                 time.sleep(0.01)
             if self.config.servername not in identity:
                 raise PortTakenError(identity)
-
-    def _imap_greeting(self) -> str:
-        with (
-            suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.imap_port), START_DEADLINE) as connection,
-        ):
-            return connection.recv(1024).decode(errors="replace")
-        return ""
 
     def _http_realm(self) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, START_DEADLINE)

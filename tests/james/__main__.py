@@ -7,17 +7,14 @@ stopped. It listens on loopback only.
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
 from tests.james import jars
-from tests.james.account import Account
 from tests.james.config import load
 from tests.james.server import James, start_new
-from tests.mail_server.account import PASSWORD
-from tests.mail_server.manual import fill
+from tests.mail_server.manual import fill, print_usage
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "fill":
         fill(james.add_user(arguments.user), arguments.mails)
     else:
-        _print_usage(james.account(arguments.user))
+        print_usage(james.account(arguments.user))
 
 
 def _start(james: James | None, directory: Path, user: str) -> None:
@@ -74,16 +71,7 @@ def _start(james: James | None, directory: Path, user: str) -> None:
             sys.exit(reason)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         james = start_new(directory, relay=False)
-    _print_usage(james.add_user(user))
-
-
-def _print_usage(account: Account) -> None:
-    print(
-        f"export JMAPFS_USERNAME={shlex.quote(account.name)} "
-        f"JMAPFS_PASSWORD={shlex.quote(PASSWORD)}",
-        f"jmapfs mount {account.url} MOUNTPOINT",
-        sep="\n",
-    )
+    print_usage(james.add_user(user))
 
 
 main()

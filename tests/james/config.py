@@ -10,10 +10,11 @@ the same port is detected.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.mail_server.private_server import load_config, save_config
 
 KEYTOOL_SECONDS = 60.0
 
@@ -120,17 +121,12 @@ def write_config(config: Config) -> None:
         (conf / name).write_text(text.format(**vars(config), secret=_SECRET))
     if not (conf / "keystore").exists():
         _create_keystore(conf / "keystore")
-    saved = {**vars(config), "directory": str(config.directory)}
-    (config.directory / _CONFIG_FILE).write_text(json.dumps(saved))
+    save_config(config, _CONFIG_FILE)
 
 
 def load(directory: Path) -> Config | None:
     """Return the configuration of the server in `directory`, if there is one."""
-    try:
-        saved = json.loads((directory / _CONFIG_FILE).read_text())
-    except FileNotFoundError:
-        return None
-    return Config(**{**saved, "directory": directory})
+    return load_config(Config, directory, _CONFIG_FILE)
 
 
 def _create_keystore(path: Path) -> None:

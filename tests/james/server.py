@@ -26,13 +26,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
 
 from tests.james import jars
 from tests.james.account import Account
 from tests.james.config import Config, write_config
 from tests.mail_server import processes
 from tests.mail_server.account import PASSWORD, MailAccount
+from tests.mail_server.private_server import PrivateServer
 from tests.mail_server.server import running
 from tests.ports import TRIES, PortTakenError, free_ports
 
@@ -54,45 +54,21 @@ _JAVA_OPTIONS = (
 )
 
 
-class James:
+class James(PrivateServer[Config]):
     """A server in its own directory; `url` and the ports never change."""
 
+    PID_FILE = "james.pid"
+
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.group: int | None = None
+        super().__init__(config)
         self._java: subprocess.Popen[bytes] | None = None
         self._relay: subprocess.Popen[bytes] | None = None
-        self._passwords: dict[str, str] = {}
-
-    @classmethod
-    def existing(cls, config: Config) -> James:
-        """Return the server of `config`, which another process may have started."""
-        james = cls(config)
-        with suppress(FileNotFoundError, ValueError):
-            pid = int(james._pid_file.read_text())
-            # Another process may have this PID now.
-            if any(str(config.directory) in one for one in processes.command_line(pid)):
-                james.group = pid
-        return james
 
     @property
     def groups(self) -> frozenset[int]:
         """The process groups of the server and of its relay."""
         relay = None if self._relay is None else self._relay.pid
         return frozenset(group for group in (self.group, relay) if group is not None)
-
-    @property
-    def imap_port(self) -> int:
-        return self.config.imap_port
-
-    @property
-    def http_port(self) -> int:
-        return self.config.http_port
-
-    @property
-    def url(self) -> str:
-        """The URL for discovery; James redirects it to `/jmap/session` with status 308."""
-        return f"http://127.0.0.1:{self.http_port}/.well-known/jmap"
 
     def start(self) -> None:
         """Start the server without mail and users, and wait until it responds."""
@@ -176,16 +152,6 @@ class James:
             self._check(self._relay, deadline)
             time.sleep(0.02)
 
-    def pause(self) -> None:
-        """Suspend the server: connections are accepted, but nothing responds."""
-        if self.group is not None:
-            processes.send_signal(self.group, SIGSTOP)
-
-    def resume(self) -> None:
-        """Continue after `pause`."""
-        if self.group is not None:
-            processes.send_signal(self.group, SIGCONT)
-
     def add_user(self, name: str, password: str = PASSWORD) -> Account:
         """Create a user and, with a first login, the account with its empty mailboxes."""
         account = self.account(name, password)
@@ -211,7 +177,7 @@ class James:
 
     @property
     def _pid_file(self) -> Path:
-        return self.config.directory / "james.pid"
+        return self.config.directory / self.PID_FILE
 
     def _webadmin(self, method: str, path: str, body: dict[str, str] | None = None) -> None:
         status = self._webadmin_status(method, path, body)
@@ -261,14 +227,6 @@ class James:
             raise RuntimeError(f"James ended during its start: {log[-4000:]}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"James does not respond within {START_DEADLINE:.0f} s")
-
-    def _imap_greeting(self) -> str:
-        with (
-            suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.imap_port), WEBADMIN_TIMEOUT) as connection,
-        ):
-            return connection.recv(1024).decode(errors="replace")
-        return ""
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""The mail of a server for manual use: what `scripts/cyrus fill` and `scripts/james fill` add."""
+"""The manual use of a server: what `scripts/cyrus` and `scripts/james` have in common."""
 
 from __future__ import annotations
+
+import shlex
 
 from tests import corpus
 from tests.mail_server.account import MailAccount
@@ -23,3 +25,13 @@ def fill(account: MailAccount, count: int) -> None:
     for number, name in enumerate(_MAILBOXES):
         account.fill(name, messages[number :: len(_MAILBOXES)])
     print(f"Added {count} mails to {len(_MAILBOXES)} mailboxes of {account.name}.")
+
+
+def print_usage(account: MailAccount) -> None:
+    """Print how to mount an account."""
+    print(
+        f"export JMAPFS_USERNAME={shlex.quote(account.name)} "
+        f"JMAPFS_PASSWORD={shlex.quote(account.password)}",
+        f"jmapfs mount {account.url} MOUNTPOINT",
+        sep="\n",
+    )

@@ -1,4 +1,4 @@
-"""Creates snapshots with the real command, and inspects the result."""
+"""Creates snapshots with the real command, and inspects the result; also a server for them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jmapfs.snapshot.manifest import SavedMail, read_manifest
 from jmapfs.snapshot.repository import Repository
+from tests.mails import received_at, text_mail
 from tests.mounts import Home
+from tests.server import ServerProcess, server_process
 
 
 class RecordingReport:
@@ -115,3 +119,17 @@ def require_whole(snapshot: Path) -> None:
 def dates(destination: Path) -> list[str]:
     """Return the dates of all snapshots in a repository."""
     return [snapshot.date for snapshot in Repository(destination).snapshots()]
+
+
+@contextmanager
+def server_of(count: int, *, copied: str) -> Iterator[ServerProcess]:
+    """Run the small server with `count` mails in Inbox; one of them is in Work too."""
+    with server_process("empty") as server:
+        control = server.control
+        control.create_mailbox("Inbox", role="inbox")
+        control.reset(
+            [text_mail(number) for number in range(count)],
+            received_at=[received_at(number) for number in range(count)],
+        )
+        control.copy_email(copied, control.create_mailbox("Work"))
+        yield server

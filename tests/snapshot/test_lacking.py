@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import AlteredFilesError, IncompleteError
-from tests.mails import new_emails, received_at, text_mail
+from tests.mails import new_emails, text_mail
 from tests.mounts import Home, Mounted, Result
-from tests.server import ServerProcess, server_process
-from tests.snapshot.commands import TakenSnapshot, dates, require_whole, take
+from tests.server import ServerProcess
+from tests.snapshot.commands import TakenSnapshot, dates, require_whole, server_of, take
 
 pytestmark = pytest.mark.mount
 
@@ -48,14 +48,7 @@ class Faulty:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Iterator[Faulty]:
-    with server_process("empty") as server:
-        control = server.control
-        control.create_mailbox("Inbox", role="inbox")
-        control.reset(
-            [text_mail(number) for number in range(MAILS)],
-            received_at=[received_at(number) for number in range(MAILS)],
-        )
-        control.copy_email("M8", control.create_mailbox("Work"))
+    with server_of(MAILS, copied="M8") as server:
         yield Faulty(server, Home(tmp_path / "home", "alice@example.org", "secret"))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import IncompleteError
-from tests.mails import new_emails, received_at, text_mail
+from tests.mails import new_emails
 from tests.mounts import Home, Result
-from tests.server import ServerProcess, server_process
-from tests.snapshot.commands import TakenSnapshot, dates, require_whole
+from tests.server import ServerProcess
+from tests.snapshot.commands import TakenSnapshot, dates, require_whole, server_of
 
 MAILS = 30
 
@@ -42,14 +42,7 @@ class Faulty:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Iterator[Faulty]:
-    with server_process("empty") as server:
-        control = server.control
-        control.create_mailbox("Inbox", role="inbox")
-        control.reset(
-            [text_mail(number) for number in range(MAILS)],
-            received_at=[received_at(number) for number in range(MAILS)],
-        )
-        control.copy_email("M3", control.create_mailbox("Work"))
+    with server_of(MAILS, copied="M3") as server:
         yield Faulty(server, Home(tmp_path, "alice@example.org", "secret"), tmp_path / "dest")
 
 
