@@ -41,6 +41,9 @@ _SHARE_OF_FIRST_ATTEMPT = 0.6
 # More objects in a response are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
 _MAX_DESCRIPTION = 300
+# James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows to try again.
+_TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
+_RETRY_PAUSES = (0.2, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,23 @@ class Api:
         if decoded.account_id is not None and decoded.account_id != self.account_id:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
+
+    async def _request_one(self, name: str, arguments: Mapping[str, object]) -> MethodResponse:
+        """Make one call; repeat it after short pauses if the server fails temporarily.
+
+        This is not for /changes: some servers answer `serverFail` for an unknown state.
+        """
+        call = self._call(name, arguments)
+        for pause in _RETRY_PAUSES:
+            [response] = await self.request([call], raise_errors=False)
+            if response.error is None or response.error.kind not in _TEMPORARY:
+                break
+            await trio.sleep(pause)
+        else:
+            [response] = await self.request([call], raise_errors=False)
+        if response.error is not None:
+            raise response.error
+        return response
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
         """Request `size` objects at once. If the server rejects so many, request fewer."""

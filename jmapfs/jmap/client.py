@@ -397,19 +397,19 @@ class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
 
     async def _get_emails(self, ids: Sequence[str]) -> Got[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
-        [response] = await self.request([self._call("Email/get", arguments)])
+        response = await self._request_one("Email/get", arguments)
         return self._decode_get(response, GetResponse[Email], Email)
 
     async def _get_immutable(self, ids: Sequence[str]) -> Got[ImmutableEmail]:
         properties = IMMUTABLE_PROPERTIES if self._has_message_ids else IMMUTABLE_PROPERTIES[:-1]
         arguments = {"ids": ids, "properties": properties}
         try:
-            [response] = await self.request([self._call("Email/get", arguments)])
+            response = await self._request_one("Email/get", arguments)
         except MethodError as error:
             if error.kind != "invalidArguments" or not self._has_message_ids:
                 raise
             arguments["properties"] = IMMUTABLE_PROPERTIES[:-1]
-            [response] = await self.request([self._call("Email/get", arguments)])
+            response = await self._request_one("Email/get", arguments)
             self._has_message_ids = False
         return self._decode_get(response, GetResponse[ImmutableEmail], ImmutableEmail)
 

@@ -100,7 +100,7 @@ class MailboxMethods(Api):
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> Got[Mailbox]:
-        [response] = await self.request([self._call("Mailbox/get", {"ids": ids})])
+        response = await self._request_one("Mailbox/get", {"ids": ids})
         got = self._decode_get(response, GetResponse[Mailbox], Mailbox)
         # The list is requested again and again. The same error is logged once.
         if got.unusable and str(got.unusable[0]) != self._mailbox_error:
@@ -109,7 +109,7 @@ class MailboxMethods(Api):
         return got
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
-        [response] = await self.request([self._call(name, arguments)])
+        response = await self._request_one(name, arguments)
         return self._decode(response, QueryResponse, lenient=True)
 
     def _decode_get(

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from trio.testing import MockClock
 
 from jmapfs.errors import MethodError, RequestError
 from jmapfs.jmap.client import EmailsFound, EmailValues, IdPage
@@ -168,6 +169,33 @@ async def test_email_with_an_unusable_id_is_one_that_the_server_does_not_return(
             is_unanswered=True,
         )
     ]
+
+
+@pytest.mark.parametrize("kind", ["serverFail", "serverUnavailable"])
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_temporary_failure_is_retried(
+    kind: str, failures: int, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = FakeServer(3)
+    plain = server.methods["Email/get"]
+    asked: list[Arguments] = []
+
+    def email_get(arguments: Arguments) -> Arguments:
+        asked.append(arguments)
+        if len(asked) <= failures:
+            raise RefusedError(kind)
+        return plain(arguments)
+
+    server.methods["Email/get"] = email_get
+    async with opened(server) as client:
+        if failures == 3:
+            with pytest.raises(MethodError, match=kind):
+                await client.emails(server.emails)
+        else:
+            found = await client.emails(server.emails)
+            assert [email.id for email in found.emails] == list(server.emails)
+    assert len(asked) == min(failures + 1, 3)
 
 
 @pytest.mark.parametrize("length", [1, 3])
