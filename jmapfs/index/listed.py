@@ -36,19 +36,16 @@ class ListedIds:
         self._connection = connection
 
     def begin(self, email_ids: Iterable[str]) -> None:
-        """Store the ids of a new listing."""
+        """Store the ids of a new listing. Their numbers are 1, 2, 3 and so on."""
         self._connection.execute("DELETE FROM listed")
         self._connection.executemany(
-            "INSERT OR IGNORE INTO listed (email_id) VALUES (?)",
-            ((email_id,) for email_id in email_ids),
+            "INSERT INTO listed (number, email_id) VALUES (?, ?)", enumerate(email_ids, 1)
         )
 
-    def pending(self, after: int, count: int) -> list[tuple[int, str]]:
-        """Return `count` ids that are not fetched yet, with their numbers, which are > `after`."""
+    def pending(self) -> list[tuple[int, str]]:
+        """Return the ids that are not fetched yet, with their numbers, in order."""
         return self._connection.execute(
-            "SELECT number, email_id FROM listed WHERE number > ? AND NOT fetched"
-            " ORDER BY number LIMIT ?",
-            (after, count),
+            "SELECT number, email_id FROM listed WHERE NOT fetched ORDER BY number"
         ).fetchall()
 
     def mark_fetched(self, numbers: range, bad: Iterable[BadEmail]) -> None:

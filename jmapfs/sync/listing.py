@@ -14,9 +14,9 @@ where the emails are stored: a first listing goes straight into the index, a lat
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -25,7 +25,7 @@ from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, EmailsFound
 from jmapfs.jmap.types import BadEmail, Email
-from jmapfs.sync.id_listing import list_ids
+from jmapfs.sync.id_listing import IdListing, list_ids
 
 _log = logging.getLogger(__name__)
 
@@ -34,10 +34,22 @@ ListingReport = Callable[[int, int | None], None]
 
 NOT_FOUND: Final = "the server lists it, but does not find it"
 
-# While one part is stored, the next parts are fetched; a smaller first part arrives earlier.
 _REQUESTS_AT_ONCE: Final = 3
 _EMAILS_AT_ONCE: Final = 2500
+# A small first part arrives early, so storing begins early.
+_FIRST_EMAILS: Final = 500
 _UNLISTED_AT_ONCE: Final = 1000
+
+
+_Numbered = tuple[int, str]  # an id of the listing with its number
+
+
+class _Part(NamedTuple):
+    """A part of the listed ids: their numbers, how many they are, and what the server answered."""
+
+    numbers: range
+    size: int
+    found: EmailsFound
 
 
 class ReusedIdsError(Exception):
@@ -70,9 +82,9 @@ class ListingTarget(ABC):
     def finish(self, progress: ListingProgress) -> None:
         """Store that everything is listed."""
 
-    def pending(self, after: int, count: int) -> list[tuple[int, str]]:
-        """Return listed ids that are not fetched yet; see `ListedIds.pending`."""
-        return self._writer.listed.pending(after, count)
+    def pending(self) -> list[tuple[int, str]]:
+        """Return the listed ids that are not fetched yet, with their numbers, in order."""
+        return self._writer.listed.pending()
 
     def store(self, numbers: range, found: EmailsFound, progress: ListingProgress) -> None:
         """Store the results for listed ids with the progress, in one transaction.
@@ -157,6 +169,7 @@ def listed_but_not_found(email_ids: Iterable[str]) -> list[BadEmail]:
 async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:
     """List all emails into the target; an interrupted listing is resumed. Raises client errors."""
     progress = await trio.to_thread.run_sync(target.progress)
+    listing: IdListing | None = None
     if progress is None or progress.ids is None:
         report(0, None)
         email_state = await client.email_state()
@@ -164,14 +177,13 @@ async def list_emails(client: Client, target: ListingTarget, report: ListingRepo
         progress = ListingProgress(
             email_state, ids=len(listing.ids), total=listing.total, is_whole=listing.is_whole
         )
-        progress = await trio.to_thread.run_sync(target.begin, progress, listing.ids)
-    progress = await _EmailFetcher(client, target, progress, report).run()
+    progress = await _EmailFetcher(client, target, progress, report).run(listing)
     await _settle_unlisted(client, target, progress)
     await trio.to_thread.run_sync(target.finish, progress)
 
 
 class _EmailFetcher:
-    """Fetches and stores the emails of listed ids, with several requests in flight."""
+    """Fetches and stores the emails of listed ids. While a part is stored, others are fetched."""
 
     def __init__(
         self,
@@ -184,35 +196,52 @@ class _EmailFetcher:
         self._target = target
         self._progress = progress
         self._report = report
-        self._lock = trio.Lock()  # one thread at a time uses the target
-        self._last = 0
 
-    async def run(self) -> ListingProgress:
-        """Fetch everything; return the progress."""
+    async def run(self, listing: IdListing | None) -> ListingProgress:
+        """Fetch the emails of a new listing, or of the interrupted one; return the progress."""
+        if listing is None:
+            pending = await trio.to_thread.run_sync(self._target.pending)
+        else:
+            # `ListedIds` numbers the ids in the same way.
+            pending = list(enumerate(listing.ids, 1))
         self._tell()
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                for _ in range(_REQUESTS_AT_ONCE):
-                    nursery.start_soon(self._work)
+                send, receive = trio.open_memory_channel[_Part](0)
+                nursery.start_soon(self._store_parts, listing, receive)
+                parts = self._parts(pending)
+                async with send:
+                    for _ in range(_REQUESTS_AT_ONCE):
+                        nursery.start_soon(self._fetch_parts, parts, send.clone())
         return self._progress
 
-    async def _work(self) -> None:
-        while pending := await self._next_ids():
-            found = await self._client.emails(email_id for _, email_id in pending)
-            numbers = range(pending[0][0], pending[-1][0] + 1)
-            async with self._lock:
-                listed = self._progress.listed + len(pending)
-                self._progress = replace(self._progress, listed=listed)
+    def _parts(self, pending: Sequence[_Numbered]) -> Iterator[Sequence[_Numbered]]:
+        start, count = 0, _FIRST_EMAILS
+        while start < len(pending):
+            count = min(count, self._client.max_objects_in_get)
+            yield pending[start : start + count]
+            start, count = start + count, _EMAILS_AT_ONCE
+
+    async def _fetch_parts(
+        self, parts: Iterator[Sequence[_Numbered]], send: trio.MemorySendChannel[_Part]
+    ) -> None:
+        async with send:
+            for part in parts:
+                found = await self._client.emails(email_id for _, email_id in part)
+                await send.send(_Part(range(part[0][0], part[-1][0] + 1), len(part), found))
+
+    async def _store_parts(
+        self, listing: IdListing | None, receive: trio.MemoryReceiveChannel[_Part]
+    ) -> None:
+        if listing is not None:
+            self._progress = await trio.to_thread.run_sync(
+                self._target.begin, self._progress, listing.ids
+            )
+        async with receive:
+            async for numbers, size, found in receive:
+                self._progress = replace(self._progress, listed=self._progress.listed + size)
                 await trio.to_thread.run_sync(self._target.store, numbers, found, self._progress)
                 self._tell()
-
-    async def _next_ids(self) -> list[tuple[int, str]]:
-        count = min(_EMAILS_AT_ONCE, self._client.max_objects_in_get)
-        async with self._lock:
-            pending = await trio.to_thread.run_sync(self._target.pending, self._last, count)
-            if pending:
-                self._last = pending[-1][0]
-        return pending
 
     def _tell(self) -> None:
         self._report(self._progress.listed, self._progress.ids or None)
