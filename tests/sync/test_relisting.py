@@ -167,12 +167,13 @@ async def test_new_email_ids_alone_are_no_reset(tmp_path: Path) -> None:
 async def test_a_reset_during_the_first_listing(tmp_path: Path) -> None:
     account = Account()
     account.create_mailbox("Inbox", mailbox_id="P0")
-    account.reset(mails(100), received_at=DATES[:12])
+    account.reset(mails(100, 24), received_at=DATES[:24])
     async with followed(account, tmp_path, max_objects_in_get=3) as f:
-        with interrupted_at(f, 4):
+        # Three requests are in flight, so the first emails are stored before the ninth.
+        with interrupted_at(f, 9):
             await f.update()
         epoch = f.writer.epoch()
-        account.reset(mails(200), received_at=DATES[:12])
+        account.reset(mails(200, 24), received_at=DATES[:24])
         await f.update()
         assert f.writer.epoch() not in {"", epoch}
         await f.assert_as_if_new()
