@@ -35,7 +35,7 @@ ListingReport = Callable[[int, int | None], None]
 NOT_FOUND: Final = "the server lists it, but does not find it"
 
 _REQUESTS_AT_ONCE: Final = 3
-_EMAILS_AT_ONCE: Final = 2500
+_EMAILS_AT_ONCE: Final = 1000
 # A small first part arrives early, so storing begins early.
 _FIRST_EMAILS: Final = 500
 _UNLISTED_AT_ONCE: Final = 1000
