@@ -33,6 +33,7 @@ from jmapfs.errors import (
     BusyError,
     ForbiddenError,
     JmapfsError,
+    OfflineError,
     RequestError,
     ServerError,
     StorageError,
@@ -148,9 +149,9 @@ class AccountFollower:
         )
 
     def current_client(self) -> Client:
-        """Return the open client; raise UnreachableError while the server is unreachable."""
+        """Return the open client; raise OfflineError while the server is unreachable."""
         if self.client is None:
-            raise UnreachableError(f"offline: {self.connection.error or 'not connected yet'}")
+            raise OfflineError(f"offline: {self.connection.error or 'not connected yet'}")
         return self.client
 
     def wake(self) -> None:
