@@ -59,7 +59,7 @@ class BackOff:
         pause is then not longer than the one before.
         """
         now = trio.current_time()
-        if now - max(self._succeeded_at, self.retry_at) >= _CALM_FACTOR * self._pause:
+        if now - took - max(self._succeeded_at, self.retry_at) >= _CALM_FACTOR * self._pause:
             self._series = 0
         self._succeeded_at = math.inf
         self.failures += 1

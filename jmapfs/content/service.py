@@ -40,9 +40,9 @@ _FLUSH_SECONDS: Final = 5.0
 class ContentService:
     """Serves the content of blobs; see `open_content_service`. For tasks of one event loop.
 
-    `counters` is for `jmapfs status`. `failures` has the blobs that must not be requested now; a
-    download that the user requests may ignore it. `write_behind` has the blobs that are not in the disk cache
-    yet. `downloads` serves the queues of read-ahead and prefetch.
+    `counters` is for `jmapfs status`. `failures` has the blobs that reads must not request now.
+    `write_behind` has the blobs that are not in the disk cache yet. `downloads` serves the queues
+    of read-ahead and prefetch.
     """
 
     def __init__(

@@ -218,7 +218,8 @@ class Api:
     async def current_session(self, *, until: float, patient: bool = False) -> Session:
         """Return the session. Fetch it again first if a response has reported a change.
 
-        If the session has changed often, it is fetched again only after a pause. With `patient`, pauses that the server asks for do not count (see Transport.fetch).
+        If the session has changed often, it is fetched again only after a pause. With `patient`,
+        pauses that the server asks for do not count (see Transport.fetch).
 
         Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
