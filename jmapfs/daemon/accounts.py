@@ -204,7 +204,7 @@ class MountedAccount:
         The next round tells the kernel to drop it.
         """
         if epoch != self.kernel_epoch.current:
-            self.follower.wake()
+            self.follower.schedule.hint()
             raise ServerError("the server was reset a moment ago: try again")
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
@@ -290,7 +290,7 @@ async def open_account(
                 database,
                 follower.current_client,
                 describe=BlobNames().describe,
-                wake=follower.wake_if_online,
+                wake=follower.schedule.hint,
                 report_reset=follower.report_reset,
             )
         )

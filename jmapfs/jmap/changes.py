@@ -3,7 +3,7 @@
 The changed emails come with the changes, in one request if the server accepts that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jmapfs.errors import RequestError
@@ -13,6 +13,7 @@ from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email
 
 # James refuses a limit that is smaller than a single change of many emails.
 _MAX_CHANGES = 10_000
+_MAX_IDLE_RESPONSES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Changes:
     destroyed: tuple[str, ...]
     updated_properties: frozenset[str] | None = None
 
+    @property
+    def ids(self) -> Iterable[str]:
+        """All ids in the lists."""
+        return (*self.created, *self.updated, *self.destroyed)
+
 
 @dataclass(frozen=True, slots=True)
 class EmailChanges:
@@ -47,6 +53,33 @@ class EmailChanges:
     gone: tuple[str, ...]
     bad: tuple[BadEmail, ...] = ()
 
+    @property
+    def ids(self) -> Iterable[str]:
+        """The ids of all emails that have changed."""
+        return (*(one.id for one in self.emails), *self.gone, *(one.id for one in self.bad))
+
+
+class ChainProgress:
+    """Tells whether a chain of responses with `has_more` makes progress.
+
+    A server may say for ever that there are more changes, with a new state each time.
+    """
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._idle = 0
+
+    def add(self, since_state: str, changes: Changes | EmailChanges) -> bool:
+        """Add a response to a request for the changes since a state. Return False for no progress.
+
+        There is none if the state is the same, or if many responses in a row name no id that was
+        not named before.
+        """
+        before = len(self._ids)
+        self._ids.update(changes.ids)
+        self._idle = 0 if len(self._ids) > before else self._idle + 1
+        return changes.new_state != since_state and self._idle < _MAX_IDLE_RESPONSES
+
 
 class ChangeMethods(EmailMethods):
     """Mailbox/changes and Email/changes."""
@@ -57,11 +90,12 @@ class ChangeMethods(EmailMethods):
         Raises the same errors as `mailbox_changes`.
         """
         ids: set[str] = set()
+        progress = ChainProgress()
         while True:
             [response] = await self.request([self._changes_call("Email", since_state)])
             changes = self._decode_changes(response)
             ids.update(changes.created, changes.updated)
-            if not changes.has_more or changes.new_state == since_state:
+            if not changes.has_more or not progress.add(since_state, changes):
                 return ids
             since_state = changes.new_state
 

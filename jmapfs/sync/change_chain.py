@@ -19,7 +19,7 @@ import trio
 from jmapfs.errors import MethodError
 from jmapfs.index.rows import AccountState
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.changes import Changes, EmailChanges
+from jmapfs.jmap.changes import ChainProgress, Changes, EmailChanges
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import Mailbox
@@ -137,8 +137,9 @@ class ChangeChain:
             start.pending_removals or not state.complete or mailboxes.state != state.mailbox_state
         )
         since = state.email_state
+        progress = ChainProgress()
         while True:
-            _check_progress(emails, since)
+            _require_progress(progress, since, emails)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -161,8 +162,9 @@ class ChangeChain:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
             since = state.mailbox_state
             only_counts = _only_counts(changes)
+            progress = ChainProgress()
             while changes.has_more:
-                _check_progress(changes, since)
+                _require_progress(progress, since, changes)
                 since = changes.new_state
                 changes = await _known(client.mailbox_changes(since))
                 only_counts &= _only_counts(changes)
@@ -250,8 +252,8 @@ def _is_earlier(state: str, since: str) -> bool:
     return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
-def _check_progress(changes: Changes | EmailChanges, since: str) -> None:
-    if changes.has_more and changes.new_state == since:
+def _require_progress(progress: ChainProgress, since: str, changes: Changes | EmailChanges) -> None:
+    if changes.has_more and not progress.add(since, changes):
         raise UnknownChangesError("the server reports more changes but does not return them")
 
 

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from jmapfs.backoff import BackOff, Pace
-from jmapfs.errors import ForbiddenError, JmapfsError, UnreachableError
+from jmapfs.errors import ForbiddenError, UnreachableError
 
 _FIRST_PAUSE: Final = 2.0
 _SHORTEST_PAUSE: Final = 1.0
@@ -75,6 +75,10 @@ class RoundSchedule:
         self._requested = True
         self._woken.set()
 
+    def cancel_requests(self) -> None:
+        """Record that all requests so far were answered."""
+        self._requested = False
+
     def begin(self) -> None:
         """Record that a round begins: it is the answer to all requests and hints so far.
 
@@ -93,7 +97,7 @@ class RoundSchedule:
         if not is_requested:
             self._pace.record(took=took)
 
-    def record_failure(self, error: JmapfsError) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Record that a round has failed."""
         took, is_requested = self._end()
         self._back_off.record_failure(

@@ -69,24 +69,36 @@ class Faulty:
         self.method(name, lambda arguments: plain(arguments) | {"state": f"x{next(numbers)}"})
 
 
+Fault = Callable[[Faulty], None]
+"""Makes a server faulty, for ever."""
+
+
 def nothing(faulty: Faulty) -> None:
     """The server is healthy, but sends five events in a second for ever."""
 
 
-def api_status(faulty: Faulty, status: int, **headers: str) -> None:
-    faulty.statuses["/jmap/"] = status
-    faulty.headers = headers
+def all_statuses(status: int, retry_after: str = "") -> Fault:
+    def begin(faulty: Faulty) -> None:
+        faulty.statuses["/jmap/"] = status
+        faulty.headers = {"Retry-After": retry_after} if retry_after else {}
+
+    return begin
 
 
-def only_api(faulty: Faulty, status: int) -> None:
-    plain = faulty.server.answer
+def api_status(status: int) -> Fault:
+    """The session is fine, but the API is not."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/jmap/":
-            return httpx.Response(status, json={"detail": "no"})
-        return plain(request)
+    def begin(faulty: Faulty) -> None:
+        plain = faulty.server.answer
 
-    faulty.monkeypatch.setattr(faulty.server, "answer", answer)
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/jmap/":
+                return httpx.Response(status, json={"detail": "no"})
+            return plain(request)
+
+        faulty.monkeypatch.setattr(faulty.server, "answer", answer)
+
+    return begin
 
 
 def garbage(faulty: Faulty) -> None:
@@ -167,12 +179,16 @@ def endless_mailbox_changes(faulty: Faulty) -> None:
 def restless_state(faulty: Faulty) -> None:
     """Each request for the changes has another state, and there are no changes."""
     numbers = itertools.count()
+
+    def changes(_: Arguments) -> Arguments:
+        return {"newState": f"x{next(numbers)}", "hasMoreChanges": False} | {
+            "created": [],
+            "updated": [],
+            "destroyed": [],
+        }
+
     for name in ("Email/changes", "Mailbox/changes"):
-        plain = faulty.server.methods[name]
-        faulty.method(
-            name,
-            lambda arguments, plain=plain: plain(arguments) | {"newState": f"x{next(numbers)}"},
-        )
+        faulty.method(name, changes)
 
 
 def restless_session(faulty: Faulty) -> None:
@@ -202,25 +218,27 @@ def flapping(faulty: Faulty) -> None:
     faulty.method("Mailbox/changes", changes)
 
 
-def push_ends(faulty: Faulty, *pieces: bytes) -> None:
-    faulty.pieces = pieces
+def push_ends_after(*pieces: bytes) -> Fault:
+    def begin(faulty: Faulty) -> None:
+        faulty.pieces = pieces
+
+    return begin
 
 
-def push_status(faulty: Faulty, status: int) -> None:
-    faulty.statuses["/events"] = status
+def push_status(status: int) -> Fault:
+    def begin(faulty: Faulty) -> None:
+        faulty.statuses["/events"] = status
+
+    return begin
 
 
-FAULTS: dict[str, tuple[Callable[[Faulty], None], int, int]] = {
+FAULTS: dict[str, tuple[Fault, int, int]] = {
     "events without changes": (nothing, 60, 40),
     **{
-        f"all {status}": (partial(api_status, status=status), 60, 20)
-        for status in (401, 403, 404, 429, 500, 503)
+        f"all {status}": (all_statuses(status), 60, 20) for status in (401, 403, 404, 429, 500, 503)
     },
-    "429 retry-after 0": (partial(api_status, status=429, **{"Retry-After": "0"}), 90, 90),
-    **{
-        f"api {status}": (partial(only_api, status=status), 60, 20)
-        for status in (404, 429, 500, 302)
-    },
+    "429 retry-after 0": (all_statuses(429, "0"), 90, 90),
+    **{f"api {status}": (api_status(status), 60, 20) for status in (404, 429, 500, 302)},
     "garbage": (garbage, 60, 20),
     "forbidden changes": (forbidden_changes, 60, 20),
     "full disk": (full_disk, 60, 20),
@@ -234,12 +252,11 @@ FAULTS: dict[str, tuple[Callable[[Faulty], None], int, int]] = {
     "restless session": (restless_session, 120, 60),
     "lost mailbox list": (lost_mailbox_list, 60, 20),
     "flapping": (flapping, 80, 40),
-    "push ends at once": (push_ends, 60, 20),
-    "one event and end": (partial(push_ends, EVENT), 60, 20),
-    "push garbage": (lambda faulty: push_ends(faulty, b"\xff\x00" * 1000), 60, 20),
+    "push ends at once": (push_ends_after(), 60, 20),
+    "one event and end": (push_ends_after(EVENT), 60, 20),
+    "push garbage": (push_ends_after(b"\xff\x00" * 1000), 60, 20),
     **{
-        f"push {status}": (partial(push_status, status=status), 60, 40)
-        for status in (204, 401, 403, 404, 429, 500)
+        f"push {status}": (push_status(status), 60, 40) for status in (204, 401, 403, 404, 429, 500)
     },
 }
 
@@ -252,8 +269,7 @@ def clock() -> MockClock:
 async def wake_often(follower: AccountFollower) -> None:
     """Wake the follower as reads do."""
     while True:
-        follower.wake_if_online()
-        follower.wake()
+        follower.schedule.hint()
         await trio.sleep(1.7)
 
 

@@ -61,8 +61,7 @@ def clock() -> MockClock:
 async def wake_often(follower: AccountFollower) -> None:
     """Wake the follower in every way, as reads, push events and commands do."""
     while True:
-        follower.wake()
-        follower.wake_if_online()
+        follower.schedule.hint()
         follower.report_reset()
         await trio.sleep(1)
 
@@ -111,7 +110,7 @@ async def test_forbidden_login_is_repeated_ever_more_seldom(
         await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
         server.before = forbid
         server.requests.clear()
-        follower.wake()
+        follower.schedule.hint()
         await trio.sleep(86_400)
         sent = [one for one in server.requests if "authorization" in one.headers]
         assert 24 <= len(sent) <= 45

@@ -128,19 +128,21 @@ async def test_only_a_round_that_fails_slowly_is_repeated_seldom(clock: MockCloc
     for error, expected in ((UnreachableError("silent"), 60), (FAILURE, 300)):
         schedule = RoundSchedule()
         schedule.begin()
+        pauses = []
         for _ in range(10):
             await trio.sleep(30)
             schedule.record_failure(error)
-            seconds = await pause(schedule)
-        assert seconds == expected
+            pauses.append(await pause(schedule))
+        assert pauses[-1] == expected
 
 
 async def test_a_forbidden_login_is_repeated_after_an_hour(clock: MockClock) -> None:
     schedule = RoundSchedule()
+    pauses = []
     for _ in range(20):
         schedule.record_failure(ForbiddenError("no"))
-        seconds = await pause(schedule)
-    assert seconds == 3600
+        pauses.append(await pause(schedule))
+    assert pauses[-1] == 3600
 
 
 async def test_after_a_suspension_a_round_begins_soon(clock: MockClock) -> None:
