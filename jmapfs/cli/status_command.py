@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.options import directory_type, format_size
+from jmapfs.cli.options import directory_type, escaped, format_size
 from jmapfs.control.messages import (
     AccountStatus,
     ContentStatus,
@@ -16,8 +16,8 @@ from jmapfs.control.messages import (
     StaleStatus,
     StatusRequest,
 )
-from jmapfs.control.mounts import mounts, resolve
-from jmapfs.control.socket_client import ask
+from jmapfs.control.mounts import Mount, own_mounts, require_mount, resolve
+from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import NotMountedError
 
 _ACCEPT_HINT: Final = (
@@ -33,25 +33,27 @@ _MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with th
 def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
     """Show the status of one mount, or of all mounts."""
     if mountpoint is not None:
-        status = ask(resolve(mountpoint), StatusRequest())
+        mount = require_mount(resolve(mountpoint))
+        status = ask_mount(mount, StatusRequest())
         if as_json:
-            click.echo(json.dumps(status.document(), indent=2))
+            click.echo(json.dumps(_document(mount, status), indent=2))
         else:
-            _show([(status.mountpoint, _lines(status))])
+            _show([(status.mountpoint, _lines(mount, status))])
         return
     documents: list[dict[str, Any]] = []
     tables: list[_MountTable] = []
-    for mount in mounts():
-        if not mount.ours:
-            continue
+    for mount in own_mounts():
         try:
-            status = ask(mount.mountpoint, StatusRequest())
+            status = ask_mount(mount, StatusRequest())
         except NotMountedError as error:
-            documents.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
-            tables.append((str(mount.mountpoint), [("error", str(error))]))
+            place = {"mountpoint": str(mount.mountpoint), "owner": mount.owner_name}
+            documents.append({**place, "error": str(error)})
+            tables.append(
+                (str(mount.mountpoint), [("owner", mount.owner_name), ("error", str(error))])
+            )
         else:
-            documents.append(status.document())
-            tables.append((status.mountpoint, _lines(status)))
+            documents.append(_document(mount, status))
+            tables.append((status.mountpoint, _lines(mount, status)))
     if as_json:
         click.echo(json.dumps(documents, indent=2))
     else:
@@ -59,18 +61,22 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not tables:
         console.print("nothing is mounted")
     for mountpoint, lines in tables:
-        table = Table(show_header=False, box=None, title=mountpoint, title_justify="left")
+        table = Table(show_header=False, box=None, title=escaped(mountpoint), title_justify="left")
         for name, value in lines:
-            table.add_row(name, value)
+            table.add_row(name, escaped(value))
         console.print(table)
 
 
-def _lines(status: MountStatus) -> list[tuple[str, str]]:
-    lines = []
+def _document(mount: Mount, status: MountStatus) -> dict[str, Any]:
+    return status.document() | {"owner": mount.owner_name}
+
+
+def _lines(mount: Mount, status: MountStatus) -> list[tuple[str, str]]:
+    lines = [("owner", mount.owner_name)]
     for account in status.accounts:
         lines += _account_lines(account)
     if status.frozen:
