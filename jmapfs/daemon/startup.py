@@ -1,8 +1,9 @@
 """The start of a daemon: the fork, its log, and its reports to the parent process.
 
-The process forks before trio starts and before anything is opened. So parent and child share only a
-pipe. The daemon writes reports to this pipe, as lines of JSON, until the mount is usable or has
-failed. In the foreground the reports go straight to the terminal.
+The process forks before trio starts and before anything is opened. The child closes what it
+inherited. So parent and child share only a pipe. The daemon writes reports to this pipe, as lines
+of JSON, until the mount is usable or has failed. In the foreground the reports go straight to the
+terminal.
 """
 
 import contextlib
@@ -178,8 +179,8 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
     if child == 0:
         code = 1
         try:
-            os.close(read_end)
             _leave_terminal()
+            _close_inherited(write_end)
             code = daemon(PipeStartupReport(write_end))
         finally:
             # The child ends here even after an exception: it must not return to the caller.
@@ -221,6 +222,20 @@ def _leave_terminal() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
+
+
+def _close_inherited(keep: int) -> None:
+    """Close every descriptor except 0 to 2 and `keep`.
+
+    The caller of `jmapfs mount` may have passed on a lock of flock(1), a pipe, or a file on another
+    volume. The daemon would hold it for months. Nothing of this process is open yet.
+    """
+    # The list also names the descriptor by which it was read.
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != keep:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _terminate(child: int) -> None:
