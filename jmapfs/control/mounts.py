@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from jmapfs.errors import NotMountedError
+from jmapfs.errors import NotMountedError, UsageError
 from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
@@ -191,6 +191,19 @@ def require_mount(mountpoint: Path) -> Mount:
             " can use it"
         )
     return mount
+
+
+def require_readable(mount: Mount) -> None:
+    """Raise UsageError if this process cannot read the files of a mount of another user.
+
+    The kernel lets only the owner into a mount, not even root, unless its options allow more.
+    """
+    if mount.owner == os.geteuid() or os.access(mount.mountpoint, os.R_OK | os.X_OK):
+        return
+    raise UsageError(
+        f"{mount.mountpoint}: only {mount.owner_name} can read this mount: run the command as"
+        f" {mount.owner_name}, or mount with -o allow_root"
+    )
 
 
 def mount_of(path: Path) -> Mount | None:

@@ -109,6 +109,13 @@ def test_root_commands_the_mount_of_a_user(hers: Mounted) -> None:
     assert list(hers.path.iterdir()) == []
 
 
+def test_root_cannot_read_the_mount_of_a_user(hers: Mounted, tmp_path: Path) -> None:
+    for arguments in (("prefetch", hers.path), ("snapshot", hers.path, tmp_path / "snapshots")):
+        result = run(*JMAPFS, *arguments)
+        assert result.exit_code == 2
+        assert f"run the command as {ALICE}" in result.stderr
+
+
 def test_another_mount_namespace(hers: Mounted) -> None:
     hiding = 'for path in /run /dev/shm /var/tmp; do mount -t tmpfs none "$path"; done; exec "$@"'
     hidden = ("unshare", "--mount", "sh", "-c", hiding, "sh")
