@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import pyfuse3
@@ -26,6 +27,7 @@ from jmapfs.daemon import mountpoint
 from jmapfs.daemon.accounts import open_account, select_accounts
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
+from jmapfs.daemon.mount_errors import advice, captured_stderr
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.daemon.view import MountView, content_of
@@ -173,23 +175,17 @@ def _mounted(
     options = request.options
     # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
-    try:
-        pyfuse3.init(
-            operations,
-            str(request.mountpoint),
-            {
-                f"fsname={name or SUBTYPE}",
-                f"subtype={SUBTYPE}",
-                "ro",
-                "default_permissions",
-                *options.flags,
-            },
-        )
-    except RuntimeError as error:
-        raise MountpointError(
-            f"{request.mountpoint}: cannot mount ({error}): is /dev/fuse there, and fuse3"
-            " installed? -o allow_other needs user_allow_other in /etc/fuse.conf"
-        ) from error
+    _init_fuse(
+        operations,
+        request.mountpoint,
+        {
+            f"fsname={name or SUBTYPE}",
+            f"subtype={SUBTYPE}",
+            "ro",
+            "default_permissions",
+            *options.flags,
+        },
+    )
     orderly = False
     mount: Mount | None = None
     try:
@@ -204,3 +200,19 @@ def _mounted(
         # unmount, another mount can be in this place. libfuse would unmount whatever is there.
         is_ours = mount is not None and mount_at(request.mountpoint) == mount
         pyfuse3.close(unmount=(orderly or signals.received) and is_ours)
+
+
+def _init_fuse(operations: MailOperations, path: Path, options: set[str]) -> None:
+    """Mount; raises MountpointError with the reason that libfuse gives, and what to do."""
+    failure: RuntimeError | None = None
+    with captured_stderr() as printed:
+        try:
+            pyfuse3.init(operations, str(path), options)
+        except RuntimeError as error:
+            failure = error
+    for line in printed.lines:
+        _log.warning("%s", line)
+    if failure is not None:
+        reason = printed.reason or str(failure)
+        text = ": ".join(filter(None, [reason, advice(reason, path)]))
+        raise MountpointError(f"{path}: cannot mount: {text}") from failure
