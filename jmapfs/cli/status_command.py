@@ -24,6 +24,8 @@ _ACCEPT_HINT: Final = (
     "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
 )
 
+_SHOWN_BAD: Final = 10
+
 _MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with their values
 
 
@@ -98,6 +100,15 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
     ]
     if status.stale is not None:
         lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
+    if status.bad:
+        bad = status.bad
+        rest = status.bad_count - len(bad[:_SHOWN_BAD])
+        lines += [("bad", f"{one.id}: {one.reason}") for one in bad[:_SHOWN_BAD]]
+        if rest:
+            lines.append(("", f"and {rest:,} more mails that cannot be shown: see the log"))
+    if status.shortfall is not None:
+        since = status.shortfall.since
+        lines.append(("shortfall", f"since {since}: {status.shortfall}"))
     lines += [
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),

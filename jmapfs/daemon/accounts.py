@@ -36,10 +36,10 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
-from jmapfs.tree.layout import BlobNames
+from jmapfs.tree.layout import BlobNames, read_lacking
 from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
@@ -174,6 +174,7 @@ class MountedAccount:
     inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
+    blobs: AccountBlobSource
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
@@ -308,6 +309,8 @@ async def open_account(
                 f"{source.label}: {describe_stale(state.stale)}; showing the mail of"
                 f" {time_text(state.synced_at)}, see jmapfs status"
             )
+        for line in await trio.to_thread.run_sync(_lacking_lines, database):
+            report.notice(f"{source.label}: {line}; see jmapfs status")
         inodes = AccountInodes(number)
         kernel_epoch = KernelEpoch(state.epoch)
         readahead = Readahead(
@@ -320,7 +323,16 @@ async def open_account(
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
         yield MountedAccount(
-            source, inodes, database, disk, content, follower, changes, readahead, kernel_epoch
+            source,
+            inodes,
+            database,
+            disk,
+            blobs,
+            content,
+            follower,
+            changes,
+            readahead,
+            kernel_epoch,
         )
         nursery.cancel_scope.cancel()
 
@@ -342,6 +354,11 @@ def _discard_unconfirmed(database: IndexDatabase, disk: DiskCache) -> None:
     with sqlite_errors("read the index"), database.reader() as reader:
         for blob_id in reader.unconfirmed_blobs():
             disk.discard(blob_id)
+
+
+def _lacking_lines(database: IndexDatabase) -> list[str]:
+    with sqlite_errors("read the index"), database.reader() as reader:
+        return read_lacking(reader).lines()
 
 
 def _is_complete(database: IndexDatabase) -> bool:

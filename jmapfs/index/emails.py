@@ -4,21 +4,45 @@ An inode is computed from the time of receipt and the blob id (`inodes.email_ino
 the same second collide about once in 2^24 pairs. The later blob then gets the next of its
 candidates. After a first listing, colliding files are assigned again in the order of their blob
 ids, so that every listing of the same account gives the same inodes.
+
+An email in no mailbox is in the mailbox UNFILED. A mailbox that the server has not described gets a
+row without a name. If the server still does not describe it when asked again, the emails leave it
+(`file_again`): those that are in no other mailbox are in UNFILED until it is described.
 """
 
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+from jmapfs.index.schema import UNFILED
 from jmapfs.inodes import email_inode, inode_range
 from jmapfs.jmap.types import Email
 from jmapfs.names import email_stem, numbered_name
 
 # A mailbox's digest becomes the nanoseconds of its directory's mtime.
 _DIGEST_MODULUS: Final = 1_000_000_000
+
+_UNFILED_NAME: Final = "unfiled"
+
+_MISFILED: Final = """
+SELECT email.number, inode, stem FROM undescribed
+JOIN mailbox ON mailbox.id = mailbox_id AND known
+JOIN email ON email.number = undescribed.email
+"""
+_ORPHANED: Final = """
+SELECT email.number, email.inode, stem FROM mailbox
+JOIN membership ON membership.mailbox = mailbox.number
+JOIN email ON email.number = membership.email
+WHERE NOT known AND mailbox.name = '' AND mailbox.id != :unfiled
+"""
+_MAILBOXES: Final = """
+SELECT mailbox.id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox
+WHERE email = :email AND mailbox.id != :unfiled
+UNION SELECT mailbox_id FROM undescribed WHERE email = :email
+"""
 
 _JOURNAL_ROWS: Final = 100_000  # an ordinary account has this many changes in about a month
 
@@ -73,6 +97,27 @@ class EmailBatch:
         if known is not None and known.blob_id == email.blob_id and known.stated != email.size:
             self._update_size(email, known.inode)
 
+    def file_again(self, *, orphaned: bool) -> None:
+        """Put emails into mailboxes that the server describes now.
+
+        If `orphaned`, also take emails out of the mailboxes that it has never described.
+        """
+        emails = self._connection.execute(_MISFILED).fetchall()
+        if orphaned:
+            emails += self._connection.execute(_ORPHANED, {"unfiled": UNFILED}).fetchall()
+        for number, inode, stem in sorted(set(emails)):
+            current = mailbox_ids(self._connection, number)
+            undescribed = {
+                mailbox_id
+                for mailbox_id in current
+                if self._connection.execute(
+                    "SELECT 1 FROM mailbox WHERE id = ? AND (known OR name != '')", (mailbox_id,)
+                ).fetchone()
+                is None
+            }
+            self._set_undescribed(undescribed, number)
+            self._set_mailboxes(current - undescribed, number, inode, stem)
+
     def finish(self) -> None:
         """Write the digests of the mailboxes and the journal."""
         self._connection.executemany(
@@ -95,8 +140,7 @@ class EmailBatch:
             (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-        for mailbox_id in sorted(email.mailbox_ids):
-            self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
+        self._set_mailboxes(email.mailbox_ids, number, inode, stem)
         self._connection.executemany(
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
             [(number, keyword) for keyword in sorted(email.keywords)],
@@ -109,6 +153,7 @@ class EmailBatch:
         for mailbox, name in names:
             self._remove_name(mailbox, stem, name, inode)
         self._connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
+        self._connection.execute("DELETE FROM undescribed WHERE email = ?", (number,))
         self._connection.execute("DELETE FROM email WHERE number = ?", (number,))
         self._connection.execute(
             "DELETE FROM file WHERE inode = :inode"
@@ -129,12 +174,33 @@ class EmailBatch:
         self._journal.append((0, "", inode))
 
     def _update_names(self, email: Email, number: int, inode: int, stem: str) -> None:
+        undescribed = {
+            mailbox_id
+            for (mailbox_id,) in self._connection.execute(
+                "SELECT mailbox_id FROM undescribed WHERE email = ?", (number,)
+            )
+        }
+        if undescribed:
+            undescribed &= email.mailbox_ids
+            self._set_undescribed(undescribed, number)
+        self._set_mailboxes(email.mailbox_ids - undescribed, number, inode, stem)
+
+    def _set_undescribed(self, undescribed: Iterable[str], number: int) -> None:
+        self._connection.execute("DELETE FROM undescribed WHERE email = ?", (number,))
+        self._connection.executemany(
+            "INSERT INTO undescribed (email, mailbox_id) VALUES (?, ?)",
+            [(number, mailbox_id) for mailbox_id in undescribed],
+        )
+
+    def _set_mailboxes(
+        self, mailbox_ids: Collection[str], number: int, inode: int, stem: str
+    ) -> None:
         names = dict(
             self._connection.execute(
                 "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
             )
         )
-        current = {self._mailbox_number(mailbox_id) for mailbox_id in sorted(email.mailbox_ids)}
+        current = {self._mailbox_number(each) for each in sorted(mailbox_ids or {UNFILED})}
         for mailbox in names.keys() - current:
             self._remove_name(mailbox, stem, names[mailbox], inode)
         for mailbox in current - names.keys():
@@ -172,7 +238,8 @@ class EmailBatch:
         ).fetchone()
         if row is None:
             number = self._connection.execute(
-                "INSERT INTO mailbox (id, name, known) VALUES (?, '', 0)", (mailbox_id,)
+                "INSERT INTO mailbox (id, name, known) VALUES (?, ?, 0)",
+                (mailbox_id, _UNFILED_NAME if mailbox_id == UNFILED else ""),
             ).lastrowid
             assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
             increment_layout_version(self._connection)
@@ -240,6 +307,12 @@ class KnownEmail(NamedTuple):
     received_at: int
     size: int
     stated: int
+
+
+def mailbox_ids(connection: sqlite3.Connection, email: int) -> set[str]:
+    """Return the ids of the mailboxes that an email is in; `email` is its number."""
+    rows = connection.execute(_MAILBOXES, {"email": email, "unfiled": UNFILED})
+    return {mailbox_id for (mailbox_id,) in rows}
 
 
 def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | None:

@@ -28,6 +28,7 @@ from typing import Final
 import trio
 
 from jmapfs.errors import (
+    AuthenticationError,
     BusyError,
     JmapfsError,
     RequestError,
@@ -69,10 +70,14 @@ class ConnectionState:
 
 
 class _RoundRequest:
-    """A task waits for a round that begins after its request."""
+    """A task waits for a round that begins after its request; `suspects` as in `sync_now`."""
 
-    def __init__(self, *, accept_deletions: bool) -> None:
+    def __init__(
+        self, *, accept_deletions: bool = False, compare: bool = False, suspects: Iterable[str] = ()
+    ) -> None:
         self.accept_deletions = accept_deletions
+        self.compare = compare
+        self.suspects = frozenset(suspects)
         self.done = trio.Event()
         self.error: JmapfsError | None = None
 
@@ -150,14 +155,26 @@ class AccountFollower:
         self._reset_reported = True
         self.wake()
 
-    async def sync_now(self, *, accept_deletions: bool = False) -> None:
+    async def sync_now(
+        self,
+        *,
+        accept_deletions: bool = False,
+        compare: bool = False,
+        suspects: Iterable[str] = (),
+    ) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        With `accept_deletions`, a stale tree follows the account. Raises JmapfsError if the server
-        cannot be asked. Raises TooMuchGoneError if the tree is stale. Raises BusyError if another
-        process writes the index, but does not bring it up to date in time.
+        With `accept_deletions`, a stale tree follows the account. With `compare`, the numbers of
+        emails are compared with those of the server. `suspects` are the ids of emails whose content
+        the server does not find: those that the server does not list either are removed.
+
+        Raises JmapfsError if the server cannot be asked. Raises TooMuchGoneError if the tree is
+        stale. Raises BusyError if another process writes the index, but does not bring it up to
+        date in time.
         """
-        await self._next_round(accept_deletions=accept_deletions)
+        await self._next_round(
+            _RoundRequest(accept_deletions=accept_deletions, compare=compare, suspects=suspects)
+        )
         # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
             return
@@ -175,16 +192,15 @@ class AccountFollower:
                     await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
                 # The next round calls `after_round` for what the other process has stored.
-                await self._next_round()
+                await self._next_round(_RoundRequest())
                 return
         raise BusyError(
             "another process writes the index of this account, and has not brought it up to date:"
             " use its mount"
         )
 
-    async def _next_round(self, *, accept_deletions: bool = False) -> None:
+    async def _next_round(self, request: _RoundRequest) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
-        request = _RoundRequest(accept_deletions=accept_deletions)
         self._requests.append(request)
         self.wake()
         await request.done.wait()
@@ -272,14 +288,19 @@ class AccountFollower:
             return None
         reset_reported, self._reset_reported = self._reset_reported, False
         try:
-            await Synchronizer(
+            synchronizer = Synchronizer(
                 client,
                 self._database,
                 self._writer,
                 accept_deletions=any(request.accept_deletions for request in requests),
                 ask_again=bool(requests),
                 reset_reported=reset_reported,
-            ).bring_up_to_date(report)
+            )
+            await synchronizer.bring_up_to_date(
+                report, compare=any(request.compare for request in requests)
+            )
+            if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
+                await synchronizer.drop_unlisted(suspects)
         except StorageError as error:
             self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
@@ -297,10 +318,13 @@ class AccountFollower:
 
     async def _go_offline(self, error: JmapfsError) -> None:
         self.client = None
+        text = str(error)
+        if isinstance(error, AuthenticationError) and error.remark:
+            text += f" ({error.remark})"
         if self.connection.online or self.connection.error is None:
-            _log.warning("offline: %s", error)
+            _log.warning("offline: %s", text)
         since = time.time() if self.connection.online else self.connection.since
-        self.connection = ConnectionState(online=False, since=since, error=str(error))
+        self.connection = ConnectionState(online=False, since=since, error=text)
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:

@@ -45,8 +45,8 @@ async def test_both_changes_and_the_emails_are_one_request() -> None:
         "Email/get",
         "Email/get",
     ]
-    assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1"}
-    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1", "maxChanges": 500}
+    assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1", "maxChanges": 10_000}
+    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1", "maxChanges": 10_000}
 
 
 @pytest.mark.parametrize(("most", "requests"), [(4, 1), (3, 2), (2, 2), (1, 3)])

@@ -93,7 +93,7 @@ async def serve_session(server: MailServer, request: Request) -> Response:
     quirks = server.quirks
     base_url = f"{request.url.scheme}://{request.url.netloc}" if quirks.absolute_urls else ""
     session = {**build_session(server, base_url), "state": session_state(server)}
-    body = msgspec.json.encode(session)
+    body = msgspec.json.encode(quirks.with_odd_values("session", session))
     match quirks.session_body:
         case "html":
             return HTMLResponse(_LOGIN_PAGE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class _Round:
     def __init__(self, client: Client, *_: object, **__: object) -> None:
         self._client = client
 
-    async def bring_up_to_date(self, _: Callable[[int, int | None], None]) -> None:
+    async def bring_up_to_date(self, *_: object, **__: object) -> None:
         await self._client.email_state()
 
 
