@@ -208,11 +208,21 @@ def require_readable(mount: Mount) -> None:
 
 def mount_of(path: Path) -> Mount | None:
     """Return the mount that contains a resolved path, or None if jmapfs did not mount it."""
+    mount = _mount_around(path)
+    return mount if mount is not None and mount.ours else None
+
+
+def is_automount(path: Path) -> bool:
+    """Return whether an access to a resolved path makes systemd or autofs mount something there."""
+    mount = _mount_around(path)
+    return mount is not None and mount.fstype == "autofs"
+
+
+def _mount_around(path: Path) -> Mount | None:
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
     # If several mounts have the same mountpoint, the last one is on top.
-    top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
-    return top if top is not None and top.ours else None
+    return next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
 
 
 def _text(field: bytes) -> str:

@@ -119,8 +119,9 @@ AnyStartupMessage = Progress | Notice | Waiting | Ready | Failed
 class PipeStartupReport:
     """Reports to the parent through a pipe. If the parent has ended, that is no error."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, joins_group: bool = False) -> None:
         self._descriptor = descriptor
+        self._joins_group = joins_group
 
     def progress(self, listed: int, total: int | None) -> None:
         """Report how many emails are listed, and the total if it is known."""
@@ -138,6 +139,8 @@ class PipeStartupReport:
         """Report that the tree is complete and the mount answers."""
         self._send(Ready())
         self.close()
+        if self._joins_group:
+            os.setsid()
 
     def failed(self, error: BaseException) -> None:
         """Report that the mount could not be made."""
@@ -163,10 +166,13 @@ class PipeStartupReport:
             self.close()
 
 
-def run_in_background(daemon: Callable[[PipeStartupReport], int], display: StartupReport) -> None:
+def run_in_background(
+    daemon: Callable[[PipeStartupReport], int], display: StartupReport, *, joins_group: bool = False
+) -> None:
     """Run `daemon` in a process of its own; return when it reports that it is ready.
 
-    Until then its progress and notices go to `display`. Ctrl-C ends the daemon too.
+    Until then its progress and notices go to `display`. Ctrl-C ends the daemon too. With
+    `joins_group`, the daemon stays in the process group of its parent until it is ready.
 
     Raises:
         RelayedError: the daemon failed. The error has the message and exit code of the daemon.
@@ -179,9 +185,11 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
     if child == 0:
         code = 1
         try:
+            if not joins_group:
+                os.setsid()
             _leave_terminal()
             _close_inherited(write_end)
-            code = daemon(PipeStartupReport(write_end))
+            code = daemon(PipeStartupReport(write_end, joins_group=joins_group))
         finally:
             # The child ends here even after an exception: it must not return to the caller.
             os._exit(code)
@@ -216,7 +224,6 @@ def _relay(message: AnyStartupMessage, display: StartupReport) -> bool:
 
 
 def _leave_terminal() -> None:
-    os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
