@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from tests import users
 from tests.mounts import Home, Result
 from tests.server import ServerProcess
-from tests.users import ALICE, UserHome, user_home
+from tests.users import ALICE, UserHome
 
 pytestmark = pytest.mark.mount
 
@@ -30,12 +29,6 @@ FUSERMOUNT = shutil.which("fusermount3") or "/usr/bin/fusermount3"
 def other_users() -> None:
     if reason := users.missing():
         pytest.skip(reason)
-
-
-@pytest.fixture
-def alice() -> Iterator[UserHome]:
-    with user_home(ALICE) as home:
-        yield home
 
 
 def failed_mount(

@@ -1,68 +1,23 @@
 """`mount.jmapfs`, run by the real mount(8), from fstab, by users and for an automount.
 
-Each test runs a shell script in a mount namespace of its own, in which the helper is installed.
+A test runs a shell script on a `Machine` where the helper is installed.
 """
 
 from __future__ import annotations
 
-import os
-import pwd
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jmapfs.daemon.request import parse_options
 from jmapfs.errors import UsageError
-from tests import users
-from tests.mounts import COMMAND_SECONDS, Home, Result
+from tests.machine import Machine
+from tests.mounts import Home, Result
 from tests.server import ServerProcess
-from tests.users import ALICE, UserHome, as_user, user_home
+from tests.users import ALICE
 
 pytestmark = pytest.mark.mount
-
-HELPER = f"""#!/bin/sh
-export PYTHONPATH="{os.environ.get("PYTHONPATH", "")}"
-exec {sys.executable} -c 'from jmapfs.__main__ import mount_helper; mount_helper()' "$@"
-"""
-
-# Installs the helper, gives the other user a home, and opens the directories above the program.
-PREPARATION = """
-set -e
-mount -t tmpfs none "$SCRATCH"
-changeable() {  # makes a directory changeable, in this namespace
-    local layers="$SCRATCH/${1//\\//_}"
-    mkdir -p "$layers/upper" "$layers/work"
-    mount -t overlay none -o "lowerdir=$1,upperdir=$layers/upper,workdir=$layers/work" "$1"
-}
-sbin="$(realpath /sbin)"
-changeable "$sbin"
-printf '%s' "$HELPER" >"$sbin/mount.jmapfs"
-chmod 755 "$sbin/mount.jmapfs"
-ln -s mount.jmapfs "$sbin/mount.fuse.jmapfs"
-above="$(realpath "$PYTHON")"
-while above="$(dirname "$above")"; [[ $above != / ]]; do
-    if ! $ALICE test -x "$above"; then
-        changeable "$above"
-        chmod o+x "$above"
-    fi
-done
-while IFS=: read -r name fields; do
-    if [[ $name == "$USER_NAME" ]]; then
-        name="$name:${fields%:*:*}:$ALICE_HOME:/bin/sh"
-    else
-        name="$name:$fields"
-    fi
-    printf '%s\n' "$name"
-done </etc/passwd >"$SCRATCH/passwd"
-mount --bind "$SCRATCH/passwd" /etc/passwd
-jmapfs() { "$PYTHON" -m jmapfs "$@"; }
-until_gone() { while jmapfs status "$DIR" 2>/dev/null; do sleep 0.1; done; }
-trap 'umount --lazy "$DIR" 2>/dev/null || true' EXIT
-set -x
-"""
 
 GENERIC = (
     "async,atime,noatime,auto,noauto,context=a:b:c,defaults,dev,nodev,diratime,nodiratime,dirsync,"
@@ -72,70 +27,6 @@ GENERIC = (
     "comment=my mail,x-systemd.automount,x-systemd.idle-timeout=10min,x-gvfs-show,X-mount.mkdir,"
     "X-mount.mkdir=0700,uhelper=udisks2,helper=x"
 )
-
-
-@pytest.fixture
-def alice() -> Iterator[UserHome]:
-    if reason := users.missing():
-        pytest.skip(reason)
-    with user_home(ALICE) as home:
-        yield home
-
-
-class Machine:
-    """A machine on which `mount.jmapfs` is installed, and the account `home` is configured."""
-
-    def __init__(self, alice: UserHome, server: ServerProcess) -> None:
-        self.directory = alice.directory
-        self._home = alice
-        self.mountpoint = alice.mountpoint()
-        for name in ("alices", "roots"):
-            secret, config = self.directory / f"{name}.secret", self.directory / f"{name}.toml"
-            secret.write_text("secret\n")
-            secret.chmod(0o600)
-            config.write_text(
-                f'[home]\nserver = "{server.url}"\nuser = "alice@example.org"\n'
-                f'password_file = "{secret}"\n'
-            )
-        os.chown(self.directory / "alices.secret", pwd.getpwnam(ALICE).pw_uid, -1)
-        (self.directory / "scratch").mkdir()
-
-    def run(self, script: str) -> Result:
-        """Run a script as root; `$DIR` is an empty directory of Alice."""
-        environment = self._home.environment | {
-            "DIR": str(self.mountpoint),
-            "SCRATCH": str(self.directory / "scratch"),
-            "ROOTS": str(self.directory / "roots.toml"),
-            "ALICES": str(self.directory / "alices.toml"),
-            "ALICE": " ".join(as_user(ALICE)),
-            "ALICE_HOME": str(self.directory),
-            "USER_NAME": ALICE,
-            "HELPER": HELPER,
-            "PYTHON": sys.executable,
-            "LC_ALL": "C.UTF-8",
-        }
-        for name in ("JMAPFS_USERNAME", "JMAPFS_PASSWORD"):
-            environment.pop(name, None)
-        result = subprocess.run(
-            ["unshare", "--mount", "bash", "-c", PREPARATION + script],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-        return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
-
-    def works(self, script: str) -> str:
-        """Run a script that must succeed; return what it prints."""
-        result = self.run(script)
-        assert result.exit_code == 0, result.stderr
-        return result.stdout
-
-
-@pytest.fixture
-def machine(alice: UserHome, server: ServerProcess) -> Machine:
-    return Machine(alice, server)
 
 
 @pytest.mark.parametrize("kind", ["jmapfs", "fuse.jmapfs"])

@@ -33,12 +33,6 @@ def other_users() -> None:
 
 
 @pytest.fixture
-def alice() -> Iterator[UserHome]:
-    with user_home(ALICE) as home:
-        yield home
-
-
-@pytest.fixture
 def bob() -> Iterator[UserHome]:
     with user_home(BOB) as home:
         yield home
