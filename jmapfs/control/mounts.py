@@ -112,15 +112,23 @@ def new_address(device: str) -> bytes:
     return _ABSTRACT + f"{_NAME}/{device}/{secrets.token_hex(16)}".encode()
 
 
-def other_networks() -> Iterator[int]:
-    """Yield, for each other network namespace, a process in it that this process may inspect."""
-    seen = {os.readlink("/proc/self/ns/net")}  # noqa: PTH115 - a name, not a path
-    for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - PIDs
+def _namespace(kind: str, process: int | str = "self") -> str:
+    return os.readlink(f"/proc/{process}/ns/{kind}")  # noqa: PTH115 - a name, not a path
+
+
+def other_namespaces(kind: str) -> Iterator[int]:
+    """Yield, for each other namespace of a kind, a process in it that this process may inspect.
+
+    `kind` is `net` or `mnt`; see namespaces(7). Other user namespaces are left out.
+    """
+    users = _namespace("user")
+    seen = {_namespace(kind)}
+    for process in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - PIDs
         with contextlib.suppress(OSError):
-            namespace = os.readlink(f"/proc/{name}/ns/net")  # noqa: PTH115
-            if namespace not in seen:
+            namespace = _namespace(kind, process)
+            if namespace not in seen and _namespace("user", process) == users:
                 seen.add(namespace)
-                yield int(name)
+                yield int(process)
 
 
 class Peer(NamedTuple):
@@ -142,10 +150,10 @@ def peer(connection: _Connection) -> Peer:
     return Peer(pid, uid)
 
 
-def mounts() -> list[Mount]:
-    """Return all mounts, the oldest first."""
+def mounts(process: int | str = "self") -> list[Mount]:
+    """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc", str(process), "mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
         fstype, source, options = after.split(b" ", 2)
@@ -163,12 +171,18 @@ def mounts() -> list[Mount]:
 
 
 def own_mounts() -> list[Mount]:
-    """Return the jmapfs mounts that this process may use, each once; root may use all."""
+    """Return the jmapfs mounts that this process may command, each once; root may command all.
+
+    Those in other mount namespaces are included, such as that of a service.
+    """
     found: dict[str, Mount] = {}
-    for mount in mounts():
-        if mount.ours and mount.is_accessible:
-            # The first is the mount itself. The others are bind mounts of it.
-            found.setdefault(mount.device, mount)
+    processes: list[int | str] = ["self", *other_namespaces("mnt")]
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for mount in mounts(process):
+                if mount.ours and mount.is_accessible:
+                    # The first is the mount itself. The others are bind mounts of it.
+                    found.setdefault(mount.device, mount)
     return list(found.values())
 
 
@@ -184,6 +198,13 @@ def require_mount(mountpoint: Path) -> Mount:
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
+        for process in other_namespaces("mnt"):
+            with contextlib.suppress(OSError):
+                if any(one.ours and one.mountpoint == mountpoint for one in mounts(process)):
+                    raise NotMountedError(
+                        f"{mountpoint}: jmapfs is mounted there only in another mount namespace:"
+                        f" `nsenter --mount --target {process}` enters it"
+                    )
         raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
     if not mount.is_accessible:
         raise NotMountedError(

@@ -25,9 +25,10 @@ from jmapfs.control.messages import (
     Request,
     ThawRequest,
 )
-from jmapfs.control.mounts import Mount, other_networks, peer, require_mount
+from jmapfs.control.mounts import Mount, other_namespaces, peer, require_mount
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
+_START_SECONDS: Final = (0.05, 0.2, 0.0)
 _PART: Final = 1 << 18
 _LONGEST_REPLY: Final = 1 << 28
 _CLONE_NEWNET: Final = 0x40000000
@@ -95,10 +96,13 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
 
     Raises NotMountedError if no daemon can be reached, and OSError if the connection fails.
     """
-    connection = _connect(mount, mount.daemon_addresses(), timeout)
-    if connection is not None:
-        return connection
-    for process in other_networks():
+    for pause in _START_SECONDS:
+        connection = _connect(mount, mount.daemon_addresses(), timeout)
+        if connection is not None:
+            return connection
+        # A daemon begins to listen just after it has mounted.
+        time.sleep(pause)
+    for process in other_namespaces("net"):
         with suppress(OSError):
             addresses = list(mount.daemon_addresses(process))
             if not addresses:

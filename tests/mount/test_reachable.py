@@ -18,7 +18,7 @@ from tests import users
 from tests.mounts import COMMAND_SECONDS, Home, Mounted, Result, command
 from tests.server import ServerProcess
 from tests.users import ALICE, BOB, UserHome, as_user, user_home
-from tests.waits import wait_until
+from tests.waits import has_ended, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -129,6 +129,28 @@ assert os.getuid() == 0
 from jmapfs.cli.main import main
 main()
 """
+
+
+def test_a_mount_in_another_mount_namespace(alice: UserHome, server: ServerProcess) -> None:
+    path = alice.mountpoint()
+    service = UserHome(alice.directory, prefix=["unshare", "--mount"])
+    result = service.run("mount", server.url, path)
+    assert result.exit_code == 0, result.stderr
+    assert list(path.iterdir()) == []
+    pids = set()
+    for command_prefix in ([], as_user(ALICE)):
+        result = run(*command_prefix, *JMAPFS, "status", path)
+        assert result.exit_code == 10
+        assert "only in another mount namespace" in result.stderr
+        found = json.loads(run(*command_prefix, *JMAPFS, "status", "--json").stdout)
+        (status,) = [one for one in found if one["mountpoint"] == str(path)]
+        assert (status["owner"], status["emails"] > 0) == (ALICE, True)
+        pids.add(status["pid"])
+    (pid,) = pids
+    entering = ("nsenter", "--mount", "--target", str(pid))
+    assert run(*entering, *JMAPFS, "umount", path).exit_code == 0
+    wait_until(lambda: has_ended(pid))
+    assert "not mounted there" in run(*JMAPFS, "status", path).stderr
 
 
 def test_another_user_namespace(hers: Mounted) -> None:
