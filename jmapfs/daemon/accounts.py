@@ -191,7 +191,12 @@ class MountedAccount:
         connection = self.follower.connection
         if connection.online:
             return Reachability(online=True)
-        return Reachability(online=False, since=connection.since, error=connection.error)
+        return Reachability(
+            online=False,
+            since=connection.since,
+            error=connection.error,
+            changed_at=connection.changed_at,
+        )
 
     def require_epoch(self, inode: int, epoch: str) -> None:  # noqa: ARG002 - one account
         """Raise ServerError if the kernel may still have content of another epoch.
@@ -240,12 +245,18 @@ async def open_account(
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
+
+    def on_wait(text: str) -> None:
+        # Only a mount that is starting has a terminal.
+        _log.info("%s", text)
+        report.waiting(text)
+
     open_client = functools.partial(
         source.connect,
         concurrency=concurrency,
         # A mount shows soon that it is offline.
         longest_wait=LONGEST_WAIT,
-        on_wait=report.waiting,
+        on_wait=on_wait,
     )
 
     changes = ChangeNotifier()

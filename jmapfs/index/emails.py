@@ -97,8 +97,8 @@ class EmailBatch:
         if known is not None and known.blob_id == email.blob_id and known.stated != email.size:
             self._update_size(email, known.inode)
 
-    def file_again(self, *, orphaned: bool) -> None:
-        """Put emails into mailboxes that the server describes now.
+    def file_again(self, *, orphaned: bool) -> bool:
+        """Put emails into mailboxes that the server describes now; return whether there are any.
 
         If `orphaned`, also take emails out of the mailboxes that it has never described.
         """
@@ -117,6 +117,7 @@ class EmailBatch:
             }
             self._set_undescribed(undescribed, number)
             self._set_mailboxes(current - undescribed, number, inode, stem)
+        return bool(emails)
 
     def finish(self) -> None:
         """Write the digests of the mailboxes and the journal."""
@@ -140,7 +141,8 @@ class EmailBatch:
             (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-        self._set_mailboxes(email.mailbox_ids, number, inode, stem)
+        for mailbox_id in sorted(email.mailbox_ids or {UNFILED}):
+            self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
         self._connection.executemany(
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
             [(number, keyword) for keyword in sorted(email.keywords)],

@@ -332,6 +332,15 @@ class IndexReader(SqliteConnection):
             )
         )
 
+    def count_homeless(self) -> int:
+        """Return how many emails are in no mailbox, described or not."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM mailbox JOIN membership ON mailbox = mailbox.number"
+            " WHERE mailbox.id = ? AND email NOT IN (SELECT email FROM undescribed)",
+            (UNFILED,),
+        ).fetchone()
+        return int(row[0])
+
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
         row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()

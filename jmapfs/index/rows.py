@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from jmapfs.blob_keys import content_key
-from jmapfs.jmap.identity import AccountIdentity, merge_origins
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class AccountState:
     location: what the user named (`jmap.identity`), empty if an earlier version made the index.
     origins: where the API and the session are, or were, the newest first.
     server: the API URL.
+    moved_at: when the API was found at another URL.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
     complete: whether all emails have been listed once.
     consistent: false while the index is between two states of the account: a listing or a chain of
@@ -74,6 +74,7 @@ class AccountState:
     location: str = ""
     origins: tuple[str, ...] = ()
     server: str = ""
+    moved_at: float = 0.0
     account_id: str = ""
     account_name: str = ""
     username: str = ""
@@ -89,12 +90,6 @@ class AccountState:
     compared_at: float = 0.0
     listed_again_at: float = 0.0
     listed_again_for: str = ""
-
-    @property
-    def identity(self) -> AccountIdentity:
-        """Which account the index belongs to."""
-        origins = merge_origins(self.origins, [self.server])
-        return AccountIdentity(self.location, origins, self.username, self.account_id)
 
 
 @dataclass(frozen=True, slots=True)

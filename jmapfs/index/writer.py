@@ -145,17 +145,20 @@ class IndexWriter(IndexReader):
     def put_bad_emails(self, bad: Iterable[BadEmail]) -> None:
         """Store emails that cannot be shown, and remove them from the tree."""
         bad = list(bad)
-        self.remove_emails(one.id for one in bad)
+        self._remove(one.id for one in bad)
         self.bad.put(bad)
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:
         """Remove emails, bad ones too; unknown ids are ignored."""
         email_ids = list(email_ids)
+        self._remove(email_ids)
+        self.bad.remove(email_ids)
+
+    def _remove(self, email_ids: Iterable[str]) -> None:
         batch = EmailBatch(self._connection)
         for email_id in email_ids:
             batch.remove(email_id)
         batch.finish()
-        self.bad.remove(email_ids)
 
     def add_pending_removals(self, email_ids: Iterable[str]) -> None:
         """Store the ids of emails that `apply_pending_removals` will remove, even after a crash."""
@@ -237,18 +240,21 @@ class IndexWriter(IndexReader):
         if removed.rowcount:
             increment_layout_version(self._connection)
 
-    def file_orphaned_emails(self) -> None:
+    def file_orphaned_emails(self) -> bool:
         """Take emails out of mailboxes that the server has never described, and forget these.
 
-        Those that are in no other mailbox are in UNFILED until the server describes one.
+        Those that are in no other mailbox are in UNFILED until the server describes one. Return
+        whether there were any.
         """
-        self._file_again(orphaned=True)
+        changed = self._file_again(orphaned=True)
         self.retire_mailboxes(())
+        return changed
 
-    def _file_again(self, *, orphaned: bool) -> None:
+    def _file_again(self, *, orphaned: bool) -> bool:
         batch = EmailBatch(self._connection)
-        batch.file_again(orphaned=orphaned)
+        changed = batch.file_again(orphaned=orphaned)
         batch.finish()
+        return changed
 
     def orphaned_emails(self) -> list[str]:
         """Return the ids of the emails in mailboxes that the server has not described."""

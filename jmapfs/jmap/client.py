@@ -2,13 +2,9 @@
 
 `connect` finds the session from a location and credentials. For every requested email id, the email
 is returned, or the id is reported as not found, or it is a bad email.
-
-Objects are decoded one by one: an odd object never makes a whole response fail (see
-`jmap.lenient`).
 """
 
 import contextlib
-import logging
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -28,7 +24,7 @@ import httpx
 import trio
 
 from jmapfs import __version__
-from jmapfs.errors import MethodError, ProtocolError, RequestError, printable
+from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
@@ -37,6 +33,7 @@ from jmapfs.jmap.discovery import Resolver, discover, look_up
 from jmapfs.jmap.http import CONCURRENCY, LONGEST_WAIT, Transport
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.login import Login
+from jmapfs.jmap.mailboxes import Got, MailboxMethods
 from jmapfs.jmap.push import PushMethods
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import (
@@ -50,12 +47,7 @@ from jmapfs.jmap.types import (
     ImmutableEmail,
     Mailbox,
     QueryResponse,
-    RawGetResponse,
 )
-
-_log = logging.getLogger(__name__)
-
-T = TypeVar("T", Email, ImmutableEmail, Mailbox)
 
 E = TypeVar("E", Email, ImmutableEmail)
 
@@ -65,8 +57,6 @@ _SECOND = timedelta(seconds=1)
 _ID_LIMITS = (10_000, 1_000, 100, None)
 # James refuses a limit that is smaller than a single change of many emails.
 _MAX_CHANGES = 10_000
-# How often to try to list the ids of all mailboxes: they may change during a listing.
-_MAX_LISTINGS = 4
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
 
 
@@ -157,7 +147,7 @@ class _Found(Generic[E]):
         self.not_found: set[str] = set()
         self.bad: dict[str, BadEmail] = {}
 
-    def add(self, requested: Iterable[str], response: "_Got[E]") -> None:
+    def add(self, requested: Iterable[str], response: Got[E]) -> None:
         """Add the results for the `requested` ids, and ignore all others."""
         wanted = set(requested)
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
@@ -182,17 +172,7 @@ class _Found(Generic[E]):
         return tuple(self.bad[id_] for id_ in ids if id_ in self.bad and id_ not in self.emails)
 
 
-@dataclass(frozen=True, slots=True)
-class _Got(Generic[T]):
-    """The response to a /get. `unusable` has an error for each object that cannot be used."""
-
-    state: str
-    items: Sequence[T]
-    not_found: Sequence[str]
-    unusable: Sequence[UnusableError] = ()
-
-
-class Client(BlobMethods, BlobGetMethods, PushMethods):
+class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once.
 
     All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
@@ -200,22 +180,6 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
     _has_message_ids = True
     _id_limits: Sequence[int | None] = _ID_LIMITS
-
-    async def mailboxes(self) -> tuple[list[Mailbox], str]:
-        """Return all mailboxes of the account, and the Mailbox state.
-
-        If the server rejects a request for all mailboxes as too large, they are requested in parts.
-        The returned state is then the state before the first part. Raises ProtocolError if the
-        server leaves out a mailbox.
-        """
-        try:
-            response = await self._get_mailboxes(None)
-        except (MethodError, RequestError) as error:
-            if not is_too_large(error):
-                raise
-            return await self._mailboxes_in_parts()
-        unique = {mailbox.id: mailbox for mailbox in response.items}
-        return list(unique.values()), response.state
 
     async def email_state(self) -> str:
         """Return the current Email state. No emails are requested."""
@@ -318,7 +282,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         }
 
     async def _find(
-        self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[_Got[E]]]
+        self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[Got[E]]]
     ) -> _Found[E]:
         found = _Found[E]()
         missing = wanted
@@ -366,13 +330,14 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
         properties = decoded.updated_properties
+        names = _strings(properties)
         return Changes(
             new_state=decoded.new_state,
             has_more=decoded.has_more_changes or False,
             created=tuple(decoded.created or ()),
             updated=tuple(decoded.updated or ()),
             destroyed=tuple(decoded.destroyed or ()),
-            updated_properties=None if properties is None else frozenset(properties),
+            updated_properties=frozenset(names) if properties == list(names) else None,
         )
 
     async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
@@ -424,12 +389,12 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         found.not_found.update(rest.not_found)
         found.bad.update((bad.id, bad) for bad in rest.bad)
 
-    async def _get_emails(self, ids: Sequence[str]) -> _Got[Email]:
+    async def _get_emails(self, ids: Sequence[str]) -> Got[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
         [response] = await self.request([self._call("Email/get", arguments)])
         return self._decode_get(response, GetResponse[Email], Email)
 
-    async def _get_immutable(self, ids: Sequence[str]) -> _Got[ImmutableEmail]:
+    async def _get_immutable(self, ids: Sequence[str]) -> Got[ImmutableEmail]:
         properties = IMMUTABLE_PROPERTIES if self._has_message_ids else IMMUTABLE_PROPERTIES[:-1]
         arguments = {"ids": ids, "properties": properties}
         try:
@@ -442,29 +407,6 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             self._has_message_ids = False
         return self._decode_get(response, GetResponse[ImmutableEmail], ImmutableEmail)
 
-    def _decode_get(
-        self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T]
-    ) -> _Got[T]:
-        """Decode the response to a /get. This is fast if all of its objects are usable."""
-        try:
-            got = self._decode(response, type_)
-        except ProtocolError:
-            pass
-        else:
-            return _Got(got.state, got.items, got.not_found or ())
-        raw = self._decode(response, RawGetResponse, lenient=True)
-        what = f"an object in the server's response to {response.name}"
-        items, unusable = [], []
-        for item in raw.items:
-            try:
-                items.append(decode_leniently(item, item_type, what))
-            except UnusableError as error:
-                unusable.append(error)
-                _log.warning("%s", error)
-            except ProtocolError as error:
-                _log.warning("%s", error)
-        return _Got(raw.state, items, raw.not_found or (), unusable)
-
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
         """Return a call of Email/get for the ids at `path` in the result of another call (§3.7)."""
         reference = {"resultOf": call_id, "name": method, "path": f"/{path}"}
@@ -472,57 +414,11 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             "Email/get", {"#ids": reference, "properties": EMAIL_PROPERTIES}, f"get {path}"
         )
 
-    async def _mailboxes_in_parts(self) -> tuple[list[Mailbox], str]:
-        before = await self._get_mailboxes([])
-        ids = await self._mailbox_ids()
-        found: dict[str, Mailbox] = {}
-        while ids:
-            requested, response = await self._get_first(ids, self._get_mailboxes)
-            found.update((mailbox.id, mailbox) for mailbox in response.items)
-            gone = set(response.not_found)
-            missing = [id_ for id_ in requested if id_ not in found and id_ not in gone]
-            # A mailbox whose id is unusable cannot be told from one that is missing.
-            if len(missing) > len(response.unusable):
-                raise ProtocolError(
-                    f"the server answers Mailbox/get without {len(missing)} of {len(requested)} "
-                    f"mailboxes, the first being {printable(missing[0], 80)}"
-                )
-            ids = ids[len(requested) :]
-        return list(found.values()), before.state
 
-    async def _mailbox_ids(self) -> Sequence[str]:
-        """Return the ids of all mailboxes. All pages are from the same state of the query."""
-        for _ in range(_MAX_LISTINGS):
-            ids: dict[str, None] = {}
-            states: set[str | None] = set()
-            while True:
-                arguments = {"position": len(ids), "limit": self.max_objects_in_get}
-                page = await self._query("Mailbox/query", arguments)
-                states.add(page.query_state)
-                fresh = [id_ for id_ in page.ids if id_ not in ids]
-                ids.update(dict.fromkeys(fresh))
-                if not page.ids:
-                    break
-                if not fresh:
-                    # All ids came before: the list has changed, or the server ignores `position`.
-                    states.add("")
-                    break
-            # If the list changed between two pages, a mailbox may be on neither of them.
-            if len(states) == 1:
-                return list(ids)
-        raise ProtocolError("the server's list of mailboxes changes each time it is read")
-
-    async def _get_mailboxes(self, ids: Sequence[str] | None) -> _Got[Mailbox]:
-        [response] = await self.request([self._call("Mailbox/get", {"ids": ids})])
-        return self._decode_get(response, GetResponse[Mailbox], Mailbox)
-
-    async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
-        [response] = await self.request([self._call(name, arguments)])
-        return self._decode(response, QueryResponse, lenient=True)
-
-
-def _bad_emails(errors: Iterable[UnusableError]) -> Iterator[BadEmail]:
+def _bad_emails(errors: Iterable[ProtocolError]) -> Iterator[BadEmail]:
     for error in errors:
+        if not isinstance(error, UnusableError):
+            continue
         # Without a usable id, the email is one that the server does not return.
         with contextlib.suppress(ProtocolError):
             email = decode_leniently(error.sent, EmailIdentity, "an email")

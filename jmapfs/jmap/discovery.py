@@ -20,7 +20,7 @@ from dns.rdtypes.IN.SRV import SRV
 
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import REDIRECTS
+from jmapfs.jmap.http_errors import REDIRECTS, redirect_text
 from jmapfs.jmap.identity import normalize_location
 from jmapfs.jmap.origins import (
     WELL_KNOWN,
@@ -174,6 +174,7 @@ def _well_known(authority: str, naming: str) -> str:
 async def _session_at(
     url: str, transport: Transport, until: float, *, location: str, rewrite_origin: bool
 ) -> Session:
+    target = ""
     for _ in range(_MAX_REDIRECTS + 1):
         response = await _get_session(url, transport, until)
         if response.status not in REDIRECTS:
@@ -183,10 +184,13 @@ async def _session_at(
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
             return session
         start = origin_of(url)
-        url = _redirect_target(response, rewrite_origin=rewrite_origin)
+        target = transport.redact(redirect_text(response.headers))
+        url = _redirect_target(response, target, rewrite_origin=rewrite_origin)
         if origin_of(url) != start:
             transport.explain({origin_of(url): f"a redirect of {host_of(response.url)}"})
-    raise ProtocolError(f"discovery was redirected more than {_MAX_REDIRECTS} times")
+    raise ProtocolError(
+        f"discovery was redirected more than {_MAX_REDIRECTS} times, the last time to {target}"
+    )
 
 
 async def _get_session(url: str, transport: Transport, until: float) -> HttpResponse:
@@ -211,11 +215,12 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
     return await transport.fetch(authenticated, until=until + transport.waited, patient=True)
 
 
-def _redirect_target(response: HttpResponse, *, rewrite_origin: bool) -> str:
+def _redirect_target(response: HttpResponse, text: str, *, rewrite_origin: bool) -> str:
+    """Return the target of a redirect. `text` is the target for error texts."""
     location: str = response.headers.get("location", "")
-    naming = f"the redirect of {host_of(response.url)}"
     if not location:
-        raise ProtocolError(f"{naming} names no target")
+        raise ProtocolError(f"the redirect of {host_of(response.url)} names no target")
+    naming = f"the redirect of {host_of(response.url)} to {text}"
     try:
         if rewrite_origin:
             location = with_origin_of(response.url, location)

@@ -105,6 +105,8 @@ class Session:
         mail_accounts = self.mail_accounts()
         if len(mail_accounts) == 1:
             return mail_accounts[0]
+        if not mail_accounts:
+            raise ProtocolError(f"{host_of(self.url)} has no account with mail for this user")
         if primary is None:
             raise ConfigError(
                 "the server names no primary account for mail; choose one: " + self._list_accounts()

@@ -251,4 +251,5 @@ class ChangesResponse(AccountResponse, kw_only=True, rename="camel"):
     created: list[Id] | None = None
     updated: list[Id] | None = None
     destroyed: list[Id] | None = None
-    updated_properties: list[str] | None = None
+    # Of any type: an odd value has the meaning of null.
+    updated_properties: object = None

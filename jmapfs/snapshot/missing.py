@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.errors import UNDECODABLE
+from jmapfs.errors import UNDECODABLE, printable
 from jmapfs.snapshot.files import create_file, sync_directory, write_all
 from jmapfs.snapshot.manifest import MISSING
 
@@ -37,7 +37,8 @@ class MissingMail(msgspec.Struct, frozen=True, rename="camel"):
 
     def __str__(self) -> str:
         """Return a name and the reason, for a message."""
-        return f"{self.files[0] if self.files else f'email {self.id}'}: {self.reason}"
+        name = self.files[0] if self.files else f"email {printable(self.id, 80)}"
+        return f"{name}: {self.reason}"
 
 
 class MissingMails(contextlib.AbstractContextManager["MissingMails"]):

@@ -9,6 +9,7 @@ from jmapfs.errors import ConfigError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 
 
 class StateWaiter:
@@ -41,6 +42,12 @@ class StateWaiter:
         return state.email_state == await self._client.email_state()
 
 
+def identity_of(state: AccountState) -> AccountIdentity:
+    """Return which account an index belongs to."""
+    origins = merge_origins(state.origins, [state.server])
+    return AccountIdentity(state.location, origins, state.username, state.account_id)
+
+
 def check_account(database: IndexDatabase, client: Client) -> None:
     """Check that the index belongs to the client's account. A new index fits any account.
 
@@ -54,7 +61,7 @@ def check_account(database: IndexDatabase, client: Client) -> None:
 
 def require_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
     """Raise ConfigError if a state belongs to another account."""
-    ours, index = client.identity, state.identity
+    ours, index = client.identity, identity_of(state)
     if not index.location:
         # An earlier version made it. The directory of an index has its name from the location.
         index = replace(index, location=ours.location)

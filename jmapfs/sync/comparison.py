@@ -3,8 +3,9 @@
 The comparison finds what a listing or the changes have lost. It takes one request. It is valid only
 if the server still has the Email state of the index. Bad emails count as known.
 
-After a difference the account is listed again. If the server still counts more than it lists, the
-index has a *shortfall*. The same difference leads to a new listing only once a day.
+If the index lacks emails, the ids are listed, and the emails that are not known are fetched. If the
+numbers still differ, the account is listed again and compared, but only once a day for the same
+numbers. If the server then counts more emails than it lists, the index has a *shortfall*.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Final
 
 import trio
 
-from jmapfs.errors import MethodError
+from jmapfs.errors import MethodError, ServerError
 from jmapfs.index.rows import Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client, ServerCounts
+from jmapfs.jmap.types import BadEmail
+from jmapfs.sync.id_listing import list_ids
+from jmapfs.sync.listing import NOT_FOUND
 
 _log = logging.getLogger(__name__)
 
@@ -83,57 +87,71 @@ async def compare_and_heal(
     its errors and those of the client.
     """
     compared = await _compare_current(client, writer, bring_up_to_date)
-    changed, healed_at = False, 0.0
-    if compared is not None and not await trio.to_thread.run_sync(_is_settled, writer, compared):
-        healed_at = time.time()
-        if compared.total is None and compared.lacking:
-            changed = await _put_never_listed(client, writer)
-            if changed:
-                compared = await _compare_current(client, writer, bring_up_to_date)
-        if compared is not None and compared.differs:
-            changed |= await bring_up_to_date(f"the numbers differ: {compared.describe()}")
+    changed, listed_at = False, 0.0
+    if compared is not None and compared.known < compared.expected:
+        changed = await _put_unknown(client, writer, with_changes=compared.total is None)
+        if changed:
             compared = await _compare_current(client, writer, bring_up_to_date)
+    if compared is not None and not await trio.to_thread.run_sync(_is_settled, writer, compared):
+        listed_at = time.time()
+        changed |= await bring_up_to_date(f"the numbers differ: {compared.describe()}")
+        compared = await _compare_current(client, writer, bring_up_to_date)
     if compared is not None:
-        changed |= await trio.to_thread.run_sync(_store, writer, compared, healed_at)
+        changed |= await trio.to_thread.run_sync(_store, writer, compared, listed_at)
     return changed
 
 
 async def _compare_current(
     client: Client, writer: IndexWriter, bring_up_to_date: Callable[[str], Awaitable[bool]]
 ) -> Comparison | None:
-    """Compare the numbers. Return None if the account changes each time."""
+    """Compare the numbers. Return None if the account changes each time, or has no numbers."""
     for attempt in range(_MAX_ATTEMPTS):
         if attempt:
             await bring_up_to_date("")
-        compared = await trio.to_thread.run_sync(compare, writer, await client.counts())
+        try:
+            counts = await client.counts()
+        except ServerError as error:
+            _log.warning("the numbers of emails cannot be compared: %s", error)
+            return None
+        compared = await trio.to_thread.run_sync(compare, writer, counts)
         if compared is not None:
             return compared
     return None
 
 
-async def _put_never_listed(client: Client, writer: IndexWriter) -> bool:
-    """Store emails that are in no list, but are among all changes; return whether there are any.
+async def _put_unknown(client: Client, writer: IndexWriter, *, with_changes: bool) -> bool:
+    """Store the emails that are listed, but not known; return whether there are any.
 
-    Apache James counts an email that is flagged as deleted, but does not list it. The state of its
-    session is the first Email state of each account.
+    With `with_changes`, the changes since the state of the session are asked too. On Apache James
+    this is the first Email state of each account. James counts an email that is flagged as deleted,
+    but does not list it.
     """
-    try:
-        ids = await client.changed_ids(client.session.state)
-    except MethodError as error:
-        _log.debug("all changes are not known: %s", error)
-        return False
+    listed = (await list_ids(client)).ids.keys()
+    ids = set(listed)
+    if with_changes:
+        try:
+            ids |= await client.changed_ids(client.session.state)
+        except MethodError as error:
+            _log.debug("all changes are not known: %s", error)
     unknown = await trio.to_thread.run_sync(writer.unknown_emails, ids)
-    emails = (await client.emails(unknown)).emails if unknown else []
+    if not unknown:
+        return False
+    found = await client.emails(unknown)
+    bad = [
+        *found.bad,
+        *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found if id_ in listed),
+    ]
 
     def put() -> None:
         with writer.transaction():
-            writer.put_emails(emails)
+            writer.put_emails(found.emails)
+            writer.put_bad_emails(bad)
             writer.set_state(replace(writer.state(), synced_at=time.time()))
 
-    if emails:
+    if found.emails or bad:
         await trio.to_thread.run_sync(put)
-        _log.info("%d emails are not listed, but they are among the changes", len(emails))
-    return bool(emails)
+        _log.warning("the index lacked %d emails", len(found.emails) + len(bad))
+    return bool(found.emails or bad)
 
 
 # The following functions run in a worker thread.
@@ -151,7 +169,7 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         if theirs is None:
             continue
         with_bad = ours + bad.get(mailbox_id, 0)
-        # A bad email without mailboxes may be in any mailbox.
+        # An email without mailboxes may be in any mailbox: these ids may be what is odd about it.
         if theirs > with_bad + homeless:
             lacking.append((mailbox_id, with_bad, theirs))
         elif theirs < ours:
@@ -166,10 +184,10 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
 
 
 def _bad_by_mailbox(writer: IndexWriter) -> tuple[Counter[str], int]:
-    """Return how many bad emails each mailbox has, and how many have no known mailbox."""
+    """Return how many bad emails each mailbox has, and how many emails are in no mailbox."""
     rows = writer.bad_emails()
     by_mailbox = Counter(mailbox_id for row in rows for mailbox_id in row.mailbox_ids)
-    return by_mailbox, sum(not row.mailbox_ids for row in rows)
+    return by_mailbox, writer.count_homeless() + sum(not row.mailbox_ids for row in rows)
 
 
 def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:
@@ -181,7 +199,7 @@ def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:
     )
 
 
-def _store(writer: IndexWriter, compared: Comparison, healed_at: float) -> bool:
+def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
     """Store what is still missing; return whether that has changed."""
     with writer.transaction():
         state, now = writer.state(), time.time()
@@ -197,10 +215,10 @@ def _store(writer: IndexWriter, compared: Comparison, healed_at: float) -> bool:
             _log.warning("the server counts more emails than it lists: %s", compared.describe())
         elif shortfall is None and old is not None:
             _log.info("the server lists all emails again")
-        if healed_at:
+        if listed_at:
             state = replace(
                 state,
-                listed_again_at=healed_at,
+                listed_again_at=listed_at,
                 listed_again_for=compared.describe() if compared.differs else "",
             )
         synced_at = state.synced_at if shortfall == old else now

@@ -32,7 +32,7 @@ from jmapfs.jmap.client import Changes, Client, EmailChanges, EmailsFound
 from jmapfs.jmap.identity import merge_origins
 from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import require_owner
+from jmapfs.sync.account_check import identity_of, require_owner
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import (
@@ -157,26 +157,27 @@ class Synchronizer:
                 )
             return await trio.to_thread.run_sync(self._log_bad, bad) or changed
 
-    async def drop_unlisted(self, email_ids: Iterable[str]) -> list[str]:
-        """Remove those of some emails that the server does not list; return their ids.
+    async def drop_unlisted(self, email_ids: Iterable[str], report: ListingReport) -> None:
+        """Remove those of some emails that the server does not list.
 
-        A server may return such emails although they are gone. Raises the errors of the client, and
-        StorageError.
+        A server may return such emails although they are gone. If it still counts them, there is a
+        shortfall then. Raises the errors of `bring_up_to_date`.
         """
         listing = await list_ids(self._client)
-        if not listing.is_whole:
-            return []
-        gone = [email_id for email_id in email_ids if email_id not in listing.ids]
-
-        def remove() -> None:
-            with self._writer.transaction():
-                self._writer.remove_emails(gone)
-
+        unlisted = [one for one in email_ids if one not in listing.ids]
+        if not listing.is_whole or not unlisted:
+            return
         with sqlite_errors(f"write the index {self._database.path}"):
-            await trio.to_thread.run_sync(remove)
-        for email_id in gone:
-            _log.warning("email %s is not listed, and its content is gone: removed", email_id)
-        return gone
+            gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
+            if gone:
+                _log.warning(
+                    "not listed, and their content is gone: removed the emails %s", ", ".join(gone)
+                )
+                await compare_and_heal(
+                    self._client, self._writer, partial(self._bring_up_to_date, report)
+                )
+                # The comparison may store emails that are in no list.
+                await trio.to_thread.run_sync(self._remove_emails, gone)
 
     async def _bring_up_to_date(self, report: ListingReport, reason: str = "") -> bool:
         """Follow the changes; with a `reason`, list the account again before that."""
@@ -312,7 +313,7 @@ class Synchronizer:
             _log.warning(
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
-            await trio.to_thread.run_sync(self._file_orphaned_emails)
+            changed |= await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
@@ -411,12 +412,14 @@ class Synchronizer:
                 epoch="" if client.blob_ids_are_sha1 else new_epoch(),
             )
         identity = client.identity
+        is_there = state.server in {"", client.session.api_url}
         state = replace(
             state,
             location=identity.location,
             # Snapshots of an earlier version name only the origin that the API had then.
-            origins=merge_origins(identity.origins, state.identity.origins),
+            origins=merge_origins(identity.origins, identity_of(state).origins),
             server=client.session.api_url,
+            moved_at=state.moved_at if is_there else time.time(),
             username=identity.username or state.username,
             blob_ids_are_sha1=client.blob_ids_are_sha1,
         )
@@ -495,6 +498,16 @@ class Synchronizer:
             self._writer.retire_mailboxes(())
             return self._status()
 
+    def _remove_emails(self, email_ids: Sequence[str]) -> list[str]:
+        """Remove emails; return the ids of those that were in the index."""
+        writer = self._writer
+        known = sorted(set(email_ids).difference(writer.unknown_emails(email_ids)))
+        if known:
+            with writer.transaction():
+                writer.remove_emails(known)
+                writer.set_state(replace(writer.state(), synced_at=time.time()))
+        return known
+
     def _log_bad(self, before: Sequence[BadEmailRow]) -> bool:
         """Log each new bad email; return whether the bad emails have changed."""
         writer, now = self._writer, time.time()
@@ -509,9 +522,9 @@ class Synchronizer:
             writer.set_state(replace(writer.state(), synced_at=now))
         return True
 
-    def _file_orphaned_emails(self) -> None:
+    def _file_orphaned_emails(self) -> bool:
         with self._writer.transaction():
-            self._writer.file_orphaned_emails()
+            return self._writer.file_orphaned_emails()
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():

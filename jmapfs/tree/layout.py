@@ -229,6 +229,7 @@ class EmailExport:
             for mailbox_id, found, expected in shortfall.mailboxes
             if mailbox_id in paths
         )
+        here = tuple(sorted(here, key=lambda one: one.path.encode()))
         found, expected = shortfall.found, shortfall.expected
         if not self._is_whole and shortfall.mailboxes:
             if not here:

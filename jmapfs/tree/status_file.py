@@ -55,7 +55,7 @@ class ShortfallStatus(msgspec.Struct, frozen=True):
         """Return the shortfall as text."""
         text = f"the server counts {self.expected:,} mails, but only {self.found:,} can be listed"
         shown = [
-            f"{one.path}: {one.found:,} of {one.expected:,}"
+            f"{printable(one.path, 80)}: {one.found:,} of {one.expected:,}"
             for one in self.mailboxes[:_SHOWN_MAILBOXES]
         ]
         if rest := len(self.mailboxes) - len(shown):
@@ -97,11 +97,15 @@ class StatusFile:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """Whether the server is reachable; if not, since when (seconds since 1970) and why."""
+    """Whether the server is reachable; if not, since when (seconds since 1970) and why.
+
+    `changed_at` is when the reason changed.
+    """
 
     online: bool
     since: float = 0.0
     error: str | None = None
+    changed_at: float = 0.0
 
 
 ONLINE: Final = Reachability(online=True)
@@ -124,10 +128,10 @@ def make_status_file(
         "mailboxes": counts.mailboxes,
         "online": reachability.online,
     }
-    time = state.synced_at
+    time = max(state.synced_at, state.moved_at)
     if not reachability.online:
         document |= {"offline_since": time_text(reachability.since), "error": reachability.error}
-        time = max(time, reachability.since)
+        time = max(time, reachability.since, reachability.changed_at)
     if state.stale is not None:
         stale = state.stale
         document["stale"] = {

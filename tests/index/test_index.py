@@ -187,6 +187,7 @@ def test_an_email_in_no_mailbox_is_unfiled(writer: IndexWriter, reader: IndexRea
     assert shown(reader) == {UNFILED: {name("b1")}, "A": {name("b2")}, "B": set()}
     assert writer.orphaned_emails() == []
     assert reader.counts().mailboxes == 2
+    assert reader.count_homeless() == 1
     put(writer, email("1", "A"))
     file_orphans(writer)
     assert shown(reader) == {"A": {name("b1"), name("b2")}, "B": set()}
@@ -202,6 +203,7 @@ def test_an_email_only_in_undescribed_mailboxes_is_unfiled(
 ) -> None:
     put(writer, email("1", "Y", "Z"), email("2", "Z", blob="b1"), email("3", "A", "Z", blob="b1"))
     file_orphans(writer)
+    assert reader.count_homeless() == 0
     expected = {UNFILED: {name("b1"), name("b1", 2)}, "A": {name("b1")}, "B": set()}
     assert shown(reader) == expected
     assert set(reader.listing(1).links) == {3}

@@ -216,7 +216,7 @@ async def test_at_most_five_redirects_are_followed() -> None:
     await found(url(0), server)
     hops[url(5)] = url(6)
     server.before = session_at("/6")
-    with pytest.raises(ProtocolError, match="more than 5 times"):
+    with pytest.raises(ProtocolError, match=r"5 times, the last time to https://example\.org/6"):
         await found(url(0), server)
 
 
@@ -224,7 +224,7 @@ async def test_at_most_five_redirects_are_followed() -> None:
     ("target", "words"),
     [
         ("http://mail.example.org/jmap", "in the clear"),
-        ("http://127.0.0.1:9/jmap", "from https:// to http://"),
+        ("http://127.0.0.1:9/jmap?secret", "to http://127.0.0.1:9/jmap leads from https:// to"),
         ("https://alice:geheim@mail.example.org/", "user name or a password"),
         ("ftp://mail.example.org/", "https://"),
         ("https://[::1/", "not a usable URL"),

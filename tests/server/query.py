@@ -51,6 +51,7 @@ def _begin_page(call: Call) -> int:
         server.counts.totals += 1
         return 0
     server.counts.pages += 1
+    server.counts.sorted_pages += bool(arguments.get("sort"))
     first = arguments.get("anchor") is None and not arguments.get("position")
     return begin_page(server, call.account, first=first)
 
