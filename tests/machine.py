@@ -9,6 +9,7 @@ import os
 import pwd
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.mounts import COMMAND_SECONDS, Result
 from tests.server import ServerProcess
@@ -35,12 +36,13 @@ printf '%s' "$HELPER" >"$sbin/mount.jmapfs"
 printf '%s' "$COMMAND" >/usr/local/bin/jmapfs
 chmod 755 "$sbin/mount.jmapfs" /usr/local/bin/jmapfs
 ln -s mount.jmapfs "$sbin/mount.fuse.jmapfs"
-above="$(realpath "$PYTHON")"
-while above="$(dirname "$above")"; [[ $above != / ]]; do
-    if ! $ALICE test -x "$above"; then
-        changeable "$above"
-        chmod o+x "$above"
-    fi
+for program in "$PYTHON" "$(realpath "$PYTHON")" "$REPOSITORY/x"; do
+    while program="$(dirname "$program")"; [[ $program != / ]]; do
+        if [[ ! $(stat --format %A "$program") == *[xt] ]]; then
+            changeable "$program"
+            chmod o+x "$program"
+        fi
+    done
 done
 while IFS=: read -r name fields; do
     if [[ $name == "$USER_NAME" ]]; then
@@ -88,6 +90,7 @@ class Machine:
             "HELPER": _PROGRAM.replace("FUNCTION", "mount_helper"),
             "COMMAND": _PROGRAM.replace("FUNCTION", "main"),
             "PYTHON": sys.executable,
+            "REPOSITORY": str(Path(__file__).parents[1]),
             "LC_ALL": "C.UTF-8",
         }
         for name in ("JMAPFS_USERNAME", "JMAPFS_PASSWORD"):

@@ -117,16 +117,17 @@ def test_another_mount_namespace(hers: Mounted) -> None:
     assert answers(hers, *hidden, *as_user(ALICE))
 
 
-# As `unshare --user --map-root-user --mount`, whose command this user perhaps cannot execute.
+# As `unshare --user --map-root-user --mount`. Inside, the program is perhaps not readable.
 IN_USER_NAMESPACE = """
 import ctypes, os, sys
+import jmapfs.cli.freeze_command, jmapfs.cli.status_command
+from jmapfs.cli.main import main
 user, group = os.getuid(), os.getgid()
 assert ctypes.CDLL(None).unshare(0x10000000 | 0x00020000) == 0
 for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
     with open(f"/proc/self/{name}", "w") as file:
         file.write(text)
 assert os.getuid() == 0
-from jmapfs.cli.main import main
 main()
 """
 
