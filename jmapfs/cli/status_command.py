@@ -1,6 +1,7 @@
 """`jmapfs status`: the status of running mounts, as JSON or for people."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from jmapfs.control.messages import (
 )
 from jmapfs.control.mounts import Mount, own_mounts, require_mount, resolve
 from jmapfs.control.socket_client import ask_mount
-from jmapfs.errors import NotMountedError
+from jmapfs.errors import JmapfsError
 
 _ACCEPT_HINT: Final = (
     "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
@@ -38,28 +39,36 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
         mount = require_mount(resolve(mountpoint))
         status = ask_mount(mount, StatusRequest())
         if as_json:
-            click.echo(json.dumps(_document(mount, status), indent=2))
+            click.echo(json.dumps(status.document() | _place(mount), indent=2))
         else:
-            _show([(status.mountpoint, _lines(mount, status))])
+            _show([_table(mount, _lines(status))])
         return
     documents: list[dict[str, Any]] = []
     tables: list[_MountTable] = []
     for mount in own_mounts():
         try:
             status = ask_mount(mount, StatusRequest())
-        except NotMountedError as error:
-            place = {"mountpoint": str(mount.mountpoint), "owner": mount.owner_name}
-            documents.append({**place, "error": str(error)})
-            tables.append(
-                (str(mount.mountpoint), [("owner", mount.owner_name), ("error", str(error))])
-            )
+        except JmapfsError as error:
+            documents.append(_place(mount) | {"error": str(error)})
+            tables.append(_table(mount, [("error", str(error))]))
         else:
-            documents.append(_document(mount, status))
-            tables.append((status.mountpoint, _lines(mount, status)))
+            documents.append(status.document() | _place(mount))
+            tables.append(_table(mount, _lines(status)))
     if as_json:
         click.echo(json.dumps(documents, indent=2))
     else:
         _show(tables)
+
+
+def _place(mount: Mount) -> dict[str, Any]:
+    """Return where the mount is and whose it is, according to the kernel."""
+    mountpoint = os.fsencode(mount.mountpoint).decode(errors="backslashreplace")
+    return {"mountpoint": mountpoint, "owner": mount.owner_name}
+
+
+def _table(mount: Mount, lines: list[tuple[str, str]]) -> _MountTable:
+    place = _place(mount)
+    return place["mountpoint"], [("owner", place["owner"]), *lines]
 
 
 def _show(tables: list[_MountTable]) -> None:
@@ -73,12 +82,8 @@ def _show(tables: list[_MountTable]) -> None:
         console.print(table)
 
 
-def _document(mount: Mount, status: MountStatus) -> dict[str, Any]:
-    return status.document() | {"owner": mount.owner_name}
-
-
-def _lines(mount: Mount, status: MountStatus) -> list[tuple[str, str]]:
-    lines = [("owner", mount.owner_name)]
+def _lines(status: MountStatus) -> list[tuple[str, str]]:
+    lines = []
     for account in status.accounts:
         lines += _account_lines(account)
     if status.frozen:
