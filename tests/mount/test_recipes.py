@@ -130,7 +130,8 @@ command=(unshare --mount --pid --fork --kill-child bash -c "$start" "$volumes" "
 if [[ -z $name ]]; then exec "${command[@]}"; fi
 "${command[@]}" &
 sleep 1
-pgrep -P "$!" >"$(pid_file "$name")"
+read -r child <"/proc/$!/task/$!/children"
+echo "$child" >"$(pid_file "$name")"
 disown
 """
 
