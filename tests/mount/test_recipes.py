@@ -130,7 +130,7 @@ command=(unshare --mount --pid --fork --kill-child bash -c "$start" "$volumes" "
 if [[ -z $name ]]; then exec "${command[@]}"; fi
 "${command[@]}" &
 sleep 1
-read -r child <"/proc/$!/task/$!/children"
+read -r child _ <<<"$(cat "/proc/$!/task/$!/children")"
 echo "$child" >"$(pid_file "$name")"
 disown
 """
