@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
+
 from jmapfs.index.schema import UNFILED
 from jmapfs.inodes import email_inode, inode_range
 from jmapfs.jmap.types import Email
@@ -65,6 +67,23 @@ class EmailBatch:
         self._mailbox_numbers: dict[str, int] = {}
         self._journal: list[tuple[int, str, int]] = []
         self._digests: defaultdict[int, int] = defaultdict(int)
+
+    def put_all(self, emails: Iterable[Email]) -> None:
+        """Insert or update emails. One statement finds out which are known."""
+        emails = list(emails)
+        ids = msgspec.json.encode([email.id for email in emails]).decode()
+        known = {
+            email_id
+            for (email_id,) in self._connection.execute(
+                "SELECT value FROM json_each(?) WHERE value IN (SELECT id FROM email)", (ids,)
+            )
+        }
+        for email in emails:
+            if email.id in known:
+                self.put(email)
+            else:
+                self._insert(email)
+                known.add(email.id)
 
     def put(self, email: Email) -> None:
         """Insert an email, or update its mailboxes and keywords."""
@@ -131,9 +150,10 @@ class EmailBatch:
         write_journal(self._connection, self._journal)
 
     def _insert(self, email: Email) -> None:
-        inode = self._file_inode(email.blob_id, received_at(email))
+        received = received_at(email)
+        inode = self._file_inode(email.blob_id, received)
         if inode is None:
-            file = (email.blob_id, received_at(email), *self._sizes(email))
+            file = (email.blob_id, received, *self._sizes(email))
             inode = _insert_file(self._connection, *file)
         stem = stem_of(email)
         number = self._connection.execute(
@@ -385,11 +405,10 @@ def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, s
 
     Before the first listing is complete, nothing is written: no kernel has seen the tree yet.
     """
-    connection.executemany(
-        "INSERT INTO journal (mailbox, name, inode) SELECT ?, ?, ? WHERE EXISTS"
-        " (SELECT 1 FROM meta WHERE name = 'complete' AND value = 'true')",
-        entries,
-    )
+    is_shown = "SELECT 1 FROM meta WHERE name = 'complete' AND value = 'true'"
+    if connection.execute(is_shown).fetchone() is None:
+        return
+    connection.executemany("INSERT INTO journal (mailbox, name, inode) VALUES (?, ?, ?)", entries)
     connection.execute(
         "DELETE FROM journal WHERE sequence <= (SELECT max(sequence) FROM journal) - ?",
         (_JOURNAL_ROWS,),

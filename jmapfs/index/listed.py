@@ -51,11 +51,10 @@ class ListedIds:
             (after, count),
         ).fetchall()
 
-    def mark_fetched(self, email_ids: Iterable[str], bad: Iterable[BadEmail]) -> None:
-        """Store that emails are fetched, and which of them are bad."""
-        self._connection.executemany(
-            "UPDATE listed SET fetched = 1 WHERE email_id = ?",
-            ((email_id,) for email_id in email_ids),
+    def mark_fetched(self, numbers: range, bad: Iterable[BadEmail]) -> None:
+        """Store that the emails with these numbers are fetched, and which of them are bad."""
+        self._connection.execute(
+            "UPDATE listed SET fetched = 1 WHERE number BETWEEN ? AND ?", (numbers[0], numbers[-1])
         )
         self._connection.executemany(
             "UPDATE listed SET reason = ?, mailbox_ids = ? WHERE email_id = ?",
@@ -87,6 +86,8 @@ class BadEmails:
 
     def remove(self, email_ids: Iterable[str]) -> None:
         """Forget bad emails; unknown ids are ignored."""
+        if self._connection.execute("SELECT 1 FROM bad_email LIMIT 1").fetchone() is None:
+            return
         self._connection.executemany(
             "DELETE FROM bad_email WHERE email_id = ?", ((email_id,) for email_id in email_ids)
         )

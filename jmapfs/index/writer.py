@@ -134,12 +134,12 @@ class IndexWriter(IndexReader):
         """Insert or update emails. Their pending removal is cancelled, and they are not bad."""
         emails = list(emails)
         batch = EmailBatch(self._connection)
-        for email in emails:
-            batch.put(email)
+        batch.put_all(emails)
         batch.finish()
-        self._connection.executemany(
-            "DELETE FROM departure WHERE email_id = ?", [(email.id,) for email in emails]
-        )
+        if self.has_pending_removals():
+            self._connection.executemany(
+                "DELETE FROM departure WHERE email_id = ?", [(email.id,) for email in emails]
+            )
         self.bad.remove(email.id for email in emails)
 
     def put_bad_emails(self, bad: Iterable[BadEmail]) -> None:

@@ -39,6 +39,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\\\[\]]+)(:\d{1,5})?")
 
 _NOT_FOUND = frozenset({404, 410})
+# James 3.8 speaks an older draft of JMAP by default, and has no session in it. For the JMAP of
+# RFC 8621, every request needs this parameter of the media type in its Accept field.
+_VERSION_PARAMETER = "; jmapVersion=rfc-8621"
 # The statuses that a request without credentials may have: the redirect is followed, or the request
 # is sent again with credentials. Other statuses are errors, such as "not found" or a busy server.
 _UNAUTHENTICATED = frozenset({200, 400, 401, 402, 403, 405, 406, 407, 451}) | REDIRECTS
@@ -203,7 +206,11 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
         expected=_UNAUTHENTICATED | _NOT_FOUND,
     )
     response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
+    if response.status == 404 and not transport.accept_parameter:
+        transport.accept_parameter = _VERSION_PARAMETER
+        response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
     if response.status in _NOT_FOUND:
+        transport.accept_parameter = ""
         path = "/" + url.partition("://")[2].partition("/")[2].partition("?")[0]
         raise ProtocolError(f"there is no JMAP at {host_of(url)}: {response.status} for {path}")
     if response.status in REDIRECTS:

@@ -14,7 +14,7 @@ where the emails are stored: a first listing goes straight into the index, a lat
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -34,7 +34,9 @@ ListingReport = Callable[[int, int | None], None]
 
 NOT_FOUND: Final = "the server lists it, but does not find it"
 
+# While one part is stored, the next parts are fetched; a smaller first part arrives earlier.
 _REQUESTS_AT_ONCE: Final = 3
+_EMAILS_AT_ONCE: Final = 2500
 _UNLISTED_AT_ONCE: Final = 1000
 
 
@@ -72,9 +74,10 @@ class ListingTarget(ABC):
         """Return listed ids that are not fetched yet; see `ListedIds.pending`."""
         return self._writer.listed.pending(after, count)
 
-    def store(self, ids: Sequence[str], found: EmailsFound, progress: ListingProgress) -> None:
+    def store(self, numbers: range, found: EmailsFound, progress: ListingProgress) -> None:
         """Store the results for listed ids with the progress, in one transaction.
 
+        `numbers` has those of the ids. Each id in this range is stored now, or is stored already.
         An id that is not found is bad, unless the changes report it as destroyed.
         """
         bad = [
@@ -83,7 +86,7 @@ class ListingTarget(ABC):
         ]
         with self._writer.transaction():
             self.put(found)
-            self._writer.listed.mark_fetched(ids, bad)
+            self._writer.listed.mark_fetched(numbers, bad)
             self._writer.set_listing_progress(progress)
 
     def store_unlisted(self, found: EmailsFound) -> None:
@@ -191,22 +194,22 @@ class _EmailFetcher:
         return self._progress
 
     async def _work(self) -> None:
-        while ids := await self._next_ids():
-            found = await self._client.emails(ids)
+        while pending := await self._next_ids():
+            found = await self._client.emails(email_id for _, email_id in pending)
+            numbers = range(pending[0][0], pending[-1][0] + 1)
             async with self._lock:
-                listed = self._progress.listed + len(ids)
+                listed = self._progress.listed + len(pending)
                 self._progress = replace(self._progress, listed=listed)
-                await trio.to_thread.run_sync(self._target.store, ids, found, self._progress)
+                await trio.to_thread.run_sync(self._target.store, numbers, found, self._progress)
                 self._tell()
 
-    async def _next_ids(self) -> list[str]:
+    async def _next_ids(self) -> list[tuple[int, str]]:
+        count = min(_EMAILS_AT_ONCE, self._client.max_objects_in_get)
         async with self._lock:
-            pending = await trio.to_thread.run_sync(
-                self._target.pending, self._last, self._client.max_objects_in_get
-            )
+            pending = await trio.to_thread.run_sync(self._target.pending, self._last, count)
             if pending:
                 self._last = pending[-1][0]
-        return [email_id for _, email_id in pending]
+        return pending
 
     def _tell(self) -> None:
         self._report(self._progress.listed, self._progress.ids or None)

@@ -332,6 +332,8 @@ class Synchronizer:
         since = state.email_state
         while True:
             _check_progress(emails, since)
+            if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
+                raise _UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
             if changed or all_mailboxes:
                 synced_at = began if changed else state.synced_at
@@ -540,6 +542,15 @@ def _only_counts(changes: Changes) -> bool:
     return not changes.updated or (
         properties is not None and _COUNT_PROPERTIES.issuperset(properties)
     )
+
+
+def _is_earlier(state: str, since: str) -> bool:
+    """Return whether a Cyrus has gone back, for example to a backup.
+
+    Its states are numbers. It answers a request for the changes since a later state with its
+    current state, and with no changes.
+    """
+    return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
 def _check_progress(changes: Changes | EmailChanges, since: str) -> None:

@@ -22,8 +22,6 @@ from typing import Any
 
 import pytest
 
-from tests import corpus
-from tests.cyrus import Cyrus
 from tests.mails import new_emails, text_mail
 from tests.mounts import Home, Mounted, assert_refused, fixed
 from tests.server import ControlClient, ServerProcess, Status, server_process
@@ -137,29 +135,6 @@ def test_a_mount_without_its_server(home: Home, small: ServerProcess) -> None:
         assert mount.status()["error"] is None
         assert len(names_in(mount, "Inbox")) == 11
         assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
-
-
-def test_a_mount_of_cyrus_without_its_server(private_cyrus: Cyrus, tmp_path: Path) -> None:
-    account = private_cyrus.add_user("alice")
-    mails = list(corpus.mails(12))
-    account.fill("INBOX", mails[:6])
-    account.create_mailbox("Work")
-    account.fill("Work", mails[6:])
-    home = Home(tmp_path, account.name, account.password)
-    with home.mounted(account.url) as mount:
-        before, cached = unchanging(mount), read_in(mount, "Inbox")
-    private_cyrus.stop()
-    with home.mounted(account.url) as mount:
-        assert mount.result.stderr.count("offline") == 1
-        assert unchanging(mount) == before
-        assert read_in(mount, "Inbox") == cached
-        assert_unreadable(mount.path / "Work" / min(names_in(mount, "Work")))
-        # It comes back, and the mount finds out by itself.
-        private_cyrus.start()
-        account.append("INBOX", corpus.varied(mails[0], 1))
-        wait_until_online(mount)
-        wait_until(lambda: len(names_in(mount, "Inbox")) == 7)
-        assert sorted(read_in(mount, "Work").values()) == sorted(mails[6:])
 
 
 def test_a_first_mount_without_its_server_is_refused(home: Home, small: ServerProcess) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from jmapfs.snapshot.manifest import SavedMail, read_manifest
 from jmapfs.snapshot.verify_record import VerificationRecord
-from tests.cyrus_mail import StoredMail
 from tests.mounts import Home, Result
 from tests.server import ServerProcess, server_process
 from tests.snapshot.commands import TakenSnapshot, dates, require_whole, take
 from tests.snapshot.verification import flip
+from tests.stored_mail import StoredMail
 
 MAILS = 30
 CHECKABLE = [{"digests": ["sha"]}, {"digests": ["sha", "sha-256"]}]
