@@ -25,10 +25,11 @@ from jmapfs.control.messages import (
     Request,
     ThawRequest,
 )
-from jmapfs.control.mounts import Mount, other_namespaces, peer, require_mount
+from jmapfs.control.mounts import Mount, mount_at, other_namespaces, peer, require_mount
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _START_SECONDS: Final = (0.05, 0.2, 0.0)
+_KERNEL_SECONDS: Final = 2.0
 _PART: Final = 1 << 18
 _LONGEST_REPLY: Final = 1 << 28
 _CLONE_NEWNET: Final = 0x40000000
@@ -115,9 +116,33 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
                 f"its daemon is in another network namespace, that of process {process}, which"
                 " only root can enter"
             )
+    if _serves_files(mount):
+        raise NotMountedError(
+            "its daemon runs, but not where it can be reached: run the command outside of this"
+            " container or network namespace"
+        )
     raise NotMountedError(
         "the daemon does not answer; if it has ended, `jmapfs umount` clears the mount"
     )
+
+
+def _serves_files(mount: Mount) -> bool:
+    """Return whether the daemon of a mount of this user answers the kernel."""
+    # The kernel answers other users without asking the daemon. The mount can be elsewhere.
+    if mount.owner != os.geteuid() or mount_at(mount.mountpoint) != mount:
+        return False
+    answered = threading.Event()
+
+    def ask_kernel() -> None:
+        with suppress(OSError):
+            os.statvfs(mount.mountpoint)
+            answered.set()
+
+    # A daemon that hangs lets the call hang.
+    thread = threading.Thread(target=ask_kernel, daemon=True)
+    thread.start()
+    thread.join(_KERNEL_SECONDS)
+    return answered.is_set()
 
 
 def _connect(mount: Mount, addresses: Iterable[bytes], timeout: float) -> socket.socket | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,22 @@ def test_another_network_namespace(hers: Mounted) -> None:
     assert "its daemon is in another network namespace" in result.stderr
 
 
+def test_a_container_with_the_mount(hers: Mounted) -> None:
+    # Neither the sockets nor the processes of the daemon can be seen.
+    container = ("unshare", "--net", "--pid", "--fork", "--mount-proc", *as_user(ALICE))
+    assert "Inbox" in run(*container, "ls", hers.path).stdout
+    result = run(*container, *JMAPFS, "status", hers.path)
+    assert result.exit_code == 10
+    assert "its daemon runs, but not where it can be reached" in result.stderr
+    pid = hers.status()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert "does not answer" in run(*container, *JMAPFS, "status", hers.path).stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert hers.status()["pid"] == pid
+
+
 def test_a_bind_mount_of_it(hers: Mounted) -> None:
     binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
     other = Path(tempfile.mkdtemp(prefix="jmapfs-test-"))
@@ -266,7 +283,7 @@ def test_root_sees_all_mounts_with_their_owners(
 
 
 def test_a_daemon_that_has_died(hers: Mounted) -> None:
-    os.kill(hers.status()["pid"], 9)
+    os.kill(hers.status()["pid"], signal.SIGKILL)
     wait_until(lambda: list(require_mount(hers.path).daemon_addresses()) == [])
     for prefix in ([], as_user(ALICE)):
         result = run(*prefix, *JMAPFS, "status", hers.path)
