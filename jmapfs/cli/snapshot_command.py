@@ -110,6 +110,10 @@ def snapshot_command(
     with SnapshotDisplay(console, quiet=quiet) as display:
         if mount is not None:
             require_readable(mount)
+            if mount.root != "/":
+                raise UsageError(
+                    f"{mount.mountpoint} is a bind mount of a part: give the directory in the mount"
+                )
             if selection is not None:
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"

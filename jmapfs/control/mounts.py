@@ -65,7 +65,8 @@ def file_stem(mountpoint: Path) -> str:
 class Mount:
     """A mount: `device` is MAJOR:MINOR, `fstype` such as `fuse.jmapfs`.
 
-    `owner` is the UID of the user who mounted it (FUSE only).
+    `owner` is the UID of the user who mounted it (FUSE only). `root` is the directory in the file
+    system that is mounted: not `/` if it is a bind mount of a part.
     """
 
     mountpoint: Path
@@ -73,6 +74,7 @@ class Mount:
     source: str
     device: str
     owner: int | None = None
+    root: str = "/"
 
     @property
     def ours(self) -> bool:
@@ -165,6 +167,7 @@ def mounts(process: int | str = "self") -> list[Mount]:
                 _text(source),
                 fields[2].decode(),
                 int(owner[1]) if owner else None,
+                _text(fields[3]),
             )
         )
     return found

@@ -203,6 +203,20 @@ def test_a_bind_mount_of_it(hers: Mounted) -> None:
     assert status["mountpoint"] == str(other)
 
 
+def test_a_bind_mount_of_a_part(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    part.mkdir()
+    binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
+    with home.mounted(server.url) as mount:
+        inside = ("unshare", "--mount", "bash", "-c", binding, mount.path / "Inbox", part)
+        assert run(*inside, *JMAPFS, "freeze", part, "--", "true").exit_code == 0
+        assert run(*inside, *JMAPFS, "prefetch", part).exit_code == 0
+        # The files are not where the mount says that they are.
+        result = run(*inside, *JMAPFS, "snapshot", part, tmp_path / "snapshots")
+        assert result.exit_code == 2
+        assert "a bind mount of a part" in result.stderr
+
+
 def test_symbolic_links_to_a_mountpoint(hers: Mounted, alice: UserHome) -> None:
     link = alice.directory / "link"
     link.symlink_to("second")
