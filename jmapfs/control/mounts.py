@@ -32,6 +32,12 @@ _ABSTRACT: Final = b"\0"
 _LISTENING: Final = 1 << 16  # SO_ACCEPTCON
 _LINKS: Final = 40  # as many as the kernel follows
 
+# Num: RefCount Protocol Flags Type St Inode Path. The names of other sockets can contain anything.
+_SOCKET: Final = re.compile(
+    rb"^\w+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +\d+"
+    rb" @(jmapfs/\d+:\d+/[0-9a-f]{32})$",
+    re.MULTILINE,
+)
 _OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -99,14 +105,11 @@ class Mount:
 
         Another user can listen at such an address as well.
         """
-        prefix = f"@{_NAME}/{self.device}/"
-        sockets = Path("/proc", str(process), "net", "unix").read_text(errors="replace")
-        for line in sockets.splitlines()[1:]:
-            # Num RefCount Protocol Flags Type St Inode [Path]
-            fields = line.split(maxsplit=7)
-            name = fields[7] if len(fields) > 7 else ""
-            if name.startswith(prefix) and int(fields[3], 16) & _LISTENING:
-                yield _ABSTRACT + name[1:].encode()
+        prefix = f"{_NAME}/{self.device}/".encode()
+        sockets = Path("/proc", str(process), "net", "unix").read_bytes()
+        for flags, name in _SOCKET.findall(sockets):
+            if name.startswith(prefix) and int(flags, 16) & _LISTENING:
+                yield _ABSTRACT + name
 
 
 def new_address(device: str) -> bytes:

@@ -28,7 +28,7 @@ from jmapfs.control.messages import (
 from jmapfs.control.mounts import Mount, mount_at, other_namespaces, peer, require_mount
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
-_START_SECONDS: Final = (0.05, 0.2, 0.0)
+_PAUSES: Final = (0.05, 0.25, 0.5, 0.0)
 _KERNEL_SECONDS: Final = 2.0
 _PART: Final = 1 << 18
 _LONGEST_REPLY: Final = 1 << 28
@@ -97,7 +97,7 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
 
     Raises NotMountedError if no daemon can be reached, and OSError if the connection fails.
     """
-    for pause in _START_SECONDS:
+    for pause in _PAUSES:
         connection = _connect(mount, mount.daemon_addresses(), timeout)
         if connection is not None:
             return connection
@@ -154,8 +154,8 @@ def _connect(mount: Mount, addresses: Iterable[bytes], timeout: float) -> socket
             # In another user namespace, the UID in the table of mounts can differ.
             if peer(connection).uid in {mount.owner, os.geteuid()}:
                 return connection
-        except ConnectionRefusedError:
-            # That daemon has ended since.
+        except (ConnectionRefusedError, BlockingIOError):
+            # That daemon has ended since, or too many clients wait for it.
             pass
         except BaseException:
             connection.close()

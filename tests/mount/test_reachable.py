@@ -258,11 +258,19 @@ def test_another_user_cannot_pretend_to_be_the_daemon(hers: Mounted) -> None:
     prefix = address[1:].decode().rpartition("/")[0]
     script = """
 import socket, sys
+names = [f"{sys.argv[1]}/{number:032x}" for number in range(20)]
+# Names that break the lines of the kernel's list.
+names += [f"x\\na: b c d e f g @{sys.argv[1]}/z", f"x\\n@{sys.argv[1]}", f"{sys.argv[1]}/\\xff\\n"]
 listening = []
-for number in range(20):
+for name in names:
     listening.append(socket.socket(socket.AF_UNIX))
-    listening[-1].bind(f"\\0{sys.argv[1]}/{number}")
-    listening[-1].listen()
+    listening[-1].bind("\\0" + name)
+    listening[-1].listen(1)
+# Clients that are never accepted.
+waiting = [socket.socket(socket.AF_UNIX) for number in range(10)]
+for client in waiting:
+    client.setblocking(False)
+    client.connect_ex("\\0" + names[1])
 print(flush=True)
 listening[0].accept()[0].recv(1000)
 print("received", flush=True)
