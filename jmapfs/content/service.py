@@ -246,7 +246,8 @@ class ContentService:
             # Downloads that were queued earlier fail too: the nursery to run them may have ended.
             download.fail(UnreachableError("the content of mails is no longer served"))
             return
-        self._nursery.start_soon(self._publisher.run, download)
+        if not self.downloads.serve_reader(download):
+            self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:

@@ -47,7 +47,8 @@ _ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.CANC
 class Download:
     """The download of one blob; `size` is its stated size in bytes.
 
-    `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled if the last
+    `waiters` is the number of tasks that wait for it now. While it `is_imminent`, a waiter does not
+    request it: it will be started or released in a moment. `abandoned` is cancelled if the last
     waiter leaves before the download has a slot. `error` is the reason of a failure.
     """
 
@@ -56,6 +57,7 @@ class Download:
         self.size = size
         self.state = DownloadState.QUEUED
         self.waiters = 0
+        self.is_imminent = False
         self.abandoned = trio.CancelScope()
         self.error: Exception | None = None
         self._single_flight = single_flight
@@ -75,7 +77,7 @@ class Download:
             Exception: the download failed. All waiters get the same object.
         """
         self.waiters += 1
-        if self.state is DownloadState.QUEUED:
+        if self.state is DownloadState.QUEUED and not self.is_imminent:
             self._request()
         elif self._finish_early is not None:
             self._finish_early()
@@ -99,6 +101,12 @@ class Download:
             return False
         self.state = DownloadState.RUNNING
         return True
+
+    def release(self) -> None:
+        """Note that it is not imminent any more; if a task waits for it, request it at once."""
+        self.is_imminent = False
+        if self.state is DownloadState.QUEUED and self.waiters:
+            self._request()
 
     def requeue(self) -> None:
         """Put a running download back into QUEUED; if a task waits for it, request it at once."""
