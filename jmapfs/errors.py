@@ -69,9 +69,13 @@ class ConfigError(JmapfsError):
 
 
 class AuthenticationError(JmapfsError):
-    """The server does not accept the credentials, or the credentials do not permit enough."""
+    """The server does not accept the credentials, or the credentials do not permit enough.
+
+    `remark` says when a mount sends them again; empty if that is not known.
+    """
 
     exit_code = 4
+    remark = ""
 
 
 class ForbiddenError(AuthenticationError):

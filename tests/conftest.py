@@ -177,7 +177,13 @@ def private_mail_server(request: pytest.FixtureRequest) -> Iterator[MailServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def new_mail_account(mail_server: MailServer) -> Callable[[], MailAccount]:
+    """Create empty accounts of each server, also in fixtures of a wider scope than a test."""
+    return lambda: mail_server.add_user(f"user{next(_USER_NUMBERS)}")
+
+
 @pytest.fixture
-def mail_account(mail_server: MailServer) -> MailAccount:
+def mail_account(new_mail_account: Callable[[], MailAccount]) -> MailAccount:
     """An empty account of each server for one test."""
-    return mail_server.add_user(f"user{next(_USER_NUMBERS)}")
+    return new_mail_account()

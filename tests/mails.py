@@ -1,7 +1,7 @@
 """Small messages for tests, all distinct by their number, and ways to put them into accounts.
 
 Messages whose numbers follow each other are received a minute apart. Real and hostile mail is in
-`tests.corpus`, an account on Cyrus that is filled with it in `tests.cyrus_mail`.
+`tests.corpus`, an account on Cyrus that is filled with it in `tests.stored_mail`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,14 @@ _CHUNK = 65536
 
 
 class Relay:
-    """Forwards `port` to a port of this machine; `received` counts the bytes of the server."""
+    """Forwards `port` of `host` to a port of this machine; `received` counts the server's bytes."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(
+        self, target: int, *, target_host: str = _HOST, host: str = _HOST, port: int = 0
+    ) -> None:
+        self.host = host
+        self._target = target_host, target
+        self._address = host, port
         self._lock = threading.Lock()
         self._limit: int | None = None
         self._sockets: set[socket.socket] = set()
@@ -31,7 +35,7 @@ class Relay:
         self.received = 0
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server((_HOST, 0))
+        self._listener = socket.create_server(self._address)
         self.port: int = self._listener.getsockname()[1]
         self._run(self._accept)
         return self
@@ -70,7 +74,7 @@ class Relay:
                 client.close()
                 continue
             try:
-                server = socket.create_connection((_HOST, self._target))
+                server = socket.create_connection(self._target)
             except OSError:
                 client.close()
                 continue

@@ -30,7 +30,7 @@ _KILLED: Final = 128
 )
 def sync_command(mountpoint: Path, *, accept_deletions: bool) -> None:
     """Ask for changes now, and wait until MOUNTPOINT shows them."""
-    ask(resolve(mountpoint), SyncRequest(accept_deletions=accept_deletions))
+    ask(resolve(mountpoint), SyncRequest(accept_deletions=accept_deletions, retry_login=True))
 
 
 @click.command("freeze", context_settings={"ignore_unknown_options": True})

@@ -35,7 +35,7 @@ from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.from_mount import MountOpener
-from jmapfs.snapshot.manifest import MISSING
+from jmapfs.snapshot.manifest import MISSING, count_mails
 from jmapfs.snapshot.missing import SHOWN, MissingMail, read_missing
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
@@ -65,6 +65,11 @@ _Opening = AbstractAsyncContextManager[SourceOpener]
     help="Make the snapshot without mail that cannot be downloaded (exit code 15).",
 )
 @click.option(
+    "--adopt",
+    is_flag=True,
+    help="Continue a DEST that has snapshots of another account.",
+)
+@click.option(
     "--check",
     "checks",
     is_flag=True,
@@ -83,6 +88,7 @@ def snapshot_command(
     *,
     allow_stale: bool,
     skip_bad: bool,
+    adopt: bool,
     checks: bool,
     quiet: bool,
     as_json: bool,
@@ -96,6 +102,7 @@ def snapshot_command(
     Exit code 0 means that the snapshot is complete. Otherwise there is no new snapshot, and the
     next run continues with the mail that was already fetched. The exit code is 15 if some mail
     cannot be downloaded. This mail is then named. With --skip-bad, there is a snapshot without it.
+    If the server counts more mail than it lists, there is a snapshot, and the exit code is 15 too.
     """
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
@@ -130,6 +137,7 @@ def snapshot_command(
             max_gone=max_gone,
             report=display,
             skip_bad=skip_bad,
+            adopt=adopt,
         )
         try:
             summary = run_with_signals(partial(_create, opening, create))
@@ -163,21 +171,23 @@ def _show_summary(summary: SnapshotSummary, *, as_json: bool, quiet: bool) -> No
         click.echo(json_document(document | missing))
     elif not quiet:
         click.echo(_summary(summary))
-    if not summary.missing:
-        return
-    mails = "a mail" if summary.missing == 1 else f"{summary.missing:,} mails"
-    if not as_json:
-        with storage_errors(path):
-            _show_missing(list(islice(read_missing(path), SHOWN)), summary.missing, path)
-    raise IncompleteError(
-        f"{summary.date} was made without {mails} that cannot be downloaded; the next run tries"
-        " again"
-    )
+    reasons = []
+    if summary.missing:
+        reasons.append(f"{count_mails(summary.missing)} cannot be downloaded")
+        if not as_json:
+            with storage_errors(path):
+                _show_missing(list(islice(read_missing(path), SHOWN)), summary.missing, path)
+    if summary.shortfall is not None:
+        reasons.append(str(summary.shortfall))
+    if reasons:
+        raise IncompleteError(
+            f"{summary.date} is incomplete: {', and '.join(reasons)}; the next run tries again"
+        )
 
 
 def _show_missing(first: Sequence[MissingMail], count: int, path: Path) -> None:
     for mail in first:
-        notice(escaped(f"{mail.files[0]}: {mail.reason}"))
+        notice(escaped(str(mail)))
     rest = count - len(first)
     where = f"and {rest:,} more, all listed in" if rest else "these mails are listed in"
     notice(escaped(f"{where} {path}"))
@@ -231,6 +241,8 @@ def _summary(summary: SnapshotSummary) -> str:
         parts.append(f"{summary.replaced:,} replaced (the last snapshot has other content)")
     if summary.missing:
         parts.append(f"{summary.missing:,} missing")
+    if summary.shortfall is not None:
+        parts.append(f"{summary.shortfall.expected - summary.shortfall.found:,} not listed")
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
 
 

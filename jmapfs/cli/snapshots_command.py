@@ -110,9 +110,8 @@ def diff_command(destination: Path, old: str, new: str, *, as_json: bool) -> Non
     descriptions = earlier.description(), later.description()
     renamed = renamed_mailboxes(*descriptions)
     for description in descriptions:
-        if description.missing:
-            mails = "a mail" if description.missing == 1 else f"{description.missing:,} mails"
-            notice(f"{description.date} was made without {mails}, so mail may seem new or gone")
+        if lacking := description.lacking:
+            notice(f"{description.date} was made without {lacking}, so mail may seem new or gone")
     for snapshot in (earlier, later):
         if not is_intact(snapshot.path):
             notice(f"{snapshot.path} is damaged, so this may be wrong: run jmapfs verify")

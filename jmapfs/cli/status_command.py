@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from jmapfs.cli.options import directory_type, format_size
+from jmapfs.cli.options import directory_type, escaped, format_size
 from jmapfs.control.messages import (
     AccountStatus,
     ContentStatus,
@@ -23,6 +23,8 @@ from jmapfs.errors import NotMountedError
 _ACCEPT_HINT: Final = (
     "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
 )
+
+_SHOWN_BAD: Final = 10
 
 _MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with their values
 
@@ -59,13 +61,13 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not tables:
         console.print("nothing is mounted")
     for mountpoint, lines in tables:
         table = Table(show_header=False, box=None, title=mountpoint, title_justify="left")
         for name, value in lines:
-            table.add_row(name, value)
+            table.add_row(name, escaped(value))
         console.print(table)
 
 
@@ -92,6 +94,15 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
     ]
     if status.stale is not None:
         lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
+    if status.bad:
+        bad = status.bad
+        rest = status.bad_count - len(bad[:_SHOWN_BAD])
+        lines += [("bad", f"{one.id}: {one.reason}") for one in bad[:_SHOWN_BAD]]
+        if rest:
+            lines.append(("", f"and {rest:,} more mails that cannot be shown: see the log"))
+    if status.shortfall is not None:
+        since = status.shortfall.since
+        lines.append(("shortfall", f"since {since}: {status.shortfall}"))
     lines += [
         ("last change", status.last_sync),
         ("last check", status.last_check or "never"),

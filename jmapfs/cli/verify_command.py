@@ -25,7 +25,7 @@ from jmapfs.errors import (
 )
 from jmapfs.snapshot.manifest import Description, is_intact, read_description
 from jmapfs.snapshot.online import OnlineComparison
-from jmapfs.snapshot.repository import repository_of
+from jmapfs.snapshot.repository import origin_text, repository_of
 from jmapfs.snapshot.verify import (
     KINDS,
     VerifyResult,
@@ -95,11 +95,11 @@ class _VerifyRun:
     async def verify_all(self, directories: Sequence[Path], account: AccountSource | None) -> None:
         """Verify snapshots; with an `account`, also compare them with its server."""
         async with _comparison(account) as comparison:
+            comparable: frozenset[Path] = frozenset()
             if comparison is not None:
-                for directory in directories:
-                    await trio.to_thread.run_sync(_require_account, comparison, directory)
+                comparable = await trio.to_thread.run_sync(_comparable, comparison, directories)
             for directory in directories:
-                await self._verify(directory, comparison)
+                await self._verify(directory, comparison if directory in comparable else None)
 
     async def _verify(self, directory: Path, comparison: OnlineComparison | None) -> None:
         """Verify a snapshot, record the outcome, and show the findings."""
@@ -204,10 +204,26 @@ async def _comparison(account: AccountSource | None) -> AsyncIterator[OnlineComp
         yield OnlineComparison(client)
 
 
-def _require_account(comparison: OnlineComparison, directory: Path) -> None:
-    # A snapshot without a valid description is a finding later.
-    with contextlib.suppress(AlteredFilesError, MissingFilesError, StorageError):
-        comparison.require_account(read_description(directory).origin, directory.name)
+def _comparable(comparison: OnlineComparison, directories: Sequence[Path]) -> frozenset[Path]:
+    """Return the snapshots of the account, and those that no one can describe.
+
+    Snapshots of an account that was replaced (`jmapfs snapshot --adopt`) are left out. Raises
+    ConfigError if the newest snapshot belongs to another account.
+    """
+    comparable = set(directories)
+    for directory in reversed(directories):
+        # A snapshot without a valid description is a finding later.
+        with contextlib.suppress(AlteredFilesError, MissingFilesError, StorageError):
+            origin = read_description(directory).origin
+            if not comparison.is_comparable(origin):
+                comparable.remove(directory)
+                if directory == directories[-1]:
+                    raise comparison.other_account(origin, directory.name)
+                notice(
+                    f"{directory.name} is not compared with the server: it is a snapshot of"
+                    f" {escaped(origin_text(origin))}"
+                )
+    return frozenset(comparable)
 
 
 async def _compare(

@@ -63,16 +63,17 @@ class Evidence:
     """What is known of the bytes of one download.
 
     `length` is in bytes. `is_html` is true if the response says so, or the bytes look so.
-    `has_header` is true if they begin like a mail. `too_long` is true if the download was given
-    up. `message_ids` is the content of the header fields Message-ID, normalized; None if
-    it was not examined, or the header is longer than HEAD_BYTES. The digests are None if they were
-    not computed.
+    `has_header` is true if they begin like a mail, `is_markup` if they begin like JSON or markup.
+    `too_long` is true if the download was given up. `message_ids` is the content of the header
+    fields Message-ID, normalized; None if it was not examined, or the header is longer than
+    HEAD_BYTES. The digests are None if they were not computed.
     """
 
     route: Route
     length: int
     is_html: bool
     has_header: bool
+    is_markup: bool
     too_long: bool = False
     message_ids: bytes | None = None
     sha1: bytes | None = None
@@ -119,6 +120,7 @@ class Examination:
             self.length,
             is_html=content_type in _HTML_TYPES or _HTML.match(head) is not None,
             has_header=has_header_line(head),
+            is_markup=head.removeprefix(_BOM).lstrip(_BLANK).startswith(_MARKUP),
             too_long=too_long,
             message_ids=_message_ids(head, self.length) if self._with_message_ids else None,
             sha1=None if self._sha1 is None else self._sha1.digest(),
@@ -210,9 +212,10 @@ def refusal(
         return None
     if stated is None:
         raise ValueError("nothing is known about the content")
-    reason = implausible(second, stated.size) or _other_message_id(second, stated)
-    if reason is not None:
-        return reason
+    if not _is_without_header(first, second, stated, repeated=repeated):
+        reason = implausible(second, stated.size) or _other_message_id(second, stated)
+        if reason is not None:
+            return reason
     if second.length == stated.size:
         return None
     confirmed = (
@@ -222,6 +225,24 @@ def refusal(
         and first.has_same_bytes(second)
     )
     return None if confirmed else _other_length(second, stated.size)
+
+
+def _is_without_header(
+    first: Evidence | None, second: Evidence, stated: EmailValues, *, repeated: bool
+) -> bool:
+    """Return whether bytes without a header line are the mail that the server states.
+
+    Some servers store such mail. An error message in plain text would also come twice, but it has
+    the stated size only by chance, and the server would state the Message-ID of the mail.
+    """
+    return (
+        repeated
+        and first is not None
+        and first.has_same_bytes(second)
+        and second.length == stated.size > 0
+        and not stated.message_ids
+        and not (second.has_header or second.is_markup or second.is_html or first.is_html)
+    )
 
 
 def _message_ids(head: bytes, length: int) -> bytes | None:

@@ -23,6 +23,7 @@ import msgspec
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 PREFETCH_STEP: Final = 2000
 """How many emails a request to prefetch may name."""
@@ -110,6 +111,10 @@ class AccountStatus(msgspec.Struct, frozen=True):
     http: HttpStatus
     stale: StaleStatus | None = None
     content: ContentStatus = ContentStatus()
+    location: str = ""
+    bad: tuple[BadEmailStatus, ...] = ()
+    bad_count: int = 0
+    shortfall: ShortfallStatus | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):
@@ -174,6 +179,8 @@ class TreeDescription(msgspec.Struct, frozen=True):
     path below `root`. `consistent` is false if the tree is between two states of the account.
     `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
     `epoch` identifies the time during which the server's ids keep their meaning (`blob_keys`).
+    `location` and `origins` are those of the account's identity (`jmap.identity`).
+    `bad` and `shortfall` are about emails that are in this part, or may be in it.
     """
 
     server: str
@@ -189,6 +196,10 @@ class TreeDescription(msgspec.Struct, frozen=True):
     mailboxes: list[ExportedMailbox]
     epoch: str = ""
     blob_ids_are_sha1: bool = False
+    location: str = ""
+    origins: tuple[str, ...] = ()
+    bad: tuple[BadEmailStatus, ...] = ()
+    shortfall: ShortfallStatus | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -268,13 +279,17 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
     """Ask the server for changes; the reply comes when the tree and the kernel have the changes.
 
     If `path` is given, only the account whose directory contains it is asked. With
-    `accept_deletions`, the tree follows the account even if most of its mail is gone.
+    `accept_deletions`, the tree follows the account even if most of its mail is gone. `suspects`
+    are the ids of emails whose content the server does not find: those that the server does not
+    list either are removed. With `retry_login`, a secret that the server refused is sent again.
     """
 
     # The mount gives up a little earlier than the client.
     timeout: ClassVar[float] = 630.0
     path: str = ""
     accept_deletions: bool = False
+    suspects: list[str] = []
+    retry_login: bool = False
 
 
 class FreezeRequest(Request[Lease], frozen=True, tag="freeze"):

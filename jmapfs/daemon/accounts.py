@@ -36,10 +36,10 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
-from jmapfs.tree.layout import BlobNames
+from jmapfs.tree.layout import BlobNames, read_lacking
 from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
@@ -174,6 +174,7 @@ class MountedAccount:
     inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
+    blobs: AccountBlobSource
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
@@ -190,7 +191,12 @@ class MountedAccount:
         connection = self.follower.connection
         if connection.online:
             return Reachability(online=True)
-        return Reachability(online=False, since=connection.since, error=connection.error)
+        return Reachability(
+            online=False,
+            since=connection.since,
+            error=connection.error,
+            changed_at=connection.changed_at,
+        )
 
     def require_epoch(self, inode: int, epoch: str) -> None:  # noqa: ARG002 - one account
         """Raise ServerError if the kernel may still have content of another epoch.
@@ -239,12 +245,18 @@ async def open_account(
     directory = account_directory(request.cache_root, source)
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
+
+    def on_wait(text: str) -> None:
+        # Only a mount that is starting has a terminal.
+        _log.info("%s", text)
+        report.waiting(text)
+
     open_client = functools.partial(
         source.connect,
         concurrency=concurrency,
         # A mount shows soon that it is offline.
         longest_wait=LONGEST_WAIT,
-        on_wait=report.waiting,
+        on_wait=on_wait,
     )
 
     changes = ChangeNotifier()
@@ -308,6 +320,8 @@ async def open_account(
                 f"{source.label}: {describe_stale(state.stale)}; showing the mail of"
                 f" {time_text(state.synced_at)}, see jmapfs status"
             )
+        for line in await trio.to_thread.run_sync(_lacking_lines, database):
+            report.notice(f"{source.label}: {line}; see jmapfs status")
         inodes = AccountInodes(number)
         kernel_epoch = KernelEpoch(state.epoch)
         readahead = Readahead(
@@ -320,7 +334,16 @@ async def open_account(
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
         yield MountedAccount(
-            source, inodes, database, disk, content, follower, changes, readahead, kernel_epoch
+            source,
+            inodes,
+            database,
+            disk,
+            blobs,
+            content,
+            follower,
+            changes,
+            readahead,
+            kernel_epoch,
         )
         nursery.cancel_scope.cancel()
 
@@ -342,6 +365,11 @@ def _discard_unconfirmed(database: IndexDatabase, disk: DiskCache) -> None:
     with sqlite_errors("read the index"), database.reader() as reader:
         for blob_id in reader.unconfirmed_blobs():
             disk.discard(blob_id)
+
+
+def _lacking_lines(database: IndexDatabase) -> list[str]:
+    with sqlite_errors("read the index"), database.reader() as reader:
+        return read_lacking(reader).lines()
 
 
 def _is_complete(database: IndexDatabase) -> bool:

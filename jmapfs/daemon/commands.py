@@ -46,7 +46,8 @@ from jmapfs.fuse.operations import MailOperations
 from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.rows import FileRecord, StaleTree
 from jmapfs.inodes import to_account
-from jmapfs.tree.status_file import time_text
+from jmapfs.tree.layout import read_lacking
+from jmapfs.tree.status_file import SHOWN_BAD, time_text
 
 _SYNC_SECONDS: Final = 600.0
 _LONGEST_FREEZE: Final = 7 * 24 * 3600.0
@@ -81,8 +82,8 @@ class Commands:
         match request:
             case StatusRequest():
                 return await self.status()
-            case SyncRequest(path, accept_deletions):
-                return await self.sync(path, accept_deletions=accept_deletions)
+            case SyncRequest():
+                return await self.sync(request)
             case FreezeRequest():
                 return await self.freeze(request)
             case RenewRequest(lease, seconds):
@@ -114,25 +115,29 @@ class Commands:
             all_accounts=self._request.all_accounts,
         )
 
-    async def sync(self, path: str = "", *, accept_deletions: bool = False) -> Done:
-        """Bring the accounts up to date; return when the tree and the kernel have the changes.
+    async def sync(self, request: SyncRequest) -> Done:
+        """Bring the accounts up to date, and compare the numbers of emails; see `SyncRequest`.
 
-        A secret that the server has refused is sent again. With a `path`, only the account whose
-        directory contains it is brought up to date. If one account fails, the other accounts are
-        brought up to date all the same. With `accept_deletions`, stale trees follow their accounts.
+        A secret that the server has refused is sent again. If one account fails, the other accounts
+        are brought up to date all the same.
         """
         errors: list[JmapfsError] = []
 
         async def sync(account: MountedAccount) -> None:
             try:
-                await account.follower.sync_now(accept_deletions=accept_deletions)
+                await account.follower.sync_now(
+                    accept_deletions=request.accept_deletions,
+                    compare=True,
+                    suspects=[*request.suspects, *await account.blobs.take_suspects()],
+                )
             except JmapfsError as error:
                 errors.append(error)
 
         with trio.move_on_after(_SYNC_SECONDS) as scope:
             async with trio.open_nursery() as nursery:
-                for account in self._accounts_at(path):
-                    account.source.login.retry_now()
+                for account in self._accounts_at(request.path):
+                    if request.retry_login:
+                        account.source.login.retry_now()
                     nursery.start_soon(sync, account)
         if errors:
             raise errors[0]
@@ -253,6 +258,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
     with account.database.reader() as reader:
         state = reader.state()
         counts = reader.counts()
+        lacking = read_lacking(reader)
     cache = account.disk.statistics()
     counters = account.content.counters
     traffic = account.follower.traffic()
@@ -280,6 +286,10 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         http=HttpStatus(requests=traffic.requests, blobs=traffic.blobs, bytes=traffic.bytes),
         stale=None if state.stale is None else _stale_status(state.stale),
         content=ContentStatus(confirmed=counters.confirmed, refused=counters.refused),
+        location=state.location,
+        bad=lacking.bad[:SHOWN_BAD],
+        bad_count=len(lacking.bad),
+        shortfall=lacking.shortfall,
     )
 
 

@@ -176,6 +176,8 @@ class _AccountRecords:
     def describe(self, root: str, names: tuple[str, ...]) -> TreeDescription:
         directory = self._directory(names)
         state = self._reader.state()
+        export = self._export(directory)
+        lacking = export.lacking()
         return TreeDescription(
             server=state.server,
             account_id=state.account_id,
@@ -187,9 +189,13 @@ class _AccountRecords:
             root=root,
             directory="/".join(names),
             mails=self._count(directory),
-            mailboxes=self._export(directory).mailboxes(),
+            mailboxes=export.mailboxes(),
             epoch=state.epoch,
             blob_ids_are_sha1=state.blob_ids_are_sha1,
+            location=state.location,
+            origins=state.origins,
+            bad=lacking.bad,
+            shortfall=lacking.shortfall,
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:

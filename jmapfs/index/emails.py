@@ -4,21 +4,47 @@ An inode is computed from the time of receipt and the blob id (`inodes.email_ino
 the same second collide about once in 2^24 pairs. The later blob then gets the next of its
 candidates. After a first listing, colliding files are assigned again in the order of their blob
 ids, so that every listing of the same account gives the same inodes.
+
+An email in no mailbox is in the mailbox UNFILED. A mailbox that the server has not described gets a
+row without a name. If the server still does not describe it when asked again, the emails leave it
+(`file_again`): those that are in no other mailbox are in UNFILED until it is described.
 """
 
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
+
+from jmapfs.index.schema import UNFILED
 from jmapfs.inodes import email_inode, inode_range
 from jmapfs.jmap.types import Email
 from jmapfs.names import email_stem, numbered_name
 
 # A mailbox's digest becomes the nanoseconds of its directory's mtime.
 _DIGEST_MODULUS: Final = 1_000_000_000
+
+_UNFILED_NAME: Final = "unfiled"
+
+_MISFILED: Final = """
+SELECT email.number, inode, stem FROM undescribed
+JOIN mailbox ON mailbox.id = mailbox_id AND known
+JOIN email ON email.number = undescribed.email
+"""
+_ORPHANED: Final = """
+SELECT email.number, email.inode, stem FROM mailbox
+JOIN membership ON membership.mailbox = mailbox.number
+JOIN email ON email.number = membership.email
+WHERE NOT known AND mailbox.name = '' AND mailbox.id != :unfiled
+"""
+_MAILBOXES: Final = """
+SELECT mailbox.id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox
+WHERE email = :email AND mailbox.id != :unfiled
+UNION SELECT mailbox_id FROM undescribed WHERE email = :email
+"""
 
 _JOURNAL_ROWS: Final = 100_000  # an ordinary account has this many changes in about a month
 
@@ -41,6 +67,23 @@ class EmailBatch:
         self._mailbox_numbers: dict[str, int] = {}
         self._journal: list[tuple[int, str, int]] = []
         self._digests: defaultdict[int, int] = defaultdict(int)
+
+    def put_all(self, emails: Iterable[Email]) -> None:
+        """Insert or update emails. One statement finds out which are known."""
+        emails = list(emails)
+        ids = msgspec.json.encode([email.id for email in emails]).decode()
+        known = {
+            email_id
+            for (email_id,) in self._connection.execute(
+                "SELECT value FROM json_each(?) WHERE value IN (SELECT id FROM email)", (ids,)
+            )
+        }
+        for email in emails:
+            if email.id in known:
+                self.put(email)
+            else:
+                self._insert(email)
+                known.add(email.id)
 
     def put(self, email: Email) -> None:
         """Insert an email, or update its mailboxes and keywords."""
@@ -73,6 +116,28 @@ class EmailBatch:
         if known is not None and known.blob_id == email.blob_id and known.stated != email.size:
             self._update_size(email, known.inode)
 
+    def file_again(self, *, orphaned: bool) -> bool:
+        """Put emails into mailboxes that the server describes now; return whether there are any.
+
+        If `orphaned`, also take emails out of the mailboxes that it has never described.
+        """
+        emails = self._connection.execute(_MISFILED).fetchall()
+        if orphaned:
+            emails += self._connection.execute(_ORPHANED, {"unfiled": UNFILED}).fetchall()
+        for number, inode, stem in sorted(set(emails)):
+            current = mailbox_ids(self._connection, number)
+            undescribed = {
+                mailbox_id
+                for mailbox_id in current
+                if self._connection.execute(
+                    "SELECT 1 FROM mailbox WHERE id = ? AND (known OR name != '')", (mailbox_id,)
+                ).fetchone()
+                is None
+            }
+            self._set_undescribed(undescribed, number)
+            self._set_mailboxes(current - undescribed, number, inode, stem)
+        return bool(emails)
+
     def finish(self) -> None:
         """Write the digests of the mailboxes and the journal."""
         self._connection.executemany(
@@ -85,9 +150,10 @@ class EmailBatch:
         write_journal(self._connection, self._journal)
 
     def _insert(self, email: Email) -> None:
-        inode = self._file_inode(email.blob_id, received_at(email))
+        received = received_at(email)
+        inode = self._file_inode(email.blob_id, received)
         if inode is None:
-            file = (email.blob_id, received_at(email), *self._sizes(email))
+            file = (email.blob_id, received, *self._sizes(email))
             inode = _insert_file(self._connection, *file)
         stem = stem_of(email)
         number = self._connection.execute(
@@ -95,7 +161,7 @@ class EmailBatch:
             (email.id, inode, email.thread_id or "", stem),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
-        for mailbox_id in sorted(email.mailbox_ids):
+        for mailbox_id in sorted(email.mailbox_ids or {UNFILED}):
             self._add_name(self._mailbox_number(mailbox_id), stem, number, inode)
         self._connection.executemany(
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
@@ -109,6 +175,7 @@ class EmailBatch:
         for mailbox, name in names:
             self._remove_name(mailbox, stem, name, inode)
         self._connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
+        self._connection.execute("DELETE FROM undescribed WHERE email = ?", (number,))
         self._connection.execute("DELETE FROM email WHERE number = ?", (number,))
         self._connection.execute(
             "DELETE FROM file WHERE inode = :inode"
@@ -129,12 +196,33 @@ class EmailBatch:
         self._journal.append((0, "", inode))
 
     def _update_names(self, email: Email, number: int, inode: int, stem: str) -> None:
+        undescribed = {
+            mailbox_id
+            for (mailbox_id,) in self._connection.execute(
+                "SELECT mailbox_id FROM undescribed WHERE email = ?", (number,)
+            )
+        }
+        if undescribed:
+            undescribed &= email.mailbox_ids
+            self._set_undescribed(undescribed, number)
+        self._set_mailboxes(email.mailbox_ids - undescribed, number, inode, stem)
+
+    def _set_undescribed(self, undescribed: Iterable[str], number: int) -> None:
+        self._connection.execute("DELETE FROM undescribed WHERE email = ?", (number,))
+        self._connection.executemany(
+            "INSERT INTO undescribed (email, mailbox_id) VALUES (?, ?)",
+            [(number, mailbox_id) for mailbox_id in undescribed],
+        )
+
+    def _set_mailboxes(
+        self, mailbox_ids: Collection[str], number: int, inode: int, stem: str
+    ) -> None:
         names = dict(
             self._connection.execute(
                 "SELECT mailbox, name FROM membership WHERE email = ?", (number,)
             )
         )
-        current = {self._mailbox_number(mailbox_id) for mailbox_id in sorted(email.mailbox_ids)}
+        current = {self._mailbox_number(each) for each in sorted(mailbox_ids or {UNFILED})}
         for mailbox in names.keys() - current:
             self._remove_name(mailbox, stem, names[mailbox], inode)
         for mailbox in current - names.keys():
@@ -172,7 +260,8 @@ class EmailBatch:
         ).fetchone()
         if row is None:
             number = self._connection.execute(
-                "INSERT INTO mailbox (id, name, known) VALUES (?, '', 0)", (mailbox_id,)
+                "INSERT INTO mailbox (id, name, known) VALUES (?, ?, 0)",
+                (mailbox_id, _UNFILED_NAME if mailbox_id == UNFILED else ""),
             ).lastrowid
             assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
             increment_layout_version(self._connection)
@@ -240,6 +329,12 @@ class KnownEmail(NamedTuple):
     received_at: int
     size: int
     stated: int
+
+
+def mailbox_ids(connection: sqlite3.Connection, email: int) -> set[str]:
+    """Return the ids of the mailboxes that an email is in; `email` is its number."""
+    rows = connection.execute(_MAILBOXES, {"email": email, "unfiled": UNFILED})
+    return {mailbox_id for (mailbox_id,) in rows}
 
 
 def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | None:
@@ -310,11 +405,10 @@ def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, s
 
     Before the first listing is complete, nothing is written: no kernel has seen the tree yet.
     """
-    connection.executemany(
-        "INSERT INTO journal (mailbox, name, inode) SELECT ?, ?, ? WHERE EXISTS"
-        " (SELECT 1 FROM meta WHERE name = 'complete' AND value = 'true')",
-        entries,
-    )
+    is_shown = "SELECT 1 FROM meta WHERE name = 'complete' AND value = 'true'"
+    if connection.execute(is_shown).fetchone() is None:
+        return
+    connection.executemany("INSERT INTO journal (mailbox, name, inode) VALUES (?, ?, ?)", entries)
     connection.execute(
         "DELETE FROM journal WHERE sequence <= (SELECT max(sequence) FROM journal) - ?",
         (_JOURNAL_ROWS,),

@@ -23,6 +23,7 @@ from jmapfs.errors import UNDECODABLE
 from jmapfs.index.rows import (
     AccountState,
     AddedBlob,
+    BadEmailRow,
     Counts,
     DirectoryRows,
     EmailRow,
@@ -33,7 +34,7 @@ from jmapfs.index.rows import (
     MailboxRow,
     NamedFile,
 )
-from jmapfs.index.schema import UNKNOWN_SIZE
+from jmapfs.index.schema import UNFILED, UNKNOWN_SIZE
 from jmapfs.inodes import inode_range
 from jmapfs.sqlite import SqliteConnection
 
@@ -113,7 +114,7 @@ class IndexReader(SqliteConnection):
         return int(row[0]) if row else 0
 
     def mailboxes(self) -> list[MailboxRow]:
-        """Return all mailboxes, in the order of their ids."""
+        """Return all mailboxes, and UNFILED if it has emails, in the order of their ids."""
         rows = self._connection.execute(
             "SELECT number, id, name, parent_id, role, sort_order, known, digest FROM mailbox"
             " ORDER BY id"
@@ -190,6 +191,16 @@ class IndexReader(SqliteConnection):
     def unconfirmed_blobs(self) -> list[str]:
         """Return the blobs whose size an earlier version took from unconfirmed content."""
         return [row[0] for row in self._connection.execute("SELECT blob_id FROM unconfirmed")]
+
+    def bad_emails(self) -> list[BadEmailRow]:
+        """Return the emails that the account has, but that cannot be shown, in order of ids."""
+        rows = self._connection.execute(
+            "SELECT email_id, reason, since, mailbox_ids FROM bad_email ORDER BY email_id"
+        )
+        return [
+            BadEmailRow(email_id, reason, since, tuple(msgspec.json.decode(mailboxes)))
+            for email_id, reason, since, mailboxes in rows
+        ]
 
     def names_of(self, inode: int) -> list[tuple[int, str]]:
         """Return the names of a file, each with the number of the mailbox it is in."""
@@ -313,11 +324,30 @@ class IndexReader(SqliteConnection):
             """
             SELECT
                 (SELECT count(*) FROM email),
-                (SELECT count(*) FROM mailbox),
+                (SELECT count(*) FROM mailbox WHERE id != ?),
                 (SELECT received_at FROM file ORDER BY inode DESC LIMIT 1)
-            """
+            """,
+            (UNFILED,),
         ).fetchone()
         return Counts(emails=emails, mailboxes=mailboxes, newest=newest or 0)
+
+    def mailbox_counts(self) -> dict[str, int]:
+        """Return how many emails each mailbox has, by mailbox id; empty mailboxes are left out."""
+        return dict(
+            self._connection.execute(
+                "SELECT id, emails FROM mailbox JOIN (SELECT mailbox, count(*) AS emails"
+                " FROM membership GROUP BY mailbox) ON mailbox = number"
+            )
+        )
+
+    def count_homeless(self) -> int:
+        """Return how many emails are in no mailbox, described or not."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM mailbox JOIN membership ON mailbox = mailbox.number"
+            " WHERE mailbox.id = ? AND email NOT IN (SELECT email FROM undescribed)",
+            (UNFILED,),
+        ).fetchone()
+        return int(row[0])
 
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""

@@ -33,10 +33,30 @@ class StaleTree:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The server counts more emails than it lists, even after the account was listed again.
+
+    since: when this was found out.
+    found: how many emails are known: those of the index and the bad ones.
+    expected: how many the server counts.
+    mailboxes: the mailboxes that lack mail: the mailbox id, how many emails are known, and how many
+        the server counts.
+    """
+
+    since: float
+    found: int
+    expected: int
+    mailboxes: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AccountState:
     """The account that an index belongs to, and the state of the account in the index.
 
-    server: the API URL. An index belongs to one account of one server.
+    location: what the user named (`jmap.identity`), empty if an earlier version made the index.
+    origins: where the API and the session are, or were, the newest first.
+    server: the API URL.
+    moved_at: when the API was found at another URL.
     email_state, mailbox_state: RFC 8620 §1.6.3 state strings, empty before the first listing.
     complete: whether all emails have been listed once.
     consistent: false while the index is between two states of the account: a listing or a chain of
@@ -45,9 +65,16 @@ class AccountState:
     epoch: identifies the time during which the server's ids keep their meaning (`blob_keys`).
     blob_ids_are_sha1: whether the server's blob ids contain the SHA-1 of the content.
     stale: why the tree does not follow the account, or None if it does.
+    shortfall: which mail is missing although the account was listed again, or None.
+    compared_at: when the numbers of emails were last compared with those of the server.
+    listed_again_at, listed_again_for: when the account was last listed again because the numbers
+        differed, and a text with these numbers.
     """
 
+    location: str = ""
+    origins: tuple[str, ...] = ()
     server: str = ""
+    moved_at: float = 0.0
     account_id: str = ""
     account_name: str = ""
     username: str = ""
@@ -59,15 +86,34 @@ class AccountState:
     epoch: str = ""
     blob_ids_are_sha1: bool = False
     stale: StaleTree | None = None
+    shortfall: Shortfall | None = None
+    compared_at: float = 0.0
+    listed_again_at: float = 0.0
+    listed_again_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadEmailRow:
+    """An email that the account has, but that cannot be shown.
+
+    `since` is when it was found. `mailbox_ids` is empty if its mailboxes are not known.
+    """
+
+    id: str
+    reason: str
+    since: float
+    mailbox_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ListingProgress:
     """How far a listing of all emails has come. An interrupted listing continues from this point.
 
-    email_state: the state before the first page.
-    anchor: the id of the last stored email, None before the first page.
-    listed: the number of emails in the stored pages.
+    email_state: the state before the ids were listed.
+    ids: the number of ids that were listed. Version 2 listed no ids in advance: None.
+    total: how many emails there are according to the server, or None.
+    is_whole: whether the list of ids had no gap.
+    listed: the number of emails that are fetched.
     staged: whether the emails are staged, to be compared with the tree before they are applied.
     finished: whether everything is staged.
     reset: whether the server is known to have used ids again.
@@ -75,7 +121,9 @@ class ListingProgress:
     """
 
     email_state: str
-    anchor: str | None = None
+    ids: int | None = None
+    total: int | None = None
+    is_whole: bool = True
     listed: int = 0
     staged: bool = False
     finished: bool = False

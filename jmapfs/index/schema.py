@@ -4,13 +4,18 @@
     email        a row for each Email: its id and its file
     file         a row for each blob and time of receipt: the inode, the size, the number of names
     membership   a row for each name: its mailbox, its email, its file
+    undescribed  mailboxes of emails that the server has not described, even when asked again
     keyword      a row for each keyword of an email
     confirmed    the true sizes of blobs whose size the server states wrongly
     unconfirmed  blobs whose size version 1 took from content that was not confirmed
     staged       emails of a new listing of the account, before they are compared and applied
+    listed       ids of a listing, and which of their emails are fetched or bad
+    bad_email    emails that the account has, but that cannot be shown
     departure    ids of emails to be removed at the end of a chain of changes (pending removals)
     journal      names that were added or removed, for the kernels of mounts
     meta         states and progress, by name
+
+The mailbox `UNFILED` is a row of `mailbox` while emails are in no described mailbox.
 
 `membership` is clustered by mailbox and name, so a listing is one scan in the right
 order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and rsync.
@@ -18,7 +23,7 @@ order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and r
 
 from typing import Final
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Incremented when the tables, or the rules for names and inodes, change.
 
 An index of another version is made anew, except those that `MIGRATIONS` can convert.
@@ -26,6 +31,9 @@ An index of another version is made anew, except those that `MIGRATIONS` can con
 
 UNKNOWN_SIZE: Final = -1
 """The value of `file.stated` if it is not known which size the server states."""
+
+UNFILED: Final = ""
+"""The id of the mailbox that has the emails in no described mailbox. No server can send this id."""
 
 APPLICATION_ID: Final = 0x6A6D6673  # "jmfs"
 
@@ -103,7 +111,7 @@ CREATE TABLE departure (
 
 """
 
-_NEW_TABLES: Final = """
+_TABLES_OF_VERSION_2: Final = """
 CREATE TABLE confirmed (
     blob_id TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
@@ -126,16 +134,41 @@ CREATE TABLE staged (
 CREATE INDEX staged_blob ON staged (blob_id, received_at);
 """
 
-TABLES: Final = _COMMON_TABLES + _NEW_TABLES
+_TABLES_OF_VERSION_3: Final = """
+CREATE TABLE listed (
+    number INTEGER PRIMARY KEY,
+    email_id TEXT NOT NULL UNIQUE,
+    fetched INTEGER NOT NULL DEFAULT 0,
+    reason TEXT,
+    mailbox_ids TEXT
+);
+
+CREATE TABLE bad_email (
+    email_id TEXT PRIMARY KEY,
+    reason TEXT NOT NULL,
+    since REAL NOT NULL,
+    mailbox_ids TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE undescribed (
+    email INTEGER NOT NULL,
+    mailbox_id TEXT NOT NULL,
+    PRIMARY KEY (email, mailbox_id)
+) WITHOUT ROWID;
+"""
+
+TABLES: Final = _COMMON_TABLES + _TABLES_OF_VERSION_2 + _TABLES_OF_VERSION_3
 """`file.stated` is the size that the server states; NULL if it is `size`."""
 
 MIGRATIONS: Final = {
     1: f"""
 ALTER TABLE file ADD COLUMN stated INTEGER;
-{_NEW_TABLES}
+{_TABLES_OF_VERSION_2}
+{_TABLES_OF_VERSION_3}
 INSERT INTO unconfirmed (blob_id) SELECT blob_id FROM correction;
 UPDATE file SET stated = {UNKNOWN_SIZE} WHERE blob_id IN (SELECT blob_id FROM unconfirmed);
 DROP TABLE correction;
-"""  # noqa: S608 - constants
+""",  # noqa: S608 - constants
+    2: _TABLES_OF_VERSION_3,
 }
-"""What converts an index of an earlier version, by version."""
+"""What converts an index of an earlier version to this version, by version."""

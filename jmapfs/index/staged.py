@@ -11,7 +11,14 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.index.emails import EmailBatch, KnownEmail, known_email, received_at, stem_of
+from jmapfs.index.emails import (
+    EmailBatch,
+    KnownEmail,
+    known_email,
+    mailbox_ids,
+    received_at,
+    stem_of,
+)
 from jmapfs.index.schema import UNKNOWN_SIZE
 from jmapfs.jmap.types import Email, decode
 
@@ -27,6 +34,16 @@ SELECT count(*) FROM file WHERE
         WHERE staged.blob_id = file.blob_id AND staged.received_at = file.received_at
         AND (NOT :reset OR staged.size = ifnull(file.stated, file.size))
     )
+"""
+
+_LISTED_COUNTS: Final = """
+SELECT mailbox_id, count(*) FROM (
+    SELECT mailbox.id AS mailbox_id FROM email
+    JOIN membership ON membership.email = email.number
+    JOIN mailbox ON mailbox.number = membership.mailbox WHERE seen
+    UNION ALL
+    SELECT key AS mailbox_id FROM staged, json_each(staged.email, '$.mailboxIds')
+) GROUP BY mailbox_id
 """
 
 
@@ -66,10 +83,34 @@ class StagedEmails:
         rows = self._connection.execute(
             "SELECT id FROM email WHERE id > ? AND NOT seen"
             " AND NOT EXISTS (SELECT 1 FROM staged WHERE email_id = email.id)"
+            " AND NOT EXISTS (SELECT 1 FROM listed WHERE email_id = email.id)"
             " ORDER BY id LIMIT ?",
             (after, count),
         )
         return [email_id for (email_id,) in rows]
+
+    def listed_counts(self) -> dict[str, int]:
+        """Return how many listed emails each mailbox has, by mailbox id."""
+        return dict(self._connection.execute(_LISTED_COUNTS))
+
+    def is_copy(self, email: Email) -> bool:
+        """Return whether the blob of an email is listed under another id in the same mailboxes."""
+        others: list[set[str]] = [
+            mailbox_ids(self._connection, number)
+            for (number,) in self._connection.execute(
+                "SELECT number FROM file JOIN email USING (inode)"
+                " WHERE blob_id = ? AND id != ? AND seen",
+                (email.blob_id, email.id),
+            ).fetchall()
+        ]
+        others += [
+            set(_decoded(text).mailbox_ids)
+            for (text,) in self._connection.execute(
+                "SELECT email FROM staged WHERE blob_id = ? AND email_id != ?",
+                (email.blob_id, email.id),
+            )
+        ]
+        return any(email.mailbox_ids <= other for other in others)
 
     def has_reused_ids(self) -> bool:
         """Return whether the server uses an email id again for another email."""
@@ -116,12 +157,7 @@ class StagedEmails:
             stem_of(email),
         ):
             return False
-        mailboxes = self._connection.execute(
-            "SELECT id FROM membership JOIN mailbox ON mailbox.number = membership.mailbox"
-            " WHERE email = ?",
-            (known.number,),
-        )
-        if {mailbox_id for (mailbox_id,) in mailboxes} != set(email.mailbox_ids):
+        if mailbox_ids(self._connection, known.number) != set(email.mailbox_ids):
             return False
         keywords = self._connection.execute(
             "SELECT keyword FROM keyword WHERE email = ?", (known.number,)
@@ -134,7 +170,7 @@ class StagedEmails:
             "SELECT number, email FROM staged WHERE number > ? ORDER BY number LIMIT ?",
             (number, _ROWS),
         ).fetchall():
-            yield [decode(text.encode(), Email, "a staged email") for _, text in rows]
+            yield [_decoded(text) for _, text in rows]
             number = rows[-1][0]
 
     def remove_unseen(self) -> None:
@@ -185,6 +221,10 @@ def _encoded(email: Email) -> str:
     for name in ("mailboxIds", "keywords"):
         document[name] = dict.fromkeys(document[name], True)
     return msgspec.json.encode(document).decode()
+
+
+def _decoded(text: str) -> Email:
+    return decode(text.encode(), Email, "a staged email")
 
 
 def _ascii(stem: str) -> bytes:

@@ -18,10 +18,12 @@ from jmapfs.index.emails import (
     reassign_colliding_inodes,
     write_journal,
 )
+from jmapfs.index.listed import BadEmails, ListedIds
 from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
 from jmapfs.index.rows import AccountState, ListingProgress
+from jmapfs.index.schema import UNFILED
 from jmapfs.index.staged import StagedEmails, is_reused
-from jmapfs.jmap.types import Email, Mailbox
+from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import transaction
 
 _PROGRESS: Final = "listing"
@@ -39,13 +41,15 @@ WHERE name IS NOT excluded.name OR parent_id IS NOT excluded.parent_id
 class IndexWriter(IndexReader):
     """A connection that writes the index, and reads it; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error; the transaction is then rolled back. `staged` has the
-    emails of a new listing of the account.
+    Every method may raise sqlite3.Error; the transaction is then rolled back. `listed` has the ids
+    of a listing, `staged` the emails of a new listing of the account, `bad` the bad emails.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
+        self.listed = ListedIds(connection)
         self.staged = StagedEmails(connection)
+        self.bad = BadEmails(connection)
 
     def transaction(self) -> AbstractContextManager[None]:
         """Commit everything that is written in the context, or nothing if it raises."""
@@ -84,11 +88,23 @@ class IndexWriter(IndexReader):
         self._connection.execute("UPDATE email SET seen = 0 WHERE seen")
 
     def unlisted_emails(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` emails that were not put since `mark_unlisted`, in order."""
+        """Return the ids of `count` emails neither listed nor put since `mark_unlisted`."""
         rows = self._connection.execute(
-            "SELECT id FROM email WHERE id > ? AND NOT seen ORDER BY id LIMIT ?", (after, count)
+            "SELECT id FROM email WHERE id > ? AND NOT seen"
+            " AND NOT EXISTS (SELECT 1 FROM listed WHERE email_id = email.id)"
+            " ORDER BY id LIMIT ?",
+            (after, count),
         )
         return [email_id for (email_id,) in rows]
+
+    def unknown_emails(self, email_ids: Iterable[str]) -> list[str]:
+        """Return the ids that are neither in the tree nor those of bad emails, in order."""
+        bad = {row.id for row in self.bad_emails()}
+        return [
+            email_id
+            for email_id in sorted(email_ids)
+            if email_id not in bad and known_email(self._connection, email_id) is None
+        ]
 
     def reused_ids(self, emails: Iterable[Email]) -> list[str]:
         """Return the ids that stand for other emails in the index: the server was reset."""
@@ -115,18 +131,30 @@ class IndexWriter(IndexReader):
         self.staged.remove_unseen()
 
     def put_emails(self, emails: Iterable[Email]) -> None:
-        """Insert or update emails. Their pending removal is cancelled."""
+        """Insert or update emails. Their pending removal is cancelled, and they are not bad."""
         emails = list(emails)
         batch = EmailBatch(self._connection)
-        for email in emails:
-            batch.put(email)
+        batch.put_all(emails)
         batch.finish()
-        self._connection.executemany(
-            "DELETE FROM departure WHERE email_id = ?", [(email.id,) for email in emails]
-        )
+        if self.has_pending_removals():
+            self._connection.executemany(
+                "DELETE FROM departure WHERE email_id = ?", [(email.id,) for email in emails]
+            )
+        self.bad.remove(email.id for email in emails)
+
+    def put_bad_emails(self, bad: Iterable[BadEmail]) -> None:
+        """Store emails that cannot be shown, and remove them from the tree."""
+        bad = list(bad)
+        self._remove(one.id for one in bad)
+        self.bad.put(bad)
 
     def remove_emails(self, email_ids: Iterable[str]) -> None:
-        """Remove emails; unknown ids are ignored."""
+        """Remove emails, bad ones too; unknown ids are ignored."""
+        email_ids = list(email_ids)
+        self._remove(email_ids)
+        self.bad.remove(email_ids)
+
+    def _remove(self, email_ids: Iterable[str]) -> None:
         batch = EmailBatch(self._connection)
         for email_id in email_ids:
             batch.remove(email_id)
@@ -181,6 +209,7 @@ class IndexWriter(IndexReader):
             ).rowcount
         if changed:
             increment_layout_version(self._connection)
+            self._file_again(orphaned=False)
         return gone
 
     def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
@@ -211,6 +240,22 @@ class IndexWriter(IndexReader):
         if removed.rowcount:
             increment_layout_version(self._connection)
 
+    def file_orphaned_emails(self) -> bool:
+        """Take emails out of mailboxes that the server has never described, and forget these.
+
+        Those that are in no other mailbox are in UNFILED until the server describes one. Return
+        whether there were any.
+        """
+        changed = self._file_again(orphaned=True)
+        self.retire_mailboxes(())
+        return changed
+
+    def _file_again(self, *, orphaned: bool) -> bool:
+        batch = EmailBatch(self._connection)
+        changed = batch.file_again(orphaned=orphaned)
+        batch.finish()
+        return changed
+
     def orphaned_emails(self) -> list[str]:
         """Return the ids of the emails in mailboxes that the server has not described."""
         return [
@@ -218,7 +263,9 @@ class IndexWriter(IndexReader):
             for row in self._connection.execute(
                 "SELECT DISTINCT email.id FROM mailbox"
                 " JOIN membership ON membership.mailbox = mailbox.number"
-                " JOIN email ON email.number = membership.email WHERE NOT known"
+                " JOIN email ON email.number = membership.email"
+                " WHERE NOT known AND mailbox.id != ?",
+                (UNFILED,),
             )
         ]
 

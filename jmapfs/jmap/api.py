@@ -22,7 +22,9 @@ from jmapfs.errors import (
 )
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT
-from jmapfs.jmap.origins import host_of, origin_of
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
+from jmapfs.jmap.lenient import S, decode_leniently
+from jmapfs.jmap.origins import host_of
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
 from jmapfs.jmap.types import R, decode
@@ -65,18 +67,26 @@ class MethodResponse:
 
     def decode(self, type_: type[T]) -> T:
         """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
+        return decode(self._sent(), type_, f"the server's response to {self.name}")
+
+    def decode_leniently(self, type_: type[S]) -> S:
+        """Decode the arguments, odd ones as their defaults. Raises the same errors as `decode`."""
+        return decode_leniently(self._sent(), type_, f"the server's response to {self.name}")
+
+    def _sent(self) -> msgspec.Raw:
         if self.error is not None:
             raise self.error
         if self.arguments is None:
             raise ProtocolError(f"the server's response to {self.name} is empty")
-        return decode(self.arguments, type_, f"the server's response to {self.name}")
+        return self.arguments
 
 
 class _ResponseDocument(msgspec.Struct, rename="camel"):
     """The Response object (RFC 8620 §3.4)."""
 
     method_responses: list[tuple[str, msgspec.Raw, str]]
-    session_state: str | None = None
+    # Of any type: an odd one says nothing about the session.
+    session_state: object = None
 
 
 class _ErrorArguments(msgspec.Struct):
@@ -113,6 +123,13 @@ class Api:
     def account(self) -> SessionAccount:
         """The account, as the current session describes it."""
         return self.session.accounts[self.account_id]
+
+    @property
+    def identity(self) -> AccountIdentity:
+        """Which account this is, as the current session describes it."""
+        session = self.session
+        origins = merge_origins([session.api_url, session.url])
+        return AccountIdentity(session.location, origins, session.username, self.account_id)
 
     @property
     def concurrency(self) -> int:
@@ -195,7 +212,7 @@ class Api:
 
         With `patient`, pauses that the server asks for do not count (see Transport.fetch).
 
-        Raises ConfigError if the session has another server or lacks the account, and JmapfsError
+        Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
         if self._stale:
@@ -212,15 +229,11 @@ class Api:
     def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
         return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
 
-    def _decode(self, response: MethodResponse, type_: type[R]) -> R:
-        decoded = response.decode(type_)
+    def _decode(self, response: MethodResponse, type_: type[R], *, lenient: bool = False) -> R:
+        decoded = response.decode_leniently(type_) if lenient else response.decode(type_)
         if decoded.account_id is not None and decoded.account_id != self.account_id:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
-
-    async def _request_one(self, name: str, arguments: Mapping[str, object], type_: type[R]) -> R:
-        [response] = await self.request([self._call(name, arguments)])
-        return self._decode(response, type_)
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
         """Request `size` objects at once. If the server rejects so many, request fewer."""
@@ -249,13 +262,16 @@ class Api:
         session = parse_session(
             await self.transport.fetch(request, until=until, patient=patient),
             self.transport,
+            location=self.session.location,
             rewrite_origin=self.session.rewrite_origin,
         )
-        # Data of another server or account must not get into the index of this account.
-        if origin_of(session.api_url) != origin_of(self.session.api_url):
+        # Data of another account must not get into the index of this account. The session itself
+        # says where the API is now, so the API may have moved.
+        users = {name.casefold() for name in (session.username, self.session.username) if name}
+        if len(users) > 1:
             raise ConfigError(
-                f"the server's API moved from {self.session.api_url} to {session.api_url}; start"
-                " again to accept that, or correct the location of the account"
+                f"the server's session now belongs to {printable(session.username, 80)}, not to"
+                f" {printable(self.session.username, 80)}"
             )
         if self.account_id not in session.accounts:
             raise ConfigError(f"the server's session no longer has the account {self.account_id}")
@@ -273,9 +289,9 @@ class Api:
         for start in range(0, len(calls), largest):
             yield calls[start : start + largest]
 
-    def _note_state(self, state: str | None) -> None:
+    def _note_state(self, state: object) -> None:
         # Servers behind one host name may report different states. Fetch once for each state.
-        if state and state not in {self.session.state, self._seen_state}:
+        if isinstance(state, str) and state and state not in {self.session.state, self._seen_state}:
             self._seen_state = state
             self._stale = True
 

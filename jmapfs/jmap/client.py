@@ -1,14 +1,22 @@
 """The client of one account: its mailboxes, its emails, their changes (RFC 8621), and its blobs.
 
 `connect` finds the session from a location and credentials. For every requested email id, the email
-is returned, or the id is reported as not found, or an error is raised.
+is returned, or the id is reported as not found, or it is a bad email.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import contextlib
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
@@ -16,21 +24,25 @@ import httpx
 import trio
 
 from jmapfs import __version__
-from jmapfs.errors import MethodError, ProtocolError, RequestError, printable
+from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
 from jmapfs.jmap.credentials import Credentials
 from jmapfs.jmap.discovery import Resolver, discover, look_up
 from jmapfs.jmap.http import CONCURRENCY, LONGEST_WAIT, Transport
+from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.login import Login
+from jmapfs.jmap.mailboxes import Got, MailboxMethods
 from jmapfs.jmap.push import PushMethods
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,
     IMMUTABLE_PROPERTIES,
+    BadEmail,
     ChangesResponse,
     Email,
+    EmailIdentity,
     GetResponse,
     ImmutableEmail,
     Mailbox,
@@ -41,23 +53,43 @@ E = TypeVar("E", Email, ImmutableEmail)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
-_BY_RECEIPT = [{"property": "receivedAt", "isAscending": True}]
-# How often to try to list the ids of all mailboxes: they may change during a listing.
-_MAX_LISTINGS = 4
+# How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
+_ID_LIMITS = (10_000, 1_000, 100, None)
+# James refuses a limit that is smaller than a single change of many emails.
+_MAX_CHANGES = 10_000
+_NOT_RETURNED = "the server neither returns it nor reports it as not found"
+
+
+class EmailsFound(NamedTuple):
+    """The results for requested ids: emails in the requested order, and the ids without an email.
+
+    The account does not have the ids that are `not_found`. It has the `bad` emails, but they cannot
+    be shown.
+    """
+
+    emails: list[Email]
+    not_found: list[str]
+    bad: list[BadEmail]
 
 
 @dataclass(frozen=True, slots=True)
-class EmailPage:
-    """A page of the list of all emails. `ids` and `emails` are in the order of receipt.
-
-    `not_found` contains the ids whose emails were destroyed meanwhile. Only the first page has the
-    `total` number of emails, if the server counts them. An empty page is the end of the list.
-    """
+class IdPage:
+    """A page of the list of the ids of all emails; `total` is None if the server counts none."""
 
     ids: tuple[str, ...]
-    emails: tuple[Email, ...]
-    not_found: tuple[str, ...]
     total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """How many emails the account and each mailbox have; None if the server does not count them.
+
+    The counts are those of `email_state`, if they did not change since the state before.
+    """
+
+    email_state: str
+    total: int | None
+    mailboxes: Mapping[str, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +114,15 @@ class Changes:
 class EmailChanges:
     """The emails that were created or updated since a state, and the ids of those that are gone.
 
-    `new_state` and `has_more` have the same meaning as in Changes.
+    The `bad` emails have changed too, but they cannot be shown. `new_state` and `has_more` have the
+    same meaning as in Changes.
     """
 
     new_state: str
     has_more: bool
     emails: tuple[Email, ...]
     gone: tuple[str, ...]
+    bad: tuple[BadEmail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,79 +140,133 @@ class EmailValues:
 
 
 class _Found(Generic[E]):
-    """The results of one or more Email/get: emails by id, and the ids that were not found."""
+    """The results of one or more Email/get: emails and bad emails by id, and ids not found."""
 
     def __init__(self) -> None:
         self.emails: dict[str, E] = {}
         self.not_found: set[str] = set()
+        self.bad: dict[str, BadEmail] = {}
 
-    def add(self, requested: Iterable[str], response: GetResponse[E]) -> None:
+    def add(self, requested: Iterable[str], response: Got[E]) -> None:
         """Add the results for the `requested` ids, and ignore all others."""
         wanted = set(requested)
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
+        self.bad.update((bad.id, bad) for bad in _bad_emails(response.unusable) if bad.id in wanted)
         self.not_found.update(
-            id_ for id_ in response.not_found or () if id_ in wanted and id_ not in self.emails
+            id_
+            for id_ in response.not_found
+            if id_ in wanted and id_ not in self.emails and id_ not in self.bad
         )
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        return [id_ for id_ in ids if id_ not in self.emails and id_ not in self.not_found]
+        return [
+            id_
+            for id_ in ids
+            if id_ not in self.emails and id_ not in self.not_found and id_ not in self.bad
+        ]
 
     def in_order(self, ids: Iterable[str]) -> tuple[E, ...]:
         return tuple(self.emails[id_] for id_ in ids if id_ in self.emails)
 
+    def bad_in_order(self, ids: Iterable[str]) -> tuple[BadEmail, ...]:
+        return tuple(self.bad[id_] for id_ in ids if id_ in self.bad and id_ not in self.emails)
 
-class Client(BlobMethods, BlobGetMethods, PushMethods):
+
+class Client(MailboxMethods, BlobMethods, BlobGetMethods, PushMethods):
     """The mail of one account, read only. Safe for many tasks at once.
 
     All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
     """
 
     _has_message_ids = True
-
-    async def mailboxes(self) -> tuple[list[Mailbox], str]:
-        """Return all mailboxes of the account, and the Mailbox state.
-
-        If the server rejects a request for all mailboxes as too large, they are requested in parts.
-        The returned state is then the state before the first part. Raises ProtocolError if the
-        server leaves out a mailbox.
-        """
-        try:
-            response = await self._get_mailboxes(None)
-        except (MethodError, RequestError) as error:
-            if not is_too_large(error):
-                raise
-            return await self._mailboxes_in_parts()
-        unique = {mailbox.id: mailbox for mailbox in response.items}
-        return list(unique.values()), response.state
+    _id_limits: Sequence[int | None] = _ID_LIMITS
 
     async def email_state(self) -> str:
         """Return the current Email state. No emails are requested."""
         return (await self._get_emails([])).state
 
-    async def query_page(self, anchor: str | None, limit: int) -> EmailPage:
-        """Return the page after the email `anchor`, or the first page, with at most `limit` emails.
+    async def query_ids(self, position: int, *, count: bool = False) -> IdPage:
+        """Return ids of emails, from a position of the list of all emails. The order is any order.
 
-        This usually takes one HTTP request. If the server rejects `limit` as too large, the page is
-        smaller. Some servers return fewer emails without an error.
-
-        Raises:
-            MethodError: if its kind is `anchorNotFound`, the anchor is gone: begin a new listing.
-            ProtocolError: an email of the page is neither returned nor reported as not found.
+        A sorted list is not complete on every server: some sort by a search index that lags behind.
+        Servers may return fewer ids than there are. With `count`, the total is requested.
         """
-        return await self._with_fewer(limit, partial(self._page, anchor))
+        arguments: dict[str, object] = {"position": position}
+        if count:
+            arguments["calculateTotal"] = True
+        while True:
+            limit = self._id_limits[0]
+            bounded = arguments if limit is None else arguments | {"limit": limit}
+            try:
+                page = await self._query("Email/query", bounded)
+            except (MethodError, RequestError) as error:
+                is_refused = isinstance(error, MethodError) and error.kind == "invalidArguments"
+                if len(self._id_limits) == 1 or not (is_refused or is_too_large(error)):
+                    raise
+                self._id_limits = self._id_limits[1:]
+            else:
+                return IdPage(tuple(page.ids), page.total)
 
-    async def emails(self, ids: Iterable[str]) -> tuple[list[Email], list[str]]:
-        """Return the emails with these ids, in this order, and the ids that are not found.
+    async def counts(self) -> ServerCounts:
+        """Return the numbers of emails. This takes one HTTP request if possible."""
+        query: dict[str, object] = {"limit": 1, "calculateTotal": True}
+        mailboxes = {"ids": None, "properties": ["id", "totalEmails"]}
+        while True:
+            responses = await self.request(
+                [
+                    self._call("Email/query", query, "query"),
+                    self._call("Mailbox/get", mailboxes, "mailboxes"),
+                    self._call("Email/get", {"ids": [], "properties": ["id"]}, "state"),
+                ],
+                raise_errors=False,
+            )
+            # Some servers refuse such a small limit. Without it, all ids are returned.
+            if responses[0].error is None or query.pop("limit", None) is None:
+                break
+        queried, counted, state = responses
+        total = None
+        boxes: Sequence[Mailbox] = ()
+        if queried.error is None:
+            total = self._decode(queried, QueryResponse, lenient=True).total
+        if counted.error is None:
+            boxes = self._decode_get(counted, GetResponse[Mailbox], Mailbox).items
+        return ServerCounts(
+            self._decode_get(state, GetResponse[Email], Email).state,
+            total,
+            {box.id: box.total_emails for box in boxes},
+        )
+
+    async def changed_ids(self, since_state: str) -> set[str]:
+        """Return the ids of the emails that were created or updated since a state.
+
+        Raises the same errors as `mailbox_changes`.
+        """
+        ids: set[str] = set()
+        while True:
+            arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+            [response] = await self.request([self._call("Email/changes", arguments)])
+            changes = self._decode_changes(response)
+            ids.update(changes.created, changes.updated)
+            if not changes.has_more or changes.new_state == since_state:
+                return ids
+            since_state = changes.new_state
+
+    async def emails(self, ids: Iterable[str]) -> EmailsFound:
+        """Return the emails with these ids, in this order, and the ids without a usable email.
 
         If the server limits the number of emails in a request, several requests are sent in turn.
-        Raises ProtocolError if two responses neither contain an email nor report it as not found.
+        An email is also bad if two responses neither contain it nor report it as not found.
         """
         wanted = list(dict.fromkeys(ids))
         found = await self._find(wanted, self._get_emails)
-        return list(found.in_order(wanted)), [id_ for id_ in wanted if id_ in found.not_found]
+        return EmailsFound(
+            list(found.in_order(wanted)),
+            [id_ for id_ in wanted if id_ in found.not_found],
+            list(found.bad_in_order(wanted)),
+        )
 
     async def email_values(self, ids: Iterable[str]) -> dict[str, EmailValues]:
-        """Return the immutable values of emails, by id. Ids that are not found are left out.
+        """Return the immutable values of emails, by id. Bad emails and unknown ids are left out.
 
         Raises the same errors as `emails`.
         """
@@ -194,7 +282,7 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         }
 
     async def _find(
-        self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[GetResponse[E]]]
+        self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[Got[E]]]
     ) -> _Found[E]:
         found = _Found[E]()
         missing = wanted
@@ -206,11 +294,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
                 found.add(requested, response)
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
-        if missing:
-            raise ProtocolError(
-                f"the server answers Email/get without {len(missing)} of {len(wanted)} emails "
-                f"that were requested, the first being {printable(missing[0], 80)}"
-            )
+        for id_ in missing:
+            found.bad[id_] = BadEmail(id=id_, reason=_NOT_RETURNED)
         return found
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
@@ -218,7 +303,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
 
         The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
         """
-        mailbox_call = self._call("Mailbox/changes", {"sinceState": mailbox_state}, "mailboxes")
+        arguments = {"sinceState": mailbox_state, "maxChanges": _MAX_CHANGES}
+        mailbox_call = self._call("Mailbox/changes", arguments, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
@@ -229,7 +315,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         Raises MethodError if everything has to be listed again. The kind of the error is then
         `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
-        call = self._call("Mailbox/changes", {"sinceState": since_state})
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
+        call = self._call("Mailbox/changes", arguments)
         [response] = await self.request([call])
         return self._decode_changes(response)
 
@@ -243,13 +330,14 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
     def _decode_changes(self, response: MethodResponse) -> Changes:
         decoded = self._decode(response, ChangesResponse)
         properties = decoded.updated_properties
+        names = _strings(properties)
         return Changes(
             new_state=decoded.new_state,
             has_more=decoded.has_more_changes or False,
             created=tuple(decoded.created or ()),
             updated=tuple(decoded.updated or ()),
             destroyed=tuple(decoded.destroyed or ()),
-            updated_properties=None if properties is None else frozenset(properties),
+            updated_properties=frozenset(names) if properties == list(names) else None,
         )
 
     async def _request_changes(self, since_state: str, *before: MethodCall) -> list[MethodResponse]:
@@ -258,8 +346,8 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
         If the server accepts so many calls in one request, Email/get for the changed emails is also
         called, and its responses come last.
         """
-        # Email/changes must not report more emails than one Email/get returns.
-        arguments = {"sinceState": since_state, "maxChanges": self.max_objects_in_get}
+        # If more emails changed than one Email/get returns, they are requested in parts.
+        arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
         calls = [*before, self._call("Email/changes", arguments, "emails")]
         gets = [
             self._get_referenced("created", "emails", "Email/changes"),
@@ -283,64 +371,41 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             # Email/get fails if there are more emails than the server returns at once. Then
             # `_add_missing` requests the emails in parts.
             if response.error is None:
-                found.add(ids, self._decode(response, GetResponse[Email]))
+                found.add(ids, self._decode_get(response, GetResponse[Email], Email))
         await self._add_missing(ids, found)
         # A server may put an id into several lists. An email that was found is not gone.
-        gone = found.not_found.union(changes.destroyed).difference(found.emails)
+        gone = found.not_found.union(changes.destroyed).difference(found.emails, found.bad)
         return EmailChanges(
             new_state=changes.new_state,
             has_more=changes.has_more,
             emails=found.in_order(ids),
             gone=tuple(sorted(gone)),
-        )
-
-    async def _page(self, anchor: str | None, limit: int) -> EmailPage:
-        arguments: dict[str, object] = {"sort": _BY_RECEIPT, "limit": limit}
-        if anchor is None:
-            # Counting takes a server as long as listing, so only the first page asks for the total.
-            arguments |= {"position": 0, "calculateTotal": True}
-        else:
-            arguments |= {"anchor": anchor, "anchorOffset": 1}
-        calls = [self._call("Email/query", arguments, "query")]
-        if self.session.limits.max_calls_in_request > 1:
-            calls.append(self._get_referenced("ids", "query", "Email/query"))
-        queried, *got = await self.request(calls)
-        listing = self._decode(queried, QueryResponse)
-        ids = list(dict.fromkeys(listing.ids))
-        found = _Found[Email]()
-        for response in got:
-            found.add(ids, self._decode(response, GetResponse[Email]))
-        if anchor is not None and anchor in ids:
-            raise ProtocolError("the server answers Email/query with the anchor itself")
-        await self._add_missing(ids, found)
-        return EmailPage(
-            ids=tuple(ids),
-            emails=found.in_order(ids),
-            not_found=tuple(id_ for id_ in ids if id_ in found.not_found),
-            total=listing.total if anchor is None else None,
+            bad=found.bad_in_order(ids),
         )
 
     async def _add_missing(self, ids: Sequence[str], found: _Found[Email]) -> None:
-        emails, not_found = await self.emails(found.missing(ids))
-        found.emails.update((email.id, email) for email in emails)
-        found.not_found.update(not_found)
+        rest = await self.emails(found.missing(ids))
+        found.emails.update((email.id, email) for email in rest.emails)
+        found.not_found.update(rest.not_found)
+        found.bad.update((bad.id, bad) for bad in rest.bad)
 
-    async def _get_emails(self, ids: Sequence[str]) -> GetResponse[Email]:
+    async def _get_emails(self, ids: Sequence[str]) -> Got[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
-        return await self._request_one("Email/get", arguments, GetResponse[Email])
+        [response] = await self.request([self._call("Email/get", arguments)])
+        return self._decode_get(response, GetResponse[Email], Email)
 
-    async def _get_immutable(self, ids: Sequence[str]) -> GetResponse[ImmutableEmail]:
-        if self._has_message_ids:
-            arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES}
-            try:
-                return await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
-            except MethodError as error:
-                if error.kind != "invalidArguments":
-                    raise
-        arguments = {"ids": ids, "properties": IMMUTABLE_PROPERTIES[:-1]}
-        response = await self._request_one("Email/get", arguments, GetResponse[ImmutableEmail])
-        self._has_message_ids = False
-        return response
+    async def _get_immutable(self, ids: Sequence[str]) -> Got[ImmutableEmail]:
+        properties = IMMUTABLE_PROPERTIES if self._has_message_ids else IMMUTABLE_PROPERTIES[:-1]
+        arguments = {"ids": ids, "properties": properties}
+        try:
+            [response] = await self.request([self._call("Email/get", arguments)])
+        except MethodError as error:
+            if error.kind != "invalidArguments" or not self._has_message_ids:
+                raise
+            arguments["properties"] = IMMUTABLE_PROPERTIES[:-1]
+            [response] = await self.request([self._call("Email/get", arguments)])
+            self._has_message_ids = False
+        return self._decode_get(response, GetResponse[ImmutableEmail], ImmutableEmail)
 
     def _get_referenced(self, path: str, call_id: str, method: str) -> MethodCall:
         """Return a call of Email/get for the ids at `path` in the result of another call (§3.7)."""
@@ -349,47 +414,15 @@ class Client(BlobMethods, BlobGetMethods, PushMethods):
             "Email/get", {"#ids": reference, "properties": EMAIL_PROPERTIES}, f"get {path}"
         )
 
-    async def _mailboxes_in_parts(self) -> tuple[list[Mailbox], str]:
-        before = await self._get_mailboxes([])
-        ids = await self._mailbox_ids()
-        found: dict[str, Mailbox] = {}
-        while ids:
-            requested, response = await self._get_first(ids, self._get_mailboxes)
-            found.update((mailbox.id, mailbox) for mailbox in response.items)
-            gone = set(response.not_found or ())
-            missing = [id_ for id_ in requested if id_ not in found and id_ not in gone]
-            if missing:
-                raise ProtocolError(
-                    f"the server answers Mailbox/get without {len(missing)} of {len(requested)} "
-                    f"mailboxes, the first being {printable(missing[0], 80)}"
-                )
-            ids = ids[len(requested) :]
-        return list(found.values()), before.state
 
-    async def _mailbox_ids(self) -> Sequence[str]:
-        """Return the ids of all mailboxes. All pages are from the same state of the query."""
-        for _ in range(_MAX_LISTINGS):
-            ids: dict[str, None] = {}
-            states: set[str | None] = set()
-            while True:
-                arguments = {"position": len(ids), "limit": self.max_objects_in_get}
-                page = await self._request_one("Mailbox/query", arguments, QueryResponse)
-                states.add(page.query_state)
-                fresh = [id_ for id_ in page.ids if id_ not in ids]
-                ids.update(dict.fromkeys(fresh))
-                if not page.ids:
-                    break
-                if not fresh:
-                    # All ids came before: the list has changed, or the server ignores `position`.
-                    states.add("")
-                    break
-            # If the list changed between two pages, a mailbox may be on neither of them.
-            if len(states) == 1:
-                return list(ids)
-        raise ProtocolError("the server's list of mailboxes changes each time it is read")
-
-    async def _get_mailboxes(self, ids: Sequence[str] | None) -> GetResponse[Mailbox]:
-        return await self._request_one("Mailbox/get", {"ids": ids}, GetResponse[Mailbox])
+def _bad_emails(errors: Iterable[ProtocolError]) -> Iterator[BadEmail]:
+    for error in errors:
+        if not isinstance(error, UnusableError):
+            continue
+        # Without a usable id, the email is one that the server does not return.
+        with contextlib.suppress(ProtocolError):
+            email = decode_leniently(error.sent, EmailIdentity, "an email")
+            yield BadEmail(id=email.id, reason=error.reason, mailbox_ids=email.mailbox_ids)
 
 
 def _strings(value: object) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ each URL is first requested without credentials.
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 from urllib.parse import urljoin
 
@@ -19,18 +20,28 @@ from dns.rdtypes.IN.SRV import SRV
 
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import REDIRECTS
-from jmapfs.jmap.origins import host_of, is_downgrade, origin_of, secure_origin, with_origin_of
+from jmapfs.jmap.http_errors import REDIRECTS, redirect_text
+from jmapfs.jmap.identity import normalize_location
+from jmapfs.jmap.origins import (
+    WELL_KNOWN,
+    host_of,
+    is_downgrade,
+    origin_of,
+    secure_origin,
+    with_origin_of,
+)
 from jmapfs.jmap.response import HttpRequest, HttpResponse
 from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
 
 _LOOKUP_TIMEOUT = 10.0
 _MAX_REDIRECTS = 5
-_WELL_KNOWN = "/.well-known/jmap"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\\\[\]]+)(:\d{1,5})?")
 
 _NOT_FOUND = frozenset({404, 410})
+# James 3.8 speaks an older draft of JMAP by default, and has no session in it. For the JMAP of
+# RFC 8621, every request needs this parameter of the media type in its Accept field.
+_VERSION_PARAMETER = "; jmapVersion=rfc-8621"
 # The statuses that a request without credentials may have: the redirect is followed, or the request
 # is sent again with credentials. Other statuses are errors, such as "not found" or a busy server.
 _UNAUTHENTICATED = frozenset({200, 400, 401, 402, 403, 405, 406, 407, 451}) | REDIRECTS
@@ -101,14 +112,21 @@ async def discover(
         JmapfsError: any error of Transport.fetch.
     """
     urls = await _candidates(location.strip(), resolver, until)
+    session_at = partial(
+        _session_at,
+        transport=transport,
+        until=until,
+        location=normalize_location(location),
+        rewrite_origin=rewrite_origin,
+    )
     for url in urls[:-1]:
         try:
-            return await _session_at(url, transport, until, rewrite_origin=rewrite_origin)
+            return await session_at(url)
         except UnreachableError:
             # Try the next SRV target. Only the error of the last target is raised.
             if trio.current_time() >= until + transport.waited:
                 raise
-    return await _session_at(urls[-1], transport, until, rewrite_origin=rewrite_origin)
+    return await session_at(urls[-1])
 
 
 async def _candidates(location: str, resolver: Resolver, until: float) -> list[str]:
@@ -116,7 +134,7 @@ async def _candidates(location: str, resolver: Resolver, until: float) -> list[s
     if _SCHEME.match(location):
         secure_origin(location, naming="the URL of the account", error=ConfigError)
         authority = re.fullmatch(r"([A-Za-z]+://[^/?#]*)/?", location)
-        return [f"{authority[1]}{_WELL_KNOWN}" if authority else location]
+        return [f"{authority[1]}{WELL_KNOWN}" if authority else location]
     if "@" in location:
         return await _urls_of_address(location, resolver, until)
     if not _HOST.fullmatch(location):
@@ -151,25 +169,31 @@ async def _urls_of_address(address: str, resolver: Resolver, until: float) -> li
 
 
 def _well_known(authority: str, naming: str) -> str:
-    url = f"https://{authority.removesuffix(':443')}{_WELL_KNOWN}"
+    url = f"https://{authority.removesuffix(':443')}{WELL_KNOWN}"
     secure_origin(url, naming=naming, error=ConfigError)
     return url
 
 
 async def _session_at(
-    url: str, transport: Transport, until: float, *, rewrite_origin: bool
+    url: str, transport: Transport, until: float, *, location: str, rewrite_origin: bool
 ) -> Session:
+    target = ""
     for _ in range(_MAX_REDIRECTS + 1):
         response = await _get_session(url, transport, until)
         if response.status not in REDIRECTS:
-            session = parse_session(response, transport, rewrite_origin=rewrite_origin)
+            session = parse_session(
+                response, transport, location=location, rewrite_origin=rewrite_origin
+            )
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
             return session
         start = origin_of(url)
-        url = _redirect_target(response, rewrite_origin=rewrite_origin)
+        target = transport.redact(redirect_text(response.headers))
+        url = _redirect_target(response, target, rewrite_origin=rewrite_origin)
         if origin_of(url) != start:
             transport.explain({origin_of(url): f"a redirect of {host_of(response.url)}"})
-    raise ProtocolError(f"discovery was redirected more than {_MAX_REDIRECTS} times")
+    raise ProtocolError(
+        f"discovery was redirected more than {_MAX_REDIRECTS} times, the last time to {target}"
+    )
 
 
 async def _get_session(url: str, transport: Transport, until: float) -> HttpResponse:
@@ -182,7 +206,11 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
         expected=_UNAUTHENTICATED | _NOT_FOUND,
     )
     response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
+    if response.status == 404 and not transport.accept_parameter:
+        transport.accept_parameter = _VERSION_PARAMETER
+        response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
     if response.status in _NOT_FOUND:
+        transport.accept_parameter = ""
         path = "/" + url.partition("://")[2].partition("/")[2].partition("?")[0]
         raise ProtocolError(f"there is no JMAP at {host_of(url)}: {response.status} for {path}")
     if response.status in REDIRECTS:
@@ -194,11 +222,12 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
     return await transport.fetch(authenticated, until=until + transport.waited, patient=True)
 
 
-def _redirect_target(response: HttpResponse, *, rewrite_origin: bool) -> str:
+def _redirect_target(response: HttpResponse, text: str, *, rewrite_origin: bool) -> str:
+    """Return the target of a redirect. `text` is the target for error texts."""
     location: str = response.headers.get("location", "")
-    naming = f"the redirect of {host_of(response.url)}"
     if not location:
-        raise ProtocolError(f"{naming} names no target")
+        raise ProtocolError(f"the redirect of {host_of(response.url)} names no target")
+    naming = f"the redirect of {host_of(response.url)} to {text}"
     try:
         if rewrite_origin:
             location = with_origin_of(response.url, location)

@@ -195,7 +195,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     the network in tests. `ca_file` names more certificate authorities. `longest_wait` bounds, in
     seconds, how long a patient request waits if the server asks to wait, and `on_wait` gets a line
     for the user then. `traffic` counts what was sent and received. `waited` is how many seconds
-    patient requests have waited.
+    patient requests have waited. `accept_parameter` is added to the Accept field of every request.
     """
 
     def __init__(
@@ -212,6 +212,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     ) -> None:
         self.traffic = Traffic()
         self.waited = 0.0
+        self.accept_parameter = ""
         self._login = login
         self._user_agent = user_agent
         self._network = ConnectionPool(ca_file) if network is None else network
@@ -449,6 +450,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             "Accept-Encoding": "identity" if request.url[:5].lower() == "http:" else "gzip",
             **headers,
         }
+        if self.accept_parameter:
+            all_headers["Accept"] = f"{all_headers.get('Accept', '*/*')}{self.accept_parameter}"
         self.traffic.requests += 1
         response: httpx.Response | None = None
         with trio.move_on_after(timeout):

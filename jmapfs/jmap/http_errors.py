@@ -205,7 +205,7 @@ def http_error(
     if status in _CREDENTIALS_REJECTED:
         return AuthenticationError(f"{host} does not accept the credentials: {text}")
     if status in REDIRECTS:
-        target = redact(_location(headers))
+        target = redact(redirect_text(headers))
         return ProtocolError(
             f"{host} redirects a request ({title}) to {target}; only discovery follows redirects"
         )
@@ -255,7 +255,7 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> float | No
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-def _location(headers: Mapping[str, str]) -> str:
+def redirect_text(headers: Mapping[str, str]) -> str:
     """Return the target of a redirect. Its query may contain a secret, so it is left out."""
     target = re.split(r"[?#]", headers.get("location", ""), maxsplit=1)[0]
     return printable(re.sub(r"//[^/@]*@", "//", target), _MAX_MESSAGE) or "an unnamed place"

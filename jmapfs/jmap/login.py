@@ -6,8 +6,10 @@ after a number of failed logins. All clients of a user share one Login, so they 
 """
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import trio
 
@@ -132,8 +134,11 @@ class Login:
             self._failures = 0
         self._refusal = error
         self._refused_at = now
-        self._retry_at = now + RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
+        pause = RETRY_PAUSES[min(self._failures, len(RETRY_PAUSES) - 1)]
+        self._retry_at = now + pause
         self._failures += 1
+        retry_at = datetime.fromtimestamp(time.time() + pause, UTC)
+        error.remark = f"they are sent again at {retry_at:%H:%M} UTC, or by jmapfs sync"
         # Requests of the same attempt must not send the secret again.
         self._attempting = False
 
@@ -144,7 +149,9 @@ class Login:
         try:
             credentials = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         except ConfigError as error:
-            self._refusal = AuthenticationError(f"{self._refusal}; now {error}")
+            refusal = AuthenticationError(f"{self._refusal}; now {error}")
+            refusal.remark = self._refusal.remark if self._refusal is not None else ""
+            self._refusal = refusal
             return False
         if credentials == self._credentials:
             return False
@@ -164,7 +171,5 @@ class Login:
         raise self._paused()
 
     def _paused(self) -> AuthenticationError:
-        minutes = max(1, math.ceil((self._retry_at - trio.current_time()) / 60))
-        return AuthenticationError(
-            f"{self._refusal} (they are sent again in {minutes} min, or by jmapfs sync)"
-        )
+        remark = "" if self._refusal is None else self._refusal.remark
+        return AuthenticationError(f"{self._refusal} ({remark})")

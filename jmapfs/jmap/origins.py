@@ -11,6 +11,9 @@ import httpx
 
 from jmapfs.errors import JmapfsError, printable
 
+WELL_KNOWN = "/.well-known/jmap"
+"""The path of the session on a host that the user names (RFC 8620 §2.2)."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

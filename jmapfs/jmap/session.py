@@ -1,8 +1,11 @@
 """The session: URLs, accounts, capabilities and limits (RFC 8620 §2).
 
-A Session is immutable: a changed session is a new object. Its URLs are absolute.
+A Session is immutable: a changed session is a new object. Its URLs are absolute. Whatever else a
+server sends that cannot be used, a session only needs a usable apiUrl and downloadUrl.
 """
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
@@ -11,12 +14,15 @@ import msgspec
 
 from jmapfs.errors import ConfigError, ProtocolError, printable
 from jmapfs.jmap.http import Transport
+from jmapfs.jmap.lenient import decode_leniently
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin, with_origin_of
 from jmapfs.jmap.response import HttpResponse
-from jmapfs.jmap.types import Id, decode
+from jmapfs.jmap.types import Int, decode
 
 CORE = "urn:ietf:params:jmap:core"
 MAIL = "urn:ietf:params:jmap:mail"
+_log = logging.getLogger(__name__)
+
 SESSION_HEADERS = {"Accept": "application/json"}
 
 
@@ -34,15 +40,15 @@ class SessionAccount:
 class Limits(msgspec.Struct, frozen=True, rename="camel"):
     """The limits of the server (RFC 8620 §2). Each is at least 1. Sizes are in bytes."""
 
-    max_objects_in_get: int = 500
-    max_calls_in_request: int = 16
-    max_concurrent_requests: int = 4
-    max_size_request: int = 10_000_000
+    max_objects_in_get: Int = 500
+    max_calls_in_request: Int = 16
+    max_concurrent_requests: Int = 4
+    max_size_request: Int = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session of one user. `url` is the URL of the session after all redirects.
+    """A session of one user, found at `location`. `url` is its URL after all redirects.
 
     `origins` may receive the credentials. Each is mapped to what names it first, such as "the
     session's apiUrl", or to an empty string if it is the origin of `url`. With `rewrite_origin`,
@@ -50,6 +56,7 @@ class Session:
     Cyrus, and for Fastmail, which runs Cyrus.
     """
 
+    location: str
     url: str
     username: str
     api_url: str
@@ -98,6 +105,8 @@ class Session:
         mail_accounts = self.mail_accounts()
         if len(mail_accounts) == 1:
             return mail_accounts[0]
+        if not mail_accounts:
+            raise ProtocolError(f"{host_of(self.url)} has no account with mail for this user")
         if primary is None:
             raise ConfigError(
                 "the server names no primary account for mail; choose one: " + self._list_accounts()
@@ -136,7 +145,7 @@ class _AccountDocument(msgspec.Struct, rename="camel"):
     name: str | None = None
     is_personal: bool | None = None
     is_read_only: bool | None = None
-    account_capabilities: dict[str, object] | None = None
+    account_capabilities: dict[str, msgspec.Raw] | None = None
 
 
 class _SessionDocument(msgspec.Struct, rename="camel"):
@@ -145,63 +154,93 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
     event_source_url: str | None = None
     username: str | None = None
     state: str | None = None
-    accounts: dict[Id, _AccountDocument] | None = None
-    primary_accounts: dict[str, str | None] | None = None
-    capabilities: dict[str, object] | None = None
+    accounts: dict[str, msgspec.Raw] | None = None
+    primary_accounts: dict[str, msgspec.Raw] | None = None
+    capabilities: dict[str, msgspec.Raw] | None = None
 
 
 def parse_session(
-    response: HttpResponse, transport: Transport, *, rewrite_origin: bool = False
+    response: HttpResponse, transport: Transport, *, location: str, rewrite_origin: bool = False
 ) -> Session:
     """Read a session from an HTTP response. Relative URLs are relative to the URL of the response.
 
-    With `rewrite_origin`, absolute URLs get the origin of the response. Raises
-    ProtocolError if this is not a session, if one of its URLs must not get credentials, or if its
-    downloadUrl lacks the id of the account or of the blob.
+    `location` is what the user named, from `normalize_location`. With `rewrite_origin`, absolute
+    URLs get the origin of the response. Raises ProtocolError if this is not a session, if one of
+    its URLs must not get credentials, or if its downloadUrl lacks the id of the account or of the
+    blob.
     """
     base = response.url
     what = f"the session of {host_of(base)}"
-    document = transport.decode(response, _SessionDocument, what)
+    # This names the place of an error in a document that is no JSON at all.
+    sent = transport.decode(response, msgspec.Raw, what)
+    document = decode_leniently(sent, _SessionDocument, what)
     named = {"apiUrl": document.api_url, "downloadUrl": document.download_url}
     if document.event_source_url:
         named["eventSourceUrl"] = document.event_source_url
-    urls = {}
+    urls: dict[str, str] = {}
     for name, url in named.items():
         source = with_origin_of(base, url) if rewrite_origin else url
-        urls[name] = _absolute(base, source, f"{name} in {what}")
+        try:
+            urls[name] = _absolute(base, source, f"{name} in {what}")
+        except ProtocolError as error:
+            if name != "eventSourceUrl":
+                raise
+            _log.warning("the server cannot push changes: %s", error)
     _check_download_url(urls["downloadUrl"], what)
-    capabilities = document.capabilities or {}
+    capabilities = _values(document.capabilities)
     origins = {secure_origin(base, naming=f"the URL of {what}", error=ProtocolError): ""}
     for name, url in urls.items():
         origins.setdefault(
             secure_origin(url, naming=name, error=ProtocolError), f"the session's {name}"
         )
+    primary_accounts = {
+        name: id_
+        for name, id_ in _values(document.primary_accounts).items()
+        if isinstance(id_, str) and id_
+    }
+    # Without a usable list of accounts, the primary account is the only one that is known.
+    primary = primary_accounts.get(MAIL)
+    accounts = document.accounts or ({primary: msgspec.Raw(b"{}")} if primary else {})
     return Session(
+        location=location,
         url=base,
         username=document.username or "",
         api_url=urls["apiUrl"],
         download_url=urls["downloadUrl"],
         event_source_url=urls.get("eventSourceUrl"),
         state=document.state or "",
-        accounts={
-            id_: SessionAccount(
-                id=id_,
-                name=account.name or "",
-                is_personal=account.is_personal is not False,
-                is_read_only=account.is_read_only is True,
-                capabilities=account.account_capabilities or {},
-            )
-            for id_, account in (document.accounts or {}).items()
-        },
-        primary_accounts={
-            name: id_ for name, id_ in (document.primary_accounts or {}).items() if id_
-        },
+        accounts={id_: _account(id_, sent) for id_, sent in accounts.items() if id_},
+        primary_accounts=primary_accounts,
         capabilities=capabilities,
-        limits=_limits(capabilities.get(CORE), what),
+        limits=_limits((document.capabilities or {}).get(CORE)),
         origins=origins,
         blob_ids_are_sha1=any(_is_cyrus(name) for name in capabilities),
         rewrite_origin=rewrite_origin,
     )
+
+
+def _account(id_: str, sent: msgspec.Raw) -> SessionAccount:
+    try:
+        account = decode_leniently(sent, _AccountDocument, "an account")
+    except ProtocolError:
+        account = _AccountDocument()
+    return SessionAccount(
+        id=id_,
+        name=account.name or "",
+        is_personal=account.is_personal is not False,
+        is_read_only=account.is_read_only is True,
+        capabilities=_values(account.account_capabilities),
+    )
+
+
+def _values(sent: Mapping[str, msgspec.Raw] | None) -> dict[str, object]:
+    """Decode each value on its own; one that cannot be decoded is None."""
+    values: dict[str, object] = {}
+    for name, value in (sent or {}).items():
+        values[name] = None
+        with contextlib.suppress(ProtocolError):
+            values[name] = decode(value, object, name)
+    return values
 
 
 def _absolute(base: str, url: str, naming: str) -> str:
@@ -228,12 +267,11 @@ def _check_download_url(template: str, what: str) -> None:
             raise ProtocolError(f"downloadUrl in {what} lacks the variable {variable}")
 
 
-def _limits(core: object, what: str) -> Limits:
-    if core is None:
-        return Limits()
-    if isinstance(core, dict):
-        core = {name: value for name, value in core.items() if value is not None}
-    sent = decode(msgspec.json.encode(core), Limits, f"the capability {CORE} in {what}")
+def _limits(core: msgspec.Raw | None) -> Limits:
+    try:
+        sent = decode_leniently(core or msgspec.Raw(b"{}"), Limits, "the limits")
+    except ProtocolError:
+        sent = Limits()
     return Limits(*(max(1, value) for value in msgspec.structs.astuple(sent)))
 
 

@@ -5,6 +5,7 @@ required, which may be missing and which may be null. Everything that a server s
 `decode`, which raises only ProtocolError.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
@@ -14,11 +15,16 @@ from jmapfs.errors import ProtocolError, printable
 
 T = TypeVar("T")
 
-Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+MAX_ID_LENGTH = 255
+
+Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 """An Id (RFC 8620 §1.2). Its alphabet is not checked: ids are only used as keys."""
 
 UnsignedInt: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 """An UnsignedInt (RFC 8620 §1.3)."""
+
+Int: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
+"""An Int (RFC 8620 §1.3)."""
 
 State: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 """A state string: opaque, but never empty, because the empty string stands for no state."""
@@ -48,11 +54,24 @@ A server may reject the last one.
 _MAX_QUOTED = 80
 
 
-class MailboxIds(frozenset[str]):
+# An escaped pair of surrogates, a lone surrogate, or another escape sequence of JSON.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\.",
+    re.DOTALL,
+)
+
+
+class Flags(frozenset[str]):
+    """The keys of a JSON object whose value is true."""
+
+
+class MailboxIds(Flags):
     """The `mailboxIds` of an Email: the ids whose value is true."""
 
 
-class Keywords(frozenset[str]):
+class Keywords(Flags):
     """The `keywords` of an Email: the keywords whose value is true. null means no keywords."""
 
 
@@ -65,6 +84,8 @@ _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type: str = "") -> T:
     """Decode the JSON in `data` as `type_`; `what` names the document in error texts.
 
+    Text that is not Unicode (invalid UTF-8, a lone surrogate) is replaced with U+FFFD.
+
     Raises ProtocolError if the document is empty, truncated, not JSON, or not of `type_`. The error
     names the place in the document or, if it is not JSON, its content type and its start.
     """
@@ -75,7 +96,7 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
     if decoder is None:
         decoder = _DECODERS[type_] = msgspec.json.Decoder(type_, dec_hook=_decode_flags)
     try:
-        document: T = decoder.decode(view)
+        document: T = _decode_text(decoder, view)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"{what} is not valid: {printable(str(error), 200)}") from None
     except RecursionError:
@@ -88,6 +109,19 @@ def decode(data: bytes | msgspec.Raw, type_: type[T], what: str, *, content_type
             f"{what} is not JSON ({printable(reason, 100)}): {kind}it begins with '{start}'"
         ) from None
     return document
+
+
+def _decode_text(decoder: msgspec.json.Decoder[T], view: bytes) -> T:
+    try:
+        return decoder.decode(view)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        text = view.decode("utf-8", "replace").encode()
+        replaced = _ESCAPE.sub(lambda m: b"\\ufffd" if m["lone"] else m[0], text)
+        if replaced == view:
+            raise
+        return decoder.decode(replaced)
 
 
 def _decode_flags(type_: type[Any], value: object) -> object:
@@ -105,7 +139,8 @@ class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str | None = None
     parent_id: Id | None = None
     role: str | None = None
-    sort_order: int | None = None
+    sort_order: Int | None = None
+    total_emails: UnsignedInt | None = None
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -116,14 +151,14 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An Email (RFC 8621 §4). What every file needs is required: blob, size, date, mailboxes.
+    """An Email (RFC 8621 §4). What every file needs is required: blob, size and date.
 
     `size` is in bytes. `received_at` is in UTC. `from_` is None if the message has no such header.
     """
 
     id: Id
     blob_id: Id
-    mailbox_ids: MailboxIds
+    mailbox_ids: MailboxIds = MailboxIds()
     size: UnsignedInt
     received_at: Date
     thread_id: str | None = None
@@ -134,6 +169,21 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def __post_init__(self) -> None:
         """Convert the date to UTC. msgspec reports the ValueError as a ValidationError."""
         msgspec.structs.force_setattr(self, "received_at", _in_utc(self.received_at))
+
+
+class EmailIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What of an Email is read even if it cannot be shown."""
+
+    id: Id
+    mailbox_ids: MailboxIds = MailboxIds()
+
+
+class BadEmail(msgspec.Struct, frozen=True, kw_only=True):
+    """An email that the account has, but that cannot be shown, and the reason in plain English."""
+
+    id: str
+    reason: str
+    mailbox_ids: MailboxIds = MailboxIds()
 
 
 class ImmutableEmail(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -177,12 +227,20 @@ class GetResponse(AccountResponse, Generic[T], kw_only=True, rename="camel"):
     not_found: list[Id] | None = None
 
 
+class RawGetResponse(AccountResponse, kw_only=True, rename="camel"):
+    """The response to a /get, with objects that are still encoded."""
+
+    state: State
+    items: list[msgspec.Raw] = msgspec.field(name="list")
+    not_found: list[Id] | None = None
+
+
 class QueryResponse(AccountResponse, kw_only=True, rename="camel"):
     """The response to a /query (RFC 8620 §5.5)."""
 
     ids: list[Id]
     query_state: str | None = None
-    total: int | None = None
+    total: UnsignedInt | None = None
 
 
 class ChangesResponse(AccountResponse, kw_only=True, rename="camel"):
@@ -193,4 +251,5 @@ class ChangesResponse(AccountResponse, kw_only=True, rename="camel"):
     created: list[Id] | None = None
     updated: list[Id] | None = None
     destroyed: list[Id] | None = None
-    updated_properties: list[str] | None = None
+    # Of any type: an odd value has the meaning of null.
+    updated_properties: object = None

@@ -23,6 +23,7 @@ import trio
 from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
+    JmapfsError,
     StorageError,
     TooMuchGoneError,
     storage_errors,
@@ -31,9 +32,16 @@ from jmapfs.locking import process_lock
 from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
 from jmapfs.snapshot.builder import TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
-from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
-from jmapfs.snapshot.missing import MissingMails
-from jmapfs.snapshot.repository import Repository
+from jmapfs.snapshot.manifest import (
+    FORMAT,
+    Description,
+    ManifestWriter,
+    Origin,
+    count_mails,
+    is_intact,
+)
+from jmapfs.snapshot.missing import MissingMail, MissingMails
+from jmapfs.snapshot.repository import Repository, origin_text
 from jmapfs.snapshot.source import (
     BlobRequest,
     BlobTotals,
@@ -58,11 +66,14 @@ async def create_snapshot(
     max_gone: float,
     report: SnapshotReport,
     skip_bad: bool = False,
+    adopt: bool = False,
 ) -> SnapshotSummary:
     """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
+    With `adopt`, the repository may belong to another account, and belongs to this one afterwards.
     `max_gone` is the percentage of the previous snapshot's mail that may be gone. With `skip_bad`,
-    the snapshot is made without the mails that cannot be downloaded.
+    the snapshot is made without the mails that cannot be downloaded. A shortfall never prevents the
+    snapshot: nobody can name the mails, and it may last for ever.
 
     Raises:
         UsageError: the repository cannot be created there.
@@ -84,7 +95,10 @@ async def create_snapshot(
             is_last = attempts == _MAX_ATTEMPTS
             skippable = _Skippable(failed, everything=is_last) if skip_bad else None
             try:
-                with storage_errors(repository.path), _Attempt(repository, report) as attempt:
+                with (
+                    storage_errors(repository.path),
+                    _Attempt(repository, report, adopt) as attempt,
+                ):
                     async with opener.open(attempt) as source:
                         summary = await attempt.copy(source, max_gone, skippable)
             except FailedDownloadsError as error:
@@ -118,12 +132,10 @@ class FailedDownloadsError(IncompleteError):
         *,
         given_up: bool,
     ) -> None:
-        mails = "a mail" if missing.count == 1 else f"{missing.count:,} mails"
-        first = missing.first[0]
         rest = "; the others were not tried" if given_up else ""
         super().__init__(
-            f"no snapshot was made: {mails} cannot be downloaded{rest}: {first.files[0]}:"
-            f" {first.reason}"
+            f"no snapshot was made: {count_mails(missing.count)} cannot be downloaded{rest}:"
+            f" {missing.first[0]}"
         )
         self.missing = missing
         self.blob_ids = blob_ids
@@ -148,9 +160,15 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
     attempt closes the target.
     """
 
-    def __init__(self, repository: Repository, report: SnapshotReport) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        report: SnapshotReport,
+        adopt: bool,  # noqa: FBT001 - private
+    ) -> None:
         self._repository = repository
         self._report = report
+        self._adopt = adopt
         self._target: _Target | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -171,6 +189,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
         await self._detect_reset(source, target.base)
+        await trio.to_thread.run_sync(
+            staging.missing.add,
+            [MissingMail(bad.id, None, None, None, (), bad.reason) for bad in source.lacking.bad],
+        )
         transfer = Transfer(
             source,
             target.builder,
@@ -181,7 +203,10 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         )
         await transfer.run()
         failed = transfer.failed.keys()
-        if failed and (transfer.given_up or skippable is None or not skippable.allows(failed)):
+        # Bad emails were asked for again when the source was opened: this attempt is the second.
+        if staging.missing.count and (
+            transfer.given_up or skippable is None or not skippable.allows(failed)
+        ):
             await trio.to_thread.run_sync(staging.missing.finish)
             raise FailedDownloadsError(
                 staging.missing, failed, staging.downloaded, given_up=transfer.given_up
@@ -203,6 +228,11 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         # This thread cannot be cancelled: once the snapshot has its date, the run must succeed.
         path, error = await trio.to_thread.run_sync(target.publish, date)
         self._report.published(path)
+        if description.adopted is not None:
+            self._report.notice(
+                f"{self._repository.path} had snapshots of {origin_text(description.adopted)}, and"
+                f" continues with {origin_text(description.origin)}"
+            )
         if error is not None:
             self._report.notice(f"the snapshot is complete, but cleaning up failed: {error}")
         return SnapshotSummary(
@@ -222,6 +252,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             taken_over=tally.taken_over,
             replaced=tally.replaced,
             missing=description.missing,
+            shortfall=description.shortfall,
             attempts=1,
             seconds=0.0,
         )
@@ -282,6 +313,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             self._target = _Target(
                 self._repository,
                 scope,
+                self._adopt,
                 lambda text: trio.from_thread.run_sync(self._report.notice, text),
             )
         return self._target
@@ -303,13 +335,20 @@ class _Target:
     """
 
     def __init__(
-        self, repository: Repository, scope: _Scope, notice: Callable[[str], None]
+        self,
+        repository: Repository,
+        scope: _Scope,
+        adopt: bool,  # noqa: FBT001 - private
+        notice: Callable[[str], None],
     ) -> None:
         origin, epoch, are_sha1 = scope
         self._repository = repository
         self._notice = notice
         interrupted = InterruptedRuns(repository)
-        repository.require_account(origin, interrupted.origins())
+        if not adopt:
+            repository.require_account(origin, interrupted.origins())
+        newest = repository.newest_origin()
+        self._adopted = None if newest is None or newest.is_same(origin) else newest
         with contextlib.ExitStack() as stack:
             date = repository.next_date(datetime.now(UTC))
             self.staging = stack.enter_context(
@@ -324,7 +363,7 @@ class _Target:
             if self._linker.links != "hard":
                 how = {"reflink": "share blocks instead", "copy": "are copied"}[self._linker.links]
                 notice(f"{repository.path} has no hard links: unchanged files {how}")
-            self.base = self._open_base(blob_ids_are_sha1=are_sha1)
+            self.base = self._open_base(scope)
             if self.base is not None:
                 stack.enter_context(self.base)
             self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
@@ -342,7 +381,7 @@ class _Target:
         """
         base, tally = self.base, self.builder.tally
         gone = 0 if base is None else len(base)
-        if base is not None and 100 * gone > max_gone * base.total:
+        if base is not None and not self._base_is_other and 100 * gone > max_gone * base.total:
             raise TooMuchGoneError(
                 f"{gone:,} of the {base.total:,} mails of {base.date} are gone"
                 f" ({100 * gone / base.total:.0f} %), so no snapshot was made; --max-gone 100 makes"
@@ -367,6 +406,8 @@ class _Target:
             blob_ids_are_sha1=source.blob_ids_are_sha1,
             missing=self.staging.missing.count,
             missing_sha256=self.staging.move_missing(),
+            shortfall=source.lacking.shortfall,
+            adopted=self._adopted,
         )
         self._manifest.finish(description)
         return description
@@ -382,14 +423,24 @@ class _Target:
             return path, error
         return path, None
 
-    def _open_base(self, *, blob_ids_are_sha1: bool) -> BaseSnapshot | None:
+    def _open_base(self, scope: _Scope) -> BaseSnapshot | None:
+        self._base_is_other = False
         for snapshot in reversed(self._repository.snapshots()):
-            if is_intact(snapshot.path):
-                # A file that is copied is read anyway, so its content can also be verified.
-                return BaseSnapshot(
-                    snapshot,
-                    verify_content=self._linker.links == "copy",
-                    blob_ids_are_sha1=blob_ids_are_sha1,
-                )
-            self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
+            if not is_intact(snapshot.path):
+                self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
+                continue
+            # A later version may have described the snapshot.
+            with contextlib.suppress(JmapfsError):
+                description = snapshot.description()
+                self._base_is_other = not description.origin.is_same(scope.origin)
+                are_sha1 = scope.blob_ids_are_sha1 and description.blob_ids_are_sha1
+                # In another account, a blob id may stand for other content.
+                if self._base_is_other and not are_sha1:
+                    continue
+            # A file that is copied is read anyway, so its content can also be verified.
+            return BaseSnapshot(
+                snapshot,
+                verify_content=self._linker.links == "copy",
+                blob_ids_are_sha1=scope.blob_ids_are_sha1,
+            )
         return None

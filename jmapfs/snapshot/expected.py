@@ -55,8 +55,7 @@ class ExpectedContents:
     """The expected contents of a snapshot. Iterate over them only once, in worker threads.
 
     Findings about the metadata files are added to `findings`. `description` is None if it is
-    damaged. `missing` is the number of mails that the snapshot was made without. `mails`, `files`,
-    `directories` and `is_expected` are complete after the iteration.
+    damaged. `mails`, `files`, `directories` and `is_expected` are complete after the iteration.
     `directories` then also contains the directories of empty mailboxes, unless `description` is
     None. `is_complete` tells whether all expected files are known.
 
@@ -85,7 +84,6 @@ class ExpectedContents:
         if self.description is not None:
             for mailbox in self.description.mailboxes:
                 self._add_directory(f"{MAIL}/{mailbox.path}")
-        self.missing = 0 if self.description is None else self.description.missing
         self._missing_line = self._expect_missing_list()
 
     def is_expected(self, path: str) -> bool:

@@ -7,7 +7,7 @@ reader is pinned to one consistent state for the whole copy, and its blobs are d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from jmapfs.account import AccountSource, account_directory
-from jmapfs.control.messages import StatusRequest, SyncRequest
+from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import mounts
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
@@ -27,11 +27,11 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.snapshot.fetcher import BlobFetcher, EarlyFetcher, open_cache
 from jmapfs.snapshot.manifest import Origin
-from jmapfs.snapshot.online import ContentCheck
+from jmapfs.snapshot.online import ContentCheck, origin_of_account
 from jmapfs.snapshot.source import BlobTotals, EarlySink, SnapshotReport, SourceOpener
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import StateWaiter, check_account
-from jmapfs.sync.blob_source import open_blob_source
+from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import Synchronizer
 from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
@@ -70,7 +70,9 @@ async def account_opener(
         names = BlobNames()
         with open_blob_source(database, lambda: client, describe=names.describe) as blob_source:
             blobs = BlobFetcher(blob_source, cache)
-            yield _AccountOpener(client, database, blobs, check, report, allow_stale, max_gone)
+            yield _AccountOpener(
+                client, database, blob_source, blobs, check, report, allow_stale, max_gone
+            )
 
 
 @dataclass(slots=True)
@@ -79,12 +81,14 @@ class _AccountOpener:
 
     _client: Client
     _database: IndexDatabase
+    _blob_source: AccountBlobSource
     _blobs: BlobFetcher
     _check: ContentCheck
     _report: SnapshotReport
     _allow_stale: bool
     _max_gone: float
     _is_stale: bool = False
+    _suspects: Sequence[str] = ()
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_PinnedAccount]:
@@ -93,6 +97,8 @@ class _AccountOpener:
         Raises BusyError if the index is old or inconsistent while another process writes it, and
         TooMuchGoneError if it does not follow the account because most mail is gone.
         """
+        # Content that the last attempt did not find may belong to mail that is gone.
+        self._suspects = await self._blob_source.take_suspects()
         try:
             await self._bring_up_to_date(early)
         except TooMuchGoneError as error:
@@ -162,10 +168,11 @@ class _AccountOpener:
         """Bring the index up to date. Download contents during the first listing."""
         synchronizer = Synchronizer(self._client, self._database, writer, max_gone=self._max_gone)
         if is_complete:
-            await synchronizer.bring_up_to_date(self._report.listed)
+            await synchronizer.bring_up_to_date(self._report.listed, compare=True)
+            if self._suspects:
+                await synchronizer.drop_unlisted(self._suspects, self._report.listed)
             return
-        session, account = self._client.session, self._client.account
-        origin = Origin(session.api_url, account.id, account.name, session.username)
+        origin = origin_of_account(self._client)
         with self._database.reader() as reader:
             fetcher = EarlyFetcher(reader, self._blobs, early, origin)
 
@@ -177,7 +184,7 @@ class _AccountOpener:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(fetcher.run)
                     try:
-                        await synchronizer.bring_up_to_date(listed)
+                        await synchronizer.bring_up_to_date(listed, compare=True)
                     finally:
                         fetcher.stop()
 
@@ -187,7 +194,8 @@ class _AccountOpener:
         if not state.complete:
             return BusyError(f"{busy}, and has not listed all of it yet: try again later")
         try:
-            await trio.to_thread.run_sync(_sync_mounts, state, abandon_on_cancel=True)
+            sync = partial(_sync_mounts, state, SyncRequest(suspects=list(self._suspects)))
+            await trio.to_thread.run_sync(sync, abandon_on_cancel=True)
         except JmapfsError as error:
             busy = BusyError(f"{busy}, which reports: {error}")
         if await waiter.reached():
@@ -208,7 +216,7 @@ class _AccountOpener:
         self._report.notice(f"{obstacle}; copying its state of {time_text(state.synced_at)}")
 
 
-def _sync_mounts(state: AccountState) -> None:
+def _sync_mounts(state: AccountState, request: SyncRequest) -> None:
     """Ask all mounts that write an index of this account to bring it up to date.
 
     There may be several such mounts, each with its own index in its own cache directory. Asks all
@@ -223,14 +231,21 @@ def _sync_mounts(state: AccountState) -> None:
         except JmapfsError:
             # A mount whose daemon has died writes no index.
             continue
-        accounts = [(one.account_id, one.server, one.leads) for one in status.accounts]
-        if (state.account_id, state.server, True) in accounts:
+        if any(one.leads and _is_account(one, state) for one in status.accounts):
             try:
-                ask(mount.mountpoint, SyncRequest())
+                ask(mount.mountpoint, request)
             except JmapfsError as error:
                 failure = failure or error
     if failure is not None:
         raise failure
+
+
+def _is_account(status: AccountStatus, state: AccountState) -> bool:
+    """Return whether a mount shows the account of an index; it may have an index of its own."""
+    if status.account_id != state.account_id:
+        return False
+    # The two indexes may have different addresses of an API that moves.
+    return status.server == state.server or status.location == state.location != ""
 
 
 class _PinnedAccount:
@@ -250,6 +265,8 @@ class _PinnedAccount:
             account_id=state.account_id,
             account_name=state.account_name,
             username=state.username,
+            location=state.location,
+            origins=state.origins,
         )
         self.email_state = state.email_state
         self.epoch = state.epoch
@@ -258,6 +275,7 @@ class _PinnedAccount:
         self.concurrency = blobs.concurrency
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
+        self.lacking = self._export.lacking()
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs

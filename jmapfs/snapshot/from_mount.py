@@ -41,7 +41,7 @@ from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
-from jmapfs.tree.status_file import time_text
+from jmapfs.tree.status_file import Lacking, time_text
 
 _T = TypeVar("_T")
 
@@ -137,12 +137,15 @@ class _MountedTree:
             account_name=description.account_name,
             username=description.username,
             directory=description.directory,
+            location=description.location,
+            origins=description.origins,
         )
         self.email_state = description.email_state
         self.epoch = description.epoch
         self.blob_ids_are_sha1 = description.blob_ids_are_sha1
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
+        self.lacking = Lacking(description.bad, description.shortfall)
 
     async def emails_after(self, position: int) -> EmailSlice:
         request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)

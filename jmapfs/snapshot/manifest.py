@@ -15,6 +15,8 @@ else in `SHA256SUMS` is also in the manifest. So every changed byte of a snapsho
 a checksum.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -26,8 +28,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.snapshot.files import Links, create_file
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import ShortfallStatus
 
 FORMAT: Final = 1
 
@@ -88,13 +92,29 @@ class SavedMail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
 
 
 class Origin(msgspec.Struct, frozen=True, rename="camel"):
-    """The account that the mail comes from. `directory` is empty for the whole account."""
+    """The account that the mail comes from. `directory` is empty for the whole account.
+
+    `server` is the API URL. `location` and `origins` are those of the identity (`jmap.identity`).
+    Earlier versions did not write these two.
+    """
 
     server: str
     account_id: str
     account_name: str
     username: str
     directory: str = ""
+    location: str = ""
+    origins: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> AccountIdentity:
+        """Which account the mail comes from."""
+        origins = merge_origins(self.origins, [self.server])
+        return AccountIdentity(self.location, origins, self.username, self.account_id)
+
+    def is_same(self, other: Origin) -> bool:
+        """Return whether both are the same part of the same account."""
+        return self.directory == other.directory and self.identity.is_same_account(other.identity)
 
 
 class Description(msgspec.Struct, frozen=True, rename="camel"):
@@ -104,7 +124,9 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     `files` counts names. `bytes` is the size of the content, each blob counted once. `new`, `gone`
     and `added_bytes` compare with the snapshot `previous`. `epoch` and `blob_ids_are_sha1` come
     from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
-    whose checksum is `missing_sha256`. Earlier versions did not write the last four members.
+    whose checksum is `missing_sha256`. `adopted` is the account that the directory belonged to
+    before, if it belongs to another one since this snapshot. With a `shortfall`, the server counts
+    more mails than it lists. Earlier versions did not write the last six members.
     """
 
     format: int
@@ -125,6 +147,24 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     blob_ids_are_sha1: bool = False
     missing: int = 0
     missing_sha256: str = ""
+    adopted: Origin | None = None
+    shortfall: ShortfallStatus | None = None
+
+    @property
+    def lacking(self) -> str:
+        """What the snapshot was made without, as text; empty if it is complete."""
+        parts = []
+        if self.missing:
+            parts.append(f"{count_mails(self.missing)} that could not be downloaded")
+        if self.shortfall is not None:
+            count = self.shortfall.expected - self.shortfall.found
+            parts.append(f"{count_mails(count)} that the server counted, but did not list")
+        return " and ".join(parts)
+
+
+def count_mails(count: int) -> str:
+    """Return a number of mails as text."""
+    return "a mail" if count == 1 else f"{count:,} mails"
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -1,4 +1,4 @@
-"""The mails that cannot be downloaded: `missing.jsonl`, one line for each mail.
+"""The mails that cannot be downloaded, or are bad: `missing.jsonl`, one line for each mail.
 
 While a snapshot is made, the file is beside its tree, and it stays there if the run fails. A
 snapshot that was made without these mails contains the file.
@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.errors import UNDECODABLE
+from jmapfs.errors import UNDECODABLE, printable
 from jmapfs.snapshot.files import create_file, sync_directory, write_all
 from jmapfs.snapshot.manifest import MISSING
 
@@ -24,15 +24,21 @@ SHOWN: Final = 10
 class MissingMail(msgspec.Struct, frozen=True, rename="camel"):
     """A mail that cannot be downloaded, and the reason.
 
-    `files` are its paths in the tree of the source. `received_at` is a UTCDate.
+    `files` are its paths in the tree of the source. `received_at` is a UTCDate. For a bad email,
+    only the id and the reason are known.
     """
 
     id: str
-    blob_id: str
-    received_at: str
-    size: int
+    blob_id: str | None
+    received_at: str | None
+    size: int | None
     files: tuple[str, ...]
     reason: str
+
+    def __str__(self) -> str:
+        """Return a name and the reason, for a message."""
+        name = self.files[0] if self.files else f"email {printable(self.id, 80)}"
+        return f"{name}: {self.reason}"
 
 
 class MissingMails(contextlib.AbstractContextManager["MissingMails"]):

@@ -36,7 +36,7 @@ from jmapfs.jmap.client import Client, EmailValues
 from jmapfs.jmap.origins import host_of
 from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.manifest import Origin, SavedMail, is_mail_file, read_manifest, utc_date
-from jmapfs.snapshot.repository import account_key, origin_text
+from jmapfs.snapshot.repository import origin_text
 from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, read_digest
 
 _DIFFERENT: Final = "is not what the server has"
@@ -51,6 +51,19 @@ _DEADLINE_SECONDS: Final = 60.0
 _SERVER_RATE: Final = 1 << 20
 
 _T = TypeVar("_T")
+
+
+def origin_of_account(client: Client) -> Origin:
+    """Return where the mail of a client's account comes from."""
+    identity = client.identity
+    return Origin(
+        server=client.session.api_url,
+        account_id=identity.account_id,
+        account_name=client.account.name,
+        username=identity.username,
+        location=identity.location,
+        origins=identity.origins,
+    )
 
 
 def require_digests(client: Client, alternative: str) -> None:
@@ -104,15 +117,16 @@ class OnlineComparison:
         # One thread: another thread would add findings to a mail that this one has finished.
         self._reading = trio.CapacityLimiter(1)
 
-    def require_account(self, origin: Origin, name: str) -> None:
-        """Raise ConfigError if a snapshot belongs to another account than that of the client."""
-        session, account = self._client.session, self._client.account
-        ours = Origin(session.api_url, account.id, account.name, session.username, origin.directory)
-        if account_key(origin) != account_key(ours):
-            raise ConfigError(
-                f"{name} is a snapshot of {origin_text(origin)}, not of {origin_text(ours)}:"
-                " name its account with --online"
-            )
+    def is_comparable(self, origin: Origin) -> bool:
+        """Return whether a snapshot belongs to the account of the client."""
+        return origin.identity.is_same_account(self._client.identity)
+
+    def other_account(self, origin: Origin, name: str) -> ConfigError:
+        """Return the error to raise for a snapshot of another account."""
+        return ConfigError(
+            f"{name} is a snapshot of {origin_text(origin)}, not of"
+            f" {origin_text(origin_of_account(self._client))}: name its account with --online"
+        )
 
     async def compare(
         self, directory: Path, advance: Callable[[int], None] = lambda _: None

@@ -22,8 +22,8 @@ import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
 from jmapfs.locking import process_lock
-from jmapfs.snapshot.manifest import is_intact
-from jmapfs.snapshot.repository import Repository, Snapshot, account_key
+from jmapfs.snapshot.manifest import Origin, is_intact
+from jmapfs.snapshot.repository import Repository, Snapshot
 from jmapfs.snapshot.verify_record import VerificationRecord
 
 UNLIMITED: Final = -1
@@ -146,10 +146,17 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    incomplete = {one.date for one in ours if one.description().missing}
+    incomplete = {one.date for one in ours if one.description().lacking}
+    without_bad_mail = {one.date for one in ours if one.description().missing}
     bad = damaged | incomplete
-    # This checks the metadata, but does not read the mail.
-    good = (one for one in reversed(ours) if one.date not in bad and is_intact(one.path))
+    # Some servers always count more mail than they list. Their snapshots can still be pruned. This
+    # checks the metadata, but does not read the mail.
+    good = (
+        one
+        for excluded in (bad, damaged | without_bad_mail)
+        for one in reversed(ours)
+        if one.date not in excluded and is_intact(one.path)
+    )
     last_good = next(good, None)
     if last_good is None:
         raise AlteredFilesError(
@@ -213,10 +220,13 @@ def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
 
 
 def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
-    """Separate the newest snapshot's account from directories that must be left alone."""
+    """Separate the newest snapshot's account from directories that must be left alone.
+
+    Accounts that were adopted count as the same account.
+    """
     ours: list[Snapshot] = []
     left_alone: list[LeftAlone] = []
-    account = None
+    accounts: list[Origin] = []
     for one in reversed(snapshots):
         try:
             description = one.description()
@@ -227,9 +237,11 @@ def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Left
             reason = f"it was made as {description.date}, and renamed or copied"
             left_alone.append(LeftAlone(one.date, reason))
             continue
-        account = account or account_key(description.origin)
-        if account_key(description.origin) == account:
+        origin = description.origin
+        if not accounts or any(origin.is_same(account) for account in accounts):
             ours.append(one)
+            # The address of the server may change from one snapshot to the next.
+            accounts += {origin, description.adopted or origin} - set(accounts)
         else:
             left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
     return ours[::-1], left_alone[::-1]

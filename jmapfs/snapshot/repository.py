@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
-import httpx
 import msgspec
 
 from jmapfs.errors import (
@@ -30,7 +29,6 @@ from jmapfs.errors import (
     StorageError,
     UsageError,
 )
-from jmapfs.jmap.origins import origin_of
 from jmapfs.snapshot.files import delete_tree, sync_directory
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
@@ -43,6 +41,7 @@ from jmapfs.snapshot.manifest import (
     read_description,
 )
 from jmapfs.snapshot.verify_record import STATE_DIRECTORY, Verification, VerificationRecord
+from jmapfs.tree.status_file import ShortfallStatus
 
 LATEST: Final = "latest"
 
@@ -235,19 +234,21 @@ class Repository:
 
         Raises ConfigError if one belongs to another account, or to another part of the account.
         """
-        for other in (*others, *self._newest_origin()):
-            if account_key(other) != account_key(origin):
+        newest = self.newest_origin()
+        for other in (*others, newest):
+            if other is not None and not other.is_same(origin):
                 raise ConfigError(
                     f"{self.path} has snapshots of {origin_text(other)}, not of"
-                    f" {origin_text(origin)}: choose another directory"
+                    f" {origin_text(origin)}: choose another directory, or continue this one with"
+                    " --adopt"
                 )
 
-    def _newest_origin(self) -> list[Origin]:
+    def newest_origin(self) -> Origin | None:
         """Return the origin of the newest snapshot that has a readable description, if any."""
         for snapshot in reversed(self.snapshots()):
             with contextlib.suppress(JmapfsError):
-                return [snapshot.description().origin]
-        return []
+                return snapshot.description().origin
+        return None
 
     def _directories(self) -> list[os.DirEntry[str]]:
         try:
@@ -279,38 +280,33 @@ def repository_of(directory: Path) -> Repository | None:
     return repository if any(one.path != directory for one in repository.snapshots()) else None
 
 
-def account_key(origin: Origin) -> tuple[str, str, str]:
-    """Return a key for an account: it stays the same if the account is renamed."""
-    server = origin.server
-    # A damaged description may contain anything.
-    with contextlib.suppress(httpx.InvalidURL, ValueError):
-        server = origin_of(server)
-    return server, origin.account_id, origin.directory
-
-
 def origin_text(origin: Origin) -> str:
     """Return an account, and the part of it, as text."""
     part = f"{origin.directory} of " if origin.directory else ""
-    return f"{part}account {origin.account_name or origin.account_id} at {origin.server}"
+    name = origin.account_name or origin.account_id
+    user = f" of {origin.username}" if origin.username not in {"", name} else ""
+    return f"{part}account {name}{user} at {origin.server}"
 
 
 State = Literal["complete", "incomplete", "damaged", "unreadable"]
-"""The recorded state. `incomplete`: it was made without mails that could not be downloaded.
+"""The recorded state. `incomplete`: it was made without mails that the account has.
 `unreadable`: we cannot read it, or a later jmapfs made it."""
 
 
 class SnapshotStatus(msgspec.Struct, frozen=True):
     """A snapshot in the list. Values that the description of the snapshot does not give are None.
 
-    `missing` mails could not be downloaded. `files` counts names. `bytes` is the size of the
-    content, each blob counted once. `new`, `gone` and `added_bytes` compare with the snapshot
-    `previous`, which may have been pruned since. `verified` is the last result of `jmapfs verify`.
+    `missing` mails could not be downloaded. With a `shortfall`, the server counted more mails than
+    it listed. `files` counts names. `bytes` is the size of the content, each blob counted once.
+    `new`, `gone` and `added_bytes` compare with the snapshot `previous`, which may have been pruned
+    since. `verified` is the last result of `jmapfs verify`.
     """
 
     date: str
     state: State
     mails: int | None = None
     missing: int | None = None
+    shortfall: ShortfallStatus | None = None
     files: int | None = None
     bytes: int | None = None
     previous: str | None = None
@@ -355,6 +351,7 @@ def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotSt
         state=state,
         mails=description.mails,
         missing=description.missing,
+        shortfall=description.shortfall,
         files=description.files,
         bytes=description.bytes,
         previous=description.previous,
@@ -378,4 +375,4 @@ def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
     is_readable = all(os.access(file, os.R_OK) for file in files)
     if not is_readable:
         return "unreadable", description
-    return "incomplete" if description.missing else "complete", description
+    return "incomplete" if description.lacking else "complete", description

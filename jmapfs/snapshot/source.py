@@ -21,6 +21,7 @@ from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import Lacking, ShortfallStatus
 
 
 class SnapshotReport(Protocol):
@@ -52,7 +53,8 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
     came from the source in this run. `cached` blobs came from the cache of a mount, and
     `taken_over` blobs from interrupted runs. `new` and `gone` count blobs compared with the
     snapshot `previous`. `replaced` blobs have another content in that snapshot than the server
-    states now. `missing` mails are not in the snapshot, because they cannot be downloaded.
+    states now. `missing` mails are not in the snapshot, because they cannot be downloaded. With a
+    `shortfall`, the server counts more mails than it lists.
     `attempts` is the number of account states that were tried: mail may disappear before it is
     downloaded.
     """
@@ -72,6 +74,7 @@ class SnapshotSummary(msgspec.Struct, frozen=True):
     taken_over: int
     replaced: int
     missing: int
+    shortfall: ShortfallStatus | None
     links: Links
     attempts: int
     seconds: float
@@ -128,7 +131,8 @@ class Source(Protocol):
     8620 §1.6.3). `epoch` is that of the ids; see `blob_keys`. `blob_ids_are_sha1` tells whether the
     blob ids contain the SHA-1 of the content. `mailboxes` are in the order of their paths.
     `mail_count` is approximate. `concurrency` is the number of batches to download at a time.
-    `check` compares contents with the server; None if the source is no account.
+    `check` compares contents with the server; None if the source is no account. `lacking` is what
+    the source lacks although the account has it.
     """
 
     origin: Origin
@@ -139,6 +143,7 @@ class Source(Protocol):
     mail_count: int
     concurrency: int
     check: ContentCheck | None
+    lacking: Lacking
 
     @property
     def cached(self) -> BlobTotals:

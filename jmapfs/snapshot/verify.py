@@ -31,7 +31,7 @@ from jmapfs.errors import (
 )
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
 from jmapfs.snapshot.files import describe_type
-from jmapfs.snapshot.manifest import MAIL, MISSING, Description
+from jmapfs.snapshot.manifest import DESCRIPTION, MAIL, MISSING, Description
 from jmapfs.snapshot.online import OnlineResult
 from jmapfs.snapshot.repository import Repository, looks_like_snapshot
 from jmapfs.snapshot.verify_read import Comparison, Finding, InodeCache, PendingRead, read_error
@@ -194,10 +194,11 @@ class _Verifier:
                 f"{self._separate:,} {have} several files that were hard links:"
                 " the snapshot was copied without them"
             )
-        if expected.missing:
-            mails = "a mail" if expected.missing == 1 else f"{expected.missing:,} mails"
+        description = expected.description
+        if description is not None and description.lacking:
             remarks.append(
-                f"the snapshot was made without {mails} that could not be downloaded: see {MISSING}"
+                f"the snapshot was made without {description.lacking}: see"
+                f" {MISSING if description.missing else DESCRIPTION}"
             )
         if not expected.is_complete:
             remarks.append("extra files cannot be found: the lists of its files are damaged")

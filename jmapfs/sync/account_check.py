@@ -1,6 +1,7 @@
 """Compares an index with the server: whether the account is the same, and the state current."""
 
 import time
+from dataclasses import replace
 
 import trio
 
@@ -8,7 +9,7 @@ from jmapfs.errors import ConfigError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState
 from jmapfs.jmap.client import Client
-from jmapfs.jmap.origins import origin_of
+from jmapfs.jmap.identity import AccountIdentity, merge_origins
 
 
 class StateWaiter:
@@ -41,11 +42,17 @@ class StateWaiter:
         return state.email_state == await self._client.email_state()
 
 
+def identity_of(state: AccountState) -> AccountIdentity:
+    """Return which account an index belongs to."""
+    origins = merge_origins(state.origins, [state.server])
+    return AccountIdentity(state.location, origins, state.username, state.account_id)
+
+
 def check_account(database: IndexDatabase, client: Client) -> None:
     """Check that the index belongs to the client's account. A new index fits any account.
 
-    Raises ConfigError if the index belongs to another account, or another server, and StorageError
-    if the index cannot be read.
+    Raises ConfigError if the index belongs to another account, and StorageError if the index cannot
+    be read.
     """
     state = database.state()
     if state.account_id:
@@ -53,11 +60,13 @@ def check_account(database: IndexDatabase, client: Client) -> None:
 
 
 def require_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
-    """Raise ConfigError if a state belongs to another account, or another server."""
-    server, account_id = client.session.api_url, client.account.id
-    if (origin_of(state.server), state.account_id) != (origin_of(server), account_id):
+    """Raise ConfigError if a state belongs to another account."""
+    ours, index = client.identity, identity_of(state)
+    if not index.location:
+        # An earlier version made it. The directory of an index has its name from the location.
+        index = replace(index, location=ours.location)
+    if not index.is_same_account(ours):
         raise ConfigError(
-            f"the index in {database.path.parent} belongs to account {state.account_id} at"
-            f" {state.server}, not to {account_id} at {server}: choose another --cache-dir, or"
-            " remove that directory if the account has really moved"
+            f"the index in {database.path.parent} belongs to {index}, not to {ours}: choose another"
+            " --cache-dir, or remove that directory if the account has really moved"
         )

@@ -13,7 +13,13 @@ from functools import cached_property
 import trio
 
 from jmapfs.blob_keys import split_content_key
-from jmapfs.errors import AuthenticationError, ServerError, StorageError, UnreachableError
+from jmapfs.errors import (
+    AuthenticationError,
+    BlobNotFoundError,
+    ServerError,
+    StorageError,
+    UnreachableError,
+)
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
@@ -71,6 +77,7 @@ class AccountBlobSource:
         self._wake = wake
         self._report_reset = report_reset
         self._email_thread = trio.CapacityLimiter(1)
+        self._not_found: set[str] = set()
         self._version = -1
         self._known_state = AccountState()
 
@@ -111,7 +118,7 @@ class AccountBlobSource:
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading from the download URL."""
         blob_id = self._blob_id(key)
-        with self._checking_connection():
+        with self._checking_connection(), self._noting_not_found(blob_id):
             client = self._client()
             async with client.stream_blob(blob_id, fresh=fresh, deadline=deadline) as stream:
                 yield stream
@@ -122,9 +129,19 @@ class AccountBlobSource:
     ) -> AsyncIterator[RangeStream]:
         """Open a blob for reading piece by piece, by Blob/get."""
         blob_id = self._blob_id(key)
-        with self._checking_connection():
+        with self._checking_connection(), self._noting_not_found(blob_id):
             async with self._client().stream_ranges(blob_id, size, deadline=deadline) as stream:
                 yield stream
+
+    async def take_suspects(self) -> list[str]:
+        """Return the emails whose blobs the server did not find since the last call, by id."""
+        blob_ids, self._not_found = self._not_found, set()
+        if not blob_ids:
+            return []
+        emails = await trio.to_thread.run_sync(
+            self._emails_of, list(blob_ids), limiter=self._email_thread, abandon_on_cancel=False
+        )
+        return [email_id for known in emails.values() for email_id, _ in known]
 
     async def stated(self, keys: Collection[str]) -> dict[str, EmailValues]:
         """Return what the server states now about the blobs that it still shows.
@@ -223,6 +240,16 @@ class AccountBlobSource:
                 blob_id: self._email_reader.emails_of_blob(blob_id)[:_EMAILS_OF_BLOB]
                 for blob_id in blob_ids
             }
+
+    @contextmanager
+    def _noting_not_found(self, blob_id: str) -> Iterator[None]:
+        try:
+            yield
+        except BlobNotFoundError:
+            self._not_found.add(blob_id)
+            raise
+        # Perhaps another route has not found it.
+        self._not_found.discard(blob_id)
 
     @contextmanager
     def _checking_connection(self) -> Iterator[None]:

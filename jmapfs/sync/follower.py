@@ -18,6 +18,7 @@ other processes are read-only followers: they see what the first process stores.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -28,7 +29,9 @@ from typing import Final
 import trio
 
 from jmapfs.errors import (
+    AuthenticationError,
     BusyError,
+    ForbiddenError,
     JmapfsError,
     RequestError,
     StorageError,
@@ -53,26 +56,37 @@ ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
+# A server may answer 403 to a wrong secret without saying so, and ban the address after a while.
+_LONGEST_FORBIDDEN_PAUSE: Final = 3600.0
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
 _GATHER_SECONDS: Final = 0.05
+_COMPARE_INTERVAL: Final = 3600.0
 _OTHER_WRITER_SECONDS: Final = 10.0
 _OTHER_WRITER_INTERVAL: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """Whether the server is reachable, since when (seconds since 1970), and the last error."""
+    """Whether the server is reachable, since when (seconds since 1970), and the last error.
+
+    `changed_at` is when the error changed while the server was unreachable.
+    """
 
     online: bool
     since: float
     error: str | None = None
+    changed_at: float = 0.0
 
 
 class _RoundRequest:
-    """A task waits for a round that begins after its request."""
+    """A task waits for a round that begins after its request; `suspects` as in `sync_now`."""
 
-    def __init__(self, *, accept_deletions: bool) -> None:
+    def __init__(
+        self, *, accept_deletions: bool = False, compare: bool = False, suspects: Iterable[str] = ()
+    ) -> None:
         self.accept_deletions = accept_deletions
+        self.compare = compare
+        self.suspects = frozenset(suspects)
         self.done = trio.Event()
         self.error: JmapfsError | None = None
 
@@ -85,7 +99,8 @@ class AccountFollower:
     checked_at: when this process last brought the index up to date, in seconds since 1970.
     push_active: whether the server sends push events.
 
-    `after_round` is called after every round, and when the server becomes unreachable.
+    `after_round` is called after every round, and when the server becomes unreachable. Every
+    `compare_interval` seconds, a round compares the numbers of emails with those of the server.
     """
 
     def __init__(
@@ -96,6 +111,7 @@ class AccountFollower:
         *,
         poll_interval: float,
         after_round: Callable[[], Awaitable[None]],
+        compare_interval: float = _COMPARE_INTERVAL,
     ) -> None:
         self.client: Client | None = None
         self.connection = ConnectionState(online=False, since=time.time())
@@ -107,6 +123,9 @@ class AccountFollower:
         self._writer: IndexWriter | None = None
         self._poll_interval = poll_interval
         self._after_round = after_round
+        self._compare_interval = compare_interval
+        # When the numbers of emails are compared next, in trio's time; infinite before a round.
+        self._next_comparison = math.inf
         self._woken = trio.Event()
         self._requests: list[_RoundRequest] = []
         self._reset_reported = False
@@ -150,14 +169,26 @@ class AccountFollower:
         self._reset_reported = True
         self.wake()
 
-    async def sync_now(self, *, accept_deletions: bool = False) -> None:
+    async def sync_now(
+        self,
+        *,
+        accept_deletions: bool = False,
+        compare: bool = False,
+        suspects: Iterable[str] = (),
+    ) -> None:
         """Bring the index up to date; return when the round and `after_round` are done.
 
-        With `accept_deletions`, a stale tree follows the account. Raises JmapfsError if the server
-        cannot be asked. Raises TooMuchGoneError if the tree is stale. Raises BusyError if another
-        process writes the index, but does not bring it up to date in time.
+        With `accept_deletions`, a stale tree follows the account. With `compare`, the numbers of
+        emails are compared with those of the server. `suspects` are the ids of emails whose content
+        the server does not find: those that the server does not list either are removed.
+
+        Raises JmapfsError if the server cannot be asked. Raises TooMuchGoneError if the tree is
+        stale. Raises BusyError if another process writes the index, but does not bring it up to
+        date in time.
         """
-        await self._next_round(accept_deletions=accept_deletions)
+        await self._next_round(
+            _RoundRequest(accept_deletions=accept_deletions, compare=compare, suspects=suspects)
+        )
         # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
             return
@@ -175,16 +206,15 @@ class AccountFollower:
                     await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
                 # The next round calls `after_round` for what the other process has stored.
-                await self._next_round()
+                await self._next_round(_RoundRequest())
                 return
         raise BusyError(
             "another process writes the index of this account, and has not brought it up to date:"
             " use its mount"
         )
 
-    async def _next_round(self, *, accept_deletions: bool = False) -> None:
+    async def _next_round(self, request: _RoundRequest) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
-        request = _RoundRequest(accept_deletions=accept_deletions)
         self._requests.append(request)
         self.wake()
         await request.done.wait()
@@ -206,6 +236,7 @@ class AccountFollower:
         startup = _Startup(task_status)
         pause = _FIRST_PAUSE
         while True:
+            forbidden = False
             try:
                 with lone_errors():
                     async with self._open_client() as client:
@@ -217,6 +248,7 @@ class AccountFollower:
                 if self.connection.online:
                     pause = _FIRST_PAUSE
                 await self._go_offline(error)
+                forbidden = isinstance(error, ForbiddenError)
             except Exception as error:
                 if not startup.done:
                     raise
@@ -224,7 +256,8 @@ class AccountFollower:
                 await self._go_offline(UnreachableError(f"a bug, {type(error).__name__}"))
             startup.finish()
             await self._wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            longest = _LONGEST_FORBIDDEN_PAUSE if forbidden else _LONGEST_PAUSE
+            pause = min(2 * pause, longest)
 
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
@@ -272,14 +305,20 @@ class AccountFollower:
             return None
         reset_reported, self._reset_reported = self._reset_reported, False
         try:
-            await Synchronizer(
+            synchronizer = Synchronizer(
                 client,
                 self._database,
                 self._writer,
                 accept_deletions=any(request.accept_deletions for request in requests),
                 ask_again=bool(requests),
                 reset_reported=reset_reported,
-            ).bring_up_to_date(report)
+            )
+            compare = trio.current_time() >= self._next_comparison
+            compare |= any(request.compare for request in requests)
+            await synchronizer.bring_up_to_date(report, compare=compare)
+            await self._plan_comparison(self._writer)
+            if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
+                await synchronizer.drop_unlisted(suspects, report)
         except StorageError as error:
             self._reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(self._writer.state)).complete:
@@ -295,12 +334,28 @@ class AccountFollower:
         self.checked_at = time.time()
         return None
 
+    async def _plan_comparison(self, writer: IndexWriter) -> None:
+        # The first round makes no comparison that is due: the mount can be used before that.
+        age = time.time() - (await trio.to_thread.run_sync(writer.state)).compared_at
+        if self._next_comparison == math.inf and age >= self._compare_interval:
+            self._next_comparison = trio.current_time()
+        elif trio.current_time() >= self._next_comparison or self._next_comparison == math.inf:
+            self._next_comparison = trio.current_time() + self._compare_interval
+
     async def _go_offline(self, error: JmapfsError) -> None:
         self.client = None
+        text = str(error)
+        if isinstance(error, AuthenticationError) and error.remark:
+            text += f" ({error.remark})"
         if self.connection.online or self.connection.error is None:
-            _log.warning("offline: %s", error)
-        since = time.time() if self.connection.online else self.connection.since
-        self.connection = ConnectionState(online=False, since=since, error=str(error))
+            _log.warning("offline: %s", text)
+        before, now = self.connection, time.time()
+        self.connection = ConnectionState(
+            online=False,
+            since=now if before.online else before.since,
+            error=text,
+            changed_at=before.changed_at if text == before.error else now,
+        )
         requests, self._requests = self._requests, []
         _answer(requests, error)
         try:
@@ -314,7 +369,8 @@ class AccountFollower:
         # A push event says that the server has changes, not that another process has stored them.
         if self.push_active and self.writes_index:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
-        return interval * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+        interval *= random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+        return max(0.0, min(interval, self._next_comparison - trio.current_time()))
 
     async def _wait(self, seconds: float) -> None:
         with trio.move_on_after(seconds):

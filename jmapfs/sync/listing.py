@@ -1,33 +1,42 @@
-"""Lists all emails of an account, page by page. Each page is durable before the next is stored.
+"""Lists all emails of an account: first their ids, then, in parts, the emails.
 
-The Email state is read before the first page. Changes during the listing are therefore among the
-changes since that state (RFC 8620 §3.10: calls are not isolated from each other). After each
-listing, `Synchronizer` stores these changes.
+    Email state ── ids ── their emails ── emails that were not listed ── (changes since the state)
 
-An interrupted listing resumes after the last durable page. A `ListingTarget` decides where the
-emails are stored: a first listing goes straight into the index, a later one is staged
+The Email state is read before the ids. Changes during the listing are therefore among the changes
+since that state (RFC 8620 §3.10: calls are not isolated from each other). After each listing,
+`Synchronizer` stores these changes.
+
+The ids are durable before the first email is fetched, and each part before it counts. An
+interrupted listing resumes with the emails that are not fetched yet. A `ListingTarget` decides
+where the emails are stored: a first listing goes straight into the index, a later one is staged
 (`sync.relisting`).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
-from jmapfs.errors import MethodError, ProtocolError, ServerError, lone_errors
+from jmapfs.errors import lone_errors
 from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client, EmailPage
-from jmapfs.jmap.types import Email
+from jmapfs.jmap.client import Client, EmailsFound
+from jmapfs.jmap.types import BadEmail, Email
+from jmapfs.sync.id_listing import list_ids
 
 _log = logging.getLogger(__name__)
 
 ListingReport = Callable[[int, int | None], None]
-"""Called with the number of emails listed so far, and the total if the server reports it."""
+"""Called with the number of emails fetched so far, and their total; None until it is known."""
 
-_MAX_RESTARTS: Final = 10
+NOT_FOUND: Final = "the server lists it, but does not find it"
+
+# While one part is stored, the next parts are fetched; a smaller first part arrives earlier.
+_REQUESTS_AT_ONCE: Final = 3
+_EMAILS_AT_ONCE: Final = 2500
 _UNLISTED_AT_ONCE: Final = 1000
 
 
@@ -35,29 +44,66 @@ class ReusedIdsError(Exception):
     """An email id stands for another email than before: the server was reset or restored."""
 
 
-class ListingTarget(Protocol):
+class ListingTarget(ABC):
     """Where the listed emails are stored. The methods run in a worker thread."""
 
+    def __init__(self, writer: IndexWriter) -> None:
+        self._writer = writer
+
+    @abstractmethod
     def progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""
 
-    def begin(self, email_state: str) -> ListingProgress:
-        """Begin a listing at an Email state."""
+    @abstractmethod
+    def begin(self, progress: ListingProgress, ids: Iterable[str]) -> ListingProgress:
+        """Begin a listing: store the listed ids. Return the progress that is stored."""
 
-    def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
-        """Store the emails of a page with the progress, in one transaction."""
+    @abstractmethod
+    def put(self, found: EmailsFound) -> None:
+        """Store what the server has answered; this is a part of a transaction."""
 
+    @abstractmethod
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
 
-    def store_unlisted(self, emails: Sequence[Email], not_found: Sequence[str]) -> None:
-        """Store what the server answers about emails that were not listed."""
-
+    @abstractmethod
     def finish(self, progress: ListingProgress) -> None:
         """Store that everything is listed."""
 
+    def pending(self, after: int, count: int) -> list[tuple[int, str]]:
+        """Return listed ids that are not fetched yet; see `ListedIds.pending`."""
+        return self._writer.listed.pending(after, count)
 
-class FirstListing:
+    def store(self, numbers: range, found: EmailsFound, progress: ListingProgress) -> None:
+        """Store the results for listed ids with the progress, in one transaction.
+
+        `numbers` has those of the ids. Each id in this range is stored now, or is stored already.
+        An id that is not found is bad, unless the changes report it as destroyed.
+        """
+        bad = [
+            *found.bad,
+            *(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found),
+        ]
+        with self._writer.transaction():
+            self.put(found)
+            self._writer.listed.mark_fetched(numbers, bad)
+            self._writer.set_listing_progress(progress)
+
+    def store_unlisted(self, found: EmailsFound) -> None:
+        """Store what the server answers about emails that were not listed."""
+        with self._writer.transaction():
+            self.put(found)
+
+    def without_copies(self, emails: Iterable[Email]) -> list[Email]:
+        """Return the emails whose blobs are not listed under other ids in the same mailboxes."""
+        return [email for email in emails if not self._writer.staged.is_copy(email)]
+
+    def listed_counts(self) -> dict[str, int]:
+        """Return how many listed emails each mailbox has, by mailbox id."""
+        return self._writer.staged.listed_counts()
+
+
+class FirstListing(ListingTarget):
     """Stores the emails in the index, which is not shown until the listing is complete.
 
     If an id stands for another email than at the beginning of an interrupted listing, storing it
@@ -65,40 +111,33 @@ class FirstListing:
     """
 
     def __init__(self, writer: IndexWriter, *, ids_prove: bool) -> None:
-        self._writer = writer
+        super().__init__(writer)
         self._ids_prove = ids_prove
 
     def progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""
         return self._writer.listing_progress()
 
-    def begin(self, email_state: str) -> ListingProgress:
-        """Begin a listing at an Email state."""
-        progress = ListingProgress(email_state)
+    def begin(self, progress: ListingProgress, ids: Iterable[str]) -> ListingProgress:
+        """Begin a listing: store the listed ids. Return the progress that is stored."""
         with self._writer.transaction():
             self._writer.mark_unlisted()
+            self._writer.listed.begin(ids)
             self._writer.set_listing_progress(progress)
             # The index is consistent when the changes since `email_state` are stored.
             self._writer.set_state(replace(self._writer.state(), consistent=False))
         return progress
 
-    def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
-        """Store the emails of a page with the progress, in one transaction."""
-        with self._writer.transaction():
-            self._require_own_ids(emails)
-            self._writer.put_emails(emails)
-            self._writer.set_listing_progress(progress)
+    def put(self, found: EmailsFound) -> None:
+        """Store what the server has answered; this is a part of a transaction."""
+        if not self._ids_prove and self._writer.reused_ids(found.emails):
+            raise ReusedIdsError
+        self._writer.put_emails(found.emails)
+        self._writer.remove_emails([*found.not_found, *(one.id for one in found.bad)])
 
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
         return self._writer.unlisted_emails(after, count)
-
-    def store_unlisted(self, emails: Sequence[Email], not_found: Sequence[str]) -> None:
-        """Store what the server answers about emails that were not listed."""
-        with self._writer.transaction():
-            self._require_own_ids(emails)
-            self._writer.put_emails(emails)
-            self._writer.remove_emails(not_found)
 
     def finish(self, progress: ListingProgress) -> None:
         """Store that everything is listed."""
@@ -108,87 +147,127 @@ class FirstListing:
                 self._writer.state(), email_state=progress.email_state, mailbox_state=""
             )
             self._writer.set_state(state)
+            self._writer.listed.end()
             self._writer.end_listing()
-
-    def _require_own_ids(self, emails: Sequence[Email]) -> None:
-        if not self._ids_prove and self._writer.reused_ids(emails):
-            raise ReusedIdsError
 
 
 async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:
-    """List all emails into the target; an interrupted listing is resumed.
+    """List all emails into the target; an interrupted listing is resumed. Raises client errors."""
+    progress = await trio.to_thread.run_sync(target.progress)
+    if progress is None or progress.ids is None:
+        report(0, None)
+        email_state = await client.email_state()
+        listing = await list_ids(client)
+        progress = ListingProgress(
+            email_state, ids=len(listing.ids), total=listing.total, is_whole=listing.is_whole
+        )
+        progress = await trio.to_thread.run_sync(target.begin, progress, listing.ids)
+    progress = await _EmailFetcher(client, target, progress, report).run()
+    await _settle_unlisted(client, target, progress)
+    await trio.to_thread.run_sync(target.finish, progress)
 
-    Emails that were not listed are requested by id: only those that the server does not find are
-    gone. Raises ServerError if the email to resume from disappears again and again, or pages
-    repeat; other errors are those of the client.
+
+class _EmailFetcher:
+    """Fetches and stores the emails of listed ids, with several requests in flight."""
+
+    def __init__(
+        self,
+        client: Client,
+        target: ListingTarget,
+        progress: ListingProgress,
+        report: ListingReport,
+    ) -> None:
+        self._client = client
+        self._target = target
+        self._progress = progress
+        self._report = report
+        self._lock = trio.Lock()  # one thread at a time uses the target
+        self._last = 0
+
+    async def run(self) -> ListingProgress:
+        """Fetch everything; return the progress."""
+        self._tell()
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for _ in range(_REQUESTS_AT_ONCE):
+                    nursery.start_soon(self._work)
+        return self._progress
+
+    async def _work(self) -> None:
+        while pending := await self._next_ids():
+            found = await self._client.emails(email_id for _, email_id in pending)
+            numbers = range(pending[0][0], pending[-1][0] + 1)
+            async with self._lock:
+                listed = self._progress.listed + len(pending)
+                self._progress = replace(self._progress, listed=listed)
+                await trio.to_thread.run_sync(self._target.store, numbers, found, self._progress)
+                self._tell()
+
+    async def _next_ids(self) -> list[tuple[int, str]]:
+        count = min(_EMAILS_AT_ONCE, self._client.max_objects_in_get)
+        async with self._lock:
+            pending = await trio.to_thread.run_sync(self._target.pending, self._last, count)
+            if pending:
+                self._last = pending[-1][0]
+        return pending
+
+    def _tell(self) -> None:
+        self._report(self._progress.listed, self._progress.ids or None)
+
+
+async def _settle_unlisted(
+    client: Client, target: ListingTarget, progress: ListingProgress
+) -> None:
+    """Request the known emails that were not listed, in parts: after a reset this may be all mail.
+
+    Emails that the server does not find are gone. Of those that it returns, some are gone too:
+    those of `_gone_check`, and copies of listed emails. The others stay, because a server may leave
+    out of its lists what it still has.
     """
-    for _ in range(_MAX_RESTARTS):
-        progress = await trio.to_thread.run_sync(target.progress)
-        if progress is None:
-            progress = await _begin(client, target)
-        try:
-            await _list_pages(client, target, progress, report)
-        except MethodError as error:
-            if error.kind != "anchorNotFound":
-                raise
-            _log.info("the email to resume the listing from is gone: listing from the beginning")
-            await _begin(client, target)
-            continue
-        await _get_unlisted(client, target)
-        await trio.to_thread.run_sync(target.finish, progress)
-        return
-    raise ServerError(
-        f"the account cannot be listed: the email to resume from was gone {_MAX_RESTARTS} times"
-    )
-
-
-async def _begin(client: Client, target: ListingTarget) -> ListingProgress:
-    return await trio.to_thread.run_sync(target.begin, await client.email_state())
-
-
-async def _list_pages(
-    client: Client, target: ListingTarget, progress: ListingProgress, report: ListingReport
-) -> None:
-    """Fetch and store pages. While a page is stored, the next page is fetched."""
-    with lone_errors():
-        async with trio.open_nursery() as nursery:
-            send, receive = trio.open_memory_channel[EmailPage](1)
-            nursery.start_soon(_fetch_pages, client, progress.anchor, send)
-            total: int | None = None
-            report(progress.listed, total)
-            async with receive:
-                async for page in receive:
-                    total = page.total if page.total is not None else total
-                    progress = replace(
-                        progress, anchor=page.ids[-1], listed=progress.listed + len(page.ids)
-                    )
-                    await trio.to_thread.run_sync(target.store, page.emails, progress)
-                    report(progress.listed, total)
-
-
-async def _fetch_pages(
-    client: Client, anchor: str | None, send: trio.MemorySendChannel[EmailPage]
-) -> None:
-    limit = client.session.limits.max_objects_in_get
-    anchors: set[str] = set()
-    async with send:
-        while True:
-            page = await client.query_page(anchor, limit)
-            # Servers may lower the limit: a short page may not be the last. An empty page is the
-            # end.
-            if not page.ids:
-                return
-            if page.ids[-1] in anchors or anchor in page.ids:
-                raise ProtocolError("the server answers Email/query with the same page again")
-            anchor = page.ids[-1]
-            anchors.add(anchor)
-            await send.send(page)
-
-
-async def _get_unlisted(client: Client, target: ListingTarget) -> None:
-    """Request the emails that were not listed, in parts: after a reset this may be all mail."""
     last = ""
+    is_gone: Callable[[Email], bool] | None = None
     while unlisted := await trio.to_thread.run_sync(target.unlisted, last, _UNLISTED_AT_ONCE):
-        emails, not_found = await client.emails(unlisted)
-        await trio.to_thread.run_sync(target.store_unlisted, emails, not_found)
+        found = await client.emails(unlisted)
+        kept = await trio.to_thread.run_sync(target.without_copies, found.emails)
+        if kept and is_gone is None:
+            is_gone = await _gone_check(client, target, progress)
+        if is_gone is not None:
+            kept = [email for email in kept if not is_gone(email)]
+        kept_ids = {email.id for email in kept}
+        dropped = [email.id for email in found.emails if email.id not in kept_ids]
+        for email_id in dropped:
+            _log.info("the server returns email %s, but no longer lists it: removed", email_id)
+        found = EmailsFound(kept, [*found.not_found, *dropped], found.bad)
+        await trio.to_thread.run_sync(target.store_unlisted, found)
         last = unlisted[-1]
+
+
+async def _gone_check(
+    client: Client, target: ListingTarget, progress: ListingProgress
+) -> Callable[[Email], bool]:
+    """Return whether an email that the server returns, but has not listed, is gone.
+
+    It is gone if a second list leaves it out too, the totals of both lists agree with their
+    lengths, and no mailbox of the email counts more emails than are listed. If the server reports
+    no totals, it must count the emails of these mailboxes.
+    """
+    second = await list_ids(client)
+    counts_total = progress.total is not None and second.total is not None
+    agree = (
+        progress.is_whole
+        and second.is_whole
+        and (not counts_total or (progress.total == progress.ids and second.agrees))
+    )
+    listed = await trio.to_thread.run_sync(target.listed_counts)
+    mailboxes, _ = await client.mailboxes()
+    counted = {mailbox.id: mailbox.total_emails for mailbox in mailboxes}
+
+    def is_gone(email: Email) -> bool:
+        if not agree or email.id in second.ids:
+            return False
+        totals = [(listed.get(id_, 0), counted.get(id_)) for id_ in email.mailbox_ids]
+        if not counts_total and (not totals or any(total is None for _, total in totals)):
+            return False
+        return all(total is None or total <= known for known, total in totals)
+
+    return is_gone

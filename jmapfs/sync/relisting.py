@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -24,9 +24,9 @@ import trio
 from jmapfs.errors import TooMuchGoneError
 from jmapfs.index.rows import ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client
-from jmapfs.jmap.types import Email, Mailbox
-from jmapfs.sync.listing import ListingReport, list_emails
+from jmapfs.jmap.client import Client, EmailsFound
+from jmapfs.jmap.types import Mailbox
+from jmapfs.sync.listing import ListingReport, ListingTarget, list_emails
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +57,11 @@ def describe_stale(stale: StaleTree) -> str:
     return f"{stale.gone:,} of {stale.total:,} mails are gone from the server ({stale.reason})"
 
 
-class StagedListing:
-    """Stages the emails of a new listing; see `listing.ListingTarget`."""
+class StagedListing(ListingTarget):
+    """Stages the emails of a new listing."""
 
     def __init__(self, writer: IndexWriter, reason: str, *, reset: bool, ids_prove: bool) -> None:
-        self._writer = writer
+        super().__init__(writer)
         self._reason = reason
         self._reset = reset
         # Blob ids with a SHA-1 prove the content, so a reused email id does no harm.
@@ -73,35 +73,27 @@ class StagedListing:
         # Version 1 did not stage listings.
         return progress if progress is not None and progress.staged else None
 
-    def begin(self, email_state: str) -> ListingProgress:
-        """Begin a listing at an Email state."""
-        progress = ListingProgress(email_state, staged=True, reset=self._reset, reason=self._reason)
+    def begin(self, progress: ListingProgress, ids: Iterable[str]) -> ListingProgress:
+        """Begin a listing: store the listed ids. Return the progress that is stored."""
+        progress = replace(progress, staged=True, reset=self._reset, reason=self._reason)
         with self._writer.transaction():
             self._writer.staged.begin()
+            self._writer.listed.begin(ids)
             self._writer.set_listing_progress(progress)
         return progress
 
-    def store(self, emails: Sequence[Email], progress: ListingProgress) -> None:
-        """Store the emails of a page with the progress, in one transaction."""
-        with self._writer.transaction():
-            self._writer.staged.add(emails, reuse_proves_reset=not self._ids_prove)
-            self._writer.set_listing_progress(progress)
+    def put(self, found: EmailsFound) -> None:
+        """Store what the server has answered; this is a part of a transaction."""
+        self._writer.staged.add(found.emails, reuse_proves_reset=not self._ids_prove)
 
     def unlisted(self, after: str, count: int) -> list[str]:
-        """Return the ids of `count` emails that were not listed, in the order of their ids."""
+        """Return the ids of `count` known emails that were not listed, in order of ids."""
         return self._writer.staged.unlisted(after, count)
 
-    def store_unlisted(self, emails: Sequence[Email], _not_found: Sequence[str]) -> None:
-        """Store what the server answers about emails that were not listed."""
-        with self._writer.transaction():
-            self._writer.staged.add(emails, reuse_proves_reset=not self._ids_prove)
-
-    def finish(self, _progress: ListingProgress) -> None:
+    def finish(self, progress: ListingProgress) -> None:
         """Store that everything is listed."""
         with self._writer.transaction():
-            progress = self._writer.listing_progress()
-            if progress is not None:
-                self._writer.set_listing_progress(replace(progress, finished=True))
+            self._writer.set_listing_progress(replace(progress, finished=True))
 
     def apply(self, mailboxes: Sequence[Mailbox], max_gone: float) -> StaleTree | None:
         """Apply the listing in one transaction.
@@ -140,6 +132,7 @@ class StagedListing:
                 _log.info("%d of %d mails are gone", gone, total)
             writer.replace_mailboxes(mailboxes)
             writer.staged.apply(reset=reset)
+            writer.listed.end()
             writer.end_listing()
             # The mailbox state is empty, so the mailboxes are requested again with the changes. The
             # index is consistent when the changes since the beginning of the listing are stored.

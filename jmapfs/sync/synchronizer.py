@@ -15,22 +15,33 @@ An orphaned email is in a mailbox that the server has not described.
 """
 
 import logging
+import random
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
 from jmapfs.errors import MethodError, ServerError
 from jmapfs.index.database import IndexDatabase
-from jmapfs.index.rows import AccountState, ListingProgress, StaleTree
+from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Changes, Client, EmailChanges
-from jmapfs.jmap.types import Email, Mailbox
+from jmapfs.jmap.client import Changes, Client, EmailChanges, EmailsFound
+from jmapfs.jmap.identity import merge_origins
+from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import require_owner
-from jmapfs.sync.listing import FirstListing, ListingReport, ReusedIdsError, list_emails
+from jmapfs.sync.account_check import identity_of, require_owner
+from jmapfs.sync.comparison import compare_and_heal
+from jmapfs.sync.id_listing import list_ids
+from jmapfs.sync.listing import (
+    NOT_FOUND,
+    FirstListing,
+    ListingReport,
+    ReusedIdsError,
+    list_emails,
+)
 from jmapfs.sync.relisting import (
     MAX_GONE,
     REUSED_IDS,
@@ -46,6 +57,8 @@ _T = TypeVar("_T")
 
 _MAX_LISTINGS: Final = 3
 _MAX_ORPHAN_PASSES: Final = 3
+# How many bad emails are requested again in one round.
+_BAD_AT_ONCE: Final = 1000
 # How often a stale tree is compared while its account changes, unless a user asks.
 _STALE_SECONDS: Final = 600.0
 
@@ -74,7 +87,8 @@ class _Listing:
 class _IndexStatus:
     """The data from the index on which the next step depends; one worker thread reads it all.
 
-    `unconfirmed` has the ids of emails whose size an earlier version took from unconfirmed content.
+    `unconfirmed` has the ids of emails whose size an earlier version took from unconfirmed content,
+    `bad` those of emails that cannot be shown.
     """
 
     state: AccountState
@@ -82,6 +96,7 @@ class _IndexStatus:
     pending_removals: bool
     orphaned: Sequence[str]
     unconfirmed: Sequence[str]
+    bad: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +133,13 @@ class Synchronizer:
         self._max_gone = 100.0 if accept_deletions else max_gone
         self._ask_again = ask_again
         self._reset_reported = reset_reported
+        self._has_listed = False
 
-    async def bring_up_to_date(self, report: ListingReport) -> bool:
+    async def bring_up_to_date(self, report: ListingReport, *, compare: bool = False) -> bool:
         """Bring the index to the state that the server has now; return whether the index changed.
+
+        With `compare`, and after a listing, the numbers of emails are compared with those of the
+        server; if they differ, the account is listed again.
 
         Raises:
             ConfigError: the index belongs to another account.
@@ -130,12 +149,45 @@ class Synchronizer:
             JmapfsError: the client has raised this error.
         """
         with sqlite_errors(f"write the index {self._database.path}"):
-            return await self._bring_up_to_date(report)
+            bad = await trio.to_thread.run_sync(self._writer.bad_emails)
+            changed = await self._bring_up_to_date(report)
+            if compare or self._has_listed:
+                changed |= await compare_and_heal(
+                    self._client, self._writer, partial(self._bring_up_to_date, report)
+                )
+            return await trio.to_thread.run_sync(self._log_bad, bad) or changed
 
-    async def _bring_up_to_date(self, report: ListingReport) -> bool:
+    async def drop_unlisted(self, email_ids: Iterable[str], report: ListingReport) -> None:
+        """Remove those of some emails that the server does not list.
+
+        A server may return such emails although they are gone. If it still counts them, there is a
+        shortfall then. Raises the errors of `bring_up_to_date`.
+        """
+        listing = await list_ids(self._client)
+        unlisted = [one for one in email_ids if one not in listing.ids]
+        if not listing.is_whole or not unlisted:
+            return
+        with sqlite_errors(f"write the index {self._database.path}"):
+            gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
+            if gone:
+                _log.warning(
+                    "not listed, and their content is gone: removed the emails %s", ", ".join(gone)
+                )
+                await compare_and_heal(
+                    self._client, self._writer, partial(self._bring_up_to_date, report)
+                )
+                # The comparison may store emails that are in no list.
+                await trio.to_thread.run_sync(self._remove_emails, gone)
+
+    async def _bring_up_to_date(self, report: ListingReport, reason: str = "") -> bool:
+        """Follow the changes; with a `reason`, list the account again before that."""
         status = await trio.to_thread.run_sync(self._claim)
         await self._confirm_sizes(status)
+        retried = await self._retry_bad_emails(status)
         listing = await self._needed_listing(status)
+        if listing is None and reason:
+            listing = _Listing(reason)
+            _log.warning("listing the account again: %s", reason)
         listings = 0
         while True:
             if listing is not None:
@@ -145,6 +197,7 @@ class Synchronizer:
                         " changes; try again later"
                     )
                 listings += 1
+                self._has_listed = True
                 try:
                     await self._list(listing, report, complete=status.state.complete)
                 except ReusedIdsError:
@@ -160,7 +213,7 @@ class Synchronizer:
             except ReusedIdsError:
                 listing = _Listing(REUSED_IDS, reset=True)
             else:
-                return changed or listings > 0
+                return changed or retried or listings > 0
             _log.warning("listing the account again: %s", listing.reason)
 
     async def _needed_listing(self, status: _IndexStatus) -> _Listing | None:
@@ -214,7 +267,7 @@ class Synchronizer:
         """Ask again for sizes that an earlier version has taken from unconfirmed content."""
         if status.state.stale is not None or not status.unconfirmed:
             return
-        emails, _ = await self._client.emails(status.unconfirmed)
+        emails = (await self._client.emails(status.unconfirmed)).emails
 
         def confirm() -> None:
             with self._writer.transaction():
@@ -222,6 +275,25 @@ class Synchronizer:
                 self._writer.forget_unconfirmed()
 
         await trio.to_thread.run_sync(confirm)
+
+    async def _retry_bad_emails(self, status: _IndexStatus) -> bool:
+        """Request the bad emails again; return whether some can be shown now."""
+        if status.state.stale is not None or not status.state.complete or not status.bad:
+            return False
+        ids = random.sample(status.bad, min(len(status.bad), _BAD_AT_ONCE))
+        found = await self._client.emails(ids)
+
+        def store() -> None:
+            writer = self._writer
+            with writer.transaction():
+                writer.put_emails(found.emails)
+                writer.put_bad_emails(found.bad)
+                writer.put_bad_emails(BadEmail(id=id_, reason=NOT_FOUND) for id_ in found.not_found)
+                if found.emails:
+                    writer.set_state(replace(writer.state(), synced_at=time.time()))
+
+        await trio.to_thread.run_sync(store)
+        return bool(found.emails)
 
     async def _follow(self, status: _IndexStatus) -> bool:
         """Store the changes since the index's state; return whether there were any."""
@@ -233,14 +305,15 @@ class Synchronizer:
             previous = status.orphaned
             # The mailbox of an orphaned email is newer than our list, or deleted, or the server has
             # left it out. So get these emails and all mailboxes again.
-            emails, missing = await self._client.emails(previous)
-            status = await trio.to_thread.run_sync(self._put_orphaned, emails, missing)
+            found = await self._client.emails(previous)
+            status = await trio.to_thread.run_sync(self._put_orphaned, found)
             changed_again, status = await self._follow_once(status, all_mailboxes=True)
             changed |= changed_again
         if status.orphaned:
             _log.warning(
                 "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
             )
+            changed |= await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
             await trio.to_thread.run_sync(self._mark_consistent)
@@ -259,6 +332,8 @@ class Synchronizer:
         since = state.email_state
         while True:
             _check_progress(emails, since)
+            if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
+                raise _UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
             if changed or all_mailboxes:
                 synced_at = began if changed else state.synced_at
@@ -312,6 +387,7 @@ class Synchronizer:
             with writer.transaction():
                 writer.apply_pending_removals()
                 writer.retire_mailboxes(writer.replace_mailboxes(mailboxes))
+                writer.file_orphaned_emails()
                 if not state.complete:
                     writer.reassign_colliding_inodes()
                 new = replace(state, mailbox_state=mailbox_state, complete=True, consistent=True)
@@ -333,13 +409,22 @@ class Synchronizer:
         else:
             state = replace(
                 state,
-                server=client.session.api_url,
                 account_id=client.account.id,
                 account_name=client.account.name,
-                username=client.session.username,
                 epoch="" if client.blob_ids_are_sha1 else new_epoch(),
             )
-        state = replace(state, blob_ids_are_sha1=client.blob_ids_are_sha1)
+        identity = client.identity
+        is_there = state.server in {"", client.session.api_url}
+        state = replace(
+            state,
+            location=identity.location,
+            # Snapshots of an earlier version name only the origin that the API had then.
+            origins=merge_origins(identity.origins, identity_of(state).origins),
+            server=client.session.api_url,
+            moved_at=state.moved_at if is_there else time.time(),
+            username=identity.username or state.username,
+            blob_ids_are_sha1=client.blob_ids_are_sha1,
+        )
         if state != status.state:
             with self._writer.transaction():
                 self._writer.set_state(state)
@@ -370,6 +455,7 @@ class Synchronizer:
                 for blob_id in writer.unconfirmed_blobs()
                 for email_id, _ in writer.emails_of_blob(blob_id)
             ],
+            [row.id for row in writer.bad_emails()],
         )
 
     def _store(
@@ -385,6 +471,7 @@ class Synchronizer:
                 gone = writer.replace_mailboxes(mailboxes.mailboxes)
             self._require_own_ids(emails.emails)
             writer.put_emails(emails.emails)
+            writer.put_bad_emails(emails.bad)
             # Emails are removed in the last step: a step may bring an email back under a new id.
             writer.add_pending_removals(emails.gone)
             # Between two steps, the index may have a state that the account never had (RFC 8620
@@ -404,13 +491,42 @@ class Synchronizer:
             writer.set_state(state)
             return self._status()
 
-    def _put_orphaned(self, emails: Sequence[Email], missing: Sequence[str]) -> _IndexStatus:
+    def _put_orphaned(self, found: EmailsFound) -> _IndexStatus:
         with self._writer.transaction():
-            self._require_own_ids(emails)
-            self._writer.put_emails(emails)
-            self._writer.remove_emails(missing)
+            self._require_own_ids(found.emails)
+            self._writer.put_emails(found.emails)
+            self._writer.put_bad_emails(found.bad)
+            self._writer.remove_emails(found.not_found)
             self._writer.retire_mailboxes(())
             return self._status()
+
+    def _remove_emails(self, email_ids: Sequence[str]) -> list[str]:
+        """Remove emails; return the ids of those that were in the index."""
+        writer = self._writer
+        known = sorted(set(email_ids).difference(writer.unknown_emails(email_ids)))
+        if known:
+            with writer.transaction():
+                writer.remove_emails(known)
+                writer.set_state(replace(writer.state(), synced_at=time.time()))
+        return known
+
+    def _log_bad(self, before: Sequence[BadEmailRow]) -> bool:
+        """Log each new bad email; return whether the bad emails have changed."""
+        writer, now = self._writer, time.time()
+        bad = writer.bad_emails()
+        known = {row.id for row in before}
+        for row in bad:
+            if row.id not in known:
+                _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+        if bad == before:
+            return False
+        with writer.transaction():
+            writer.set_state(replace(writer.state(), synced_at=now))
+        return True
+
+    def _file_orphaned_emails(self) -> bool:
+        with self._writer.transaction():
+            return self._writer.file_orphaned_emails()
 
     def _mark_consistent(self) -> None:
         with self._writer.transaction():
@@ -426,6 +542,15 @@ def _only_counts(changes: Changes) -> bool:
     return not changes.updated or (
         properties is not None and _COUNT_PROPERTIES.issuperset(properties)
     )
+
+
+def _is_earlier(state: str, since: str) -> bool:
+    """Return whether a Cyrus has gone back, for example to a backup.
+
+    Its states are numbers. It answers a request for the changes since a later state with its
+    current state, and with no changes.
+    """
+    return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
 def _check_progress(changes: Changes | EmailChanges, since: str) -> None:

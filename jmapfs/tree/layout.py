@@ -24,6 +24,13 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailSlice, MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
 from jmapfs.names import sibling_names
+from jmapfs.tree.status_file import (
+    BadEmailStatus,
+    Lacking,
+    MailboxShortfall,
+    ShortfallStatus,
+    time_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +194,7 @@ class EmailExport:
 
     def __init__(self, reader: IndexReader, layout: Layout, directory: Directory) -> None:
         self._reader = reader
+        self._is_whole = directory.mailbox is None
         paths = {
             one.mailbox: "/".join(one.path)
             for one in layout.directories.values()
@@ -205,6 +213,36 @@ class EmailExport:
         """Return the mailboxes in the order of their paths."""
         return sorted(self._mailboxes, key=lambda mailbox: mailbox.path.encode())
 
+    def lacking(self) -> Lacking:
+        """Return what is lacking here, or may be lacking here because its mailboxes are unknown."""
+        paths = dict(self._directories.values())
+        bad = tuple(
+            BadEmailStatus(one.id, one.reason, time_text(one.since))
+            for one in self._reader.bad_emails()
+            if self._is_whole or not one.mailbox_ids or not paths.keys().isdisjoint(one.mailbox_ids)
+        )
+        shortfall = self._reader.state().shortfall
+        if shortfall is None:
+            return Lacking(bad)
+        here = tuple(
+            MailboxShortfall(paths[mailbox_id], found, expected)
+            for mailbox_id, found, expected in shortfall.mailboxes
+            if mailbox_id in paths
+        )
+        here = tuple(sorted(here, key=lambda one: one.path.encode()))
+        found, expected = shortfall.found, shortfall.expected
+        if not self._is_whole and shortfall.mailboxes:
+            if not here:
+                return Lacking(bad)
+            found, expected = sum(one.found for one in here), sum(one.expected for one in here)
+        return Lacking(bad, ShortfallStatus(time_text(shortfall.since), found, expected, here))
+
     def after(self, position: int, count: int) -> EmailSlice:
         """Return about `count` emails after a position, in the order of the index."""
         return self._reader.emails_after(position, count, self._directories)
+
+
+def read_lacking(reader: IndexReader) -> Lacking:
+    """Return what the whole tree lacks."""
+    layout = lay_out(reader.mailboxes())
+    return EmailExport(reader, layout, layout.root).lacking()

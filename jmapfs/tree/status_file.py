@@ -9,13 +9,82 @@ backup reads nothing.
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from jmapfs.errors import printable
 from jmapfs.index.rows import AccountState, Counts
 
 STATUS_FILE_NAME: Final = ".jmapfs.json"
+
+SHOWN_BAD: Final = 100
+"""How many bad emails the status names."""
+
+_SHOWN_MAILBOXES: Final = 5
+
+
+class BadEmailStatus(msgspec.Struct, frozen=True):
+    """An email that the account has, but that cannot be shown. `since` is a time as text."""
+
+    id: str
+    reason: str
+    since: str
+
+
+class MailboxShortfall(msgspec.Struct, frozen=True):
+    """A mailbox, by its path in the tree: how many emails were found, and how many expected."""
+
+    path: str
+    found: int
+    expected: int
+
+
+class ShortfallStatus(msgspec.Struct, frozen=True):
+    """The server counts `expected` emails, but only `found` emails could be listed.
+
+    `mailboxes` are those that lack emails, as far as the server counts by mailbox.
+    """
+
+    since: str
+    found: int
+    expected: int
+    mailboxes: tuple[MailboxShortfall, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the shortfall as text."""
+        text = f"the server counts {self.expected:,} mails, but only {self.found:,} can be listed"
+        shown = [
+            f"{printable(one.path, 80)}: {one.found:,} of {one.expected:,}"
+            for one in self.mailboxes[:_SHOWN_MAILBOXES]
+        ]
+        if rest := len(self.mailboxes) - len(shown):
+            shown.append(f"and {rest:,} more mailboxes")
+        return f"{text} ({', '.join(shown)})" if shown else text
+
+
+class Lacking(NamedTuple):
+    """What a tree lacks although the account has it: bad emails, and those of a shortfall."""
+
+    bad: tuple[BadEmailStatus, ...] = ()
+    shortfall: ShortfallStatus | None = None
+
+    def lines(self) -> list[str]:
+        """Return one line of text for each kind."""
+        lines = []
+        if self.bad:
+            mails = "1 mail" if len(self.bad) == 1 else f"{len(self.bad):,} mails"
+            first = self.bad[0]
+            lines.append(
+                f"{mails} cannot be shown, such as email {printable(first.id, 80)}:"
+                f" {printable(first.reason, 200)}"
+            )
+        if self.shortfall is not None:
+            lines.append(str(self.shortfall))
+        return lines
+
+
+NOTHING: Final = Lacking()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +97,25 @@ class StatusFile:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """Whether the server is reachable; if not, since when (seconds since 1970) and why."""
+    """Whether the server is reachable; if not, since when (seconds since 1970) and why.
+
+    `changed_at` is when the reason changed.
+    """
 
     online: bool
     since: float = 0.0
     error: str | None = None
+    changed_at: float = 0.0
 
 
 ONLINE: Final = Reachability(online=True)
 
 
 def make_status_file(
-    state: AccountState, counts: Counts, reachability: Reachability = ONLINE
+    state: AccountState,
+    counts: Counts,
+    lacking: Lacking = NOTHING,
+    reachability: Reachability = ONLINE,
 ) -> StatusFile:
     """Return the status file for one state of the account."""
     document: dict[str, object] = {
@@ -52,10 +128,10 @@ def make_status_file(
         "mailboxes": counts.mailboxes,
         "online": reachability.online,
     }
-    time = state.synced_at
+    time = max(state.synced_at, state.moved_at)
     if not reachability.online:
         document |= {"offline_since": time_text(reachability.since), "error": reachability.error}
-        time = max(time, reachability.since)
+        time = max(time, reachability.since, reachability.changed_at)
     if state.stale is not None:
         stale = state.stale
         document["stale"] = {
@@ -66,6 +142,11 @@ def make_status_file(
             "reason": stale.reason,
         }
         time = max(time, stale.checked_at)
+    if lacking.bad:
+        document |= {"bad": lacking.bad[:SHOWN_BAD], "bad_count": len(lacking.bad)}
+    if state.shortfall is not None:
+        document["shortfall"] = lacking.shortfall
+        time = max(time, state.shortfall.since)
     content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     return StatusFile(content, max(math.ceil(time), counts.newest + 1))
 

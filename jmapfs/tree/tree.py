@@ -20,7 +20,7 @@ from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, DirectoryRows, FileRecord
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.tree.layout import Directory, Layout, lay_out
+from jmapfs.tree.layout import Directory, EmailExport, Layout, lay_out
 from jmapfs.tree.status_file import (
     ONLINE,
     STATUS_FILE_NAME,
@@ -296,7 +296,9 @@ class Tree:
     def _current_status_file(self) -> StatusFile:
         key = self._reader.state(), self._reachability()
         if self._status_file is None or self._status_file_key != key:
-            self._status_file = make_status_file(key[0], self._reader.counts(), key[1])
+            layout = self.layout()
+            lacking = EmailExport(self._reader, layout, layout.root).lacking()
+            self._status_file = make_status_file(key[0], self._reader.counts(), lacking, key[1])
             self._status_file_key = key
         return self._status_file
 

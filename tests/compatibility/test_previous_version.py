@@ -6,12 +6,14 @@ server is part of what identifies the account, so the test server listens on the
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.mounts import Home
+from tests.relay import Relay
 from tests.server import server_process
 
 FILES = Path(__file__).with_name("previous_version.tar.xz")
@@ -43,6 +45,33 @@ def test_index_and_cache_serve_a_mount_without_a_server(home: Home, tmp_path: Pa
         (name, int(inode), int(size), float(mtime))
         for name, inode, size, mtime in (line.split("\t") for line in expected)
     ]
+
+
+@pytest.mark.mount
+def test_all_continues_after_a_move_of_the_api(home: Home, tmp_path: Path) -> None:
+    """Since the older version ran, the API has moved to another host and port."""
+    snapshots = tmp_path / "snapshots"
+    with (
+        server_process(host=HOST, port=PORT) as server,
+        Relay(PORT, target_host=HOST, host="127.81.7.4") as relay,
+    ):
+        origin = f"http://{relay.host}:{relay.port}"
+        server.control.set_quirks(
+            session_overrides={
+                "apiUrl": f"{origin}/jmap/api",
+                "downloadUrl": origin + "/jmap/download/{accountId}/{blobId}/{name}?t={type}",
+                "eventSourceUrl": None,
+            }
+        )
+        with home.mounted(URL, "--account", "Ateam") as mount:
+            assert len(mount.files()) == 16
+            assert mount.status()["server"] == f"{origin}/jmap/api"
+            for source in (URL, mount.path):
+                options = ("--account", "Ateam") if source == URL else ()
+                result = home.run("snapshot", "--json", *options, source, snapshots)
+                assert result.exit_code == 0, result.stderr
+                assert json.loads(result.stdout)["fetched"] == 0
+        assert server.control.counts().endpoints["download"] == 0
 
 
 def test_a_new_snapshot_links_to_the_old_one(home: Home, tmp_path: Path) -> None:

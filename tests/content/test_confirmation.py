@@ -128,7 +128,9 @@ def test_accepted_content_has_all_the_required_evidence(
             and first.route is not second.route
             and first.stated_size == second.stated_size
         )
-        assert _is_mail(second, has_size=confirmed or len(second.data) == second.stated_size)
+        assert _is_mail(
+            second, has_size=confirmed or len(second.data) == second.stated_size
+        ) or _is_mail_without_header(first, second)
 
 
 def _is_mail(attempt: Attempt, has_size: bool) -> bool:  # noqa: FBT001
@@ -138,6 +140,18 @@ def _is_mail(attempt: Attempt, has_size: bool) -> bool:  # noqa: FBT001
     is_page = attempt.content_type == "text/html" and attempt.route is Route.DOWNLOAD
     right_id = not attempt.message_ids or attempt.message_ids[0].encode() in data
     return has_size and not is_page and right_id and data in _CONTENTS[:4]
+
+
+def _is_mail_without_header(first: Attempt, second: Attempt) -> bool:
+    return (
+        first.data == second.data == _CONTENTS[6]
+        and first.stated_size == second.stated_size == len(second.data)
+        and second.message_ids == ()
+        and not any(
+            one.content_type == "text/html" and one.route is Route.DOWNLOAD
+            for one in (first, second)
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +206,38 @@ def test_no_real_or_hostile_mail_is_refused_on_an_honest_server() -> None:
         # Hostile mail that begins with an empty line has no header at all.
         assert (doubt(evidence, len(data), None) is None) != data.startswith(b"\r\n"), data[:100]
         assert contradiction(evidence, stated) is None, data[:500]
+        assert refusal(evidence, evidence, len(data), stated, repeated=True) is None
     assert with_ids > 100
+
+
+def test_content_without_a_header_needs_all_other_evidence() -> None:
+    """An error message in plain text looks like such mail."""
+    data = b"service unavailable\r\n"
+    stated, evidence = stated_of(data), evidence_of(data)
+
+    def reason(
+        first: Evidence | None,
+        second: Evidence = evidence,
+        now: EmailValues = stated,
+        *,
+        repeated: bool = True,
+    ) -> str | None:
+        return refusal(first, second, len(data), now, repeated=repeated)
+
+    assert doubt(evidence, len(data), None) is not None
+    assert reason(evidence) is None
+    refused = [
+        reason(None),
+        reason(evidence, repeated=False),
+        reason(evidence_of(data.replace(b"s", b"S"))),
+        reason(evidence, now=stated_of(data + b"."), repeated=True),
+        reason(evidence, now=stated_of(data, "an id@of a mail")),
+        reason(evidence_of(data, content_type="text/html")),
+    ]
+    for markup in (b'{"type": "about:blank"}', b"<error/>", b"\xef\xbb\xbf <error/>"):
+        other = evidence_of(markup)
+        refused.append(refusal(other, other, len(markup), stated_of(markup), repeated=True))
+    assert None not in refused
 
 
 @pytest.mark.parametrize(

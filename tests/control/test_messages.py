@@ -15,6 +15,7 @@ from jmapfs.control.messages import (
     HttpStatus,
     ReadaheadStatus,
 )
+from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 STATUS = AccountStatus(
     account="alice",
@@ -41,13 +42,35 @@ def decoded(document: dict[str, Any]) -> AccountStatus:
     return msgspec.json.decode(msgspec.json.encode(document), type=AccountStatus)
 
 
-@pytest.mark.parametrize("member", ["content", "stale"])
-def test_the_status_of_an_older_daemon_is_read(member: str) -> None:
+@pytest.mark.parametrize(
+    ("member", "default"),
+    [
+        ("content", ContentStatus()),
+        ("stale", None),
+        ("bad", ()),
+        ("bad_count", 0),
+        ("shortfall", None),
+    ],
+)
+def test_the_status_of_an_older_daemon_is_read(member: str, default: object) -> None:
     document = msgspec.to_builtins(STATUS)
     del document[member]
-    assert decoded(document) == msgspec.structs.replace(
-        STATUS, **{member: ContentStatus() if member == "content" else None}
+    assert decoded(document) == msgspec.structs.replace(STATUS, **{member: default})
+
+
+def test_the_table_shows_what_is_lacking_only_if_there_is_something() -> None:
+    assert {"bad", "shortfall"}.isdisjoint(dict(_account_lines(STATUS)))
+    time = "2026-11-27T00:00:00+00:00"
+    bad = tuple(BadEmailStatus(f"M{number}", f"why {number}", time) for number in range(100))
+    lacking = msgspec.structs.replace(
+        STATUS, bad=bad, bad_count=120, shortfall=ShortfallStatus(time, 3, 5)
     )
+    lines = _account_lines(lacking)
+    assert [value for name, value in lines if name == "bad"] == [
+        f"M{number}: why {number}" for number in range(10)
+    ]
+    assert "and 110 more mails" in dict(lines)[""]
+    assert "counts 5 mails, but only 3 can be listed" in dict(lines)["shortfall"]
 
 
 def test_members_of_a_newer_daemon_are_ignored() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,9 @@ from tests.mail_server.account import MailAccount
 class Account(MailAccount):
     """The account of a user; its id is the name of the user."""
 
+    inbox: ClassVar[str] = "Inbox"
+    has_push: ClassVar[bool] = False
+    has_sha1_ids: ClassVar[bool] = True
     api_path: ClassVar[str] = "/jmap/"
     using: ClassVar[tuple[str, ...]] = (*MailAccount.using, "https://cyrusimap.org/ns/jmap/mail")
 
@@ -23,6 +27,10 @@ class Account(MailAccount):
     def download_path(self, blob_id: str) -> str:
         """Return the path and the query of a blob's URL."""
         return f"/jmap/download/{self.name}/{blob_id}/mail?accept=application/octet-stream"
+
+    def sha1s(self, blob_ids: Iterable[str]) -> dict[str, str]:
+        """Return the SHA-1 of each blob, which is part of its id."""
+        return {blob_id: blob_id.removeprefix("G") for blob_id in blob_ids}
 
     def add_to_mailbox(self, email_id: str, mailbox_id: str) -> None:
         """Add an email to another mailbox."""

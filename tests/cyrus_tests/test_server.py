@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import httpx
@@ -23,28 +22,6 @@ def test_two_servers_are_independent(cyrus: Cyrus) -> None:
         assert len(account.email_ids()) == 1
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             cyrus.account("only-here").email_ids()
-
-
-def test_a_restart_keeps_the_mail_and_the_ports(private_cyrus: Cyrus) -> None:
-    account = private_cyrus.add_user("alice")
-    account.append("INBOX", MAIL)
-    before = account.email_ids()
-    private_cyrus.stop()
-    with pytest.raises(httpx.ConnectError):
-        account.email_ids()
-    private_cyrus.start()
-    assert account.email_ids() == before
-
-
-def test_a_paused_server_accepts_connections_without_responding(private_cyrus: Cyrus) -> None:
-    private_cyrus.pause()
-    with socket.create_connection(("127.0.0.1", private_cyrus.imap_port), 5) as connection:
-        connection.settimeout(0.2)
-        with pytest.raises(TimeoutError):
-            connection.recv(1)
-        private_cyrus.resume()
-        connection.settimeout(10)
-        assert connection.recv(1) == b"*"
 
 
 @pytest.mark.parametrize("paused", [False, True])

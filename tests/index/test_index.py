@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
+from jmapfs.index.schema import UNFILED
 from jmapfs.index.writer import IndexWriter
 from jmapfs.inodes import inode_range
 from jmapfs.jmap.types import Email
@@ -168,6 +169,89 @@ def test_an_orphaned_email_stays_in_the_tree(writer: IndexWriter, reader: IndexR
         put_mailboxes(writer, mailbox("Z", "Late"))
     assert writer.orphaned_emails() == []
     assert names(reader, "Z") == [name("b1")]
+
+
+def file_orphans(writer: IndexWriter) -> None:
+    with writer.transaction():
+        writer.file_orphaned_emails()
+
+
+def shown(reader: IndexReader) -> dict[str, set[str]]:
+    return {row.id: set(names(reader, row.id)) for row in reader.mailboxes()}
+
+
+def test_an_email_in_no_mailbox_is_unfiled(writer: IndexWriter, reader: IndexReader) -> None:
+    put(writer, email("1"), email("2", "A"))
+    [unfiled] = [row for row in reader.mailboxes() if row.id == UNFILED]
+    assert unfiled.name == "unfiled"
+    assert shown(reader) == {UNFILED: {name("b1")}, "A": {name("b2")}, "B": set()}
+    assert writer.orphaned_emails() == []
+    assert reader.counts().mailboxes == 2
+    assert reader.count_homeless() == 1
+    put(writer, email("1", "A"))
+    file_orphans(writer)
+    assert shown(reader) == {"A": {name("b1"), name("b2")}, "B": set()}
+    put(writer, email("1"))
+    with writer.transaction():
+        writer.remove_emails(["1"])
+    file_orphans(writer)
+    assert shown(reader) == {"A": {name("b2")}, "B": set()}
+
+
+def test_an_email_only_in_undescribed_mailboxes_is_unfiled(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "Y", "Z"), email("2", "Z", blob="b1"), email("3", "A", "Z", blob="b1"))
+    file_orphans(writer)
+    assert reader.count_homeless() == 0
+    expected = {UNFILED: {name("b1"), name("b1", 2)}, "A": {name("b1")}, "B": set()}
+    assert shown(reader) == expected
+    assert set(reader.listing(1).links) == {3}
+    assert writer.orphaned_emails() == []
+    # An update changes nothing, and asks for nothing again.
+    position = reader.journal_position()
+    put(writer, email("1", "Y", "Z", keywords=("$seen",)), email("2", "Z", blob="b1"))
+    assert writer.orphaned_emails() == []
+    assert shown(reader) == expected
+    assert reader.journal_position() == position
+
+
+def test_an_unfiled_email_moves_to_a_mailbox_that_is_described_later(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    put(writer, email("1", "Y", "Z"), email("2", "Z"), email("3", "X"), email("4", "A", "Z"))
+    file_orphans(writer)
+    with writer.transaction():
+        assert (
+            writer.replace_mailboxes(
+                [mailbox("A", "Inbox"), mailbox("B", "Work"), mailbox("Z", "Late")]
+            )
+            == []
+        )
+    assert shown(reader) == {
+        UNFILED: {name("b3")},
+        "A": {name("b4")},
+        "B": set(),
+        "Z": {name("b1"), name("b2"), name("b4")},
+    }
+    put(writer, email("1", "Z"), email("3", "B"))
+    file_orphans(writer)
+    assert UNFILED not in shown(reader)
+    assert writer.orphaned_emails() == []
+
+
+def test_a_staged_email_in_undescribed_mailboxes_is_unchanged(
+    writer: IndexWriter, reader: IndexReader
+) -> None:
+    emails = [email("1", "Z"), email("2"), email("3", "A", "Z")]
+    put(writer, *emails)
+    file_orphans(writer)
+    before = shown(reader)
+    with writer.transaction():
+        writer.staged.begin()
+        writer.staged.add(emails, reuse_proves_reset=True)
+        writer.staged.apply(reset=False)
+    assert shown(reader) == before
 
 
 def test_a_listing_does_not_overwrite_a_corrected_size(

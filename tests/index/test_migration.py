@@ -1,8 +1,9 @@
-"""An index of version 1 is converted: nothing has to be listed again."""
+"""An index of version 1 or 2 is converted: nothing has to be listed again."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 from jmapfs.errors import StorageError
 from jmapfs.index import schema
 from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.jmap.types import Email
+from jmapfs.jmap.types import BadEmail, Email
 from jmapfs.locking import process_lock
 from tests.compatibility.test_previous_version import FILES
 from tests.indexed import email
@@ -59,6 +60,30 @@ def test_version_1_is_converted(database: IndexDatabase) -> None:
         assert record is not None
         assert record.content_key == record.blob_id
         assert blob in {str(row[3]) for row in before}
+
+
+def test_version_2_is_converted(database: IndexDatabase) -> None:
+    database.prepare()
+    before = rows(database)
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        for table in re.findall(r"CREATE TABLE (\w+)", schema.MIGRATIONS[2]):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version = 2")
+        # Version 2 listed pages of emails, not ids.
+        progress = '{"email_state": "s", "anchor": "M1", "listed": 5}'
+        connection.execute("INSERT INTO meta VALUES ('listing', ?)", (progress,))
+        connection.commit()
+    database.prepare()
+    assert rows(database) == before
+    with database.writer() as writer:
+        assert writer.bad_emails() == []
+        state = writer.state()
+        assert (state.shortfall, state.compared_at) == (None, 0.0)
+        interrupted = writer.listing_progress()
+        assert interrupted is not None
+        assert interrupted.ids is None
+        writer.put_bad_emails([BadEmail(id="M1", reason="no size")])
+        assert [bad.id for bad in writer.bad_emails()] == ["M1"]
 
 
 def test_an_interrupted_conversion_changes_nothing(

@@ -32,7 +32,7 @@ from tests.james import jars
 from tests.james.account import Account
 from tests.james.config import Config, write_config
 from tests.mail_server import processes
-from tests.mail_server.account import PASSWORD
+from tests.mail_server.account import PASSWORD, MailAccount
 from tests.mail_server.server import running
 from tests.ports import TRIES, PortTakenError, free_ports
 
@@ -201,7 +201,7 @@ class James:
         """Return access to an account, which need not exist; its user is `NAME@example.org`."""
         return Account(self.imap_port, self.http_port, f"{name}@{DOMAIN}", password)
 
-    def delegate(self, owner: Account, reader: Account) -> None:
+    def delegate(self, owner: MailAccount, reader: MailAccount) -> None:
         """Give `reader` access to the whole account of `owner`: a second one in the session."""
         self._webadmin("PUT", f"/users/{owner.name}/authorizedUsers/{reader.name}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from tests.james import Account, James, running_james
@@ -42,24 +41,3 @@ def test_a_wrong_password_gets_401(james: James, james_account: Account) -> None
     for user in (name, "nobody"):
         with james.account(user, "wrong").http() as client:
             assert client.get("/jmap/session").status_code == 401
-
-
-@pytest.mark.james
-def test_by_default_clients_must_ask_for_rfc_8621() -> None:
-    with running_james(jmap_version="draft") as server:
-        account = server.add_user("alice")
-        with account.http() as client:
-            assert client.get("/jmap/session").status_code == 200
-        with httpx.Client(auth=(account.name, account.password)) as client:
-            assert client.get(server.url, follow_redirects=True).status_code == 404
-
-
-def test_a_delegated_account_is_in_the_session(james: James) -> None:
-    owner, reader = james.add_user("owner"), james.add_user("reader")
-    james.delegate(owner, reader)
-    with reader.http() as client:
-        accounts = client.get("/jmap/session").json()["accounts"]
-    assert {one["name"]: one["isPersonal"] for one in accounts.values()} == {
-        owner.name: False,
-        reader.name: True,
-    }

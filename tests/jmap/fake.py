@@ -199,11 +199,7 @@ class FakeServer(httpx.AsyncBaseTransport):
 
     def email_query(self, arguments: Arguments) -> Arguments:
         ids = list(self.emails)
-        start = 0
-        if "anchor" in arguments:
-            if arguments["anchor"] not in ids:
-                raise RefusedError("anchorNotFound")
-            start = ids.index(arguments["anchor"]) + arguments["anchorOffset"]
+        start = arguments.get("position", 0)
         answer: Arguments = {"ids": ids[start : start + arguments["limit"]], "queryState": "q1"}
         if arguments.get("calculateTotal"):
             answer["total"] = len(ids)

@@ -248,15 +248,32 @@ async def test_session_without_the_account_is_refused() -> None:
 
 
 @pytest.mark.parametrize("url", ["https://api.example.org/jmap/", "https://mail.example.org:444/"])
-async def test_session_with_another_server_is_refused(url: str) -> None:
+async def test_api_may_move_within_a_session(url: str) -> None:
     server = FakeServer()
     async with opened(server) as client:
+        before = client.identity
+        server.before = lambda request: (
+            httpx.Response(200, json=server.respond(json.loads(request.content)))
+            if request.method == "POST"
+            else None
+        )
         server.session["apiUrl"] = url
+        await renew(client, server)
+        assert client.session.api_url == url
+        assert client.identity.is_same_account(before)
+    assert str(server.requests[-1].url) == url
+
+
+async def test_session_of_another_user_is_refused() -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        server.session["username"] = "bob@example.org"
         for _ in range(2):
-            with pytest.raises(ConfigError, match="moved from"):
+            with pytest.raises(ConfigError, match="now belongs to bob@"):
                 await renew(client, server)
-    assert {request.url.host for request in server.requests} == {"mail.example.org"}
-    assert {request.url.port for request in server.requests} == {None}
+        # A server need not state the name.
+        server.session["username"] = None
+        await renew(client, server)
 
 
 async def test_response_for_another_account_is_an_error() -> None:

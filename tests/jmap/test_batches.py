@@ -579,9 +579,5 @@ async def test_batches_from_cyrus_are_correct(cyrus_account: CyrusAccount) -> No
 
 
 async def all_blobs(client: Client) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    anchor = None
-    while (page := await client.query_page(anchor, 4096)).ids:
-        sizes.update((email.blob_id, email.size) for email in page.emails)
-        anchor = page.ids[-1]
-    return sizes
+    ids = (await client.query_ids(0)).ids
+    return {email.blob_id: email.size for email in (await client.emails(ids)).emails}

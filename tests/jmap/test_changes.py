@@ -45,8 +45,8 @@ async def test_both_changes_and_the_emails_are_one_request() -> None:
         "Email/get",
         "Email/get",
     ]
-    assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1"}
-    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1", "maxChanges": 500}
+    assert server.calls[0][1] == {"accountId": "A1", "sinceState": "m1", "maxChanges": 10_000}
+    assert server.calls[1][1] == {"accountId": "A1", "sinceState": "e1", "maxChanges": 10_000}
 
 
 @pytest.mark.parametrize(("most", "requests"), [(4, 1), (3, 2), (2, 2), (1, 3)])
@@ -153,7 +153,16 @@ async def test_changes_that_the_server_cannot_calculate(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "expected"),
-    [(None, None), ([], frozenset()), (["totalEmails"], frozenset({"totalEmails"}))],
+    [
+        (None, None),
+        ([], frozenset()),
+        (["totalEmails"], frozenset({"totalEmails"})),
+        # An odd value says nothing: any property may have changed.
+        ("totalEmails", None),
+        (["totalEmails", ["name"]], None),
+        ({"totalEmails": True}, None),
+        (5, None),
+    ],
 )
 async def test_mailbox_changes(sent: Any, expected: Any) -> None:
     server = FakeServer()
@@ -168,6 +177,17 @@ async def test_mailbox_changes(sent: Any, expected: Any) -> None:
         destroyed=(),
         updated_properties=expected,
     )
+
+
+async def test_changed_emails_may_be_bad() -> None:
+    server = FakeServer(3)
+    server.emails["M1"]["size"] = None
+    server.change("Email/changes", newState="e2", created=["M1", "M2"], destroyed=["M1", "M9"])
+    async with opened(server) as client:
+        changes = await client.email_changes("e1")
+    assert [email.id for email in changes.emails] == ["M2"]
+    assert [bad.id for bad in changes.bad] == ["M1"]
+    assert changes.gone == ("M9",)
 
 
 @pytest.mark.parametrize("state", [None, "", 5])

@@ -216,7 +216,7 @@ async def test_at_most_five_redirects_are_followed() -> None:
     await found(url(0), server)
     hops[url(5)] = url(6)
     server.before = session_at("/6")
-    with pytest.raises(ProtocolError, match="more than 5 times"):
+    with pytest.raises(ProtocolError, match=r"5 times, the last time to https://example\.org/6"):
         await found(url(0), server)
 
 
@@ -224,7 +224,7 @@ async def test_at_most_five_redirects_are_followed() -> None:
     ("target", "words"),
     [
         ("http://mail.example.org/jmap", "in the clear"),
-        ("http://127.0.0.1:9/jmap", "from https:// to http://"),
+        ("http://127.0.0.1:9/jmap?secret", "to http://127.0.0.1:9/jmap leads from https:// to"),
         ("https://alice:geheim@mail.example.org/", "user name or a password"),
         ("ftp://mail.example.org/", "https://"),
         ("https://[::1/", "not a usable URL"),
@@ -250,13 +250,43 @@ async def test_redirect_from_loopback_to_loopback_is_followed() -> None:
     assert client.session.url == "http://127.0.0.1:2/jmap/session"
 
 
-@pytest.mark.parametrize("status", [404, 410])
-async def test_not_found_is_an_error_before_credentials_are_sent(status: int) -> None:
+@pytest.mark.parametrize(("status", "requests"), [(404, 2), (410, 1)])
+async def test_not_found_is_an_error_before_credentials_are_sent(
+    status: int, requests: int
+) -> None:
     server = FakeServer()
     server.before = lambda _: httpx.Response(status)
     with pytest.raises(ServerError, match=r"no JMAP at example.org: \d+ for /.well-known/jmap"):
         await found("example.org", server)
-    assert asked(server) == ["https://example.org/.well-known/jmap"]
+    assert asked(server) == ["https://example.org/.well-known/jmap"] * requests
+
+
+async def test_after_404_every_request_asks_for_the_version_of_rfc_8621() -> None:
+    """James with its default configuration answers nothing else."""
+    server = FakeServer(1)
+
+    def before(request: httpx.Request) -> httpx.Response | None:
+        if request.headers["accept"].endswith("; jmapVersion=rfc-8621"):
+            return None
+        return httpx.Response(404)
+
+    server.before = before
+    async with connect("example.org", CREDENTIALS, network=server) as client:
+        await client.mailboxes()
+        assert await client.download_blob("B0") == server.blobs["B0"]
+    accepted = [request.headers["accept"].partition(";") for request in server.requests]
+    assert [version for _, _, version in accepted] == [""] + [" jmapVersion=rfc-8621"] * 4
+    assert [media_type for media_type, _, _ in accepted[2:]] == [
+        "application/json",
+        "application/json",
+        "*/*",
+    ]
+
+
+async def test_other_servers_are_not_asked_for_a_version() -> None:
+    server = FakeServer()
+    await found("example.org", server)
+    assert not any("jmapVersion" in request.headers["accept"] for request in server.requests)
 
 
 async def test_broken_server_is_reported_soon(autojump_clock: MockClock) -> None:

@@ -170,7 +170,9 @@ async def test_user_can_have_the_secret_sent_now(clock: MockClock) -> None:
     login = source.login()
     await try_often(server, login, 60)
     server.token = OLD
-    with pytest.raises(AuthenticationError, match=r"sent again in \d min, or by jmapfs sync"):
+    with pytest.raises(
+        AuthenticationError, match=r"sent again at \d\d:\d\d UTC, or by jmapfs sync"
+    ):
         async with connect(SESSION_URL, login, network=server):
             pass
     login.retry_now()

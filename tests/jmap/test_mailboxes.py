@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
@@ -55,20 +56,34 @@ async def test_mailboxes_are_decoded() -> None:
             parent_id="b0",
             role="archive",
             sort_order=3,
+            total_emails=7,
         ),
         Mailbox(id="b2"),
     ]
     assert server.calls == [("Mailbox/get", {"accountId": "A1", "ids": None})]
 
 
-@pytest.mark.parametrize("mailbox", [{}, {"id": ""}, {"id": 5}, {"id": "b", "name": []}, None])
-async def test_invalid_mailbox_is_an_error(mailbox: Any) -> None:
+@pytest.mark.parametrize("mailbox", [{}, {"id": ""}, {"id": 5}, None, 5, "b", []])
+async def test_mailbox_without_a_usable_id_is_left_out(mailbox: Any) -> None:
     server = FakeServer()
-    server.mailboxes = [mailbox]
-    server.methods["Mailbox/get"] = lambda _: {"state": "m1", "list": [mailbox]}
+    server.methods["Mailbox/get"] = lambda _: {"state": "m1", "list": [mailbox, {"id": "b"}]}
     async with opened(server) as client:
-        with pytest.raises(ProtocolError):
-            await client.mailboxes()
+        assert await client.mailboxes() == ([Mailbox(id="b")], "m1")
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], {}, 1.5, 10**30, -(10**30)])
+@pytest.mark.parametrize("name", ["name", "parentId", "role", "sortOrder", "totalEmails"])
+async def test_odd_property_of_a_mailbox_gets_a_default(name: str, value: Any) -> None:
+    plain = {"id": "b", "name": "Box", "parentId": "a", "role": "r", "sortOrder": 1}
+    server = FakeServer()
+    server.mailboxes = [{**plain, "totalEmails": 3, name: value}]
+    server.methods["Mailbox/get"] = lambda _: {"state": "m1", "list": server.mailboxes}
+    async with opened(server) as client:
+        [[mailbox], _] = await client.mailboxes()
+    found = msgspec.to_builtins(mailbox)
+    ok = isinstance(value, str) and name in {"name", "parentId", "role"}
+    ok |= value == 5 and name in {"sortOrder", "totalEmails"}
+    assert found == {**plain, "totalEmails": 3, name: value if ok else None}
 
 
 async def test_mailboxes_are_listed_in_parts() -> None:

@@ -22,6 +22,7 @@ from tests.jmap.fake import (
     CREDENTIALS,
     MAIL,
     NO_EMAILS,
+    SESSION_URL,
     FakeServer,
     session_document,
     with_limits,
@@ -257,6 +258,64 @@ async def test_properties_may_be_missing_or_null(missing: str) -> None:
                 pass
         except ConfigError:
             assert missing == "accounts"
+
+
+ODD_VALUES: list[Any] = [None, 5, "x", [], {}, 1.5, 10**30, [{}], {"x": 5}]
+
+
+@pytest.mark.parametrize("name", ["apiUrl", "downloadUrl"])
+async def test_unusable_url_of_the_session_is_named(name: str) -> None:
+    with pytest.raises(ProtocolError, match=f"session of .* is not valid: {name} is not usable: 5"):
+        await session_of(SESSION_URL, **{name: 5})
+    with pytest.raises(ProtocolError, match=f"is not valid: the server sends no {name}"):
+        await session_of(SESSION_URL, **{name: None})
+
+
+@pytest.mark.parametrize("value", [*ODD_VALUES, "http://mail.example.org/", "https://[::1/"])
+async def test_session_with_an_unusable_event_source_has_none(value: object) -> None:
+    session = await session_of(eventSourceUrl=value)
+    assert session.event_source_url in {None, "https://mail.example.org/jmap/x"}
+    assert session.origins.keys() == {"https://mail.example.org:443"}
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+@pytest.mark.parametrize("name", ["username", "state", "capabilities", "primaryAccounts"])
+async def test_odd_property_of_a_session_gets_a_default(name: str, value: Any) -> None:
+    only = {"A1": {"name": "alice", "accountCapabilities": {MAIL: {}}}}
+    session = await session_of(SESSION_URL, accounts=only, **{name: value})
+    assert session.mail_account().id == "A1"
+    plain = await session_of(accounts=only)
+    assert session.api_url == plain.api_url
+    changed = value if value == "x" else ""
+    assert session.username == (changed if name == "username" else "alice")
+    assert session.state == (changed if name == "state" else "s1")
+    assert session.limits == (Limits() if name == "capabilities" else plain.limits)
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], {}, 1.5, 10**30, [{}]])
+async def test_primary_account_is_used_without_a_list_of_accounts(value: object) -> None:
+    session = await session_of(accounts=value)
+    assert [account.id for account in session.mail_accounts()] == ["A1"]
+    assert session.mail_account().id == "A1"
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+async def test_odd_account_has_defaults(value: object) -> None:
+    session = await session_of(accounts={"A1": value})
+    assert session.mail_account() == SessionAccount("A1", "", True, False, {})  # noqa: FBT003
+    for name in ("name", "isPersonal", "isReadOnly", "accountCapabilities"):
+        account = (await session_of(accounts={"A1": {name: value}})).mail_account()
+        assert (account.id, account.is_personal, account.is_read_only) == ("A1", True, False)
+        assert account.name == ("x" if (name, value) == ("name", "x") else "")
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, 1.5, 10**30])
+async def test_odd_limit_has_its_default(value: object) -> None:
+    for name in ("maxObjectsInGet", "maxCallsInRequest", "maxSizeRequest"):
+        session = await session_of(capabilities={CORE: {name: value}, MAIL: value})
+        assert session.limits == Limits()
+    session = await session_of(capabilities={CORE: {"maxObjectsInGet": 100.0}, MAIL: {}})
+    assert session.limits == Limits(max_objects_in_get=100)
 
 
 @pytest.mark.parametrize(

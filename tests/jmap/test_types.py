@@ -126,10 +126,12 @@ def answer_to(calls: list[list[Any]]) -> dict[str, Any]:
     return server.respond({"methodCalls": calls})
 
 
-LISTING = answer_to(
+EMAILS = answer_to([["Email/get", {"accountId": "A1", "ids": ["M0", "M1", "M2"]}, "0"]])
+COUNTS = answer_to(
     [
-        ["Email/query", {"accountId": "A1", "limit": 3}, "query"],
-        ["Email/get", {"accountId": "A1", "ids": ["M0", "M1", "M2"]}, "get"],
+        ["Email/query", {"accountId": "A1", "limit": 1, "calculateTotal": True}, "query"],
+        ["Mailbox/get", {"accountId": "A1", "ids": None}, "mailboxes"],
+        ["Email/get", {"accountId": "A1", "ids": []}, "state"],
     ]
 )
 MAILBOXES = answer_to([["Mailbox/get", {"accountId": "A1", "ids": None}, "0"]])
@@ -151,14 +153,22 @@ def test_any_change_of_a_session_is_handled(body: bytes) -> None:
     run_against(body, lambda request: request.method == "GET", use)
 
 
-@given(changed(LISTING))
+@given(changed(EMAILS))
 @settings(max_examples=300, deadline=None)
-def test_any_change_of_a_listing_is_handled(body: bytes) -> None:
+def test_any_change_of_emails_is_handled(body: bytes) -> None:
     async def use(client: Client) -> None:
-        page = await client.query_page(None, 3)
-        assert {email.id for email in page.emails} | set(page.not_found) == set(page.ids)
+        wanted = {"M0", "M1", "M2"}
+        emails, not_found, bad = await client.emails(wanted)
+        ids = {email.id for email in emails} | {email.id for email in bad}
+        assert ids | set(not_found) == wanted
 
     run_against(body, is_api, use)
+
+
+@given(changed(COUNTS))
+@settings(max_examples=200, deadline=None)
+def test_any_change_of_the_counts_is_handled(body: bytes) -> None:
+    run_against(body, is_api, lambda client: client.counts())
 
 
 @given(changed(MAILBOXES))

@@ -9,6 +9,7 @@ server can be stopped at any time.
 
 from __future__ import annotations
 
+import hashlib
 import imaplib
 import socket
 import ssl
@@ -42,6 +43,13 @@ class MailAccount:
     `account_id` and `download_path` are what differs between servers.
     """
 
+    inbox: ClassVar[str] = "INBOX"
+    """The name of the inbox in JMAP, and of its directory."""
+    has_push: ClassVar[bool]
+    has_sha1_ids: ClassVar[bool]
+    """Whether blob ids contain the SHA-1 of the content."""
+    most_mails: ClassVar[int] = sys.maxsize
+    """Tests should not store more real mail: the server is slow then."""
     separator: ClassVar[str] = "/"
     append_batch: ClassVar[int] = MULTIAPPEND_BATCH
     api_path: ClassVar[str]
@@ -240,6 +248,23 @@ class MailAccount:
         """Return the bytes of a blob."""
         with self.http() as client:
             return client.get(self.download_path(blob_id)).raise_for_status().content
+
+    def sha1s(self, blob_ids: Iterable[str]) -> dict[str, str]:
+        """Return the SHA-1 of each blob in hexadecimal, by its id."""
+        with self.http() as client:
+            return {
+                blob_id: hashlib.sha1(
+                    client.get(self.download_path(blob_id)).raise_for_status().content,
+                    usedforsecurity=False,
+                ).hexdigest()
+                for blob_id in blob_ids
+            }
+
+    def downloads(self, mails: Iterable[bytes]) -> int:
+        """Return how many downloads different messages need; one without a header needs two."""
+        return sum(
+            2 if mail.startswith(b"\r\n") and not self.has_sha1_ids else 1 for mail in set(mails)
+        )
 
     def _set(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         answer = self.jmap((method, arguments))[0]

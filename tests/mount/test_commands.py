@@ -8,8 +8,23 @@ from typing import Any, cast
 import pytest
 import trio
 
+from jmapfs.control.messages import SyncRequest
 from jmapfs.daemon.commands import Commands
 from jmapfs.errors import AuthenticationError
+
+
+class Login:
+    """A login with nothing to retry."""
+
+    def retry_now(self) -> None:
+        pass
+
+
+class Blobs:
+    """Blobs that the server has."""
+
+    async def take_suspects(self) -> list[str]:
+        return []
 
 
 class Follower:
@@ -19,7 +34,7 @@ class Follower:
         self.syncs = 0
         self._fails = fails
 
-    async def sync_now(self, *, accept_deletions: bool = False) -> None:  # noqa: ARG002
+    async def sync_now(self, **_: object) -> None:
         if self._fails:
             await trio.lowlevel.checkpoint()
             raise AuthenticationError("the password has changed")
@@ -32,8 +47,9 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
     accounts: Any = [
         SimpleNamespace(
             number=number,
-            source=SimpleNamespace(label=name),
+            source=SimpleNamespace(label=name, login=Login()),
             follower=follower,
+            blobs=Blobs(),
             content=none,
             disk=none,
         )
@@ -45,23 +61,23 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
 async def test_an_account_that_fails_does_not_keep_others_from_being_updated() -> None:
     followers = {"alice": Follower(), "team": Follower(fails=True), "rota": Follower()}
     with pytest.raises(AuthenticationError):
-        await commands(followers).sync()
+        await commands(followers).sync(SyncRequest())
     assert [follower.syncs for follower in followers.values()] == [1, 0, 1]
 
 
 async def test_one_account_alone_is_updated_by_its_path() -> None:
     followers = {"alice": Follower(), "team": Follower(fails=True), "rota": Follower()}
     several = commands(followers)
-    await several.sync("rota/Work")
-    await several.sync("rota")
+    await several.sync(SyncRequest("rota/Work"))
+    await several.sync(SyncRequest("rota"))
     assert [follower.syncs for follower in followers.values()] == [0, 0, 2]
     with pytest.raises(AuthenticationError):
-        await several.sync("team")
+        await several.sync(SyncRequest("team"))
 
 
 async def test_a_single_account_is_updated_whatever_the_path() -> None:
     follower = Follower()
     single = commands({"alice": follower}, first_number=0)
-    await single.sync("Work/Clients")
-    await single.sync()
+    await single.sync(SyncRequest("Work/Clients"))
+    await single.sync(SyncRequest())
     assert follower.syncs == 2

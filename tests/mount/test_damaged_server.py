@@ -19,11 +19,11 @@ import pytest
 
 from tests import corpus
 from tests.cyrus import Cyrus, Message
-from tests.cyrus_mail import START, StoredMail, store_mails
 from tests.mails import random_mail
 from tests.mount.test_content import read_soon
 from tests.mounts import Home, Mounted, Result
 from tests.snapshot.commands import everything_in, require_whole
+from tests.stored_mail import START, StoredMail, store_mails
 
 pytestmark = pytest.mark.mount
 

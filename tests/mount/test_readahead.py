@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,16 +81,6 @@ def test_grep_fetches_everything_once_and_in_few_requests(mount: Mounted) -> Non
     assert mount.status()["pages"]["stored"] > _MANY // 2
 
 
-def test_a_second_read_needs_no_request(mount: Mounted) -> None:
-    grep(mount.path)
-    settled(mount)
-    before = mount.counts()
-    grep(mount.path)
-    done = mount.counts() - before
-    # `.jmapfs.json` is never in the page cache: its content, and its end.
-    assert (done.reads, done.blobs, done.http["requests"]) == (2, 0, 0)
-
-
 def test_little_is_fetched_in_vain_for_a_reader_that_stops(mount: Mounted) -> None:
     command("tail", "-n", "1", *sorted((mount.path / "Inbox").iterdir())[:100])
     settled(mount)
@@ -140,14 +128,6 @@ def test_only_files_that_borg_reads_are_fetched(large: Account, tmp_path: Path) 
         counts = mount.counts()
         assert counts.fuse["open"] > _MANY
         assert counts.blobs == 0
-
-
-def test_rsync_fetches_each_mail_once(mount: Mounted, tmp_path: Path) -> None:
-    command("rsync", "-a", f"{mount.path}/", tmp_path / "copy")
-    counts = mount.counts()
-    assert counts.blobs == _MANY + 120
-    assert command("diff", "-r", mount.path, tmp_path / "copy") == ""
-    assert mount.counts().blobs == _MANY + 120
 
 
 # The shell's `$1` is the directory.
@@ -254,42 +234,6 @@ def test_mail_in_a_large_cache_is_read_ahead(large: Account, tmp_path: Path) -> 
         assert counts.blobs == 0
         assert counts.reads < _MANY // 5
         assert mount.status()["ahead"]["recalled"] > _MANY // 2
-
-
-@pytest.mark.parametrize("reader", ["xargs", "threads"])
-def test_sixteen_readers_with_a_small_cache(
-    fresh_account: Callable[[], Account], tmp_path: Path, reader: str
-) -> None:
-    """Every byte of the corpus is right, no matter who reads first and where it is cached."""
-    account = fresh_account()
-    mails = corpus.all_mails()
-    account.create_mailbox("Half")
-    for name, mine in (("INBOX", mails[::2]), ("Half", mails[1::2])):
-        account.fill(
-            name,
-            [
-                Message(mail, received=_START + timedelta(seconds=20 * number))
-                for number, mail in enumerate(mine)
-            ],
-        )
-    home = Home(tmp_path / "home", account.name, account.password)
-    with home.mounted(account.url, "--cache-size", "1M") as mount:
-        paths = [mount.path / path for path in sorted(mount.files())]
-        if reader == "threads":
-            with ThreadPoolExecutor(16) as threads:
-                digests = list(threads.map(_digest, paths))
-        else:
-            names = tmp_path / "names"
-            names.write_bytes(b"\0".join(map(os.fsencode, paths)))
-            lines = command("xargs", "-0", "-a", names, "-P", "16", "-n", "40", "sha256sum")
-            digests = [line.split()[0] for line in lines.splitlines()]
-        assert sorted(digests) == sorted(hashlib.sha256(mail).hexdigest() for mail in mails)
-        # Memory and the kernel hold what the cache cannot.
-        assert mount.counts().blobs == len(mails)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("number", [0, 3])

@@ -13,7 +13,7 @@ from .blob_methods import blob_get
 from .email_methods import email_changes, email_get, thread_changes, thread_get
 from .errors import MethodError, RequestProblemError
 from .mailbox_methods import mailbox_changes, mailbox_get, mailbox_query
-from .query import email_query
+from .query import begin_page, email_query
 from .session import CORE, MAIL, build_session, session_state
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _answer(
     if error := server.quirks.error_for(name):
         raise MethodError(error, "Requested by the test")
     resolved = _resolve(arguments, responses)
+    if name == "Email/get" and arguments.get("ids") and arguments["accountId"] in server.accounts:
+        begin_page(server, server.accounts[arguments["accountId"]])
     if name == "Core/echo" and CORE in using:
         return resolved
     if name == "Blob/get" and server.quirks.blob_capability in using:

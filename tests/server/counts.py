@@ -15,6 +15,9 @@ class Counts:
     endpoints: Counter[str] = field(default_factory=Counter)  # session, api, download, push
     statuses: Counter[str] = field(default_factory=Counter)  # responses, by HTTP status
     methods: Counter[str] = field(default_factory=Counter)  # calls, by JMAP method
+    pages: int = 0  # of Email/query, without the queries that only ask for the total
+    sorted_pages: int = 0  # … of these, those with a sort order
+    totals: int = 0  # queries that only ask for the total
     blobs: Counter[str] = field(default_factory=Counter)  # by blob id: downloads and Blob/get
     bytes_sent: int = 0  # of response bodies
     max_concurrent: int = 0  # API requests and downloads at the same time

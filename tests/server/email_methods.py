@@ -92,4 +92,4 @@ def _email(
         raw = account.blobs.read(email.blob_id) or b""
         known["hasAttachment"] = b"content-disposition: attachment" in raw.lower()
     known.update(quirks.email_overrides.get(email.id, {}))
-    return {name: known[name] for name in properties}
+    return quirks.with_odd_values(email.id, {name: known[name] for name in properties})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from .account import Account
@@ -34,7 +35,13 @@ def mailbox_get(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
         "accountId": account.id,
         "state": account.logs["Mailbox"].state,
         "list": [
-            {name: _property(account, account.mailboxes[i], name) for name in properties}
+            call.quirks.with_odd_values(
+                i,
+                {
+                    name: _property(account, account.mailboxes[i], name, call.quirks.ghost_ids)
+                    for name in properties
+                },
+            )
             for i in ids
             if i in account.mailboxes
         ],
@@ -88,7 +95,7 @@ def mailbox_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, An
     return response
 
 
-def _property(account: Account, box: Mailbox, name: str) -> Any:
+def _property(account: Account, box: Mailbox, name: str, ghosts: Collection[str]) -> Any:
     match name:
         case "id":
             return box.id
@@ -109,7 +116,7 @@ def _property(account: Account, box: Mailbox, name: str) -> Any:
                 **{f"may{right}": False for right in (*rights, "Delete", "Submit")},
             }
         case "totalEmails":
-            return len(account.members[box.id])
+            return len(account.members[box.id].keys() - ghosts)
     members = [account.emails[i] for i in account.members[box.id]]
     if name.startswith("unread"):
         members = [email for email in members if "$seen" not in email.keywords]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .account import operate
+from .account import Account, Listing, operate
 from .call import Call
 from .errors import MethodError
 
@@ -22,34 +22,48 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
     )
     page = _begin_page(call)
     account = call.account
-    ids = account.listing(_mailbox_id(call), ascending=_ascending(call)).ids
+    quirks = call.quirks
+    ids = _listed(call, page).ids
     start = _start(call, page)
     limit, clamped = _limit(call)
+    if quirks.short_pages:
+        limit = max(1, (limit or len(ids)) // (1 + page % 3))
     stop = None if limit is None else start + limit
     response: dict[str, Any] = {
         "accountId": account.id,
-        "queryState": account.logs["Email"].state,
+        "queryState": "same" if quirks.moving_order else account.logs["Email"].state,
         "canCalculateChanges": False,
         "position": start,
         "ids": list(islice(ids, start, stop)),
     }
     if clamped:
         response["limit"] = limit
-    if call.flag("calculateTotal"):
-        response["total"] = len(ids)
+    if call.flag("calculateTotal") and not quirks.no_total:
+        response["total"] = len(ids) + len(_members(call) & set(quirks.unlisted_ids))
     return response
 
 
 def _begin_page(call: Call) -> int:
     """Count the page, and make the changes that are due before it."""
-    server = call.server
-    first = call.arguments.get("anchor") is None and not call.arguments.get("position")
+    server, arguments = call.server, call.arguments
+    if arguments.get("limit") == 1 and "position" not in arguments and "anchor" not in arguments:
+        # This is no listing: the client wants to know the total only.
+        server.counts.totals += 1
+        return 0
+    server.counts.pages += 1
+    server.counts.sorted_pages += bool(arguments.get("sort"))
+    first = arguments.get("anchor") is None and not arguments.get("position")
+    return begin_page(server, call.account, first=first)
+
+
+def begin_page(server: MailServer, account: Account, *, first: bool = False) -> int:
+    """Make the changes that are due before a page of ids, or of emails; return its number."""
     server.query_page = 1 if first else server.query_page + 1
     for hook in server.page_hooks:
-        hook(call.account, server.query_page)
-    due = [each for each in call.quirks.page_changes if each.page == server.query_page]
-    for each in due:
-        call.quirks.page_changes.remove(each)
+        hook(account, server.query_page)
+    changes = server.quirks.page_changes
+    for each in [each for each in changes if each.page == server.query_page]:
+        changes.remove(each)
         account = server.primary if each.account is None else server.accounts[each.account]
         operate(account, each.method, each.arguments)
     return server.query_page
@@ -71,6 +85,8 @@ def _mailbox_id(call: Call) -> str | None:
 def _ascending(call: Call) -> bool:
     if call.flag("collapseThreads"):
         raise MethodError("invalidArguments", "collapseThreads is not supported here")
+    if call.arguments.get("sort") and call.quirks.no_sort:
+        raise MethodError("unsupportedSort")
     match call.arguments.get("sort"):
         case None | []:
             return False
@@ -79,9 +95,32 @@ def _ascending(call: Call) -> bool:
     raise MethodError("unsupportedSort")
 
 
-def _start(call: Call, page: int) -> int:
+def _listed(call: Call, page: int) -> Listing:
+    quirks = call.quirks
     listing = call.account.listing(_mailbox_id(call), ascending=_ascending(call))
+    hidden = {*quirks.unlisted_ids, *quirks.ghost_ids}
+    moves = quirks.moving_order and bool(call.arguments.get("sort"))
+    if hidden.isdisjoint(listing.positions) and not moves and not quirks.phantom_ids:
+        return listing
+    ids = [*(each for each in listing.ids if each not in hidden), *quirks.phantom_ids]
+    if moves and ids:
+        # Emails that are not in the search index yet come last, and move to their places later.
+        moved = page % len(ids)
+        ids = ids[moved:] + ids[:moved]
+    return Listing(ids, {each: position for position, each in enumerate(ids)})
+
+
+def _members(call: Call) -> set[str]:
+    mailbox_id = _mailbox_id(call)
+    account = call.account
+    return set(account.emails if mailbox_id is None else account.members[mailbox_id])
+
+
+def _start(call: Call, page: int) -> int:
+    listing = _listed(call, page)
     anchor = call.arguments.get("anchor")
+    if call.quirks.no_anchors and (anchor is not None or (call.integer("position") or 0) < 0):
+        raise MethodError("invalidArguments", "anchors are not supported")
     if anchor is None:
         position = call.integer("position") or 0
         return max(0, position + len(listing.ids)) if position < 0 else position
@@ -96,6 +135,9 @@ def _start(call: Call, page: int) -> int:
 
 def _limit(call: Call) -> tuple[int | None, bool]:
     requested, maximum = call.natural("limit"), call.quirks.query_limit
+    smallest, largest = call.quirks.accepted_limits
+    if requested is not None and not smallest <= requested <= largest:
+        raise MethodError("invalidArguments", f"the limit {requested} is refused")
     if maximum is None or (requested is not None and requested <= maximum):
         return requested, False
     return maximum, True

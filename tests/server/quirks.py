@@ -54,7 +54,7 @@ class MethodFault:
 class PageChange:
     """A change to an account just before a page of a listing, once."""
 
-    page: int  # page 1 is the query without anchor and position
+    page: int  # page 1 is the query without anchor and position; Email/get with ids counts too
     method: str  # an operation of Account
     arguments: dict[str, Any]
     account: str | None = None  # None: the primary one
@@ -119,8 +119,19 @@ class Quirks:
 
     # Query and get
     query_limit: int | None = None  # the limit of the server
+    accepted_limits: tuple[int, int] = (0, 2**53)  # others get invalidArguments
+    short_pages: bool = False  # pages of Email/query that are shorter than the limit
+    no_anchors: bool = False  # invalidArguments, as on James; negative positions too
+    no_sort: bool = False  # any sort is unsupportedSort
+    moving_order: bool = False  # a sorted list has another order on each page, like Stalwart's
+    no_total: bool = False  # Email/query never has a total
+    phantom_ids: list[str] = field(
+        default_factory=list
+    )  # Email/query lists them; they do not exist
     anchor_lost_at_pages: list[int] = field(default_factory=list)  # once each
     page_changes: list[PageChange] = field(default_factory=list)
+    unlisted_ids: list[str] = field(default_factory=list)  # not in Email/query, but counted
+    ghost_ids: list[str] = field(default_factory=list)  # … and not counted: gone, but returned
     omit_ids: list[str] = field(default_factory=list)  # missing from the response to Email/get
     not_found_ids: list[str] = field(default_factory=list)  # … wrongly in notFound
     missing_properties: list[str] = field(default_factory=list)  # never in an Email
@@ -129,6 +140,9 @@ class Quirks:
     size_offsets: dict[str, int] = field(default_factory=dict)  # by Email id; "*" is for all
     email_overrides: dict[str, dict[str, Any]] = field(default_factory=dict)  # by Email id
     method_faults: list[MethodFault] = field(default_factory=list)
+    # Values instead of the real ones, by id of an Email or Mailbox ("session" for the Session) and
+    # path of the property. Each is sent as it is, in Latin-1; an empty one removes the property.
+    odd_values: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Set fields from JSON values, all or none.
@@ -156,6 +170,19 @@ class Quirks:
         """Return the error for the next call of a method, and count it."""
         matching = [each for each in self.method_faults if each.method == method]
         return next((each.error for each in matching if _due(each)), None)
+
+    def with_odd_values(self, object_id: str, document: dict[str, Any]) -> dict[str, Any]:
+        """Return the document of an object with the odd values."""
+        for path, text in self.odd_values.get(object_id, {}).items():
+            *parents, name = path.split("/")
+            document = place = dict(document)
+            for parent in parents:
+                place[parent] = place = dict(place[parent])
+            if text:
+                place[name] = msgspec.Raw(text.encode("latin-1"))
+            else:
+                place.pop(name, None)
+        return document
 
     def download_fault_for(self, blob_id: str) -> DownloadFault | None:
         """Return the fault for this download, and count it."""

@@ -1,4 +1,4 @@
-"""Accounts on Cyrus with mail to copy, and changes to them while they are copied."""
+"""Accounts on real servers with mail to copy, and changes to them while they are copied."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Self
 
-from tests.cyrus import Account, Message
-from tests.cyrus_mail import START
+from tests.mail_server.account import MailAccount
+from tests.mail_server.append import Message
 from tests.snapshot.commands import TakenSnapshot, tree_of
+from tests.stored_mail import START
 
 
 def by_directory(taken: TakenSnapshot) -> dict[str, Counter[str]]:
@@ -20,18 +21,18 @@ def by_directory(taken: TakenSnapshot) -> dict[str, Counter[str]]:
     return found
 
 
-def churning(account: Account, messages: dict[str, Counter[str]]) -> dict[str, int]:
+def churning(account: MailAccount, messages: dict[str, Counter[str]]) -> dict[str, int]:
     """Prepare an account for `Churn`; return the number of mails in each mailbox."""
     account.fill("Lists/exmh", [b"Subject: more %d\r\n\r\n." % n for n in range(400)])
     account.fill("INBOX", [b"Subject: inbox %d\r\n\r\n." % n for n in range(400)])
     before = {name: sum(counted.values()) for name, counted in messages.items()}
-    return before | {name: before[name] + 400 for name in ("Inbox", "Lists/exmh")}
+    return before | {name: before[name] + 400 for name in (account.inbox, "Lists/exmh")}
 
 
-def arrived_in_one_state(taken: TakenSnapshot, before: dict[str, int]) -> int:
+def arrived_in_one_state(taken: TakenSnapshot, before: dict[str, int], inbox: str) -> int:
     """Check that a snapshot has one state of a changing account; return how many mails arrived."""
     found = {name: sum(counted.values()) for name, counted in by_directory(taken).items()}
-    arrived = found["Inbox"] + found["Work"] - before["Inbox"] - before["Work"]
+    arrived = found[inbox] + found["Work"] - before[inbox] - before["Work"]
     moved = found["Work"] - before["Work"]
     gone = before["Lists/exmh"] - found["Lists/exmh"]
     # The server moves by copying: a mail is in Work before it leaves Inbox.
@@ -45,7 +46,7 @@ class Churn:
 
     most = 380
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: MailAccount) -> None:
         self._account = account
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)

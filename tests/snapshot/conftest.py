@@ -9,8 +9,8 @@ import pytest
 
 from tests import corpus
 from tests.cyrus import Account
-from tests.cyrus_mail import StoredMail, store_mails
 from tests.snapshot.served import ServedAccount, served_account
+from tests.stored_mail import StoredMail, store_mails
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.status_file import NOTHING, Lacking
 from tests.snapshot.handmade import ORIGIN, Letter
 
 
@@ -21,7 +22,7 @@ class FakeAccount:
 
     `opened` is called before a state is opened, with the number of the attempt. `sizes` are stated
     sizes that are wrong, by number. The content is then delivered as confirmed. `later` is added to
-    the times of receipt.
+    the times of receipt. `lacking` as in `Source`.
     """
 
     letters: list[Letter]
@@ -37,6 +38,7 @@ class FakeAccount:
     sizes: dict[int, int] = field(default_factory=dict)
     later: int = 0
     listed: int = 0
+    lacking: Lacking = NOTHING
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_State]:
@@ -56,6 +58,7 @@ class _State:
         self._account = account
         self.origin = account.origin
         self.epoch = account.epoch
+        self.lacking = account.lacking
         self.blob_ids_are_sha1 = account.blob_ids_are_sha1
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}

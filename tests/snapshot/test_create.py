@@ -227,6 +227,7 @@ def test_a_repository_of_another_account_is_refused(dest: Path) -> None:
     for changed in (
         {"account_id": "u2"},
         {"server": "https://mail.example:8443/jmap/"},
+        {"username": "bob@mail.example"},
         {"directory": "Work"},
     ):
         members: dict[str, Any] = {
@@ -235,7 +236,7 @@ def test_a_repository_of_another_account_is_refused(dest: Path) -> None:
         other = FakeAccount(letters(10), origin=Origin(**members | changed))
         assert "choose another directory" in str(refused(other, dest, ConfigError))
     # A server may move its API and rename the account.
-    origin = Origin("https://mail.example/api/2", "u1", "Alice", "alice")
+    origin = Origin("https://mail.example/api/2", "u1", "Alice", account.origin.username)
     take(FakeAccount(letters(10), origin=origin), dest)
 
 

@@ -29,11 +29,11 @@ from jmapfs.snapshot.files import sync_directory
 from jmapfs.snapshot.manifest import parse_date
 from tests import corpus
 from tests.cyrus import Account, Message
-from tests.cyrus_mail import START, sha256
 from tests.mounts import Home
 from tests.relay import Relay
 from tests.server import server_process
 from tests.snapshot.commands import dates, everything_in, require_whole, take, tree_of
+from tests.stored_mail import START, sha256
 from tests.waits import wait_until
 
 KILLS = 50

@@ -76,6 +76,7 @@ def test_json(tmp_path: Path, snapshots: list[Path]) -> None:
         "state": "complete",
         "mails": 1,
         "missing": 0,
+        "shortfall": None,
         "files": 1,
         "bytes": len(Letter(1).bytes),
         "previous": DATES[0],

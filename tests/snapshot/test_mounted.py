@@ -22,7 +22,6 @@ from jmapfs.errors import (
     UnreachableError,
     UsageError,
 )
-from tests.cyrus_mail import StoredMail, sha256
 from tests.mounts import SHORT_LEASE, Home, Mounted
 from tests.relay import Relay
 from tests.snapshot.accounts import (
@@ -32,6 +31,7 @@ from tests.snapshot.accounts import (
     churning,
 )
 from tests.snapshot.commands import dates, require_whole, take, tree_of
+from tests.stored_mail import StoredMail, sha256
 from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
@@ -131,7 +131,7 @@ def test_among_changes_it_is_one_state(few: StoredMail, home: Home, tmp_path: Pa
     assert churn.error is None
     for one in taken:
         require_whole(one.path)
-        arrived_in_one_state(one, before)
+        arrived_in_one_state(one, before, account.inbox)
     assert len({one.manifest for one in taken}) > 1
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from jmapfs.snapshot.manifest import SavedMail, read_manifest
 from jmapfs.snapshot.verify_record import VerificationRecord
-from tests.cyrus_mail import StoredMail
 from tests.mounts import Home, Result
 from tests.server import ServerProcess, server_process
 from tests.snapshot.commands import TakenSnapshot, dates, require_whole, take
 from tests.snapshot.verification import flip
+from tests.stored_mail import StoredMail
 
 MAILS = 30
 CHECKABLE = [{"digests": ["sha"]}, {"digests": ["sha", "sha-256"]}]
@@ -201,6 +201,17 @@ def test_a_snapshot_of_another_account_is_not_compared(home: Home, tmp_path: Pat
         result = verified(home, other, taken.path)
     assert result.exit_code == 3
     assert "is a snapshot of account" in result.stderr
+
+
+def test_snapshots_before_an_adoption_are_not_compared(home: Home, tmp_path: Path) -> None:
+    with serving() as server, serving() as other:
+        before = take(home, server.url, tmp_path / "dest")
+        after = take(home, other.url, tmp_path / "dest", "--adopt")
+        result = verified(home, other, tmp_path / "dest")
+    assert result.exit_code == 0
+    assert f"{before.path.name} is not compared with the server" in result.stderr
+    assert after.path.name not in result.stderr
+    assert f"{MAILS} compared with the server: no differences" in result.stdout
 
 
 def test_a_server_that_fails_does_not_hide_what_was_found(home: Home, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_snapshots_of_another_account_are_left_alone(tmp_path: Path) -> None:
     strange = Origin("http://[zz]", "u1", "alice", "alice@mail.example")
     foreign = make_snapshot(tmp_path, "2025-01-01T000000Z", [Letter(1)], origin=other)
     odd = make_snapshot(tmp_path, "2025-01-02T000000Z", [Letter(1)], origin=strange)
-    same = Origin("https://mail.example:443/jmap", "u1", "renamed", "alice")
+    same = Origin("https://mail.example:443/jmap", "u1", "renamed", ORIGIN.username)
     make_snapshot(tmp_path, "2025-01-03T000000Z", [Letter(1)], origin=same)
     history(tmp_path)
     before = everything(foreign), everything(odd)

@@ -17,10 +17,16 @@ from jmapfs.snapshot.missing import MissingMail, read_missing
 from jmapfs.snapshot.prune import LAST_GOOD, RetentionPolicy, plan_pruning
 from jmapfs.snapshot.repository import Repository, list_snapshots
 from jmapfs.snapshot.source import SnapshotSummary
+from jmapfs.tree.status_file import BadEmailStatus, Lacking, MailboxShortfall, ShortfallStatus
 from tests.snapshot.commands import RecordingReport, dates, require_whole
 from tests.snapshot.fake_source import FakeAccount
 from tests.snapshot.handmade import Letter, letters
 from tests.snapshot.verification import verified
+
+BAD = Lacking((BadEmailStatus("X1", "the server sends no blobId", "2026-11-27T00:00:00+00:00"),))
+SHORTFALL = ShortfallStatus(
+    "2026-11-27T00:00:00+00:00", 10, 12, (MailboxShortfall("Inbox", 8, 10),)
+)
 
 
 @pytest.fixture
@@ -246,3 +252,62 @@ def test_prune_removes_nothing_if_no_snapshot_is_complete(dest: Path) -> None:
         take(account, dest, skip_bad=False)
     with pytest.raises(AlteredFilesError, match="good and complete"):
         plan_pruning(Repository(dest), RetentionPolicy(last=1))
+
+
+def test_a_bad_email_is_named_by_its_id(dest: Path) -> None:
+    account = FakeAccount(letters(10), lacking=BAD)
+    error = failure(account, dest)
+    assert account.attempts == 1
+    assert str(error) == (
+        "no snapshot was made: a mail cannot be downloaded: email X1: the server sends no blobId"
+    )
+    [mail] = read_missing(error.missing.path)
+    assert mail == MissingMail("X1", None, None, None, (), "the server sends no blobId")
+
+
+def test_a_snapshot_without_a_bad_email(dest: Path) -> None:
+    account = FakeAccount(letters(10), unavailable={7}, lacking=BAD)
+    summary = take(account, dest)
+    assert (summary.mails, summary.missing, summary.attempts) == (9, 2, 2)
+    path = Path(summary.path)
+    assert named(path / MISSING) == {"X1": (), "M7": ("Inbox/0007.eml",)}
+    assert verified(path).findings == []
+    account.unavailable.clear()
+    summary = take(account, dest)
+    assert (summary.missing, summary.fetched, summary.attempts) == (1, 1, 1)
+    account.lacking = Lacking()
+    assert take(account, dest, skip_bad=False).missing == 0
+
+
+def test_a_shortfall_makes_an_incomplete_snapshot(dest: Path) -> None:
+    account = FakeAccount(letters(10), lacking=Lacking((), SHORTFALL))
+    summary = take(account, dest, skip_bad=False)
+    assert (summary.mails, summary.missing, summary.shortfall) == (10, 0, SHORTFALL)
+    path = Path(summary.path)
+    assert not (path / MISSING).exists()
+    assert read_description(path).shortfall == SHORTFALL
+    result = verified(path)
+    assert result.findings == []
+    [remark] = result.remarks
+    assert remark == (
+        "the snapshot was made without 2 mails that the server counted, but did not list: see"
+        " snapshot.json"
+    )
+    [line] = list_snapshots(Repository(dest)).snapshots
+    assert (line.state, line.missing, line.shortfall) == ("incomplete", 0, SHORTFALL)
+    account.lacking = Lacking()
+    assert take(account, dest, skip_bad=False).shortfall is None
+    assert list_snapshots(Repository(dest)).snapshots[-1].state == "complete"
+
+
+def test_prune_works_although_all_snapshots_have_a_shortfall(dest: Path) -> None:
+    account = FakeAccount(letters(10), lacking=Lacking((), SHORTFALL))
+    newest = [take(account, dest).date for _ in range(3)][-1]
+    plan = plan_pruning(Repository(dest), RetentionPolicy(last=1))
+    assert [one.date for one in plan.snapshots if one.kept] == [newest]
+    account.lacking = Lacking()
+    complete = take(account, dest).date
+    account.lacking = Lacking((), SHORTFALL)
+    newest = take(account, dest).date
+    plan = plan_pruning(Repository(dest), RetentionPolicy(last=1))
+    assert [one.date for one in plan.snapshots if one.kept] == [complete, newest]

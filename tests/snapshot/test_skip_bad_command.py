@@ -106,7 +106,7 @@ def test_skip_bad_from_end_to_end(faulty: Faulty) -> None:
     faulty.break_mails(3, 20)
     result = faulty.snapshot("--skip-bad", "--json")
     assert result.exit_code == IncompleteError.exit_code
-    assert "was made without 2 mails that cannot be downloaded" in result.stderr
+    assert "is incomplete: 2 mails cannot be downloaded; the next run tries again" in result.stderr
     taken = TakenSnapshot(document(result))
     require_whole(taken.path)
     summary = taken.summary

@@ -160,11 +160,13 @@ class Follower:
     def quirks(self) -> Quirks:
         return self.server.quirks
 
-    async def update(self, **options: Any) -> bool:
+    def synchronizer(self, **options: Any) -> Synchronizer:
+        return Synchronizer(self.client, self.database, self.writer, **options)
+
+    async def update(self, *, compare: bool = False, **options: Any) -> bool:
         """Bring the index up to date with a new Synchronizer."""
-        synchronizer = Synchronizer(self.client, self.database, self.writer, **options)
-        return await synchronizer.bring_up_to_date(
-            lambda listed, total: self.progress.append((listed, total))
+        return await self.synchronizer(**options).bring_up_to_date(
+            lambda listed, total: self.progress.append((listed, total)), compare=compare
         )
 
     def shown(self) -> dict[str, Attributes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class _Round:
     def __init__(self, client: Client, *_: object, **__: object) -> None:
         self._client = client
 
-    async def bring_up_to_date(self, _: Callable[[int, int | None], None]) -> None:
+    async def bring_up_to_date(self, *_: object, **__: object) -> None:
         await self._client.email_state()
 
 
@@ -94,3 +94,30 @@ async def test_stale_password_is_sent_twice_in_ten_minutes(
     assert follower.client is None
     assert "does not accept the credentials" in str(follower.connection.error)
     assert "jmapfs sync" in str(follower.connection.error)
+
+
+async def test_forbidden_login_is_repeated_ever_more_seldom(
+    followed: tuple[AccountFollower, FakeServer], clock: MockClock
+) -> None:
+    """A server may mean a wrong secret, and not say so."""
+    follower, server = followed
+
+    def forbid(request: httpx.Request) -> httpx.Response | None:
+        if "authorization" in request.headers:
+            return httpx.Response(403, json={"detail": "Zugriff verweigert"})
+        return None
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
+        server.before = forbid
+        server.requests.clear()
+        follower.wake()
+        await trio.sleep(86_400)
+        sent = [one for one in server.requests if "authorization" in one.headers]
+        assert 24 <= len(sent) <= 45
+        assert "does not permit this: 403" in str(follower.connection.error)
+        # The user need not wait.
+        server.before = None
+        await follower.sync_now()
+        assert follower.connection.online
+        nursery.cancel_scope.cancel()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +15,10 @@ from hypothesis import strategies as st
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState, MailboxRow
+from jmapfs.index.rows import AccountState, MailboxRow, Shortfall
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.jmap.types import Email
-from jmapfs.tree.layout import Directory, lay_out
+from jmapfs.jmap.types import BadEmail, Email, MailboxIds
+from jmapfs.tree.layout import Directory, EmailExport, lay_out
 from jmapfs.tree.status_file import STATUS_FILE_NAME
 from jmapfs.tree.tree import Attributes, Kind, Ownership, Tree
 from tests.indexed import email, file_name, mailbox, put_mailboxes
@@ -169,6 +172,70 @@ def test_the_status_file_is_newer_than_every_email(tree: Tree, database: IndexDa
     fresh = Tree(database.reader())
     newest = max(item.time_ns for path, item in walk(fresh).items() if path.endswith(".eml"))
     assert fresh.attributes(STATUS_FILE_INODE).time_ns > newest
+
+
+def test_bad_emails_and_a_shortfall_are_in_the_status_file(
+    tree: Tree, database: IndexDatabase
+) -> None:
+    assert not {"bad", "bad_count", "shortfall"} & status_document(tree).keys()
+    with database.writer() as writer, writer.transaction():
+        writer.put_bad_emails(
+            BadEmail(
+                id=f"x{number}", reason="the server sends no size", mailbox_ids=MailboxIds(["in"])
+            )
+            for number in range(101)
+        )
+        shortfall = Shortfall(1_800_000_000.0, 111, 120, (("early", 0, 9),))
+        writer.set_state(replace(writer.state(), synced_at=1_700_000_009.0, shortfall=shortfall))
+    document = status_document(tree)
+    assert (len(document["bad"]), document["bad_count"]) == (100, 101)
+    assert document["bad"][0].keys() == {"id", "reason", "since"}
+    assert document["shortfall"] == {
+        "since": "2027-01-15T08:00:00+00:00",
+        "found": 111,
+        "expected": 120,
+        "mailboxes": [{"path": "Inbox/0-Early", "found": 0, "expected": 9}],
+    }
+    file = tree.status_file()
+    assert file is not None
+    assert file.time == 1_800_000_000
+
+
+def test_a_directory_lacks_only_what_may_be_in_it(tree: Tree, database: IndexDatabase) -> None:
+    with database.writer() as writer, writer.transaction():
+        writer.put_bad_emails(
+            [
+                BadEmail(id="x1", reason="no size", mailbox_ids=MailboxIds(["in"])),
+                BadEmail(id="x2", reason="no size", mailbox_ids=MailboxIds(["early", "late"])),
+                BadEmail(id="x3", reason="listed, but not found", mailbox_ids=MailboxIds([])),
+            ]
+        )
+        shortfall = Shortfall(1.0, 10, 16, (("in", 10, 14), ("early", 0, 2)))
+        writer.set_state(replace(writer.state(), shortfall=shortfall))
+
+    def lacking(*path: str) -> tuple[list[str], tuple[int, int] | None]:
+        directory = tree.layout().at(path)
+        assert directory is not None
+        bad, shortfall = EmailExport(database.reader(), tree.layout(), directory).lacking()
+        numbers = None if shortfall is None else (shortfall.found, shortfall.expected)
+        return [one.id for one in bad], numbers
+
+    assert lacking() == (["x1", "x2", "x3"], (10, 16))
+    assert lacking("Inbox") == (["x1", "x2", "x3"], (10, 16))
+    assert lacking("Inbox", "0-Early") == (["x2", "x3"], (0, 2))
+    assert lacking("Inbox", "Zz") == (["x2", "x3"], None)
+    assert lacking("Inbox", "20170714-024005") == (["x3"], None)
+    # A server that counts by account alone does not tell where mail is lacking.
+    with database.writer() as writer, writer.transaction():
+        writer.set_state(replace(writer.state(), shortfall=Shortfall(1.0, 10, 16)))
+    assert lacking("Inbox", "Zz") == (["x2", "x3"], (10, 16))
+
+
+def status_document(tree: Tree) -> dict[str, Any]:
+    file = tree.status_file()
+    assert file is not None
+    document: dict[str, Any] = json.loads(file.content)
+    return document
 
 
 def test_a_directory_time_changes_with_its_entries_only(

@@ -1,4 +1,4 @@
-"""An account on Cyrus that is filled with mail, and what it holds."""
+"""An account on a real server that is filled with mail, and what it holds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.cyrus import Account, Message
+from tests.mail_server.account import MailAccount
+from tests.mail_server.append import Message
 from tests.mounts import Home
 
-# Mailboxes on the server, and the directories that show them.
+# Mailboxes on the server beside the inbox, and the directories that show them.
 DIRECTORIES = {
-    "INBOX": "Inbox",
     "Work": "Work",
     "Work/Clients": "Work/Clients",
     "Été/à la plage": "Été/à-la-plage",
     "Lists/exmh": "Lists/exmh",
 }
-MAILBOXES = tuple(DIRECTORIES)
 START = datetime(2002, 8, 21, tzinfo=UTC)
 
 
@@ -29,7 +28,7 @@ START = datetime(2002, 8, 21, tzinfo=UTC)
 class StoredMail:
     """An account, and the messages that were stored in it, by directory."""
 
-    account: Account
+    account: MailAccount
     mails: dict[str, list[bytes]]
 
     def home(self, directory: Path) -> Home:
@@ -47,13 +46,14 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def store_mails(account: Account, mails: Sequence[bytes]) -> StoredMail:
+def store_mails(account: MailAccount, mails: Sequence[bytes]) -> StoredMail:
     """Spread messages over the mailboxes; the first three of INBOX are in two others as well."""
     stored: dict[str, list[bytes]] = defaultdict(list)
-    for name in MAILBOXES[1:]:
+    for name in DIRECTORIES:
         account.create_mailbox(name)
-    for index, name in enumerate(MAILBOXES):
-        share = list(mails[index :: len(MAILBOXES)])
+    directories = {"INBOX": account.inbox, **DIRECTORIES}
+    for index, (name, directory) in enumerate(directories.items()):
+        share = list(mails[index :: len(directories)])
         account.fill(
             name,
             [
@@ -61,8 +61,8 @@ def store_mails(account: Account, mails: Sequence[bytes]) -> StoredMail:
                 for number, mail in enumerate(share)
             ],
         )
-        stored[DIRECTORIES[name]] += share
+        stored[directory] += share
     for name in ("Work", "Lists/exmh"):
         account.copy("INBOX", [1, 2, 3], name)
-        stored[name] += stored["Inbox"][:3]
+        stored[name] += stored[account.inbox][:3]
     return StoredMail(account, dict(stored))

@@ -1,23 +1,39 @@
-"""Snapshots of real mail on a real Cyrus: their content, and the cost of the next one."""
+"""Snapshots of real mail on a real server: their content, and the cost of the next one."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.cyrus import Message
-from tests.cyrus_mail import START, StoredMail, sha256
+import pytest
+
+from tests import corpus
+from tests.mail_server.account import MailAccount
+from tests.mail_server.append import Message
 from tests.mounts import command
-from tests.relay import Relay
 from tests.snapshot.accounts import (
     Churn,
     arrived_in_one_state,
     by_directory,
     churning,
 )
-from tests.snapshot.commands import dates, require_whole, take
+from tests.snapshot.commands import require_whole, take
+from tests.stored_mail import START, StoredMail, sha256, store_mails
+
+
+@pytest.fixture(scope="module")
+def stored(new_mail_account: Callable[[], MailAccount]) -> StoredMail:
+    """The whole corpus, or its first mails."""
+    account = new_mail_account()
+    return store_mails(account, corpus.all_mails()[: account.most_mails])
+
+
+@pytest.fixture
+def few(mail_account: MailAccount) -> StoredMail:
+    """An account with sixty mails, for tests that change it."""
+    return store_mails(mail_account, list(corpus.mails(60)))
 
 
 def test_every_mail_is_there_byte_for_byte(stored: StoredMail, tmp_path: Path) -> None:
@@ -27,23 +43,13 @@ def test_every_mail_is_there_byte_for_byte(stored: StoredMail, tmp_path: Path) -
     require_whole(taken.path)
     assert (tmp_path / "dest" / "latest").resolve() == taken.path
     # The manifest has the properties that the server reports.
+    properties = ["blobId", "threadId", "mailboxIds", "keywords", "receivedAt", "size"]
+    ids = stored.account.email_ids()
     emails = {
         email["id"]: email
+        for start in range(0, len(ids), 500)
         for email in stored.account.jmap(
-            (
-                "Email/get",
-                {
-                    "ids": stored.account.email_ids(),
-                    "properties": [
-                        "blobId",
-                        "threadId",
-                        "mailboxIds",
-                        "keywords",
-                        "receivedAt",
-                        "size",
-                    ],
-                },
-            )
+            ("Email/get", {"ids": ids[start : start + 500], "properties": properties})
         )[0]["list"]
     }
     lines = [json.loads(line) for line in taken.manifest.splitlines()]
@@ -81,16 +87,10 @@ def test_a_second_snapshot_downloads_and_writes_no_content(
     stored: StoredMail, tmp_path: Path
 ) -> None:
     home = stored.home(tmp_path)
-    with Relay(stored.account.http_port) as relay:
-        url = stored.account.url.replace(str(stored.account.http_port), str(relay.port))
-        first = take(home, url, tmp_path / "dest")
-        before = relay.received
-        second = take(home, url, tmp_path / "dest")
-        after = relay.received
+    first = take(home, stored.account.url, tmp_path / "dest")
+    second = take(home, stored.account.url, tmp_path / "dest")
     assert second.summary["fetched"] == second.summary["new"] == second.summary["gone"] == 0
     assert first.summary["bytes"] == second.summary["bytes"]
-    # Session, Mailbox/changes, Email/changes.
-    assert after - before < 20_000 < first.summary["bytes"] < before
     for mail in second.mails:
         for place in mail.mailboxes:
             one, other = (taken.path / place.file for taken in (first, second))
@@ -125,10 +125,10 @@ def test_a_snapshot_downloads_only_new_content(few: StoredMail, tmp_path: Path) 
 def test_a_renamed_mailbox_downloads_no_content(few: StoredMail, tmp_path: Path) -> None:
     home = few.home(tmp_path)
     take(home, few.account.url, tmp_path / "dest")
-    few.account.rename_mailbox("Lists/exmh", "Archive")
+    few.account.rename_mailbox("Lists/exmh", "Old lists")
     second = take(home, few.account.url, tmp_path / "dest")
     assert second.summary["fetched"] == 0
-    assert by_directory(second)["Archive"] == few.digests["Lists/exmh"]
+    assert by_directory(second)["Old-lists"] == few.digests["Lists/exmh"]
     assert not (second.path / "mail" / "Lists" / "exmh").exists()
 
 
@@ -138,7 +138,7 @@ def test_empty_mailboxes_are_directories(few: StoredMail, tmp_path: Path) -> Non
     assert list((taken.path / "mail" / "Empty" / "Also-empty").iterdir()) == []
     described = json.loads((taken.path / "snapshot.json").read_bytes())
     roles = {mailbox["path"]: mailbox["role"] for mailbox in described["mailboxes"]}
-    assert roles["Inbox"] == "inbox"
+    assert roles[few.account.inbox] == "inbox"
     assert roles["Empty/Also-empty"] is None
 
 
@@ -150,38 +150,20 @@ def test_a_changing_account_is_copied_at_one_state(few: StoredMail, tmp_path: Pa
     """
     account, home = few.account, few.home(tmp_path)
     before = churning(account, few.digests)
+    first = take(home, account.url, tmp_path / "dest")
     with Churn(account) as churn:
-        taken = [take(home, account.url, tmp_path / "dest") for _ in range(5)]
+        taken = [first, *(take(home, account.url, tmp_path / "dest") for _ in range(4))]
     assert churn.error is None
     assert churn.rounds > 10
     for one in taken:
         require_whole(one.path)
-        arrived = arrived_in_one_state(one, before)
+        arrived = arrived_in_one_state(one, before, account.inbox)
         numbers = {
             int(path.read_bytes().split(b"\r\n\r\n")[1])
             for path in (one.path / "mail").rglob("*_churn-*.eml")
         }
         assert numbers == set(range(arrived))
-    assert len({one.manifest for one in taken}) > 1
-
-
-def test_it_needs_no_fuse(few: StoredMail, tmp_path: Path) -> None:
-    """Containers have neither the device nor the library."""
-    program = (
-        "import sys; sys.modules['pyfuse3'] = None;"
-        "from jmapfs.cli.main import main; sys.argv[0] = 'jmapfs'; main()"
-    )
-    home = few.home(tmp_path)
-    result = subprocess.run(
-        [home.program[0], "-c", program, "snapshot", few.account.url, tmp_path / "dest"],
-        env=home.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    [date] = dates(tmp_path / "dest")
-    require_whole(tmp_path / "dest" / date)
+    assert len({one.manifest for one in taken}) > 2
 
 
 def test_content_in_the_cache_of_a_mount_is_not_downloaded(few: StoredMail, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Lists the ids of all emails of an account.
+
+The pages are requested by position, and without a sort order: a server may sort by a search index
+that lags behind, and emails would then change their place between two pages. Each page begins with
+the last id of the page before. If it does not, emails were added or removed before that position,
+and the list begins anew. What still changes during a listing is among the changes of the emails.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from jmapfs.errors import ProtocolError
+from jmapfs.jmap.client import Client
+
+_log = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class IdListing:
+    """The ids of all emails, and how many there are according to the server (or None).
+
+    is_whole: whether all pages fit together. Otherwise ids may be missing, and some are of emails
+        that were destroyed during the listing.
+    """
+
+    ids: dict[str, None]
+    total: int | None
+    is_whole: bool = True
+
+    @property
+    def agrees(self) -> bool:
+        """Whether this is certainly the whole list."""
+        return self.is_whole and self.total == len(self.ids)
+
+
+async def list_ids(client: Client) -> IdListing:
+    """List the ids of all emails.
+
+    Raises ProtocolError if the server returns the same page again and again. Other errors are those
+    of the client.
+    """
+    seen: dict[str, None] = {}
+    for _ in range(_MAX_ATTEMPTS):
+        listing = await _attempt(client)
+        if listing.is_whole:
+            return listing
+        seen |= listing.ids
+        _log.info("the list of emails changes while it is read: reading it again")
+    return IdListing(seen | await _list_overlapping(client), None, is_whole=False)
+
+
+async def _attempt(client: Client) -> IdListing:
+    page = await client.query_ids(0, count=True)
+    total = page.total
+    ids = dict.fromkeys(page.ids)
+    position = len(page.ids)
+    if total == len(ids):
+        return IdListing(ids, total)
+    while page.ids:
+        last = next(reversed(ids))
+        page = await client.query_ids(position - 1)
+        if page.ids[:1] != (last,):
+            return IdListing(ids, total, is_whole=False)
+        new = page.ids[1:]
+        if not new and (total is None or len(ids) < total):
+            # Either this is the end, or the server returns only one id at a time.
+            page = await client.query_ids(position)
+            new = page.ids
+        if not new:
+            break
+        if not ids.keys().isdisjoint(new):
+            return IdListing(ids, total, is_whole=False)
+        ids.update(dict.fromkeys(new))
+        position += len(new)
+    return IdListing(ids, total)
+
+
+async def _list_overlapping(client: Client) -> dict[str, None]:
+    """List ids in pages that overlap by half, so that a few removed emails hide no others."""
+    first = page = (await client.query_ids(0)).ids
+    ids: dict[str, None] = {}
+    position = 0
+    while page:
+        ids.update(dict.fromkeys(page))
+        position += max(1, len(page) // 2)
+        page = (await client.query_ids(position)).ids
+        if page == first and len(first) > 1:
+            raise ProtocolError("the server answers Email/query with the same page again")
+    return ids

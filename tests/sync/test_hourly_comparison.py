@@ -1,0 +1,124 @@
+"""A mount that lost mail heals itself once an hour, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.jmap.client import connect
+from jmapfs.jmap.login import Login
+from jmapfs.sync.follower import AccountFollower
+from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer
+
+
+def server_of(count: int) -> FakeServer:
+    """Return a server whose account never changes, but may hide mail."""
+    server = FakeServer(count)
+    server.change("Email/changes", newState="e1", hasMoreChanges=False)
+    server.change("Mailbox/changes", newState="m1", hasMoreChanges=False)
+    return server
+
+
+def hide(server: FakeServer, *hidden: str) -> None:
+    """Leave emails out of the list, but count them."""
+    total = len(server.emails)
+
+    def email_query(arguments: Arguments) -> Arguments:
+        ids = [email_id for email_id in server.emails if email_id not in hidden]
+        start = arguments.get("position", 0)
+        return {"ids": ids[start : start + arguments["limit"]], "queryState": "q", "total": total}
+
+    server.methods["Email/query"] = email_query
+
+
+@asynccontextmanager
+async def mounted(
+    server: FakeServer, directory: Path
+) -> AsyncIterator[tuple[AccountFollower, IndexDatabase]]:
+    """Follow an account as a mount does, until the context ends."""
+    database = IndexDatabase(directory)
+    with WriterLease(database) as lease:
+        follower = AccountFollower(
+            partial(connect, SESSION_URL, Login(CREDENTIALS), network=server),
+            database,
+            lease,
+            poll_interval=60,
+            after_round=trio.lowlevel.checkpoint,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
+            yield follower, database
+            nursery.cancel_scope.cancel()
+
+
+def totals(server: FakeServer) -> int:
+    """Return how many queries asked for the total only."""
+    return sum(name == "Email/query" and a["limit"] == 1 for name, a in server.calls)
+
+
+def emails(database: IndexDatabase) -> int:
+    with database.reader() as reader:
+        return reader.counts().emails
+
+
+async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, autojump_clock: MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    hide(server, "M3", "M7")
+    async with mounted(server, tmp_path) as (_, database):
+        shortfall = database.state().shortfall
+        assert shortfall is not None
+        assert (shortfall.found, shortfall.expected) == (10, 12)
+        hide(server)
+        server.requests.clear()
+        await trio.sleep(3500)
+        assert (emails(database), totals(server)) == (10, 0)
+        assert len(server.calls) > 50  # rounds without a comparison
+        await trio.sleep(200)
+        assert emails(database) == 12
+        assert database.state().shortfall is None
+        await trio.sleep(3 * 3600)
+        # The first one healed, and compared again; then one each hour.
+        assert totals(server) == 2 + 3
+
+
+async def test_mail_that_the_index_lost_is_back_after_the_start(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    async with mounted(server, tmp_path):
+        pass
+    database = IndexDatabase(tmp_path)
+    with database.writer() as writer, writer.transaction():
+        writer.remove_emails(["M3", "M4"])
+        writer.set_state(replace(writer.state(), compared_at=0.0))
+    async with mounted(server, tmp_path):
+        await trio.sleep(10)
+        assert emails(database) == 12
+
+
+async def test_a_server_that_cannot_count_stays_online(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    plain = server.methods["Email/get"]
+
+    def email_get(arguments: Arguments) -> Arguments:
+        if arguments.get("properties") == ["id"]:
+            return {"nonsense": True}
+        return plain(arguments)
+
+    server.methods["Email/get"] = email_get
+    async with mounted(server, tmp_path) as (follower, database):
+        await trio.sleep(2 * 3600)
+        assert follower.connection.online
+        assert emails(database) == 12
