@@ -18,5 +18,12 @@ def main() -> NoReturn:
     run_command_line()
 
 
+def mount_helper() -> NoReturn:
+    """Mount for mount(8), and exit with a code of mount(8)."""
+    from jmapfs.cli.mount_helper import main as run_helper  # noqa: PLC0415 - only for this command
+
+    run_helper()
+
+
 if __name__ == "__main__":
     main()

@@ -30,8 +30,8 @@ from jmapfs.control.messages import (
     ThawRequest,
     TreeDescription,
 )
-from jmapfs.control.mounts import file_stem
-from jmapfs.control.socket_client import ask_socket
+from jmapfs.control.mounts import resolve
+from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError
 from jmapfs.index.rows import EmailRow
 
@@ -63,7 +63,7 @@ class Result:
 
 @dataclass
 class Home:
-    """A user's surroundings: configuration, caches, logs and sockets below one directory."""
+    """A user's surroundings: configuration, caches and logs below one directory."""
 
     directory: Path
     username: str = ""
@@ -156,8 +156,7 @@ class Mounted:
 
     def ask(self, request: Request[_R]) -> _R:
         """Send a request to the daemon as the commands do, without a process for each."""
-        socket = self.home.directory / "run" / "jmapfs" / f"{file_stem(self.path)}.sock"
-        return ask_socket(socket, request, timeout=COMMAND_SECONDS)
+        return ask(resolve(self.path), request, timeout=COMMAND_SECONDS)
 
     def ask_status(self) -> MountStatus:
         """Return the status, without a process."""

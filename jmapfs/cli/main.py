@@ -78,23 +78,29 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    sys.exit(run(cli))
+
+
+def run(command: click.Command) -> int:
+    """Run a command, print its error, and return its exit code."""
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        code: int | None = command.main(standalone_mode=False)
     except JmapfsError as error:
-        _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except ImportError as error:
         if "fuse" not in str(error):
             raise
-        _fail(f"mount needs libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
+        return _fail(f"mount needs libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        _fail(str(error) or "interrupted", INTERRUPTED)
+        return _fail(str(error) or "interrupted", INTERRUPTED)
+    return code or 0
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
+def _fail(message: str, exit_code: int) -> int:
     click.echo(f"jmapfs: {escaped(message)}", err=True)
-    sys.exit(exit_code)
+    return exit_code

@@ -23,7 +23,7 @@ from jmapfs.cli.options import (
 )
 from jmapfs.cli.output import MountDisplay, show_waiting
 from jmapfs.cli.signals import run_with_signals
-from jmapfs.control.mounts import resolve
+from jmapfs.control.mounts import is_automount, resolve
 from jmapfs.daemon.mountpoint import check_mountpoint
 from jmapfs.daemon.request import MountRequest, parse_options
 from jmapfs.daemon.startup import (
@@ -138,7 +138,8 @@ def _mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
                 return 1
             return 0
 
-        run_in_background(daemon, display)
+        # Until an automount is complete, the kernel stops other process groups at the mountpoint.
+        run_in_background(daemon, display, joins_group=is_automount(request.mountpoint))
 
 
 @click.command("accounts")

@@ -26,7 +26,7 @@ from jmapfs.control.messages import (
     MissingRequest,
     PrefetchRequest,
 )
-from jmapfs.control.mounts import mount_of
+from jmapfs.control.mounts import mount_of, require_readable
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
@@ -41,7 +41,8 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
 
     Raises:
         NotMountedError: a path is in no mount of jmapfs, or in a dead mount.
-        UsageError: a path does not exist, is not an email, or cannot be listed.
+        UsageError: a path does not exist, is not an email, cannot be listed, or is in a mount of
+            another user.
         StorageError: the mount cannot list a directory.
     """
     found: dict[Path, dict[int, None]] = {}
@@ -50,6 +51,7 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
         mount = mount_of(actual)
         if mount is None:
             raise NotMountedError(f"{actual}: jmapfs is not mounted there")
+        require_readable(mount)
         found.setdefault(mount.mountpoint, {}).update(dict.fromkeys(_mails(actual)))
     return {mountpoint: list(inodes) for mountpoint, inodes in found.items()}
 

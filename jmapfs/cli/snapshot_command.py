@@ -30,7 +30,7 @@ from jmapfs.cli.options import (
 )
 from jmapfs.cli.output import console, json_document, notice
 from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
-from jmapfs.control.mounts import Mount, mount_of
+from jmapfs.control.mounts import Mount, mount_of, require_readable
 from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_errors
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
@@ -109,6 +109,11 @@ def snapshot_command(
     repository = Repository(destination)
     with SnapshotDisplay(console, quiet=quiet) as display:
         if mount is not None:
+            require_readable(mount)
+            if mount.root != "/":
+                raise UsageError(
+                    f"{mount.mountpoint} is a bind mount of a part: give the directory in the mount"
+                )
             if selection is not None:
                 raise UsageError(
                     "--account cannot be used with a mount: give the directory of the account"

@@ -1,6 +1,7 @@
 """`jmapfs status`: the status of running mounts, as JSON or for people."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +17,9 @@ from jmapfs.control.messages import (
     StaleStatus,
     StatusRequest,
 )
-from jmapfs.control.mounts import mounts, resolve
-from jmapfs.control.socket_client import ask
-from jmapfs.errors import NotMountedError
+from jmapfs.control.mounts import Mount, own_mounts, require_mount, resolve
+from jmapfs.control.socket_client import ask_mount
+from jmapfs.errors import JmapfsError
 
 _ACCEPT_HINT: Final = (
     "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
@@ -35,29 +36,39 @@ _MountTable = tuple[str, list[tuple[str, str]]]  # the mountpoint; names with th
 def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
     """Show the status of one mount, or of all mounts."""
     if mountpoint is not None:
-        status = ask(resolve(mountpoint), StatusRequest())
+        mount = require_mount(resolve(mountpoint))
+        status = ask_mount(mount, StatusRequest())
         if as_json:
-            click.echo(json.dumps(status.document(), indent=2))
+            click.echo(json.dumps(status.document() | _place(mount), indent=2))
         else:
-            _show([(status.mountpoint, _lines(status))])
+            _show([_table(mount, _lines(status))])
         return
     documents: list[dict[str, Any]] = []
     tables: list[_MountTable] = []
-    for mount in mounts():
-        if not mount.ours:
-            continue
+    for mount in own_mounts():
         try:
-            status = ask(mount.mountpoint, StatusRequest())
-        except NotMountedError as error:
-            documents.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
-            tables.append((str(mount.mountpoint), [("error", str(error))]))
+            status = ask_mount(mount, StatusRequest())
+        except JmapfsError as error:
+            documents.append(_place(mount) | {"error": str(error)})
+            tables.append(_table(mount, [("error", str(error))]))
         else:
-            documents.append(status.document())
-            tables.append((status.mountpoint, _lines(status)))
+            documents.append(status.document() | _place(mount))
+            tables.append(_table(mount, _lines(status)))
     if as_json:
         click.echo(json.dumps(documents, indent=2))
     else:
         _show(tables)
+
+
+def _place(mount: Mount) -> dict[str, Any]:
+    """Return where the mount is and whose it is, according to the kernel."""
+    mountpoint = os.fsencode(mount.mountpoint).decode(errors="backslashreplace")
+    return {"mountpoint": mountpoint, "owner": mount.owner_name}
+
+
+def _table(mount: Mount, lines: list[tuple[str, str]]) -> _MountTable:
+    place = _place(mount)
+    return place["mountpoint"], [("owner", place["owner"]), *lines]
 
 
 def _show(tables: list[_MountTable]) -> None:
@@ -65,7 +76,7 @@ def _show(tables: list[_MountTable]) -> None:
     if not tables:
         console.print("nothing is mounted")
     for mountpoint, lines in tables:
-        table = Table(show_header=False, box=None, title=mountpoint, title_justify="left")
+        table = Table(show_header=False, box=None, title=escaped(mountpoint), title_justify="left")
         for name, value in lines:
             table.add_row(name, escaped(value))
         console.print(table)

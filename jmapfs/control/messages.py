@@ -6,16 +6,12 @@ A connection carries one request and one reply, each a line of JSON:
     {"answer": {…}}   or   {"error": "…", "exit_code": 9}
 
 Each request class names the type of its reply: `Request[Lease]` is answered with a `Lease`.
-The socket is in a directory that only its owner can enter. There is no other authentication.
+Only the owner of the mount and root are answered. The kernel says which user has connected.
 
 A *lease* keeps the tree frozen. A lease expires unless it is renewed. The mount thaws when its last
 lease has expired or was given back.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
 import msgspec
@@ -379,13 +375,3 @@ class ReplyLine(msgspec.Struct, frozen=True, omit_defaults=True):
     answer: msgspec.Raw = msgspec.Raw()
     error: str | None = None
     exit_code: int = 0
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """Yield a path to the same socket that fits into a socket address (108 bytes, unix(7))."""
-    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{descriptor}/{path.name}"
-    finally:
-        os.close(descriptor)

@@ -1,64 +1,64 @@
-"""The mounts of jmapfs, from /proc/self/mountinfo (proc_pid_mountinfo(5)), and their sockets.
+"""The mounts of jmapfs, from /proc/self/mountinfo (proc_pid_mountinfo(5)), and their daemons.
 
 Reading the kernel's table does not touch a mount, so a dead or hanging one does not block.
+
+The daemon of a mount listens on an abstract socket (unix(7)). The name of the socket contains the
+device number of the mount, and something random so that no other user can take the name first.
+The kernel lists the names in /proc/net/unix. So a daemon is found from its mount alone: without a
+file that could be removed or be hidden, and without a variable of the environment. The kernel gives
+up the name when the daemon ends. Anybody can connect to such a socket. Both sides therefore check
+the user at the other end. Each network namespace (network_namespaces(7)) has its own names.
 """
 
+import contextlib
 import os
+import pwd
 import re
-import stat
-import tempfile
+import secrets
+import socket
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
-from jmapfs.errors import NotMountedError, StorageError
+from jmapfs.errors import NotMountedError, UsageError
 from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
 
+_NAME: Final = "jmapfs"
+_ABSTRACT: Final = b"\0"
+_LISTENING: Final = 1 << 16  # SO_ACCEPTCON
+_LINKS: Final = 40  # as many as the kernel follows
+
+# Num: RefCount Protocol Flags Type St Inode Path. The names of other sockets can contain anything.
+_SOCKET: Final = re.compile(
+    rb"^\w+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +\d+"
+    rb" @(jmapfs/\d+:\d+/[0-9a-f]{32})$",
+    re.MULTILINE,
+)
+_OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def resolve(mountpoint: Path) -> Path:
     """Return the absolute path of a mountpoint, without touching what is mounted on it.
 
-    A dead mount answers every call with an error. So only the parent of the path is resolved.
+    A dead mount answers every call with an error, so the last name of the path is only read as a
+    link. The kernel answers that without asking the mount.
     """
-    absolute = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
-    return absolute.parent.resolve() / absolute.name if absolute.name else absolute
-
-
-def _socket_directory() -> Path:
-    """Return the directory of the control sockets, `$XDG_RUNTIME_DIR/jmapfs`; it is private.
-
-    Raises StorageError if the directory cannot be created, or belongs to another user.
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    # A system service or a container may have neither of these directories.
-    directory = (
-        Path(runtime) / "jmapfs"
-        if Path(runtime).is_dir()
-        else Path(tempfile.gettempdir()) / f"jmapfs-{os.getuid()}"
-    )
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
-    except OSError as error:
-        raise StorageError(f"cannot make {directory}: {error.strerror}") from error
-    # Without XDG_RUNTIME_DIR, the directory may be in a place where all users can write.
-    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-        raise StorageError(f"{directory} belongs to another user: set XDG_RUNTIME_DIR")
-    if status.st_mode & 0o077:
-        directory.chmod(0o700)
-    return directory
-
-
-def socket_path(mountpoint: Path) -> Path:
-    """Return the control socket of a mountpoint.
-
-    Raises StorageError if its directory cannot be created, or belongs to another user.
-    """
-    return _socket_directory() / f"{file_stem(mountpoint)}.sock"
+    path = Path(os.path.abspath(mountpoint))  # noqa: PTH100 - Path has no lexical equal
+    for _ in range(_LINKS):
+        if not path.name:
+            break
+        path = path.parent.resolve() / path.name
+        try:
+            target = path.readlink()
+        except OSError:
+            break
+        path = Path(os.path.abspath(path.parent / target))  # noqa: PTH100
+    return path
 
 
 def file_stem(mountpoint: Path) -> str:
@@ -69,30 +69,127 @@ def file_stem(mountpoint: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount: `device` is MAJOR:MINOR, `fstype` such as `fuse.jmapfs`."""
+    """A mount: `device` is MAJOR:MINOR, `fstype` such as `fuse.jmapfs`.
+
+    `owner` is the UID of the user who mounted it (FUSE only). `root` is the directory in the file
+    system that is mounted: not `/` if it is a bind mount of a part.
+    """
 
     mountpoint: Path
     fstype: str
     source: str
     device: str
+    owner: int | None = None
+    root: str = "/"
 
     @property
     def ours(self) -> bool:
         """Whether this is a mount of jmapfs."""
         return self.fstype == f"fuse.{SUBTYPE}"
 
+    @property
+    def owner_name(self) -> str:
+        """The name of the user who mounted it, or the UID of a user without a name."""
+        try:
+            return pwd.getpwuid(-1 if self.owner is None else self.owner).pw_name
+        except KeyError:
+            return str(self.owner)
 
-def mounts() -> list[Mount]:
-    """Return all mounts, the oldest first."""
+    @property
+    def is_accessible(self) -> bool:
+        """Whether this process may talk to the daemon: only the owner and root may."""
+        return os.geteuid() in {0, self.owner}
+
+    def daemon_addresses(self, process: int | str = "self") -> Iterator[bytes]:
+        """Yield the addresses at which its daemon may listen, in a process's network namespace.
+
+        Another user can listen at such an address as well.
+        """
+        prefix = f"{_NAME}/{self.device}/".encode()
+        sockets = Path("/proc", str(process), "net", "unix").read_bytes()
+        for flags, name in _SOCKET.findall(sockets):
+            if name.startswith(prefix) and int(flags, 16) & _LISTENING:
+                yield _ABSTRACT + name
+
+
+def new_address(device: str) -> bytes:
+    """Return an address at which the daemon of a mount can listen; see `Mount.device`."""
+    return _ABSTRACT + f"{_NAME}/{device}/{secrets.token_hex(16)}".encode()
+
+
+def _namespace(kind: str, process: int | str = "self") -> str:
+    return os.readlink(f"/proc/{process}/ns/{kind}")  # noqa: PTH115 - a name, not a path
+
+
+def other_namespaces(kind: str) -> Iterator[int]:
+    """Yield, for each other namespace of a kind, a process in it that this process may inspect.
+
+    `kind` is `net` or `mnt`; see namespaces(7). Other user namespaces are left out.
+    """
+    users = _namespace("user")
+    seen = {_namespace(kind)}
+    for process in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - PIDs
+        with contextlib.suppress(OSError):
+            namespace = _namespace(kind, process)
+            if namespace not in seen and _namespace("user", process) == users:
+                seen.add(namespace)
+                yield int(process)
+
+
+class Peer(NamedTuple):
+    """The process at the other end of a connection, according to the kernel."""
+
+    pid: int
+    uid: int
+
+
+class _Connection(Protocol):
+    def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
+
+
+def peer(connection: _Connection) -> Peer:
+    """Return who has called connect(2), or on the side of the client, listen(2)."""
+    size = struct.calcsize("iII")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _ = struct.unpack("iII", credentials)
+    return Peer(pid, uid)
+
+
+def mounts(process: int | str = "self") -> list[Mount]:
+    """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc", str(process), "mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
-        fstype, source, *_ = after.split(b" ")
+        fstype, source, options = after.split(b" ", 2)
+        owner = _OWNER.search(options)
         found.append(
-            Mount(Path(_text(fields[4])), _text(fstype), _text(source), fields[2].decode())
+            Mount(
+                Path(_text(fields[4])),
+                _text(fstype),
+                _text(source),
+                fields[2].decode(),
+                int(owner[1]) if owner else None,
+                _text(fields[3]),
+            )
         )
     return found
+
+
+def own_mounts() -> list[Mount]:
+    """Return the jmapfs mounts that this process may command, each once; root may command all.
+
+    Those in other mount namespaces are included, such as that of a service.
+    """
+    found: dict[str, Mount] = {}
+    processes: list[int | str] = ["self", *other_namespaces("mnt")]
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for mount in mounts(process):
+                if mount.ours and mount.is_accessible:
+                    # The first is the mount itself. The others are bind mounts of it.
+                    found.setdefault(mount.device, mount)
+    return list(found.values())
 
 
 def mount_at(mountpoint: Path) -> Mount | None:
@@ -103,21 +200,56 @@ def mount_at(mountpoint: Path) -> Mount | None:
 def require_mount(mountpoint: Path) -> Mount:
     """Return the jmapfs mount at a resolved path.
 
-    Raises NotMountedError if no jmapfs mount is at this path.
+    Raises NotMountedError if no jmapfs mount is at this path, or if it is that of another user.
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
+        for process in other_namespaces("mnt"):
+            with contextlib.suppress(OSError):
+                if any(one.ours and one.mountpoint == mountpoint for one in mounts(process)):
+                    raise NotMountedError(
+                        f"{mountpoint}: jmapfs is mounted there only in another mount namespace:"
+                        f" `nsenter --mount --target {process}` enters it"
+                    )
         raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+    if not mount.is_accessible:
+        raise NotMountedError(
+            f"{mountpoint}: it is mounted by {mount.owner_name}: only {mount.owner_name} and root"
+            " can use it"
+        )
     return mount
+
+
+def require_readable(mount: Mount) -> None:
+    """Raise UsageError if this process cannot read the files of a mount of another user.
+
+    The kernel lets only the owner into a mount, not even root, unless its options allow more.
+    """
+    if mount.owner == os.geteuid() or os.access(mount.mountpoint, os.R_OK | os.X_OK):
+        return
+    raise UsageError(
+        f"{mount.mountpoint}: only {mount.owner_name} can read this mount: run the command as"
+        f" {mount.owner_name}, or mount with -o allow_root"
+    )
 
 
 def mount_of(path: Path) -> Mount | None:
     """Return the mount that contains a resolved path, or None if jmapfs did not mount it."""
+    mount = _mount_around(path)
+    return mount if mount is not None and mount.ours else None
+
+
+def is_automount(path: Path) -> bool:
+    """Return whether an access to a resolved path makes systemd or autofs mount something there."""
+    mount = _mount_around(path)
+    return mount is not None and mount.fstype == "autofs"
+
+
+def _mount_around(path: Path) -> Mount | None:
     around = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     depth = max((len(mount.mountpoint.parts) for mount in around), default=0)
     # If several mounts have the same mountpoint, the last one is on top.
-    top = next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
-    return top if top is not None and top.ours else None
+    return next((one for one in reversed(around) if len(one.mountpoint.parts) == depth), None)
 
 
 def _text(field: bytes) -> str:

@@ -3,11 +3,16 @@
 Blocking calls, for any thread. If the process is killed, its mount thaws within `LEASE_SECONDS`.
 """
 
+import ctypes
+import os
 import socket
 import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -19,10 +24,15 @@ from jmapfs.control.messages import (
     ReplyLine,
     Request,
     ThawRequest,
-    short_path,
 )
-from jmapfs.control.mounts import require_mount, socket_path
+from jmapfs.control.mounts import Mount, mount_at, other_namespaces, peer, require_mount
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
+
+_PAUSES: Final = (0.05, 0.25, 0.5, 0.0)
+_KERNEL_SECONDS: Final = 2.0
+_PART: Final = 1 << 18
+_LONGEST_REPLY: Final = 1 << 28
+_CLONE_NEWNET: Final = 0x40000000
 
 _R = TypeVar("_R")
 
@@ -33,30 +43,31 @@ def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None)
     `timeout` is in seconds; the default is the timeout of the request class.
 
     Raises:
-        NotMountedError: no jmapfs mount is there, or there is no reply in time.
+        NotMountedError: no jmapfs mount of this user is there, or there is no reply in time.
         UsageError: a path in the request is not valid Unicode.
         RelayedError: the mount answered with an error.
     """
-    require_mount(mountpoint)
+    return ask_mount(require_mount(mountpoint), request, timeout=timeout)
+
+
+def ask_mount(mount: Mount, request: Request[_R], *, timeout: float | None = None) -> _R:
+    """Send a request to a mount of jmapfs; see `ask`."""
     try:
-        return ask_socket(socket_path(mountpoint), request, timeout=timeout)
+        return _ask(mount, request, timeout=timeout)
     except NotMountedError as error:
-        raise NotMountedError(f"{mountpoint}: {error}") from error
+        raise NotMountedError(f"{mount.mountpoint}: {error}") from error
 
 
-def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None) -> _R:
-    """Send a request to the mount whose control socket is given; see `ask`."""
+def _ask(mount: Mount, request: Request[_R], *, timeout: float | None) -> _R:
     try:
         line = msgspec.json.encode(request) + b"\n"
     except UnicodeEncodeError:
         raise UsageError("the path is not valid Unicode, so the mount cannot be asked") from None
     try:
-        with short_path(path) as short, socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(request.timeout if timeout is None else timeout)
-            connection.connect(short)
+        timeout = request.timeout if timeout is None else timeout
+        with connect(mount, timeout) as connection:
             connection.sendall(line)
-            with connection.makefile("rb") as stream:
-                received = stream.read()
+            received = _receive(connection, timeout)
     except OSError as error:
         raise NotMountedError(f"the daemon does not answer: {error}") from error
     if not received:
@@ -68,6 +79,109 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
     except UNDECODABLE as error:
         raise NotMountedError(f"the daemon sent no usable answer: {error}") from error
     raise RelayedError(reply.error, reply.exit_code)
+
+
+def _receive(connection: socket.socket, timeout: float) -> bytes:
+    """Return all bytes until the end. Root must not wait forever for the program of a user."""
+    deadline = time.monotonic() + timeout
+    received = bytearray()
+    while part := connection.recv(_PART):
+        received += part
+        if len(received) > _LONGEST_REPLY or time.monotonic() > deadline:
+            raise NotMountedError("the daemon sends without end")
+    return bytes(received)
+
+
+def connect(mount: Mount, timeout: float) -> socket.socket:
+    """Connect to the daemon of a mount; `timeout` is in seconds, for each call of the socket.
+
+    Raises NotMountedError if no daemon can be reached, and OSError if the connection fails.
+    """
+    for pause in _PAUSES:
+        connection = _connect(mount, mount.daemon_addresses(), timeout)
+        if connection is not None:
+            return connection
+        # A daemon begins to listen just after it has mounted.
+        time.sleep(pause)
+    for process in other_namespaces("net"):
+        with suppress(OSError):
+            addresses = list(mount.daemon_addresses(process))
+            if not addresses:
+                continue
+            with suppress(PermissionError):
+                connection = _connect_in_network(process, mount, addresses, timeout)
+                if connection is not None:
+                    return connection
+            raise NotMountedError(
+                f"its daemon is in another network namespace, that of process {process}, which"
+                " only root can enter"
+            )
+    if _serves_files(mount):
+        raise NotMountedError(
+            "its daemon runs, but not where it can be reached: run the command outside of this"
+            " container or network namespace"
+        )
+    raise NotMountedError(
+        "the daemon does not answer; if it has ended, `jmapfs umount` clears the mount"
+    )
+
+
+def _serves_files(mount: Mount) -> bool:
+    """Return whether the daemon of a mount of this user answers the kernel."""
+    # The kernel answers other users without asking the daemon. The mount can be elsewhere.
+    if mount.owner != os.geteuid() or mount_at(mount.mountpoint) != mount:
+        return False
+    answered = threading.Event()
+
+    def ask_kernel() -> None:
+        with suppress(OSError):
+            os.statvfs(mount.mountpoint)
+            answered.set()
+
+    # A daemon that hangs lets the call hang.
+    thread = threading.Thread(target=ask_kernel, daemon=True)
+    thread.start()
+    thread.join(_KERNEL_SECONDS)
+    return answered.is_set()
+
+
+def _connect(mount: Mount, addresses: Iterable[bytes], timeout: float) -> socket.socket | None:
+    for address in addresses:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(address)
+            # In another user namespace, the UID in the table of mounts can differ.
+            if peer(connection).uid in {mount.owner, os.geteuid()}:
+                return connection
+        except (ConnectionRefusedError, BlockingIOError):
+            # That daemon has ended since, or too many clients wait for it.
+            pass
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    return None
+
+
+def _connect_in_network(
+    process: int, mount: Mount, addresses: Iterable[bytes], timeout: float
+) -> socket.socket | None:
+    """Connect in the network namespace of a process; raises PermissionError if it is forbidden."""
+
+    def connect() -> socket.socket | None:
+        namespace = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # setns(2), which Python has only since 3.12. It changes only the calling thread.
+            if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns failed")
+        finally:
+            os.close(namespace)
+        return _connect(mount, addresses, timeout)
+
+    # The thread ends, so nothing else happens in that namespace.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(connect).result()
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):

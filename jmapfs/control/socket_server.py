@@ -6,16 +6,17 @@ connection, the work is cancelled. Otherwise a freeze of which no client knows c
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import trio
 
-from jmapfs.control.messages import AnyRequest, Failure, ReplyLine, short_path
+from jmapfs.control.messages import AnyRequest, Failure, ReplyLine
+from jmapfs.control.mounts import new_address, peer
 from jmapfs.errors import UNDECODABLE, JmapfsError, StorageError, UsageError, lone_errors
 
 _log = logging.getLogger(__name__)
@@ -30,35 +31,32 @@ Answer = Callable[[AnyRequest], Awaitable[object]]
 
 
 @contextlib.asynccontextmanager
-async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
-    """Answer requests on the socket at `path` while the context lasts.
+async def control_socket(device: str, answer: Answer) -> AsyncIterator[None]:
+    """Answer requests to the mount with this `Mount.device` while the context lasts.
 
     Raises StorageError if the socket cannot be made.
     """
-    _remove(path)
-    with short_path(path) as short, trio.socket.socket(socket.AF_UNIX) as listening:
+    with trio.socket.socket(socket.AF_UNIX) as listening:
         try:
-            await listening.bind(short)
+            await listening.bind(new_address(device))
             listening.listen()
         except OSError as error:
-            raise StorageError(f"cannot make the socket {path}: {error.strerror}") from error
+            raise StorageError(f"cannot make the control socket: {error.strerror}") from error
         serve = partial(_serve, answer=answer)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])
-                yield
-                nursery.cancel_scope.cancel()
-        finally:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listening)])
+            yield
+            nursery.cancel_scope.cancel()
 
 
 async def _serve(stream: trio.SocketStream, answer: Answer) -> None:
     try:
         async with stream:
+            user = peer(stream.socket).uid
+            if user not in {0, os.geteuid()}:
+                # Not a warning: another user could fill the log.
+                _log.debug("refused a control connection of the user with the UID %d", user)
+                return
             with trio.fail_after(_REQUEST_SECONDS):
                 line = await _read_line(stream)
             with lone_errors():

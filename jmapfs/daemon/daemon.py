@@ -21,12 +21,13 @@ from typing import Final
 import pyfuse3
 import trio
 
-from jmapfs.control.mounts import SUBTYPE, mount_at, socket_path
+from jmapfs.control.mounts import SUBTYPE, Mount, mount_at, require_mount
 from jmapfs.control.socket_server import control_socket
 from jmapfs.daemon import mountpoint
 from jmapfs.daemon.accounts import open_account, select_accounts
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
+from jmapfs.daemon.mount_errors import advice, captured_stderr
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.daemon.view import MountView, content_of
@@ -125,28 +126,27 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         for account, invalidator in zip(accounts, invalidators, strict=True):
             account.changes.add_listener(invalidator.invalidate)
         await trio.to_thread.run_sync(_clear_dead_mount, request, report)
-        with _mounted(operations, request, signals, invalidators, pages):
+        with _mounted(operations, request, signals, invalidators, pages) as mount:
             async with trio.open_nursery() as nursery:
                 freezer = Freezer(accounts, invalidators, operations, view, nursery)
                 commands = Commands(request, accounts, operations, pages, freezer)
                 with contextlib.closing(freezer):
-                    async with control_socket(socket_path(request.mountpoint), commands.answer):
+                    async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, request.mountpoint, report)
+                        nursery.start_soon(_report_ready, mount, report)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(path: Path, report: StartupReport) -> None:
+async def _report_ready(mount: Mount, report: StartupReport) -> None:
     """Wait until the mount answers, then report that it is ready."""
+    path = mount.mountpoint
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
             await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
     except (OSError, trio.TooSlowError) as error:
         raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
-    mount = mount_at(path)
-    if mount is not None:
-        mountpoint.raise_queue_limits(mount)
+    mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
     report.ready()
 
@@ -170,35 +170,49 @@ def _mounted(
     signals: _Signals,
     invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
-) -> Iterator[None]:
-    """Mount the operations; unmount only at an orderly end."""
+) -> Iterator[Mount]:
+    """Mount the operations; unmount only at an orderly end, and only this mount."""
     options = request.options
     # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
-    try:
-        pyfuse3.init(
-            operations,
-            str(request.mountpoint),
-            {
-                f"fsname={name or SUBTYPE}",
-                f"subtype={SUBTYPE}",
-                "ro",
-                "default_permissions",
-                *options.flags,
-            },
-        )
-    except RuntimeError as error:
-        raise MountpointError(
-            f"{request.mountpoint}: cannot mount ({error}): is /dev/fuse there, and fuse3"
-            " installed? -o allow_other needs user_allow_other in /etc/fuse.conf"
-        ) from error
+    _init_fuse(
+        operations,
+        request.mountpoint,
+        {
+            f"fsname={name or SUBTYPE}",
+            f"subtype={SUBTYPE}",
+            "ro",
+            "default_permissions",
+            *options.flags,
+        },
+    )
     orderly = False
+    mount: Mount | None = None
     try:
-        yield
+        mount = require_mount(request.mountpoint)
+        yield mount
         orderly = True
     finally:
         for invalidator in invalidators:
             invalidator.stop()
         pages.stop()
-        # A signal or a bug has cancelled the block. Only a signal is an orderly end.
-        pyfuse3.close(unmount=orderly or signals.received)
+        # A signal or a bug has cancelled the block. Only a signal is an orderly end. After a lazy
+        # unmount, another mount can be in this place. libfuse would unmount whatever is there.
+        is_ours = mount is not None and mount_at(request.mountpoint) == mount
+        pyfuse3.close(unmount=(orderly or signals.received) and is_ours)
+
+
+def _init_fuse(operations: MailOperations, path: Path, options: set[str]) -> None:
+    """Mount; raises MountpointError with the reason that libfuse gives, and what to do."""
+    failure: RuntimeError | None = None
+    with captured_stderr() as printed:
+        try:
+            pyfuse3.init(operations, str(path), options)
+        except RuntimeError as error:
+            failure = error
+    for line in printed.lines:
+        _log.warning("%s", line)
+    if failure is not None:
+        reason = printed.reason or str(failure)
+        text = ": ".join(filter(None, [reason, advice(reason, path)]))
+        raise MountpointError(f"{path}: cannot mount: {text}") from failure

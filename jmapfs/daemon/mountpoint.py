@@ -10,12 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from jmapfs.control.messages import Request
-from jmapfs.control.mounts import Mount, mount_at, require_mount
-from jmapfs.control.socket_client import ask
-from jmapfs.errors import BusyError, JmapfsError, MountpointError
+from jmapfs.control.mounts import Mount, mount_at, peer, require_mount
+from jmapfs.control.socket_client import connect
+from jmapfs.errors import BusyError, MountpointError, NotMountedError
 
 _log = logging.getLogger(__name__)
 
@@ -24,14 +21,7 @@ _MAX_BACKGROUND: Final = 128
 _CONGESTION_THRESHOLD: Final = 96
 _UNMOUNT_SECONDS: Final = 30
 _EXIT_SECONDS: Final = 30
-
-
-class _DaemonProcess(msgspec.Struct, frozen=True):
-    pid: int
-
-
-class _ProcessRequest(Request[_DaemonProcess], frozen=True, tag="status"):
-    """Get the PID from the status: the status of every version of the daemon has `pid`."""
+_CONNECT_SECONDS: Final = 10
 
 
 def raise_queue_limits(mount: Mount) -> None:
@@ -138,12 +128,13 @@ def unmount(mountpoint: Path) -> None:
         BusyError: files in it are open, or the daemon does not end.
         MountpointError: it cannot be unmounted for another reason.
     """
-    require_mount(mountpoint)
+    mount = require_mount(mountpoint)
     with contextlib.ExitStack() as stack:
         daemon = None
-        # A daemon that has died does not answer. Its mount is unmounted anyway.
-        with contextlib.suppress(JmapfsError, ProcessLookupError):
-            pid = ask(mountpoint, _ProcessRequest()).pid
+        # A daemon that has died does not listen. Its mount is unmounted anyway.
+        with contextlib.suppress(NotMountedError, OSError):
+            with connect(mount, _CONNECT_SECONDS) as connection:
+                pid = peer(connection).pid
             daemon = os.pidfd_open(pid)
             stack.callback(os.close, daemon)
         detach(mountpoint)

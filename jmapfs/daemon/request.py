@@ -4,6 +4,7 @@ Options are spelled as for mount(8) and sshfs.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +14,13 @@ from jmapfs.account import AccountSource
 from jmapfs.errors import UsageError
 from jmapfs.tree.tree import Ownership
 
-# These options are ignored: mount(8) and fstab pass them on, and some are always in effect.
-_WITHOUT_EFFECT: Final = frozenset(
-    {"ro", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "nosuid", "nodev", "noexec"}
+# The options of all file systems (mount(8)). mount(8) and systemd act on some of them and pass all
+# on. They have no effect in jmapfs: a mount is always read-only, and has no times of access.
+_WITHOUT_EFFECT: Final = re.compile(
+    "ro|defaults|async|sync|dirsync|silent|loud|nofail|_netdev|(fs|def|root)?context=.*"
+    "|(no)?(atime|auto|dev|diratime|exec|group|iversion|lazytime|mand|owner|relatime|strictatime)"
+    "|(no)?(suid|symfollow|users?)|(x-|X-|comment=|user=|u?helper=).*",
+    re.DOTALL,
 )
 _FLAGS: Final = frozenset({"allow_other", "allow_root"})
 _NUMBERS: Final = {"uid": 10, "gid": 10, "umask": 8}
@@ -44,7 +49,7 @@ def parse_options(arguments: Iterable[str]) -> MountOptions:
 
 def _with_option(options: MountOptions, option: str) -> MountOptions:
     name, separator, value = option.partition("=")
-    if not separator and name in _WITHOUT_EFFECT:
+    if _WITHOUT_EFFECT.fullmatch(option):
         return options
     if not separator and name in _FLAGS:
         return replace(options, flags=options.flags | {name})
@@ -62,6 +67,8 @@ def _with_option(options: MountOptions, option: str) -> MountOptions:
         raise UsageError(
             f"-o {option}: a jmapfs mount is read-only, and its directory must be empty"
         )
+    if name == "remount":
+        raise UsageError(f"-o {option}: a mount keeps its options: unmount it and mount it again")
     known = sorted(_FLAGS | {"fsname=NAME"} | {f"{known}=N" for known in _NUMBERS})
     raise UsageError(f"-o {option}: no such option; there are {', '.join(known)}")
 

@@ -1,8 +1,9 @@
 """The start of a daemon: the fork, its log, and its reports to the parent process.
 
-The process forks before trio starts and before anything is opened. So parent and child share only a
-pipe. The daemon writes reports to this pipe, as lines of JSON, until the mount is usable or has
-failed. In the foreground the reports go straight to the terminal.
+The process forks before trio starts and before anything is opened. The child closes what it
+inherited. So parent and child share only a pipe. The daemon writes reports to this pipe, as lines
+of JSON, until the mount is usable or has failed. In the foreground the reports go straight to the
+terminal.
 """
 
 import contextlib
@@ -118,8 +119,9 @@ AnyStartupMessage = Progress | Notice | Waiting | Ready | Failed
 class PipeStartupReport:
     """Reports to the parent through a pipe. If the parent has ended, that is no error."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, joins_group: bool = False) -> None:
         self._descriptor = descriptor
+        self._joins_group = joins_group
 
     def progress(self, listed: int, total: int | None) -> None:
         """Report how many emails are listed, and the total if it is known."""
@@ -137,6 +139,8 @@ class PipeStartupReport:
         """Report that the tree is complete and the mount answers."""
         self._send(Ready())
         self.close()
+        if self._joins_group:
+            os.setsid()
 
     def failed(self, error: BaseException) -> None:
         """Report that the mount could not be made."""
@@ -162,10 +166,13 @@ class PipeStartupReport:
             self.close()
 
 
-def run_in_background(daemon: Callable[[PipeStartupReport], int], display: StartupReport) -> None:
+def run_in_background(
+    daemon: Callable[[PipeStartupReport], int], display: StartupReport, *, joins_group: bool = False
+) -> None:
     """Run `daemon` in a process of its own; return when it reports that it is ready.
 
-    Until then its progress and notices go to `display`. Ctrl-C ends the daemon too.
+    Until then its progress and notices go to `display`. Ctrl-C ends the daemon too. With
+    `joins_group`, the daemon stays in the process group of its parent until it is ready.
 
     Raises:
         RelayedError: the daemon failed. The error has the message and exit code of the daemon.
@@ -178,9 +185,11 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
     if child == 0:
         code = 1
         try:
-            os.close(read_end)
+            if not joins_group:
+                os.setsid()
             _leave_terminal()
-            code = daemon(PipeStartupReport(write_end))
+            _close_inherited(write_end)
+            code = daemon(PipeStartupReport(write_end, joins_group=joins_group))
         finally:
             # The child ends here even after an exception: it must not return to the caller.
             os._exit(code)
@@ -215,12 +224,25 @@ def _relay(message: AnyStartupMessage, display: StartupReport) -> bool:
 
 
 def _leave_terminal() -> None:
-    os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
+
+
+def _close_inherited(keep: int) -> None:
+    """Close every descriptor except 0 to 2 and `keep`.
+
+    The caller of `jmapfs mount` may have passed on a lock of flock(1), a pipe, or a file on another
+    volume. The daemon would hold it for months. Nothing of this process is open yet.
+    """
+    # The list also names the descriptor by which it was read.
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != keep:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _terminate(child: int) -> None:

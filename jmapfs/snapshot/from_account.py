@@ -7,6 +7,7 @@ reader is pinned to one consistent state for the whole copy, and its blobs are d
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,8 @@ import trio
 
 from jmapfs.account import AccountSource, account_directory
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
-from jmapfs.control.mounts import mounts
-from jmapfs.control.socket_client import ask
+from jmapfs.control.mounts import own_mounts
+from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
@@ -218,23 +219,24 @@ class _AccountOpener:
 
 
 def _sync_mounts(state: AccountState, request: SyncRequest) -> None:
-    """Ask all mounts that write an index of this account to bring it up to date.
+    """Ask all mounts of this user that write an index of this account to bring it up to date.
 
     There may be several such mounts, each with its own index in its own cache directory. Asks all
     of them, then raises the first error.
     """
     failure: JmapfsError | None = None
-    for mount in mounts():
-        if not mount.ours:
+    for mount in own_mounts():
+        # Root does not wait for the daemons of other users, which do not write root's index.
+        if mount.owner != os.geteuid():
             continue
         try:
-            status = ask(mount.mountpoint, StatusRequest())
+            status = ask_mount(mount, StatusRequest())
         except JmapfsError:
             # A mount whose daemon has died writes no index.
             continue
         if any(one.leads and _is_account(one, state) for one in status.accounts):
             try:
-                ask(mount.mountpoint, request)
+                ask_mount(mount, request)
             except JmapfsError as error:
                 failure = failure or error
     if failure is not None:

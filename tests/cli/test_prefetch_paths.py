@@ -26,7 +26,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tree / "Foreign").mkdir()
     table = [
         Mount(Path("/"), "ext4", "disk", "8:1"),
-        Mount(tree, f"fuse.{SUBTYPE}", "mail", "0:40"),
+        Mount(tree, f"fuse.{SUBTYPE}", "mail", "0:40", os.geteuid()),
         Mount(tree / "Foreign", "tmpfs", "tmpfs", "0:41"),
     ]
     monkeypatch.setattr("jmapfs.control.mounts.mounts", lambda: table)

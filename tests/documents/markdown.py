@@ -50,6 +50,13 @@ def anchors(markdown: str) -> set[str]:
     return found
 
 
+def blocks(markdown: str, heading: str) -> list[str]:
+    """Return the code blocks of the section with this heading of the second level."""
+    section = re.split(rf"^## {re.escape(heading)}\n", markdown, flags=re.MULTILINE)[1]
+    section = re.split(r"^## ", section, flags=re.MULTILINE)[0]
+    return [block for _, _, block in _FENCE.findall(section)]
+
+
 def commands(markdown: str) -> Iterator[list[str]]:
     """Yield each command in the code blocks as its words.
 

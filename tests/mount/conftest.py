@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import users
+from tests.machine import Machine
 from tests.mount.changing_account import ChangingAccount
 from tests.mounts import Home, Mounted
 from tests.server import ServerProcess, server_process
+from tests.users import ALICE, UserHome, user_home
 
 _IMPATIENT = """
 from jmapfs.content.service import open_content_service
@@ -54,3 +57,18 @@ def mount(home: Home, server: ServerProcess) -> Iterator[Mounted]:
     """The account of `server`, mounted."""
     with home.mounted(server.url) as mount:
         yield mount
+
+
+@pytest.fixture
+def alice() -> Iterator[UserHome]:
+    """Another user of this machine."""
+    if reason := users.missing():
+        pytest.skip(reason)
+    with user_home(ALICE) as home:
+        yield home
+
+
+@pytest.fixture
+def machine(alice: UserHome, server: ServerProcess) -> Machine:
+    """A machine for scripts, with the account `home` on `server`."""
+    return Machine(alice, server)

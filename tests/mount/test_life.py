@@ -6,16 +6,15 @@ import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from jmapfs.control.messages import short_path
+from jmapfs.control.mounts import peer, require_mount
+from jmapfs.control.socket_client import connect
 from tests.mounts import Home, Mounted, command
 from tests.server import ServerProcess, server_process
 from tests.waits import has_ended, wait_until
@@ -93,30 +92,33 @@ def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProc
         assert list(mount.path.iterdir()) == []
 
 
+OTHER_VERSION = """
+import time
+from jmapfs.daemon import daemon
+from jmapfs.daemon.commands import Commands
+async def refuse(self, request):
+    raise NotImplementedError
+Commands.answer = refuse
+run_daemon = daemon.run_daemon
+def end_slowly(*arguments):
+    run_daemon(*arguments)
+    time.sleep(2)
+daemon.run_daemon = end_slowly
+from jmapfs.cli.main import main
+main()
+"""
+
+
 def test_umount_waits_for_a_daemon_of_another_version(home: Home, server: ServerProcess) -> None:
-    with (
-        home.mounted(server.url) as mount,
-        subprocess.Popen(["sleep", "2"]) as daemon,
-        socket.socket(socket.AF_UNIX) as listening,
-    ):
-        (path,) = (home.directory / "run" / "jmapfs").glob("*.sock")
-        path.unlink()
-        with short_path(path) as short:
-            listening.bind(short)
-        listening.listen()
-
-        def answer() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(1 << 16)
-                # What any version has in its status.
-                connection.sendall(json.dumps({"answer": {"pid": daemon.pid}}).encode() + b"\n")
-
-        answering = threading.Thread(target=answer)
-        answering.start()
-        mount.umount()
-        answering.join()
-        assert daemon.poll() == 0
+    other = Home(home.directory, home.username, home.password)
+    other.program = (sys.executable, "-c", OTHER_VERSION)
+    mount = other.mount(server.url, home.directory / "mnt")
+    with connect(require_mount(mount.path), timeout=10) as connection:
+        pid = peer(connection).pid
+    # umount needs no answer to know the process.
+    assert home.run("status", mount.path).exit_code == 1
+    assert home.run("umount", mount.path).exit_code == 0
+    assert has_ended(pid)
 
 
 def test_umount_of_a_busy_mount_is_refused(home: Home, mount: Mounted) -> None:
