@@ -111,6 +111,8 @@ class AccountStatus(msgspec.Struct, frozen=True):
     bad: tuple[BadEmailStatus, ...] = ()
     bad_count: int = 0
     shortfall: ShortfallStatus | None = None
+    failures: int = 0
+    next_try: str | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):

@@ -302,6 +302,17 @@ async def open_account(
                 on_size_mismatch=correct_size,
             )
         )
+        online_since = 0.0
+
+        async def forget_failures() -> None:
+            """Let each blob be requested again when the server is reachable again."""
+            nonlocal online_since
+            connection = follower.connection
+            if connection.online and connection.since != online_since:
+                online_since = connection.since
+                content.failures.clear()
+
+        changes.add_listener(forget_failures)
         reader, chunk_reader, page_reader = (
             stack.enter_context(database.reader()) for _ in range(3)
         )

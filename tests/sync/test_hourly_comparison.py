@@ -18,6 +18,8 @@ from jmapfs.jmap.login import Login
 from jmapfs.sync.follower import AccountFollower
 from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer, RefusedError
 
+pytestmark = pytest.mark.usefixtures("no_suspension")
+
 
 def server_of(count: int) -> FakeServer:
     """Return a server whose account never changes, but may hide mail."""
