@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.account import AccountSource
+from jmapfs.account import AccountSource, mail_accounts
 from jmapfs.cli.config import account_source, config_path, read_config
 from jmapfs.errors import AuthenticationError, ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials
@@ -310,6 +310,16 @@ def test_connection_options(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (found.rewrite_origin, found.ca_file) == (False, tmp_path / "ca.pem")
     path.write_text(f'{HEAD}rewrite_origin = "yes"\n')
     config_error("[home]", "rewrite_origin", "bool")
+
+
+async def test_a_ca_file_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    path.write_text(f'{HEAD}ca_file = "/absent/ca.pem"\n')
+    with pytest.raises(ConfigError, match="ca_file: /absent/ca.pem: No such file"):
+        async with source().connect():
+            pass
+    with pytest.raises(ConfigError, match="ca_file: /absent/ca.pem: No such file"):
+        await mail_accounts(source())
 
 
 # --- Which account
