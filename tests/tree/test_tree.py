@@ -150,7 +150,7 @@ def test_entries_come_in_byte_order_from_any_position(tree: Tree) -> None:
 
 def test_missing_names_and_inodes_are_errors(tree: Tree) -> None:
     inbox = tree.lookup(ROOT_INODE, b"Inbox").inode
-    for parent, name in ((ROOT_INODE, b"nope"), (inbox, b"\xff\xfe"), (99, b"x"), (inbox, b"..")):
+    for parent, name in ((ROOT_INODE, b"nope"), (inbox, b"\xff\xfe"), (99, b"x"), (inbox, b"...")):
         with pytest.raises(EntryNotFoundError):
             tree.lookup(parent, name)
     for question in (tree.attributes, tree.file, tree.listing):
