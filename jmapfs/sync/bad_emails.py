@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 NOT_FOUND: Final = "the server lists it, but does not find it"
 
+# How many emails are named in the log at a time.
+_LOGGED_AT_ONCE: Final = 100
 # How many bad emails are requested again in one round.
 _RETRIED_AT_ONCE: Final = 1000
 
@@ -73,12 +75,14 @@ def forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
 
 
 def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> None:
-    """Log each bad email that was not bad before."""
+    """Log the bad emails that were not bad before."""
     bad = writer.bad_emails()
     known = {row.id for row in before}
-    for row in bad:
-        if row.id not in known:
-            _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+    new = [row for row in bad if row.id not in known]
+    for row in new[:_LOGGED_AT_ONCE]:
+        _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+    if len(new) > _LOGGED_AT_ONCE:
+        _log.warning("%d more emails cannot be shown", len(new) - _LOGGED_AT_ONCE)
     if bad != before:
         with writer.transaction():
             writer.note_change()

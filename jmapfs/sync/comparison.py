@@ -101,7 +101,7 @@ async def compare_and_heal(
     compared = await _compare_current(client, writer, bring_up_to_date)
     changed, listed_at = False, 0.0
     if compared is not None and (compared.known < compared.expected or compared.not_found):
-        changed = await _compare_ids(client, writer, with_changes=compared.total is None)
+        changed = await _compare_ids(client, writer, compared)
         if changed:
             compared = await _compare_current(client, writer, bring_up_to_date)
     if compared is not None and not await trio.to_thread.run_sync(_is_settled, writer, compared):
@@ -132,22 +132,24 @@ async def _compare_current(
     return None
 
 
-async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: bool) -> bool:
+async def _compare_ids(client: Client, writer: IndexWriter, compared: Comparison) -> bool:
     """Store the emails that are listed, but not known; return whether anything has changed.
 
     Ids that were listed, but not found, are forgotten if they are not listed any more.
 
-    With `with_changes`, the changes since the state of the session are asked too. On Apache James
-    this is the first Email state of each account. James counts an email that is flagged as deleted,
-    but does not list it.
+    Without a total, the changes since the state of the session are asked too. On Apache James this
+    is the first Email state of each account. James counts an email that is flagged as deleted, but
+    does not list it.
     """
-    listing = await list_ids(client)
+    total = compared.total
+    # If only mailboxes lack emails, the total may be wrong, and may have ended the last list early.
+    listing = await list_ids(client, trust_total=total is not None and total > compared.known)
     listed = listing.ids.keys()
     removed = False
     if listing.is_whole:
         removed = await trio.to_thread.run_sync(forget_not_found, writer, listed)
     ids = set(listed)
-    if with_changes:
+    if total is None:
         try:
             ids |= await client.changed_ids(client.session.state)
         except MethodError as error:

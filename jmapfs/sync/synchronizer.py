@@ -209,10 +209,12 @@ class Synchronizer:
             # What was staged is accepted.
             return listing
         current = await self._client.email_state()
-        # A server that has the state of the tree again is no longer reset.
-        is_back = current == state.email_state
+        # If the server has the state of the tree again, its mail is probably back. But the account
+        # may have had that state too when it was listed. Then only a new listing can tell.
+        is_back = current == state.email_state != stale.email_state
+        may_differ = current != stale.email_state or current == state.email_state
         is_due = self._ask_again or time.time() >= stale.checked_at + _STALE_SECONDS
-        if current == stale.email_state or not (is_back or is_due):
+        if not is_back and not (may_differ and is_due):
             raise too_much_gone(stale)
         await trio.to_thread.run_sync(discard_listing, self._writer)
         return listing

@@ -341,6 +341,7 @@ def forget_as_cyrus(f: Follower) -> None:
 
 TROUBLE: dict[str, Callable[[Follower], object]] = {
     "has more, it says": lambda f: setattr(f.quirks, "has_more_lies", True),
+    "alternates": lambda f: setattr(f.quirks, "alternating_states", True),
     "cannot calculate": lambda f: setattr(f.quirks, "cannot_calculate", True),
     "forgets": lambda f: f.account.forget_changes(),
     "forgets, as Cyrus does": forget_as_cyrus,
