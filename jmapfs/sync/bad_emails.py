@@ -37,6 +37,13 @@ def not_found(rows: Iterable[BadEmailRow]) -> list[str]:
     return [row.id for row in rows if row.reason == NOT_FOUND]
 
 
+def name_some(ids: Sequence[str]) -> str:
+    """Return ids as text, for a line in the log: not all of them if there are many."""
+    text = ", ".join(ids[:_LOGGED_AT_ONCE])
+    rest = len(ids) - _LOGGED_AT_ONCE
+    return text if rest <= 0 else f"{text} and {rest} more"
+
+
 async def retry_bad_emails(client: Client, writer: IndexWriter, ids: Sequence[str]) -> bool:
     """Request bad emails again; return whether anything about them has changed.
 

@@ -26,7 +26,7 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.account_check import REUSED_IDS, ReusedIdsError, claim_index
-from jmapfs.sync.bad_emails import log_new_bad_emails, retry_bad_emails
+from jmapfs.sync.bad_emails import log_new_bad_emails, name_some, retry_bad_emails
 from jmapfs.sync.change_chain import ChainStart, ChangeChain, UnknownChangesError
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
@@ -131,7 +131,7 @@ class Synchronizer:
             gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
             if gone:
                 _log.warning(
-                    "not listed, and their content is gone: removed the emails %s", ", ".join(gone)
+                    "not listed, and their content is gone: removed the emails %s", name_some(gone)
                 )
                 await compare_and_heal(self._client, self._writer, partial(self._run_again, report))
                 # The comparison may store emails that are in no list.
