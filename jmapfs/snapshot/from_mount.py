@@ -146,6 +146,7 @@ class _MountedTree:
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
         self.lacking = Lacking(description.bad, description.shortfall)
+        self.compared_at = description.compared_at
 
     async def emails_after(self, position: int) -> EmailSlice:
         request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)

@@ -30,7 +30,8 @@ from jmapfs.sync.id_listing import list_ids
 _log = logging.getLogger(__name__)
 
 _LISTING_INTERVAL: Final = 24 * 3600.0
-_MAX_ATTEMPTS: Final = 3
+# An account that changes ten times a second is compared in most cases after a few attempts.
+_MAX_ATTEMPTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,11 @@ class Comparison:
 
     @property
     def expected(self) -> int:
-        """How many emails the account has according to the server; `known` if there is no total."""
+        """How many emails the account has according to the server.
+
+        Without a total, this may be too many: a lacking email counts once for each of its mailboxes
+        that lack emails, because the server does not say which emails these are.
+        """
         if self.total is not None and self.total > self.known:
             return self.total
         return self.known + sum(theirs - ours for _, ours, theirs in self.lacking)

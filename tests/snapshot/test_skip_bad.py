@@ -35,7 +35,12 @@ def dest(tmp_path: Path) -> Path:
 
 
 def take(
-    account: FakeAccount, dest: Path, *, skip_bad: bool = True, max_gone: float = 50
+    account: FakeAccount,
+    dest: Path,
+    *,
+    skip_bad: bool = True,
+    max_gone: float = 50,
+    report: RecordingReport | None = None,
 ) -> SnapshotSummary:
     summary = trio.run(
         partial(
@@ -43,7 +48,7 @@ def take(
             account,
             Repository(dest),
             max_gone=max_gone,
-            report=RecordingReport(),
+            report=report or RecordingReport(),
             skip_bad=skip_bad,
         )
     )
@@ -260,6 +265,7 @@ def test_a_bad_email_is_named_by_its_id(dest: Path) -> None:
     assert account.attempts == 1
     assert str(error) == (
         "no snapshot was made: a mail cannot be downloaded: email X1: the server sends no blobId"
+        " (--skip-bad makes a snapshot without such mail)"
     )
     [mail] = read_missing(error.missing.path)
     assert mail == MissingMail("X1", None, None, None, (), "the server sends no blobId")
@@ -298,6 +304,22 @@ def test_a_shortfall_makes_an_incomplete_snapshot(dest: Path) -> None:
     account.lacking = Lacking()
     assert take(account, dest, skip_bad=False).shortfall is None
     assert list_snapshots(Repository(dest)).snapshots[-1].state == "complete"
+
+
+@pytest.mark.parametrize("ever", [False, True])
+def test_a_snapshot_says_that_the_numbers_were_not_compared(dest: Path, *, ever: bool) -> None:
+    """An account that changes all the time: nothing is known to be missing."""
+    account = FakeAccount(letters(10), compared_at=1_700_000_000.0 if ever else 0.0)
+    report = RecordingReport()
+    path = Path(take(account, dest, report=report).path)
+    [notice] = report.notices
+    time = "2023-11-14T22:13:20+00:00" if ever else ""
+    assert notice.endswith(f"compared with those of the server since {time}" if ever else " yet")
+    assert read_description(path).compared_at == time
+    account.compared_at = 2e10
+    report.notices.clear()
+    take(account, dest, report=report)
+    assert report.notices == []
 
 
 def test_prune_works_although_all_snapshots_have_a_shortfall(dest: Path) -> None:
