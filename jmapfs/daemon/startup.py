@@ -180,6 +180,7 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
         try:
             os.close(read_end)
             _leave_terminal()
+            _close_inherited()
             code = daemon(PipeStartupReport(write_end))
         finally:
             # The child ends here even after an exception: it must not return to the caller.
@@ -221,6 +222,15 @@ def _leave_terminal() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
+
+
+def _close_inherited() -> None:
+    """Close what the caller had opened: a lock of `flock jmapfs mount …` must not stay held."""
+    for name in os.listdir("/proc/self/fd"):
+        # Python opens everything as not inheritable. The descriptor of the directory is closed now.
+        with contextlib.suppress(OSError):
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                os.close(int(name))
 
 
 def _terminate(child: int) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_mount_in_the_foreground(home: Home, server: ServerProcess, tmp_path: 
         log = process.stderr.read()
         assert process.wait() == 0
     assert "Traceback" not in log
+
+
+def test_a_daemon_keeps_nothing_open_that_its_caller_has_opened(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    lock = tmp_path / "lock"
+    under_lock = replace(home, program=("flock", "--nonblock", str(lock), *home.program))
+    with under_lock.mounted(server.url):
+        subprocess.run(["flock", "--nonblock", lock, "true"], check=True)
 
 
 def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProcess) -> None:
