@@ -77,7 +77,9 @@ _MAX_MESSAGE = 200
 # Enough for any error page. The regular expressions below are slow for megabytes.
 _MAX_HTML = 16_384
 # An `address` at the end of an error page has the names and versions of the server's software.
-_INVISIBLE = re.compile(r"<(script|style|head|title|address)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_INVISIBLE = re.compile(
+    r"<(script|style|head|title|address)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL
+)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 # A parameter of a challenge has "=" after its name (RFC 9110 §11.6.1).
 _SCHEME = re.compile(r"(?:^|,)\s*([^\s=,]+)(?=\s*(?:,|$)|\s+[^\s=])")
