@@ -226,11 +226,12 @@ def _leave_terminal() -> None:
 
 def _close_inherited() -> None:
     """Close what the caller had opened: a lock of `flock jmapfs mount …` must not stay held."""
-    for name in os.listdir("/proc/self/fd"):
-        # Python opens everything as not inheritable. The descriptor of the directory is closed now.
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        # The descriptor of the directory itself is closed by now. What Python opens is not
+        # inheritable.
         with contextlib.suppress(OSError):
-            if int(name) > 2 and os.get_inheritable(int(name)):
-                os.close(int(name))
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                os.close(descriptor)
 
 
 def _terminate(child: int) -> None:
