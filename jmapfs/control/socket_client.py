@@ -57,8 +57,17 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             connection.sendall(line)
             with connection.makefile("rb") as stream:
                 received = stream.read()
+    except ConnectionRefusedError as error:
+        raise NotMountedError(
+            "the daemon of this mount has died: mount again, or run jmapfs umount"
+        ) from error
+    except FileNotFoundError as error:
+        raise NotMountedError(
+            f"there is no control socket {path}: the mount may have another XDG_RUNTIME_DIR"
+        ) from error
     except OSError as error:
-        raise NotMountedError(f"the daemon does not answer: {error}") from error
+        reason = error.strerror or str(error)
+        raise NotMountedError(f"the daemon does not answer: {reason}") from error
     if not received:
         raise NotMountedError("the daemon ended before it answered")
     try:
