@@ -410,6 +410,19 @@ async def test_bad_emails_are_requested_again(tmp_path: Path, *, no_total: bool)
         await f.assert_as_if_new()
 
 
+@pytest.mark.parametrize("no_total", [False, True])
+@pytest.mark.parametrize("odd", [{"mailboxIds": "null"}, {"mailboxIds": "5", "size": "null"}])
+async def test_odd_mailbox_ids_are_no_shortfall(
+    tmp_path: Path, odd: dict[str, str], *, no_total: bool
+) -> None:
+    """The mailbox counts the email, but nobody can say that it is this one."""
+    async with followed(small_account(), tmp_path, no_total=no_total, odd_values={"M7": odd}) as f:
+        await f.update()
+        f.counts.reset()
+        assert await compared(f) is None
+        assert f.counts.pages == 0
+
+
 async def test_a_bad_email_among_the_changes(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await f.update()
