@@ -144,8 +144,8 @@ async def test_a_date_that_is_repaired_is_no_reset(tmp_path: Path) -> None:
         f.quirks.email_overrides = {"M3": {"receivedAt": "32547-12-05T15:30:08Z"}}
         for _ in range(2):
             f.counts.reset()
-            f.account.forget_changes()
             f.account.set_keywords("M2", ["$flagged"])
+            f.account.forget_changes()
             await f.update()
             assert f.counts.pages > 0
             f.quirks.email_overrides = {}
