@@ -140,7 +140,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
 
     def explain(self, origins: Mapping[str, str]) -> None:
-        """Say in errors what names these origins, until other origins are trusted."""
+        """Add to errors about these origins what names them, until `trust` is called."""
         self._named_by = origins
 
     def trust(self, origins: Iterable[str]) -> None:

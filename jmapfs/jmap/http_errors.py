@@ -51,7 +51,7 @@ _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 LONGEST_RETRY_AFTER = 86_400.0
-"""Seconds; a longer Retry-After counts as this."""
+"""In seconds. A longer Retry-After is shortened to this time."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -59,7 +59,7 @@ LIMIT = "urn:ietf:params:jmap:error:limit"
 """The problem type of a request that exceeds one of the server's limits (RFC 8620 §3.6.1)."""
 
 _CREDENTIALS_REJECTED = frozenset({401, 403})
-# What a server says that answers 403 to a wrong password, instead of 401.
+# Some servers answer 403, not 401, to a wrong password. These are their words.
 _WRONG_SECRET = re.compile(
     r"\b(wrong|invalid|incorrect|bad|unknown|expired)\s+(\w+\s+){0,3}?"
     r"(user ?name|password|credentials?|login|token)\b"

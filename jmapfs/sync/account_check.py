@@ -115,7 +115,8 @@ def _require_owner(state: AccountState, database: IndexDatabase, client: Client)
     """Raise ConfigError if a state belongs to another account."""
     ours, index = client.identity, identity_of(state)
     if not index.location:
-        # An earlier version made it. The directory of an index has its name from the location.
+        # An earlier version made this index. Its directory is named after the location, so the
+        # location is the same.
         index = replace(index, location=ours.location)
     if not index.is_same_account(ours):
         raise ConfigError(

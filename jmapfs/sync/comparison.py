@@ -137,7 +137,7 @@ async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: boo
 
     Ids that were listed, but not found, are forgotten if they are not listed any more.
 
-    With `with_changes`, the changes since the state of the session are asked too. On Apache James
+    With `with_changes`, the changes since the state of the session are requested too. On James
     this is the first Email state of each account. James counts an email that is flagged as deleted,
     but does not list it.
     """
@@ -187,7 +187,7 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         if theirs is None:
             continue
         with_bad = ours + bad.get(mailbox_id, 0)
-        # An email without mailboxes may be in any mailbox: these ids may be what is odd about it.
+        # An email without mailboxes may be in any mailbox: its mailbox ids may be odd.
         if theirs > with_bad + homeless:
             lacking.append((mailbox_id, with_bad, theirs))
         elif theirs < ours:
