@@ -124,7 +124,7 @@ class Rounds:
                 if is_requested or is_due:
                     suspects |= frozenset(await self._take_suspects())
                 if suspects:
-                    await synchronizer.drop_unlisted(suspects, report)
+                    await synchronizer.check_suspects(suspects, report)
             except ServerError as error:
                 if is_requested or not is_due:
                     raise
