@@ -212,6 +212,7 @@ def _forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
     if gone:
         with writer.transaction():
             writer.bad.remove(gone)
+            writer.note_change()
     return bool(gone)
 
 

@@ -296,8 +296,7 @@ class Synchronizer:
             with writer.transaction():
                 writer.put_emails(found.emails)
                 writer.put_bad_emails(news)
-                if found.emails:
-                    writer.note_change()
+                writer.note_change()
 
         await trio.to_thread.run_sync(store)
         return bool(found.emails)
