@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, account_source, read_config
+from jmapfs.cli.log import show_errors_only
 from jmapfs.cli.options import (
     account_option,
     cache_directory_option,
@@ -104,6 +105,8 @@ def snapshot_command(
     cannot be downloaded. This mail is then named. With --skip-bad, there is a snapshot without it.
     If the server counts more mail than it lists, there is a snapshot, and the exit code is 15 too.
     """
+    if quiet:
+        show_errors_only()
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
     repository = Repository(destination)

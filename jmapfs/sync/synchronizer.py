@@ -189,7 +189,7 @@ class Synchronizer:
         listing = await self._needed_listing(status)
         if listing is None and reason:
             listing = _Listing(reason)
-            _log.warning("listing the account again: %s", reason)
+            _log.info("listing the account again: %s", reason)
         listings = 0
         while True:
             if listing is not None:
@@ -216,7 +216,7 @@ class Synchronizer:
                 listing = _Listing(REUSED_IDS, reset=True)
             else:
                 return changed or retried or listings > 0
-            _log.warning("listing the account again: %s", listing.reason)
+            _log.info("listing the account again: %s", listing.reason)
 
     async def _needed_listing(self, status: _IndexStatus) -> _Listing | None:
         """Return why the account has to be listed before the changes can be followed, or None.
@@ -319,7 +319,8 @@ class Synchronizer:
             changed |= changed_again
         if status.orphaned:
             _log.warning(
-                "%d emails are in mailboxes that the server does not describe", len(status.orphaned)
+                "%d emails are only in mailboxes that the server does not describe: see unfiled",
+                len(status.orphaned),
             )
             changed |= await trio.to_thread.run_sync(self._file_orphaned_emails)
         if not status.state.consistent:
@@ -525,7 +526,7 @@ class Synchronizer:
         known = {row.id for row in before}
         for row in bad:
             if row.id not in known:
-                _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+                _log.info("email %s cannot be shown: %s", row.id, row.reason)
         if bad == before:
             return False
         with writer.transaction():
