@@ -39,7 +39,7 @@ class AccountSource:
         *,
         concurrency: int = CONCURRENCY,
         longest_wait: float = COMMAND_WAIT,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[str, float], None] | None = None,
     ) -> AbstractAsyncContextManager[Client]:
         """Return a context that connects to the account, with the options of `open_session`."""
         return connect(
@@ -65,12 +65,12 @@ def account_directory(cache_root: Path, source: AccountSource) -> Path:
 
 
 async def mail_accounts(
-    source: AccountSource, on_wait: Callable[[str], None] | None = None
+    source: AccountSource, on_wait: Callable[[str, float], None] | None = None
 ) -> list[SessionAccount]:
     """Return the accounts with mail that the user can see, the primary one first.
 
-    `on_wait` gets a line for the user if the server asks to wait. Raises JmapfsError if the server
-    cannot be asked.
+    `on_wait` gets a line for the user, and seconds, if the server asks to wait. Raises JmapfsError
+    if the server cannot be asked.
     """
     async with open_session(
         source.location,

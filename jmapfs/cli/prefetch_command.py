@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import MailProgress
+from jmapfs.cli.output import MailProgress, waiting_shown
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -181,7 +181,10 @@ class _MountPrefetch:
         if not self.sizes:
             return
         size = sum(self.sizes.values())
-        with MailProgress("fetching mail", len(self.sizes), size) as progress:
+        with (
+            MailProgress("fetching mail", len(self.sizes), size) as progress,
+            waiting_shown(self._mountpoint),
+        ):
             for some in self._fetch_all():
                 progress.advance(len(some), sum(self.sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())

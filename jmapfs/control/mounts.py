@@ -107,7 +107,9 @@ def require_mount(mountpoint: Path) -> Mount:
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+        around = mount_of(mountpoint)
+        hint = "jmapfs status shows all mounts" if around is None else f"name {around.mountpoint}"
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there; {hint}")
     return mount
 
 

@@ -18,6 +18,7 @@ from jmapfs.control.messages import (
     RenewRequest,
     ReplyLine,
     Request,
+    StatusRequest,
     ThawRequest,
     short_path,
 )
@@ -68,6 +69,12 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
     except UNDECODABLE as error:
         raise NotMountedError(f"the daemon sent no usable answer: {error}") from error
     raise RelayedError(reply.error, reply.exit_code)
+
+
+def waiting_texts(mountpoint: Path) -> set[str]:
+    """Return which servers ask the mount to wait, as lines of text. Raises the errors of `ask`."""
+    accounts = ask(mountpoint, StatusRequest()).accounts
+    return {account.waiting for account in accounts if account.waiting is not None}
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):

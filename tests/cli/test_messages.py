@@ -13,7 +13,7 @@ from jmapfs.cli.main import cli
 from jmapfs.errors import IncompleteError
 from tests.mounts import Home, Mounted, Result
 from tests.server import ServerProcess
-from tests.server.quirks import Status
+from tests.server.quirks import MethodFault, Status
 from tests.snapshot.commands import server_of
 
 MAILS: Final = 12
@@ -96,13 +96,17 @@ def test_warnings_of_the_log_are_lines(server: ServerProcess, tmp_path: Path) ->
     assert "jmapfs: warning: " not in result.stderr
     server.control.reset_quirks()
     [index] = commands.home.cache.rglob("index.sqlite")
-    damage = (
-        lambda: index.write_bytes(b"x" * 8192),
-        lambda: server.control.set_quirks(
-            method_faults=[{"method": "Email/get", "error": "serverFail", "count": -1}]
-        ),
-    )
-    for cause, text in zip(damage, ("creating a new one", "cannot be compared"), strict=True):
+
+    def damage_index() -> None:
+        index.write_bytes(b"x" * 8192)
+
+    def refuse_counts() -> None:
+        server.control.set_quirks(method_faults=[MethodFault("Email/get", count=-1)])
+
+    for cause, text in (
+        (damage_index, "creating a new one"),
+        (refuse_counts, "cannot be compared"),
+    ):
         cause()
         result = commands.run("snapshot", url, dest)
         assert result.exit_code == 0, result.stderr
