@@ -82,7 +82,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     show_warnings()
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        sys.exit(cli.main(prog_name="jmapfs", standalone_mode=False))
     except JmapfsError as error:
         _fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:

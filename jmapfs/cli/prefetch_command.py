@@ -26,7 +26,7 @@ from jmapfs.control.messages import (
     MissingRequest,
     PrefetchRequest,
 )
-from jmapfs.control.mounts import mount_of
+from jmapfs.control.mounts import ENDED, mount_of
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
@@ -49,7 +49,9 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
         actual = Path(os.path.realpath(path))
         mount = mount_of(actual)
         if mount is None:
-            raise NotMountedError(f"{actual}: jmapfs is not mounted there")
+            raise NotMountedError(
+                f"{actual}: jmapfs is not mounted there; jmapfs status shows all mounts"
+            )
         found.setdefault(mount.mountpoint, {}).update(dict.fromkeys(_mails(actual)))
     return {mountpoint: list(inodes) for mountpoint, inodes in found.items()}
 
@@ -82,9 +84,9 @@ def _os_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{path}: {error.strerror}"
         if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
-            raise NotMountedError(message) from error
+            raise NotMountedError(f"{path}: {ENDED}") from error
+        message = f"{path}: {error.strerror}"
         if error.errno == errno.EIO:
             raise StorageError(message) from error
         raise UsageError(message) from error

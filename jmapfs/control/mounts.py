@@ -16,6 +16,9 @@ from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
 
+ENDED: Final = "the daemon of the mount has ended: run jmapfs umount, and mount again"
+"""What to do about a dead mount."""
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 

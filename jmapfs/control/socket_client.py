@@ -22,7 +22,7 @@ from jmapfs.control.messages import (
     ThawRequest,
     short_path,
 )
-from jmapfs.control.mounts import require_mount, socket_path
+from jmapfs.control.mounts import ENDED, require_mount, socket_path
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _R = TypeVar("_R")
@@ -58,8 +58,11 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             connection.sendall(line)
             with connection.makefile("rb") as stream:
                 received = stream.read()
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        place = "" if path.exists() else f" (or has another XDG_RUNTIME_DIR: there is no {path})"
+        raise NotMountedError(f"the daemon does not answer: {ENDED}{place}") from error
     except OSError as error:
-        raise NotMountedError(f"the daemon does not answer: {error}") from error
+        raise NotMountedError(f"the daemon does not answer: {error.strerror or error}") from error
     if not received:
         raise NotMountedError("the daemon ended before it answered")
     try:
