@@ -26,7 +26,7 @@ from jmapfs.control.messages import (
     MissingRequest,
     PrefetchRequest,
 )
-from jmapfs.control.mounts import ENDED, mount_of
+from jmapfs.control.mounts import DEAD, mount_of
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
@@ -85,7 +85,7 @@ def _os_errors(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
-            raise NotMountedError(f"{path}: {ENDED}") from error
+            raise NotMountedError(f"{path}: {DEAD}") from error
         message = f"{path}: {error.strerror}"
         if error.errno == errno.EIO:
             raise StorageError(message) from error

@@ -16,8 +16,8 @@ from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
 
-ENDED: Final = "the daemon of the mount has ended: run jmapfs umount, and mount again"
-"""What to do about a dead mount."""
+DEAD: Final = "the daemon of this mount has died: mount again, or run jmapfs umount"
+"""The error text for a dead mount."""
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 

@@ -22,7 +22,7 @@ from jmapfs.control.messages import (
     ThawRequest,
     short_path,
 )
-from jmapfs.control.mounts import ENDED, require_mount, socket_path
+from jmapfs.control.mounts import DEAD, require_mount, socket_path
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _R = TypeVar("_R")
@@ -58,11 +58,15 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             connection.sendall(line)
             with connection.makefile("rb") as stream:
                 received = stream.read()
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        place = "" if path.exists() else f" (or has another XDG_RUNTIME_DIR: there is no {path})"
-        raise NotMountedError(f"the daemon does not answer: {ENDED}{place}") from error
+    except ConnectionRefusedError as error:
+        raise NotMountedError(DEAD) from error
+    except FileNotFoundError as error:
+        raise NotMountedError(
+            f"there is no control socket {path}: the mount may have another XDG_RUNTIME_DIR"
+        ) from error
     except OSError as error:
-        raise NotMountedError(f"the daemon does not answer: {error.strerror or error}") from error
+        reason = error.strerror or str(error)
+        raise NotMountedError(f"the daemon does not answer: {reason}") from error
     if not received:
         raise NotMountedError("the daemon ended before it answered")
     try:

@@ -180,6 +180,7 @@ def run_in_background(daemon: Callable[[PipeStartupReport], int], display: Start
         try:
             os.close(read_end)
             _leave_terminal()
+            _close_inherited()
             code = daemon(PipeStartupReport(write_end))
         finally:
             # The child ends here even after an exception: it must not return to the caller.
@@ -221,6 +222,16 @@ def _leave_terminal() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
+
+
+def _close_inherited() -> None:
+    """Close what the caller had opened: a lock of `flock jmapfs mount …` must not stay held."""
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        # The descriptor of the directory itself is closed by now. What Python opens is not
+        # inheritable.
+        with contextlib.suppress(OSError):
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                os.close(descriptor)
 
 
 def _terminate(child: int) -> None:

@@ -171,7 +171,7 @@ def parse_session(
     """
     base = response.url
     what = f"the session of {host_of(base)}"
-    # This names the place of an error in a document that is no JSON at all.
+    # If this is not JSON, the error quotes the start of the document.
     sent = transport.decode(response, msgspec.Raw, what)
     document = decode_leniently(sent, _SessionDocument, what)
     named = {"apiUrl": document.api_url, "downloadUrl": document.download_url}
