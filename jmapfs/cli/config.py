@@ -137,11 +137,13 @@ def account_source(argument: str, config: Config, *, account: str | None = None)
             f"{argument}: no such account in {config.path} (accounts there: {names}), and not a"
             " URL, a host or a mail address"
         )
-    from_environment = _credentials_from_environment(_user_in(argument))
+    user = _user_in(argument)
+    from_environment = _credentials_from_environment(user)
     if from_environment is None:
+        password = "JMAPFS_PASSWORD" if user else "JMAPFS_USERNAME and JMAPFS_PASSWORD"
         raise ConfigError(
-            f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
-            f" or add the account to {config.path}"
+            f"no secret for {argument}: set {password}, or JMAPFS_TOKEN, or add the account to"
+            f" {config.path}"
         )
     return AccountSource(argument, argument, Login(from_environment), account)
 

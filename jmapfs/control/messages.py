@@ -281,8 +281,9 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
 
     If `path` is given, only the account whose directory contains it is asked. With
     `accept_deletions`, the tree follows the account even if most of its mail is gone. `suspects`
-    are the ids of emails whose content the server does not find: those that the server does not
-    list either are removed. With `retry_login`, a secret that the server refused is sent again.
+    are the ids of emails whose content the server does not find, or that have other values there:
+    they are compared with the server. With `retry_login`, a secret that the server refused is sent
+    again.
     """
 
     # The mount gives up a little earlier than the client.

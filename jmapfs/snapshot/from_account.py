@@ -171,7 +171,7 @@ class _AccountOpener:
         if is_complete:
             await synchronizer.bring_up_to_date(self._report.listed, compare=True)
             if self._suspects:
-                await synchronizer.drop_unlisted(self._suspects, self._report.listed)
+                await synchronizer.check_suspects(self._suspects, self._report.listed)
             return
         origin = origin_of_account(self._client)
         with self._database.reader() as reader:

@@ -119,7 +119,7 @@ class Rounds:
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
             if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
-                await synchronizer.drop_unlisted(suspects, report)
+                await synchronizer.check_suspects(suspects, report)
         except StorageError as error:
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:

@@ -11,7 +11,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -25,7 +25,12 @@ from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleT
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import REUSED_IDS, ReusedIdsError, claim_index
+from jmapfs.sync.account_check import (
+    REUSED_IDS,
+    ReusedIdsError,
+    claim_index,
+    require_own_ids,
+)
 from jmapfs.sync.bad_emails import log_new_bad_emails, retry_bad_emails
 from jmapfs.sync.change_chain import ChainStart, ChangeChain, UnknownChangesError
 from jmapfs.sync.comparison import compare_and_heal
@@ -117,13 +122,21 @@ class Synchronizer:
                 await trio.to_thread.run_sync(log_new_bad_emails, self._writer, start.bad)
             return changed
 
-    async def drop_unlisted(self, email_ids: Iterable[str], report: ListingReport) -> None:
-        """Remove those of some emails that the server does not list.
+    async def check_suspects(self, email_ids: Collection[str], report: ListingReport) -> None:
+        """Compare emails with the server whose content was not what the index says.
 
-        A server may return such emails although they are gone. If it still counts them, there is a
-        shortfall then. Raises the errors of `bring_up_to_date`.
+        Those that the server does not list are removed. A server may return such emails although
+        they are gone. If it still counts them, there is a shortfall then. If an id stands for
+        another email, the account is listed again. Raises the errors of `bring_up_to_date`.
         """
         listing = await list_ids(self._client)
+        found = await self._client.emails([one for one in email_ids if one in listing.ids])
+        try:
+            await trio.to_thread.run_sync(require_own_ids, self._client, self._writer, found.emails)
+        except ReusedIdsError:
+            self._reset_reported = True
+            await self._run_again(report, "")
+            return
         unlisted = [one for one in email_ids if one not in listing.ids]
         if not listing.is_whole or not unlisted:
             return

@@ -303,8 +303,21 @@ async def test_only_ids_that_are_not_listed_are_dropped(tmp_path: Path) -> None:
     async with followed(small_account(), tmp_path) as f:
         await with_ghost(f)
         synchronizer = f.synchronizer()
-        await synchronizer.drop_unlisted(["M7", "M8", "Mnone"], lambda *_: None)
+        await synchronizer.check_suspects(["M7", "M8", "Mnone"], lambda *_: None)
         assert ids_of(f) == f.account.emails.keys() - {"M7"}
+        assert f.writer.state().consistent
+
+
+async def test_a_listed_email_that_is_another_one_now_shows_a_reset(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        epoch = f.writer.epoch()
+        await f.synchronizer().check_suspects(["M7", "M8"], lambda *_: None)
+        assert f.writer.epoch() == epoch
+        f.quirks.email_overrides = {"M7": {"receivedAt": "2020-01-01T00:00:00Z"}}
+        await f.synchronizer().check_suspects(["M7", "M8"], lambda *_: None)
+        assert f.writer.epoch() not in {"", epoch}
+        assert ids_of(f) == f.account.emails.keys()
         assert f.writer.state().consistent
 
 
@@ -317,7 +330,7 @@ async def test_a_list_that_is_not_whole_drops_nothing(
     async with followed(small_account(), tmp_path) as f:
         await f.update()
         monkeypatch.setattr("jmapfs.sync.synchronizer.list_ids", list_some)
-        await f.synchronizer().drop_unlisted(["M7", "M8"], lambda *_: None)
+        await f.synchronizer().check_suspects(["M7", "M8"], lambda *_: None)
         f.assert_true()
 
 
@@ -408,6 +421,19 @@ async def test_bad_emails_are_requested_again(tmp_path: Path, *, no_total: bool)
         assert await f.update()
         assert f.writer.bad_emails() == []
         await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("no_total", [False, True])
+@pytest.mark.parametrize("odd", [{"mailboxIds": "null"}, {"mailboxIds": "5", "size": "null"}])
+async def test_odd_mailbox_ids_are_no_shortfall(
+    tmp_path: Path, odd: dict[str, str], *, no_total: bool
+) -> None:
+    """The mailbox counts the email, but nobody can say that it is this one."""
+    async with followed(small_account(), tmp_path, no_total=no_total, odd_values={"M7": odd}) as f:
+        await f.update()
+        f.counts.reset()
+        assert await compared(f) is None
+        assert f.counts.pages == 0
 
 
 async def test_a_bad_email_among_the_changes(tmp_path: Path) -> None:

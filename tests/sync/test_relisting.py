@@ -138,6 +138,21 @@ async def test_a_corrected_size_is_no_reset(tmp_path: Path) -> None:
         f.assert_true()
 
 
+async def test_a_date_that_is_repaired_is_no_reset(tmp_path: Path) -> None:
+    async with numbered(tmp_path) as f:
+        epoch = f.writer.epoch()
+        f.quirks.email_overrides = {"M3": {"receivedAt": "32547-12-05T15:30:08Z"}}
+        for _ in range(2):
+            f.counts.reset()
+            f.account.set_keywords("M2", ["$flagged"])
+            f.account.forget_changes()
+            await f.update()
+            assert f.counts.pages > 0
+            f.quirks.email_overrides = {}
+        assert f.writer.epoch() == epoch
+        await f.assert_as_if_new()
+
+
 @pytest.mark.parametrize("dates", [DATES, LATER])
 async def test_blob_ids_that_are_reused_under_new_email_ids(
     tmp_path: Path, dates: list[str]
