@@ -126,6 +126,11 @@ def account_source(argument: str, config: Config, *, account: str | None = None)
             table.rewrite_origin,
             _ca_file(f"{config.path}: [{argument}] ca_file", table.ca_file),
         )
+    if is_path(argument):
+        raise ConfigError(
+            f"{argument} is a path, not an account: give the name of an account in {config.path},"
+            " a session URL (https://…), a host or a mail address"
+        )
     if not any(mark in argument for mark in ".:@/") and argument != "localhost":
         names = ", ".join(sorted(config.accounts)) or "none"
         raise ConfigError(
@@ -141,6 +146,11 @@ def account_source(argument: str, config: Config, *, account: str | None = None)
             f" {config.path}"
         )
     return AccountSource(argument, argument, Login(from_environment), account)
+
+
+def is_path(argument: str) -> bool:
+    """Return whether an argument can only be a path: a location with a slash is a URL."""
+    return argument in {".", "..", "~"} or ("/" in argument and "://" not in argument)
 
 
 def _user_in(location: str) -> str | None:

@@ -45,11 +45,8 @@ from jmapfs.snapshot.target import Scope, Target
 from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.layout import FIRST
-from jmapfs.tree.status_file import time_text
 
 _MAX_ATTEMPTS: Final = 5
-# A mount compares the numbers of emails once an hour.
-_OLDEST_COMPARISON: Final = 2 * 3600.0
 
 
 async def create_snapshot(
@@ -210,13 +207,6 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
                 "1 mail was" if transfer.uncompared == 1 else f"{transfer.uncompared:,} mails were"
             )
             self._report.notice(f"{mails} not compared: the server no longer has the content")
-        if time.time() - source.compared_at > _OLDEST_COMPARISON:
-            # Such an account changes all the time, or its server cannot count.
-            last = f"since {time_text(source.compared_at)}" if source.compared_at else "yet"
-            self._report.notice(
-                f"mail may be missing: the numbers of mails could not be compared with those of"
-                f" the server {last}"
-            )
         if not await source.still_frozen():
             raise StorageError(
                 "no snapshot was made: the mount was thawed during the copy, so the copy may be a"

@@ -87,9 +87,9 @@ def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> No
     known = {row.id for row in before}
     new = [row for row in bad if row.id not in known]
     for row in new[:_LOGGED_AT_ONCE]:
-        _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+        _log.info("email %s cannot be shown: %s", row.id, row.reason)
     if len(new) > _LOGGED_AT_ONCE:
-        _log.warning("%d more emails cannot be shown", len(new) - _LOGGED_AT_ONCE)
+        _log.info("%d more emails cannot be shown", len(new) - _LOGGED_AT_ONCE)
     if bad != before:
         with writer.transaction():
             writer.note_change()

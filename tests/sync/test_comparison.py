@@ -45,7 +45,7 @@ async def test_hidden_mail_is_a_shortfall(
 ) -> None:
     hidden = ["M3", "M10"]
     async with followed(small_account(), tmp_path, unlisted_ids=hidden, no_total=no_total) as f:
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update()
         assert ids_of(f) == f.account.emails.keys() - set(hidden)
         state = f.writer.state()
@@ -61,7 +61,7 @@ async def test_hidden_mail_is_a_shortfall(
         # The same shortfall: only ids are listed; no line in the log, the same time.
         caplog.clear()
         f.counts.reset()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             assert await compared(f) == state.shortfall
         assert (f.counts.pages, f.counts.totals) == (3, 1)
         assert f.counts.http_requests <= 6
@@ -107,7 +107,7 @@ async def test_new_mail_is_no_reason_to_list_again(
         f.account.add_email(message(500), ["P0"], email_id="Mnew")
         f.counts.reset()
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             shortfall = await compared(f)
         assert shortfall is not None
         assert (shortfall.found, shortfall.expected) == (23, 24)
@@ -387,7 +387,7 @@ async def test_listed_but_never_found_is_a_bad_email(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, no_total: bool
 ) -> None:
     async with followed(small_account(), tmp_path, phantom_ids=["Mghost"], no_total=no_total) as f:
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update()
         f.assert_true()
         [bad] = f.writer.bad_emails()
@@ -398,7 +398,7 @@ async def test_listed_but_never_found_is_a_bad_email(
         assert caplog.text.count("Mghost") == 1
 
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update(compare=True)
         assert f.writer.bad_emails() == [bad]
         assert not caplog.text
@@ -453,7 +453,7 @@ async def test_many_bad_emails_make_few_lines_in_the_log(
 ) -> None:
     odd = {f"M{number}": {"blobId": None} for number in range(150)}
     async with followed(small_account(160), tmp_path, email_overrides=odd) as f:
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update()
         assert len(f.writer.bad_emails()) == 150
         assert caplog.text.count("the server sends no blobId") == 100
