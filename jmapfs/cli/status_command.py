@@ -106,6 +106,8 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
     if status.failures:
         times = "once" if status.failures == 1 else f"{status.failures} times in a row"
         lines.append(("failed", f"{times}, next try at {status.next_try}, or by jmapfs sync"))
+    if status.waiting:
+        lines.append(("waiting", status.waiting))
     if status.stale is not None:
         lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
     if status.bad:

@@ -60,25 +60,28 @@ class EmailChanges:
 
 
 class ChainProgress:
-    """Tells whether a chain of responses with `has_more` makes progress.
+    """Tells whether a chain of responses with `has_more` comes nearer to its end.
 
-    A server may say for ever that there are more changes, with a new state each time.
+    A server may return to an earlier state, or say for ever that there are more changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, since_state: str) -> None:
+        self._states = {since_state}
         self._ids: set[str] = set()
         self._idle = 0
 
-    def add(self, since_state: str, changes: Changes | EmailChanges) -> bool:
-        """Add a response to a request for the changes since a state. Return False for no progress.
+    def add(self, changes: Changes | EmailChanges) -> bool:
+        """Add a response. Return False if the chain would not end.
 
-        There is none if the state is the same, or if many responses in a row name no id that was
+        This is so if the state was there before, or if many responses in a row name no id that was
         not named before.
         """
-        before = len(self._ids)
+        is_new = changes.new_state not in self._states
+        self._states.add(changes.new_state)
+        known = len(self._ids)
         self._ids.update(changes.ids)
-        self._idle = 0 if len(self._ids) > before else self._idle + 1
-        return changes.new_state != since_state and self._idle < _MAX_IDLE_RESPONSES
+        self._idle = 0 if len(self._ids) > known else self._idle + 1
+        return is_new and self._idle < _MAX_IDLE_RESPONSES
 
 
 class ChangeMethods(EmailMethods):
@@ -87,15 +90,16 @@ class ChangeMethods(EmailMethods):
     async def changed_ids(self, since_state: str) -> set[str]:
         """Return the ids of the emails that were created or updated since a state.
 
-        Raises the same errors as `mailbox_changes`.
+        The set is incomplete if the server reports more changes, but does not return them. Raises
+        the same errors as `mailbox_changes`.
         """
         ids: set[str] = set()
-        progress = ChainProgress()
+        progress = ChainProgress(since_state)
         while True:
             [response] = await self.request([self._changes_call("Email", since_state)])
             changes = self._decode_changes(response)
             ids.update(changes.created, changes.updated)
-            if not changes.has_more or not progress.add(since_state, changes):
+            if not changes.has_more or not progress.add(changes):
                 return ids
             since_state = changes.new_state
 

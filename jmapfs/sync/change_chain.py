@@ -92,7 +92,8 @@ class ChangeChain:
             changed |= changed_again or bool(found.bad)
         if start.orphaned:
             _log.warning(
-                "%d emails are in mailboxes that the server does not describe", len(start.orphaned)
+                "%d emails are only in mailboxes that the server does not describe: see unfiled",
+                len(start.orphaned),
             )
         if not start.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
@@ -137,9 +138,9 @@ class ChangeChain:
             start.pending_removals or not state.complete or mailboxes.state != state.mailbox_state
         )
         since = state.email_state
-        progress = ChainProgress()
+        progress = ChainProgress(since)
         while True:
-            _require_progress(progress, since, emails)
+            _require_progress(emails, progress)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -160,13 +161,11 @@ class ChangeChain:
             mailboxes, mailbox_state = await client.mailboxes()
         else:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
-            since = state.mailbox_state
             only_counts = _only_counts(changes)
-            progress = ChainProgress()
+            progress = ChainProgress(state.mailbox_state)
             while changes.has_more:
-                _require_progress(progress, since, changes)
-                since = changes.new_state
-                changes = await _known(client.mailbox_changes(since))
+                _require_progress(changes, progress)
+                changes = await _known(client.mailbox_changes(changes.new_state))
                 only_counts &= _only_counts(changes)
             if only_counts:
                 return _MailboxUpdate(changes.new_state, None), emails
@@ -252,8 +251,8 @@ def _is_earlier(state: str, since: str) -> bool:
     return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
-def _require_progress(progress: ChainProgress, since: str, changes: Changes | EmailChanges) -> None:
-    if changes.has_more and not progress.add(since, changes):
+def _require_progress(changes: Changes | EmailChanges, progress: ChainProgress) -> None:
+    if changes.has_more and not progress.add(changes):
         raise UnknownChangesError("the server reports more changes but does not return them")
 
 

@@ -31,7 +31,7 @@ def deliver_for(control: ControlClient, seconds: float) -> int:
 
 
 def is_failing(mount: Mounted) -> bool:
-    return mount.status()["failures"] > 0
+    return bool(mount.status()["failures"] > 0)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,21 @@ BLOB = "urn:ietf:params:jmap:blob"
 CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 CYRUS_MAIL = "https://cyrusimap.org/ns/jmap/mail"
 
+ODD_VALUES = {
+    "null": "null",
+    "missing": "",
+    "number": "5",
+    "string": '"x"',
+    "list": '["x"]',
+    "object": '{"x": true}',
+    "float": "1.5",
+    "huge": "1e999",
+    "long": "9" * 30,
+    "date": '"32547-12-05T15:30:08Z"',
+    "text": '"a\\u0000b\\ud800c\xff"',
+}
+"""The JSON text of each kind of odd value for `Quirks.odd_values`; "" removes the property."""
+
 
 @dataclass
 class Status:
@@ -113,6 +128,7 @@ class Quirks:
 
     # Changes
     has_more_lies: bool = False  # the old state with hasMoreChanges true
+    alternating_states: bool = False  # … or two states in turn, without an end
     cannot_calculate: bool = False
     unknown_state_error: str = "cannotCalculateChanges"  # Cyrus: invalidArguments
     max_changes: int | None = None  # the limit of the server
@@ -125,6 +141,7 @@ class Quirks:
     no_sort: bool = False  # any sort is unsupportedSort
     moving_order: bool = False  # a sorted list has another order on each page, like Stalwart's
     no_total: bool = False  # Email/query never has a total
+    page_total: bool = False  # the total is the number of ids on the page
     phantom_ids: list[str] = field(
         default_factory=list
     )  # Email/query lists them; they do not exist

@@ -273,8 +273,19 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
 
 
 @pytest.fixture
-def clock() -> MockClock:
-    return MockClock(autojump_threshold=0.002)
+def clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    """Simulated time that stands still while something works: no work is done in threads."""
+
+    async def run_sync(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    return MockClock(autojump_threshold=0)
+
+
+async def no_suspects() -> list[str]:
+    return []
 
 
 @asynccontextmanager
@@ -289,6 +300,7 @@ async def mounted(faulty: Faulty, directory: Path) -> AsyncIterator[AccountFollo
             lease,
             poll_interval=60,
             after_round=trio.lowlevel.checkpoint,
+            take_suspects=no_suspects,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
