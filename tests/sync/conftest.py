@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+import trio
+from trio.testing import MockClock
 
 
 @pytest.fixture
-def no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the follower not look every ten seconds whether the machine was suspended."""
-    monkeypatch.setattr("jmapfs.sync.schedule._SUSPENSION_CHECK", 1e6)
+def follower_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    """Simulated time that stands still while something works: no work is done in threads."""
+
+    async def run_sync(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    return MockClock(autojump_threshold=0)

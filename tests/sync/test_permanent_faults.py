@@ -272,18 +272,6 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
 """For each fault: how many requests there may be in the first minute, and in a later one."""
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
-    """Simulated time that stands still while something works: no work is done in threads."""
-
-    async def run_sync(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
-        await trio.lowlevel.checkpoint()
-        return function(*arguments)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    return MockClock(autojump_threshold=0)
-
-
 async def no_suspects() -> list[str]:
     return []
 
@@ -318,7 +306,7 @@ async def read_often(follower: AccountFollower) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_permanent_fault_costs_few_requests(
-    tmp_path: Path, clock: MockClock, fault: str
+    tmp_path: Path, follower_clock: MockClock, fault: str
 ) -> None:
     begin, in_first_minute, in_later_minute = FAULTS[fault]
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -352,7 +340,9 @@ async def test_a_permanent_fault_costs_few_requests(
 
 
 @pytest.mark.parametrize("fault", ["all 500", "api 404", "full disk", "garbage", "flapping"])
-async def test_a_mount_recovers_by_itself(tmp_path: Path, clock: MockClock, fault: str) -> None:
+async def test_a_mount_recovers_by_itself(
+    tmp_path: Path, follower_clock: MockClock, fault: str
+) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         faulty = Faulty(FakeServer(12), monkeypatch)
         async with mounted(faulty, tmp_path) as follower:

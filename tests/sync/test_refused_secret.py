@@ -34,8 +34,6 @@ async def no_suspects() -> list[str]:
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
-pytestmark = pytest.mark.usefixtures("no_suspension")
-
 
 @pytest.fixture
 def followed(
@@ -59,12 +57,6 @@ def followed(
         yield follower, server
 
 
-@pytest.fixture
-def clock() -> MockClock:
-    """Simulated time that stands still while a thread works."""
-    return MockClock(autojump_threshold=0.01)
-
-
 async def wake_often(follower: AccountFollower) -> None:
     """Wake the follower in every way, as reads, push events and commands do."""
     while True:
@@ -74,7 +66,7 @@ async def wake_often(follower: AccountFollower) -> None:
 
 
 async def test_stale_password_is_sent_twice_in_ten_minutes(
-    followed: tuple[AccountFollower, FakeServer], clock: MockClock
+    followed: tuple[AccountFollower, FakeServer], follower_clock: MockClock
 ) -> None:
     follower, server = followed
     refused: list[float] = []
@@ -104,7 +96,7 @@ async def test_stale_password_is_sent_twice_in_ten_minutes(
 
 
 async def test_forbidden_login_is_repeated_ever_more_seldom(
-    followed: tuple[AccountFollower, FakeServer], clock: MockClock
+    followed: tuple[AccountFollower, FakeServer], follower_clock: MockClock
 ) -> None:
     """A server may mean a wrong secret, and not say so."""
     follower, server = followed
