@@ -54,7 +54,7 @@ from jmapfs.snapshot.source import (
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
 from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
-from jmapfs.tree.layout import FIRST
+from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 
