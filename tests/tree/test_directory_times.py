@@ -239,13 +239,6 @@ def test_the_paths_of_mailboxes_that_are_gone_are_bounded(
     assert len(rows) == len(layout.directories) + 3
 
 
-def test_a_transaction_that_fails_moves_nothing(account: Account) -> None:
-    with pytest.raises(KeyError), account.changing(10) as writer:
-        writer.remove_emails(["1"])
-        raise KeyError
-    assert account.times() == UNCHANGED
-
-
 def test_a_pinned_reader_keeps_the_times_of_its_state(account: Account, stack: ExitStack) -> None:
     reader = stack.enter_context(account.database.reader())
     frozen = Account(account.database, stack)
