@@ -159,6 +159,13 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
         self._detached = True
         return self._file
 
+    def open_beginning(self, size: int) -> LargeBlob:
+        """Return an open blob of `size` bytes, of which only what is written can be read.
+
+        The caller closes it. It can be read after the writer was aborted.
+        """
+        return LargeBlob(os.dup(self._descriptor), size, lambda: None)
+
     def sync(self) -> None:
         """Wait until the content is on the disk; raises OSError if it cannot be written."""
         os.fsync(self._descriptor)

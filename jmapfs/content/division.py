@@ -46,19 +46,21 @@ def take_batch(
     max_bytes: int,
     alone_above: int | None = None,
     accept: Callable[[Blob], bool] | None = None,
+    begun: int = 0,
 ) -> list[Blob]:
     """Remove the next batch from `pending`, in order.
 
     A batch has at most `max_blobs` blobs and at most `max_bytes` bytes together. A blob of more
     than `alone_above` bytes (by default `max_bytes`) is a batch of its own. A blob that is not
-    accepted is removed from `pending` too, but is in no batch.
+    accepted is removed from `pending` too, but is in no batch. `begun` is the number of bytes that
+    the batch has already.
     """
     batch: list[Blob] = []
     largest = max_bytes if alone_above is None else alone_above
-    room = max_bytes
+    room = max_bytes - begun
     while pending and len(batch) < max_blobs:
         blob = pending[0]
-        if batch and blob.size > min(largest, room):
+        if (batch or begun) and blob.size > min(largest, room):
             break
         pending.popleft()
         if accept is not None and not accept(blob):
@@ -85,9 +87,16 @@ def split_into_batches(
 
 
 def take_request(
-    pending: deque[Blob], limits: BlobGetLimits | None, most: int, accept: Callable[[Blob], bool]
+    pending: deque[Blob],
+    limits: BlobGetLimits | None,
+    most: int,
+    accept: Callable[[Blob], bool],
+    begun: int = 0,
 ) -> list[Blob]:
-    """Remove the blobs for one request from `pending`, at most `most`, and return them."""
+    """Remove the blobs for one request from `pending`, at most `most`, and return them.
+
+    `begun` is the number of bytes that the request has already.
+    """
     if limits is None:
         return take_batch(pending, max_blobs=1, max_bytes=0, accept=accept)
     return take_batch(
@@ -96,7 +105,13 @@ def take_request(
         max_bytes=limits.bytes,
         alone_above=limits.bytes // _LARGE_PART,
         accept=accept,
+        begun=begun,
     )
+
+
+def is_alone(size: int, limits: BlobGetLimits | None) -> bool:
+    """Return whether a blob of this size gets a request of its own."""
+    return limits is None or size > limits.bytes // _LARGE_PART
 
 
 def divide(blobs: Iterable[Blob], limits: BlobGetLimits | None) -> Iterator[list[Blob]]:

@@ -24,7 +24,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -32,7 +32,7 @@ import trio
 
 from jmapfs.blob_keys import split_content_key
 from jmapfs.content import confirmation
-from jmapfs.content.confirmation import Evidence, Examination, Route
+from jmapfs.content.confirmation import HEAD_BYTES, Evidence, Examination, Route
 from jmapfs.content.division import Blob, SizedBlob
 from jmapfs.content.server_blobs import BlobSource, ContentStream, StatedValues
 from jmapfs.errors import (
@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 # SHA-1 takes 0.6 ms for 1 MiB, which is too long for the event loop.
 _HASHED_IN_LOOP_BYTES: Final = 256 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
+# The same if readers get the beginning before the end has arrived. The kernel reads about as much.
+_EARLY_CHUNK_BYTES: Final = 128 * 1024
 # Doubts about contents of batches that were not fetched alone yet. One takes about 300 bytes.
 _MOST_DOUBTS: Final = 4096
 
@@ -71,7 +73,10 @@ class _InDoubtError(BlobMismatchError):
 
 @dataclass(slots=True)
 class _Attempt:
-    """One download of a blob alone; `judge` raises an error if the bytes are not accepted."""
+    """One download of a blob alone; `judge` raises an error if the bytes are not accepted.
+
+    `confirm_early` is called as soon as the beginning is confirmed, before its first chunk.
+    """
 
     blob: SizedBlob
     route: Route
@@ -80,6 +85,8 @@ class _Attempt:
     sha1: bool
     sha256: bool
     judge: Callable[[Evidence], Awaitable[None]]
+    confirm_early: Callable[[], None] | None = None
+    is_early: bool = False
     is_accepted: bool = False
 
 
@@ -130,12 +137,23 @@ class Downloader:
         written = {blob.content_key for blob, _ in accepted}
         return [blob for blob in batch if blob.content_key not in written]
 
-    async def fetch(self, blob: SizedBlob, receive: Receive[_T], *, deadline: float) -> _T:
+    async def fetch(
+        self,
+        blob: SizedBlob,
+        receive: Receive[_T],
+        *,
+        deadline: float,
+        confirm_early: Callable[[], None] | None = None,
+    ) -> _T:
         """Fetch a small or a large blob alone; return what `receive` returns.
 
         `receive` is called again if the first attempt is in doubt. The iteration over the chunks
         ends without an error only if the content is accepted. If it raises an error, `receive` must
         keep nothing, and pass the error on. The content may have another length than `blob.size`.
+
+        If the beginning is confirmed before the end has arrived, `confirm_early` is called. The
+        chunks may be given to readers from then on, and there is no second attempt: its bytes could
+        be others.
 
         Raises:
             BlobMismatchError: the content is refused.
@@ -145,14 +163,19 @@ class Downloader:
         until = trio.current_time() + deadline
         first = self._doubts.pop(blob.content_key, None)
         if first is None:
+            attempt = self._first_attempt(blob, until, confirm_early)
             try:
-                return await self._first_attempt(blob, receive, until)
+                return await self._attempt(receive, attempt)
             except BlobMismatchError as error:
+                if attempt.is_early:
+                    raise
                 _log.info("%s is fetched again: %s", self._name(blob), error)
                 first = error.evidence if isinstance(error, _InDoubtError) else None
         return await self._second_attempt(blob, receive, until, first)
 
-    async def _first_attempt(self, blob: SizedBlob, receive: Receive[_T], until: float) -> _T:
+    def _first_attempt(
+        self, blob: SizedBlob, until: float, confirm_early: Callable[[], None] | None
+    ) -> _Attempt:
         sha1 = self._sha1(blob)
 
         async def judge(evidence: Evidence) -> None:
@@ -163,17 +186,16 @@ class Downloader:
             if reason is not None:
                 raise _InDoubtError(reason, evidence)
 
-        return await self._attempt(
-            receive,
-            _Attempt(
-                blob,
-                Route.DOWNLOAD,
-                fresh=False,
-                until=until,
-                sha1=sha1 is not None,
-                sha256=sha1 is None,
-                judge=judge,
-            ),
+        return _Attempt(
+            blob,
+            Route.DOWNLOAD,
+            fresh=False,
+            until=until,
+            sha1=sha1 is not None,
+            sha256=sha1 is None,
+            judge=judge,
+            # A SHA-1 proves nothing before the last byte.
+            confirm_early=confirm_early if sha1 is None else None,
         )
 
     async def _second_attempt(
@@ -248,6 +270,7 @@ class Downloader:
             sha256=attempt.sha256,
         )
         largest = confirmation.most_bytes(attempt.blob.size)
+        chunk_bytes = _CHUNK_BYTES
         parts: list[bytes] = []
         joined = 0
         async with self._open(attempt) as stream:
@@ -262,7 +285,13 @@ class Downloader:
                     break
                 parts.append(part)
                 joined += len(part)
-                if joined >= _CHUNK_BYTES:
+                if attempt.confirm_early is not None and examination.length >= HEAD_BYTES:
+                    confirm_early, attempt.confirm_early = attempt.confirm_early, None
+                    if await self._is_confirmed_early(attempt, examination, stream):
+                        attempt.is_early = True
+                        chunk_bytes = _EARLY_CHUNK_BYTES
+                        confirm_early()
+                if joined >= chunk_bytes:
                     yield b"".join(parts)
                     parts.clear()
                     joined = 0
@@ -274,6 +303,23 @@ class Downloader:
         attempt.is_accepted = True
         if parts:
             yield b"".join(parts)
+
+    async def _is_confirmed_early(
+        self, attempt: _Attempt, examination: Examination, stream: ContentStream
+    ) -> bool:
+        """Return whether the beginning of a content is that of the mail.
+
+        The announced length takes the place of the length, and all other rules are the same.
+        """
+        if stream.announced_length is None:
+            return False
+        evidence = replace(
+            examination.evidence(content_type=stream.content_type), length=stream.announced_length
+        )
+        if confirmation.doubt(evidence, attempt.blob.size, None) is not None:
+            return False
+        stated = await self._stated(attempt.blob, attempt.until)
+        return confirmation.contradiction(evidence, stated) is None
 
     def _open(self, attempt: _Attempt) -> AbstractAsyncContextManager[ContentStream]:
         key, deadline = attempt.blob.content_key, max(0.0, attempt.until - trio.current_time())

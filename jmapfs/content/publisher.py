@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
 from jmapfs.content.division import extra_time
 from jmapfs.content.download import Downloader, join_chunks
@@ -163,6 +164,10 @@ class _DiskFullError(Exception):
     """No file could be created, or the file cannot grow."""
 
 
+class _NotWantedError(Exception):
+    """Nobody needs the rest of a large blob."""
+
+
 class ContentPublisher:
     """Runs the downloads of one account, and publishes their content.
 
@@ -214,6 +219,8 @@ class ContentPublisher:
                 download.fail(
                     DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
                 )
+        except _NotWantedError:
+            download.cancel()
         except Exception as error:  # noqa: BLE001 - it is raised again in the readers
             self._note_failure(download, error)
             if not download.ended:
@@ -333,16 +340,30 @@ class ContentPublisher:
         download.finish(found)
 
     async def _download_large(self, download: Download, deadline: float) -> OpenBlob:
+        is_early = False
+
+        def confirm_early() -> None:
+            nonlocal is_early
+            is_early = True
+
         try:
             return await self._downloader.fetch(
-                download, partial(self._write_file, download), deadline=_seconds_until(deadline)
+                download,
+                partial(self._write_file, download, lambda: is_early),
+                deadline=_seconds_until(deadline),
+                confirm_early=confirm_early,
             )
         except _DiskFullError:
             _log.warning("no space on the disk for a blob of %d bytes", download.size)
         return await self._download_to_memory(download, deadline)
 
-    async def _write_file(self, download: Download, chunks: AsyncIterator[bytes]) -> OpenBlob:
-        """Write a content to a file of the disk cache. If `chunks` raises, nothing is kept."""
+    async def _write_file(
+        self, download: Download, is_early: Callable[[], bool], chunks: AsyncIterator[bytes]
+    ) -> OpenBlob:
+        """Write a content to a file of the disk cache. If `chunks` raises, nothing is kept.
+
+        If `is_early`, readers get what is written, and the transfer goes on while they want it.
+        """
         begin = partial(self._disk.begin_large, download.content_key, download.size)
         writer = await self._threads.run(begin)
         if writer is None:
@@ -353,12 +374,24 @@ class ContentPublisher:
                     await self._threads.run(partial(writer.write, chunk))
                 except OSError as error:
                     raise _DiskFullError from error
+                if is_early():
+                    await self._show_beginning(download, writer)
             await self._threads.run(writer.commit)
             return writer.detach()
         finally:
             # A cancellation must not leave the file behind.
             with trio.CancelScope(shield=True):
                 await self._threads.run(writer.abort)
+
+    async def _show_beginning(self, download: Download, writer: LargeWriter) -> None:
+        """Give readers what was written; raise _NotWantedError if they do not want the rest."""
+        arrival = download.arrival
+        if arrival is None or writer.size >= download.size:
+            return
+        arrival.add(arrival.blob or writer.open_beginning(download.size), writer.size)
+        is_open = partial(self._open_blobs.is_held, download.content_key)
+        if not await arrival.wait_until_wanted(is_open):
+            raise _NotWantedError
 
     async def _download_to_memory(self, download: Download, deadline: float) -> OpenBlob:
         if download.size > _LARGEST_IN_MEMORY_BYTES:

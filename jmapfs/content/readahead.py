@@ -1,220 +1,64 @@
 """Read-ahead across files: the next files of a directory are fetched before they are read.
 
 A reader (a program that reads a directory) is recognized by a few READs of files near each other;
-opening a file does not count. Then a `ReadaheadWindow` decides how far ahead to fetch, and a
-`ChunkLoader` loads the files from the disk cache or the server. Their content goes into the
-kernel's page cache, which answers most reads without a READ.
+opening a file does not count. Then a `ReadaheadWindow` decides which files to fetch, in which
+direction and how far ahead. A `ChunkLoader` loads them from the disk cache or the server. Their
+content goes into the kernel's page cache, which answers most reads without a READ.
 
-Three things run in worker threads: SQL that returns many rows, access to the disk cache, and
-notifications to the kernel. Everything else runs in the event loop. A failure of read-ahead never
-makes a read fail: the content is then fetched when it is read.
+SQL that returns many rows runs in worker threads. Everything else runs in the event loop. A failure
+of read-ahead never makes a read fail: the content is then fetched when it is read.
 """
 
+import itertools
 import logging
 import sqlite3
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
-from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.division import take_batch
-from jmapfs.content.download_queue import DownloadQueue
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.content.chunk_loader import ChunkLoader, KernelPageCache, PublishedFiles
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
+from jmapfs.content.reading_pattern import NEIGHBOURS, Neighbour, ReadHistory, recognize
 from jmapfs.content.service import ContentService
-from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import NamedFile
 
 _log = logging.getLogger(__name__)
 
-# One access to the disk cache loads this much. A larger access would delay the first file.
-_RECALL_FILES: Final = 64
-_RECALL_BYTES: Final = 1024 * 1024
-
-_MOST_PUBLISHED: Final = 32_768
-
-
-class KernelPageCache(Protocol):
-    """The kernel's cache of the content of files."""
-
-    def store(self, files: Sequence[tuple[int, bytes]]) -> set[int]:
-        """Hand contents (by inode) to the kernel; return the inodes that it did not take.
-
-        For worker threads.
-        """
-
-
-class PublishedFiles:
-    """The inodes whose content the kernel has received recently."""
-
-    def __init__(self) -> None:
-        self._inodes: OrderedDict[int, None] = OrderedDict()
-
-    def __contains__(self, inode: int) -> bool:
-        """Tell whether the kernel probably has the content."""
-        return inode in self._inodes
-
-    def add(self, inodes: Iterable[int]) -> None:
-        """Record that the kernel has received contents."""
-        self._inodes.update(dict.fromkeys(inodes))
-        while len(self._inodes) > _MOST_PUBLISHED:
-            self._inodes.popitem(last=False)
-
-    def record_read(self, inode: int) -> None:
-        """Record a READ.
-
-        If the kernel has received this content before, a READ shows that the kernel has dropped it,
-        and probably the content of other files too. So all inodes are forgotten.
-        """
-        if inode in self._inodes:
-            self._inodes.clear()
-        self.add([inode])
-
-
-class ChunkLoader:
-    """Loads the next files for one reader, in the order of the calls.
-
-    Content that the kernel takes is not kept in memory. The content of `probes` (inodes) is kept in
-    memory and not given to the kernel. Files among `published` are not loaded again.
-    """
-
-    def __init__(
-        self,
-        content: ContentService,
-        disk: DiskCache,
-        page_cache: KernelPageCache,
-        published: PublishedFiles,
-        threads: trio.CapacityLimiter,
-    ) -> None:
-        self.probes: set[int] = set()
-        self._content = content
-        self._disk = disk
-        self._page_cache = page_cache
-        self._published = published
-        self._threads = threads
-        self._queue = DownloadQueue(self._publish)
-        self._files: dict[str, NamedFile] = {}
-
-    def stop(self) -> None:
-        """Cancel all downloads that have not been started."""
-        self._queue.cancel()
-
-    async def load(self, files: Sequence[NamedFile]) -> None:
-        """Load cached files from the disk, and queue downloads of the other files."""
-        downloads: deque[Download] = deque()
-        pages: list[tuple[int, bytes]] = []
-        for file in files:
-            if file.inode in self._published:
-                continue
-            download = self._content.create_download(file.content_key, file.size)
-            if download is not None:
-                self._files[file.content_key] = file
-                downloads.append(download)
-            elif (data := self._content.cached(file.content_key)) is not None:
-                pages += self._pages(file, data)
-        try:
-            await self._store(pages)
-            if downloads:
-                await self._load_uncached(downloads)
-        finally:
-            for download in downloads:
-                download.cancel_queued()
-
-    async def _load_uncached(self, downloads: deque[Download]) -> None:
-        """Load what is not in memory; each download is removed once it is queued or started."""
-        stored = partial(self._disk.sizes, [one.content_key for one in downloads])
-        sizes = await trio.to_thread.run_sync(stored, limiter=self._threads)
-        absent = {
-            one.content_key
-            for one in downloads
-            if not self._has_size(one, sizes.get(one.content_key))
-        }
-        # Readers may have started some of the downloads meanwhile.
-        queued = [one for one in downloads if one.state is DownloadState.QUEUED]
-        downloads.clear()
-        downloads.extend(one for one in queued if one.content_key not in absent)
-        self._content.downloads.add(
-            self._queue, (one for one in queued if one.content_key in absent)
-        )
-        while downloads:
-            batch = take_batch(
-                downloads, max_blobs=_RECALL_FILES, max_bytes=_RECALL_BYTES, accept=Download.start
-            )
-            if batch:
-                await self._recall(batch)
-
-    async def _recall(self, batch: Sequence[Download]) -> None:
-        """Load small files from the disk cache; a READ of a large file uses the disk cache."""
-        small = [one.content_key for one in batch if one.size <= SMALL_BYTES]
-        try:
-            load = partial(self._disk.load_many, small)
-            found = await trio.to_thread.run_sync(load, limiter=self._threads)
-            arrived = [
-                (one, found[one.content_key])
-                for one in batch
-                if one.content_key in found and self._has_size(one, len(found[one.content_key]))
-            ]
-            await self._content.publish(arrived, self._publish)
-        finally:
-            for download in batch:
-                if not download.ended:
-                    download.cancel()
-
-    def _has_size(self, download: Download, size: int | None) -> bool:
-        return size is not None and self._content.accepts_size(
-            download.content_key, download.size, size
-        )
-
-    async def _publish(self, contents: Sequence[tuple[str, bytes]]) -> set[str]:
-        """Hand contents to the kernel; return the keys of those that the kernel took."""
-        files = [(self._files.pop(key, None), data) for key, data in contents]
-        pages = [page for file, data in files if file for page in self._pages(file, data)]
-        taken = await self._store(pages)
-        return {file.content_key for file, _ in files if file and file.inode in taken}
-
-    def _pages(self, file: NamedFile, data: bytes) -> list[tuple[int, bytes]]:
-        # Content of a different size would change the size of the file in the kernel. A READ
-        # reports the wrong size, and the index is corrected.
-        if file.inode in self.probes or len(data) != file.size:
-            return []
-        return [(file.inode, data)]
-
-    async def _store(self, pages: Sequence[tuple[int, bytes]]) -> set[int]:
-        if not pages:
-            return set()
-        store = partial(self._page_cache.store, pages)
-        # The thread is abandoned if the mount ends: the kernel may make the thread wait for a READ,
-        # and nothing answers READs any more.
-        refused = await trio.to_thread.run_sync(
-            store, limiter=self._threads, abandon_on_cancel=True
-        )
-        taken = {inode for inode, _ in pages} - refused
-        self._published.add(taken)
-        return taken
-
-
-# If two of the eight files before this one were read recently, a program is reading the directory.
-# Programs that read in parallel, or in inode order, do not read strictly in name order.
-_NEAR: Final = 8
-_ENOUGH_NEAR: Final = 2
+# How many of the files beside this one must have been read. Programs that read in parallel, or in
+# inode order, do not read strictly in name order.
+_NEEDED: Final = 2
+# The same while another reader of the account is active: `xargs -P` reads parts of a directory.
+_NEEDED_BESIDE_READERS: Final = 1
+# A failure is forgotten when so many files at once were read ahead in this directory.
+_GOOD_CHUNK: Final = 64
 # A READ belongs to a reader even if the file is this many files after the end of its window.
-_SLACK: Final = 64
-_RECENT_SECONDS: Final = 60.0
-_RECENT_NAMES: Final = 64
+_SLACK: Final = 16
+# Unless it is more than this many files after the end, and another file before it was read.
+_IN_PARALLEL: Final = 8
+# So does a file that is this many files before its window: it was being read when the window began.
+_BEFORE_WINDOW: Final = 8
+# Two threads may swap this many files that follow each other.
+_USUAL_TREND: Final = 2
 # A reader that has finished a directory continues in the next one within this time.
 _NEXT_DIRECTORY_SECONDS: Final = 5.0
 _ACTIVE_SECONDS: Final = 10.0
 _MOST_READERS: Final = 16
+_MOST_CANDIDATES: Final = 1024
+# So few files are looked up in the event loop: a thread would take longer, and other READs of the
+# same program would request the files one by one meanwhile.
+_FEW_CANDIDATES: Final = 64
 
 
 class _Reader:
     """A program that reads a directory. The next files are read ahead for it.
 
     `extending` is true while the next chunk is being chosen. `starved` is true if there was no room
-    for the last chunk. `finished` is true at the end of the directory.
+    for the last chunk. `finished` is true at the end of the directory, and after a failure.
     """
 
     def __init__(self, window: ReadaheadWindow, loader: ChunkLoader) -> None:
@@ -256,7 +100,7 @@ class Readahead:
         self._published = PublishedFiles()
         self._readers: OrderedDict[_Reader, None] = OrderedDict()
         self._watched: dict[int, _Reader] = {}
-        self._recent: defaultdict[int, OrderedDict[str, float]] = defaultdict(OrderedDict)
+        self._history = ReadHistory()
 
     def record_read(self, inode: int) -> None:
         """Record a READ of the beginning of a file; never raises an error."""
@@ -274,45 +118,132 @@ class Readahead:
         self._published.record_read(inode)
         reader = self._watched.get(inode)
         if reader is None:
+            file = self._reader.file(inode)
+            size = 0 if file is None else file.size
             for mailbox, name in self._reader.names_of(inode):
-                self._find_reader(mailbox, name)
+                self._history.record_read(mailbox, name)
+                self._find_reader(mailbox, name, size)
             return
+        window = reader.window
+        self._history.record_read(window.mailbox, window.name_of(inode))
         self._mark_used(reader)
-        if reader.window.record_read(inode) or reader.starved:
+        is_due = window.record_read(inode)
+        if window.is_closed:
+            self._give_up(reader)
+        elif is_due or reader.starved:
             self._extend(reader)
 
     def _mark_used(self, reader: _Reader) -> None:
         reader.window.used_at = trio.current_time()
         self._readers.move_to_end(reader)
 
-    def _find_reader(self, mailbox: int, name: str) -> None:
+    def _find_reader(self, mailbox: int, name: str, size: int) -> None:
         """Find the reader that has read a file outside all windows, or recognize a new reader."""
-        now = trio.current_time()
-        recent = self._recent[mailbox]
-        recent[name] = now
-        while len(recent) > _RECENT_NAMES:
-            recent.popitem(last=False)
-        before = self._reader.names_before(mailbox, name, _SLACK)
         for reader in self._readers:
             window = reader.window
             # A reader that has finished its directory will not read mail that arrives later.
             if window.mailbox != mailbox or reader.finished:
                 continue
-            if before and before[-1] <= window.end < name:
-                self._mark_used(reader)
-                if not reader.extending:
-                    window.record_passed()
+            if (has_passed := self._has_passed(window, name)) is None:
+                continue
+            self._mark_used(reader)
+            if has_passed and not reader.extending:
+                window.record_passed()
+                if window.is_closed:
+                    self._give_up(reader)
+                else:
                     self._extend(reader)
-                return
-        since = now - _RECENT_SECONDS
-        near = sum(recent.get(one, since) > since for one in before[:_NEAR])
-        if near >= _ENOUGH_NEAR:
-            self._add_reader(ReadaheadWindow(mailbox, name))
-        elif not before and (chunk := self._chunk_of_finished_reader(now)):
-            self._add_reader(ReadaheadWindow(mailbox, name, chunk))
+            return
+        self._recognize(mailbox, name, size)
 
-    def _chunk_of_finished_reader(self, now: float) -> int:
-        """If a reader has just finished another directory, return the first chunk, otherwise 0."""
+    def _has_passed(self, window: ReadaheadWindow, name: str) -> bool | None:
+        """Return whether the reader of a window has passed its end, or None if it reads elsewhere.
+
+        False: the file is in the window, or just before it.
+        """
+        if window.is_before(window.end, name):
+            distance = self._reader.distance(window.mailbox, window.end, name, _SLACK + 1)
+            if distance > _SLACK:
+                return None
+            # Another process may read another part of the directory (`xargs -P`).
+            return None if distance > _IN_PARALLEL and self._is_run(window, name) else True
+        if not window.is_before(name, window.start):
+            return False
+        if not window.is_entered:
+            return None
+        distance = self._reader.distance(window.mailbox, name, window.start, _BEFORE_WINDOW + 1)
+        return False if distance <= _BEFORE_WINDOW else None
+
+    def _is_run(self, window: ReadaheadWindow, name: str) -> bool:
+        """Return whether the file right before this one was read recently."""
+        files = self._reader.files_beside(window.mailbox, name, 1, backwards=not window.backwards)
+        return any(self._neighbour(window.mailbox, file)[1] for file in files)
+
+    def _recognize(self, mailbox: int, name: str, size: int) -> None:
+        """Begin a window if the files beside this one show that a program reads the directory."""
+        now = trio.current_time()
+        # A reader that goes forwards comes from smaller names.
+        sides = {
+            is_backwards: self._reader.files_beside(
+                mailbox, name, NEIGHBOURS, backwards=not is_backwards
+            )
+            for is_backwards in (False, True)
+        }
+        files = itertools.chain(*sides.values())
+        trend = self._history.trend(mailbox, files, name) + self._usual_trend(now)
+        needed = self._needed(mailbox, now)
+        chunk = self._chunk_of_other_readers(now)
+        for is_backwards, side in sides.items():
+            if (trend > 0) if is_backwards else (trend < 0):
+                continue
+            neighbours = [self._neighbour(mailbox, file) for file in side]
+            selection = recognize(size, neighbours, needed)
+            if selection is not None:
+                chunk = max(chunk, FIRST_CHUNK)
+                break
+        else:
+            if not chunk or all(sides.values()):
+                return
+            # A reader continues at one end of the next directory.
+            is_backwards, selection = not sides[True], None
+        window = ReadaheadWindow(
+            mailbox,
+            name,
+            chunk,
+            backwards=is_backwards,
+            selection=selection,
+            is_cautious=self._history.has_failed,
+        )
+        self._add_reader(window)
+
+    def _neighbour(self, mailbox: int, file: NamedFile) -> Neighbour:
+        """Return the size of a file, and whether it was read recently."""
+        if self._history.was_read(mailbox, file.name):
+            return file.size, True
+        # A program may have read the file from the page cache.
+        is_known = (
+            file.inode not in self._published
+            and self._content.get_download(file.content_key) is None
+        )
+        return file.size, False if is_known else None
+
+    def _needed(self, mailbox: int, now: float) -> int:
+        """Return how many files must have been read before a window begins."""
+        since = now - _NEXT_DIRECTORY_SECONDS
+        is_beside = any(reader.window.used_at > since for reader in self._readers)
+        return self._history.needed(mailbox, _NEEDED_BESIDE_READERS if is_beside else _NEEDED)
+
+    def _usual_trend(self, now: float) -> int:
+        """Return the trend of the reader that was used last: a program keeps its direction."""
+        latest = next(reversed(self._readers), None)
+        if latest is None or latest.window.used_at <= now - _NEXT_DIRECTORY_SECONDS:
+            return 0
+        return -_USUAL_TREND if latest.window.backwards else _USUAL_TREND
+
+    def _chunk_of_other_readers(self, now: float) -> int:
+        """If a reader has just finished a directory, return the first chunk of the next, or 0."""
+        if self._history.has_failed:
+            return 0
         finished = [
             reader.window.chunk
             for reader in self._readers
@@ -325,14 +256,46 @@ class Readahead:
             self._content, self._disk, self._page_cache, self._published, self._threads
         )
         reader = _Reader(window, loader)
+        since = trio.current_time() - _ACTIVE_SECONDS
+        beside = [
+            other.window
+            for other in self._readers
+            if other.window.mailbox == window.mailbox
+            and other.window.used_at > since
+            and not other.finished
+        ]
+        # Several processes read parts of the directory.
+        for other in (*beside, window) if beside else ():
+            other.set_parallel()
+        for other_reader in list(self._readers):
+            if self._is_opposite(other_reader.window, window):
+                self._remove(other_reader)
         self._readers[reader] = None
         self._mark_used(reader)
         while len(self._readers) > _MOST_READERS:
-            oldest, _ = self._readers.popitem(last=False)
-            oldest.finished = True
-            oldest.loader.stop()
-            self._unwatch(oldest, oldest.window.inodes)
+            self._remove(next(iter(self._readers)))
         self._extend(reader)
+
+    def _is_opposite(self, window: ReadaheadWindow, other: ReadaheadWindow) -> bool:
+        """Return whether a window begins here in a direction in which nobody reads."""
+        return (
+            window.mailbox == other.mailbox
+            and window.backwards != other.backwards
+            and not window.is_entered
+            and self._reader.distance(window.mailbox, window.start, other.end, _SLACK) < _SLACK
+        )
+
+    def _give_up(self, reader: _Reader) -> None:
+        """Stop reading ahead for a program that does not read what was expected."""
+        if not reader.window.is_parallel:
+            self._history.record_failure(reader.window.mailbox)
+        self._remove(reader)
+
+    def _remove(self, reader: _Reader) -> None:
+        self._readers.pop(reader, None)
+        reader.finished = True
+        reader.loader.stop()
+        self._unwatch(reader, reader.window.inodes)
 
     def _unwatch(self, reader: _Reader, inodes: Sequence[int]) -> None:
         for inode in inodes:
@@ -355,32 +318,60 @@ class Readahead:
         """Extend the window of a reader, and return the files that have to be loaded."""
         window = reader.window
         try:
-            files = await trio.to_thread.run_sync(
-                self._chunk_reader.files_after,
-                window.mailbox,
-                window.end,
-                window.chunk,
-                limiter=self._index_thread,
-            )
+            files, chosen = await self._candidates(window)
         except sqlite3.Error as error:
             _log.info("nothing is read ahead: %s", error)
-            files = []
+            files, chosen = [], []
         finally:
             reader.extending = False
         if reader.finished or not files:
             reader.finished = True
             return []
         share, room = self._share(), self._room()
-        chunk = _fitting(files, share, room)
-        reader.starved = not chunk
-        if not chunk:
+        fitting = _fitting(chosen, share, room)
+        reader.starved = bool(chosen) and not fitting
+        if not chosen:
+            window.skip(files)
+        if not fitting:
             return []
-        probes, dropped = window.extend(chunk, self._recent[window.mailbox])
+        if window.chunk >= _GOOD_CHUNK:
+            self._history.forget_failures(window.mailbox)
+        chunk = files[: files.index(fitting[-1]) + 1]
+        probes, dropped = window.extend(chunk, fitting)
         reader.loader.probes |= probes
         reader.loader.probes.difference_update(dropped)
         self._unwatch(reader, dropped)
         self._watched.update((file.inode, reader) for file in chunk)
-        return [file for file in chunk if 0 < file.size <= share]
+        return [file for file in fitting if 0 < file.size <= share]
+
+    async def _candidates(self, window: ReadaheadWindow) -> tuple[list[NamedFile], list[NamedFile]]:
+        """Return files that follow the end of a window, and those of them that are expected."""
+        count = window.chunk * window.selection.stride
+        files: list[NamedFile] = []
+        chosen: list[NamedFile] = []
+        # Other programs may have read the next files, or the reader skips many.
+        for most in (4 * count if window.selection.has_limit else count, _MOST_CANDIDATES):
+            if most <= _FEW_CANDIDATES:
+                files = self._reader.files_beside(
+                    window.mailbox, window.end, most, backwards=window.backwards
+                )
+            else:
+                look_up = partial(
+                    self._chunk_reader.files_beside,
+                    window.mailbox,
+                    window.end,
+                    most,
+                    backwards=window.backwards,
+                )
+                files = await trio.to_thread.run_sync(look_up, limiter=self._index_thread)
+            chosen = window.choose(files, self._is_known)
+            if len(files) < most or 2 * len(chosen) >= window.chunk:
+                break
+        return files, chosen
+
+    def _is_known(self, file: NamedFile) -> bool:
+        """Return whether a file was read, or is in a window."""
+        return file.inode in self._published or file.inode in self._watched
 
     def _active_windows(self) -> list[ReadaheadWindow]:
         since = trio.current_time() - _ACTIVE_SECONDS
@@ -401,7 +392,7 @@ def _fitting(files: Sequence[NamedFile], share: int, room: int) -> Sequence[Name
     If the first file alone is larger than `share`, it is returned alone. The caller does not load
     such a file in advance.
     """
-    if files[0].size > share:
+    if files and files[0].size > share:
         return files[:1]
     total = 0
     for count, file in enumerate(files):

@@ -16,12 +16,14 @@ from jmapfs.jmap.client import EmailValues
 
 
 class ContentStream(Protocol):
-    """The chunks of a content. `content_type` is known after the first one; empty if there is none.
+    """The chunks of a content. These values are known after the first one.
 
-    It is a media type in lower case, without parameters.
+    `content_type` is a media type in lower case, without parameters; empty if there is none.
+    `announced_length` is the length of the whole content, if the response announces it.
     """
 
     content_type: str
+    announced_length: int | None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Return the iterator."""

@@ -87,6 +87,9 @@ class ContentService:
     def release(self, key: str) -> None:
         """Undo one call of `hold`."""
         self._open_blobs.release(key)
+        download = self._single_flight.get(key)
+        if download is not None and download.arrival is not None:
+            download.arrival.notify()
 
     async def read(
         self,
@@ -122,7 +125,7 @@ class ContentService:
             with trio.move_on_after(timeout):
                 return await self._read(key, expected_size, offset, length)
         finally:
-            self._open_blobs.release(key)
+            self.release(key)
         raise DeadlineError(f"the content of a mail did not arrive within {timeout:.0f} s")
 
     def is_cached(self, key: str) -> bool:
@@ -185,7 +188,8 @@ class ContentService:
     async def _read(
         self, key: str, expected_size: int, offset: int, length: int
     ) -> bytes | memoryview:
-        found = await self._find(key, expected_size)
+        end = min(offset + length, expected_size)
+        found = await self._find(key, expected_size, end)
         if not isinstance(found, bytes):
             try:
                 return await self._threads.run_abandonable(partial(found.pread, length, offset))
@@ -194,19 +198,19 @@ class ContentService:
                 _log.warning("a cached mail is fetched again: %s", str(error))
             self._open_blobs.forget(key, found)
             await self._threads.run_abandonable(partial(self._disk.discard, key))
-            found = await self._find(key, expected_size)
+            found = await self._find(key, expected_size, end)
         if isinstance(found, bytes):
             return memoryview(found)[offset : offset + length]
         return await self._threads.run_abandonable(partial(found.pread, length, offset))
 
-    async def _find(self, key: str, expected_size: int) -> bytes | OpenBlob:
-        """Return the content of a blob, or the open blob.
+    async def _find(self, key: str, expected_size: int, end: int) -> bytes | OpenBlob:
+        """Return the content of a blob, or the open blob, which can be read at least up to `end`.
 
         If the content is confirmed but has a different size, reports this size and raises
         BlobMismatchError. Other content of a different size is dropped and downloaded once more.
         """
         while True:
-            found = await self._find_any_size(key, expected_size)
+            found = await self._find_any_size(key, expected_size, end)
             size = len(found) if isinstance(found, bytes) else found.size
             if size == expected_size:
                 return found
@@ -223,7 +227,7 @@ class ContentService:
         await self.write_behind.wait_until_written([key])
         await self._threads.run_abandonable(partial(self._disk.discard, key))
 
-    async def _find_any_size(self, key: str, expected_size: int) -> bytes | OpenBlob:
+    async def _find_any_size(self, key: str, expected_size: int, end: int) -> bytes | OpenBlob:
         waited = False
         while True:
             # No await is allowed from here to `create`: a blob must not get two downloads.
@@ -237,7 +241,7 @@ class ContentService:
             download = self._single_flight.get(key)
             if download is None:
                 download = self._single_flight.create(key, expected_size)
-            data = await download.wait()
+            data = await download.wait(end)
             if data is not None:
                 return data
 
@@ -246,7 +250,8 @@ class ContentService:
             # Downloads that were queued earlier fail too: the nursery to run them may have ended.
             download.fail(UnreachableError("the content of mails is no longer served"))
             return
-        self._nursery.start_soon(self._publisher.run, download)
+        if not self.downloads.serve_reader(download):
+            self._nursery.start_soon(self._publisher.run, download)
 
     def _close_later(self, blob: OpenBlob) -> None:
         if self._closing:

@@ -28,6 +28,10 @@ from collections.abc import Callable
 
 import trio
 
+from jmapfs.cache.disk_cache import SMALL_BYTES
+from jmapfs.cache.memory import OpenBlob
+from jmapfs.content.arrival import Arrival
+
 
 class DownloadState(enum.Enum):
     """The states of a `Download`; see the module's docstring."""
@@ -47,8 +51,10 @@ _ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.CANC
 class Download:
     """The download of one blob; `size` is its stated size in bytes.
 
-    `waiters` is the number of tasks that wait for it now. `abandoned` is cancelled if the last
-    waiter leaves before the download has a slot. `error` is the reason of a failure.
+    `waiters` is the number of tasks that wait for it now. While it `is_imminent`, a waiter does not
+    request it: it will be started or released in a moment. `abandoned` is cancelled if the last
+    waiter leaves before the download has a slot. `error` is the reason of a failure. `arrival` is
+    the beginning of a large blob, which can be read before the end.
     """
 
     def __init__(self, single_flight: SingleFlight, key: str, size: int) -> None:
@@ -56,8 +62,10 @@ class Download:
         self.size = size
         self.state = DownloadState.QUEUED
         self.waiters = 0
+        self.is_imminent = False
         self.abandoned = trio.CancelScope()
         self.error: Exception | None = None
+        self.arrival = Arrival() if size > SMALL_BYTES else None
         self._single_flight = single_flight
         self._finish_early: Callable[[], None] | None = None
         self._end_event = trio.Event()
@@ -68,29 +76,40 @@ class Download:
         """Whether the download is done, has failed or was cancelled."""
         return self.state in _ENDED
 
-    async def wait(self) -> bytes | None:
-        """Wait for the content, and return it. None: the caller must look for the blob again.
+    async def wait(self, end: int) -> bytes | OpenBlob | None:
+        """Wait for the first `end` bytes, and return the content.
+
+        An open blob can be read up to `end`. None: the caller must look for the blob again.
 
         Raises:
             Exception: the download failed. All waiters get the same object.
         """
         self.waiters += 1
-        if self.state is DownloadState.QUEUED:
+        if self.state is DownloadState.QUEUED and not self.is_imminent:
             self._request()
         elif self._finish_early is not None:
             self._finish_early()
+        found: OpenBlob | None = None
         try:
-            await self._end_event.wait()
+            if self.arrival is not None:
+                found = await self.arrival.wait_for(end)
+            else:
+                await self._end_event.wait()
         finally:
             self.waiters -= 1
             if not self.waiters and self.state is DownloadState.REQUESTED:
                 self.abandoned.cancel()
+        if found is not None:
+            return found
         if self.error is not None:
             raise self.error
         return self._data
 
     async def wait_until_ended(self) -> None:
         """Return when the download has ended, without starting it."""
+        if self.arrival is not None:
+            self.arrival.is_wanted_whole = True
+            self.arrival.notify()
         await self._end_event.wait()
 
     def start(self) -> bool:
@@ -99,6 +118,12 @@ class Download:
             return False
         self.state = DownloadState.RUNNING
         return True
+
+    def release(self) -> None:
+        """Note that it is not imminent any more; if a task waits for it, request it at once."""
+        self.is_imminent = False
+        if self.state is DownloadState.QUEUED and self.waiters:
+            self._request()
 
     def requeue(self) -> None:
         """Put a running download back into QUEUED; if a task waits for it, request it at once."""
@@ -140,6 +165,8 @@ class Download:
 
     def _request(self) -> None:
         self.state = DownloadState.REQUESTED
+        if self.arrival is not None:
+            self.arrival.is_wanted_whole = False
         self._single_flight.start(self)
 
     def _end(self, state: DownloadState) -> None:
@@ -147,6 +174,8 @@ class Download:
         self._finish_early = None
         self._single_flight.remove(self)
         self._end_event.set()
+        if self.arrival is not None:
+            self.arrival.end()
 
 
 class SingleFlight:

@@ -206,23 +206,31 @@ class IndexReader(SqliteConnection):
             "SELECT mailbox, name FROM membership WHERE inode = ?", (inode,)
         ).fetchall()
 
-    def names_before(self, mailbox: int, name: str, count: int) -> list[str]:
-        """Return the `count` names right before a name in a mailbox, the nearest first."""
-        rows = self._connection.execute(
-            "SELECT name FROM membership WHERE mailbox = ? AND name < ? ORDER BY name DESC LIMIT ?",
-            (mailbox, name, count),
-        )
-        return [before for (before,) in rows]
+    def files_beside(
+        self, mailbox: int, name: str, count: int, *, backwards: bool = False
+    ) -> list[NamedFile]:
+        """Return the `count` files right after a name in a mailbox, the nearest first.
 
-    def files_after(self, mailbox: int, name: str, count: int) -> list[NamedFile]:
-        """Return the `count` files right after a name in a mailbox, in order."""
+        With `backwards`, return those right before the name.
+        """
+        side, order = ("<", "DESC") if backwards else (">", "ASC")
         rows = self._connection.execute(
-            f"SELECT name, file.inode, blob_id, size, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
+            f"SELECT name, file.inode, blob_id, size, ifnull({_EPOCH}, '')"  # noqa: S608 - constants
             " FROM membership JOIN file USING (inode)"
-            " WHERE mailbox = ? AND name > ? ORDER BY name LIMIT ?",
+            f" WHERE mailbox = ? AND name {side} ? ORDER BY name {order} LIMIT ?",
             (mailbox, name, count),
         )
         return [NamedFile(*row) for row in rows]
+
+    def distance(self, mailbox: int, first: str, second: str, most: int) -> int:
+        """Return how many files come between two names, and one more, but at most `most`."""
+        low, high = sorted((first, second))
+        row = self._connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM membership"
+            " WHERE mailbox = ? AND name > ? AND name <= ? LIMIT ?)",
+            (mailbox, low, high, most),
+        ).fetchone()
+        return int(row[0])
 
     def emails_after(
         self, inode: int, count: int, directories: Mapping[int, tuple[str, str]]

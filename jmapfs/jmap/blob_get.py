@@ -84,12 +84,13 @@ class BlobRange(msgspec.Struct, frozen=True):
 class RangeStream:
     """An asynchronous iterator over the pieces of a blob, to be used by one task.
 
-    `content_type` is always empty: Blob/get returns none. The iteration continues up to the size in
-    the responses, which may differ from the expected size.
+    `content_type` is always empty, and `announced_length` None: Blob/get returns neither. The
+    iteration continues up to the size in the responses, which may differ from the expected size.
     """
 
     def __init__(self, methods: BlobGetMethods, blob_id: str, size: int, until: float) -> None:
         self.content_type = ""
+        self.announced_length: int | None = None
         self._methods = methods
         self._blob_id = blob_id
         self._expected = size

@@ -46,11 +46,13 @@ class BlobStream:
     """An asynchronous iterator over the chunks of a blob, to be used by one task.
 
     `content_type` is the media type of the response in lower case, without parameters. It is empty
-    before the first chunk, and if the server sends none.
+    before the first chunk, and if the server sends none. `announced_length` is the length of the
+    blob that the response announces, or None.
     """
 
     def __init__(self, api: Api, values: Mapping[str, str], until: float, *, fresh: bool) -> None:
         self.content_type = ""
+        self.announced_length: int | None = None
         self._api = api
         self._values = values
         self._until = until
@@ -115,6 +117,7 @@ class BlobStream:
                 raise BlobNotFoundError(f"the server does not have the {self._name()}") from error
             raise
         self.content_type = reader.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.announced_length = reader.announced_length
         return reader
 
     async def _receive(self, reader: ResponseReader) -> bytes:

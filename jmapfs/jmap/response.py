@@ -81,6 +81,11 @@ class ResponseReader:
         self._decoder = _Decoder(response.headers.get("content-encoding", ""), host)
         self._decoded: Iterator[bytes] = iter(())
 
+    @property
+    def announced_length(self) -> int | None:
+        """The length of the whole body, if the response announces it and does not encode it."""
+        return self._length if self._decoder.is_identity else None
+
     async def next_chunk(self) -> bytes:
         """Return the next bytes of the body, decoded, or b"" at its end.
 
@@ -187,6 +192,11 @@ class _Decoder:
         self._host = host
         self._gzip = zlib.decompressobj(_GZIP) if name in {"gzip", "x-gzip"} else None
         self._started = False
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the body is not encoded."""
+        return self._gzip is None and not self._unknown
 
     @property
     def complete(self) -> bool:

@@ -132,6 +132,11 @@ def grep(*places: Path) -> tuple[str, ...]:
     return ("grep", "-r", _NOWHERE, *map(str, places))
 
 
+def ripgrep(threads: int, *places: Path) -> tuple[str, ...]:
+    """Return an `rg -uu` that reads every mail to its end with this number of threads."""
+    return ("rg", "-uu", f"-j{threads}", _NOWHERE, *map(str, places))
+
+
 def timed_grep(*places: Path) -> float:
     """Read every mail with grep; return its duration in seconds."""
     return timed(*grep(*places), codes=(1,))

@@ -161,4 +161,4 @@ async def directories(
 
 
 def _files(reader: IndexReader, mailbox: int) -> list[NamedFile]:
-    return reader.files_after(mailbox, "", 1_000_000)
+    return reader.files_beside(mailbox, "", 1_000_000)

@@ -17,7 +17,7 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.confirmation import Route
 from jmapfs.content.server_blobs import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
-from jmapfs.errors import BlobNotFoundError
+from jmapfs.errors import BlobNotFoundError, UnreachableError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, DigestAlgorithm
 from jmapfs.jmap.client import EmailValues
@@ -44,7 +44,8 @@ class FakeSource:
     With `batch_limits` several come at once, but for those in `unbatched`. `batches` has the ids of
     each request; `batch_error` is raised by it once it is set. `wrong_sizes` has the sizes that the
     server states wrongly, `message_ids` the message ids that it states. `lie` changes what a route
-    sends; `lies` is how often, -1 for always.
+    sends; `lies` is how often, -1 for always. If it `announces`, the download URL states the length
+    of the content. `sent_bytes` counts what was sent alone. A download ends after `break_after`.
     """
 
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
@@ -57,6 +58,9 @@ class FakeSource:
         self.running = 0
         self.most_running = 0
         self.chunk = 65_536
+        self.announces = False
+        self.sent_bytes = 0
+        self.break_after: int | None = None
         self.concurrency = 8
         self.batch_limits: Limits | None = None
         self.batches: list[list[str]] = []
@@ -161,9 +165,16 @@ class FakeSource:
         self.most_running = max(self.most_running, self.running)
         try:
             async with aclosing(self._chunks(blob_id, route)) as chunks:
-                yield _Stream(chunks, self.lie_type if self._is_lie(route) else "")
+                content_type = self.lie_type if self._is_lie(route) else ""
+                yield _Stream(chunks, content_type, self._announced_length(blob_id, route))
         finally:
             self.running -= 1
+
+    def _announced_length(self, blob_id: str, route: Route) -> int | None:
+        if not self.announces or route is not Route.DOWNLOAD or blob_id not in self.blobs:
+            return None
+        data = self.blobs[blob_id]
+        return len(data if self.lie is None or not self._is_lie(route) else self.lie(data))
 
     def _is_lie(self, route: Route) -> bool:
         return (
@@ -179,13 +190,20 @@ class FakeSource:
             raise self.error
         data, _ = self.sent(blob_id, route)
         for offset in range(0, len(data), self.chunk):
-            yield data[offset : offset + self.chunk]
+            if self.break_after is not None and offset >= self.break_after:
+                raise UnreachableError("the connection broke off")
+            chunk = data[offset : offset + self.chunk]
+            self.sent_bytes += len(chunk)
+            yield chunk
             await trio.lowlevel.checkpoint()
 
 
 class _Stream:
-    def __init__(self, chunks: AsyncIterator[bytes], content_type: str) -> None:
+    def __init__(
+        self, chunks: AsyncIterator[bytes], content_type: str, announced_length: int | None
+    ) -> None:
         self.content_type = content_type
+        self.announced_length = announced_length
         self._chunks = chunks
 
     def __aiter__(self) -> AsyncIterator[bytes]:

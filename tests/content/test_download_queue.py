@@ -12,6 +12,7 @@ import trio.lowlevel
 
 from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.service import ContentService
+from jmapfs.content.single_flight import Download
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -42,6 +43,15 @@ class Order:
             assert download is not None
             downloads.append(download)
         self.content.downloads.add(self.queue, downloads)
+
+    def create(self, blob_id: str) -> Download | None:
+        """Create a download that is in no queue yet."""
+        return self.content.create_download(blob_id, len(self.source.blobs[blob_id]))
+
+    async def read(self, blob_id: str) -> None:
+        """Read a blob."""
+        data = self.source.blobs[blob_id]
+        assert bytes(await self.content.read(blob_id, len(data), 0, len(data))) == data
 
     async def wait(self) -> None:
         with trio.fail_after(10):
@@ -192,6 +202,97 @@ async def test_queues_take_turns(tmp_path: Path) -> None:
         await other.wait()
         assert len(ordered.published) < 200
         await ordered.wait()
+
+
+async def test_a_reader_takes_the_next_downloads_of_its_queue_along(tmp_path: Path) -> None:
+    """A request for one blob and a request for fifty take the same time."""
+    async with order(tmp_path, Limits(50), count=400, delay=0.05) as ordered:
+        ordered.source.concurrency = 3
+        ordered.add(*ordered.source.blobs)
+        await trio.lowlevel.checkpoint()
+        data = ordered.source.blobs["b300"]
+        assert bytes(await ordered.content.read("b300", len(data), 0, 9999)) == data
+        [beside] = [batch for batch in ordered.source.batches if "b300" in batch]
+        assert beside[0] == "b300"
+        assert len(beside) == 50
+        await ordered.wait()
+        assert ordered.source.asked == dict.fromkeys(ordered.source.blobs, 1)
+
+
+async def test_one_request_is_left_to_readers_of_other_blobs(tmp_path: Path) -> None:
+    async with order(tmp_path, Limits(10), count=400, delay=0.05) as ordered:
+        ordered.source.concurrency = 5
+        ordered.source.blobs["other"] = mail(100)
+        ordered.add(*(f"b{number}" for number in range(400)))
+        await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            for number in range(300, 310):
+                nursery.start_soon(ordered.read, f"b{number}")
+            await trio.sleep(0.02)
+            with trio.fail_after(1):
+                await ordered.read("other")
+        await ordered.wait()
+
+
+async def test_queues_with_few_downloads_share_a_request(tmp_path: Path) -> None:
+    async with order(tmp_path, Limits(100), count=120, delay=0.02) as ordered:
+        ordered.source.concurrency = 3
+        others = [Order(ordered.content, ordered.source) for _ in range(5)]
+        ordered.add(*(f"b{number}" for number in range(100, 120)))
+        for number, other in enumerate(others):
+            other.add(*(f"b{20 * number + one}" for one in range(20)))
+        for each in (ordered, *others):
+            await each.wait()
+            # Each queue gets its own content, and no other.
+            assert len(each.published) == 20
+        assert list(map(len, ordered.source.batches)) == [20, 100]
+
+
+async def test_a_failed_request_of_several_queues_cancels_them(tmp_path: Path) -> None:
+    async with order(tmp_path, Limits(100), count=60, delay=0.01) as ordered:
+        ordered.source.concurrency = 3
+        others = [Order(ordered.content, ordered.source) for _ in range(2)]
+        ordered.add(*(f"b{number}" for number in range(40, 60)))
+        for number, other in enumerate(others):
+            other.add(*(f"b{20 * number + one}" for one in range(20)))
+        ordered.source.batch_error = UnreachableError("no network")
+        for each in (ordered, *others):
+            await each.wait()
+            assert each.published == []
+        ordered.source.batch_error = None
+        await ordered.read("b1")
+
+
+async def test_a_reader_of_an_imminent_download_waits_for_its_request(tmp_path: Path) -> None:
+    async with order(tmp_path, Limits(50), count=20) as ordered:
+        downloads = [ordered.create(one) for one in ordered.source.blobs]
+        queued = [one for one in downloads if one is not None]
+        for download in queued:
+            download.is_imminent = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ordered.read, "b7")
+            await trio.sleep(0.02)
+            assert not ordered.source.asked
+            ordered.content.downloads.add(ordered.queue, queued)
+            for download in queued:
+                download.release()
+        await ordered.wait()
+        assert list(map(len, ordered.source.batches)) == [20]
+
+
+async def test_an_imminent_download_that_is_released_is_requested_for_its_reader(
+    tmp_path: Path,
+) -> None:
+    async with order(tmp_path, Limits(50), count=20) as ordered:
+        download = ordered.create("b7")
+        assert download is not None
+        download.is_imminent = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ordered.read, "b7")
+            await trio.sleep(0.02)
+            assert not ordered.source.asked
+            download.release()
+        assert ordered.source.asked == {"b7": 1}
 
 
 async def test_closing_the_service_ends_the_queue(tmp_path: Path) -> None:

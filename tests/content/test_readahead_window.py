@@ -7,6 +7,7 @@ from jmapfs.content.readahead_window import (
     LARGEST_CHUNK,
     ReadaheadWindow,
 )
+from jmapfs.content.reading_pattern import recognize
 from jmapfs.index.rows import NamedFile
 
 
@@ -89,6 +90,74 @@ def test_chunks_shrink_if_probes_are_not_read() -> None:
         directory.read(directory.ordered)
         directory.probes.clear()
     assert directory.window.chunk == FIRST_CHUNK
+
+
+def test_the_window_is_closed_if_nothing_is_read() -> None:
+    window = ReadaheadWindow(7, "000000")
+    ordered = 1
+    for _ in range(6):
+        chunk = files(ordered, window.chunk)
+        window.extend(chunk)
+        ordered += len(chunk)
+        window.record_passed()
+    assert window.is_closed
+
+
+def test_the_window_of_parallel_processes_is_judged_later() -> None:
+    """A process that reads the beginning of the window comes later than the others."""
+    window = ReadaheadWindow(7, "000000")
+    window.extend(files(1, 8))
+    window.extend(files(9, 16))
+    assert window.record_read(1000 + 23)
+    window.extend(files(25, 32))
+    assert not window.record_read(1000 + 2)
+    assert window.is_parallel
+    assert window.record_read(1000 + 50)
+    assert not window.is_closed
+
+
+def test_names_before_the_window_end_backwards() -> None:
+    window = ReadaheadWindow(7, "000500", backwards=True)
+    window.extend(files(400, 100)[::-1])
+    assert window.end == "000400"
+    assert window.start == "000499"
+    assert window.is_before("000450", "000440")
+    assert not window.is_before("000440", "000450")
+
+
+def test_the_neighbours_show_what_is_read() -> None:
+    """Nearest first: `r` was read, `.` was skipped, of `?` nothing is known."""
+    known = {"r": True, ".": False, "?": None}
+
+    def stride(states: str, needed: int = 2) -> int | None:
+        selection = recognize(10, [(10, known[state]) for state in states], needed)
+        return None if selection is None else selection.stride
+
+    assert stride("rr") == 1
+    assert stride("r") is None
+    assert stride("r", needed=1) == 1
+    assert stride("r??r") == 1
+    assert stride(".r.r") is None
+    assert stride(".r.r.r") == 2
+    assert stride(".r?r.r") is None
+    assert stride("..r" * 3) == 3
+    assert stride("........r" * 3) is None
+    # Two in a row prove nothing if others were skipped before.
+    assert stride("rr" + "..r" * 3) is None
+    assert stride("rrrrrr" + "..r" * 3) == 1
+
+
+def test_sizes_that_are_read() -> None:
+    small, large = (1000, True), (9000, False)
+    selection = recognize(1000, [small, large, (9500, False), (900, True), large, small] * 2, 2)
+    assert selection is not None
+    assert selection.has_limit
+    assert selection.accepts(1100)
+    assert not selection.accepts(9000)
+    # A larger file is read: the sizes do not matter.
+    selection.record(9100, read=True)
+    assert selection.accepts(9000)
+    assert recognize(5000, [(9000, True), (1000, False), small, large] * 3, 2) is None
 
 
 def test_readers_in_parallel_share_a_window() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from jmapfs.daemon.accounts import AccountInodes, AccountPageCache
 from jmapfs.fuse.page_cache import KernelEpoch, PageCacheWriter
 from jmapfs.index.reader import IndexReader
 from tests import corpus
+from tests.bench.proxy import delayed
 from tests.cyrus import Account, Message
 from tests.mails import fill_new_mailbox, random_mail
 from tests.mounts import Home, Mounted, command
@@ -126,6 +128,100 @@ def test_only_files_that_borg_reads_are_fetched(large: Account, tmp_path: Path) 
         counts = mount.counts()
         assert counts.fuse["open"] > _MANY
         assert counts.blobs == 0
+
+
+# The shell's `$1` is the directory.
+_ORDERS = {
+    "rg": 'rg -uu "no such words" "$1"; test $? = 1',
+    "rg with 2 threads": 'rg -uu -j2 "no such words" "$1"; test $? = 1',
+    "rg with 8 threads": 'rg -uu -j8 "no such words" "$1"; test $? = 1',
+    "reversed cat": 'find "$1" -name "*.eml" -print0 | sort -rz | xargs -0 cat',
+    "newest first": 'for each in "$1"/*/; do'
+    ' ls -t "$each" | sed "s|^|$each|" | tr "\\n" "\\0" | xargs -0 cat; done',
+    "fd -x": 'cd "$1" && fdfind -uu -t f -x cat',
+    "fd -X": 'cd "$1" && fdfind -uu -t f -X cat',
+    "xargs -P": 'find "$1" -name "*.eml" -print0 | xargs -0 -P 8 -n 100 cat',
+    "tar": 'tar -C "$1" -cf - . | cat',
+}
+
+
+# How many requests they may need for each one of `grep -r`, by default 1.5. Each process of
+# `xargs -P` has to be recognized. The threads of `fd` find files in several directories.
+_ALLOWED = {"fd -x": 2, "fd -X": 2, "xargs -P": 3}
+
+
+@pytest.fixture(scope="module")
+def distant(large: Account) -> Iterator[Account]:
+    """The same account, 20 ms away."""
+    with delayed(large.http_port, seconds=0.02) as [port]:
+        yield dataclasses.replace(large, http_port=port)
+
+
+@pytest.fixture(scope="module")
+def requests_of_grep(distant: Account, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many requests `grep -r` needs for the whole account."""
+    home = Home(tmp_path_factory.mktemp("grep"), distant.name, distant.password)
+    with home.mounted(distant.url) as mount:
+        before = mount.counts()
+        grep(mount.path)
+        return (mount.counts() - before).http["requests"]
+
+
+@pytest.mark.parametrize("order", _ORDERS)
+def test_every_reading_order_needs_few_requests(
+    distant: Account, tmp_path: Path, requests_of_grep: int, order: str
+) -> None:
+    """Programs that read everything, in any order and with any number of threads or processes."""
+    home = Home(tmp_path, distant.name, distant.password)
+    with home.mounted(distant.url) as mount:
+        before = mount.counts()
+        command("bash", "-c", _ORDERS[order], "bash", mount.path)
+        done = mount.counts() - before
+        assert done.blobs == _MANY + 120
+        assert done.http["requests"] <= _ALLOWED.get(order, 1.5) * requests_of_grep
+
+
+@pytest.mark.parametrize(
+    ("selection", "most_requests"),
+    [
+        ("sed -zn '1~2p'", 1 / 5),
+        ("sed -zn '1~5p'", 1 / 3),
+        ("sort -zr", 1 / 10),
+        ("sed -zn '1~10!p'", 1 / 5),
+        # A pseudorandom half cannot be predicted.
+        ("awk 'BEGIN { RS = ORS = \"\\0\"; srand(3) } rand() < 0.5'", 2),
+    ],
+)
+def test_readers_that_skip_files_fetch_little_in_vain(
+    mount: Mounted, tmp_path: Path, selection: str, most_requests: float
+) -> None:
+    names = tmp_path / "names"
+    find = 'find "$1" -name "*.eml" -print0 | sort -z'
+    command("bash", "-c", f'{find} | {selection} >"$2"', "bash", mount.path / "Inbox", names)
+    wanted = [Path(os.fsdecode(name)) for name in names.read_bytes().split(b"\0") if name]
+    assert wanted
+    read = sum(path.stat().st_size for path in wanted)
+    before = mount.counts()
+    command("xargs", "-0", "-a", names, "cat")
+    settled(mount)
+    done = mount.counts() - before
+    assert done.http["requests"] < most_requests * len(wanted)
+    # The protocol adds little; a fifth may be in vain.
+    assert done.http["bytes"] < read * 5 / 4
+
+
+def test_mail_of_some_sizes_is_read_ahead(mount: Mounted) -> None:
+    """`rg --max-filesize` skips large mail."""
+    large = [path for path in (mount.path / "Inbox").iterdir() if path.stat().st_size > 4096]
+    assert _MANY // 10 < len(large) < _MANY
+    before = mount.counts()
+    command(
+        "bash", "-c", 'rg -uu --max-filesize 4K "no such words" "$1"; test $? = 1', "bash",
+        mount.path / "Inbox",
+    )  # fmt: skip
+    settled(mount)
+    done = mount.counts() - before
+    assert done.http["requests"] < (_MANY - len(large)) // 3
 
 
 def test_mail_in_a_large_cache_is_read_ahead(large: Account, tmp_path: Path) -> None:
