@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jmapfs.jmap.blob_get import BlobDigest
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 
 HEAD_BYTES: Final = 64 * 1024
 """This many bytes at the beginning of a content are enough to recognize a mail."""

@@ -45,7 +45,7 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from jmapfs.jmap.blob_get import BlobDigest, sha1_of
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 
 _log = logging.getLogger(__name__)
 

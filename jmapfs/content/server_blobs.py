@@ -12,7 +12,7 @@ import trio
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 
 
 class ContentStream(Protocol):

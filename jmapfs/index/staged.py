@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.index.emails import (
+from jmapfs.index.email_batch import (
     EmailBatch,
     KnownEmail,
     known_email,

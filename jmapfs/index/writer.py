@@ -14,13 +14,13 @@ from typing import Final, Protocol
 import msgspec
 
 from jmapfs.index.directories import DirectoryTimes
-from jmapfs.index.emails import (
+from jmapfs.index.email_batch import (
     EmailBatch,
     increment_layout_version,
     known_email,
-    reassign_colliding_inodes,
     write_journal,
 )
+from jmapfs.index.file_inodes import reassign_colliding_inodes
 from jmapfs.index.listed import BadEmails, ListedIds
 from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
 from jmapfs.index.rows import AccountState, ListingProgress

@@ -17,9 +17,9 @@ import trio
 
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError, printable
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
-from jmapfs.jmap.http import RetryPolicy
 from jmapfs.jmap.http_errors import TransientError
 from jmapfs.jmap.response import HttpRequest, ResponseReader
+from jmapfs.jmap.retry import RetryPolicy
 
 # Cyrus uses the header Accept. Compression only takes time: mail is small or already compressed.
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}

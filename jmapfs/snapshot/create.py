@@ -10,35 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import trio
 
-from jmapfs import __version__
 from jmapfs.errors import (
     IncompleteError,
-    JmapfsError,
     StorageError,
-    TooMuchGoneError,
     storage_errors,
 )
 from jmapfs.locking import process_lock
 from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
-from jmapfs.snapshot.builder import TreeBuilder
-from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import (
-    FORMAT,
-    Description,
-    ManifestWriter,
     Origin,
     count_mails,
-    is_intact,
 )
 from jmapfs.snapshot.missing import MissingMail, MissingMails
 from jmapfs.snapshot.repository import Repository, origin_text
@@ -51,7 +41,7 @@ from jmapfs.snapshot.source import (
     Source,
     SourceOpener,
 )
-from jmapfs.snapshot.staging import InterruptedRuns, Staging
+from jmapfs.snapshot.target import Scope, Target
 from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.export import FIRST
@@ -169,14 +159,14 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         self._repository = repository
         self._report = report
         self._adopt = adopt
-        self._target: _Target | None = None
+        self._target: Target | None = None
 
     def __exit__(self, *_: object) -> None:
         if self._target is not None:
             self._target.close()
 
     async def prepare(self, origin: Origin, epoch: str, *, blob_ids_are_sha1: bool) -> Sink:
-        scope = _Scope(origin, epoch, blob_ids_are_sha1)
+        scope = Scope(origin, epoch, blob_ids_are_sha1)
         return (await trio.to_thread.run_sync(self._open_target, scope)).staging
 
     async def missing(self, candidates: Sequence[BlobRequest]) -> list[BlobRequest]:
@@ -257,9 +247,9 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             seconds=0.0,
         )
 
-    def _begin(self, source: Source) -> tuple[_Target, str]:
+    def _begin(self, source: Source) -> tuple[Target, str]:
         """Begin the tree for the source's state. Return the target and the date of the snapshot."""
-        scope = _Scope(source.origin, source.epoch, source.blob_ids_are_sha1)
+        scope = Scope(source.origin, source.epoch, source.blob_ids_are_sha1)
         target = self._open_target(scope)
         date = self._repository.next_date(datetime.now(UTC))
         # Read the findings of `jmapfs verify` now. Later findings count against the new snapshot.
@@ -304,143 +294,16 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
                 " fetched again"
             )
 
-    def _open_target(self, scope: _Scope) -> _Target:
+    def _open_target(self, scope: Scope) -> Target:
         if self._target is not None and self._target.staging.epoch != scope.epoch:
             # The server was reset meanwhile. The early contents may belong to other mail now.
             self._target.close()
             self._target = None
         if self._target is None:
-            self._target = _Target(
+            self._target = Target(
                 self._repository,
                 scope,
-                self._adopt,
-                lambda text: trio.from_thread.run_sync(self._report.notice, text),
+                adopt=self._adopt,
+                notice=lambda text: trio.from_thread.run_sync(self._report.notice, text),
             )
         return self._target
-
-
-class _Scope(NamedTuple):
-    """The account and the epoch of a snapshot, and whether its blob ids contain a SHA-1."""
-
-    origin: Origin
-    epoch: str
-    blob_ids_are_sha1: bool
-
-
-class _Target:
-    """The snapshot that is being made, with its base and its staging directory.
-
-    Its methods are for worker threads. Call `close` at the end. Raises ConfigError if the
-    repository belongs to another account, and StorageError or OSError if it cannot be written.
-    """
-
-    def __init__(
-        self,
-        repository: Repository,
-        scope: _Scope,
-        adopt: bool,  # noqa: FBT001 - private
-        notice: Callable[[str], None],
-    ) -> None:
-        origin, epoch, are_sha1 = scope
-        self._repository = repository
-        self._notice = notice
-        interrupted = InterruptedRuns(repository)
-        if not adopt:
-            repository.require_account(origin, interrupted.origins())
-        newest = repository.newest_origin()
-        self._adopted = None if newest is None or newest.is_same(origin) else newest
-        with contextlib.ExitStack() as stack:
-            date = repository.next_date(datetime.now(UTC))
-            self.staging = stack.enter_context(
-                Staging(repository, date, origin, epoch, blob_ids_are_sha1=are_sha1)
-            )
-            self.file_system = stack.enter_context(FileSystem(self.staging.path))
-            if interrupted.paths:
-                # `has_content` must read from the disk, so write everything to the disk first.
-                self.file_system.sync()
-                interrupted.move_to(self.staging)
-            self._linker = Linker(self.staging.path)
-            if self._linker.links != "hard":
-                how = {"reflink": "share blocks instead", "copy": "are copied"}[self._linker.links]
-                notice(f"{repository.path} has no hard links: unchanged files {how}")
-            self.base = self._open_base(scope)
-            if self.base is not None:
-                stack.enter_context(self.base)
-            self._manifest = stack.enter_context(ManifestWriter(self.staging.tree))
-            self.builder = TreeBuilder(self.staging, self._manifest, self._linker, self.base)
-            stack.enter_context(self.builder.blobs)
-            self._stack = stack.pop_all()
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def finish(self, source: Source, date: str, max_gone: float) -> Description:
-        """Write the metadata of the complete tree.
-
-        Raises TooMuchGoneError if more than `max_gone` percent of the base snapshot's mail is gone.
-        """
-        base, tally = self.base, self.builder.tally
-        gone = 0 if base is None else len(base)
-        if base is not None and not self._base_is_other and 100 * gone > max_gone * base.total:
-            raise TooMuchGoneError(
-                f"{gone:,} of the {base.total:,} mails of {base.date} are gone"
-                f" ({100 * gone / base.total:.0f} %), so no snapshot was made; --max-gone 100 makes"
-                " one all the same"
-            )
-        description = Description(
-            format=FORMAT,
-            jmapfs=__version__,
-            date=date,
-            origin=source.origin,
-            email_state=source.email_state,
-            mails=tally.mails,
-            files=tally.files,
-            bytes=tally.bytes,
-            previous=None if base is None else base.date,
-            new=tally.new,
-            gone=gone,
-            added_bytes=tally.new_bytes + self._linker.copied_bytes,
-            links=self._linker.links,
-            mailboxes=tuple(source.mailboxes),
-            epoch=source.epoch,
-            blob_ids_are_sha1=source.blob_ids_are_sha1,
-            missing=self.staging.missing.count,
-            missing_sha256=self.staging.move_missing(),
-            shortfall=source.lacking.shortfall,
-            adopted=self._adopted,
-        )
-        self._manifest.finish(description)
-        return description
-
-    def publish(self, date: str) -> tuple[Path, StorageError | None]:
-        """Publish the snapshot. Return its path and, if cleaning up failed, the error."""
-        path = self.staging.publish(date)
-        try:
-            with storage_errors(path):
-                self._repository.set_latest(date)
-                self._repository.remove_partial(self.staging.path)
-        except StorageError as error:
-            return path, error
-        return path, None
-
-    def _open_base(self, scope: _Scope) -> BaseSnapshot | None:
-        self._base_is_other = False
-        for snapshot in reversed(self._repository.snapshots()):
-            if not is_intact(snapshot.path):
-                self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
-                continue
-            # A later version may have described the snapshot.
-            with contextlib.suppress(JmapfsError):
-                description = snapshot.description()
-                self._base_is_other = not description.origin.is_same(scope.origin)
-                are_sha1 = scope.blob_ids_are_sha1 and description.blob_ids_are_sha1
-                # In another account, a blob id may stand for other content.
-                if self._base_is_other and not are_sha1:
-                    continue
-            # A file that is copied is read anyway, so its content can also be verified.
-            return BaseSnapshot(
-                snapshot,
-                verify_content=self._linker.links == "copy",
-                blob_ids_are_sha1=scope.blob_ids_are_sha1,
-            )
-        return None

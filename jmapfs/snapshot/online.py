@@ -32,7 +32,8 @@ from jmapfs.errors import (
     lone_errors,
 )
 from jmapfs.jmap.blob_get import BlobDigest
-from jmapfs.jmap.client import Client, EmailValues
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import EmailValues
 from jmapfs.jmap.origins import host_of
 from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.manifest import Origin, SavedMail, is_mail_file, read_manifest, utc_date

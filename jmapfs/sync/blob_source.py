@@ -26,7 +26,8 @@ from jmapfs.index.rows import AccountState
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, RangeStream
 from jmapfs.jmap.blobs import BlobStream
-from jmapfs.jmap.client import Client, EmailValues
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import EmailValues
 from jmapfs.sqlite import sqlite_errors
 
 # An email that is asked about may just have been deleted. So a few others with the same blob are

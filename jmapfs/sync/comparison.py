@@ -22,7 +22,8 @@ import trio
 from jmapfs.errors import MethodError, ServerError
 from jmapfs.index.rows import BadEmailRow, Shortfall
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client, ServerCounts
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import ServerCounts
 from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import NOT_FOUND, listed_but_not_found
 

@@ -23,7 +23,8 @@ import trio
 from jmapfs.errors import lone_errors
 from jmapfs.index.rows import ListingProgress
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client, EmailsFound
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import BadEmail, Email
 from jmapfs.sync.id_listing import IdListing, list_ids
 

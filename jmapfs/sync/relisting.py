@@ -24,7 +24,8 @@ import trio
 from jmapfs.errors import TooMuchGoneError
 from jmapfs.index.rows import ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Client, EmailsFound
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import Mailbox
 from jmapfs.sync.listing import ListingReport, ListingTarget, list_emails
 

@@ -28,7 +28,9 @@ from jmapfs.errors import MethodError, ServerError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import Changes, Client, EmailChanges, EmailsFound
+from jmapfs.jmap.changes import Changes, EmailChanges
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.identity import merge_origins
 from jmapfs.jmap.types import Email, Mailbox
 from jmapfs.sqlite import sqlite_errors

@@ -20,7 +20,7 @@ from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.errors import BlobNotFoundError, UnreachableError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, DigestAlgorithm
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 
 MIB = 1024 * 1024
 

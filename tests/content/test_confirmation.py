@@ -20,7 +20,7 @@ from jmapfs.content.confirmation import (
     refusal,
 )
 from jmapfs.jmap.blob_get import BlobDigest
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 from tests.corpus import hostile_mails, mails
 from tests.server.headers import parse_header
 

@@ -21,7 +21,7 @@ from jmapfs.content.publisher import DiskThreads, PublishToKernel
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
 from jmapfs.errors import BlobNotFoundError, JmapfsError, MethodError, UnreachableError
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 from tests.content.server import MIB, FakeSource, Limits, mail, serving
 
 _T = TypeVar("_T")

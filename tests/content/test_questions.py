@@ -16,7 +16,7 @@ from jmapfs.errors import (
     ProtocolError,
     UnreachableError,
 )
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 from tests.content.server import FakeSource, Limits, mail
 
 

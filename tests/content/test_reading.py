@@ -14,7 +14,7 @@ import trio.testing
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.confirmation import Route
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
-from jmapfs.jmap.client import EmailValues
+from jmapfs.jmap.emails import EmailValues
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cache.stored import stored
 from tests.content.server import MIB, Corrections, FakeSource, mail, needs_no_network, serving

@@ -319,7 +319,7 @@ def narrow_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
         return range(first, first + 32)
 
     monkeypatch.setattr("jmapfs.inodes.inode_range", narrow_range)
-    monkeypatch.setattr("jmapfs.index.emails.inode_range", narrow_range)
+    monkeypatch.setattr("jmapfs.index.file_inodes.inode_range", narrow_range)
 
 
 @pytest.mark.usefixtures("narrow_inodes")

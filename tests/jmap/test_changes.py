@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.client import Changes
+from jmapfs.jmap.changes import Changes
 from tests.jmap.fake import LIMIT, Arguments, FakeServer, RefusedError, opened, with_limits
 
 

@@ -12,7 +12,7 @@ import pytest
 from trio.testing import MockClock
 
 from jmapfs.errors import MethodError, RequestError
-from jmapfs.jmap.client import EmailsFound, EmailValues, IdPage
+from jmapfs.jmap.emails import EmailsFound, EmailValues, IdPage
 from jmapfs.jmap.types import Address, BadEmail, Email, Keywords, MailboxIds
 from tests.jmap.fake import (
     LIMIT,

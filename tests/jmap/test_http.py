@@ -23,10 +23,11 @@ from jmapfs.errors import (
     UnreachableError,
 )
 from jmapfs.jmap.client import connect
-from jmapfs.jmap.http import Traffic, Transport, back_off
+from jmapfs.jmap.http import Traffic, Transport
 from jmapfs.jmap.http_errors import LONGEST_RETRY_AFTER, retry_after
 from jmapfs.jmap.login import Login
 from jmapfs.jmap.response import HttpRequest, HttpResponse
+from jmapfs.jmap.retry import back_off
 from tests.jmap.fake import (
     CREDENTIALS,
     LIMIT,

@@ -17,8 +17,8 @@ from tests.users import ALICE, UserHome, user_home
 
 _IMPATIENT = """
 from jmapfs.content.service import open_content_service
-from jmapfs.jmap import http
-http._FIRST_PAUSE = 0.02
+from jmapfs.jmap import retry
+retry._FIRST_PAUSE = 0.02
 open_content_service.__wrapped__.__kwdefaults__.update(read_timeout=2, download_timeout=3)
 from jmapfs.cli.main import main
 main()

@@ -15,7 +15,8 @@ import trio
 from jmapfs.errors import ServerError, TooMuchGoneError
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.api import MethodResponse
-from jmapfs.jmap.client import Changes, Client, EmailChanges
+from jmapfs.jmap.changes import Changes, EmailChanges
+from jmapfs.jmap.client import Client
 from jmapfs.jmap.types import Mailbox
 from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server

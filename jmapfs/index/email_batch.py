@@ -1,9 +1,4 @@
-"""Writing emails into the index: their files, inodes and names, and the journal of changes.
-
-An inode is computed from the time of receipt and the blob id (`inodes.email_inode`). Two blobs of
-the same second collide about once in 2^24 pairs. The later blob then gets the next of its
-candidates. After a first listing, colliding files are assigned again in the order of their blob
-ids, so that every listing of the same account gives the same inodes.
+"""Writing emails into the index: their names, mailboxes and keywords, and the journal of changes.
 
 An email in no mailbox is in the mailbox UNFILED. A mailbox that the server has not described gets a
 row without a name. If the server still does not describe it when asked again, the emails leave it
@@ -19,8 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from jmapfs.index.file_inodes import put_file, remove_unused_file
 from jmapfs.index.schema import UNFILED
-from jmapfs.inodes import email_inode, inode_range
 from jmapfs.jmap.types import Email
 from jmapfs.names import email_stem, numbered_name
 
@@ -151,10 +146,7 @@ class EmailBatch:
 
     def _insert(self, email: Email) -> None:
         received = received_at(email)
-        inode = self._file_inode(email.blob_id, received)
-        if inode is None:
-            file = (email.blob_id, received, *self._sizes(email))
-            inode = _insert_file(self._connection, *file)
+        inode = put_file(self._connection, email.blob_id, received, *self._sizes(email))
         stem = stem_of(email)
         number = self._connection.execute(
             "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
@@ -177,11 +169,7 @@ class EmailBatch:
         self._connection.execute("DELETE FROM keyword WHERE email = ?", (number,))
         self._connection.execute("DELETE FROM undescribed WHERE email = ?", (number,))
         self._connection.execute("DELETE FROM email WHERE number = ?", (number,))
-        self._connection.execute(
-            "DELETE FROM file WHERE inode = :inode"
-            " AND NOT EXISTS (SELECT 1 FROM email WHERE inode = :inode)",
-            {"inode": inode},
-        )
+        remove_unused_file(self._connection, inode)
 
     def _sizes(self, email: Email) -> tuple[int, int | None]:
         """Return the size of the content, and the stated size if it is another one."""
@@ -244,12 +232,6 @@ class EmailBatch:
             "INSERT INTO keyword (email, keyword) VALUES (?, ?)",
             [(number, keyword) for keyword in current - known],
         )
-
-    def _file_inode(self, blob_id: str, received: int) -> int | None:
-        row = self._connection.execute(
-            "SELECT inode FROM file WHERE blob_id = ? AND received_at = ?", (blob_id, received)
-        ).fetchone()
-        return int(row[0]) if row else None
 
     def _mailbox_number(self, mailbox_id: str) -> int:
         """Return the number of a mailbox; add a row that is not `known` if the id is new."""
@@ -345,59 +327,6 @@ def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | N
         (email_id,),
     ).fetchone()
     return KnownEmail(*row) if row else None
-
-
-def reassign_colliding_inodes(connection: sqlite3.Connection) -> None:
-    """Assign the inodes of each second with collisions again, in the order of the blob ids."""
-    ranges = {
-        inode_range(received)
-        for (received,) in connection.execute("SELECT received_at FROM file WHERE attempt > 0")
-    }
-    for inodes in ranges:
-        _reassign_inodes(connection, inodes)
-
-
-def _reassign_inodes(connection: sqlite3.Connection, inodes: range) -> None:
-    bounds = (inodes[0], inodes[-1])
-    files = connection.execute(
-        "SELECT inode, blob_id, received_at, size, stated FROM file WHERE inode BETWEEN ? AND ?"
-        " ORDER BY blob_id, received_at",
-        bounds,
-    ).fetchall()
-    connection.execute("DELETE FROM file WHERE inode BETWEEN ? AND ?", bounds)
-    moved = []
-    for old, *file in files:
-        new = _insert_file(connection, *file)
-        if new != old:
-            moved.append((old, new))
-    for table in ("email", "membership"):
-        # The inodes are negative in between: a new inode may be the old inode of another file.
-        statement = f"UPDATE {table} SET inode = ? WHERE inode = ?"  # noqa: S608
-        connection.executemany(statement, [(-new, old) for old, new in moved])
-        connection.executemany(statement, [(new, -new) for _, new in moved])
-    # The rows of `file` are new, so the triggers that count links have not run for these rows.
-    connection.execute(
-        "UPDATE file SET links = (SELECT count(*) FROM membership AS m WHERE m.inode = file.inode)"
-        " WHERE inode BETWEEN ? AND ?",
-        bounds,
-    )
-
-
-def _insert_file(
-    connection: sqlite3.Connection, blob_id: str, received: int, size: int, stated: int | None
-) -> int:
-    """Insert a file, and return its inode: the first candidate that is not in use."""
-    attempt = 0
-    while True:
-        inode = email_inode(blob_id, received, attempt=attempt)
-        inserted = connection.execute(
-            "INSERT INTO file (inode, blob_id, received_at, size, stated, attempt)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (inode) DO NOTHING",
-            (inode, blob_id, received, size, stated, attempt),
-        )
-        if inserted.rowcount:
-            return inode
-        attempt += 1
 
 
 def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, str, int]]) -> None:
