@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.mail_server.account import MailAccount
 from tests.mails import list_mails
-from tests.mounts import Home, Mounted, fixed
+from tests.mounts import Home, Mounted, fixed, portable
 
 QUIET = ("--poll-interval", "3600")
 """Only `jmapfs sync` brings changes, or push."""
@@ -163,13 +163,14 @@ class Watcher:
                 assert fixed(old) == fixed(new), path
             else:
                 assert old.st_ino == new.st_ino, path
-                assert old.st_mtime_ns != new.st_mtime_ns, path
+                assert int(old.st_mtime) < int(new.st_mtime), path
+                assert new.st_mtime_ns == new.st_ctime_ns, path
 
 
 def assert_like_a_new_mount(watcher: Watcher, directory: Path) -> None:
     """The tree that followed the account is that of a machine that sees it for the first time."""
     fresh = home_of(watcher.account, directory)
     with fresh.mounted(watcher.account.url, *QUIET) as other:
-        assert {path: fixed(status) for path, status in other.entries().items()} == {
-            path: fixed(status) for path, status in watcher.entries.items()
+        assert {path: portable(status) for path, status in other.entries().items()} == {
+            path: portable(status) for path, status in watcher.entries.items()
         }

@@ -8,8 +8,8 @@ The new time is rounded up: it is later than every time stamp that a tool has ma
 change. It is also later than the last time of the directory, even if the clock was set back, or if
 both changes are of one second. Tools that keep only the seconds, such as notmuch, see each change.
 
-A directory that is moved keeps its time, because its names are the same. But a path must not show
-the time that it had before with another directory. So the last time of each path is kept.
+A directory that is moved to a new path keeps its time, because its names are the same. But a path
+must not show an old time with other names. So the last time of each path is kept.
 """
 
 import math
@@ -102,14 +102,14 @@ class DirectoryTimes:
                 directory.children_digest,
                 seconds,
             )
-            earlier = by_mailbox.get(mailbox)
-            if earlier is not None and earlier.names == row.names:
+            here, earlier = by_path.get(row.inode), by_mailbox.get(mailbox)
+            if here is not None and here.mailbox is not None and here.names == row.names:
+                after.append(row._replace(changed_at=here.changed_at))
+                continue
+            if earlier is not None and earlier is not here and earlier.names == row.names:
                 row = row._replace(changed_at=earlier.changed_at)
-            elif earlier is not None:
-                row = row._replace(changed_at=max(seconds, earlier.changed_at + 1))
-            other = by_path.get(row.inode)
-            if other is not None and other is not earlier and other.changed_at >= row.changed_at:
-                row = row._replace(changed_at=max(seconds, other.changed_at + 1))
+            if here is not None and here.changed_at >= row.changed_at:
+                row = row._replace(changed_at=max(seconds, here.changed_at + 1))
             after.append(row)
         self._connection.execute("UPDATE directory SET mailbox = NULL WHERE mailbox IS NOT NULL")
         self._connection.executemany(

@@ -10,7 +10,7 @@ import pytest
 from tests import corpus
 from tests.mail_server.account import MailAccount
 from tests.mails import list_mails
-from tests.mounts import Home, fixed
+from tests.mounts import Home, fixed, portable
 from tests.waits import wait_until
 from tests.watcher import (
     QUIET,
@@ -91,8 +91,8 @@ def test_names_that_are_used_again(account: MailAccount, watcher: Watcher, tmp_p
     change(lambda: account.move("INBOX", [2], "Work"))
     (moved,) = first.keys() - watcher.entries.keys()
     change(lambda: account.move("Work", [5], "INBOX"))
-    assert {path: fixed(status) for path, status in first.items()} == {
-        path: fixed(status) for path, status in watcher.entries.items()
+    assert {path: portable(status) for path, status in first.items()} == {
+        path: portable(status) for path, status in watcher.entries.items()
     }
     assert moved in watcher.entries
 
@@ -103,8 +103,8 @@ def test_names_that_are_used_again(account: MailAccount, watcher: Watcher, tmp_p
     change(away_and_back)
     change(lambda: account.rename_mailbox("Work", "Play"), *TO_COME)
     change(lambda: account.rename_mailbox("Play", "Work"), *TO_COME)
-    assert {path: fixed(status) for path, status in first.items()} == {
-        path: fixed(status) for path, status in watcher.entries.items()
+    assert {path: portable(status) for path, status in first.items()} == {
+        path: portable(status) for path, status in watcher.entries.items()
     }
 
     def names_swapped() -> None:

@@ -216,6 +216,15 @@ def test_a_path_never_shows_an_old_time_with_other_names(account: Account) -> No
     assert account.times() == {"": 32, "A": 21, "B": 12, "C": 31}
 
 
+def test_another_mailbox_with_the_same_names(account: Account) -> None:
+    """The server has deleted a mailbox and created one of that name since the last sync."""
+    with account.changing(10) as writer:
+        mailboxes = [mailbox("a", "A"), mailbox("b", "B"), mailbox("d", "D", "a")]
+        gone = writer.replace_mailboxes([*mailboxes, mailbox("f", "C")])
+        writer.retire_mailboxes(gone)
+    assert account.times() == UNCHANGED
+
+
 def test_emails_that_are_in_no_mailbox(account: Account) -> None:
     with account.changing(10) as writer:
         writer.put_emails([email("9")])
