@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -114,10 +114,13 @@ class Watcher:
     def compare(self) -> None:
         assert shown(self.mount, self.entries) == on_server(self.account)
 
-    def change(self, change: Callable[[], object], *coming: str) -> Entries:
+    def change(
+        self, change: Callable[[], object], *coming: str, changed_back: Collection[str] = ()
+    ) -> Entries:
         """Make a change, sync, and check all of the tree; return it as it was before.
 
-        `coming` are directories that the change may make.
+        `coming` are directories that the change may make. The names in `changed_back` are others
+        between two steps of the sync.
         """
         before = self.entries
         paths = self._paths(coming)
@@ -131,7 +134,7 @@ class Watcher:
         for path, status in looked_up.items():
             assert status is None or fixed(status) == fixed(after[path]), path
         self.compare()
-        self._check_what_stayed(before)
+        self._check_what_stayed(before, changed_back)
         return before
 
     def _paths(self, coming: Iterable[str]) -> set[str]:
@@ -152,14 +155,14 @@ class Watcher:
                 found[path] = (self.mount.path / path).lstat()
         return found
 
-    def _check_what_stayed(self, before: Entries) -> None:
+    def _check_what_stayed(self, before: Entries, changed_back: Collection[str]) -> None:
         after = self.entries
         members_before, members_after = members(before), members(after)
         for path in before.keys() & after.keys():
             old, new = before[path], after[path]
             if not stat.S_ISDIR(old.st_mode):
                 assert without_links(old) == without_links(new), path
-            elif members_before[path] == members_after[path]:
+            elif members_before[path] == members_after[path] and path not in changed_back:
                 assert fixed(old) == fixed(new), path
             else:
                 assert old.st_ino == new.st_ino, path
