@@ -6,9 +6,16 @@ SHA-1: then they prove the content themselves. It is also empty in an index that
 has made, so that the cached content of that version can still be found.
 """
 
+import secrets
 from typing import Final
 
 _SEPARATOR: Final = "\0"
+_EPOCH_BYTES: Final = 4
+
+
+def new_epoch() -> str:
+    """Return a token for a new epoch."""
+    return secrets.token_hex(_EPOCH_BYTES)
 
 
 def content_key(epoch: str, blob_id: str) -> str:

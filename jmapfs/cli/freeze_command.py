@@ -1,4 +1,4 @@
-"""`jmapfs sync`, `freeze` and `thaw`: requests to a running mount."""
+"""`jmapfs sync`, `freeze`, `thaw` and `umount`: requests to a running mount."""
 
 import signal
 import subprocess
@@ -13,6 +13,7 @@ from jmapfs.cli.options import DurationParameter, mountpoint_argument
 from jmapfs.control.messages import FreezeRequest, SyncRequest, ThawRequest
 from jmapfs.control.mounts import resolve
 from jmapfs.control.socket_client import FreezeLease, ask
+from jmapfs.daemon.mountpoint import unmount
 from jmapfs.errors import UsageError
 
 # The exit codes of shells: the command is not found, cannot be run, or was killed by a signal.
@@ -62,6 +63,13 @@ def thaw_command(mountpoint: Path) -> None:
     mountpoint = resolve(mountpoint)
     if not ask(mountpoint, ThawRequest()).was_frozen:
         raise UsageError(f"{mountpoint}: the mount is not frozen")
+
+
+@click.command("umount")
+@mountpoint_argument
+def umount_command(mountpoint: Path) -> None:
+    """Unmount MOUNTPOINT, and wait until its daemon has ended."""
+    unmount(resolve(mountpoint))
 
 
 def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ _COMMANDS: Final = {
     "status": ("status_command", "Show the status of one mount, or of all mounts."),
     "sync": ("freeze_command", "Ask for changes now, and wait until MOUNTPOINT shows them."),
     "thaw": ("freeze_command", "End a freeze: MOUNTPOINT follows the account again."),
-    "umount": ("mount_command", "Unmount MOUNTPOINT, and wait until its daemon has ended."),
+    "umount": ("freeze_command", "Unmount MOUNTPOINT, and wait until its daemon has ended."),
     "verify": ("verify_command", "Compare one snapshot, or all in DEST, with their checksums."),
 }
 

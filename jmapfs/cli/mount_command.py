@@ -1,4 +1,4 @@
-"""`jmapfs mount`, `umount` and `accounts`.
+"""`jmapfs mount` and `accounts`.
 
 Only `mount` needs FUSE, so only that command imports the daemon, when it runs.
 """
@@ -24,7 +24,7 @@ from jmapfs.cli.options import (
 from jmapfs.cli.output import MountDisplay, show_waiting
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import is_automount, resolve
-from jmapfs.daemon.mountpoint import check_mountpoint, unmount
+from jmapfs.daemon.mountpoint import check_mountpoint
 from jmapfs.daemon.request import MountRequest, parse_options
 from jmapfs.daemon.startup import (
     PipeStartupReport,
@@ -140,13 +140,6 @@ def _mount(request: MountRequest, *, foreground: bool, verbose: bool) -> None:
 
         # Until an automount is complete, the kernel stops other process groups at the mountpoint.
         run_in_background(daemon, display, joins_group=is_automount(request.mountpoint))
-
-
-@click.command("umount")
-@mountpoint_argument
-def umount_command(mountpoint: Path) -> None:
-    """Unmount MOUNTPOINT, and wait until its daemon has ended."""
-    unmount(resolve(mountpoint))
 
 
 @click.command("accounts")

@@ -10,7 +10,7 @@ Each step has a download queue, so it does not delay readers.
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -107,7 +107,7 @@ class Prefetcher:
 
     async def fetch(self, wanted: BlobSizes, seconds: float) -> FetchResult:
         """Fetch uncached blobs for at most `seconds`; return when they are written."""
-        absent = await self.missing(wanted)
+        absent = await self._absent(wanted)
         step = _Step(self._content, wanted)
         step.begin(absent)
         try:
@@ -128,6 +128,28 @@ class Prefetcher:
         sizes |= await self._in_thread(partial(self._disk.sizes, list(cached - sizes.keys())))
         await self._correct_sizes(wanted, sizes)
         return result
+
+    async def _absent(self, wanted: BlobSizes) -> list[str]:
+        """Return the blobs that are not cached when this method returns, in this order.
+
+        A blob may be written after a thread has missed it: the last step's downloads go on.
+        """
+        under_way = self._under_way(wanted)
+        absent = await self.missing(wanted)
+        while written := under_way.intersection(absent) - self._under_way(absent):
+            under_way -= written
+            written.difference_update(await self.missing({one: wanted[one] for one in written}))
+            absent = [one for one in absent if one not in written]
+        return absent
+
+    def _under_way(self, keys: Iterable[str]) -> set[str]:
+        """Return the blobs that are being downloaded or written."""
+        content = self._content
+        return {
+            one
+            for one in keys
+            if content.get_download(one) is not None or content.write_behind.get(one) is not None
+        }
 
     def _read(self, wanted: BlobSizes, deadline: float) -> tuple[dict[str, int], list[str]]:
         """Return the sizes of cached blobs, and the ids that were not checked; in a thread."""

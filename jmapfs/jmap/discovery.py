@@ -11,12 +11,7 @@ from functools import partial
 from typing import TypeAlias
 from urllib.parse import urljoin
 
-import dns.asyncresolver
-import dns.exception
-import dns.name
-import dns.resolver
 import trio
-from dns.rdtypes.IN.SRV import SRV
 
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
@@ -64,6 +59,13 @@ Raises UnreachableError when the lookup itself fails.
 
 async def look_up(name: str) -> list[ServiceTarget]:
     """Ask the system's name servers for the SRV records of `name`; the default Resolver."""
+    # Only a mail address needs dnspython, whose import takes as long as that of httpx.
+    import dns.asyncresolver  # noqa: PLC0415
+    import dns.exception  # noqa: PLC0415
+    import dns.name  # noqa: PLC0415
+    import dns.resolver  # noqa: PLC0415
+    from dns.rdtypes.IN.SRV import SRV  # noqa: PLC0415
+
     try:
         dns_name = dns.name.from_text(name)
     except (dns.exception.DNSException, ValueError):

@@ -1,15 +1,26 @@
 """Compares an index with the server: whether the account is the same, and the state current."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import trio
 
+from jmapfs.blob_keys import new_epoch
 from jmapfs.errors import ConfigError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState
+from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
+from jmapfs.jmap.types import Email
+
+REUSED_IDS: Final = "the server uses the ids of emails again for other emails"
+
+
+class ReusedIdsError(Exception):
+    """An email id stands for another email than before: the server was reset or restored."""
 
 
 class StateWaiter:
@@ -56,10 +67,51 @@ def check_account(database: IndexDatabase, client: Client) -> None:
     """
     state = database.state()
     if state.account_id:
-        require_owner(state, database, client)
+        _require_owner(state, database, client)
 
 
-def require_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
+def claim_index(client: Client, database: IndexDatabase, writer: IndexWriter) -> None:
+    """Check that the index belongs to the client's account. A new index is assigned to it.
+
+    Stores how the account is reached now. Raises ConfigError if it belongs to another account.
+    """
+    before = state = writer.state()
+    if state.account_id:
+        _require_owner(state, database, client)
+    else:
+        state = replace(
+            state,
+            account_id=client.account.id,
+            account_name=client.account.name,
+            epoch="" if client.blob_ids_are_sha1 else new_epoch(),
+        )
+    identity = client.identity
+    is_there = state.server in {"", client.session.api_url}
+    state = replace(
+        state,
+        location=identity.location,
+        # Snapshots of an earlier version name only the origin that the API had then.
+        origins=merge_origins(identity.origins, identity_of(state).origins),
+        server=client.session.api_url,
+        moved_at=state.moved_at if is_there else time.time(),
+        username=identity.username or state.username,
+        blob_ids_are_sha1=client.blob_ids_are_sha1,
+    )
+    if state != before:
+        with writer.transaction():
+            writer.set_state(state)
+
+
+def require_own_ids(client: Client, writer: IndexWriter, emails: Iterable[Email]) -> None:
+    """Raise ReusedIdsError if an id stands for another email in the index.
+
+    Blob ids with a SHA-1 prove the content, so a reused email id does no harm then.
+    """
+    if not client.blob_ids_are_sha1 and writer.reused_ids(emails):
+        raise ReusedIdsError
+
+
+def _require_owner(state: AccountState, database: IndexDatabase, client: Client) -> None:
     """Raise ConfigError if a state belongs to another account."""
     ours, index = client.identity, identity_of(state)
     if not index.location:

@@ -13,19 +13,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
 
 from jmapfs.errors import MethodError, ServerError
-from jmapfs.index.rows import BadEmailRow, Shortfall
+from jmapfs.index.rows import Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import ServerCounts
+from jmapfs.sync.bad_emails import forget_not_found, listed_but_not_found, not_found
 from jmapfs.sync.id_listing import list_ids
-from jmapfs.sync.listing import NOT_FOUND, listed_but_not_found
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: boo
     listed = listing.ids.keys()
     removed = False
     if listing.is_whole:
-        removed = await trio.to_thread.run_sync(_forget_not_found, writer, listed)
+        removed = await trio.to_thread.run_sync(forget_not_found, writer, listed)
     ids = set(listed)
     if with_changes:
         try:
@@ -198,22 +198,8 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         total=counts.total,
         lacking=tuple(lacking),
         excess=tuple(excess),
-        not_found=len(_not_found(rows)),
+        not_found=len(not_found(rows)),
     )
-
-
-def _not_found(rows: Iterable[BadEmailRow]) -> list[str]:
-    """Return the ids that were listed, but not found."""
-    return [row.id for row in rows if row.reason == NOT_FOUND]
-
-
-def _forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
-    """Forget the ids that were not found, and are not listed any more; return whether any were."""
-    gone = [email_id for email_id in _not_found(writer.bad_emails()) if email_id not in listed]
-    if gone:
-        with writer.transaction():
-            writer.bad.remove(gone)
-    return bool(gone)
 
 
 def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:

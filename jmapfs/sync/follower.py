@@ -4,9 +4,9 @@
        ↑                                  ↑─────────────────────────────────┘
        └── pause (longer each time) ── offline, if any of it fails
 
-The part from one "bring up to date" to the next is a round. A round begins because of a push event,
-a request, a failed download, or because time has passed. A push event is only a hint: whatever it
-contains, the server is asked for the changes.
+The part from one "bring up to date" to the next is a round (`sync.rounds`). A round begins
+because of a push event, a request, a failed download, or because time has passed. A push event is
+only a hint: whatever it contains, the server is asked for the changes.
 
 If the index is not complete when the follower starts, an error of the first round is raised to the
 caller, because there is nothing to show yet.
@@ -18,10 +18,9 @@ other processes are read-only followers: they see what the first process stores.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,21 +33,18 @@ from jmapfs.errors import (
     ForbiddenError,
     JmapfsError,
     RequestError,
-    ServerError,
     StorageError,
-    TooMuchGoneError,
     UnreachableError,
     lone_errors,
 )
 from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
 from jmapfs.jmap.push import PushUnavailableError
 from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.relisting import too_much_gone
-from jmapfs.sync.synchronizer import Synchronizer
+from jmapfs.sync.rounds import COMPARE_INTERVAL, RoundRequest, Rounds
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +57,6 @@ _LONGEST_PAUSE: Final = 60.0
 _LONGEST_FORBIDDEN_PAUSE: Final = 3600.0
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
 _GATHER_SECONDS: Final = 0.05
-_COMPARE_INTERVAL: Final = 3600.0
 _OTHER_WRITER_SECONDS: Final = 10.0
 _OTHER_WRITER_INTERVAL: Final = 0.25
 
@@ -79,25 +74,11 @@ class ConnectionState:
     changed_at: float = 0.0
 
 
-class _RoundRequest:
-    """A task waits for a round that begins after its request; `suspects` as in `sync_now`."""
-
-    def __init__(
-        self, *, accept_deletions: bool = False, compare: bool = False, suspects: Iterable[str] = ()
-    ) -> None:
-        self.accept_deletions = accept_deletions
-        self.compare = compare
-        self.suspects = frozenset(suspects)
-        self.done = trio.Event()
-        self.error: JmapfsError | None = None
-
-
 class AccountFollower:
     """Keeps one index up to date with one account.
 
     client: the open client, None while the server is unreachable.
     connection: whether the server is reachable.
-    checked_at: when this process last brought the index up to date, in seconds since 1970.
     push_active: whether the server sends push events.
 
     `after_round` is called after every round, and when the server becomes unreachable. Every
@@ -112,31 +93,30 @@ class AccountFollower:
         *,
         poll_interval: float,
         after_round: Callable[[], Awaitable[None]],
-        compare_interval: float = _COMPARE_INTERVAL,
+        compare_interval: float = COMPARE_INTERVAL,
     ) -> None:
         self.client: Client | None = None
         self.connection = ConnectionState(online=False, since=time.time())
-        self.checked_at = 0.0
         self.push_active = False
         self._open_client = open_client
         self._database = database
-        self._lease = lease
-        self._writer: IndexWriter | None = None
+        self._rounds = Rounds(database, lease, compare_interval)
         self._poll_interval = poll_interval
         self._after_round = after_round
-        self._compare_interval = compare_interval
-        # When the numbers of emails are compared next, in trio's time; infinite before a round.
-        self._next_comparison = math.inf
         self._woken = trio.Event()
-        self._requests: list[_RoundRequest] = []
-        self._reset_reported = False
+        self._requests: list[RoundRequest] = []
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
 
     @property
     def writes_index(self) -> bool:
         """Whether this process writes the index."""
-        return self._writer is not None
+        return self._rounds.writes_index
+
+    @property
+    def checked_at(self) -> float:
+        """When this process last brought the index up to date, in seconds since 1970."""
+        return self._rounds.checked_at
 
     def traffic(self) -> Traffic:
         """Return the traffic of all clients so far, including closed clients."""
@@ -167,7 +147,7 @@ class AccountFollower:
 
         Call this only for servers whose blob ids do not contain a SHA-1.
         """
-        self._reset_reported = True
+        self._rounds.reset_reported = True
         self.wake()
 
     async def sync_now(
@@ -188,7 +168,7 @@ class AccountFollower:
         date in time.
         """
         await self._next_round(
-            _RoundRequest(accept_deletions=accept_deletions, compare=compare, suspects=suspects)
+            RoundRequest(accept_deletions=accept_deletions, compare=compare, suspects=suspects)
         )
         # The check comes after the round, because the round takes the lease if the lease is free.
         if self.writes_index:
@@ -207,20 +187,18 @@ class AccountFollower:
                     await trio.sleep(_OTHER_WRITER_INTERVAL)
             if not waiting.cancelled_caught:
                 # The next round calls `after_round` for what the other process has stored.
-                await self._next_round(_RoundRequest())
+                await self._next_round(RoundRequest())
                 return
         raise BusyError(
             "another process writes the index of this account, and has not brought it up to date:"
             " use its mount"
         )
 
-    async def _next_round(self, request: _RoundRequest) -> None:
+    async def _next_round(self, request: RoundRequest) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
         self._requests.append(request)
         self.wake()
-        await request.done.wait()
-        if request.error is not None:
-            raise request.error
+        await request.wait()
 
     async def run(
         self,
@@ -233,7 +211,7 @@ class AccountFollower:
 
         Raises JmapfsError only before that start, if the account cannot be shown.
         """
-        self._writer = await trio.to_thread.run_sync(self._lease.writer)
+        await self._rounds.acquire_writer()
         startup = _Startup(task_status)
         pause = _FIRST_PAUSE
         while True:
@@ -276,7 +254,7 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._synchronize(client, report, requests)
+            error = await self._rounds.run(client, report, requests)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
@@ -290,74 +268,8 @@ class AccountFollower:
             error = outage
             raise
         finally:
-            _answer(requests, error)
-
-    async def _synchronize(
-        self, client: Client, report: ListingReport, requests: Sequence[_RoundRequest]
-    ) -> StorageError | TooMuchGoneError | None:
-        """Bring the index up to date.
-
-        Returns the error if the index cannot be written, or if the tree stays stale. The server is
-        reachable in both cases, so mail can be read.
-        """
-        if self._writer is None:
-            self._writer = await trio.to_thread.run_sync(self._lease.writer)
-        if self._writer is None:
-            return None
-        reset_reported, self._reset_reported = self._reset_reported, False
-        try:
-            synchronizer = Synchronizer(
-                client,
-                self._database,
-                self._writer,
-                accept_deletions=any(request.accept_deletions for request in requests),
-                ask_again=bool(requests),
-                reset_reported=reset_reported,
-            )
-            is_requested = any(request.compare for request in requests)
-            is_due = trio.current_time() >= self._next_comparison
-            try:
-                await synchronizer.bring_up_to_date(report, compare=is_requested or is_due)
-            except ServerError as error:
-                if is_requested or not is_due:
-                    raise
-                # A server that cannot list its mail can still report the changes.
-                _log.warning("the numbers of emails cannot be compared: %s", error)
-                await synchronizer.bring_up_to_date(report)
-            await self._plan_comparison(self._writer)
-            if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
-                await synchronizer.drop_unlisted(suspects, report)
-        except StorageError as error:
-            self._reset_reported |= reset_reported
-            if not (await trio.to_thread.run_sync(self._writer.state)).complete:
-                raise
-            self._postpone_comparison()
-            _log.error("%s", error)
-            return error
-        except TooMuchGoneError as error:
-            self._postpone_comparison()
-            self.checked_at = time.time()
-            return error
-        except BaseException:
-            self._reset_reported |= reset_reported
-            raise
-        self.checked_at = time.time()
-        return None
-
-    async def _plan_comparison(self, writer: IndexWriter) -> None:
-        # The first round makes no comparison that is due: the mount can be used before that.
-        age = time.time() - (await trio.to_thread.run_sync(writer.state)).compared_at
-        if self._next_comparison == math.inf and age >= self._compare_interval:
-            self._next_comparison = trio.current_time()
-        elif self._next_comparison == math.inf:
-            self._next_comparison = trio.current_time() + self._compare_interval
-        else:
-            self._postpone_comparison()
-
-    def _postpone_comparison(self) -> None:
-        # A comparison that is due, but cannot be made, must not begin round after round.
-        if trio.current_time() >= self._next_comparison:
-            self._next_comparison = trio.current_time() + self._compare_interval
+            for request in requests:
+                request.answer(error)
 
     async def _go_offline(self, error: JmapfsError) -> None:
         self.client = None
@@ -374,7 +286,8 @@ class AccountFollower:
             changed_at=before.changed_at if text == before.error else now,
         )
         requests, self._requests = self._requests, []
-        _answer(requests, error)
+        for request in requests:
+            request.answer(error)
         try:
             await self._after_round()
         except JmapfsError as failure:
@@ -387,7 +300,7 @@ class AccountFollower:
         if self.push_active and self.writes_index:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         interval *= random.uniform(0.9, 1.1)  # noqa: S311 - no secret
-        return max(0.0, min(interval, self._next_comparison - trio.current_time()))
+        return max(0.0, min(interval, self._rounds.next_comparison - trio.current_time()))
 
     async def _wait(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
@@ -443,12 +356,6 @@ class _Startup:
         if not self.done:
             self.done = True
             self._task_status.started()
-
-
-def _answer(requests: Iterable[_RoundRequest], error: JmapfsError | None) -> None:
-    for request in requests:
-        request.error = error
-        request.done.set()
 
 
 def _is_outage(error: JmapfsError) -> bool:

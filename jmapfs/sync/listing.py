@@ -26,14 +26,14 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import BadEmail, Email
+from jmapfs.sync.account_check import require_own_ids
+from jmapfs.sync.bad_emails import listed_but_not_found
 from jmapfs.sync.id_listing import IdListing, list_ids
 
 _log = logging.getLogger(__name__)
 
 ListingReport = Callable[[int, int | None], None]
 """Called with the number of emails fetched so far, and their total; None until it is known."""
-
-NOT_FOUND: Final = "the server lists it, but does not find it"
 
 _REQUESTS_AT_ONCE: Final = 3
 _EMAILS_AT_ONCE: Final = 1000
@@ -51,10 +51,6 @@ class _Part(NamedTuple):
     numbers: range
     size: int
     found: EmailsFound
-
-
-class ReusedIdsError(Exception):
-    """An email id stands for another email than before: the server was reset or restored."""
 
 
 class ListingTarget(ABC):
@@ -117,12 +113,12 @@ class FirstListing(ListingTarget):
     """Stores the emails in the index, which is not shown until the listing is complete.
 
     If an id stands for another email than at the beginning of an interrupted listing, storing it
-    raises ReusedIdsError, unless blob ids prove the content (`ids_prove`).
+    raises ReusedIdsError, unless blob ids prove the content.
     """
 
-    def __init__(self, writer: IndexWriter, *, ids_prove: bool) -> None:
+    def __init__(self, client: Client, writer: IndexWriter) -> None:
         super().__init__(writer)
-        self._ids_prove = ids_prove
+        self._client = client
 
     def progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""
@@ -140,8 +136,7 @@ class FirstListing(ListingTarget):
 
     def put(self, found: EmailsFound) -> None:
         """Store what the server has answered; this is a part of a transaction."""
-        if not self._ids_prove and self._writer.reused_ids(found.emails):
-            raise ReusedIdsError
+        require_own_ids(self._client, self._writer, found.emails)
         self._writer.put_emails(found.emails)
         bad = [one.id for one in found.bad if not one.is_unanswered]
         self._writer.remove_emails([*found.not_found, *bad])
@@ -160,11 +155,6 @@ class FirstListing(ListingTarget):
             self._writer.set_state(state)
             self._writer.listed.end()
             self._writer.end_listing()
-
-
-def listed_but_not_found(email_ids: Iterable[str]) -> list[BadEmail]:
-    """Return the bad emails with these ids: the server lists them, but does not find them."""
-    return [BadEmail(id=email_id, reason=NOT_FOUND) for email_id in email_ids]
 
 
 async def list_emails(client: Client, target: ListingTarget, report: ListingReport) -> None:

@@ -13,7 +13,6 @@ follows the account again when the mail is back, or when the user accepts the de
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,27 +20,20 @@ from typing import Final
 
 import trio
 
+from jmapfs.blob_keys import new_epoch
 from jmapfs.errors import TooMuchGoneError
 from jmapfs.index.rows import ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import Mailbox
+from jmapfs.sync.account_check import REUSED_IDS
 from jmapfs.sync.listing import ListingReport, ListingTarget, list_emails
 
 _log = logging.getLogger(__name__)
 
 MAX_GONE: Final = 50.0
 """How much of the tree's mail may be gone after a new listing, in percent, as for a snapshot."""
-
-REUSED_IDS: Final = "the server uses the ids of emails again for other emails"
-
-_EPOCH_BYTES: Final = 4
-
-
-def new_epoch() -> str:
-    """Return a token for a new epoch."""
-    return secrets.token_hex(_EPOCH_BYTES)
 
 
 def too_much_gone(stale: StaleTree) -> TooMuchGoneError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.account import AccountSource
+from jmapfs.account import AccountSource, mail_accounts
 from jmapfs.cli.config import account_source, config_path, read_config
 from jmapfs.errors import AuthenticationError, ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials
@@ -310,6 +310,19 @@ def test_connection_options(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (found.rewrite_origin, found.ca_file) == (False, tmp_path / "ca.pem")
     path.write_text(f'{HEAD}rewrite_origin = "yes"\n')
     config_error("[home]", "rewrite_origin", "bool")
+
+
+def test_a_ca_file_is_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JMAPFS_TOKEN", SECRET)
+    path.write_text(f'{HEAD}ca_file = "/absent/ca.pem"\n')
+
+    async def connect(found: AccountSource) -> None:
+        async with found.connect():
+            pass
+
+    for use in (connect, mail_accounts):
+        with pytest.raises(ConfigError, match=r"ca_file: /absent/ca\.pem: No such file"):
+            trio.run(use, source())
 
 
 # --- Which account

@@ -54,7 +54,7 @@ def test_help_needs_no_fuse(command: str) -> None:
     assert not modules_after(command, "--help") & FUSE
 
 
-@pytest.mark.parametrize("command", ["freeze", "status", "sync", "thaw"])
+@pytest.mark.parametrize("command", ["freeze", "status", "sync", "thaw", "umount"])
 def test_requests_to_a_mount_need_no_network(command: str) -> None:
     assert not modules_after(command, "--help") & NETWORK
 

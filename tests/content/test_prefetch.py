@@ -239,6 +239,40 @@ async def test_a_step_ends_in_time_and_the_next_one_continues(
         assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
 
 
+class LateDisk(DiskCache):
+    """A disk whose next answer about sizes is older than what was written meanwhile."""
+
+    answered = threading.Event()
+    proceed = threading.Event()
+
+    def sizes(self, blob_ids: Sequence[str]) -> dict[str, int]:
+        sizes = super().sizes(blob_ids)
+        self.answered.set()
+        self.proceed.wait(ENOUGH)
+        return sizes
+
+
+async def test_blobs_written_at_the_beginning_of_a_step_are_not_fetched_again(
+    tmp_path: Path,
+) -> None:
+    disk = LateDisk(tmp_path / "cache", 64 * MIB, reserve_bytes=0)
+    disk.proceed.set()
+    async with account(tmp_path, count=10, limits=Limits(10), delay=0.2, disk=disk) as mine:
+        assert len((await mine.prefetcher.fetch(mine.sizes, 0)).remaining) == 10
+        disk.answered.clear()
+        disk.proceed.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine.fetch)
+            await trio.to_thread.run_sync(disk.answered.wait)
+            download = mine.content.get_download("b9")
+            assert download is not None
+            await download.wait_until_ended()
+            await mine.content.write_behind.wait_until_written(mine.sizes)
+            disk.proceed.set()
+        mine.assert_kept()
+        assert mine.source.asked == dict.fromkeys(mine.source.blobs, 1)
+
+
 async def test_a_download_that_stalls_is_reported(tmp_path: Path) -> None:
     async with account(tmp_path, limits=Limits(30), download_timeout=1.0) as mine:
         mine.source.unbatched = {"b7"}

@@ -353,6 +353,21 @@ async def test_session_and_listing_wait_as_the_server_asks(
     assert shown == ["mail.example.org asks to wait 50 s"]
 
 
+async def test_renewal_of_the_session_waits_as_the_server_asks(autojump_clock: MockClock) -> None:
+    server, shown, answers = FakeServer(3), list[str](), [busy(50)]
+    async with opened(server, on_wait=shown.append) as client:
+        server.session["state"] = "s2"
+        await client.email_state()
+        server.before = lambda request: (
+            answers.pop() if answers and request.method == "GET" else None
+        )
+        started = trio.current_time()
+        await client.email_state()
+        assert trio.current_time() - started == pytest.approx(50)
+        assert client.session.state == "s2"
+    assert shown == ["mail.example.org asks to wait 50 s"]
+
+
 async def test_wait_is_bounded(autojump_clock: MockClock) -> None:
     server = FakeServer()
     server.before = lambda _: busy(61)

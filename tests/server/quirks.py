@@ -26,6 +26,21 @@ BLOB = "urn:ietf:params:jmap:blob"
 CYRUS_BLOB = "https://cyrusimap.org/ns/jmap/blob"
 CYRUS_MAIL = "https://cyrusimap.org/ns/jmap/mail"
 
+ODD_VALUES = {
+    "null": "null",
+    "missing": "",
+    "number": "5",
+    "string": '"x"',
+    "list": '["x"]',
+    "object": '{"x": true}',
+    "float": "1.5",
+    "huge": "1e999",
+    "long": "9" * 30,
+    "date": '"32547-12-05T15:30:08Z"',
+    "text": '"a\\u0000b\\ud800c\xff"',
+}
+"""The JSON text of each kind of odd value for `Quirks.odd_values`; "" removes the property."""
+
 
 @dataclass
 class Status:

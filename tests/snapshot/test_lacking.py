@@ -195,12 +195,35 @@ def test_mail_that_is_counted_but_not_listed(faulty: Faulty, tmp_path: Path) -> 
             assert pruned.exit_code == 0, pruned.stderr
             assert dates(dest) == [second.path.name]
         faulty.server.control.set_quirks(unlisted_ids=[])
-        mount.sync()
-        assert (mount.status()["shortfall"], emails_of(mount)) == (None, MAILS)
-        assert "shortfall" not in status_file(mount)
+        # A snapshot compares the numbers by itself.
         for source in (mount.path, url):
             taken = take(faulty.home, source, tmp_path / f"of-{Path(source).name}")
             assert (taken.summary["mails"], taken.summary["shortfall"]) == (MAILS, None)
+        assert (mount.status()["shortfall"], emails_of(mount)) == (None, MAILS)
+        assert "shortfall" not in status_file(mount)
+
+
+def test_an_id_that_is_listed_but_never_found(faulty: Faulty, tmp_path: Path) -> None:
+    faulty.server.control.set_quirks(phantom_ids=["Mghost"])
+    url = faulty.server.url
+    reason = "the server lists it, but does not find it"
+    with faulty.home.mounted(url) as mount:
+        assert f"such as email Mghost: {reason}" in mount.result.stderr
+        require_unchanged_by_sync(mount)
+        status = mount.status()
+        assert [(bad["id"], bad["reason"]) for bad in status["bad"]] == [("Mghost", reason)]
+        assert (status["online"], status["shortfall"], emails_of(mount)) == (True, None, MAILS)
+        dest = tmp_path / "dest"
+        refused = faulty.snapshot(url, dest)
+        assert (refused.exit_code, dates(dest)) == (INCOMPLETE, [])
+        assert f"email Mghost: {reason}" in refused.stderr
+        faulty.incomplete(mount.path, dest, "--skip-bad")
+        for source in (mount.path, url):
+            second = faulty.incomplete(source, dest, "--skip-bad")
+            assert (second.summary["mails"], second.summary["fetched"]) == (MAILS, 0)
+        faulty.server.control.set_quirks(phantom_ids=[])
+        take(faulty.home, mount.path, dest)
+        assert mount.status()["bad"] == []
 
 
 def test_the_first_snapshot_of_an_account_without_a_mount(faulty: Faulty, tmp_path: Path) -> None:

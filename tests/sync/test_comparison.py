@@ -13,6 +13,7 @@ import pytest
 from jmapfs.index.rows import Shortfall
 from jmapfs.jmap.types import Email
 from jmapfs.sync import comparison
+from jmapfs.sync.id_listing import IdListing
 from tests.server import Account
 from tests.sync.followed_account import Follower, followed, held_by_index, message, small_account
 
@@ -305,6 +306,43 @@ async def test_only_ids_that_are_not_listed_are_dropped(tmp_path: Path) -> None:
         await synchronizer.drop_unlisted(["M7", "M8", "Mnone"], lambda *_: None)
         assert ids_of(f) == f.account.emails.keys() - {"M7"}
         assert f.writer.state().consistent
+
+
+async def test_a_list_that_is_not_whole_drops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def list_some(_: object) -> IdListing:
+        return IdListing({"M8": None}, None, is_whole=False)
+
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        monkeypatch.setattr("jmapfs.sync.synchronizer.list_ids", list_some)
+        await f.synchronizer().drop_unlisted(["M7", "M8"], lambda *_: None)
+        f.assert_true()
+
+
+async def test_an_email_that_only_one_of_two_lists_leaves_out_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        lists: list[int] = []
+
+        def hide_once(_: Account, page: int) -> None:
+            if page == 1:
+                lists.append(page)
+                f.quirks.ghost_ids = ["M7"] if len(lists) == 1 else []
+
+        f.server.page_hooks.append(hide_once)
+        # The number of emails in its mailbox does not tell that it is there.
+        f.quirks.odd_values = {"P1": {"totalEmails": "null"}}
+        f.account.set_keywords("M2", ["$flagged"])
+        f.account.forget_changes()
+        with caplog.at_level(logging.INFO):
+            await f.update()
+        assert len(lists) == 2
+        f.assert_true()
+        assert "removed" not in caplog.text
 
 
 async def test_most_mail_gone_keeps_the_tree(tmp_path: Path) -> None:

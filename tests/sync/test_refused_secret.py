@@ -36,7 +36,7 @@ def followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[AccountFollower, FakeServer]]:
     """A follower that has not started, and its server."""
-    monkeypatch.setattr("jmapfs.sync.follower.Synchronizer", _Round)
+    monkeypatch.setattr("jmapfs.sync.rounds.Synchronizer", _Round)
     monkeypatch.setattr("jmapfs.sync.follower.check_account", lambda *_: None)
     server = FakeServer()
     database = IndexDatabase(tmp_path)

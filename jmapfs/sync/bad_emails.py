@@ -1,0 +1,84 @@
+"""Emails that the account has, but that cannot be shown: they are requested again in each round.
+
+An email is bad if the server sends it without an essential property, says nothing about it, or
+lists it but does not find it.
+"""
+
+import logging
+import random
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+import trio
+
+from jmapfs.index.rows import BadEmailRow
+from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.client import Client
+from jmapfs.jmap.types import BadEmail
+from jmapfs.sync.account_check import require_own_ids
+
+_log = logging.getLogger(__name__)
+
+NOT_FOUND: Final = "the server lists it, but does not find it"
+
+# How many bad emails are requested again in one round.
+_RETRIED_AT_ONCE: Final = 1000
+
+
+def listed_but_not_found(email_ids: Iterable[str]) -> list[BadEmail]:
+    """Return the bad emails with these ids: the server lists them, but does not find them."""
+    return [BadEmail(id=email_id, reason=NOT_FOUND) for email_id in email_ids]
+
+
+def not_found(rows: Iterable[BadEmailRow]) -> list[str]:
+    """Return the ids that were listed, but not found."""
+    return [row.id for row in rows if row.reason == NOT_FOUND]
+
+
+async def retry_bad_emails(client: Client, writer: IndexWriter, ids: Sequence[str]) -> bool:
+    """Request bad emails again; return whether anything about them has changed.
+
+    Raises ReusedIdsError if an id stands for another email than the one that is still shown. Other
+    errors are those of the client.
+    """
+    found = await client.emails(random.sample(ids, min(len(ids), _RETRIED_AT_ONCE)))
+    bad = [*found.bad, *listed_but_not_found(found.not_found)]
+
+    def store() -> bool:
+        known = {(row.id, row.reason) for row in writer.bad_emails()}
+        news = [one for one in bad if (one.id, one.reason) not in known and not one.is_unanswered]
+        if not found.emails and not news:
+            return False
+        with writer.transaction():
+            require_own_ids(client, writer, found.emails)
+            writer.put_emails(found.emails)
+            writer.put_bad_emails(news)
+            writer.note_change()
+        return True
+
+    return await trio.to_thread.run_sync(store)
+
+
+# The following functions run in a worker thread.
+
+
+def forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
+    """Forget the ids that were not found, and are not listed any more; return whether any were."""
+    gone = [email_id for email_id in not_found(writer.bad_emails()) if email_id not in listed]
+    if gone:
+        with writer.transaction():
+            writer.bad.remove(gone)
+            writer.note_change()
+    return bool(gone)
+
+
+def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> None:
+    """Log each bad email that was not bad before."""
+    bad = writer.bad_emails()
+    known = {row.id for row in before}
+    for row in bad:
+        if row.id not in known:
+            _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+    if bad != before:
+        with writer.transaction():
+            writer.note_change()
