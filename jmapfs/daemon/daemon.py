@@ -117,7 +117,11 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
             accounts, [(tree, listings) for tree, listings, _ in readers], selected.changed_at
         )
         operations = MailOperations(
-            view.tree, view.listing_tree, content_of(accounts), request.options.ownership
+            view.tree,
+            view.listing_tree,
+            content_of(accounts),
+            request.options.ownership,
+            only_for=os.getuid() if "allow_root" in request.options.flags else None,
         )
         # The invalidators begin before the mount: as soon as the kernel caches a state, the kernel
         # must be told of every later change.

@@ -23,6 +23,7 @@ import functools
 import itertools
 import logging
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from jmapfs.fuse.directory_cache import (
     missing_entry,
 )
 from jmapfs.index.rows import FileRecord
+from jmapfs.inodes import ROOT_INODE
 from jmapfs.tree.tree import DirectoryListing, Ownership, TreeView, file_attributes
 
 _log = logging.getLogger(__name__)
@@ -162,20 +164,29 @@ class MailOperations(pyfuse3.Operations):
     """The operations of a mount.
 
     The event loop uses `tree`. Worker threads use `listing_tree`, which has a reader of its own.
-    `counts` has the number of calls of each operation.
+    `counts` has the number of calls of each operation. If `only_for` is a UID, only this user and
+    root may enter the tree: libfuse checks that as well (`allow_root`), but the kernel does not ask
+    for names and attributes that it has cached.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, tree: TreeView, listing_tree: TreeView, content: FileContent, ownership: Ownership
+        self,
+        tree: TreeView,
+        listing_tree: TreeView,
+        content: FileContent,
+        ownership: Ownership,
+        *,
+        only_for: int | None = None,
     ) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self._listing_limiter = trio.CapacityLimiter(1)
         self._content = content
         self._attributes = AttributeWriter(ownership)
+        self._only_for = only_for
         self._handles = itertools.count(_FIRST_HANDLE)
         self._directories: dict[int, _OpenDirectory] = {}
         self._generation = 0
@@ -214,7 +225,10 @@ class MailOperations(pyfuse3.Operations):
             attributes = file_attributes(
                 inode, size=record.size, received_at=record.received_at, links=0
             )
-        return self._attributes.entry(attributes)
+        entry = self._attributes.entry(attributes)
+        if inode == ROOT_INODE and self._only_for is not None:
+            entry.st_uid, entry.st_mode = self._only_for, pyfuse3.ModeT(stat.S_IFDIR | 0o700)
+        return entry
 
     @handler
     async def opendir(

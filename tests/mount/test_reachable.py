@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,22 @@ def test_root_commands_the_mount_of_a_user(hers: Mounted) -> None:
     assert "Inbox" in command(*as_user(ALICE), "ls", hers.path)
     assert run(*JMAPFS, "umount", hers.path).exit_code == 0
     assert list(hers.path.iterdir()) == []
+
+
+def test_allow_root_hides_names_from_other_users(
+    alice: UserHome, home: Home, server: ServerProcess
+) -> None:
+    """Also names that the kernel has cached, whatever the modes and owners of the files are."""
+    path = alice.directory / "roots"
+    options = f"allow_root,umask=022,uid={pwd.getpwnam(BOB).pw_uid}"
+    with home.mounted(server.url, "-o", options, path=path) as mount:
+        mail = mount.path / next(iter(mount.files()))
+        for name in (ALICE, BOB):
+            for place in (mail, mail.parent):
+                # Unlike `stat`, `find` needs nothing that the kernel has not cached.
+                result = run(*as_user(name), "find", place, "-maxdepth", "0", "-size", "+0")
+                assert "Permission denied" in result.stderr
+        assert command("stat", "--format=%a %u", path) == "700 0\n"
 
 
 def test_root_cannot_read_the_mount_of_a_user(hers: Mounted, tmp_path: Path) -> None:
