@@ -102,4 +102,4 @@ def _become(name: str) -> None:
 
 def main() -> NoReturn:
     """Run the helper and exit with a code of mount(8)."""
-    sys.exit(_EXIT_CODES.get(run(mount_helper), _MOUNT_FAILURE))
+    sys.exit(_EXIT_CODES.get(run(mount_helper, "mount.jmapfs"), _MOUNT_FAILURE))

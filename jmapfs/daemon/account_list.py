@@ -63,7 +63,8 @@ async def select_accounts(request: MountRequest, report: StartupReport) -> Accou
     saved = await trio.to_thread.run_sync(_load, path)
     try:
         names = {
-            account.id: account.name for account in await mail_accounts(source, report.waiting)
+            account.id: account.name
+            for account in await mail_accounts(source, lambda text, _: report.waiting(text))
         }
     except UnreachableError as error:
         if saved is None or not saved.names:

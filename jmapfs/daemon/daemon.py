@@ -76,10 +76,12 @@ class _Signals:
     """Ends the daemon on SIGINT and SIGTERM.
 
     `pyfuse3.terminate` ends the mount. If the mount does not end, the tasks are cancelled.
+    `ready` says that the mount was reported as usable.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.mounted = False
+        self.ready = False
         self.received = False
         self._scope = scope
 
@@ -141,12 +143,12 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
                 with contextlib.closing(freezer):
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, mount, report)
+                        nursery.start_soon(_report_ready, mount, report, signals)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(mount: Mount, report: StartupReport) -> None:
+async def _report_ready(mount: Mount, report: StartupReport, signals: _Signals) -> None:
     """Wait until the mount answers, then report that it is ready."""
     path = mount.mountpoint
     try:
@@ -156,6 +158,7 @@ async def _report_ready(mount: Mount, report: StartupReport) -> None:
         raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
     mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
+    signals.ready = True
     report.ready()
 
 
@@ -179,7 +182,10 @@ def _mounted(
     invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
 ) -> Iterator[Mount]:
-    """Mount the operations; unmount only at an orderly end, and only this mount."""
+    """Mount the operations; unmount at an orderly end, or if the mount was never ready.
+
+    Only this mount is unmounted.
+    """
     options = request.options
     # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -207,7 +213,7 @@ def _mounted(
         # A signal or a bug has cancelled the block. Only a signal is an orderly end. After a lazy
         # unmount, another mount can be in this place. libfuse would unmount whatever is there.
         is_ours = mount is not None and mount_at(request.mountpoint) == mount
-        pyfuse3.close(unmount=(orderly or signals.received) and is_ours)
+        pyfuse3.close(unmount=is_ours and (orderly or signals.received or not signals.ready))
 
 
 def _init_fuse(operations: MailOperations, path: Path, options: set[str]) -> None:

@@ -169,7 +169,8 @@ class MailOperations(pyfuse3.Operations):
     for names and attributes that it has cached.
     """
 
-    supports_dot_lookup = False
+    # A lookup of `.` or `..` finds inodes that the kernel has forgotten, for file handles and NFS.
+    supports_dot_lookup = True
     enable_writeback_cache = False
 
     def __init__(
@@ -199,7 +200,9 @@ class MailOperations(pyfuse3.Operations):
     def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Find a name in a directory."""
+        """Find a name in a directory; `.` is found in every inode."""
+        if name == b".":
+            return self._entry(parent_inode)
         try:
             return self._attributes.entry(self._tree.lookup(parent_inode, name))
         except EntryNotFoundError:
@@ -214,6 +217,9 @@ class MailOperations(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Return the attributes of an inode."""
+        return self._entry(inode)
+
+    def _entry(self, inode: int) -> pyfuse3.EntryAttributes:
         try:
             attributes = self._tree.attributes(inode)
         except EntryNotFoundError:

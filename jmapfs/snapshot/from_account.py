@@ -65,7 +65,7 @@ async def account_opener(
     """
     directory = account_directory(cache_root, source)
     async with (
-        source.connect(on_wait=report.waiting) as client,
+        source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)
@@ -173,7 +173,7 @@ class _AccountOpener:
         if is_complete:
             await synchronizer.bring_up_to_date(self._report.listed, compare=True)
             if self._suspects:
-                await synchronizer.drop_unlisted(self._suspects, self._report.listed)
+                await synchronizer.check_suspects(self._suspects, self._report.listed)
             return
         origin = origin_of_account(self._client)
         with self._database.reader() as reader:
@@ -283,6 +283,7 @@ class _PinnedAccount:
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
         self.lacking = self._export.lacking()
+        self.compared_at = state.compared_at
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs

@@ -190,5 +190,5 @@ class Transfer:
         self._report.copied(self._copied, self._source.mail_count, size)
 
     async def _build(self, work: Callable[[], _T]) -> _T:
-        with storage_errors("the snapshot"):
+        with storage_errors(self._staging.path):
             return await trio.to_thread.run_sync(work, limiter=self._building)

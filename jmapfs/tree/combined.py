@@ -31,11 +31,15 @@ class CombinedTree:
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
         if parent == ROOT_INODE:
+            if name == b"..":
+                return self.attributes(ROOT_INODE)
             number = self._numbers.get(name)
             if number is None:
                 raise EntryNotFoundError(f"no account {name!r}")
             return self._to_mount(number, self._trees[number].attributes(ROOT_INODE))
         number, tree, inode = self._to_account(parent)
+        if inode == ROOT_INODE and name == b"..":
+            return self.attributes(ROOT_INODE)
         return self._to_mount(number, tree.lookup(inode, name))
 
     def attributes(self, inode: int) -> Attributes:

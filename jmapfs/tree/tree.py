@@ -142,7 +142,7 @@ class TreeView(Protocol):
     """The tree of one account or of several."""
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
-        """Return the attributes of a name in a directory, or raise EntryNotFoundError."""
+        """Return the attributes of a name or of `..` in a directory; or EntryNotFoundError."""
 
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
@@ -203,6 +203,8 @@ class Tree:
         text = _decoded(name)
         if directory is None or text is None:
             raise EntryNotFoundError(f"no {name!r} in directory {parent}")
+        if text == "..":
+            return self._directory_attributes(layout.directories[directory.parent])
         if (inode := directory.children.get(text)) is not None:
             return self._directory_attributes(layout.directories[inode])
         if parent == ROOT_INODE and text == STATUS_FILE_NAME:
@@ -278,9 +280,7 @@ class Tree:
 
     def _status_file_attributes(self) -> Attributes:
         file = self._current_status_file()
-        return file_attributes(
-            STATUS_FILE_INODE, size=len(file.content), received_at=file.time, links=1
-        )
+        return Attributes(STATUS_FILE_INODE, Kind.FILE, len(file.content), file.time_ns, 1)
 
     def _current_status_file(self) -> StatusFile:
         key = self._reader.state(), self._reachability()

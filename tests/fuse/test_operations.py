@@ -80,13 +80,24 @@ async def test_attributes(setting: Setting) -> None:
     assert (await setting.operations.getattr(ROOT, CONTEXT)).st_ino == ROOT_INODE
 
 
-@pytest.mark.parametrize("missing", [b"nothing", b"..", b"\xff\xfe", b"M0001.EML", b"x" * 300])
+@pytest.mark.parametrize("missing", [b"nothing", b"...", b"\xff\xfe", b"M0001.EML", b"x" * 300])
 async def test_unknown_names(setting: Setting, missing: bytes) -> None:
     for directory in (ROOT, await setting.inode(b"Inbox")):
         entry = await setting.operations.lookup(directory, pyfuse3.FileNameT(missing), CONTEXT)
         assert entry.st_ino == 0
         # Only for a moment: a new name may not be announced to the kernel.
         assert 0 < entry.entry_timeout <= 5
+
+
+async def test_dots(setting: Setting) -> None:
+    async def lookup(inode: int, name: bytes) -> int:
+        found = pyfuse3.InodeT(inode), pyfuse3.FileNameT(name), CONTEXT
+        return (await setting.operations.lookup(*found)).st_ino
+
+    inbox, sub = await setting.inode(b"Inbox"), await setting.inode(b"Inbox", b"0-Sub")
+    mail = await setting.inode(b"Inbox", b"0-Sub", name(7))
+    assert [await lookup(inode, b".") for inode in (ROOT, sub, mail)] == [ROOT, sub, mail]
+    assert [await lookup(inode, b"..") for inode in (ROOT, inbox, sub)] == [ROOT, ROOT, inbox]
 
 
 async def test_unknown_inodes(setting: Setting) -> None:

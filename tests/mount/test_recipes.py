@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.documents.markdown import blocks, text
 from tests.machine import Machine
+from tests.mails import fill_new_mailbox, text_mail
 from tests.mounts import Home
-from tests.server import ServerProcess
+from tests.server import ServerProcess, server_process
 from tests.users import ALICE
 
 pytestmark = pytest.mark.mount
 
 RECIPES = text("docs/backup-tools.md")
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    """A few mails: not the number matters, but the commands."""
+    with server_process("empty") as server:
+        for name in ("Box", "Other"):
+            fill_new_mailbox(server.control, map(text_mail, range(10)), name)
+        yield server
 
 
 def mails(directory: Path) -> dict[str, bytes]:
@@ -80,6 +93,67 @@ def test_root_backs_up_the_mount_of_a_user(machine: Machine, contents: dict[str,
         assert {
             member.name.removeprefix("./") for member in tar if member.name.endswith(".eml")
         } == contents.keys()
+
+
+# The recipes of these sections make a shell script each, with its configuration files.
+CONFIGURATION = {"notmuch": ".notmuch-config", "recoll": ".recoll-mail/recoll.conf"}
+
+
+def test_scanners(machine: Machine, contents: dict[str, bytes]) -> None:
+    """They run twice. The second mount has another device number, and nothing has changed."""
+    home = machine.directory
+    for section in ("restic", "GNU tar", "notmuch", "recoll"):
+        *configuration, script = (
+            block.replace("/backup", f"{home}/backup")
+            .replace("/home/alice", str(home))
+            .replace("REPOSITORY", f"{home}/backup/restic")
+            for block in blocks(RECIPES, section)
+        )
+        (home / section).write_text(script)
+        for block in configuration:
+            path = home / CONFIGURATION[section]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(block)
+    printed = machine.works("""
+        unset ${!XDG_*}
+        export HOME="$ALICE_HOME" RESTIC_PASSWORD=secret
+        DIR="$HOME/mail"
+        mkdir -p "$DIR" "$HOME/backup" "$HOME/.config/jmapfs" "$HOME/.local/share/notmuch"
+        cp "$ROOTS" "$HOME/.config/jmapfs/config.toml"
+        restic init -q -r "$HOME/backup/restic"
+        run() {
+            for recipe in restic 'GNU tar' notmuch recoll; do
+                echo "$1 $recipe"
+                sh "$HOME/$recipe" 2>&1
+                jmapfs status --json "$DIR" >"$HOME/$recipe $1.json"
+            done
+            stat --format 'device %d' "$DIR"
+        }
+        run first
+        jmapfs umount "$DIR"
+        mkdir "$SCRATCH/other"
+        mount -t tmpfs none "$SCRATCH/other"
+        run second
+        notmuch count
+        recollq -c "$HOME/.recoll-mail" -b 'subject:mail'
+        jmapfs umount "$DIR"
+    """)
+    first, second = re.split("^second restic$", printed, flags=re.MULTILINE)
+    [device], [other] = (re.findall("^device (.+)$", run, re.MULTILINE) for run in (first, second))
+    assert device != other
+    [found] = re.findall(r"^Files: +0 new, +0 changed, +(\d+) unmodified$", second, re.MULTILINE)
+    assert int(found) == len(contents) + 1
+    counts = []
+    for path in sorted((home / "backup").glob("*.tar")):
+        with tarfile.open(path) as archive:
+            counts.append(sum(name.endswith(".eml") for name in archive.getnames()))
+    assert counts == [len(contents), 0]
+    assert "No new mail." in second
+    assert all(f"file://{home}/mail/{path}\n" in second for path in contents)
+    # The second mount has read at most `.jmapfs.json`.
+    status = json.loads((home / "recoll second.json").read_bytes())
+    assert status["fuse"].get("read", 0) < 5
+    assert status["http"]["blobs"] == 0
 
 
 # What the commands of the recipes make Docker do, with the files of this machine as the image.
