@@ -11,6 +11,7 @@ needs FUSE.
 import importlib
 import signal
 import sys
+from pathlib import Path
 from typing import Final, NoReturn
 
 import click
@@ -18,7 +19,7 @@ import click
 from jmapfs import __version__
 from jmapfs.cli.log import show_warnings
 from jmapfs.cli.options import escaped
-from jmapfs.errors import JmapfsError, MountpointError
+from jmapfs.errors import JmapfsError, MountpointError, UsageError
 
 INTERRUPTED: Final = 130
 
@@ -105,8 +106,20 @@ def run(command: click.Command, name: str) -> int:
             raise
         code = MountpointError.exit_code
         message = f"mount needs libfuse3 and pyfuse3: {error}"
+    except FileNotFoundError:
+        if _has_working_directory():
+            raise
+        code, message = UsageError.exit_code, "the working directory was removed: change to another"
     except (KeyboardInterrupt, click.Abort) as error:
         code, message = INTERRUPTED, str(error) or "interrupted"
     if message:
         click.echo(f"jmapfs: {escaped(' '.join(message.split()))}", err=True)
     return code
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True

@@ -219,8 +219,7 @@ def require_mount(mountpoint: Path) -> Mount:
         raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there; {hint}")
     if not mount.is_accessible:
         raise NotMountedError(
-            f"{mountpoint}: it is mounted by {mount.owner_name}: only {mount.owner_name} and root"
-            " can use it"
+            f"{mountpoint}: it is mounted by {mount.owner_name}: only this user and root can use it"
         )
     return mount
 

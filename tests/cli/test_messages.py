@@ -142,3 +142,13 @@ logging.getLogger("jmapfs").warning("hidden")
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
+
+
+def test_a_removed_working_directory(tmp_path: Path) -> None:
+    home, gone = Home(tmp_path / "home", "alice@example.org", "secret"), tmp_path / "gone"
+    gone.mkdir()
+    home.program = ("sh", "-c", 'cd "$0"; rmdir "$0"; exec "$@"', str(gone), *home.program)
+    result = home.run("mount", "localhost", "mail")
+    assert result.exit_code == 2
+    assert "jmapfs: the working directory was removed: change to another\n" in result.stderr
+    assert "Traceback" not in result.stderr
