@@ -18,7 +18,7 @@ import msgspec
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 PREFETCH_STEP: Final = 2000

@@ -3,17 +3,14 @@
 import contextlib
 import functools
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import trio
 
-from jmapfs.account import AccountSource, account_directory, mail_accounts
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.blob_keys import split_content_key
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
@@ -22,25 +19,22 @@ from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.errors import (
-    UNDECODABLE,
     BusyError,
-    ConfigError,
     ServerError,
     StorageError,
-    UnreachableError,
     lone_errors,
 )
 from jmapfs.fuse.page_cache import KernelEpoch, PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import account_numbers, to_account, to_mount
+from jmapfs.inodes import to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
-from jmapfs.tree.layout import BlobNames, read_lacking
+from jmapfs.tree.export import BlobNames, read_lacking
 from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
@@ -51,60 +45,6 @@ _READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
 _CONCURRENCY: Final = 8
 
 Listener = Callable[[], Awaitable[None]]
-
-
-async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
-    """Return the accounts to mount, by their numbers; a single account has the number 0.
-
-    With `all_accounts` their names are saved. If the server is unreachable at a later mount, the
-    saved names are used. Raises JmapfsError if the server cannot be asked and no names were saved.
-    """
-    source = request.source
-    if not request.all_accounts:
-        return {0: source}
-    saved = account_directory(request.cache_root, source) / "accounts.json"
-    try:
-        names = {
-            account.id: account.name
-            for account in await mail_accounts(source, lambda text, _: report.waiting(text))
-        }
-    except UnreachableError as error:
-        names = await trio.to_thread.run_sync(_load_names, saved)
-        if not names:
-            raise
-        report.notice(f"{error}; showing the accounts that are known")
-    else:
-        await trio.to_thread.run_sync(_save_names, saved, names)
-    if not names:
-        raise ConfigError(f"{source.label}: there are no accounts with mail")
-    try:
-        numbers = account_numbers(names)
-    except ValueError as error:
-        raise ConfigError(f"{source.label}: {error}: mount them one by one") from error
-    return {
-        numbers[account_id]: replace(source, label=name, account=account_id)
-        for account_id, name in names.items()
-    }
-
-
-def _save_names(path: Path, names: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(msgspec.json.encode(names))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        _log.warning("the names of the accounts cannot be saved: %s", error)
-
-
-def _load_names(path: Path) -> dict[str, str]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except (OSError, *UNDECODABLE):
-        return {}
 
 
 class ChangeNotifier:

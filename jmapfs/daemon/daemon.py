@@ -24,7 +24,8 @@ import trio
 from jmapfs.control.mounts import SUBTYPE, Mount, mount_at, require_mount
 from jmapfs.control.socket_server import control_socket
 from jmapfs.daemon import mountpoint
-from jmapfs.daemon.accounts import open_account, select_accounts
+from jmapfs.daemon.account_list import select_accounts
+from jmapfs.daemon.accounts import open_account
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.mount_errors import advice, captured_stderr
@@ -99,7 +100,8 @@ class _Signals:
 
 async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
     """Open the accounts, mount them, and answer requests until the mount is gone."""
-    sources = await select_accounts(request, report)
+    selected = await select_accounts(request, report)
+    sources = selected.sources
     pages = PageCacheWriter()
     async with contextlib.AsyncExitStack() as stack:
         accounts = [
@@ -113,7 +115,9 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
             tuple(stack.enter_context(account.database.reader()) for _ in range(3))
             for account in accounts
         ]
-        view = MountView.of(accounts, [(tree, listings) for tree, listings, _ in readers])
+        view = MountView.of(
+            accounts, [(tree, listings) for tree, listings, _ in readers], selected.changed_at
+        )
         operations = MailOperations(
             view.tree,
             view.listing_tree,

@@ -148,8 +148,8 @@ class MailboxRow:
     """A mailbox.
 
     `number` is assigned by the index and stays the same when the mailbox id changes. `digest`
-    changes whenever a name in the mailbox is added or removed. `known` is false if emails refer to
-    a mailbox that the server has not described.
+    changes whenever the name of an email in the mailbox is added or removed. `known` is false if
+    emails refer to a mailbox that the server has not described.
     """
 
     number: int

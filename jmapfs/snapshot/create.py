@@ -44,7 +44,7 @@ from jmapfs.snapshot.source import (
 from jmapfs.snapshot.target import Scope, Target
 from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
-from jmapfs.tree.layout import FIRST
+from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 

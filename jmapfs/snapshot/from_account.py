@@ -22,6 +22,7 @@ from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
+from jmapfs.index.layout import lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -36,7 +37,7 @@ from jmapfs.sync.account_check import StateWaiter, check_account, identity_of
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import Synchronizer
-from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
+from jmapfs.tree.export import BlobNames, EmailExport
 from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000

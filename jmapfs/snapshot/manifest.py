@@ -30,7 +30,7 @@ import msgspec
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.snapshot.files import Links, create_file
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import ShortfallStatus
 
 FORMAT: Final = 1

@@ -20,7 +20,7 @@ from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import Lacking, ShortfallStatus
 
 

@@ -22,7 +22,7 @@ from jmapfs.errors import BlobNotFoundError, ServerError, lone_errors, storage_e
 from jmapfs.snapshot.builder import BuildPlan, TreeBuilder
 from jmapfs.snapshot.source import BlobRequest, SnapshotReport, Source
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.layout import FIRST
+from jmapfs.tree.export import FIRST
 
 _PARTS: Final = 3
 # If more mails than this fail, one after the other, the mails are not the cause.

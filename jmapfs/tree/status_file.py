@@ -1,7 +1,7 @@
 """`.jmapfs.json`: the account, its state and the connection to the server, as a file in the root.
 
-Its time is always the newest in the tree. Borg does not cache the file with the newest ctime: if
-this were the newest mail, Borg would read the mail again in every run. Its content changes only
+It is always newer than every email. Borg does not cache the file with the newest ctime: if this
+were the newest mail, Borg would read the mail again in every run. Its content changes only
 with the state of the account, and when the server becomes reachable or unreachable. So a second
 backup reads nothing.
 

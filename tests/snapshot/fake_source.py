@@ -12,7 +12,7 @@ from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import NOTHING, Lacking
 from tests.snapshot.handmade import ORIGIN, Letter
 

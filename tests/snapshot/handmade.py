@@ -17,7 +17,7 @@ from jmapfs.snapshot.manifest import (
     SavedPlace,
     utc_date,
 )
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import ShortfallStatus
 
 ORIGIN = Origin("https://mail.example/jmap/", "u1", "alice", "alice@mail.example")

@@ -17,7 +17,7 @@ from jmapfs.errors import ServerError, StorageError, TooMuchGoneError, Unreachab
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
-from jmapfs.tree.layout import BlobNames
+from jmapfs.tree.export import BlobNames
 from tests.server import MethodFault
 from tests.sync.followed_account import CREDENTIALS, Follower, followed, message, small_account
 

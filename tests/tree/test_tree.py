@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from jmapfs.errors import EntryNotFoundError
 from jmapfs.index.database import IndexDatabase
+from jmapfs.index.layout import Directory, lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, MailboxRow, Shortfall
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from jmapfs.jmap.types import BadEmail, Email, MailboxIds
-from jmapfs.tree.layout import Directory, EmailExport, lay_out
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.status_file import STATUS_FILE_NAME
 from jmapfs.tree.tree import Attributes, Kind, Ownership, Tree
 from tests.indexed import email, file_name, mailbox, put_mailboxes
@@ -236,28 +237,6 @@ def status_document(tree: Tree) -> dict[str, Any]:
     assert file is not None
     document: dict[str, Any] = json.loads(file.content)
     return document
-
-
-def test_a_directory_time_changes_with_its_entries_only(
-    tree: Tree, database: IndexDatabase
-) -> None:
-    def times() -> tuple[int, int]:
-        inbox = tree.lookup(ROOT_INODE, b"Inbox")
-        return tree.attributes(ROOT_INODE).time_ns, inbox.time_ns
-
-    root, inbox = times()
-    with database.writer() as writer:
-        with writer.transaction():
-            writer.put_emails([email("old", "in", at=1_400_000_000)])
-        assert times()[0] == root
-        assert times()[1] != inbox
-        with writer.transaction():
-            writer.remove_emails(["old"])
-        assert times() == (root, inbox)
-        with writer.transaction():
-            put_mailboxes(writer, mailbox("new", "New"))
-        assert times()[0] != root
-        assert times()[1] == inbox
 
 
 def test_the_layout_follows_renames(tree: Tree, database: IndexDatabase) -> None:
