@@ -13,7 +13,7 @@ from jmapfs.errors import AuthenticationError, JmapfsError, OfflineError
 
 _FREE_FAILURES: Final = 3
 _FIRST_PAUSE: Final = 2.0
-_LONGEST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 25.0
 # A failure takes about 500 bytes.
 _MOST_BLOBS: Final = 8192
 
