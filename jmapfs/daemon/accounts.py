@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
+from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
 from jmapfs.tree.layout import BlobNames, read_lacking
@@ -64,7 +65,8 @@ async def select_accounts(request: MountRequest, report: StartupReport) -> dict[
     saved = account_directory(request.cache_root, source) / "accounts.json"
     try:
         names = {
-            account.id: account.name for account in await mail_accounts(source, report.waiting)
+            account.id: account.name
+            for account in await mail_accounts(source, lambda text, _: report.waiting(text))
         }
     except UnreachableError as error:
         names = await trio.to_thread.run_sync(_load_names, saved)
@@ -166,6 +168,23 @@ class AccountPageCache:
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
 
+class ServerPause:
+    """The pause that the server has asked for. It is noted by the event loop, read by threads."""
+
+    def __init__(self) -> None:
+        self._noted = "", 0.0
+
+    def note(self, text: str, seconds: float) -> None:
+        """Store a line for the user; the pause ends after this many seconds."""
+        self._noted = text, time.monotonic() + seconds
+
+    @property
+    def text(self) -> str | None:
+        """The line for the user, None if there is no pause now."""
+        text, until = self._noted
+        return text if time.monotonic() < until else None
+
+
 @dataclass(frozen=True)
 class MountedAccount:
     """A mounted account: its index, its content, and the objects that keep them up to date."""
@@ -174,12 +193,12 @@ class MountedAccount:
     inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
-    blobs: AccountBlobSource
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
     readahead: Readahead
     kernel_epoch: KernelEpoch
+    pause: ServerPause
 
     @property
     def number(self) -> int:
@@ -246,7 +265,10 @@ async def open_account(
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
 
-    def on_wait(text: str) -> None:
+    pause = ServerPause()
+
+    def on_wait(text: str, seconds: float) -> None:
+        pause.note(text, seconds)
         # Only a mount that is starting has a terminal.
         _log.info("%s", text)
         report.waiting(text)
@@ -266,6 +288,9 @@ async def open_account(
         await trio.to_thread.run_sync(_correct_size, database, epoch, blob_id, size)
         await changes.notify()
 
+    async def take_suspects() -> list[str]:
+        return await blobs.take_suspects()
+
     async with contextlib.AsyncExitStack() as stack:
         lease = stack.enter_context(WriterLease(database))
         refusal = await trio.to_thread.run_sync(lease.try_acquire)
@@ -284,6 +309,7 @@ async def open_account(
             lease,
             poll_interval=request.poll_interval,
             after_round=changes.notify,
+            take_suspects=take_suspects,
         )
         blobs = stack.enter_context(
             open_blob_source(
@@ -338,12 +364,12 @@ async def open_account(
             inodes,
             database,
             disk,
-            blobs,
             content,
             follower,
             changes,
             readahead,
             kernel_epoch,
+            pause,
         )
         nursery.cancel_scope.cancel()
 

@@ -128,7 +128,7 @@ class Commands:
                 await account.follower.sync_now(
                     accept_deletions=request.accept_deletions,
                     compare=True,
-                    suspects=[*request.suspects, *await account.blobs.take_suspects()],
+                    suspects=request.suspects,
                 )
             except JmapfsError as error:
                 errors.append(error)
@@ -290,6 +290,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         bad=lacking.bad[:SHOWN_BAD],
         bad_count=len(lacking.bad),
         shortfall=lacking.shortfall,
+        waiting=account.pause.text,
     )
 
 

@@ -63,7 +63,7 @@ async def account_opener(
     """
     directory = account_directory(cache_root, source)
     async with (
-        source.connect(on_wait=report.waiting) as client,
+        source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)
@@ -280,6 +280,7 @@ class _PinnedAccount:
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
         self.lacking = self._export.lacking()
+        self.compared_at = state.compared_at
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,30 +16,11 @@ from tests.watcher import (
     TO_COME,
     Watcher,
     assert_like_a_new_mount,
-    fill_mailboxes,
-    home_of,
     on_server,
     shown,
 )
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture
-def account(mail_account: MailAccount) -> MailAccount:
-    fill_mailboxes(mail_account)
-    return mail_account
-
-
-@pytest.fixture
-def home(account: MailAccount, tmp_path: Path) -> Home:
-    return home_of(account, tmp_path)
-
-
-@pytest.fixture
-def watcher(account: MailAccount, home: Home) -> Iterator[Watcher]:
-    with home.mounted(account.url, *QUIET) as mount:
-        yield Watcher(mount, account)
 
 
 def test_emails_change_over_imap(account: MailAccount, watcher: Watcher, tmp_path: Path) -> None:
