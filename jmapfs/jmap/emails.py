@@ -150,7 +150,11 @@ class EmailMethods(MailboxMethods):
                 return IdPage(tuple(page.ids), page.total)
 
     async def counts(self) -> ServerCounts:
-        """Return the numbers of emails. This takes one HTTP request if possible."""
+        """Return the numbers of emails. This takes one HTTP request if possible.
+
+        Raises MethodError if the server counts neither the emails nor those of the mailboxes
+        because both calls fail; other errors as `emails`.
+        """
         query: dict[str, object] = {"limit": 1, "calculateTotal": True}
         mailboxes = {"ids": None, "properties": ["id", "totalEmails"]}
         while True:
@@ -166,6 +170,8 @@ class EmailMethods(MailboxMethods):
             if responses[0].error is None or query.pop("limit", None) is None:
                 break
         queried, counted, state = responses
+        if queried.error is not None and counted.error is not None:
+            raise queried.error
         total = None
         boxes: Sequence[Mailbox] = ()
         if queried.error is None:
