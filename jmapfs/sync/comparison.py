@@ -216,7 +216,8 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         excess=tuple(excess),
         not_found=len(not_found(rows)),
         is_counted=counts.total is not None
-        or any(n is not None for n in counts.mailboxes.values()),
+        or not counts.mailboxes
+        or any(theirs is not None for theirs in counts.mailboxes.values()),
     )
 
 

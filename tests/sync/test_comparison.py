@@ -105,6 +105,16 @@ async def test_a_total_that_counts_only_a_page_hides_nothing(tmp_path: Path) -> 
         assert f.writer.state().shortfall is None
 
 
+async def test_more_mailboxes_than_the_server_returns_at_once(tmp_path: Path) -> None:
+    """Their numbers are requested in parts. Without a total, nothing else shows what is lacking."""
+    async with followed(
+        small_account(), tmp_path, unlisted_ids=["M3"], no_total=True, max_objects_in_get=2
+    ) as f:
+        shortfall = await compared(f)
+        assert shortfall is not None
+        assert (shortfall.found, shortfall.expected) == (22, 23)
+
+
 async def test_new_mail_is_no_reason_to_list_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
