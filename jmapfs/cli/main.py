@@ -1,7 +1,8 @@
 """The `jmapfs` command: its subcommands, and how their errors reach the user.
 
-A `JmapfsError` is printed on stderr as one line and sets the exit code (see `jmapfs.errors`). Any
-other exception is a bug and leaves its traceback.
+A `JmapfsError`, or an error in the command line, is printed on stderr as one line and sets the exit
+code (see `jmapfs.errors`). Any other exception is a bug and leaves its traceback. All lines begin
+with `jmapfs: `.
 
 Each subcommand is imported when it is called: `jmapfs --help` is fast, and only `jmapfs mount`
 needs FUSE.
@@ -15,6 +16,7 @@ from typing import Final, NoReturn
 import click
 
 from jmapfs import __version__
+from jmapfs.cli.log import show_warnings
 from jmapfs.cli.options import escaped
 from jmapfs.errors import JmapfsError, MountpointError
 
@@ -78,15 +80,19 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    show_warnings()
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        sys.exit(cli.main(prog_name="jmapfs", standalone_mode=False))
     except JmapfsError as error:
         _fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = "jmapfs" if error.ctx is None else error.ctx.command_path
+        _fail(f"{error.format_message().rstrip('.')}: see {command} --help", error.exit_code)
     except ImportError as error:
         if "fuse" not in str(error):
             raise
@@ -96,5 +102,5 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"jmapfs: {escaped(message)}", err=True)
+    click.echo(f"jmapfs: {escaped(' '.join(message.split()))}", err=True)
     sys.exit(exit_code)

@@ -115,6 +115,7 @@ class AccountStatus(msgspec.Struct, frozen=True):
     bad: tuple[BadEmailStatus, ...] = ()
     bad_count: int = 0
     shortfall: ShortfallStatus | None = None
+    waiting: str | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):

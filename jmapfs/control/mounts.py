@@ -16,6 +16,9 @@ from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
 
+DEAD: Final = "the daemon of this mount has died: mount again, or run jmapfs umount"
+"""The error text for a dead mount."""
+
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
@@ -107,7 +110,9 @@ def require_mount(mountpoint: Path) -> Mount:
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.ours:
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+        around = mount_of(mountpoint)
+        hint = "jmapfs status shows all mounts" if around is None else f"name {around.mountpoint}"
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there; {hint}")
     return mount
 
 

@@ -18,10 +18,11 @@ from jmapfs.control.messages import (
     RenewRequest,
     ReplyLine,
     Request,
+    StatusRequest,
     ThawRequest,
     short_path,
 )
-from jmapfs.control.mounts import require_mount, socket_path
+from jmapfs.control.mounts import DEAD, require_mount, socket_path
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _R = TypeVar("_R")
@@ -58,9 +59,7 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
             with connection.makefile("rb") as stream:
                 received = stream.read()
     except ConnectionRefusedError as error:
-        raise NotMountedError(
-            "the daemon of this mount has died: mount again, or run jmapfs umount"
-        ) from error
+        raise NotMountedError(DEAD) from error
     except FileNotFoundError as error:
         raise NotMountedError(
             f"there is no control socket {path}: the mount may have another XDG_RUNTIME_DIR"
@@ -77,6 +76,12 @@ def ask_socket(path: Path, request: Request[_R], *, timeout: float | None = None
     except UNDECODABLE as error:
         raise NotMountedError(f"the daemon sent no usable answer: {error}") from error
     raise RelayedError(reply.error, reply.exit_code)
+
+
+def waiting_texts(mountpoint: Path) -> set[str]:
+    """Return which servers ask the mount to wait, as lines of text. Raises the errors of `ask`."""
+    accounts = ask(mountpoint, StatusRequest()).accounts
+    return {account.waiting for account in accounts if account.waiting is not None}
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):

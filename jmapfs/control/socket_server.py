@@ -35,9 +35,9 @@ async def control_socket(path: Path, answer: Answer) -> AsyncIterator[None]:
 
     Raises StorageError if the socket cannot be made.
     """
-    _remove(path)
     with short_path(path) as short, trio.socket.socket(socket.AF_UNIX) as listening:
         try:
+            _remove(path)
             await listening.bind(short)
             listening.listen()
         except OSError as error:

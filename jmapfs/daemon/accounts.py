@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ async def select_accounts(request: MountRequest, report: StartupReport) -> dict[
     saved = account_directory(request.cache_root, source) / "accounts.json"
     try:
         names = {
-            account.id: account.name for account in await mail_accounts(source, report.waiting)
+            account.id: account.name
+            for account in await mail_accounts(source, lambda text, _: report.waiting(text))
         }
     except UnreachableError as error:
         names = await trio.to_thread.run_sync(_load_names, saved)
@@ -166,6 +168,23 @@ class AccountPageCache:
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
 
+class ServerPause:
+    """The pause that the server has asked for. It is noted by the event loop, read by threads."""
+
+    def __init__(self) -> None:
+        self._noted = "", 0.0
+
+    def note(self, text: str, seconds: float) -> None:
+        """Store a line for the user; the pause ends after this many seconds."""
+        self._noted = text, time.monotonic() + seconds
+
+    @property
+    def text(self) -> str | None:
+        """The line for the user, None if there is no pause now."""
+        text, until = self._noted
+        return text if time.monotonic() < until else None
+
+
 @dataclass(frozen=True)
 class MountedAccount:
     """A mounted account: its index, its content, and the objects that keep them up to date."""
@@ -180,6 +199,7 @@ class MountedAccount:
     changes: ChangeNotifier
     readahead: Readahead
     kernel_epoch: KernelEpoch
+    pause: ServerPause
 
     @property
     def number(self) -> int:
@@ -246,7 +266,10 @@ async def open_account(
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
 
-    def on_wait(text: str) -> None:
+    pause = ServerPause()
+
+    def on_wait(text: str, seconds: float) -> None:
+        pause.note(text, seconds)
         # Only a mount that is starting has a terminal.
         _log.info("%s", text)
         report.waiting(text)
@@ -344,6 +367,7 @@ async def open_account(
             changes,
             readahead,
             kernel_epoch,
+            pause,
         )
         nursery.cancel_scope.cancel()
 

@@ -290,6 +290,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         bad=lacking.bad[:SHOWN_BAD],
         bad_count=len(lacking.bad),
         shortfall=lacking.shortfall,
+        waiting=account.pause.text,
     )
 
 

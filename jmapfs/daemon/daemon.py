@@ -76,10 +76,12 @@ class _Signals:
     """Ends the daemon on SIGINT and SIGTERM.
 
     `pyfuse3.terminate` ends the mount. If the mount does not end, the tasks are cancelled.
+    `ready` says that the mount was reported as usable.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.mounted = False
+        self.ready = False
         self.received = False
         self._scope = scope
 
@@ -134,13 +136,13 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
                 with contextlib.closing(freezer):
                     async with control_socket(socket_path(request.mountpoint), commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, request.mountpoint, report)
+                        nursery.start_soon(_report_ready, request.mountpoint, report, signals)
                         nursery.start_soon(_cancel_after_unmount, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(path: Path, report: StartupReport) -> None:
+async def _report_ready(path: Path, report: StartupReport, signals: _Signals) -> None:
     """Wait until the mount answers, then report that it is ready."""
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
@@ -151,6 +153,7 @@ async def _report_ready(path: Path, report: StartupReport) -> None:
     if mount is not None:
         mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
+    signals.ready = True
     report.ready()
 
 
@@ -201,7 +204,7 @@ def _mounted(
     invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
 ) -> Iterator[None]:
-    """Mount the operations; unmount only at an orderly end."""
+    """Mount the operations; unmount only at an orderly end, or if the mount was never ready."""
     options = request.options
     # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -231,4 +234,4 @@ def _mounted(
             invalidator.stop()
         pages.stop()
         # A signal or a bug has cancelled the block. Only a signal is an orderly end.
-        pyfuse3.close(unmount=orderly or signals.received)
+        pyfuse3.close(unmount=orderly or signals.received or not signals.ready)

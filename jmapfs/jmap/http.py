@@ -89,7 +89,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         network: httpx.AsyncBaseTransport | None = None,
         ca_file: Path | None = None,
         longest_wait: float = LONGEST_WAIT,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[str, float], None] | None = None,
         concurrency: int = CONCURRENCY,
         largest_response: int = _LARGEST_RESPONSE,
     ) -> None:

@@ -185,7 +185,7 @@ def parse_session(
         except ProtocolError as error:
             if name != "eventSourceUrl":
                 raise
-            _log.warning("the server cannot push changes: %s", error)
+            _log.info("the server cannot push changes: %s", error)
     _check_download_url(urls["downloadUrl"], what)
     capabilities = _values(document.capabilities)
     origins = {secure_origin(base, naming=f"the URL of {what}", error=ProtocolError): ""}

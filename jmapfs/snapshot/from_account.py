@@ -63,7 +63,7 @@ async def account_opener(
     """
     directory = account_directory(cache_root, source)
     async with (
-        source.connect(on_wait=report.waiting) as client,
+        source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)

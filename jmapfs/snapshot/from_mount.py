@@ -29,13 +29,14 @@ from jmapfs.control.messages import (
     SyncRequest,
     TreeDescription,
 )
-from jmapfs.control.socket_client import FreezeLease, ask
+from jmapfs.control.socket_client import FreezeLease, ask, waiting_texts
 from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
     NotMountedError,
     RelayedError,
     UnreachableError,
+    lone_errors,
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
@@ -47,6 +48,7 @@ _T = TypeVar("_T")
 
 _PAGE_EMAILS: Final = 2000
 _STATUS_SECONDS: Final = 300.0
+_WAITING_SECONDS: Final = 1.0
 # Seconds to wait when the lease is given back. If the mount does not answer, the lease expires.
 _RELEASE_SECONDS: Final = 10.0
 
@@ -100,7 +102,11 @@ class MountOpener:
     async def _bring_up_to_date(self) -> bool:
         """Make the mount ask the server. If that fails and `allow_stale` is set, return False."""
         try:
-            await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._report_waiting)
+                    await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
+                    nursery.cancel_scope.cancel()
         except NotMountedError:
             raise
         except JmapfsError as error:
@@ -111,6 +117,17 @@ class MountOpener:
             self._report.notice(text)
             return False
         return True
+
+    async def _report_waiting(self) -> None:
+        """Report that the server asks the mount to wait, until cancelled."""
+        reported: set[str] = set()
+        while True:
+            await trio.sleep(_WAITING_SECONDS)
+            with contextlib.suppress(JmapfsError):
+                texts = await _in_thread(partial(waiting_texts, self._mountpoint))
+                for text in texts - reported:
+                    self._report.waiting(text)
+                reported = texts
 
 
 class _MountedTree:

@@ -151,6 +151,12 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     shortfall: ShortfallStatus | None = None
 
     @property
+    def lacking_count(self) -> int:
+        """How many mails of the account the snapshot lacks; 0 if it is complete."""
+        listed_less = self.shortfall.expected - self.shortfall.found if self.shortfall else 0
+        return self.missing + listed_less
+
+    @property
     def lacking(self) -> str:
         """What the snapshot was made without, as text; empty if it is complete."""
         parts = []

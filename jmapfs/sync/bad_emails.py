@@ -78,7 +78,7 @@ def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> No
     known = {row.id for row in before}
     for row in bad:
         if row.id not in known:
-            _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+            _log.info("email %s cannot be shown: %s", row.id, row.reason)
     if bad != before:
         with writer.transaction():
             writer.note_change()

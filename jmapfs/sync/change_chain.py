@@ -92,7 +92,8 @@ class ChangeChain:
             changed |= changed_again or bool(found.bad)
         if start.orphaned:
             _log.warning(
-                "%d emails are in mailboxes that the server does not describe", len(start.orphaned)
+                "%d emails are only in mailboxes that the server does not describe: see unfiled",
+                len(start.orphaned),
             )
         if not start.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.

@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 _LISTING_INTERVAL: Final = 24 * 3600.0
 _MAX_ATTEMPTS: Final = 3
+_NOT_COMPARED: Final = (
+    "the numbers of emails cannot be compared, so nothing shows whether mail is lacking"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,12 @@ async def _compare_current(
         try:
             counts = await client.counts()
         except ServerError as error:
-            _log.warning("the numbers of emails cannot be compared: %s", error)
+            _log.warning("%s: %s", _NOT_COMPARED, error)
             return None
         compared = await trio.to_thread.run_sync(compare, writer, counts)
         if compared is not None:
             return compared
-    _log.warning("the numbers of emails cannot be compared: the account changes all the time")
+    _log.warning("%s: the account changes all the time", _NOT_COMPARED)
     return None
 
 
@@ -166,7 +169,7 @@ async def _compare_ids(client: Client, writer: IndexWriter, *, with_changes: boo
 
     if found.emails or bad:
         await trio.to_thread.run_sync(put)
-        _log.warning("the index lacked %d emails", len(found.emails) + len(bad))
+        _log.info("the index lacked %d emails", len(found.emails) + len(bad))
     return removed or bool(found.emails or bad)
 
 
@@ -224,7 +227,7 @@ def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
                 mailboxes=compared.lacking,
             )
         if shortfall is not None and _lacks(shortfall) != _lacks(old):
-            _log.warning("the server counts more emails than it lists: %s", compared.describe())
+            _log.info("the server counts more emails than it lists: %s", compared.describe())
         elif shortfall is None and old is not None:
             _log.info("the server lists all emails again")
         if listed_at:

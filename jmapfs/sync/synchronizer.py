@@ -167,7 +167,7 @@ class Synchronizer:
             listing = _Listing(REUSED_IDS, reset=True)
         if listing is None and reason:
             listing = _Listing(reason)
-            _log.warning("listing the account again: %s", reason)
+            _log.info("listing the account again: %s", reason)
         chain_start, listings = start.chain, 0
         while True:
             if listing is not None:
@@ -194,7 +194,7 @@ class Synchronizer:
                 listing = _Listing(REUSED_IDS, reset=True)
             else:
                 return changed or listings > 0
-            _log.warning("listing the account again: %s", listing.reason)
+            _log.info("listing the account again: %s", listing.reason)
 
     async def _needed_listing(
         self, state: AccountState, progress: ListingProgress | None

@@ -289,9 +289,7 @@ class Tree:
 
     def _status_file_attributes(self) -> Attributes:
         file = self._current_status_file()
-        return file_attributes(
-            STATUS_FILE_INODE, size=len(file.content), received_at=file.time, links=1
-        )
+        return Attributes(STATUS_FILE_INODE, Kind.FILE, len(file.content), file.time_ns, 1)
 
     def _current_status_file(self) -> StatusFile:
         key = self._reader.state(), self._reachability()

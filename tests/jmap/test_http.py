@@ -365,7 +365,11 @@ async def test_session_and_listing_wait_as_the_server_asks(
     server.before = before
     started = trio.current_time()
     async with connect(
-        SESSION_URL, CREDENTIALS, network=server, on_wait=shown.append, longest_wait=60
+        SESSION_URL,
+        CREDENTIALS,
+        network=server,
+        on_wait=lambda text, _: shown.append(text),
+        longest_wait=60,
     ) as client:
         assert await client.email_state() == "e1"
     assert not answers
@@ -408,10 +412,10 @@ async def test_wait_is_bounded(autojump_clock: MockClock) -> None:
 async def test_wait_is_shown_once_after_three_seconds(
     seconds: int, lines: int, autojump_clock: MockClock
 ) -> None:
-    shown: list[tuple[float, str]] = []
+    shown: list[tuple[float, str, float]] = []
     server = FakeServer(2)
     async with opened(
-        server, on_wait=lambda text: shown.append((trio.current_time(), text))
+        server, on_wait=lambda text, left: shown.append((trio.current_time(), text, left))
     ) as client:
         answers = [busy(seconds)]
         server.before = lambda _: answers.pop() if answers else None
@@ -420,8 +424,8 @@ async def test_wait_is_shown_once_after_three_seconds(
             for number in range(5):
                 nursery.start_soon(client.email_state)
                 nursery.start_soon(client.download_blob, f"B{number % 2}")
-    assert [(round(when - started, 3), text) for when, text in shown] == [
-        (3.0, f"mail.example.org asks to wait {seconds} s")
+    assert [(round(when - started, 3), text, round(left, 3)) for when, text, left in shown] == [
+        (3.0, f"mail.example.org asks to wait {seconds} s", seconds - 3)
     ] * lines
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jmapfs.control.mounts import file_stem
 from tests.cyrus import Cyrus
 from tests.mounts import Home, assert_refused
 from tests.server import ServerProcess, Status, server_process
@@ -128,6 +129,20 @@ def test_nothing_is_mounted(home: Home, mountpoint: Path) -> None:
     for command in ("umount", "status"):
         assert_refused(home.run(command, mountpoint), home, 10, "not mounted")
     assert home.run("status").exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["directory", "socket"])
+def test_without_a_control_socket_nothing_stays_mounted(
+    home: Home, mountpoint: Path, server: ServerProcess, place: str
+) -> None:
+    """The socket is made after the mount. The kernel must not keep a dead mount."""
+    if place == "directory":
+        home.variables["XDG_RUNTIME_DIR"] = "/proc/self"
+    else:
+        socket = home.directory / "run" / "jmapfs" / f"{file_stem(mountpoint)}.sock"
+        socket.mkdir(parents=True)
+    result = home.run("mount", server.url, mountpoint)
+    assert_refused(result, home, 8, "cannot make")
 
 
 def test_a_mountpoint_in_use_is_refused(home: Home, server: ServerProcess) -> None:

@@ -45,7 +45,7 @@ async def test_hidden_mail_is_a_shortfall(
 ) -> None:
     hidden = ["M3", "M10"]
     async with followed(small_account(), tmp_path, unlisted_ids=hidden, no_total=no_total) as f:
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update()
         assert ids_of(f) == f.account.emails.keys() - set(hidden)
         state = f.writer.state()
@@ -61,7 +61,7 @@ async def test_hidden_mail_is_a_shortfall(
         # The same shortfall: only ids are listed; no line in the log, the same time.
         caplog.clear()
         f.counts.reset()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             assert await compared(f) == state.shortfall
         assert (f.counts.pages, f.counts.totals) == (3, 1)
         assert f.counts.http_requests <= 6
@@ -99,7 +99,7 @@ async def test_new_mail_is_no_reason_to_list_again(
         f.account.add_email(message(500), ["P0"], email_id="Mnew")
         f.counts.reset()
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             shortfall = await compared(f)
         assert shortfall is not None
         assert (shortfall.found, shortfall.expected) == (23, 24)
@@ -379,7 +379,7 @@ async def test_listed_but_never_found_is_a_bad_email(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, no_total: bool
 ) -> None:
     async with followed(small_account(), tmp_path, phantom_ids=["Mghost"], no_total=no_total) as f:
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update()
         f.assert_true()
         [bad] = f.writer.bad_emails()
@@ -390,7 +390,7 @@ async def test_listed_but_never_found_is_a_bad_email(
         assert caplog.text.count("Mghost") == 1
 
         caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             await f.update(compare=True)
         assert f.writer.bad_emails() == [bad]
         assert not caplog.text
@@ -421,6 +421,19 @@ async def test_bad_emails_are_requested_again(tmp_path: Path, *, no_total: bool)
         assert await f.update()
         assert f.writer.bad_emails() == []
         await f.assert_as_if_new()
+
+
+@pytest.mark.parametrize("no_total", [False, True])
+@pytest.mark.parametrize("odd", [{"mailboxIds": "null"}, {"mailboxIds": "5", "size": "null"}])
+async def test_odd_mailbox_ids_are_no_shortfall(
+    tmp_path: Path, odd: dict[str, str], *, no_total: bool
+) -> None:
+    """The mailbox counts the email, but nobody can say that it is this one."""
+    async with followed(small_account(), tmp_path, no_total=no_total, odd_values={"M7": odd}) as f:
+        await f.update()
+        f.counts.reset()
+        assert await compared(f) is None
+        assert f.counts.pages == 0
 
 
 async def test_a_bad_email_among_the_changes(tmp_path: Path) -> None:
