@@ -181,7 +181,8 @@ class TreeDescription(msgspec.Struct, frozen=True):
     `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
     `epoch` identifies the time during which the server's ids keep their meaning (`blob_keys`).
     `location` and `origins` are those of the account's identity (`jmap.identity`).
-    `bad` and `shortfall` are about emails that are in this part, or may be in it.
+    `bad` and `shortfall` are about emails that are in this part, or may be in it. `compared_at` is
+    when the numbers of emails were last compared with those of the server; 0 if they never were.
     """
 
     server: str
@@ -201,6 +202,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
     origins: tuple[str, ...] = ()
     bad: tuple[BadEmailStatus, ...] = ()
     shortfall: ShortfallStatus | None = None
+    compared_at: float = 0.0
 
 
 class Failure(msgspec.Struct, frozen=True):

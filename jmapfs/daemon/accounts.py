@@ -37,7 +37,7 @@ from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import account_numbers, to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
+from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
 from jmapfs.tree.layout import BlobNames, read_lacking
@@ -193,7 +193,6 @@ class MountedAccount:
     inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
-    blobs: AccountBlobSource
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
@@ -289,6 +288,9 @@ async def open_account(
         await trio.to_thread.run_sync(_correct_size, database, epoch, blob_id, size)
         await changes.notify()
 
+    async def take_suspects() -> list[str]:
+        return await blobs.take_suspects()
+
     async with contextlib.AsyncExitStack() as stack:
         lease = stack.enter_context(WriterLease(database))
         refusal = await trio.to_thread.run_sync(lease.try_acquire)
@@ -307,6 +309,7 @@ async def open_account(
             lease,
             poll_interval=request.poll_interval,
             after_round=changes.notify,
+            take_suspects=take_suspects,
         )
         blobs = stack.enter_context(
             open_blob_source(
@@ -361,7 +364,6 @@ async def open_account(
             inodes,
             database,
             disk,
-            blobs,
             content,
             follower,
             changes,

@@ -128,7 +128,7 @@ class Commands:
                 await account.follower.sync_now(
                     accept_deletions=request.accept_deletions,
                     compare=True,
-                    suspects=[*request.suspects, *await account.blobs.take_suspects()],
+                    suspects=request.suspects,
                 )
             except JmapfsError as error:
                 errors.append(error)

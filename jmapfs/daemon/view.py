@@ -196,6 +196,7 @@ class _AccountRecords:
             origins=state.origins,
             bad=lacking.bad,
             shortfall=lacking.shortfall,
+            compared_at=state.compared_at,
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:

@@ -280,6 +280,7 @@ class _PinnedAccount:
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
         self.lacking = self._export.lacking()
+        self.compared_at = state.compared_at
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs

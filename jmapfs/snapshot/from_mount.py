@@ -47,6 +47,8 @@ from jmapfs.tree.status_file import Lacking, time_text
 _T = TypeVar("_T")
 
 _PAGE_EMAILS: Final = 2000
+# A mount compares the numbers of emails once an hour.
+_OLDEST_COMPARISON: Final = 2 * 3600.0
 _STATUS_SECONDS: Final = 300.0
 _WAITING_SECONDS: Final = 1.0
 # Seconds to wait when the lease is given back. If the mount does not answer, the lease expires.
@@ -87,6 +89,8 @@ class MountOpener:
             elif not is_up_to_date:
                 synced_at = time_text(description.synced_at)
                 self._notice(f"is not up to date: copying its state of {synced_at}")
+            elif text := not_compared(description.compared_at):
+                self._notice(text)
             if not description.consistent:
                 self._notice(
                     "is between two states of the account: the snapshot will be a mixture of them"
@@ -130,6 +134,20 @@ class MountOpener:
                 reported = texts
 
 
+def not_compared(compared_at: float) -> str:
+    """Return a remark if a mount has not compared the numbers of emails for long, or nothing.
+
+    The log of the mount has the reason. For a snapshot of an account, the comparison itself warns.
+    """
+    if time.time() - compared_at <= _OLDEST_COMPARISON:
+        return ""
+    since = f"since {time_text(compared_at)}" if compared_at else "yet"
+    return (
+        f"could not compare the numbers of emails with those of the server {since}, so nothing"
+        " shows whether mail is lacking"
+    )
+
+
 class _MountedTree:
     """A tree, or a part of a tree. A lease keeps the tree at one state."""
 
@@ -163,6 +181,7 @@ class _MountedTree:
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
         self.lacking = Lacking(description.bad, description.shortfall)
+        self.compared_at = description.compared_at
 
     async def emails_after(self, position: int) -> EmailSlice:
         request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)

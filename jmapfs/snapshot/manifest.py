@@ -126,7 +126,9 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
     whose checksum is `missing_sha256`. `adopted` is the account that the directory belonged to
     before, if it belongs to another one since this snapshot. With a `shortfall`, the server counts
-    more mails than it lists. Earlier versions did not write the last six members.
+    more mails than it lists. `compared_at` is when the numbers of emails were last compared with
+    those of the server, empty if they never were. Earlier versions did not write the last seven
+    members.
     """
 
     format: int
@@ -149,6 +151,7 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     missing_sha256: str = ""
     adopted: Origin | None = None
     shortfall: ShortfallStatus | None = None
+    compared_at: str = ""
 
     @property
     def lacking_count(self) -> int:

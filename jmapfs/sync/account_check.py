@@ -44,6 +44,9 @@ class StateWaiter:
         Raises StorageError if the index cannot be read; other errors are those of the client.
         """
         state = await trio.to_thread.run_sync(self._database.state)
+        if state.stale is not None:
+            # Another account may have the same states by chance, such as a server that was reset.
+            return False
         if not state.complete or state.synced_at >= self._began:
             return state.complete
         # Renaming a mailbox changes only the state of the mailboxes.

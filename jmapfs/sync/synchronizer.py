@@ -31,7 +31,7 @@ from jmapfs.sync.account_check import (
     claim_index,
     require_own_ids,
 )
-from jmapfs.sync.bad_emails import log_new_bad_emails, retry_bad_emails
+from jmapfs.sync.bad_emails import log_new_bad_emails, name_some, retry_bad_emails
 from jmapfs.sync.change_chain import ChainStart, ChangeChain, UnknownChangesError
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
@@ -144,7 +144,7 @@ class Synchronizer:
             gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
             if gone:
                 _log.warning(
-                    "not listed, and their content is gone: removed the emails %s", ", ".join(gone)
+                    "not listed, and their content is gone: removed the emails %s", name_some(gone)
                 )
                 await compare_and_heal(self._client, self._writer, partial(self._run_again, report))
                 # The comparison may store emails that are in no list.
@@ -222,10 +222,12 @@ class Synchronizer:
             # What was staged is accepted.
             return listing
         current = await self._client.email_state()
-        # A server that has the state of the tree again is no longer reset.
-        is_back = current == state.email_state
+        # If the server has the state of the tree again, its mail is probably back. But the account
+        # may have had that state too when it was listed. Then only a new listing can tell.
+        is_back = current == state.email_state != stale.email_state
+        may_differ = current != stale.email_state or current == state.email_state
         is_due = self._ask_again or time.time() >= stale.checked_at + _STALE_SECONDS
-        if current == stale.email_state or not (is_back or is_due):
+        if not is_back and not (may_differ and is_due):
             raise too_much_gone(stale)
         await trio.to_thread.run_sync(discard_listing, self._writer)
         return listing

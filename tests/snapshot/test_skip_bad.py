@@ -34,7 +34,11 @@ def dest(tmp_path: Path) -> Path:
 
 
 def take(
-    account: FakeAccount, dest: Path, *, skip_bad: bool = True, max_gone: float = 50
+    account: FakeAccount,
+    dest: Path,
+    *,
+    skip_bad: bool = True,
+    max_gone: float = 50,
 ) -> SnapshotSummary:
     summary = trio.run(
         partial(
@@ -260,6 +264,7 @@ def test_a_bad_email_is_named_by_its_id(dest: Path) -> None:
     assert account.attempts == 1
     assert str(error) == (
         "no snapshot was made: a mail cannot be downloaded: email X1: the server sends no blobId"
+        " (--skip-bad makes a snapshot without such mail)"
     )
     [mail] = read_missing(error.missing.path)
     assert mail == MissingMail("X1", None, None, None, (), "the server sends no blobId")
@@ -305,6 +310,15 @@ def test_a_shortfall_makes_an_incomplete_snapshot(dest: Path) -> None:
     account.lacking = Lacking()
     assert take(account, dest, skip_bad=False).shortfall is None
     assert list_snapshots(Repository(dest)).snapshots[-1].state == "complete"
+
+
+@pytest.mark.parametrize(("compared_at", "text"), [(0.0, ""), (1.7e9, "2023-11-14T22:13:20+00:00")])
+def test_a_snapshot_has_the_time_of_the_last_comparison(
+    dest: Path, compared_at: float, text: str
+) -> None:
+    """An account that changes all the time is not compared: nothing is known to be missing."""
+    path = Path(take(FakeAccount(letters(10), compared_at=compared_at), dest).path)
+    assert read_description(path).compared_at == text
 
 
 def test_prune_works_although_all_snapshots_have_a_shortfall(dest: Path) -> None:

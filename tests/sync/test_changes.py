@@ -339,6 +339,19 @@ def forget_as_cyrus(f: Follower) -> None:
     f.account.forget_changes()
 
 
+async def test_states_that_alternate_end_in_an_error(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.account.destroy_email("M3")
+        f.quirks.alternating_states = True
+        with pytest.raises(ServerError, match="try again later"):
+            await f.update()
+        assert len(await f.client.changed_ids(f.account.states["Email"])) == 0
+        f.quirks.alternating_states = False
+        await f.update()
+        await f.assert_as_if_new()
+
+
 TROUBLE: dict[str, Callable[[Follower], object]] = {
     "has more, it says": lambda f: setattr(f.quirks, "has_more_lies", True),
     "cannot calculate": lambda f: setattr(f.quirks, "cannot_calculate", True),

@@ -90,6 +90,14 @@ async def test_hidden_mail_is_a_shortfall(
         f.assert_true()
 
 
+async def test_a_total_that_counts_only_a_page_hides_nothing(tmp_path: Path) -> None:
+    """The first list ends too early. The numbers of the mailboxes show that."""
+    async with followed(small_account(), tmp_path, page_total=True, query_limit=5) as f:
+        await f.update()
+        f.assert_true()
+        assert f.writer.state().shortfall is None
+
+
 async def test_new_mail_is_no_reason_to_list_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -421,6 +429,35 @@ async def test_bad_emails_are_requested_again(tmp_path: Path, *, no_total: bool)
         assert await f.update()
         assert f.writer.bad_emails() == []
         await f.assert_as_if_new()
+
+
+async def test_an_id_that_is_reused_by_a_retried_email_is_a_reset(tmp_path: Path) -> None:
+    """The server says nothing about an email that is shown, and then has another under its id."""
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        epoch = f.writer.epoch()
+        f.quirks.omit_ids = ["M3"]
+        f.account.set_keywords("M3", ["$flagged"])
+        await f.update()
+        assert f.writer.bad.ids() == ["M3"]
+        f.account.destroy_email("M3")
+        f.account.add_email(message(900), ["P0"], email_id="M3")
+        f.quirks.omit_ids = []
+        await f.update()
+        assert f.writer.epoch() not in {"", epoch}
+        await f.assert_as_if_new()
+
+
+async def test_many_bad_emails_make_few_lines_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = {f"M{number}": {"blobId": None} for number in range(150)}
+    async with followed(small_account(160), tmp_path, email_overrides=odd) as f:
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
+            await f.update()
+        assert len(f.writer.bad_emails()) == 150
+        assert caplog.text.count("the server sends no blobId") == 100
+        assert caplog.text.count("50 more emails cannot be shown") == 1
 
 
 @pytest.mark.parametrize("no_total", [False, True])

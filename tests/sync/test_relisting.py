@@ -253,6 +253,31 @@ async def test_when_mail_is_back_the_tree_follows_again(tmp_path: Path) -> None:
         f.assert_true()
 
 
+async def test_mail_that_is_back_under_the_same_state_is_found(tmp_path: Path) -> None:
+    """A restored server may have the state of the tree, and may have had it while it was empty."""
+    async with followed(small_account(20), tmp_path) as f:
+        await f.update()
+        before = f.shown()
+        hidden = [email_id for email_id in f.account.emails if email_id != "M0"]
+        f.quirks.ghost_ids = hidden
+        with pytest.raises(TooMuchGoneError):
+            await f.update(compare=True)
+        state = f.writer.state()
+        assert state.stale is not None
+        assert state.stale.email_state == state.email_state == f.account.states["Email"]
+        f.counts.reset()
+        with pytest.raises(TooMuchGoneError):
+            await f.update(ask_again=False)
+        assert f.counts.pages == 0
+        with pytest.raises(TooMuchGoneError):
+            await f.update()
+        f.quirks.ghost_ids = []
+        await f.update()
+        assert f.writer.state().stale is None
+        assert f.shown() == before
+        f.assert_true()
+
+
 async def test_a_stale_tree_is_not_compared_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
