@@ -18,7 +18,7 @@ from jmapfs.control.messages import (
 )
 from jmapfs.control.mounts import mounts, resolve
 from jmapfs.control.socket_client import ask
-from jmapfs.errors import NotMountedError
+from jmapfs.errors import JmapfsError
 
 _ACCEPT_HINT: Final = (
     "the old mail is shown until it is back; if it is really gone: jmapfs sync --accept-deletions"
@@ -48,7 +48,7 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
             continue
         try:
             status = ask(mount.mountpoint, StatusRequest())
-        except NotMountedError as error:
+        except JmapfsError as error:
             documents.append({"mountpoint": str(mount.mountpoint), "error": str(error)})
             tables.append((str(mount.mountpoint), [("error", str(error))]))
         else:
