@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProc
         mount.umount()
         assert has_ended(pid)
         assert list(mount.path.iterdir()) == []
+
+
+def test_umount_does_not_wait_for_the_network(home: Home, server: ServerProcess) -> None:
+    """A READ of a program that was killed would wait for half a minute."""
+    with home.mounted(server.url) as mount:
+        mail = a_mail(mount)
+        server.pause()
+        with subprocess.Popen(["cat", mail], stdout=subprocess.DEVNULL) as reader:
+            wait_until(lambda: mount.counts().reads > 0)
+            reader.kill()
+        daemon = mount.ask_status().pid
+        began = time.monotonic()
+        # The kernel closes the file a moment later.
+        wait_until(lambda: home.run("umount", mount.path).exit_code == 0)
+        assert has_ended(daemon)
+        assert time.monotonic() - began < 15
 
 
 def test_umount_waits_for_a_daemon_of_another_version(home: Home, server: ServerProcess) -> None:
