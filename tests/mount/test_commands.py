@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import trio
 
+from jmapfs.content.failures import BlobFailures
 from jmapfs.control.messages import SyncRequest
 from jmapfs.daemon.commands import Commands
 from jmapfs.errors import AuthenticationError
@@ -42,7 +43,7 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
             number=number,
             source=SimpleNamespace(label=name, login=Login()),
             follower=follower,
-            content=none,
+            content=SimpleNamespace(failures=BlobFailures()),
             disk=none,
         )
         for number, (name, follower) in enumerate(followers.items(), first_number)
