@@ -55,7 +55,7 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
         )
         for number, (name, follower) in enumerate(followers.items(), first_number)
     ]
-    return Commands(none, accounts, none, none, none)
+    return Commands(none, accounts, none, none, none, none)
 
 
 async def test_an_account_that_fails_does_not_keep_others_from_being_updated() -> None:
