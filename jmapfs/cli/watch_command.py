@@ -24,7 +24,7 @@ from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
 from jmapfs.control.socket_client import ask
-from jmapfs.errors import NotMountedError, UsageError, storage_errors
+from jmapfs.errors import NotMountedError, StorageError, UsageError, storage_errors
 from jmapfs.tree.changes import NameChange
 
 _HERE = "."
@@ -146,8 +146,13 @@ async def _wait_until_unread(output: int, scope: trio.CancelScope) -> None:
 def _write(output: int, text: bytes) -> None:
     # Not with sys.stdout: this thread may be abandoned, with the lock of sys.stdout.
     remaining = memoryview(text)
-    while remaining:
-        remaining = remaining[os.write(output, remaining) :]
+    try:
+        while remaining:
+            remaining = remaining[os.write(output, remaining) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"the standard output: {error.strerror}") from error
 
 
 async def _run_after_changes(

@@ -25,6 +25,8 @@ from jmapfs.tree.changes import NameChange, TreeState, name_changes
 # changes meanwhile add positions.
 _MOST_POSITIONS: Final = 32
 
+_LARGEST_REPLY: Final = 1 << 27
+
 
 class ChangeFeed:
     """Reports the changes of a mount; `invalidators` has one for each account, in their order."""
@@ -107,7 +109,13 @@ class ChangeFeed:
                 reply.changes.extend(_below(root, one) for one in changes)
             else:
                 reply.changes.extend(changes)
-        return _encode(reply) if reply.changes or reply.unknown else None
+        if not reply.changes and not reply.unknown:
+            return None
+        encoded = msgspec.json.encode(reply)
+        if len(encoded) > _LARGEST_REPLY:
+            # Several accounts with very many changes.
+            return _encode(Changes(position, unknown=[""]))
+        return msgspec.Raw(encoded)
 
 
 def _below(root: str, change: NameChange) -> NameChange:

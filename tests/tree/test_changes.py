@@ -26,10 +26,10 @@ class Account:
     """An index that is complete, with two mailboxes."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
-        database = IndexDatabase(directory)
-        database.prepare()
-        self.writer: IndexWriter = stack.enter_context(database.writer())
-        self.reader: IndexReader = stack.enter_context(database.reader())
+        self.database = IndexDatabase(directory)
+        self.database.prepare()
+        self.writer: IndexWriter = stack.enter_context(self.database.writer())
+        self.reader: IndexReader = stack.enter_context(self.database.reader())
         self.mailboxes = {"A": mailbox("A", "Inbox"), "B": mailbox("B", "Work")}
         with self.writer.transaction():
             self.writer.set_state(replace(self.writer.state(), complete=True, epoch="1"))
