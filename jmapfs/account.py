@@ -7,7 +7,9 @@ from pathlib import Path
 
 from jmapfs.jmap.client import Client, connect, open_session
 from jmapfs.jmap.http import CONCURRENCY
+from jmapfs.jmap.identity import normalize_location
 from jmapfs.jmap.login import Login
+from jmapfs.jmap.origins import WELL_KNOWN
 from jmapfs.jmap.session import SessionAccount
 from jmapfs.names import key, safe_text
 
@@ -39,7 +41,7 @@ class AccountSource:
         *,
         concurrency: int = CONCURRENCY,
         longest_wait: float = COMMAND_WAIT,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[str, float], None] | None = None,
     ) -> AbstractAsyncContextManager[Client]:
         """Return a context that connects to the account, with the options of `open_session`."""
         return connect(
@@ -57,20 +59,30 @@ class AccountSource:
 def account_directory(cache_root: Path, source: AccountSource) -> Path:
     """Return the directory of one account's index and blobs.
 
-    The directory's name depends only on the command line and configuration, not on the server.
+    The directory's name depends only on the command line and configuration, not on the server. All
+    spellings of a URL or a host have one directory. Earlier versions made one for each spelling;
+    such a directory is still used.
     """
-    identity = "\0".join((source.location, source.login.username, source.account or ""))
-    name = safe_text(source.location.partition("://")[2] or source.location, limit=40)
-    return cache_root / f"{name}_{key(identity)}"
+    earlier = cache_root / _directory_name(source.location, source)
+    if earlier.is_dir():
+        return earlier
+    location = normalize_location(source.location).removesuffix(WELL_KNOWN)
+    return cache_root / _directory_name(location, source)
+
+
+def _directory_name(location: str, source: AccountSource) -> str:
+    identity = "\0".join((location, source.login.username, source.account or ""))
+    name = safe_text(location.partition("://")[2] or location, limit=40)
+    return f"{name}_{key(identity)}"
 
 
 async def mail_accounts(
-    source: AccountSource, on_wait: Callable[[str], None] | None = None
+    source: AccountSource, on_wait: Callable[[str, float], None] | None = None
 ) -> list[SessionAccount]:
     """Return the accounts with mail that the user can see, the primary one first.
 
-    `on_wait` gets a line for the user if the server asks to wait. Raises JmapfsError if the server
-    cannot be asked.
+    `on_wait` gets a line for the user, and seconds, if the server asks to wait. Raises JmapfsError
+    if the server cannot be asked.
     """
     async with open_session(
         source.location,

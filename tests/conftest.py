@@ -17,11 +17,14 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import ssl
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from jmapfs.jmap import connections
 from tests import cyrus as cyrus_server
 from tests import james as james_server
 from tests.cyrus import Account, Cyrus, running_cyrus
@@ -29,6 +32,7 @@ from tests.james import James, running_james
 from tests.leaks import RUN, RUN_VARIABLE, no_leaks
 from tests.mail_server.account import MailAccount
 from tests.mail_server.server import MailServer
+from tests.server.launcher import launcher
 
 __all__ = ["no_leaks"]
 
@@ -97,6 +101,33 @@ def _no_mounts() -> str | None:
     if not shutil.which("fusermount3"):
         return "fusermount3 is missing (scripts/setup installs it)"
     return None
+
+
+# --- Of the session
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launcher() -> None:
+    """Start the launcher of test servers before any test, or it would be a leak of the first."""
+    launcher()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_certificates() -> Iterator[Callable[[Path | None], ssl.SSLContext]]:
+    """Load the system's certificates once: it takes 40 ms, and few tests use TLS.
+
+    Gives the function that loads them each time.
+    """
+    load = connections._tls_context
+    shared = load(None)
+
+    def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+        named = ca_file or {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys()
+        return load(ca_file) if named else shared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "_tls_context", tls_context)
+        yield load
 
 
 # --- Cyrus

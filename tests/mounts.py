@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -284,6 +285,11 @@ def fixed(status: os.stat_result) -> tuple[int, ...]:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
+
+
+def portable(status: os.stat_result) -> tuple[int, ...]:
+    """Return the part of it that does not depend on the index: a directory without its times."""
+    return fixed(status)[:-2] if stat.S_ISDIR(status.st_mode) else fixed(status)
 
 
 def command(*arguments: str | Path, **variables: str) -> str:

@@ -12,14 +12,14 @@ import hashlib
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from tests.mail_server.account import MailAccount
 from tests.mails import list_mails
-from tests.mounts import Home, Mounted, fixed
+from tests.mounts import Home, Mounted, fixed, portable
 
 QUIET = ("--poll-interval", "3600")
 """Only `jmapfs sync` brings changes, or push."""
@@ -114,10 +114,13 @@ class Watcher:
     def compare(self) -> None:
         assert shown(self.mount, self.entries) == on_server(self.account)
 
-    def change(self, change: Callable[[], object], *coming: str) -> Entries:
+    def change(
+        self, change: Callable[[], object], *coming: str, changed_back: Collection[str] = ()
+    ) -> Entries:
         """Make a change, sync, and check all of the tree; return it as it was before.
 
-        `coming` are directories that the change may make.
+        `coming` are directories that the change may make. The names in `changed_back` are others
+        between two steps of the sync.
         """
         before = self.entries
         paths = self._paths(coming)
@@ -131,7 +134,7 @@ class Watcher:
         for path, status in looked_up.items():
             assert status is None or fixed(status) == fixed(after[path]), path
         self.compare()
-        self._check_what_stayed(before)
+        self._check_what_stayed(before, changed_back)
         return before
 
     def _paths(self, coming: Iterable[str]) -> set[str]:
@@ -152,24 +155,25 @@ class Watcher:
                 found[path] = (self.mount.path / path).lstat()
         return found
 
-    def _check_what_stayed(self, before: Entries) -> None:
+    def _check_what_stayed(self, before: Entries, changed_back: Collection[str]) -> None:
         after = self.entries
         members_before, members_after = members(before), members(after)
         for path in before.keys() & after.keys():
             old, new = before[path], after[path]
             if not stat.S_ISDIR(old.st_mode):
                 assert without_links(old) == without_links(new), path
-            elif members_before[path] == members_after[path]:
+            elif members_before[path] == members_after[path] and path not in changed_back:
                 assert fixed(old) == fixed(new), path
             else:
                 assert old.st_ino == new.st_ino, path
-                assert old.st_mtime_ns != new.st_mtime_ns, path
+                assert int(old.st_mtime) < int(new.st_mtime), path
+                assert new.st_mtime_ns == new.st_ctime_ns, path
 
 
 def assert_like_a_new_mount(watcher: Watcher, directory: Path) -> None:
     """The tree that followed the account is that of a machine that sees it for the first time."""
     fresh = home_of(watcher.account, directory)
     with fresh.mounted(watcher.account.url, *QUIET) as other:
-        assert {path: fixed(status) for path, status in other.entries().items()} == {
-            path: fixed(status) for path, status in watcher.entries.items()
+        assert {path: portable(status) for path, status in other.entries().items()} == {
+            path: portable(status) for path, status in watcher.entries.items()
         }

@@ -126,19 +126,31 @@ def account_source(argument: str, config: Config, *, account: str | None = None)
             table.rewrite_origin,
             _ca_file(f"{config.path}: [{argument}] ca_file", table.ca_file),
         )
+    if is_path(argument):
+        raise ConfigError(
+            f"{argument} is a path, not an account: give the name of an account in {config.path},"
+            " a session URL (https://…), a host or a mail address"
+        )
     if not any(mark in argument for mark in ".:@/") and argument != "localhost":
         names = ", ".join(sorted(config.accounts)) or "none"
         raise ConfigError(
             f"{argument}: no such account in {config.path} (accounts there: {names}), and not a"
             " URL, a host or a mail address"
         )
-    from_environment = _credentials_from_environment(_user_in(argument))
+    user = _user_in(argument)
+    from_environment = _credentials_from_environment(user)
     if from_environment is None:
+        password = "JMAPFS_PASSWORD" if user else "JMAPFS_USERNAME and JMAPFS_PASSWORD"
         raise ConfigError(
-            f"no secret for {argument}: set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN,"
-            f" or add the account to {config.path}"
+            f"no secret for {argument}: set {password}, or JMAPFS_TOKEN, or add the account to"
+            f" {config.path}"
         )
     return AccountSource(argument, argument, Login(from_environment), account)
+
+
+def is_path(argument: str) -> bool:
+    """Return whether an argument can only be a path: a location with a slash is a URL."""
+    return argument in {".", "..", "~"} or ("/" in argument and "://" not in argument)
 
 
 def _user_in(location: str) -> str | None:

@@ -31,7 +31,11 @@ _KILLED: Final = 128
 )
 def sync_command(mountpoint: Path, *, accept_deletions: bool) -> None:
     """Ask for changes now, and wait until MOUNTPOINT shows them."""
-    ask(resolve(mountpoint), SyncRequest(accept_deletions=accept_deletions, retry_login=True))
+    from jmapfs.cli.output import waiting_shown  # noqa: PLC0415 - `freeze` needs no progress bar
+
+    mountpoint = resolve(mountpoint)
+    with waiting_shown(mountpoint):
+        ask(mountpoint, SyncRequest(accept_deletions=accept_deletions, retry_login=True))
 
 
 @click.command("freeze", context_settings={"ignore_unknown_options": True})

@@ -1,7 +1,8 @@
 """The `jmapfs` command: its subcommands, and how their errors reach the user.
 
-A `JmapfsError` is printed on stderr as one line and sets the exit code (see `jmapfs.errors`). Any
-other exception is a bug and leaves its traceback.
+A `JmapfsError`, or an error in the command line, is printed on stderr as one line and sets the exit
+code (see `jmapfs.errors`). Any other exception is a bug and leaves its traceback. All lines begin
+with `jmapfs: `.
 
 Each subcommand is imported when it is called: `jmapfs --help` is fast, and only `jmapfs mount`
 needs FUSE.
@@ -10,13 +11,15 @@ needs FUSE.
 import importlib
 import signal
 import sys
+from pathlib import Path
 from typing import Final, NoReturn
 
 import click
 
 from jmapfs import __version__
+from jmapfs.cli.log import show_warnings
 from jmapfs.cli.options import escaped
-from jmapfs.errors import JmapfsError, MountpointError
+from jmapfs.errors import JmapfsError, MountpointError, UsageError
 
 INTERRUPTED: Final = 130
 
@@ -79,29 +82,45 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    sys.exit(run(cli))
+    sys.exit(run(cli, "jmapfs"))
 
 
-def run(command: click.Command) -> int:
+def run(command: click.Command, name: str) -> int:
     """Run a command, print its error, and return its exit code."""
+    show_warnings()
+    code, message = 0, ""
     try:
-        code: int | None = command.main(standalone_mode=False)
+        code = command.main(prog_name=name, standalone_mode=False) or 0
     except JmapfsError as error:
-        return _fail(str(error), error.exit_code)
+        code, message = error.exit_code, str(error)
     except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
+        code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        code = error.exit_code
         error.show()
-        return error.exit_code
+    except click.UsageError as error:
+        path = name if error.ctx is None else error.ctx.command_path
+        code = error.exit_code
+        message = f"{error.format_message().rstrip('.')}: see {path} --help"
     except ImportError as error:
         if "fuse" not in str(error):
             raise
-        return _fail(f"mount needs libfuse3 and pyfuse3: {error}", MountpointError.exit_code)
+        code = MountpointError.exit_code
+        message = f"mount needs libfuse3 and pyfuse3: {error}"
+    except FileNotFoundError:
+        if _has_working_directory():
+            raise
+        code, message = UsageError.exit_code, "the working directory was removed: change to another"
     except (KeyboardInterrupt, click.Abort) as error:
-        return _fail(str(error) or "interrupted", INTERRUPTED)
-    return code or 0
+        code, message = INTERRUPTED, str(error) or "interrupted"
+    if message:
+        click.echo(f"jmapfs: {escaped(' '.join(message.split()))}", err=True)
+    return code
 
 
-def _fail(message: str, exit_code: int) -> int:
-    click.echo(f"jmapfs: {escaped(message)}", err=True)
-    return exit_code
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True

@@ -88,8 +88,8 @@ def mount_command(
     """Mount ACCOUNT at MOUNTPOINT, an empty directory.
 
     ACCOUNT is an account in the configuration file. It can also be a session URL, a host or a mail
-    address; then set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN, in the environment. The
-    command returns when the whole tree is mounted.
+    address; then set JMAPFS_USERNAME and JMAPFS_PASSWORD, or JMAPFS_TOKEN, in the environment. A
+    mail address is its own user name. The command returns when the whole tree is mounted.
     """
     mount_options = parse_options(options)
     if all_accounts and selection is not None:

@@ -18,6 +18,8 @@ from jmapfs.cli.mount_command import mount_command
 from jmapfs.daemon.request import parse_options
 from jmapfs.errors import UsageError
 
+_NAME: Final = "mount.jmapfs"
+
 # The exit codes of mount(8) for those of jmapfs; 32 is a mount failure.
 _EXIT_CODES: Final = {0: 0, UsageError.exit_code: 1, INTERRUPTED: 8}
 _MOUNT_FAILURE: Final = 32
@@ -26,7 +28,7 @@ _COMMAND_OPTIONS: Final = ("account", "cache_dir", "cache_size", "poll_interval"
 _COMMAND_FLAGS: Final = ("all_accounts", "verbose")
 
 
-@click.command("mount.jmapfs", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(_NAME, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("account")
 @click.argument("mountpoint")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT…]", help="Mount options.")
@@ -72,7 +74,8 @@ def mount_helper(
         _become(user)
     if not fake:
         arguments += [f"-o{option}" for option in mount_options]
-        mount_command.main([*arguments, "--", account, mountpoint], standalone_mode=False)
+        arguments += ["--", account, mountpoint]
+        mount_command.main(arguments, prog_name=_NAME, standalone_mode=False)
 
 
 def _is_known(option: str) -> bool:
@@ -102,4 +105,4 @@ def _become(name: str) -> None:
 
 def main() -> NoReturn:
     """Run the helper and exit with a code of mount(8)."""
-    sys.exit(_EXIT_CODES.get(run(mount_helper), _MOUNT_FAILURE))
+    sys.exit(_EXIT_CODES.get(run(mount_helper, _NAME), _MOUNT_FAILURE))

@@ -4,8 +4,10 @@ Progress bars are shown only on a terminal.
 """
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Final, Self
 
 import msgspec
@@ -22,9 +24,12 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from jmapfs.cli.options import format_size
+from jmapfs.cli.options import escaped, format_size
+from jmapfs.control.socket_client import waiting_texts
+from jmapfs.errors import JmapfsError
 
 _LISTING: Final = "listing emails"
+_WATCH_SECONDS: Final = 1.0
 
 console: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,10 +39,33 @@ def notice(text: str) -> None:
     console.print(f"jmapfs: {text}", markup=False)
 
 
-def show_waiting(text: str) -> None:
+def show_waiting(text: str, seconds: float = 0.0) -> None:  # noqa: ARG001 - an `on_wait`
     """On a terminal, print that the server asks to wait."""
     if console.is_interactive:
         notice(text)
+
+
+@contextmanager
+def waiting_shown(mountpoint: Path) -> Iterator[None]:
+    """While the context lasts, show on a terminal if a server asks a mount to wait."""
+    ended = threading.Event()
+    if console.is_interactive:
+        threading.Thread(target=_watch, args=(mountpoint, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _watch(mountpoint: Path, ended: threading.Event) -> None:
+    shown: set[str] = set()
+    while not ended.wait(_WATCH_SECONDS):
+        with suppress(JmapfsError):
+            texts = waiting_texts(mountpoint)
+            if not ended.is_set():
+                for text in texts - shown:
+                    show_waiting(escaped(text))
+            shown = texts
 
 
 def json_document(value: object) -> str:

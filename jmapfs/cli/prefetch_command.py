@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import MailProgress
+from jmapfs.cli.output import MailProgress, waiting_shown
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -26,7 +26,7 @@ from jmapfs.control.messages import (
     MissingRequest,
     PrefetchRequest,
 )
-from jmapfs.control.mounts import mount_of, require_readable
+from jmapfs.control.mounts import DEAD, mount_of, require_readable
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
@@ -50,7 +50,9 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
         actual = Path(os.path.realpath(path))
         mount = mount_of(actual)
         if mount is None:
-            raise NotMountedError(f"{actual}: jmapfs is not mounted there")
+            raise NotMountedError(
+                f"{actual}: jmapfs is not mounted there; jmapfs status shows all mounts"
+            )
         require_readable(mount)
         found.setdefault(mount.mountpoint, {}).update(dict.fromkeys(_mails(actual)))
     return {mountpoint: list(inodes) for mountpoint, inodes in found.items()}
@@ -84,9 +86,9 @@ def _os_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"{path}: {error.strerror}"
         if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
-            raise NotMountedError(message) from error
+            raise NotMountedError(f"{path}: {DEAD}") from error
+        message = f"{path}: {error.strerror}"
         if error.errno == errno.EIO:
             raise StorageError(message) from error
         raise UsageError(message) from error
@@ -183,7 +185,10 @@ class _MountPrefetch:
         if not self.sizes:
             return
         size = sum(self.sizes.values())
-        with MailProgress("fetching mail", len(self.sizes), size) as progress:
+        with (
+            MailProgress("fetching mail", len(self.sizes), size) as progress,
+            waiting_shown(self._mountpoint),
+        ):
             for some in self._fetch_all():
                 progress.advance(len(some), sum(self.sizes[inode] for inode in some))
         self.missing = sum(len(answer.missing) for answer in self._missing())

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jmapfs.account import AccountSource
-from jmapfs.cli.config import Config, account_source, read_config
+from jmapfs.cli.config import Config, account_source, is_path, read_config
+from jmapfs.cli.log import show_errors_only
 from jmapfs.cli.options import (
     account_option,
     cache_directory_option,
@@ -104,6 +105,8 @@ def snapshot_command(
     cannot be downloaded. This mail is then named. With --skip-bad, there is a snapshot without it.
     If the server counts more mail than it lists, there is a snapshot, and the exit code is 15 too.
     """
+    if quiet:
+        show_errors_only()
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
     repository = Repository(destination)
@@ -228,8 +231,14 @@ def _require_apart(destination: Path, mount: Mount | None) -> None:
 
 
 def _account(source: str, config: Config, selection: str | None) -> AccountSource:
-    if source not in config.accounts and Path(source).exists():
-        raise NotMountedError(f"{source}: jmapfs is not mounted there")
+    if source not in config.accounts:
+        # Unlike Path.exists, this raises no error.
+        if os.path.exists(source):  # noqa: PTH110
+            raise NotMountedError(
+                f"{source}: jmapfs is not mounted there; mount the account, or name it as SOURCE"
+            )
+        if is_path(source):
+            raise NotMountedError(f"{source}: there is no such mount, and no account of this name")
     return account_source(source, config, account=selection)
 
 

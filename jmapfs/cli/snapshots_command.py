@@ -223,8 +223,9 @@ def prune_command(
     """Remove the snapshots in DEST that no rule keeps.
 
     N is a number, or `unlimited`. A snapshot that any rule keeps is kept. Hours and days are in
-    UTC, as in the names of snapshots. The newest intact snapshot is always kept. Files that jmapfs
-    did not make, and snapshots of other accounts, are left alone.
+    UTC, as in the names of snapshots. The newest intact and complete snapshot is always kept. If
+    none is complete, the one that lacks the fewest mails is kept. Files that jmapfs did not make,
+    and snapshots of other accounts, are left alone.
     """
     repository = Repository(destination)
     policy = RetentionPolicy(**rules)

@@ -103,6 +103,8 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
         ("account", f"{status.account} at {status.server}"),
         ("online", online),
     ]
+    if status.waiting:
+        lines.append(("waiting", status.waiting))
     if status.stale is not None:
         lines += [("stale", _stale_text(status.stale)), ("", _ACCEPT_HINT)]
     if status.bad:

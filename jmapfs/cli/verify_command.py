@@ -13,6 +13,7 @@ import trio
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import account_source, read_config
+from jmapfs.cli.log import show_errors_only
 from jmapfs.cli.options import account_option, directory_type, escaped, format_size
 from jmapfs.cli.output import MailProgress, json_document, notice, show_waiting
 from jmapfs.cli.signals import run_with_signals
@@ -66,6 +67,8 @@ def verify_command(
 
     With --online ACCOUNT, the mail is also compared with what the server has.
     """
+    if quiet:
+        show_errors_only()
     if online is None and selection is not None:
         raise UsageError("--account belongs to --online ACCOUNT, which is missing")
     directories = snapshots_at(place)

@@ -130,7 +130,7 @@ class Downloader:
         except (UnreachableError, AuthenticationError):
             raise
         except JmapfsError as error:
-            _log.warning("a batch of blobs is fetched one by one: %s", error)
+            _log.info("a batch of blobs is fetched one by one: %s", error)
             return batch
         if accepted:
             await write(accepted)
@@ -226,7 +226,7 @@ class Downloader:
                 raise BlobMismatchError(reason)
             size = blob.size if stated is None else stated.size
             if evidence.length != size:
-                _log.warning(
+                _log.info(
                     "%s has %d bytes, confirmed by a second download; the server states %d",
                     self._name(blob),
                     evidence.length,

@@ -19,7 +19,7 @@ import msgspec
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.tree.changes import NameChange
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 PREFETCH_STEP: Final = 2000
@@ -115,6 +115,7 @@ class AccountStatus(msgspec.Struct, frozen=True):
     bad: tuple[BadEmailStatus, ...] = ()
     bad_count: int = 0
     shortfall: ShortfallStatus | None = None
+    waiting: str | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):
@@ -180,7 +181,8 @@ class TreeDescription(msgspec.Struct, frozen=True):
     `mails` is an estimate if `directory` is not empty. `synced_at` is in seconds since 1970.
     `epoch` identifies the time during which the server's ids keep their meaning (`blob_keys`).
     `location` and `origins` are those of the account's identity (`jmap.identity`).
-    `bad` and `shortfall` are about emails that are in this part, or may be in it.
+    `bad` and `shortfall` are about emails that are in this part, or may be in it. `compared_at` is
+    when the numbers of emails were last compared with those of the server; 0 if they never were.
     """
 
     server: str
@@ -200,6 +202,7 @@ class TreeDescription(msgspec.Struct, frozen=True):
     origins: tuple[str, ...] = ()
     bad: tuple[BadEmailStatus, ...] = ()
     shortfall: ShortfallStatus | None = None
+    compared_at: float = 0.0
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -292,8 +295,9 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
 
     If `path` is given, only the account whose directory contains it is asked. With
     `accept_deletions`, the tree follows the account even if most of its mail is gone. `suspects`
-    are the ids of emails whose content the server does not find: those that the server does not
-    list either are removed. With `retry_login`, a secret that the server refused is sent again.
+    are the ids of emails whose content the server does not find, or that have other values there:
+    they are compared with the server. With `retry_login`, a secret that the server refused is sent
+    again.
     """
 
     # The mount gives up a little earlier than the client.

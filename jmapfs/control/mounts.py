@@ -27,6 +27,9 @@ from jmapfs.names import key, safe_text
 
 SUBTYPE: Final = "jmapfs"
 
+DEAD: Final = "the daemon of this mount has died: mount again, or run jmapfs umount"
+"""The error text for a dead mount."""
+
 _NAME: Final = "jmapfs"
 _ABSTRACT: Final = b"\0"
 _LISTENING: Final = 1 << 16  # SO_ACCEPTCON
@@ -211,11 +214,12 @@ def require_mount(mountpoint: Path) -> Mount:
                         f"{mountpoint}: jmapfs is mounted there only in another mount namespace:"
                         f" `nsenter --mount --target {process}` enters it"
                     )
-        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there")
+        around = mount_of(mountpoint)
+        hint = "jmapfs status shows all mounts" if around is None else f"name {around.mountpoint}"
+        raise NotMountedError(f"{mountpoint}: jmapfs is not mounted there; {hint}")
     if not mount.is_accessible:
         raise NotMountedError(
-            f"{mountpoint}: it is mounted by {mount.owner_name}: only {mount.owner_name} and root"
-            " can use it"
+            f"{mountpoint}: it is mounted by {mount.owner_name}: only this user and root can use it"
         )
     return mount
 

@@ -4,6 +4,7 @@ Blocking calls, for any thread. If the process is killed, its mount thaws within
 """
 
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -23,9 +24,10 @@ from jmapfs.control.messages import (
     RenewRequest,
     ReplyLine,
     Request,
+    StatusRequest,
     ThawRequest,
 )
-from jmapfs.control.mounts import Mount, mount_at, other_namespaces, peer, require_mount
+from jmapfs.control.mounts import DEAD, Mount, mount_at, other_namespaces, peer, require_mount
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _PAUSES: Final = (0.05, 0.25, 0.5, 0.0)
@@ -69,7 +71,8 @@ def _ask(mount: Mount, request: Request[_R], *, timeout: float | None) -> _R:
             connection.sendall(line)
             received = _receive(connection, timeout)
     except OSError as error:
-        raise NotMountedError(f"the daemon does not answer: {error}") from error
+        reason = error.strerror or str(error)
+        raise NotMountedError(f"the daemon does not answer: {reason}") from error
     if not received:
         raise NotMountedError("the daemon ended before it answered")
     try:
@@ -90,6 +93,12 @@ def _receive(connection: socket.socket, timeout: float) -> bytes:
         if len(received) > _LONGEST_REPLY or time.monotonic() > deadline:
             raise NotMountedError("the daemon sends without end")
     return bytes(received)
+
+
+def waiting_texts(mountpoint: Path) -> set[str]:
+    """Return which servers ask the mount to wait, as lines of text. Raises the errors of `ask`."""
+    accounts = ask(mountpoint, StatusRequest()).accounts
+    return {account.waiting for account in accounts if account.waiting is not None}
 
 
 def connect(mount: Mount, timeout: float) -> socket.socket:
@@ -116,33 +125,41 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
                 f"its daemon is in another network namespace, that of process {process}, which"
                 " only root can enter"
             )
-    if _serves_files(mount):
+    number = _kernel_error(mount)
+    if number == 0:
         raise NotMountedError(
             "its daemon runs, but not where it can be reached: run the command outside of this"
             " container or network namespace"
         )
+    if number in {errno.ENOTCONN, errno.ECONNABORTED}:
+        raise NotMountedError(DEAD)
     raise NotMountedError(
         "the daemon does not answer; if it has ended, `jmapfs umount` clears the mount"
     )
 
 
-def _serves_files(mount: Mount) -> bool:
-    """Return whether the daemon of a mount of this user answers the kernel."""
+def _kernel_error(mount: Mount) -> int | None:
+    """Return the errno with which a mount of this user answers; 0 if its daemon runs.
+
+    None if that is not known.
+    """
     # The kernel answers other users without asking the daemon. The mount can be elsewhere.
     if mount.owner != os.geteuid() or mount_at(mount.mountpoint) != mount:
-        return False
-    answered = threading.Event()
+        return None
+    answers: list[int] = []
 
     def ask_kernel() -> None:
-        with suppress(OSError):
+        try:
             os.statvfs(mount.mountpoint)
-            answered.set()
+            answers.append(0)
+        except OSError as error:
+            answers.append(error.errno or 0)
 
     # A daemon that hangs lets the call hang.
     thread = threading.Thread(target=ask_kernel, daemon=True)
     thread.start()
     thread.join(_KERNEL_SECONDS)
-    return answered.is_set()
+    return answers[0] if answers else None
 
 
 def _connect(mount: Mount, addresses: Iterable[bytes], timeout: float) -> socket.socket | None:

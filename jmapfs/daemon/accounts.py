@@ -3,16 +3,14 @@
 import contextlib
 import functools
 import logging
-import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import trio
 
-from jmapfs.account import AccountSource, account_directory, mail_accounts
+from jmapfs.account import AccountSource, account_directory
 from jmapfs.blob_keys import split_content_key
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
@@ -21,25 +19,22 @@ from jmapfs.content.service import ContentService, open_content_service
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.errors import (
-    UNDECODABLE,
     BusyError,
-    ConfigError,
     ServerError,
     StorageError,
-    UnreachableError,
     lone_errors,
 )
 from jmapfs.fuse.page_cache import KernelEpoch, PageCacheWriter
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
-from jmapfs.inodes import account_numbers, to_account, to_mount
+from jmapfs.inodes import to_account, to_mount
 from jmapfs.jmap.http import LONGEST_WAIT
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
+from jmapfs.sync.blob_source import open_blob_source
 from jmapfs.sync.follower import AccountFollower
 from jmapfs.sync.relisting import describe_stale
-from jmapfs.tree.layout import BlobNames, read_lacking
+from jmapfs.tree.export import BlobNames, read_lacking
 from jmapfs.tree.status_file import Reachability, time_text
 
 _log = logging.getLogger(__name__)
@@ -50,59 +45,6 @@ _READ_AHEAD_BYTES: Final = _MEMORY_CACHE_BYTES // 2
 _CONCURRENCY: Final = 8
 
 Listener = Callable[[], Awaitable[None]]
-
-
-async def select_accounts(request: MountRequest, report: StartupReport) -> dict[int, AccountSource]:
-    """Return the accounts to mount, by their numbers; a single account has the number 0.
-
-    With `all_accounts` their names are saved. If the server is unreachable at a later mount, the
-    saved names are used. Raises JmapfsError if the server cannot be asked and no names were saved.
-    """
-    source = request.source
-    if not request.all_accounts:
-        return {0: source}
-    saved = account_directory(request.cache_root, source) / "accounts.json"
-    try:
-        names = {
-            account.id: account.name for account in await mail_accounts(source, report.waiting)
-        }
-    except UnreachableError as error:
-        names = await trio.to_thread.run_sync(_load_names, saved)
-        if not names:
-            raise
-        report.notice(f"{error}; showing the accounts that are known")
-    else:
-        await trio.to_thread.run_sync(_save_names, saved, names)
-    if not names:
-        raise ConfigError(f"{source.label}: there are no accounts with mail")
-    try:
-        numbers = account_numbers(names)
-    except ValueError as error:
-        raise ConfigError(f"{source.label}: {error}: mount them one by one") from error
-    return {
-        numbers[account_id]: replace(source, label=name, account=account_id)
-        for account_id, name in names.items()
-    }
-
-
-def _save_names(path: Path, names: dict[str, str]) -> None:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(msgspec.json.encode(names))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        _log.warning("the names of the accounts cannot be saved: %s", error)
-
-
-def _load_names(path: Path) -> dict[str, str]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except (OSError, *UNDECODABLE):
-        return {}
 
 
 class ChangeNotifier:
@@ -166,6 +108,23 @@ class AccountPageCache:
         return {inode for inode, _ in files if to_mount(inode) in refused} if refused else set()
 
 
+class ServerPause:
+    """The pause that the server has asked for. It is noted by the event loop, read by threads."""
+
+    def __init__(self) -> None:
+        self._noted = "", 0.0
+
+    def note(self, text: str, seconds: float) -> None:
+        """Store a line for the user; the pause ends after this many seconds."""
+        self._noted = text, time.monotonic() + seconds
+
+    @property
+    def text(self) -> str | None:
+        """The line for the user, None if there is no pause now."""
+        text, until = self._noted
+        return text if time.monotonic() < until else None
+
+
 @dataclass(frozen=True)
 class MountedAccount:
     """A mounted account: its index, its content, and the objects that keep them up to date."""
@@ -174,12 +133,12 @@ class MountedAccount:
     inodes: AccountInodes
     database: IndexDatabase
     disk: DiskCache
-    blobs: AccountBlobSource
     content: ContentService
     follower: AccountFollower
     changes: ChangeNotifier
     readahead: Readahead
     kernel_epoch: KernelEpoch
+    pause: ServerPause
 
     @property
     def number(self) -> int:
@@ -246,7 +205,10 @@ async def open_account(
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
 
-    def on_wait(text: str) -> None:
+    pause = ServerPause()
+
+    def on_wait(text: str, seconds: float) -> None:
+        pause.note(text, seconds)
         # Only a mount that is starting has a terminal.
         _log.info("%s", text)
         report.waiting(text)
@@ -266,6 +228,9 @@ async def open_account(
         await trio.to_thread.run_sync(_correct_size, database, epoch, blob_id, size)
         await changes.notify()
 
+    async def take_suspects() -> list[str]:
+        return await blobs.take_suspects()
+
     async with contextlib.AsyncExitStack() as stack:
         lease = stack.enter_context(WriterLease(database))
         refusal = await trio.to_thread.run_sync(lease.try_acquire)
@@ -284,6 +249,7 @@ async def open_account(
             lease,
             poll_interval=request.poll_interval,
             after_round=changes.notify,
+            take_suspects=take_suspects,
         )
         blobs = stack.enter_context(
             open_blob_source(
@@ -338,12 +304,12 @@ async def open_account(
             inodes,
             database,
             disk,
-            blobs,
             content,
             follower,
             changes,
             readahead,
             kernel_epoch,
+            pause,
         )
         nursery.cancel_scope.cancel()
 

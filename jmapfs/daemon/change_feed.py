@@ -15,7 +15,7 @@ import trio
 
 from jmapfs.control.messages import Changes
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.daemon.view import directory_names
+from jmapfs.daemon.view import account_directories
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.names import key
 from jmapfs.sqlite import sqlite_errors
@@ -34,7 +34,7 @@ class ChangeFeed:
     def __init__(
         self, accounts: Sequence[MountedAccount], invalidators: Sequence[CacheInvalidator]
     ) -> None:
-        names = directory_names(accounts)
+        names = account_directories(accounts)
         self._accounts = [(names.get(one.number, ""), one.database) for one in accounts]
         self._invalidators = invalidators
         self._positions: OrderedDict[str, tuple[TreeState, ...]] = OrderedDict()

@@ -42,13 +42,13 @@ from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.request import MountRequest
-from jmapfs.daemon.view import directory_names
+from jmapfs.daemon.view import account_directories
 from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.fuse.page_cache import PageCacheWriter
 from jmapfs.index.rows import FileRecord, StaleTree
 from jmapfs.inodes import to_account
-from jmapfs.tree.layout import read_lacking
+from jmapfs.tree.export import read_lacking
 from jmapfs.tree.status_file import SHOWN_BAD, time_text
 
 _SYNC_SECONDS: Final = 600.0
@@ -134,7 +134,7 @@ class Commands:
                 await account.follower.sync_now(
                     accept_deletions=request.accept_deletions,
                     compare=True,
-                    suspects=[*request.suspects, *await account.blobs.take_suspects()],
+                    suspects=request.suspects,
                 )
             except JmapfsError as error:
                 errors.append(error)
@@ -161,7 +161,7 @@ class Commands:
     def _accounts_at(self, path: str) -> Sequence[MountedAccount]:
         if not path:
             return self._accounts
-        names = directory_names(self._accounts)
+        names = account_directories(self._accounts)
         top = path.partition("/")[0]
         # A single account has no directory of its own.
         return [one for one in self._accounts if names.get(one.number, top) == top]
@@ -296,6 +296,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         bad=lacking.bad[:SHOWN_BAD],
         bad_count=len(lacking.bad),
         shortfall=lacking.shortfall,
+        waiting=account.pause.text,
     )
 
 

@@ -24,7 +24,8 @@ import trio
 from jmapfs.control.mounts import SUBTYPE, Mount, mount_at, require_mount
 from jmapfs.control.socket_server import control_socket
 from jmapfs.daemon import mountpoint
-from jmapfs.daemon.accounts import open_account, select_accounts
+from jmapfs.daemon.account_list import select_accounts
+from jmapfs.daemon.accounts import open_account
 from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
@@ -76,10 +77,12 @@ class _Signals:
     """Ends the daemon on SIGINT and SIGTERM.
 
     `pyfuse3.terminate` ends the mount. If the mount does not end, the tasks are cancelled.
+    `ready` says that the mount was reported as usable.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.mounted = False
+        self.ready = False
         self.received = False
         self._scope = scope
 
@@ -98,7 +101,8 @@ class _Signals:
 
 async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
     """Open the accounts, mount them, and answer requests until the mount is gone."""
-    sources = await select_accounts(request, report)
+    selected = await select_accounts(request, report)
+    sources = selected.sources
     pages = PageCacheWriter()
     async with contextlib.AsyncExitStack() as stack:
         accounts = [
@@ -112,7 +116,9 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
             tuple(stack.enter_context(account.database.reader()) for _ in range(3))
             for account in accounts
         ]
-        view = MountView.of(accounts, [(tree, listings) for tree, listings, _ in readers])
+        view = MountView.of(
+            accounts, [(tree, listings) for tree, listings, _ in readers], selected.changed_at
+        )
         operations = MailOperations(
             view.tree,
             view.listing_tree,
@@ -139,12 +145,12 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
                 with contextlib.closing(freezer):
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, mount, report)
+                        nursery.start_soon(_report_ready, mount, report, signals)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(mount: Mount, report: StartupReport) -> None:
+async def _report_ready(mount: Mount, report: StartupReport, signals: _Signals) -> None:
     """Wait until the mount answers, then report that it is ready."""
     path = mount.mountpoint
     try:
@@ -154,6 +160,7 @@ async def _report_ready(mount: Mount, report: StartupReport) -> None:
         raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
     mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
+    signals.ready = True
     report.ready()
 
 
@@ -177,7 +184,10 @@ def _mounted(
     invalidators: Sequence[CacheInvalidator],
     pages: PageCacheWriter,
 ) -> Iterator[Mount]:
-    """Mount the operations; unmount only at an orderly end, and only this mount."""
+    """Mount the operations; unmount at an orderly end, or if the mount was never ready.
+
+    Only this mount is unmounted.
+    """
     options = request.options
     # A comma in the name would begin another option.
     name = safe_text(options.fsname or request.source.label, limit=100).replace(",", "-")
@@ -205,7 +215,7 @@ def _mounted(
         # A signal or a bug has cancelled the block. Only a signal is an orderly end. After a lazy
         # unmount, another mount can be in this place. libfuse would unmount whatever is there.
         is_ours = mount is not None and mount_at(request.mountpoint) == mount
-        pyfuse3.close(unmount=(orderly or signals.received) and is_ours)
+        pyfuse3.close(unmount=is_ours and (orderly or signals.received or not signals.ready))
 
 
 def _init_fuse(operations: MailOperations, path: Path, options: set[str]) -> None:

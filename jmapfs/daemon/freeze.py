@@ -22,7 +22,7 @@ import trio
 
 from jmapfs.control.messages import FreezeStatus, Lease
 from jmapfs.daemon.accounts import MountedAccount
-from jmapfs.daemon.view import FrozenRecords, MountView, directory_names
+from jmapfs.daemon.view import FrozenRecords, MountView, account_directories
 from jmapfs.errors import BusyError, JmapfsError
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
@@ -281,9 +281,12 @@ class Freezer:
             ):
                 return None
             view = MountView.of(
-                self._accounts, [(its.tree, its.listings) for its in readers], frozen=True
+                self._accounts,
+                [(its.tree, its.listings) for its in readers],
+                self._live.list_changed_at,
+                frozen=True,
             )
-            names = directory_names(self._accounts)
+            names = account_directories(self._accounts)
             records = FrozenRecords(
                 {
                     names.get(account.number): its.records

@@ -55,12 +55,12 @@ def log_to_file(path: Path, *, verbose: bool) -> None:
 
 def _start_logging(handler: logging.Handler, *, verbose: bool) -> None:
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    logger = logging.getLogger("jmapfs")
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False
     logging.captureWarnings(capture=True)
-    logging.getLogger("py.warnings").addHandler(handler)
+    for name in ("jmapfs", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+        logger.propagate = False
 
 
 class StartupReport(Protocol):

@@ -14,16 +14,17 @@ import msgspec
 import trio
 
 from jmapfs.control.messages import TreeDescription
+from jmapfs.daemon.account_list import directory_names
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.errors import BusyError, EntryNotFoundError, UsageError
 from jmapfs.fuse.operations import FileContent
+from jmapfs.index.layout import Directory
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import to_account
-from jmapfs.names import sibling_names
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.combined import CombinedTree
-from jmapfs.tree.layout import Directory, EmailExport
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.tree import Tree, TreeView
 
 _DESCRIPTION_SECONDS: Final = 120.0
@@ -33,16 +34,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class MountView:
-    """One state of all accounts. The event loop uses `tree`; worker threads use `listing_tree`."""
+    """One state of all accounts. The event loop uses `tree`; worker threads use `listing_tree`.
+
+    `list_changed_at` is when the list of the accounts changed last (see `AccountList`).
+    """
 
     tree: TreeView
     listing_tree: TreeView
+    list_changed_at: int
 
     @classmethod
     def of(
         cls,
         accounts: Sequence[MountedAccount],
         readers: Sequence[tuple[IndexReader, IndexReader]],
+        list_changed_at: int,
         *,
         frozen: bool = False,
     ) -> MountView:
@@ -54,22 +60,21 @@ class MountView:
                 reachability = _constant(account.reachability())
             trees.append((Tree(reader, reachability), Tree(listing_reader, reachability)))
         if accounts[0].number == 0:
-            return cls(*trees[0])
+            return cls(*trees[0], list_changed_at)
         numbers = [account.number for account in accounts]
-        names = directory_names(accounts)
+        names = account_directories(accounts)
         tree, listing_tree = (
-            CombinedTree(dict(zip(numbers, side, strict=True)), names)
+            CombinedTree(dict(zip(numbers, side, strict=True)), names, list_changed_at)
             for side in zip(*trees, strict=True)
         )
-        return cls(tree, listing_tree)
+        return cls(tree, listing_tree, list_changed_at)
 
 
-def directory_names(accounts: Sequence[MountedAccount]) -> dict[int, str]:
+def account_directories(accounts: Sequence[MountedAccount]) -> dict[int, str]:
     """Return the directories of accounts by account number; a single account has none."""
     if accounts[0].number == 0:
         return {}
-    by_number = sibling_names({str(one.number): one.source.label for one in accounts})
-    return {one.number: by_number[str(one.number)] for one in accounts}
+    return directory_names({one.number: one.source.label for one in accounts})
 
 
 def content_of(accounts: Sequence[MountedAccount]) -> FileContent:
@@ -196,6 +201,7 @@ class _AccountRecords:
             origins=state.origins,
             bad=lacking.bad,
             shortfall=lacking.shortfall,
+            compared_at=state.compared_at,
         )
 
     def mails(self, names: tuple[str, ...], position: int, count: int) -> msgspec.Raw:

@@ -23,12 +23,12 @@ import pyfuse3
 import trio
 
 from jmapfs.fuse.page_cache import KernelEpoch
+from jmapfs.index.layout import Layout, lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.changes import TreeState
-from jmapfs.tree.layout import Layout, lay_out
 
 _log = logging.getLogger(__name__)
 

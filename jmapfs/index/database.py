@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import BusyError, StorageError
+from jmapfs.index.directories import DirectoryTimes
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
@@ -135,9 +136,10 @@ class IndexDatabase:
                     _log.info("converting the index %s from version %d", self.path, version)
                     # One transaction: an interruption leaves an index of the earlier version.
                     connection.executescript(
-                        f"BEGIN IMMEDIATE; {MIGRATIONS[version]}"
-                        f"PRAGMA user_version = {VERSION}; COMMIT;"
+                        f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {VERSION};"
                     )
+                    DirectoryTimes(connection).update(IndexReader(connection))
+                    connection.execute("COMMIT")
                     version = VERSION
                 if version != VERSION:
                     return False

@@ -19,7 +19,7 @@ from jmapfs.index.schema import UNFILED
 from jmapfs.jmap.types import Email
 from jmapfs.names import email_stem, numbered_name
 
-# A mailbox's digest becomes the nanoseconds of its directory's mtime.
+# The digest of a mailbox changes with its names (see `directories`).
 _DIGEST_MODULUS: Final = 1_000_000_000
 
 _UNFILED_NAME: Final = "unfiled"

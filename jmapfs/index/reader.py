@@ -124,18 +124,12 @@ class IndexReader(SqliteConnection):
             for number, mailbox_id, name, parent_id, role, sort_order, known, digest in rows
         ]
 
-    def mailbox_times(self, mailbox: int) -> tuple[int, int]:
-        """Return the newest `received_at` in a mailbox (0 if it is empty), and its digest."""
+    def directory_time(self, inode: int) -> int:
+        """Return when the names of a directory changed last; 0 if it was never shown."""
         row = self._connection.execute(
-            """
-            SELECT
-                (SELECT file.received_at FROM membership JOIN file USING (inode)
-                 WHERE mailbox = :mailbox ORDER BY name DESC LIMIT 1),
-                (SELECT digest FROM mailbox WHERE number = :mailbox)
-            """,
-            {"mailbox": mailbox},
+            "SELECT changed_at FROM directory WHERE inode = ?", (inode,)
         ).fetchone()
-        return row[0] or 0, row[1] or 0
+        return int(row[0]) if row else 0
 
     def listing(self, mailbox: int) -> DirectoryRows:
         """Return the files of a mailbox in name order."""

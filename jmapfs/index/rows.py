@@ -5,10 +5,22 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from jmapfs.blob_keys import content_key
+
+UNKNOWN_TIME: Final = 0
+"""The time of an email whose date the server sends in no usable form (`jmap.lenient`)."""
+
+
+def may_be_same_time(one: int, other: int) -> bool:
+    """Return whether two times can be the `receivedAt` of one email, which never changes.
+
+    A server that sends a strange date may send the right one after its repair.
+    """
+    return one == other or UNKNOWN_TIME in {one, other}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +148,8 @@ class MailboxRow:
     """A mailbox.
 
     `number` is assigned by the index and stays the same when the mailbox id changes. `digest`
-    changes whenever a name in the mailbox is added or removed. `known` is false if emails refer to
-    a mailbox that the server has not described.
+    changes whenever the name of an email in the mailbox is added or removed. `known` is false if
+    emails refer to a mailbox that the server has not described.
     """
 
     number: int

@@ -13,6 +13,7 @@
     bad_email    emails that the account has, but that cannot be shown
     departure    ids of emails to be removed at the end of a chain of changes (pending removals)
     journal      names that were added or removed, for the kernels of mounts
+    directory    when the names of each directory changed last
     meta         states and progress, by name
 
 The mailbox `UNFILED` is a row of `mailbox` while emails are in no described mailbox.
@@ -23,7 +24,7 @@ order. SQLite's BINARY order of UTF-8 is the byte order of `LC_ALL=C sort` and r
 
 from typing import Final
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Incremented when the tables, or the rules for names and inodes, change.
 
 An index of another version is made anew, except those that `MIGRATIONS` can convert.
@@ -157,18 +158,34 @@ CREATE TABLE undescribed (
 ) WITHOUT ROWID;
 """
 
-TABLES: Final = _COMMON_TABLES + _TABLES_OF_VERSION_2 + _TABLES_OF_VERSION_3
-"""`file.stated` is the size that the server states; NULL if it is `size`."""
+_TABLES_OF_VERSION_4: Final = """
+CREATE TABLE directory (
+    inode INTEGER PRIMARY KEY,
+    mailbox INTEGER,
+    emails INTEGER NOT NULL,
+    children INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+);
+"""
+
+TABLES: Final = _COMMON_TABLES + _TABLES_OF_VERSION_2 + _TABLES_OF_VERSION_3 + _TABLES_OF_VERSION_4
+"""`file.stated` is the size that the server states; NULL if it is `size`.
+
+`directory.mailbox` is 0 for the root, NULL if there is no such directory now. `emails` and
+`children` are digests of its names.
+"""
 
 MIGRATIONS: Final = {
     1: f"""
 ALTER TABLE file ADD COLUMN stated INTEGER;
 {_TABLES_OF_VERSION_2}
 {_TABLES_OF_VERSION_3}
+{_TABLES_OF_VERSION_4}
 INSERT INTO unconfirmed (blob_id) SELECT blob_id FROM correction;
 UPDATE file SET stated = {UNKNOWN_SIZE} WHERE blob_id IN (SELECT blob_id FROM unconfirmed);
 DROP TABLE correction;
 """,  # noqa: S608 - constants
-    2: _TABLES_OF_VERSION_3,
+    2: _TABLES_OF_VERSION_3 + _TABLES_OF_VERSION_4,
+    3: _TABLES_OF_VERSION_4,
 }
 """What converts an index of an earlier version to this version, by version."""

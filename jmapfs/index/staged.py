@@ -19,6 +19,7 @@ from jmapfs.index.email_batch import (
     received_at,
     stem_of,
 )
+from jmapfs.index.rows import may_be_same_time
 from jmapfs.index.schema import UNKNOWN_SIZE
 from jmapfs.jmap.types import Email, decode
 
@@ -205,9 +206,11 @@ def is_reused(connection: sqlite3.Connection, known: KnownEmail | None, email: E
     """
     if known is None:
         return _is_blob_reused(connection, email)
-    if (known.blob_id, known.received_at) != (email.blob_id, received_at(email)):
+    received = received_at(email)
+    if known.blob_id != email.blob_id or not may_be_same_time(known.received_at, received):
         return True
-    if _ascii(known.stem) != _ascii(stem_of(email)):
+    # The stem contains the time.
+    if known.received_at == received and _ascii(known.stem) != _ascii(stem_of(email)):
         return True
     if known.stated == UNKNOWN_SIZE or email.size in {known.stated, known.size}:
         # The server states the same size, or it has corrected a wrong one.

@@ -3,16 +3,17 @@
 So a reader sees a change completely or not at all, even after a crash.
 """
 
+import contextlib
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
 import msgspec
 
+from jmapfs.index.directories import DirectoryTimes
 from jmapfs.index.email_batch import (
     EmailBatch,
     increment_layout_version,
@@ -52,10 +53,17 @@ class IndexWriter(IndexReader):
         self.listed = ListedIds(connection)
         self.staged = StagedEmails(connection)
         self.bad = BadEmails(connection)
+        self._directory_times = DirectoryTimes(connection)
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """Commit everything that is written in the context, or nothing if it raises."""
-        return transaction(self._connection)
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit everything that is written in the context, or nothing if it raises.
+
+        Directories whose names have changed get a new time.
+        """
+        with transaction(self._connection):
+            yield
+            self._directory_times.update(self)
 
     def set_state(self, state: AccountState) -> None:
         """Store the state that the changes of this transaction lead to."""

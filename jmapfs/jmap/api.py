@@ -41,7 +41,7 @@ _SHARE_OF_FIRST_ATTEMPT = 0.6
 # More objects in a response are not faster, and each response is held in memory.
 _MAX_OBJECTS = 4096
 _MAX_DESCRIPTION = 300
-# James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows to try again.
+# James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows a retry.
 _TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
 _RETRY_PAUSES = (0.2, 1.0)
 

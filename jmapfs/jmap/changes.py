@@ -54,16 +54,20 @@ class ChangeMethods(EmailMethods):
     async def changed_ids(self, since_state: str) -> set[str]:
         """Return the ids of the emails that were created or updated since a state.
 
-        Raises the same errors as `mailbox_changes`.
+        The set is incomplete if the server returns to an earlier state. Raises the same errors as
+        `mailbox_changes`.
         """
         ids: set[str] = set()
-        while True:
+        states: set[str] = set()
+        while since_state not in states:
+            states.add(since_state)
             [response] = await self.request([self._changes_call("Email", since_state)])
             changes = self._decode_changes(response)
             ids.update(changes.created, changes.updated)
-            if not changes.has_more or changes.new_state == since_state:
-                return ids
+            if not changes.has_more:
+                break
             since_state = changes.new_state
+        return ids
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails. This takes one HTTP request if possible.

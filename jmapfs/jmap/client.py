@@ -37,7 +37,7 @@ class ConnectOptions(TypedDict, total=False):
     rewrite_origin: bool
     ca_file: Path | None
     longest_wait: float
-    on_wait: Callable[[str], None] | None
+    on_wait: Callable[[str, float], None] | None
     network: httpx.AsyncBaseTransport | None
     resolver: Resolver
     deadline: float
@@ -60,7 +60,7 @@ async def open_session(
     rewrite_origin: bool = False,
     ca_file: Path | None = None,
     longest_wait: float = LONGEST_WAIT,
-    on_wait: Callable[[str], None] | None = None,
+    on_wait: Callable[[str, float], None] | None = None,
     network: httpx.AsyncBaseTransport | None = None,
     resolver: Resolver = look_up,
     deadline: float = DEFAULT_DEADLINE,

@@ -128,7 +128,7 @@ class EmailMethods(MailboxMethods):
         return (await self._get_emails([])).state
 
     async def query_ids(self, position: int, *, count: bool = False) -> IdPage:
-        """Return ids of emails, from a position of the list of all emails. The order is any order.
+        """Return ids of emails, from a position of the list of all emails, in any order.
 
         A sorted list is not complete on every server: some sort by a search index that lags behind.
         Servers may return fewer ids than there are. With `count`, the total is requested.
@@ -251,7 +251,7 @@ def _bad_emails(errors: Iterable[ProtocolError]) -> Iterator[BadEmail]:
     for error in errors:
         if not isinstance(error, UnusableError):
             continue
-        # Without a usable id, the email is one that the server does not return.
+        # Without a usable id, nobody knows which email this is: it counts as not returned.
         with contextlib.suppress(ProtocolError):
             email = decode_leniently(error.sent, EmailIdentity, "an email")
             yield BadEmail(id=email.id, reason=error.reason, mailbox_ids=email.mailbox_ids)

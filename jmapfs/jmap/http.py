@@ -89,7 +89,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         network: httpx.AsyncBaseTransport | None = None,
         ca_file: Path | None = None,
         longest_wait: float = LONGEST_WAIT,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[str, float], None] | None = None,
         concurrency: int = CONCURRENCY,
         largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
@@ -140,7 +140,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._budget.total_tokens = max(1, min(concurrent_requests, self._concurrency))
 
     def explain(self, origins: Mapping[str, str]) -> None:
-        """Say in errors what names these origins, until other origins are trusted."""
+        """Add to errors about these origins what names them, until `trust` is called."""
         self._named_by = origins
 
     def trust(self, origins: Iterable[str]) -> None:
@@ -186,6 +186,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if largest is not None:
             limit = min(largest, limit)
         waited = 0.0
+        late: DeadlineError | None = None
         while True:
             if patient:
                 paused = await self._cooldown.sit_out(self._longest_wait - waited)
@@ -197,7 +198,12 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                     content = await reader.read(limit)
                     return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
+                if isinstance(failure.error, DeadlineError):
+                    late = failure.error
                 await retries.wait_after(failure)
+            except DeadlineError as error:
+                # The last attempt may have had only a second.
+                raise late or error from None
             except JmapfsError as error:
                 # Another request may have begun a pause while this one waited for its turn.
                 cooldown = self._cooldown

@@ -51,7 +51,7 @@ _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 LONGEST_RETRY_AFTER = 86_400.0
-"""Seconds; a longer Retry-After counts as this."""
+"""In seconds. A longer Retry-After is shortened to this time."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -59,7 +59,7 @@ LIMIT = "urn:ietf:params:jmap:error:limit"
 """The problem type of a request that exceeds one of the server's limits (RFC 8620 §3.6.1)."""
 
 _CREDENTIALS_REJECTED = frozenset({401, 403})
-# What a server says that answers 403 to a wrong password, instead of 401.
+# Some servers answer 403, not 401, to a wrong password. These are their words.
 _WRONG_SECRET = re.compile(
     r"\b(wrong|invalid|incorrect|bad|unknown|expired)\s+(\w+\s+){0,3}?"
     r"(user ?name|password|credentials?|login|token)\b"
@@ -76,7 +76,13 @@ _MAX_REASON = 240
 _MAX_MESSAGE = 200
 # Enough for any error page. The regular expressions below are slow for megabytes.
 _MAX_HTML = 16_384
-_INVISIBLE = re.compile(r"<(script|style|head|title)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+# An `address` at the end of an error page has the names and versions of the server's software.
+_INVISIBLE = re.compile(
+    r"<(script|style|head|title|address)\b.*?(</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL
+)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# A parameter of a challenge has "=" after its name (RFC 9110 §11.6.1).
+_SCHEME = re.compile(r"(?:^|,)\s*([^\s=,]+)(?=\s*(?:,|$)|\s+[^\s=])")
 _TAG = re.compile(r"<[^<>]*>")
 _HTML = re.compile(r"<\s*(!doctype|html|head|body|h\d|p|div|br|title)\b", re.IGNORECASE)
 
@@ -196,7 +202,7 @@ def http_error(
     said = _message(problem, body)
     forbidden = status == HTTPStatus.FORBIDDEN and not _WRONG_SECRET.search(said)
     if status in _CREDENTIALS_REJECTED:
-        challenge = printable(headers.get("www-authenticate", ""), _MAX_MESSAGE)
+        challenge = _challenge(headers.get("www-authenticate", ""))
         said += f" (it asks for: {challenge})" if challenge else ""
     title = _status(status)
     text = redact(f"{title}: {said}" if said else title)
@@ -259,6 +265,12 @@ def redirect_text(headers: Mapping[str, str]) -> str:
     """Return the target of a redirect. Its query may contain a secret, so it is left out."""
     target = re.split(r"[?#]", headers.get("location", ""), maxsplit=1)[0]
     return printable(re.sub(r"//[^/@]*@", "//", target), _MAX_MESSAGE) or "an unnamed place"
+
+
+def _challenge(header: str) -> str:
+    """Return a challenge, or of several only the schemes: their parameters help nobody."""
+    schemes = _SCHEME.findall(_QUOTED.sub("", header))
+    return printable(", ".join(schemes) if len(schemes) > 1 else header, _MAX_MESSAGE)
 
 
 def _problem(body: bytes) -> _Problem:

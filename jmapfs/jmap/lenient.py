@@ -25,7 +25,7 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class UnusableError(ProtocolError):
-    """A field without a default is missing or odd. `reason` says so; `sent` is the whole object."""
+    """A field without a default is missing or odd. `reason` names it; `sent` is the object."""
 
     def __init__(self, what: str, reason: str, sent: bytes) -> None:
         super().__init__(f"{what} is not valid: {reason}")

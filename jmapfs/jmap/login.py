@@ -19,8 +19,8 @@ from jmapfs.jmap.credentials import BasicCredentials, Credentials
 RETRY_PAUSES = (300.0, 900.0, 3600.0)
 """Seconds until a refused secret is sent again; the last pause repeats."""
 
-# After a refusal without another one for this time, the pauses are short again. A server that
-# accepts a secret only now and then gets the long pauses.
+# If the server has refused no secret for this time, the next pause is short again. The time is
+# long, so that the pauses stay long if the server accepts the secret now and then.
 _FORGET_SECONDS = 4 * RETRY_PAUSES[-1]
 # The server may repeat a secret in a later response, also a secret that has been replaced.
 _MAX_REDACTED = 8
@@ -30,9 +30,9 @@ class Login:
     """The credentials of one user. Safe for many tasks at once.
 
     `read` gets the credentials again from their source, in a thread; it may raise ConfigError. If
-    `read` is None, they cannot change. `quick` tells that reading disturbs nobody, as for a file.
-    Then the source is also read before each attempt to log in during a pause, so that a corrected
-    secret is found soon.
+    `read` is None, they cannot change. With `quick`, the source is also read before each attempt to
+    log in during a pause, so that a corrected secret is found soon. This is for sources such as a
+    file: reading them disturbs nobody.
     """
 
     def __init__(

@@ -105,7 +105,9 @@ class MailboxMethods(Api):
         # The list is requested again and again. The same error is logged once.
         if got.unusable and str(got.unusable[0]) != self._mailbox_error:
             self._mailbox_error = str(got.unusable[0])
-            _log.warning("%d mailboxes are left out: %s", len(got.unusable), self._mailbox_error)
+            count = len(got.unusable)
+            text = "a mailbox is" if count == 1 else f"{count:,} mailboxes are"
+            _log.warning("%s left out: %s", text, self._mailbox_error)
         return got
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:

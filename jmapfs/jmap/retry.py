@@ -34,10 +34,11 @@ class Cooldown:
     """The pause of all requests while the server is busy.
 
     `on_wait` gets a line for the user if the server asks for a pause (Retry-After), and a request
-    has waited for three seconds. `reason` is the error that began the pause.
+    has waited for three seconds; also the seconds until the pause ends. `reason` is the error that
+    began the pause.
     """
 
-    def __init__(self, on_wait: Callable[[str], None] | None = None) -> None:
+    def __init__(self, on_wait: Callable[[str, float], None] | None = None) -> None:
         self.reason: JmapfsError | None = None
         self._on_wait = on_wait
         self._until = float("-inf")
@@ -80,7 +81,7 @@ class Cooldown:
             await trio.sleep_until(min(self._until, trio.current_time() + _SHOW_AFTER))
             if self.active and not self._shown:
                 self._shown = True
-                self._on_wait(self._request)
+                self._on_wait(self._request, self._until - trio.current_time())
         await trio.sleep_until(self._until)
 
     def extend(self, failure: TransientError, *, started: float, host: str) -> None:

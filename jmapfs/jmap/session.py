@@ -171,7 +171,7 @@ def parse_session(
     """
     base = response.url
     what = f"the session of {host_of(base)}"
-    # This names the place of an error in a document that is no JSON at all.
+    # If this is not JSON, the error quotes the start of the document.
     sent = transport.decode(response, msgspec.Raw, what)
     document = decode_leniently(sent, _SessionDocument, what)
     named = {"apiUrl": document.api_url, "downloadUrl": document.download_url}
@@ -185,7 +185,7 @@ def parse_session(
         except ProtocolError as error:
             if name != "eventSourceUrl":
                 raise
-            _log.warning("the server cannot push changes: %s", error)
+            _log.info("the server cannot push changes: %s", error)
     _check_download_url(urls["downloadUrl"], what)
     capabilities = _values(document.capabilities)
     origins = {secure_origin(base, naming=f"the URL of {what}", error=ProtocolError): ""}

@@ -172,7 +172,7 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class EmailIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What of an Email is read even if it cannot be shown."""
+    """The properties of an Email that are read even if it cannot be shown."""
 
     id: Id
     mailbox_ids: MailboxIds = MailboxIds()

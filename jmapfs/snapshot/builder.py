@@ -28,7 +28,7 @@ from jmapfs.snapshot.manifest import (
 from jmapfs.snapshot.missing import MissingMail
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 
 
 @dataclass(slots=True)

@@ -44,7 +44,7 @@ from jmapfs.snapshot.source import (
 from jmapfs.snapshot.target import Scope, Target
 from jmapfs.snapshot.transfer import Transfer
 from jmapfs.snapshot.verify_record import VerificationRecord
-from jmapfs.tree.layout import FIRST
+from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 
@@ -123,9 +123,10 @@ class FailedDownloadsError(IncompleteError):
         given_up: bool,
     ) -> None:
         rest = "; the others were not tried" if given_up else ""
+        hint = "" if given_up else " (--skip-bad makes a snapshot without such mail)"
         super().__init__(
             f"no snapshot was made: {count_mails(missing.count)} cannot be downloaded{rest}:"
-            f" {missing.first[0]}"
+            f" {missing.first[0]}{hint}"
         )
         self.missing = missing
         self.blob_ids = blob_ids

@@ -22,6 +22,7 @@ from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
+from jmapfs.index.layout import lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -36,7 +37,7 @@ from jmapfs.sync.account_check import StateWaiter, check_account, identity_of
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
 from jmapfs.sync.relisting import MAX_GONE, too_much_gone
 from jmapfs.sync.synchronizer import Synchronizer
-from jmapfs.tree.layout import BlobNames, EmailExport, lay_out
+from jmapfs.tree.export import BlobNames, EmailExport
 from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000
@@ -64,7 +65,7 @@ async def account_opener(
     """
     directory = account_directory(cache_root, source)
     async with (
-        source.connect(on_wait=report.waiting) as client,
+        source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
     ):
         check = ContentCheck(client, required=checks)
@@ -172,7 +173,7 @@ class _AccountOpener:
         if is_complete:
             await synchronizer.bring_up_to_date(self._report.listed, compare=True)
             if self._suspects:
-                await synchronizer.drop_unlisted(self._suspects, self._report.listed)
+                await synchronizer.check_suspects(self._suspects, self._report.listed)
             return
         origin = origin_of_account(self._client)
         with self._database.reader() as reader:
@@ -282,6 +283,7 @@ class _PinnedAccount:
         self._export = EmailExport(reader, layout, layout.root)
         self.mailboxes = self._export.mailboxes()
         self.lacking = self._export.lacking()
+        self.compared_at = state.compared_at
         self.batches = blobs.batches
         self.download = blobs.download
         self._blobs = blobs

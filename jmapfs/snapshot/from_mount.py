@@ -29,13 +29,14 @@ from jmapfs.control.messages import (
     SyncRequest,
     TreeDescription,
 )
-from jmapfs.control.socket_client import FreezeLease, ask
+from jmapfs.control.socket_client import FreezeLease, ask, waiting_texts
 from jmapfs.errors import (
     IncompleteError,
     JmapfsError,
     NotMountedError,
     RelayedError,
     UnreachableError,
+    lone_errors,
 )
 from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
@@ -46,7 +47,10 @@ from jmapfs.tree.status_file import Lacking, time_text
 _T = TypeVar("_T")
 
 _PAGE_EMAILS: Final = 2000
+# A mount compares the numbers of emails once an hour.
+_OLDEST_COMPARISON: Final = 2 * 3600.0
 _STATUS_SECONDS: Final = 300.0
+_WAITING_SECONDS: Final = 1.0
 # Seconds to wait when the lease is given back. If the mount does not answer, the lease expires.
 _RELEASE_SECONDS: Final = 10.0
 
@@ -85,6 +89,8 @@ class MountOpener:
             elif not is_up_to_date:
                 synced_at = time_text(description.synced_at)
                 self._notice(f"is not up to date: copying its state of {synced_at}")
+            elif text := not_compared(description.compared_at):
+                self._notice(text)
             if not description.consistent:
                 self._notice(
                     "is between two states of the account: the snapshot will be a mixture of them"
@@ -100,7 +106,11 @@ class MountOpener:
     async def _bring_up_to_date(self) -> bool:
         """Make the mount ask the server. If that fails and `allow_stale` is set, return False."""
         try:
-            await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._report_waiting)
+                    await _in_thread(partial(ask, self._mountpoint, SyncRequest(self._path)))
+                    nursery.cancel_scope.cancel()
         except NotMountedError:
             raise
         except JmapfsError as error:
@@ -111,6 +121,31 @@ class MountOpener:
             self._report.notice(text)
             return False
         return True
+
+    async def _report_waiting(self) -> None:
+        """Report that the server asks the mount to wait, until cancelled."""
+        reported: set[str] = set()
+        while True:
+            await trio.sleep(_WAITING_SECONDS)
+            with contextlib.suppress(JmapfsError):
+                texts = await _in_thread(partial(waiting_texts, self._mountpoint))
+                for text in texts - reported:
+                    self._report.waiting(text)
+                reported = texts
+
+
+def not_compared(compared_at: float) -> str:
+    """Return a remark if a mount has not compared the numbers of emails for long, or nothing.
+
+    The log of the mount has the reason. For a snapshot of an account, the comparison itself warns.
+    """
+    if time.time() - compared_at <= _OLDEST_COMPARISON:
+        return ""
+    since = f"since {time_text(compared_at)}" if compared_at else "yet"
+    return (
+        f"could not compare the numbers of emails with those of the server {since}, so nothing"
+        " shows whether mail is lacking"
+    )
 
 
 class _MountedTree:
@@ -146,6 +181,7 @@ class _MountedTree:
         self.mail_count = description.mails
         self.mailboxes = description.mailboxes
         self.lacking = Lacking(description.bad, description.shortfall)
+        self.compared_at = description.compared_at
 
     async def emails_after(self, position: int) -> EmailSlice:
         request = MailsRequest(self._lease.id, self._path, position, _PAGE_EMAILS)

@@ -30,7 +30,7 @@ import msgspec
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.snapshot.files import Links, create_file
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import ShortfallStatus
 
 FORMAT: Final = 1
@@ -126,7 +126,9 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     from the source. `missing` mails of the account are not in the snapshot but in `missing.jsonl`,
     whose checksum is `missing_sha256`. `adopted` is the account that the directory belonged to
     before, if it belongs to another one since this snapshot. With a `shortfall`, the server counts
-    more mails than it lists. Earlier versions did not write the last six members.
+    more mails than it lists. `compared_at` is when the numbers of emails were last compared with
+    those of the server, empty if they never were. Earlier versions did not write the last seven
+    members.
     """
 
     format: int
@@ -149,6 +151,13 @@ class Description(msgspec.Struct, frozen=True, rename="camel"):
     missing_sha256: str = ""
     adopted: Origin | None = None
     shortfall: ShortfallStatus | None = None
+    compared_at: str = ""
+
+    @property
+    def lacking_count(self) -> int:
+        """How many mails of the account the snapshot lacks; 0 if it is complete."""
+        listed_less = self.shortfall.expected - self.shortfall.found if self.shortfall else 0
+        return self.missing + listed_less
 
     @property
     def lacking(self) -> str:

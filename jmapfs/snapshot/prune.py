@@ -1,7 +1,8 @@
 """Removes old snapshots by a retention policy, but never the newest good one.
 
-A snapshot is good if it is complete and no damage is known. One that was made without some mails,
-because they could not be downloaded, is incomplete.
+A snapshot is good if it is complete and no damage is known. One that lacks some mails is
+incomplete: they could not be downloaded, or the server counted, but did not list them. If no
+snapshot is good, the one that lacks the fewest mails is never removed.
 
 Only snapshots that jmapfs made are removed. Such a directory has the name of a snapshot, its
 description has the same date, and it belongs to the same account as the newest snapshot.
@@ -29,6 +30,8 @@ from jmapfs.snapshot.verify_record import VerificationRecord
 UNLIMITED: Final = -1
 LAST_GOOD: Final = "last good one"
 """The reason that keeps the newest good snapshot."""
+FEWEST_LACKING: Final = "lacks the fewest mails"
+"""The reason that keeps an incomplete snapshot if none is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,7 @@ def _newest_of_each(
 class Verdict(msgspec.Struct, frozen=True):
     """The decision about a snapshot. Without `reasons` to keep it, the snapshot is removed.
 
-    `damaged` is set if `jmapfs verify` has found damage, `incomplete` if the snapshot was made
-    without mails that could not be downloaded.
+    `damaged` is set if `jmapfs verify` has found damage, `incomplete` if the snapshot lacks mails.
     """
 
     date: str
@@ -136,7 +138,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
 
     Raises:
         UsageError: the directory does not exist, or the policy has no rule.
-        AlteredFilesError: no snapshot is known to be good, so none may be removed.
+        AlteredFilesError: all snapshots are damaged, so none may be removed.
         StorageError: the directory cannot be read.
     """
     _check_arguments(repository, policy)
@@ -147,30 +149,27 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
     descriptions = {one.date: one.description() for one in ours}
-    incomplete = {date for date, description in descriptions.items() if description.lacking}
-    skipping = {date for date, description in descriptions.items() if description.missing}
-    bad = damaged | incomplete
-    # Some servers always count more mail than they list. Their snapshots can still be pruned. This
-    # checks the metadata, but does not read the mail.
-    good = (
-        one
-        for excluded in (bad, damaged | skipping)
-        for one in reversed(ours)
-        if one.date not in excluded and is_intact(one.path)
-    )
-    last_good = next(good, None)
-    if last_good is None:
+    lacking = {date: description.lacking_count for date, description in descriptions.items()}
+    undamaged = [one for one in ours if one.date not in damaged]
+    good = [one for one in undamaged if not lacking[one.date]]
+    # Some servers always count more mail than they list, or have mail that can never be downloaded.
+    # Their snapshots can still be pruned. Of equals, the newest comes first.
+    best_first = sorted(undamaged, key=lambda one: (-lacking[one.date], one.date), reverse=True)
+    # This checks the metadata, but does not read the mail.
+    best = next((one for one in best_first if is_intact(one.path)), None)
+    if best is None:
         raise AlteredFilesError(
-            f"{repository.path}: no snapshot in it is known to be good and complete, so none is"
-            " removed: take a new one first"
+            f"{repository.path}: all snapshots in it are damaged, so none is removed: take a new"
+            " one first"
         )
     # The rules are applied twice: to the good snapshots, and to all. So a damaged or incomplete
     # snapshot can be kept, but never takes the place of a good one.
-    reasons = dates_to_keep((one.taken for one in ours if one.date not in bad), policy)
+    reasons = dates_to_keep((one.taken for one in good or undamaged), policy)
     for taken, rules in dates_to_keep((one.taken for one in ours), policy).items():
         known = reasons.setdefault(taken, [])
         known += [rule for rule in rules if rule not in known]
-    reasons.setdefault(last_good.taken, []).append(LAST_GOOD)
+    why = FEWEST_LACKING if lacking[best.date] else LAST_GOOD
+    reasons.setdefault(best.taken, []).append(why)
     return PrunePlan(
         tuple(
             Verdict(
@@ -178,7 +177,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
                 one.taken in reasons,
                 tuple(reasons.get(one.taken, ())),
                 one.date in damaged,
-                one.date in incomplete,
+                lacking[one.date] > 0,
             )
             for one in ours
         ),

@@ -101,6 +101,8 @@ class Repository:
             self.path.mkdir(mode=_MODE, exist_ok=True)
             self.state_directory.mkdir(mode=_MODE, exist_ok=True)
         except FileNotFoundError:
+            if self.path.parent.is_dir():
+                raise StorageError(f"{self.path}: nothing can be created there") from None
             raise UsageError(f"{self.path.parent}: no such directory") from None
         except FileExistsError:
             raise UsageError(f"{self.path}: not a directory") from None
@@ -112,7 +114,8 @@ class Repository:
     def require_directory(self) -> None:
         """Raise UsageError unless the directory exists."""
         if not self.path.is_dir():
-            raise UsageError(f"{self.path}: no such directory")
+            what = "not a directory" if self.path.exists() else "no such directory"
+            raise UsageError(f"{self.path}: {what}")
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, the oldest first.
@@ -137,6 +140,7 @@ class Repository:
         path = self.path / name
         taken = parse_date(name)
         if taken is None or not looks_like_snapshot(path):
+            self.require_directory()
             raise UsageError(f"{self.path}: there is no snapshot {date}")
         return Snapshot(path, taken)
 

@@ -20,7 +20,7 @@ from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.files import Links
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import Lacking, ShortfallStatus
 
 
@@ -132,7 +132,8 @@ class Source(Protocol):
     blob ids contain the SHA-1 of the content. `mailboxes` are in the order of their paths.
     `mail_count` is approximate. `concurrency` is the number of batches to download at a time.
     `check` compares contents with the server; None if the source is no account. `lacking` is what
-    the source lacks although the account has it.
+    the source lacks although the account has it, as far as it is known: `compared_at` is when the
+    numbers of emails were last compared with those of the server, 0 if they never were.
     """
 
     origin: Origin
@@ -144,6 +145,7 @@ class Source(Protocol):
     concurrency: int
     check: ContentCheck | None
     lacking: Lacking
+    compared_at: float
 
     @property
     def cached(self) -> BlobTotals:

@@ -17,6 +17,7 @@ from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import Source
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
+from jmapfs.tree.status_file import time_text
 
 
 class Scope(NamedTuple):
@@ -114,6 +115,7 @@ class Target:
             missing_sha256=self.staging.move_missing(),
             shortfall=source.lacking.shortfall,
             adopted=self._adopted,
+            compared_at=time_text(source.compared_at) if source.compared_at else "",
         )
         self._manifest.finish(description)
         return description

@@ -22,7 +22,7 @@ from jmapfs.errors import BlobNotFoundError, ServerError, lone_errors, storage_e
 from jmapfs.snapshot.builder import BuildPlan, TreeBuilder
 from jmapfs.snapshot.source import BlobRequest, SnapshotReport, Source
 from jmapfs.snapshot.staging import Staging
-from jmapfs.tree.layout import FIRST
+from jmapfs.tree.export import FIRST
 
 _PARTS: Final = 3
 # If more mails than this fail, one after the other, the mails are not the cause.
@@ -190,5 +190,5 @@ class Transfer:
         self._report.copied(self._copied, self._source.mail_count, size)
 
     async def _build(self, work: Callable[[], _T]) -> _T:
-        with storage_errors("the snapshot"):
+        with storage_errors(self._staging.path):
             return await trio.to_thread.run_sync(work, limiter=self._building)

@@ -196,9 +196,10 @@ class _Verifier:
             )
         description = expected.description
         if description is not None and description.lacking:
+            files = [MISSING] * bool(description.missing)
+            files += [DESCRIPTION] * (description.shortfall is not None)
             remarks.append(
-                f"the snapshot was made without {description.lacking}: see"
-                f" {MISSING if description.missing else DESCRIPTION}"
+                f"the snapshot was made without {description.lacking}: see {' and '.join(files)}"
             )
         if not expected.is_complete:
             remarks.append("extra files cannot be found: the lists of its files are damaged")

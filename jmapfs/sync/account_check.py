@@ -44,6 +44,9 @@ class StateWaiter:
         Raises StorageError if the index cannot be read; other errors are those of the client.
         """
         state = await trio.to_thread.run_sync(self._database.state)
+        if state.stale is not None:
+            # Another account may have the same states by chance, such as a server that was reset.
+            return False
         if not state.complete or state.synced_at >= self._began:
             return state.complete
         # Renaming a mailbox changes only the state of the mailboxes.
@@ -115,7 +118,8 @@ def _require_owner(state: AccountState, database: IndexDatabase, client: Client)
     """Raise ConfigError if a state belongs to another account."""
     ours, index = client.identity, identity_of(state)
     if not index.location:
-        # An earlier version made it. The directory of an index has its name from the location.
+        # An earlier version made this index. Its directory is named after the location, so the
+        # location is the same.
         index = replace(index, location=ours.location)
     if not index.is_same_account(ours):
         raise ConfigError(

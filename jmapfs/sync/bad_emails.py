@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 NOT_FOUND: Final = "the server lists it, but does not find it"
 
+# How many emails are named in the log at a time.
+_LOGGED_AT_ONCE: Final = 100
 # How many bad emails are requested again in one round.
 _RETRIED_AT_ONCE: Final = 1000
 
@@ -33,6 +35,13 @@ def listed_but_not_found(email_ids: Iterable[str]) -> list[BadEmail]:
 def not_found(rows: Iterable[BadEmailRow]) -> list[str]:
     """Return the ids that were listed, but not found."""
     return [row.id for row in rows if row.reason == NOT_FOUND]
+
+
+def name_some(ids: Sequence[str]) -> str:
+    """Return ids as text, for a line in the log: not all of them if there are many."""
+    text = ", ".join(ids[:_LOGGED_AT_ONCE])
+    rest = len(ids) - _LOGGED_AT_ONCE
+    return text if rest <= 0 else f"{text} and {rest} more"
 
 
 async def retry_bad_emails(client: Client, writer: IndexWriter, ids: Sequence[str]) -> bool:
@@ -73,12 +82,14 @@ def forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
 
 
 def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> None:
-    """Log each bad email that was not bad before."""
+    """Log the bad emails that were not bad before."""
     bad = writer.bad_emails()
     known = {row.id for row in before}
-    for row in bad:
-        if row.id not in known:
-            _log.warning("email %s cannot be shown: %s", row.id, row.reason)
+    new = [row for row in bad if row.id not in known]
+    for row in new[:_LOGGED_AT_ONCE]:
+        _log.info("email %s cannot be shown: %s", row.id, row.reason)
+    if len(new) > _LOGGED_AT_ONCE:
+        _log.info("%d more emails cannot be shown", len(new) - _LOGGED_AT_ONCE)
     if bad != before:
         with writer.transaction():
             writer.note_change()

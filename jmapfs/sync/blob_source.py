@@ -22,7 +22,7 @@ from jmapfs.errors import (
 )
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
-from jmapfs.index.rows import AccountState
+from jmapfs.index.rows import AccountState, may_be_same_time
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, RangeStream
 from jmapfs.jmap.blobs import BlobStream
@@ -135,7 +135,10 @@ class AccountBlobSource:
                 yield stream
 
     async def take_suspects(self) -> list[str]:
-        """Return the emails whose blobs the server did not find since the last call, by id."""
+        """Return the ids of the emails that were not what the index says, since the last call.
+
+        The server did not find their blobs, or states other immutable properties.
+        """
         blob_ids, self._not_found = self._not_found, set()
         if not blob_ids:
             return []
@@ -172,10 +175,11 @@ class AccountBlobSource:
                 value = values.get(email_id)
                 if value is None:
                     continue
-                if (value.blob_id, value.received_at) == (blob_id, received_at):
+                if value.blob_id == blob_id and may_be_same_time(value.received_at, received_at):
                     stated.setdefault(current[blob_id], value)
                 else:
                     differ = True
+                    self._not_found.add(blob_id)
         if differ:
             self._report_reset()
         # The follower may have found a reset while the server was asked.

@@ -92,7 +92,8 @@ class ChangeChain:
             changed |= changed_again or bool(found.bad)
         if start.orphaned:
             _log.warning(
-                "%d emails are in mailboxes that the server does not describe", len(start.orphaned)
+                "%d emails are only in mailboxes that the server does not describe: see unfiled",
+                len(start.orphaned),
             )
         if not start.state.consistent:
             # Further requests would not help: the server does not describe these mailboxes.
@@ -137,8 +138,9 @@ class ChangeChain:
             start.pending_removals or not state.complete or mailboxes.state != state.mailbox_state
         )
         since = state.email_state
+        states = {since}
         while True:
-            _check_progress(emails, since)
+            _check_progress(emails, states)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -159,12 +161,11 @@ class ChangeChain:
             mailboxes, mailbox_state = await client.mailboxes()
         else:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
-            since = state.mailbox_state
+            states = {state.mailbox_state}
             only_counts = _only_counts(changes)
             while changes.has_more:
-                _check_progress(changes, since)
-                since = changes.new_state
-                changes = await _known(client.mailbox_changes(since))
+                _check_progress(changes, states)
+                changes = await _known(client.mailbox_changes(changes.new_state))
                 only_counts &= _only_counts(changes)
             if only_counts:
                 return _MailboxUpdate(changes.new_state, None), emails
@@ -250,9 +251,11 @@ def _is_earlier(state: str, since: str) -> bool:
     return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
-def _check_progress(changes: Changes | EmailChanges, since: str) -> None:
-    if changes.has_more and changes.new_state == since:
+def _check_progress(changes: Changes | EmailChanges, states: set[str]) -> None:
+    """Add the state of a step to those before; raise UnknownChangesError if the chain is a loop."""
+    if changes.has_more and changes.new_state in states:
         raise UnknownChangesError("the server reports more changes but does not return them")
+    states.add(changes.new_state)
 
 
 async def _known(response: Awaitable[_T]) -> _T:

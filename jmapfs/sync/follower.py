@@ -82,7 +82,8 @@ class AccountFollower:
     push_active: whether the server sends push events.
 
     `after_round` is called after every round, and when the server becomes unreachable. Every
-    `compare_interval` seconds, a round compares the numbers of emails with those of the server.
+    `compare_interval` seconds, a round compares the numbers of emails with those of the server, and
+    calls `take_suspects` for the ids of emails whose content was not found.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class AccountFollower:
         *,
         poll_interval: float,
         after_round: Callable[[], Awaitable[None]],
+        take_suspects: Callable[[], Awaitable[Iterable[str]]],
         compare_interval: float = COMPARE_INTERVAL,
     ) -> None:
         self.client: Client | None = None
@@ -100,7 +102,7 @@ class AccountFollower:
         self.push_active = False
         self._open_client = open_client
         self._database = database
-        self._rounds = Rounds(database, lease, compare_interval)
+        self._rounds = Rounds(database, lease, compare_interval, take_suspects)
         self._poll_interval = poll_interval
         self._after_round = after_round
         self._woken = trio.Event()

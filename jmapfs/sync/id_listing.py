@@ -36,15 +36,16 @@ class IdListing:
         return self.is_whole and self.total == len(self.ids)
 
 
-async def list_ids(client: Client) -> IdListing:
+async def list_ids(client: Client, *, trust_total: bool = True) -> IdListing:
     """List the ids of all emails.
 
-    Raises ProtocolError if the server returns the same page again and again. Other errors are those
-    of the client.
+    With `trust_total`, the list ends when it has as many ids as the server counts. Raises
+    ProtocolError if the server returns the same page again and again. Other errors are those of the
+    client.
     """
     seen: dict[str, None] = {}
     for _ in range(_MAX_ATTEMPTS):
-        listing = await _attempt(client)
+        listing = await _attempt(client, trust_total=trust_total)
         if listing.is_whole:
             return listing
         seen |= listing.ids
@@ -52,12 +53,12 @@ async def list_ids(client: Client) -> IdListing:
     return IdListing(seen | await _list_overlapping(client), None, is_whole=False)
 
 
-async def _attempt(client: Client) -> IdListing:
+async def _attempt(client: Client, *, trust_total: bool) -> IdListing:
     page = await client.query_ids(0, count=True)
     total = page.total
     ids = dict.fromkeys(page.ids)
     position = len(page.ids)
-    if total == len(ids):
+    if total == len(ids) and trust_total:
         return IdListing(ids, total)
     while page.ids:
         last = next(reversed(ids))
@@ -65,7 +66,7 @@ async def _attempt(client: Client) -> IdListing:
         if page.ids[:1] != (last,):
             return IdListing(ids, total, is_whole=False)
         new = page.ids[1:]
-        if not new and (total is None or len(ids) < total):
+        if not new and (total is None or len(ids) < total or not trust_total):
             # Either this is the end, or the server returns only one id at a time.
             page = await client.query_ids(position)
             new = page.ids

@@ -27,7 +27,7 @@ from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import BadEmail, Email
 from jmapfs.sync.account_check import require_own_ids
-from jmapfs.sync.bad_emails import listed_but_not_found
+from jmapfs.sync.bad_emails import listed_but_not_found, name_some
 from jmapfs.sync.id_listing import IdListing, list_ids
 
 _log = logging.getLogger(__name__)
@@ -261,8 +261,8 @@ async def _settle_unlisted(
         kept_ids = {email.id for email in kept}.union(one.id for one in bad)
         returned = [*(email.id for email in found.emails), *(one.id for one in found.bad)]
         dropped = [email_id for email_id in returned if email_id not in kept_ids]
-        for email_id in dropped:
-            _log.info("the server does not list email %s any more: removed", email_id)
+        if dropped:
+            _log.info("not listed any more: removed the emails %s", name_some(dropped))
         found = EmailsFound(kept, [*found.not_found, *dropped], bad)
         await trio.to_thread.run_sync(target.store_unlisted, found)
         last = unlisted[-1]

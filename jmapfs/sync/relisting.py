@@ -115,7 +115,7 @@ class StagedListing(ListingTarget):
                 )
                 writer.set_state(replace(state, stale=stale))
                 if state.stale is None:
-                    _log.error("keeping the old tree: %s", describe_stale(stale))
+                    _log.info("keeping the old tree: %s", describe_stale(stale))
                 return stale
             if gone == total and total and not self._ids_prove:
                 # Nothing shows that the server's blob ids still have their meaning.

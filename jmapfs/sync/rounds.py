@@ -2,12 +2,14 @@
 
 Only the process with the writer lease writes the index. Each round takes the lease if it is free.
 A comparison of the numbers of emails is a part of a round, once an hour or when a task requests it.
+Emails whose content was not found since the last comparison are removed then, if the server does
+not list them either.
 """
 
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -58,6 +60,8 @@ class RoundRequest:
 class Rounds:
     """Brings one index up to date, round by round.
 
+    `take_suspects` returns the ids of emails whose content was not found since its last call.
+
     checked_at: when a round last brought the index up to date, in seconds since 1970.
     next_comparison: when the numbers are compared next, in trio's time; infinite before a round.
     reset_reported: whether the next round lists the account again, because an id stands for another
@@ -65,7 +69,11 @@ class Rounds:
     """
 
     def __init__(
-        self, database: IndexDatabase, lease: WriterLease, compare_interval: float
+        self,
+        database: IndexDatabase,
+        lease: WriterLease,
+        compare_interval: float,
+        take_suspects: Callable[[], Awaitable[Iterable[str]]],
     ) -> None:
         self.checked_at = 0.0
         self.next_comparison = math.inf
@@ -73,6 +81,7 @@ class Rounds:
         self._database = database
         self._lease = lease
         self._compare_interval = compare_interval
+        self._take_suspects = take_suspects
         self._writer: IndexWriter | None = None
 
     @property
@@ -109,8 +118,13 @@ class Rounds:
             )
             is_requested = any(request.compare for request in requests)
             is_due = trio.current_time() >= self.next_comparison
+            suspects = frozenset[str]().union(*(request.suspects for request in requests))
             try:
                 await synchronizer.bring_up_to_date(report, compare=is_requested or is_due)
+                if is_requested or is_due:
+                    suspects |= frozenset(await self._take_suspects())
+                if suspects:
+                    await synchronizer.check_suspects(suspects, report)
             except ServerError as error:
                 if is_requested or not is_due:
                     raise
@@ -118,8 +132,6 @@ class Rounds:
                 _log.warning("the numbers of emails cannot be compared: %s", error)
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
-            if suspects := frozenset[str]().union(*(request.suspects for request in requests)):
-                await synchronizer.drop_unlisted(suspects, report)
         except StorageError as error:
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:

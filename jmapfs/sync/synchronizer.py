@@ -11,7 +11,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -25,8 +25,13 @@ from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleT
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.sync.account_check import REUSED_IDS, ReusedIdsError, claim_index
-from jmapfs.sync.bad_emails import log_new_bad_emails, retry_bad_emails
+from jmapfs.sync.account_check import (
+    REUSED_IDS,
+    ReusedIdsError,
+    claim_index,
+    require_own_ids,
+)
+from jmapfs.sync.bad_emails import log_new_bad_emails, name_some, retry_bad_emails
 from jmapfs.sync.change_chain import ChainStart, ChangeChain, UnknownChangesError
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
@@ -117,13 +122,21 @@ class Synchronizer:
                 await trio.to_thread.run_sync(log_new_bad_emails, self._writer, start.bad)
             return changed
 
-    async def drop_unlisted(self, email_ids: Iterable[str], report: ListingReport) -> None:
-        """Remove those of some emails that the server does not list.
+    async def check_suspects(self, email_ids: Collection[str], report: ListingReport) -> None:
+        """Compare emails with the server whose content was not what the index says.
 
-        A server may return such emails although they are gone. If it still counts them, there is a
-        shortfall then. Raises the errors of `bring_up_to_date`.
+        Those that the server does not list are removed. A server may return such emails although
+        they are gone. If it still counts them, there is a shortfall then. If an id stands for
+        another email, the account is listed again. Raises the errors of `bring_up_to_date`.
         """
         listing = await list_ids(self._client)
+        found = await self._client.emails([one for one in email_ids if one in listing.ids])
+        try:
+            await trio.to_thread.run_sync(require_own_ids, self._client, self._writer, found.emails)
+        except ReusedIdsError:
+            self._reset_reported = True
+            await self._run_again(report, "")
+            return
         unlisted = [one for one in email_ids if one not in listing.ids]
         if not listing.is_whole or not unlisted:
             return
@@ -131,7 +144,7 @@ class Synchronizer:
             gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
             if gone:
                 _log.warning(
-                    "not listed, and their content is gone: removed the emails %s", ", ".join(gone)
+                    "not listed, and their content is gone: removed the emails %s", name_some(gone)
                 )
                 await compare_and_heal(self._client, self._writer, partial(self._run_again, report))
                 # The comparison may store emails that are in no list.
@@ -154,7 +167,7 @@ class Synchronizer:
             listing = _Listing(REUSED_IDS, reset=True)
         if listing is None and reason:
             listing = _Listing(reason)
-            _log.warning("listing the account again: %s", reason)
+            _log.info("listing the account again: %s", reason)
         chain_start, listings = start.chain, 0
         while True:
             if listing is not None:
@@ -181,7 +194,7 @@ class Synchronizer:
                 listing = _Listing(REUSED_IDS, reset=True)
             else:
                 return changed or listings > 0
-            _log.warning("listing the account again: %s", listing.reason)
+            _log.info("listing the account again: %s", listing.reason)
 
     async def _needed_listing(
         self, state: AccountState, progress: ListingProgress | None
@@ -209,10 +222,12 @@ class Synchronizer:
             # What was staged is accepted.
             return listing
         current = await self._client.email_state()
-        # A server that has the state of the tree again is no longer reset.
-        is_back = current == state.email_state
+        # If the server has the state of the tree again, its mail is probably back. But the account
+        # may have had that state too when it was listed. Then only a new listing can tell.
+        is_back = current == state.email_state != stale.email_state
+        may_differ = current != stale.email_state or current == state.email_state
         is_due = self._ask_again or time.time() >= stale.checked_at + _STALE_SECONDS
-        if current == stale.email_state or not (is_back or is_due):
+        if not is_back and not (may_differ and is_due):
             raise too_much_gone(stale)
         await trio.to_thread.run_sync(discard_listing, self._writer)
         return listing

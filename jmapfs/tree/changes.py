@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from jmapfs.index.layout import Directory, Layout
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalEntry
-from jmapfs.tree.layout import Directory, Layout
 
 _MOST_CHARACTERS: Final = 1 << 25
 

@@ -16,10 +16,16 @@ from jmapfs.tree.tree import Attributes, DirectoryListing, TreeView, directory_a
 
 
 class CombinedTree:
-    """The trees of several accounts, by their numbers (1 and up) and directory names."""
+    """The trees of several accounts, by their numbers (1 and up) and directory names.
 
-    def __init__(self, trees: Mapping[int, TreeView], names: Mapping[int, str]) -> None:
+    `changed_at` is when these names changed last, in seconds since 1970.
+    """
+
+    def __init__(
+        self, trees: Mapping[int, TreeView], names: Mapping[int, str], changed_at: int
+    ) -> None:
         self._trees = trees
+        self._changed_at = changed_at
         self._numbers = {name.encode(): number for number, name in names.items()}
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
@@ -39,10 +45,8 @@ class CombinedTree:
     def attributes(self, inode: int) -> Attributes:
         """Return the attributes of an inode, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
-            # The time of the root is constant: the list of accounts seldom changes, and has no
-            # time.
             return directory_attributes(
-                ROOT_INODE, newest=0, digest=0, subdirectories=len(self._trees)
+                ROOT_INODE, changed_at=self._changed_at, subdirectories=len(self._trees)
             )
         number, tree, own = self._to_account(inode)
         return self._to_mount(number, tree.attributes(own))

@@ -1,12 +1,16 @@
 """`.jmapfs.json`: the account, its state and the connection to the server, as a file in the root.
 
-Its time is always the newest in the tree. Borg does not cache the file with the newest ctime: if
-this were the newest mail, Borg would read the mail again in every run. Its content changes only
+It is always newer than every email. Borg does not cache the file with the newest ctime: if this
+were the newest mail, Borg would read the mail again in every run. Its content changes only
 with the state of the account, and when the server becomes reachable or unreachable. So a second
 backup reads nothing.
+
+Its time changes whenever its content changes. The seconds change with the state of the account,
+because rsync compares only seconds. The nanoseconds are a digest of the content.
 """
 
 import math
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -22,6 +26,8 @@ SHOWN_BAD: Final = 100
 """How many bad emails the status names."""
 
 _SHOWN_MAILBOXES: Final = 5
+_NANOSECONDS: Final = 1_000_000_000
+_FUTURE_SECONDS: Final = 1 << 26  # two years
 
 
 class BadEmailStatus(msgspec.Struct, frozen=True):
@@ -89,10 +95,10 @@ NOTHING: Final = Lacking()
 
 @dataclass(frozen=True, slots=True)
 class StatusFile:
-    """The content of `.jmapfs.json` and its time (seconds since 1970)."""
+    """The content of `.jmapfs.json` and its time (nanoseconds since 1970)."""
 
     content: bytes
-    time: int
+    time_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,11 @@ def make_status_file(
         document["shortfall"] = lacking.shortfall
         time = max(time, state.shortfall.since)
     content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    return StatusFile(content, max(math.ceil(time), counts.newest + 1))
+    seconds = math.ceil(time)
+    if seconds <= counts.newest:
+        # The newest email is dated in the future. The time must still change with the state.
+        seconds = counts.newest + 1 + seconds % _FUTURE_SECONDS
+    return StatusFile(content, seconds * _NANOSECONDS + zlib.crc32(content) % _NANOSECONDS)
 
 
 def time_text(time: float) -> str:

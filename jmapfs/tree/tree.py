@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from jmapfs.errors import EntryNotFoundError
+from jmapfs.index.layout import Directory, Layout, lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, DirectoryRows, FileRecord
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
-from jmapfs.tree.layout import Directory, EmailExport, Layout, lay_out
+from jmapfs.tree.export import EmailExport
 from jmapfs.tree.status_file import (
     ONLINE,
     STATUS_FILE_NAME,
@@ -87,21 +88,13 @@ def file_attributes(inode: int, *, size: int, received_at: int, links: int) -> A
     return Attributes(inode, Kind.FILE, size, time_ns(received_at), links)
 
 
-def directory_attributes(
-    inode: int, *, newest: int, digest: int, subdirectories: int
-) -> Attributes:
-    """Return the attributes of a directory.
-
-    The time of a directory must change exactly when its entries change, and must be the same on
-    every machine. So the time is computed from the entries: the seconds are those of the newest
-    email, and the nanoseconds are a digest of all names.
-    """
-    when = time_ns(newest) + digest % _NANOSECONDS
-    return Attributes(inode, Kind.DIRECTORY, 0, when, 2 + subdirectories)
+def directory_attributes(inode: int, *, changed_at: int, subdirectories: int) -> Attributes:
+    """Return the attributes of a directory: its times are the time when its names changed last."""
+    return Attributes(inode, Kind.DIRECTORY, 0, time_ns(changed_at), 2 + subdirectories)
 
 
 def time_ns(seconds: int) -> int:
-    """Return a time of receipt in nanoseconds, 0 if it is before 1970.
+    """Return a time in nanoseconds, 0 if it is before 1970.
 
     Seconds are unsigned in the FUSE protocol, and in many file systems for backups.
     """
@@ -279,21 +272,15 @@ class Tree:
         return self._reader.total_size(), self._reader.counts().emails
 
     def _directory_attributes(self, directory: Directory) -> Attributes:
-        newest, digest = 0, 0
-        if directory.mailbox is not None:
-            newest, digest = self._reader.mailbox_times(directory.mailbox)
         return directory_attributes(
             directory.inode,
-            newest=newest,
-            digest=digest + directory.children_digest,
+            changed_at=self._reader.directory_time(directory.inode),
             subdirectories=len(directory.children),
         )
 
     def _status_file_attributes(self) -> Attributes:
         file = self._current_status_file()
-        return file_attributes(
-            STATUS_FILE_INODE, size=len(file.content), received_at=file.time, links=1
-        )
+        return Attributes(STATUS_FILE_INODE, Kind.FILE, len(file.content), file.time_ns, 1)
 
     def _current_status_file(self) -> StatusFile:
         key = self._reader.state(), self._reachability()

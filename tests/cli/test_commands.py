@@ -57,8 +57,43 @@ def test_invalid_command_lines(home: Home, arguments: list[str]) -> None:
     result = home.run(*arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    assert result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("jmapfs: ")
+    assert line.endswith(f": see jmapfs{' mount' * ('mount' in arguments)} --help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "text"),
+    [
+        (
+            ["snapshot", "/no/mount", "DEST"],
+            10,
+            "/no/mount: there is no such mount, and no account",
+        ),
+        (["snapshot", "mail/Inbox", "DEST"], 10, "mail/Inbox: there is no such mount, and no"),
+        (["snapshot", "DEST", "DEST"], 10, "mount the account, or name it as SOURCE"),
+        (["accounts", "/no/mount"], 3, "/no/mount is a path, not an account: give the name"),
+        (["mount", "DEST", "home"], 3, "is a path, not an account"),
+        (["verify", "--online", "./mail", "DEST"], 2, "neither a snapshot nor a directory with"),
+        (["sync", "/no/mount"], 10, "not mounted there; jmapfs status shows all mounts"),
+        (["prefetch", "/no/mount"], 10, "not mounted there; jmapfs status shows all mounts"),
+        (["snapshots", "FILE"], 2, "FILE: not a directory"),
+        (["prune", "--keep-last", "1", "FILE"], 2, "FILE: not a directory"),
+        (["diff", "/no/dest", "latest", "latest"], 2, "/no/dest: no such directory"),
+    ],
+)
+def test_arguments_that_are_something_else(
+    home: Home, arguments: list[str], exit_code: int, text: str
+) -> None:
+    """A path instead of an account, a directory that is no mount, and the like."""
+    (home.directory / "DEST").mkdir()
+    (home.directory / "FILE").touch()
+    places = {name: str(home.directory / name) for name in ("DEST", "FILE")}
+    result = home.run(*(places.get(argument, argument) for argument in arguments))
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("jmapfs: ")
+    assert text in line
 
 
 def test_a_configuration_error_is_one_line(home: Home) -> None:

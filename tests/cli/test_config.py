@@ -287,6 +287,7 @@ def test_a_mail_address_is_the_user_name_if_none_is_given(
     path.write_text(f'{head}password_env = "MY_SECRET"\n')
     assert source().login.current == BasicCredentials(name, SECRET)
     path.write_text(head)
+    config_error("set JMAPFS_PASSWORD, or JMAPFS_TOKEN", name="bob@example.org")
     monkeypatch.setenv("JMAPFS_PASSWORD", SECRET)
     assert source().login.current == BasicCredentials(name, SECRET)
     assert source("bob@example.org").login.current == BasicCredentials("bob@example.org", SECRET)

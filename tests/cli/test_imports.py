@@ -46,7 +46,13 @@ def test_the_list_of_commands_imports_none_of_them(arguments: list[str]) -> None
     modules = modules_after(*arguments, exit_code=0 if arguments else 2)
     assert not modules & (NETWORK | FUSE | {"rich"})
     own = {name for name in modules if name.startswith("jmapfs.")}
-    assert own == {"jmapfs.cli", "jmapfs.cli.main", "jmapfs.cli.options", "jmapfs.errors"}
+    assert own == {
+        "jmapfs.cli",
+        "jmapfs.cli.log",
+        "jmapfs.cli.main",
+        "jmapfs.cli.options",
+        "jmapfs.errors",
+    }
 
 
 @pytest.mark.parametrize("command", ALL_COMMANDS)

@@ -1,4 +1,4 @@
-"""An index of version 1 or 2 is converted: nothing has to be listed again."""
+"""An index of version 1, 2 or 3 is converted: nothing has to be listed again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from jmapfs.errors import StorageError
 from jmapfs.index import schema
 from jmapfs.index.database import IndexDatabase, WriterLease
+from jmapfs.index.layout import lay_out
 from jmapfs.jmap.types import BadEmail, Email
 from jmapfs.locking import process_lock
 from tests.compatibility.test_previous_version import FILES
@@ -62,13 +64,41 @@ def test_version_1_is_converted(database: IndexDatabase) -> None:
         assert blob in {str(row[3]) for row in before}
 
 
+def make_older(connection: sqlite3.Connection, version: int) -> None:
+    """Drop the tables that an earlier version does not have."""
+    for table in re.findall(r"CREATE TABLE (\w+)", schema.MIGRATIONS[version]):
+        connection.execute(f"DROP TABLE {table}")
+    connection.execute("DELETE FROM meta WHERE name = 'directories'")
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.commit()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_directories_get_the_time_of_the_conversion(database: IndexDatabase, version: int) -> None:
+    if version > 1:
+        database.prepare()
+        with contextlib.closing(sqlite3.connect(database.path)) as connection:
+            make_older(connection, version)
+    before = int(time.time())
+    database.prepare()
+    with database.reader() as reader:
+        inodes = lay_out(reader.mailboxes()).directories
+        times = {inode: reader.directory_time(inode) for inode in inodes}
+        assert len(times) > 1
+        assert all(before <= at <= time.time() for at in times.values())
+    # Nothing changes if there is nothing to convert.
+    database.prepare()
+    with database.writer() as writer:
+        with writer.transaction():
+            writer.note_change()
+        assert {inode: writer.directory_time(inode) for inode in inodes} == times
+
+
 def test_version_2_is_converted(database: IndexDatabase) -> None:
     database.prepare()
     before = rows(database)
     with contextlib.closing(sqlite3.connect(database.path)) as connection:
-        for table in re.findall(r"CREATE TABLE (\w+)", schema.MIGRATIONS[2]):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("PRAGMA user_version = 2")
+        make_older(connection, 2)
         # Version 2 listed pages of emails, not ids.
         progress = '{"email_state": "s", "anchor": "M1", "listed": 5}'
         connection.execute("INSERT INTO meta VALUES ('listing', ?)", (progress,))

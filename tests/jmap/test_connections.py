@@ -21,6 +21,7 @@ import pytest
 import trio
 
 from jmapfs.errors import ConfigError, UnreachableError
+from jmapfs.jmap import connections
 from jmapfs.jmap.connections import ConnectionPool
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import ProxyFailure, TransientError
@@ -611,7 +612,11 @@ def test_unusable_ssl_cert_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         ConnectionPool()
 
 
-async def test_certificates_of_the_system_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_of_the_system_are_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+    loaded_certificates: Callable[[Path | None], ssl.SSLContext],
+) -> None:
+    monkeypatch.setattr(connections, "_tls_context", loaded_certificates)
     loaded = 0
 
     def load(_: ssl.SSLContext) -> None:

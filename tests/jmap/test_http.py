@@ -233,6 +233,26 @@ async def test_rejected_credentials_quote_the_server(
         assert len(script.times) == 1
 
 
+async def test_of_many_challenges_the_schemes_are_shown(autojump_clock: MockClock) -> None:
+    # The answer of Cyrus to a wrong password.
+    page = (
+        "<html><head><title>401 Unauthorized</title></head><body><h1>Unauthorized</h1>"
+        "<p>Authentication failed</p><hr><address>Cyrus-HTTP/3.6.1 Cyrus-SASL/2.1.28</address>"
+    )
+    challenges = (
+        'SCRAM-SHA-1 realm="a, b"',
+        'Digest nonce="hUVd=",realm="x \\"y",qop="auth",charset=utf-8, algorithm=md5-sess',
+        "NTLM",
+        'Basic realm="x"',
+    )
+    fields = [("WWW-Authenticate", one) for one in challenges]
+    error, _, _ = await failing(httpx.Response(401, headers=fields, html=page))
+    assert str(error).endswith(
+        "401 Unauthorized: Unauthorized Authentication failed"
+        " (it asks for: SCRAM-SHA-1, Digest, NTLM, Basic)"
+    )
+
+
 async def test_problem_report_is_quoted(autojump_clock: MockClock) -> None:
     problem = {"type": "urn:ietf:params:jmap:error:notRequest", "detail": "no using"}
     error, _, _ = await failing(httpx.Response(400, json=problem))
@@ -345,7 +365,11 @@ async def test_session_and_listing_wait_as_the_server_asks(
     server.before = before
     started = trio.current_time()
     async with connect(
-        SESSION_URL, CREDENTIALS, network=server, on_wait=shown.append, longest_wait=60
+        SESSION_URL,
+        CREDENTIALS,
+        network=server,
+        on_wait=lambda text, _: shown.append(text),
+        longest_wait=60,
     ) as client:
         assert await client.email_state() == "e1"
     assert not answers
@@ -388,10 +412,10 @@ async def test_wait_is_bounded(autojump_clock: MockClock) -> None:
 async def test_wait_is_shown_once_after_three_seconds(
     seconds: int, lines: int, autojump_clock: MockClock
 ) -> None:
-    shown: list[tuple[float, str]] = []
+    shown: list[tuple[float, str, float]] = []
     server = FakeServer(2)
     async with opened(
-        server, on_wait=lambda text: shown.append((trio.current_time(), text))
+        server, on_wait=lambda text, left: shown.append((trio.current_time(), text, left))
     ) as client:
         answers = [busy(seconds)]
         server.before = lambda _: answers.pop() if answers else None
@@ -400,8 +424,8 @@ async def test_wait_is_shown_once_after_three_seconds(
             for number in range(5):
                 nursery.start_soon(client.email_state)
                 nursery.start_soon(client.download_blob, f"B{number % 2}")
-    assert [(round(when - started, 3), text) for when, text in shown] == [
-        (3.0, f"mail.example.org asks to wait {seconds} s")
+    assert [(round(when - started, 3), text, round(left, 3)) for when, text, left in shown] == [
+        (3.0, f"mail.example.org asks to wait {seconds} s", seconds - 3)
     ] * lines
 
 
@@ -511,7 +535,8 @@ async def test_silent_server_is_asked_again_within_the_deadline(autojump_clock: 
     server = FakeServer()
     server.delay = 1000
     async with transport_to(server) as transport:
-        with pytest.raises(DeadlineError):
+        # The last attempt has less time, which is not worth telling.
+        with pytest.raises(DeadlineError, match="within 10 s"):
             await transport.fetch(
                 HttpRequest(method="GET", url=URL), until=trio.current_time() + 25
             )

@@ -13,6 +13,8 @@ from contextlib import suppress
 
 import psutil
 
+KILL_DEADLINE = 10.0
+
 
 def members(group: int) -> list[psutil.Process]:
     """Return the processes of `group` that have not ended; a zombie has."""
@@ -48,7 +50,7 @@ def end(group: int, *, timeout: float = 5.0) -> None:
     send_signal(group, signal.SIGCONT)
     if not _have_ended(group, timeout):
         send_signal(group, signal.SIGKILL)
-        if not _have_ended(group, timeout):
+        if not _have_ended(group, KILL_DEADLINE):
             msg = f"processes of the server do not end: {members(group)}"
             raise RuntimeError(msg)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -119,10 +120,13 @@ def test_all_accounts_are_mounted_side_by_side(
     home: Home, server: ServerProcess, tmp_path: Path
 ) -> None:
     target = tmp_path / "copy"
+    began = int(time.time())
     with home.mounted(server.url, "--all-accounts") as mount:
         assert {path.name for path in mount.path.iterdir()} == {OWN_DIRECTORY, TEAM_DIRECTORY}
         found = walk(mount)
         before = everything(mount)
+        root = fixed(mount.path.stat())
+        assert began <= mount.path.stat().st_mtime <= time.time()
         assert of(mount, OWN_DIRECTORY + "/") == OWN_MAILS
         assert of(mount, TEAM_DIRECTORY + "/") == TEAM_MAILS
         check_inodes(found)
@@ -149,6 +153,7 @@ def test_all_accounts_are_mounted_side_by_side(
 
     with home.mounted(server.url, "--all-accounts") as mount:
         assert everything(mount) == before
+        assert fixed(mount.path.stat()) == root
         command("rsync", "-aH", f"{mount.path}/", target)
         assert mount.status()["fuse"].get("read", 0) == 0
 
@@ -157,6 +162,7 @@ def test_all_accounts_are_mounted_side_by_side(
     with home.mounted(server.url, "--all-accounts") as mount:
         assert "showing the accounts that are known" in mount.result.stderr
         assert everything(mount) == before
+        assert fixed(mount.path.stat()) == root
         assert of(mount, TEAM_DIRECTORY + "/") == TEAM_MAILS
         assert mount.status()["online"] is False
         for directory in (OWN_DIRECTORY, TEAM_DIRECTORY):

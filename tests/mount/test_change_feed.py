@@ -73,8 +73,8 @@ async def test_changes_are_reported_when_the_kernel_knows_them(mount: Mount) -> 
     assert (await mount.after(None)).position == second.position
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_waiting_clients(mount: Mount) -> None:
+async def test_waiting_clients(mount: Mount, autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
     position = (await mount.after(None)).position
     replies: list[Changes] = []
 
@@ -116,9 +116,9 @@ async def test_old_positions_and_too_many_changes_are_unknown(
         latest = (await mount.after(latest)).position
     assert await mount.after(position) == Changes(latest, unknown=[""])
     monkeypatch.setattr(tree_changes, "_MOST_CHARACTERS", 2 * len(path(1)))
-    for numbers, unknown in (("34", []), ("567", [""])):
-        for number in numbers:
-            mount.account.put(number, "A")
+    for email_ids, unknown in (("34", []), ("567", [""])):
+        for email_id in email_ids:
+            mount.account.put(email_id, "A")
         mount.tell()
         reply = await mount.after(latest)
         assert reply.unknown == unknown

@@ -20,13 +20,6 @@ class Login:
         pass
 
 
-class Blobs:
-    """Blobs that the server has."""
-
-    async def take_suspects(self) -> list[str]:
-        return []
-
-
 class Follower:
     """The follower of an account that is brought up to date in a moment, or cannot be."""
 
@@ -49,7 +42,6 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
             number=number,
             source=SimpleNamespace(label=name, login=Login()),
             follower=follower,
-            blobs=Blobs(),
             content=none,
             disk=none,
         )

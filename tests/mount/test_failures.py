@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,23 @@ def test_nothing_is_mounted(home: Home, mountpoint: Path) -> None:
     for command in ("umount", "status"):
         assert_refused(home.run(command, mountpoint), home, 10, "not mounted")
     assert home.run("status").exit_code == 0
+
+
+_WITHOUT_ADDRESS = """
+from jmapfs.control import socket_server
+socket_server.new_address = lambda device: b"\\0" * 200
+from jmapfs.cli.main import main
+main()
+"""
+
+
+def test_without_a_control_socket_nothing_stays_mounted(
+    home: Home, mountpoint: Path, server: ServerProcess
+) -> None:
+    """The socket is made after the mount. The kernel must not keep a dead mount."""
+    home.program = (sys.executable, "-c", _WITHOUT_ADDRESS)
+    result = home.run("mount", server.url, mountpoint)
+    assert_refused(result, home, 8, "cannot make the control socket")
 
 
 def test_a_mountpoint_in_use_is_refused(home: Home, server: ServerProcess) -> None:

@@ -97,7 +97,7 @@ def set_consistent(database: IndexDatabase, *, consistent: bool) -> None:
 async def freezer(account: Any, kernel: Kernel, nursery: trio.Nursery) -> AsyncIterator[Freezer]:
     kernel.show(LIVE, LIVE)
     stand_in = cast("Any", kernel)
-    freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE), nursery)
+    freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE, 0), nursery)
     yield freezer
     freezer.close()
 
@@ -356,7 +356,7 @@ async def test_the_readers_are_closed_if_the_mount_ends_during_a_thaw(
     account.database = SimpleNamespace(reader=open_reader)
     stand_in = cast("Any", kernel)
     async with trio.open_nursery() as nursery:
-        freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE), nursery)
+        freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE, 0), nursery)
         with contextlib.closing(freezer):
             kernel.answers.set()
             await freezer.freeze(60)

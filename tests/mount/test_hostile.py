@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import Home, Mounted, command, fixed
+from tests.mounts import Home, Mounted, command, portable
 from tests.server import Dump, ServerProcess, server_process
 
 pytestmark = pytest.mark.mount
@@ -152,10 +152,10 @@ def _is(line: str, beginnings: tuple[str, ...]) -> bool:
 
 
 def test_the_tree_is_the_same_after_the_cache_was_deleted(hostile: Hostile, tmp_path: Path) -> None:
-    before = {path: fixed(status) for path, status in hostile.mount.entries().items()}
+    before = {path: portable(status) for path, status in hostile.mount.entries().items()}
     home = Home(tmp_path / "other", "alice@example.org", "secret")
     with home.mounted(hostile.server.url) as again:
-        assert {path: fixed(status) for path, status in again.entries().items()} == before
+        assert {path: portable(status) for path, status in again.entries().items()} == before
     shutil.rmtree(home.cache)
     with home.mounted(hostile.server.url, path=tmp_path / "elsewhere") as again:
-        assert {path: fixed(status) for path, status in again.entries().items()} == before
+        assert {path: portable(status) for path, status in again.entries().items()} == before

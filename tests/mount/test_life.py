@@ -152,7 +152,7 @@ def test_kill_9_leaves_enotconn_until_the_next_mount(
         assert home.run("status", mount.path).exit_code == 10
         statuses = json.loads(home.run("status", "--json").stdout)
         (dead,) = [one for one in statuses if one["mountpoint"] == str(mount.path)]
-        assert "does not answer" in dead["error"]
+        assert "has died" in dead["error"]
 
         # What cannot be mounted does not leave an empty directory in place of a dead mount.
         wrong = Home(home.directory, home.username, "wrong")

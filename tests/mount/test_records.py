@@ -19,7 +19,7 @@ from jmapfs.errors import BusyError, StorageError, UsageError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.rows import AccountState, EmailRow, EmailSlice
 from jmapfs.jmap.types import Email
-from jmapfs.tree.layout import FIRST, EmailExport, ExportedMailbox
+from jmapfs.tree.export import FIRST, EmailExport, ExportedMailbox
 from jmapfs.tree.tree import Tree
 from tests import indexed
 from tests.indexed import mailbox, put_mailboxes

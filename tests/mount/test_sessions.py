@@ -7,7 +7,8 @@ import os
 import pty
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.mails import new_emails, text_mail
 from tests.mounts import Home
 from tests.relay import Relay
 from tests.server import ServerProcess, Status, server_process
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -271,7 +273,7 @@ def on_terminal(home: Home, *arguments: str | Path) -> tuple[int, str]:
     [
         ("mount", "session"),
         ("mount", "api"),
-        ("snapshot", "session"),
+        ("accounts", "session"),
         ("snapshot", "api"),
         ("snapshot", "download"),
     ],
@@ -284,7 +286,8 @@ def test_a_wait_is_shown_on_a_terminal(
     (tmp_path / "target").mkdir()
     began = time.monotonic()
     try:
-        exit_code, shown = on_terminal(home, command, "home", tmp_path / "target")
+        target = [] if command == "accounts" else [tmp_path / "target"]
+        exit_code, shown = on_terminal(home, command, "home", *target)
     finally:
         if command == "mount":
             home.run("umount", tmp_path / "target")
@@ -292,6 +295,31 @@ def test_a_wait_is_shown_on_a_terminal(
     assert "asks to wait 4 s" in shown
     assert ("asks to wait 4 s" in home.log()) == (command == "mount")
     assert time.monotonic() - began >= 4
+
+
+def test_a_wait_of_a_mount_is_shown_on_a_terminal(
+    home: Home, server: ServerProcess, tmp_path: Path
+) -> None:
+    configure(home, server)
+    server.control.set_quirks(blob_get=False)
+    with home.mounted("home") as mount:
+        assert mount.status()["waiting"] is None
+        cases: list[tuple[Any, Sequence[str | Path]]] = [
+            ("api", ["sync", mount.path]),
+            ("download", ["prefetch", mount.path]),
+            ("api", ["snapshot", mount.path, tmp_path / "snapshots"]),
+        ]
+        with ThreadPoolExecutor(1) as thread:
+            for place, command in cases:
+                server.control.set_quirks(statuses=[Status(place, 429, retry_after="4")])
+                running = thread.submit(on_terminal, home, *command)
+                if command[0] == "sync":
+                    wait_until(lambda: mount.status()["waiting"] is not None)
+                    assert "asks to wait 4 s" in home.run("status", mount.path).stdout
+                exit_code, shown = running.result()
+                assert exit_code == 0, shown
+                assert "asks to wait 4 s" in shown
+        assert mount.status()["waiting"] is None
 
 
 def test_a_wait_is_not_shown_without_a_terminal(

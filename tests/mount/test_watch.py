@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Self
@@ -34,11 +34,11 @@ class Watch:
         home: Home,
         *arguments: str | Path,
         output: int | IO[bytes] = subprocess.PIPE,
-        **variables: str,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.process = subprocess.Popen(
             [*home.program, "watch", *map(str, arguments)],
-            env=home.environment | variables,
+            env={**home.environment, **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.PIPE,
@@ -357,7 +357,7 @@ def test_it_ends_with_the_daemon(module_server: ServerProcess, home: Home) -> No
         os.kill(mount.ask_status().pid, signal.SIGKILL)
         code, errors = watch.end()
         assert code == 10
-        assert "the daemon does not answer; if it has ended, `jmapfs umount` clears" in errors
+        assert "the daemon of this mount has died" in errors
 
 
 def test_several_accounts(home: Home) -> None:
@@ -404,7 +404,7 @@ def test_notmuch_follows_the_mail(mount: Mounted, control: ControlClient, tmp_pa
         mount.sync()
         wait_until(lambda: found() == [*directories])
 
-    with Watch(mount.home, mount.path, "--", "notmuch", "new", "--full-scan", **variables):
+    with Watch(mount.home, mount.path, "--", "notmuch", "new", variables=variables):
         raw = text_mail(0).replace(b"mail 0", b"zebra\r\nMessage-ID: <zebra@example.org>")
         email = control.add_email(raw, ["Inbox"], received_at=received_at(0))
         assert_found("Inbox")

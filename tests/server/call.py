@@ -91,6 +91,8 @@ class Call:
             raise MethodError("invalidArguments", "maxChanges is 0")
         if self.quirks.has_more_lies:
             return Delta(state, state, has_more=True)
+        if self.quirks.alternating_states:
+            return Delta(state, log.state if state.endswith("'") else f"{state}'", has_more=True)
         if self.quirks.cannot_calculate:
             raise MethodError("cannotCalculateChanges")
         limits = [each for each in (limit, self.quirks.max_changes) if each is not None]

@@ -7,6 +7,7 @@ and counts, and dumps the account for comparison with a mount.
 from __future__ import annotations
 
 import base64
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -64,8 +65,15 @@ class ControlClient:
     def __init__(self, url: str, account_id: str | None = None) -> None:
         self.url = url
         self._account_id = account_id
-        # Loopback needs no proxy of the environment, and a test must not wait forever.
-        self._http = httpx.Client(base_url=url + "/", timeout=30, trust_env=False)
+        self._http = httpx.Client(
+            base_url=url + "/",
+            # A test must not wait forever.
+            timeout=30,
+            # There is no TLS, and loading the certificates takes longer than all calls of a test.
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            # Loopback needs no proxy of the environment.
+            trust_env=False,
+        )
 
     def __enter__(self) -> Self:
         return self

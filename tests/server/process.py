@@ -7,8 +7,6 @@ import os
 import secrets
 import selectors
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +17,8 @@ from typing import IO, Any
 from tests.ports import TRIES, PortTakenError, free_ports
 
 from .control_client import ControlClient
+from .launcher import ForkedServer, launcher
 
-_ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30
 _STOP_SECONDS = 5
 _TAKEN = os.strerror(errno.EADDRINUSE)
@@ -35,7 +33,7 @@ class ServerProcess:
         self._saved = directory / "saved"
         self._stderr_path = directory / "stderr"
         self._token = secrets.token_urlsafe(16)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedServer | None = None
         self.url = self._start_on(port) if port else self._start_somewhere()
         self.control = ControlClient(f"{self.url}/control/{self._token}")
 
@@ -52,20 +50,19 @@ class ServerProcess:
         """Terminate the server as systemd does; do nothing if it has ended."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._reap()
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(signal.SIGTERM)
+        if self._process.wait(_STOP_SECONDS):
+            self._forget()
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """Kill the server, like a power failure."""
         if self._process is not None:
-            self._process.kill()
-            self._reap()
+            self._process.send_signal(signal.SIGKILL)
+            assert self._process.wait(_STOP_SECONDS)
+            self._forget()
 
     def pause(self) -> None:
         """Suspend the server: connections stay open, but nothing is answered, not even control."""
@@ -100,16 +97,10 @@ class ServerProcess:
     def _start_on(self, port: int, *options: str) -> str:
         arguments = [*self._arguments, "--port", str(port), *options]
         with self._stderr_path.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server", "--stop-with-stdin", *arguments],
-                cwd=_ROOT,
-                # The server ends when this pipe closes: it must not outlive its test.
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, TOKEN_VARIABLE: self._token},
+            # The server ends when its stdin closes: it must not outlive its test.
+            self._process = launcher().fork(
+                ["--stop-with-stdin", *arguments], {TOKEN_VARIABLE: self._token}, stderr.fileno()
             )
-        assert self._process.stdout is not None
         line = _first_line(self._process.stdout)
         if not line.startswith("http://"):
             self.kill()
@@ -117,17 +108,13 @@ class ServerProcess:
             raise PortTakenError(reason) if _TAKEN in self.stderr else RuntimeError(reason)
         return line
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> ForkedServer:
         if self._process is None:
             raise RuntimeError("the test server is not running")
         return self._process
 
-    def _reap(self) -> None:
-        process = self._running()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+    def _forget(self) -> None:
+        self._running().close()
         self._process = None
 
 
@@ -159,7 +146,8 @@ def server_process(
             yield server
         finally:
             server.control.close()
-            server.stop()
+            # Not stopped: it has nothing to save, and would wait for its connections.
+            server.kill()
 
 
 def _first_line(pipe: IO[bytes]) -> str:

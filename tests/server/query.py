@@ -40,6 +40,8 @@ def email_query(server: MailServer, arguments: dict[str, Any]) -> dict[str, Any]
         response["limit"] = limit
     if call.flag("calculateTotal") and not quirks.no_total:
         response["total"] = len(ids) + len(_members(call) & set(quirks.unlisted_ids))
+        if quirks.page_total:
+            response["total"] = len(response["ids"])
     return response
 
 

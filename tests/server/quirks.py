@@ -128,6 +128,7 @@ class Quirks:
 
     # Changes
     has_more_lies: bool = False  # the old state with hasMoreChanges true
+    alternating_states: bool = False  # … or two states in turn, without an end
     cannot_calculate: bool = False
     unknown_state_error: str = "cannotCalculateChanges"  # Cyrus: invalidArguments
     max_changes: int | None = None  # the limit of the server
@@ -140,6 +141,7 @@ class Quirks:
     no_sort: bool = False  # any sort is unsupportedSort
     moving_order: bool = False  # a sorted list has another order on each page, like Stalwart's
     no_total: bool = False  # Email/query never has a total
+    page_total: bool = False  # the total is the number of ids on the page
     phantom_ids: list[str] = field(
         default_factory=list
     )  # Email/query lists them; they do not exist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from jmapfs.index.rows import EmailRow, EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import NOTHING, Lacking
 from tests.snapshot.handmade import ORIGIN, Letter
 
@@ -22,7 +23,7 @@ class FakeAccount:
 
     `opened` is called before a state is opened, with the number of the attempt. `sizes` are stated
     sizes that are wrong, by number. The content is then delivered as confirmed. `later` is added to
-    the times of receipt. `lacking` as in `Source`.
+    the times of receipt. `lacking` and `compared_at` as in `Source`.
     """
 
     letters: list[Letter]
@@ -39,6 +40,7 @@ class FakeAccount:
     later: int = 0
     listed: int = 0
     lacking: Lacking = NOTHING
+    compared_at: float = field(default_factory=time.time)
 
     @contextlib.asynccontextmanager
     async def open(self, early: EarlySink) -> AsyncIterator[_State]:
@@ -59,6 +61,7 @@ class _State:
         self.origin = account.origin
         self.epoch = account.epoch
         self.lacking = account.lacking
+        self.compared_at = account.compared_at
         self.blob_ids_are_sha1 = account.blob_ids_are_sha1
         self._letters = sorted(account.letters, key=lambda letter: letter.number)
         self._by_blob = {f"B{letter.number}": letter for letter in self._letters}

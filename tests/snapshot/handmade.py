@@ -17,7 +17,8 @@ from jmapfs.snapshot.manifest import (
     SavedPlace,
     utc_date,
 )
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.status_file import ShortfallStatus
 
 ORIGIN = Origin("https://mail.example/jmap/", "u1", "alice", "alice@mail.example")
 
@@ -62,8 +63,13 @@ def make_snapshot(
     *,
     previous: Path | None = None,
     origin: Origin = ORIGIN,
+    missing: int = 0,
+    not_listed: int = 0,
 ) -> Path:
-    """Write a snapshot as jmapfs does; mails of `previous` are linked."""
+    """Write a snapshot as jmapfs does; mails of `previous` are linked.
+
+    The description says that it lacks `missing` mails, and a shortfall of `not_listed` mails.
+    """
     directory = destination / date
     (directory / "mail").mkdir(parents=True)
     names = sorted({name for letter in letters for name in letter.mailboxes})
@@ -98,6 +104,11 @@ def make_snapshot(
                 added_bytes=0,
                 links="hard",
                 mailboxes=tuple(_mailboxes(names)),
+                missing=missing,
+                missing_sha256=hashlib.sha256(b"").hexdigest() if missing else "",
+                shortfall=ShortfallStatus("", len(letters), len(letters) + not_listed)
+                if not_listed
+                else None,
             )
         )
     return directory

@@ -35,7 +35,7 @@ from jmapfs.snapshot.manifest import (
     read_description,
 )
 from jmapfs.snapshot.repository import LATEST, Repository
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.handmade import Letter, make_snapshot
 
 OLD, NEW = "2026-11-01T120000Z", "2026-11-02T120000Z"

@@ -68,7 +68,7 @@ class Watcher:
         try:
             while not self._stop.is_set():
                 self._look()
-                time.sleep(0.001)
+                time.sleep(0.01)
             self._look()
         except BaseException as error:  # noqa: BLE001 - raised in the test
             self.error = error

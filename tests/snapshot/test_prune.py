@@ -22,7 +22,13 @@ from click.testing import CliRunner, Result
 from jmapfs.cli.snapshots_command import prune_command
 from jmapfs.errors import AlteredFilesError, BusyError, JmapfsError, StorageError, UsageError
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST, Origin
-from jmapfs.snapshot.prune import LAST_GOOD, PruneResult, RetentionPolicy, prune
+from jmapfs.snapshot.prune import (
+    FEWEST_LACKING,
+    LAST_GOOD,
+    PruneResult,
+    RetentionPolicy,
+    prune,
+)
 from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.snapshot.staging import InterruptedRuns
 from jmapfs.snapshot.verify_record import Verification, save_verification
@@ -291,6 +297,36 @@ def test_a_damaged_snapshot_does_not_replace_a_good_one(tmp_path: Path) -> None:
 def found_damaged(destination: Path, date: str) -> None:
     verification = Verification(datetime.now(UTC), "altered", quick=False)
     save_verification(destination, date, verification)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "best"),
+    [
+        # For each day: missing mails, and mails that were counted, but not listed.
+        ([(1, 0), (1, 0), (1, 0), (1, 0), (1, 0)], 4),
+        ([(0, 2), (0, 2), (0, 2), (0, 2), (0, 700)], 3),
+        ([(0, 3), (1, 1), (2, 0), (1, 2), (9, 0)], 2),
+        ([(5, 0), (0, 0), (1, 0), (0, 1), (1, 1)], 1),
+    ],
+)
+@pytest.mark.parametrize("how", ["rule", "damage"])
+def test_the_snapshot_that_lacks_the_fewest_is_kept_if_none_is_complete(
+    tmp_path: Path, lacking: list[tuple[int, int]], best: int, how: str
+) -> None:
+    for date, (missing, not_listed) in zip(DATES, lacking, strict=True):
+        make_snapshot(tmp_path, date, [Letter(1)], missing=missing, not_listed=not_listed)
+    reason = LAST_GOOD if lacking[best] == (0, 0) else FEWEST_LACKING
+    if how == "damage":
+        # A better snapshot that is damaged is not kept.
+        make_snapshot(tmp_path, "2026-11-04T130000Z", [Letter(1)])
+        altered(tmp_path / "2026-11-04T130000Z" / MANIFEST)
+    plan = pruned(tmp_path, RetentionPolicy(last=1)).plan
+    reasons = {verdict.date: verdict.reasons for verdict in plan.snapshots if verdict.kept}
+    assert set(reasons) == {DATES[best], NEWEST} | (
+        {"2026-11-04T130000Z"} if how == "damage" else set()
+    )
+    assert reason in reasons[DATES[best]]
+    assert "last" in reasons[NEWEST]
 
 
 def test_nothing_is_removed_if_none_is_good(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.errors import AlteredFilesError, IncompleteError
 from jmapfs.snapshot import transfer
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.manifest import MISSING, read_description
 from jmapfs.snapshot.missing import MissingMail, read_missing
-from jmapfs.snapshot.prune import LAST_GOOD, RetentionPolicy, plan_pruning
+from jmapfs.snapshot.prune import FEWEST_LACKING, LAST_GOOD, RetentionPolicy, plan_pruning
 from jmapfs.snapshot.repository import Repository, list_snapshots
 from jmapfs.snapshot.source import SnapshotSummary
 from jmapfs.tree.status_file import BadEmailStatus, Lacking, MailboxShortfall, ShortfallStatus
@@ -35,7 +34,11 @@ def dest(tmp_path: Path) -> Path:
 
 
 def take(
-    account: FakeAccount, dest: Path, *, skip_bad: bool = True, max_gone: float = 50
+    account: FakeAccount,
+    dest: Path,
+    *,
+    skip_bad: bool = True,
+    max_gone: float = 50,
 ) -> SnapshotSummary:
     summary = trio.run(
         partial(
@@ -244,14 +247,15 @@ def test_prune_prefers_complete_snapshots(dest: Path) -> None:
     assert [one.date for one in plan.snapshots if one.kept] == [newest]
 
 
-def test_prune_removes_nothing_if_no_snapshot_is_complete(dest: Path) -> None:
-    account = FakeAccount(letters(10), unavailable={7})
-    take(account, dest)
-    take(account, dest)
-    with pytest.raises(IncompleteError):
-        take(account, dest, skip_bad=False)
-    with pytest.raises(AlteredFilesError, match="good and complete"):
-        plan_pruning(Repository(dest), RetentionPolicy(last=1))
+@pytest.mark.parametrize("lacking", [Lacking(), Lacking((), SHORTFALL)])
+def test_prune_works_although_no_snapshot_is_complete(dest: Path, lacking: Lacking) -> None:
+    account = FakeAccount(letters(10), unavailable={7}, lacking=lacking)
+    best = [take(account, dest).date for _ in range(3)][-1]
+    account.letters, account.unavailable = letters(12), {7, 12}
+    newest = [take(account, dest).date for _ in range(2)][-1]
+    plan = plan_pruning(Repository(dest), RetentionPolicy(last=1))
+    reasons = {one.date: one.reasons for one in plan.snapshots if one.kept}
+    assert reasons == {best: (FEWEST_LACKING,), newest: ("last",)}
 
 
 def test_a_bad_email_is_named_by_its_id(dest: Path) -> None:
@@ -260,6 +264,7 @@ def test_a_bad_email_is_named_by_its_id(dest: Path) -> None:
     assert account.attempts == 1
     assert str(error) == (
         "no snapshot was made: a mail cannot be downloaded: email X1: the server sends no blobId"
+        " (--skip-bad makes a snapshot without such mail)"
     )
     [mail] = read_missing(error.missing.path)
     assert mail == MissingMail("X1", None, None, None, (), "the server sends no blobId")
@@ -295,9 +300,25 @@ def test_a_shortfall_makes_an_incomplete_snapshot(dest: Path) -> None:
     )
     [line] = list_snapshots(Repository(dest)).snapshots
     assert (line.state, line.missing, line.shortfall) == ("incomplete", 0, SHORTFALL)
+    account.letters, account.unavailable = letters(11), {11}
+    [remark] = verified(Path(take(account, dest).path)).remarks
+    assert remark == (
+        "the snapshot was made without a mail that could not be downloaded and 2 mails that the"
+        " server counted, but did not list: see missing.jsonl and snapshot.json"
+    )
+    account.unavailable = set()
     account.lacking = Lacking()
     assert take(account, dest, skip_bad=False).shortfall is None
     assert list_snapshots(Repository(dest)).snapshots[-1].state == "complete"
+
+
+@pytest.mark.parametrize(("compared_at", "text"), [(0.0, ""), (1.7e9, "2023-11-14T22:13:20+00:00")])
+def test_a_snapshot_has_the_time_of_the_last_comparison(
+    dest: Path, compared_at: float, text: str
+) -> None:
+    """An account that changes all the time is not compared: nothing is known to be missing."""
+    path = Path(take(FakeAccount(letters(10), compared_at=compared_at), dest).path)
+    assert read_description(path).compared_at == text
 
 
 def test_prune_works_although_all_snapshots_have_a_shortfall(dest: Path) -> None:

@@ -115,7 +115,7 @@ def test_skip_bad_from_end_to_end(faulty: Faulty) -> None:
     assert "made without 2 mails" in verified.stderr
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=taken.path, check=True)
     pruned = faulty.home.run("prune", faulty.dest, "--keep-last", "1")
-    assert "no snapshot in it is known to be good and complete" in pruned.stderr
+    assert "last, lacks the fewest mails, incomplete" in pruned.stdout
     # The terminal names them as well.
     text = faulty.snapshot("--skip-bad")
     assert text.exit_code == IncompleteError.exit_code

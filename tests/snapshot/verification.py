@@ -13,7 +13,7 @@ import trio
 from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, SavedMail
 from jmapfs.snapshot.verify import VerifyResult, verify
 from jmapfs.snapshot.verify_read import InodeCache
-from jmapfs.tree.layout import ExportedMailbox
+from jmapfs.tree.export import ExportedMailbox
 from tests.snapshot.handmade import ORIGIN, Letter, make_snapshot
 
 DATE = "2026-11-22T010203Z"

@@ -17,7 +17,7 @@ from jmapfs.errors import ServerError, StorageError, TooMuchGoneError, Unreachab
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.source import BlobRequest
 from jmapfs.sync.blob_source import AccountBlobSource, open_blob_source
-from jmapfs.tree.layout import BlobNames
+from jmapfs.tree.export import BlobNames
 from tests.server import MethodFault
 from tests.sync.followed_account import CREDENTIALS, Follower, followed, message, small_account
 
@@ -114,6 +114,18 @@ async def test_other_values_of_an_email_are_reported(tmp_path: Path, other: dict
         found.follower.quirks.email_overrides = {"M5": other}
         assert set(await found.source.stated(keys)) == {keys[1]}
         assert found.resets == 1
+        assert await found.source.take_suspects() == ["M5"]
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+async def test_a_strange_date_is_no_other_value(tmp_path: Path, *, repaired: bool) -> None:
+    strange = {"M5": {"receivedAt": "32547-12-05T15:30:08Z"}}
+    async with opened(tmp_path, email_overrides=strange if repaired else {}) as found:
+        key = found.key("M5")
+        found.follower.quirks.email_overrides = {} if repaired else strange
+        assert set(await found.source.stated([key])) == {key}
+        assert found.resets == 0
+        assert await found.source.take_suspects() == []
 
 
 async def test_a_key_of_an_earlier_epoch_gives_nothing(tmp_path: Path) -> None:

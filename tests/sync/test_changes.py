@@ -22,7 +22,14 @@ from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
 from tests.server.large import large_account
 from tests.server.sample import sample_account
-from tests.sync.followed_account import Follower, followed, following, message, small_account
+from tests.sync.followed_account import (
+    Follower,
+    followed,
+    following,
+    message,
+    portable,
+    small_account,
+)
 
 Operation = Callable[[Account], object]
 
@@ -133,8 +140,11 @@ async def test_every_operation(tmp_path: Path, name: str, max_changes: int | Non
             assert not changed
         await f.assert_as_if_new()
         after = f.shown()
-        if name in SAME_TREE:
+        if name in SAME_TREE and max_changes is None:
             assert after == before
+        elif name in SAME_TREE:
+            # Between two steps, an email may have its old and its new id, and a name for each.
+            assert portable(after) == portable(before)
         # Mail that still exists has the same inode and name, also in another mailbox.
         files, known = by_blob(after), by_blob(before)
         assert {stem: files[stem] for stem in known if stem in files} == {
@@ -162,7 +172,10 @@ async def test_only_the_directories_that_changed_look_changed(tmp_path: Path) ->
         assert {path.partition("/")[0] for path in moved} == {"Work", "Empty"}
         f.account.move_email("M1", "P3", "P1")
         await f.update()
-        assert f.shown() == before
+        back = f.shown()
+        assert portable(back) == portable(before)
+        later = {path for path in back if back[path].time_ns > after.get(path, back[path]).time_ns}
+        assert later == {"Work", "Empty"}
 
 
 @pytest.mark.parametrize("make", [sample_account, lambda: large_account(5000)])
@@ -339,6 +352,19 @@ def forget_as_cyrus(f: Follower) -> None:
     f.account.forget_changes()
 
 
+async def test_states_that_alternate_end_in_an_error(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.account.destroy_email("M3")
+        f.quirks.alternating_states = True
+        with pytest.raises(ServerError, match="try again later"):
+            await f.update()
+        assert len(await f.client.changed_ids(f.account.states["Email"])) == 0
+        f.quirks.alternating_states = False
+        await f.update()
+        await f.assert_as_if_new()
+
+
 TROUBLE: dict[str, Callable[[Follower], object]] = {
     "has more, it says": lambda f: setattr(f.quirks, "has_more_lies", True),
     "cannot calculate": lambda f: setattr(f.quirks, "cannot_calculate", True),
@@ -361,7 +387,7 @@ async def test_unknown_changes_cause_a_listing(
         OPERATIONS[operation](f.account)
         TROUBLE[trouble](f)
         f.counts.reset()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO, "jmapfs.sync"):
             if operation == "destroy all mailboxes":
                 with pytest.raises(TooMuchGoneError):
                     await f.update()

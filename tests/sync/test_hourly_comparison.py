@@ -41,9 +41,16 @@ def hide(server: FakeServer, *hidden: str) -> None:
 
 @asynccontextmanager
 async def mounted(
-    server: FakeServer, directory: Path
+    server: FakeServer, directory: Path, suspects: list[str] | None = None
 ) -> AsyncIterator[tuple[AccountFollower, IndexDatabase]]:
-    """Follow an account as a mount does, until the context ends."""
+    """Follow an account as a mount does, until the context ends.
+
+    `suspects` are the emails whose content was not found.
+    """
+
+    async def take_suspects() -> list[str]:
+        return suspects or []
+
     database = IndexDatabase(directory)
     with WriterLease(database) as lease:
         follower = AccountFollower(
@@ -51,6 +58,7 @@ async def mounted(
             database,
             lease,
             poll_interval=60,
+            take_suspects=take_suspects,
             after_round=trio.lowlevel.checkpoint,
         )
         async with trio.open_nursery() as nursery:
@@ -88,6 +96,21 @@ async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, autojump_clock:
         await trio.sleep(3 * 3600)
         # The first one healed, and compared again; then one each hour.
         assert totals(server) == 2 + 3
+
+
+async def test_mail_whose_content_is_gone_goes_within_the_hour(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The server still returns and counts it, but does not list it. What it lists stays."""
+    autojump_clock.autojump_threshold = 0.05
+    server = server_of(12)
+    async with mounted(server, tmp_path, ["M3", "M4"]) as (_, database):
+        hide(server, "M3")
+        await trio.sleep(3700)
+        assert emails(database) == 11
+        shortfall = database.state().shortfall
+        assert shortfall is not None
+        assert (shortfall.found, shortfall.expected) == (11, 12)
 
 
 async def test_mail_that_the_index_lost_is_back_after_the_start(

@@ -138,6 +138,21 @@ async def test_a_corrected_size_is_no_reset(tmp_path: Path) -> None:
         f.assert_true()
 
 
+async def test_a_date_that_is_repaired_is_no_reset(tmp_path: Path) -> None:
+    async with numbered(tmp_path) as f:
+        epoch = f.writer.epoch()
+        f.quirks.email_overrides = {"M3": {"receivedAt": "32547-12-05T15:30:08Z"}}
+        for _ in range(2):
+            f.counts.reset()
+            f.account.set_keywords("M2", ["$flagged"])
+            f.account.forget_changes()
+            await f.update()
+            assert f.counts.pages > 0
+            f.quirks.email_overrides = {}
+        assert f.writer.epoch() == epoch
+        await f.assert_as_if_new()
+
+
 @pytest.mark.parametrize("dates", [DATES, LATER])
 async def test_blob_ids_that_are_reused_under_new_email_ids(
     tmp_path: Path, dates: list[str]
@@ -235,6 +250,31 @@ async def test_when_mail_is_back_the_tree_follows_again(tmp_path: Path) -> None:
         assert f.writer.state().stale is None
         assert f.writer.epoch() == epoch
         assert f.emails_shown() == {path: before[path] for path in f.emails_shown()}
+        f.assert_true()
+
+
+async def test_mail_that_is_back_under_the_same_state_is_found(tmp_path: Path) -> None:
+    """A restored server may have the state of the tree, and may have had it while it was empty."""
+    async with followed(small_account(20), tmp_path) as f:
+        await f.update()
+        before = f.shown()
+        hidden = [email_id for email_id in f.account.emails if email_id != "M0"]
+        f.quirks.ghost_ids = hidden
+        with pytest.raises(TooMuchGoneError):
+            await f.update(compare=True)
+        state = f.writer.state()
+        assert state.stale is not None
+        assert state.stale.email_state == state.email_state == f.account.states["Email"]
+        f.counts.reset()
+        with pytest.raises(TooMuchGoneError):
+            await f.update(ask_again=False)
+        assert f.counts.pages == 0
+        with pytest.raises(TooMuchGoneError):
+            await f.update()
+        f.quirks.ghost_ids = []
+        await f.update()
+        assert f.writer.state().stale is None
+        assert f.shown() == before
         f.assert_true()
 
 

@@ -78,7 +78,9 @@ def test_reachability_changes_only_the_version_of_the_root(
 def test_accounts_have_separate_versions(tmp_path: Path, stack: ExitStack) -> None:
     accounts = {number: Account(tmp_path / str(number), stack) for number in (1, 2)}
     combined = CombinedTree(
-        {number: account.tree for number, account in accounts.items()}, {1: "one", 2: "two"}
+        {number: account.tree for number, account in accounts.items()},
+        {1: "one", 2: "two"},
+        changed_at=0,
     )
 
     def versions() -> list[object]:

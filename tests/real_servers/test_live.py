@@ -6,7 +6,7 @@ The changes that Cyrus and James have in common are in tests/real_servers/test_c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -34,22 +34,6 @@ def account(fresh_account: Callable[[], Account]) -> Account:
     account = fresh_account()
     fill_mailboxes(account)
     return account
-
-
-@pytest.fixture
-def home(account: Account, tmp_path: Path) -> Home:
-    return home_of(account, tmp_path)
-
-
-@pytest.fixture
-def mount(account: Account, home: Home) -> Iterator[Mounted]:
-    with home.mounted(account.url, *QUIET) as mount:
-        yield mount
-
-
-@pytest.fixture
-def watcher(account: Account, mount: Mounted) -> Watcher:
-    return Watcher(mount, account)
 
 
 # --- Changes

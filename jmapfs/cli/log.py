@@ -1,0 +1,38 @@
+"""The log of a command: each warning and error in it is a line for the user on stderr.
+
+So a warning is a fact that the user should know, and that nothing else tells: neither the output of
+the command, nor `jmapfs status` and `.jmapfs.json` of a mount. Everything else is logged as INFO,
+which commands do not show. The daemon of a mount has a log of its own (`daemon.startup`).
+"""
+
+import logging
+import sys
+
+from jmapfs.cli.options import escaped
+
+
+class _LineHandler(logging.Handler):
+    """Prints records as lines; also each line of a traceback, which is the trace of a bug."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "error" if record.levelno >= logging.ERROR else "warning"
+        try:
+            for line in self.format(record).splitlines():
+                # A progress bar replaces sys.stderr, so that lines are printed above it.
+                print(f"jmapfs: {kind}: {escaped(line)}", file=sys.stderr)  # noqa: T201
+        except Exception:  # noqa: BLE001 - as in every handler of `logging`
+            self.handleError(record)
+
+
+_handler = _LineHandler(logging.WARNING)
+
+
+def show_warnings() -> None:
+    """Show warnings from now on, those of libraries too."""
+    logging.getLogger().addHandler(_handler)
+    logging.captureWarnings(capture=True)
+
+
+def show_errors_only() -> None:
+    """Show errors, but no warnings (`--quiet`)."""
+    _handler.setLevel(logging.ERROR)
