@@ -25,7 +25,7 @@ from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError, StorageError, UsageError, storage_errors
-from jmapfs.tree.changes import NameChange
+from jmapfs.tree.name_changes import NameChange
 
 _HERE = "."
 

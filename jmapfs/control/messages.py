@@ -18,8 +18,8 @@ import msgspec
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
-from jmapfs.tree.changes import NameChange
 from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.name_changes import NameChange
 from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 PREFETCH_STEP: Final = 2000

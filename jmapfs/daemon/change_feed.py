@@ -19,7 +19,7 @@ from jmapfs.daemon.view import account_directories
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.names import key
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.tree.changes import NameChange, TreeState, name_changes
+from jmapfs.tree.name_changes import NameChange, TreeState, name_changes
 
 # A position is used again after at most one run of a command. Only other clients that ask for
 # changes meanwhile add positions.

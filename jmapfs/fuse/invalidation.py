@@ -28,7 +28,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from jmapfs.sqlite import sqlite_errors
-from jmapfs.tree.changes import TreeState
+from jmapfs.tree.name_changes import TreeState
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import trio.testing
 from jmapfs.control.messages import Changes
 from jmapfs.daemon import change_feed
 from jmapfs.daemon.change_feed import ChangeFeed
-from jmapfs.tree import changes as tree_changes
-from jmapfs.tree.changes import NameChange
+from jmapfs.tree import name_changes
+from jmapfs.tree.name_changes import NameChange
 from tests.indexed import email, file_name
-from tests.tree.test_changes import Account
+from tests.tree.test_name_changes import Account
 
 
 class Mount:
@@ -115,7 +115,7 @@ async def test_old_positions_and_too_many_changes_are_unknown(
         mount.tell()
         latest = (await mount.after(latest)).position
     assert await mount.after(position) == Changes(latest, unknown=[""])
-    monkeypatch.setattr(tree_changes, "_MOST_CHARACTERS", 2 * len(path(1)))
+    monkeypatch.setattr(name_changes, "_MOST_CHARACTERS", 2 * len(path(1)))
     for email_ids, unknown in (("34", []), ("567", [""])):
         for email_id in email_ids:
             mount.account.put(email_id, "A")

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Self
@@ -16,6 +17,7 @@ from typing import IO, Any, Self
 import pytest
 
 from jmapfs.control.messages import ChangesRequest
+from tests.documents.markdown import blocks, text
 from tests.mails import received_at, text_mail
 from tests.mounts import Home, Mounted, command
 from tests.server import ControlClient, ServerProcess, server_process
@@ -388,7 +390,11 @@ def test_several_accounts(home: Home) -> None:
 
 
 def test_notmuch_follows_the_mail(mount: Mounted, control: ControlClient, tmp_path: Path) -> None:
-    """`notmuch new` finds each change, although nobody runs it."""
+    """The unit in docs/backup-tools.md: `notmuch new` finds each change."""
+    unit = ConfigParser(interpolation=None)
+    unit.read_string(*blocks(text("docs/backup-tools.md"), "notmuch, for each new mail"))
+    program, *arguments = unit["Service"]["ExecStart"].replace("%h/mail", str(mount.path)).split()
+    assert (program, *arguments[:1]) == ("%h/.local/bin/jmapfs", "watch")
     config = tmp_path / "notmuch-config"
     config.write_text(
         f"[database]\npath={tmp_path}\nmail_root={mount.path}\n"
@@ -404,7 +410,7 @@ def test_notmuch_follows_the_mail(mount: Mounted, control: ControlClient, tmp_pa
         mount.sync()
         wait_until(lambda: found() == [*directories])
 
-    with Watch(mount.home, mount.path, "--", "notmuch", "new", variables=variables):
+    with Watch(mount.home, *arguments[1:], variables=variables):
         raw = text_mail(0).replace(b"mail 0", b"zebra\r\nMessage-ID: <zebra@example.org>")
         email = control.add_email(raw, ["Inbox"], received_at=received_at(0))
         assert_found("Inbox")

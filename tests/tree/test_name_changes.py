@@ -15,7 +15,7 @@ from jmapfs.index.database import IndexDatabase
 from jmapfs.index.layout import lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.writer import IndexWriter
-from jmapfs.tree.changes import NameChange, TreeState, name_changes
+from jmapfs.tree.name_changes import NameChange, TreeState, name_changes
 from tests.indexed import email, file_name, mailbox
 
 Shown = tuple[TreeState, dict[str, int], frozenset[str]]
