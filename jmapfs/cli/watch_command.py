@@ -86,7 +86,9 @@ class _Watch:
     def __init__(self, mount: Mount, directory: Path) -> None:
         self._mount = mount
         self._directory = directory
-        self._below = "/".join(directory.relative_to(mount.mountpoint).parts)
+        # The root is that of a bind mount of a part.
+        inside = Path(mount.root, directory.relative_to(mount.mountpoint))
+        self._below = "/".join(inside.parts[1:])
         self._position: str | None = None
 
     async def begin(self) -> None:

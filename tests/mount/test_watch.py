@@ -139,6 +139,8 @@ def test_a_line_for_each_name(mount: Mounted, control: ControlClient) -> None:
         control.set_keywords(email, ["$seen"])
         mount.sync()
         mount.sync()
+        # The account is listed again.
+        control.forget_changes()
         control.copy_email(email, "Work")
         mount.sync()
         assert watch.lines(1) == [f"+  Work/{name}"]
