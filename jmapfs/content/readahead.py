@@ -12,6 +12,7 @@ of read-ahead never makes a read fail: the content is then fetched when it is re
 import itertools
 import logging
 import sqlite3
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +23,7 @@ import trio
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.chunk_loader import ChunkLoader, KernelPageCache, PublishedFiles
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
-from jmapfs.content.reading_pattern import NEIGHBOURS, Neighbour, ReadHistory, recognize
+from jmapfs.content.reading_pattern import NEIGHBOURS, Neighbour, ReadHistory, count_read, recognize
 from jmapfs.content.service import ContentService
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import NamedFile
@@ -119,10 +120,11 @@ class Readahead:
         reader = self._watched.get(inode)
         if reader is None:
             file = self._reader.file(inode)
-            size = 0 if file is None else file.size
-            for mailbox, name in self._reader.names_of(inode):
+            names = self._reader.names_of(inode)
+            for mailbox, name in names:
                 self._history.record_read(mailbox, name)
-                self._find_reader(mailbox, name, size)
+            if not self._find_reader(names):
+                self._begin_window(names, 0 if file is None else file.size)
             return
         window = reader.window
         self._history.record_read(window.mailbox, window.name_of(inode))
@@ -137,24 +139,33 @@ class Readahead:
         reader.window.used_at = trio.current_time()
         self._readers.move_to_end(reader)
 
-    def _find_reader(self, mailbox: int, name: str, size: int) -> None:
-        """Find the reader that has read a file outside all windows, or recognize a new reader."""
-        for reader in self._readers:
-            window = reader.window
-            # A reader that has finished its directory will not read mail that arrives later.
-            if window.mailbox != mailbox or reader.finished:
-                continue
-            if (has_passed := self._has_passed(window, name)) is None:
-                continue
-            self._mark_used(reader)
-            if has_passed and not reader.extending:
-                window.record_passed()
-                if window.is_closed:
-                    self._give_up(reader)
-                else:
-                    self._extend(reader)
-            return
-        self._recognize(mailbox, name, size)
+    def _find_reader(self, names: Sequence[tuple[int, str]]) -> bool:
+        """Find the reader that has read a file outside all windows; return whether there is one.
+
+        `names` are the names of the file, each with its mailbox. Only one of them was used.
+        """
+        # The mailbox of the reader that was used last comes first.
+        for mailbox in dict.fromkeys(one.window.mailbox for one in reversed(self._readers)):
+            readers = [one for one in self._readers if one.window.mailbox == mailbox]
+            for name in (name for place, name in names if place == mailbox):
+                if any(self._is_reader_of(reader, name) for reader in readers):
+                    return True
+        return False
+
+    def _is_reader_of(self, reader: _Reader, name: str) -> bool:
+        """Return whether a reader has read a file of its mailbox; extend its window if needed."""
+        # A reader that has finished its directory will not read mail that arrives later.
+        has_passed = None if reader.finished else self._has_passed(reader.window, name)
+        if has_passed is None:
+            return False
+        self._mark_used(reader)
+        if has_passed and not reader.extending:
+            reader.window.record_passed()
+            if reader.window.is_closed:
+                self._give_up(reader)
+            else:
+                self._extend(reader)
+        return True
 
     def _has_passed(self, window: ReadaheadWindow, name: str) -> bool | None:
         """Return whether the reader of a window has passed its end, or None if it reads elsewhere.
@@ -179,8 +190,23 @@ class Readahead:
         files = self._reader.files_beside(window.mailbox, name, 1, backwards=not window.backwards)
         return any(self._neighbour(window.mailbox, file)[1] for file in files)
 
-    def _recognize(self, mailbox: int, name: str, size: int) -> None:
-        """Begin a window if the files beside this one show that a program reads the directory."""
+    def _begin_window(self, names: Sequence[tuple[int, str]], size: int) -> None:
+        """Begin a window if a program reads one of the mailboxes that a file is in.
+
+        `names` are the names of the file, each with its mailbox.
+        """
+        found = [each for place in names if (each := self._recognize(*place, size)) is not None]
+        if len(found) > 1:
+            # If a program reads the larger mailbox, it will need the files of the smaller one too.
+            found.sort(key=lambda each: (-each[0], self._count_files_ahead(each[1])))
+        if found:
+            self._add_reader(found[0][1])
+
+    def _recognize(self, mailbox: int, name: str, size: int) -> tuple[int, ReadaheadWindow] | None:
+        """Return a window if the files beside this one show that a program reads the mailbox.
+
+        The number says how many of them were read without a gap.
+        """
         now = trio.current_time()
         # A reader that goes forwards comes from smaller names.
         sides = {
@@ -193,6 +219,7 @@ class Readahead:
         trend = self._history.trend(mailbox, files, name) + self._usual_trend(now)
         needed = self._needed(mailbox, now)
         chunk = self._chunk_of_other_readers(now)
+        count = 0
         for is_backwards, side in sides.items():
             if (trend > 0) if is_backwards else (trend < 0):
                 continue
@@ -200,13 +227,14 @@ class Readahead:
             selection = recognize(size, neighbours, needed)
             if selection is not None:
                 chunk = max(chunk, FIRST_CHUNK)
+                count = count_read(neighbours)
                 break
         else:
             if not chunk or all(sides.values()):
-                return
+                return None
             # A reader continues at one end of the next directory.
             is_backwards, selection = not sides[True], None
-        window = ReadaheadWindow(
+        return count, ReadaheadWindow(
             mailbox,
             name,
             chunk,
@@ -214,7 +242,10 @@ class Readahead:
             selection=selection,
             is_cautious=self._history.has_failed,
         )
-        self._add_reader(window)
+
+    def _count_files_ahead(self, window: ReadaheadWindow) -> int:
+        last = "" if window.backwards else chr(sys.maxunicode)
+        return self._reader.distance(window.mailbox, window.end, last, _MOST_CANDIDATES)
 
     def _neighbour(self, mailbox: int, file: NamedFile) -> Neighbour:
         """Return the size of a file, and whether it was read recently."""

@@ -99,6 +99,12 @@ def recognize(size: int, neighbours: Sequence[Neighbour], needed: int) -> Select
     return _stride(neighbours) or _sizes(size, neighbours)
 
 
+def count_read(neighbours: Sequence[Neighbour]) -> int:
+    """Return how many of the nearest files were read, up to the first that was not."""
+    near = itertools.takewhile(lambda each: each[1] is not False, neighbours)
+    return sum(was_read is True for _, was_read in near)
+
+
 def _stride(neighbours: Sequence[Neighbour]) -> Selection | None:
     positions = [0]
     for position, (_, was_read) in enumerate(neighbours, 1):

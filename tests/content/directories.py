@@ -6,7 +6,7 @@ A program reads a file as through the kernel: from the page cache, or else by a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,13 +114,17 @@ async def directories(
     directory: Path,
     mailboxes: Mapping[str, Sequence[int]],
     *,
+    labels: Callable[[int], Sequence[str]] = lambda _: (),
     limits: Limits | None = None,
     delay: float = 0.001,
     disk_limit: int = 256 * MIB,
     memory_limit: int = 32 * MIB,
     limit_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Directories]:
-    """Serve mailboxes, given by the sizes of their mails, while the context lasts."""
+    """Serve mailboxes, given by the sizes of their mails, while the context lasts.
+
+    Mail with a number is also in the mailboxes that `labels` returns.
+    """
     source = FakeSource(delay=delay)
     source.batch_limits = limits
     database = IndexDatabase(directory / "index")
@@ -129,6 +133,7 @@ async def directories(
         indexed.email(
             f"{mailbox}{number}",
             mailbox,
+            *labels(number),
             blob=f"{mailbox}-{number}",
             at=1_000_000 + number,
             size=size,

@@ -209,6 +209,28 @@ async def test_little_is_fetched_in_vain_for_readers_that_skip_files(
             assert requests(tree) < len(files) // 5
 
 
+def labels(number: int) -> list[str]:
+    """A tenth of the mail is in threads of six, a fourth is from a list, and each is of a year."""
+    return [
+        *(["Threads"] if number % 60 < 6 else []),
+        *(["List"] if number % 4 == 1 or number % 60 in {2, 3} else []),
+        f"Year {number // 250}",
+    ]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("read", ["A", "Threads", "List", "Year 2"])
+async def test_mail_in_several_mailboxes(tmp_path: Path, read: str, step: int) -> None:
+    """A READ does not tell through which name a file was opened."""
+    sizes = {"A": [5000] * 1000, "Threads": [], "List": [], **{f"Year {n}": [] for n in range(4)}}
+    async with directories(tmp_path, sizes, labels=labels, limits=BATCHES) as tree:
+        files = tree.files[read][::step]
+        await tree.read_all(files)
+        await tree.settled()
+        assert part_in_vain(tree, files) < 1 / 5
+        assert requests(tree) < max(len(files) // 5, 20)
+
+
 async def test_reading_in_random_order_fetches_each_blob_once(tmp_path: Path) -> None:
     async with directories(tmp_path, THOUSAND, limits=BATCHES) as tree:
         files = list(tree.files["A"])

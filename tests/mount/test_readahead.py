@@ -146,8 +146,8 @@ _ORDERS = {
 
 
 # How many requests they may need for each one of `grep -r`, by default 1.5. Each process of
-# `xargs -P` has to be recognized. The threads of `fd` find files in several directories.
-_ALLOWED = {"fd -x": 2, "fd -X": 2, "xargs -P": 3}
+# `xargs -P` has to be recognized. Many threads come to several directories and places at once.
+_ALLOWED = {"rg with 8 threads": 2, "fd -x": 2, "fd -X": 2, "xargs -P": 3}
 
 
 @pytest.fixture(scope="module")
