@@ -42,6 +42,9 @@ import msgspec
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The errors of msgspec for bytes that are not JSON, or not of the requested type."""
 
+IN_OUTPUT: Final = {"in_output": True}
+"""The `extra` of a log record that the commands do not print: their own output says the same."""
+
 
 class JmapfsError(Exception):
     """An expected error; its text is one line for the user."""

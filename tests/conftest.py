@@ -77,6 +77,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+    # The slowest files first: the quick ones then fill the time until all processes end.
+    slow = {item.path for item in items if any(map(item.get_closest_marker, _REQUIREMENTS))}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 # First, to see the report after pytest has converted it to an xfail.

@@ -1,14 +1,15 @@
 """The log of a command: each warning and error in it is a line for the user on stderr.
 
-So a warning is a fact that the user should know, and that nothing else tells: neither the output of
-the command, nor `jmapfs status` and `.jmapfs.json` of a mount. Everything else is logged as INFO,
-which commands do not show. The daemon of a mount has a log of its own (`daemon.startup`).
+Records that repeat what the output of the command says (`errors.IN_OUTPUT`) are not shown, nor are
+those of level INFO. The daemon of a mount has a log of its own, which contains all of them
+(`daemon.startup`).
 """
 
 import logging
 import sys
 
 from jmapfs.cli.options import escaped
+from jmapfs.errors import IN_OUTPUT
 
 
 class _LineHandler(logging.Handler):
@@ -25,6 +26,7 @@ class _LineHandler(logging.Handler):
 
 
 _handler = _LineHandler(logging.WARNING)
+_handler.addFilter(lambda record: not IN_OUTPUT.items() <= vars(record).items())
 
 
 def show_warnings() -> None:

@@ -13,6 +13,7 @@ had been deleted.
 import contextlib
 import logging
 import os
+import select
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 _MAX_TASKS: Final = 256
 
 _GRACE_SECONDS: Final = 5
+_LATE_SECONDS: Final = 1
 _FIRST_ANSWER_SECONDS: Final = 30
 
 
@@ -146,6 +148,7 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
                         nursery.start_soon(_report_ready, mount, report, signals)
+                        nursery.start_soon(_cancel_after_unmount, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
@@ -162,6 +165,33 @@ async def _report_ready(mount: Mount, report: StartupReport, signals: _Signals) 
     _log.info("%s is mounted", path)
     signals.ready = True
     report.ready()
+
+
+async def _cancel_after_unmount(scope: trio.CancelScope) -> None:
+    """Cancel `scope` when the mount is gone.
+
+    `pyfuse3.main` returns when all requests are answered. A READ of a program that was killed may
+    still wait for the network, but nobody can receive its answer any more.
+    """
+    descriptor = _fuse_descriptor()
+    if descriptor is None:
+        _log.info("the end of the mount may have to wait for the network")
+        return
+    with select.epoll() as unmounted:
+        # The end of the connection is an error, which is reported although no event is requested.
+        unmounted.register(descriptor, 0)
+        await trio.lowlevel.wait_readable(unmounted.fileno())
+    await trio.sleep(_LATE_SECONDS)
+    scope.cancel()
+
+
+def _fuse_descriptor() -> int | None:
+    """Return the descriptor of the connection to the kernel, which pyfuse3 keeps for itself."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - only names
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":  # noqa: PTH115
+                return int(name)
+    return None
 
 
 def _clear_dead_mount(request: MountRequest, report: StartupReport) -> None:

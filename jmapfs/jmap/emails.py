@@ -150,7 +150,10 @@ class EmailMethods(MailboxMethods):
                 return IdPage(tuple(page.ids), page.total)
 
     async def counts(self) -> ServerCounts:
-        """Return the numbers of emails. This takes one HTTP request if possible."""
+        """Return the numbers of emails. This takes one HTTP request if possible.
+
+        Raises MethodError if the server refuses to count, and the same errors as `mailboxes`.
+        """
         query: dict[str, object] = {"limit": 1, "calculateTotal": True}
         mailboxes = {"ids": None, "properties": ["id", "totalEmails"]}
         while True:
@@ -165,18 +168,20 @@ class EmailMethods(MailboxMethods):
             # Some servers refuse such a small limit. Without it, all ids are returned.
             if responses[0].error is None or query.pop("limit", None) is None:
                 break
-        queried, counted, state = responses
+        queried, counted, checked = responses
+        state = self._decode_get(checked, GetResponse[Email], Email).state
         total = None
-        boxes: Sequence[Mailbox] = ()
         if queried.error is None:
             total = self._decode(queried, QueryResponse, lenient=True).total
+        boxes: Sequence[Mailbox] = ()
         if counted.error is None:
             boxes = self._decode_get(counted, GetResponse[Mailbox], Mailbox).items
-        return ServerCounts(
-            self._decode_get(state, GetResponse[Email], Email).state,
-            total,
-            {box.id: box.total_emails for box in boxes},
-        )
+        elif is_too_large(counted.error):
+            boxes, _ = await self.mailboxes()
+            state = await self.email_state()
+        elif total is None:
+            raise queried.error or counted.error
+        return ServerCounts(state, total, {box.id: box.total_emails for box in boxes})
 
     async def emails(self, ids: Iterable[str]) -> EmailsFound:
         """Return the emails with these ids, in this order, and the ids without a usable email.

@@ -46,7 +46,7 @@ _NETWORK_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
     (httpx.ConnectTimeout, "{host} cannot be reached: no answer in time"),
     (httpx.TimeoutException, "{host} is silent"),
     (ssl.SSLError, "no TLS connection to {host}: {reason}"),
-    (socket.gaierror, "the name {host} is not found: {reason}"),
+    (socket.gaierror, "{host} is not found: {reason}"),
     (ConnectionRefusedError, "{host} refuses the connection"),
 )
 

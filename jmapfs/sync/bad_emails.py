@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from jmapfs.errors import IN_OUTPUT
 from jmapfs.index.rows import BadEmailRow
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
@@ -87,9 +88,10 @@ def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> No
     known = {row.id for row in before}
     new = [row for row in bad if row.id not in known]
     for row in new[:_LOGGED_AT_ONCE]:
-        _log.info("email %s cannot be shown: %s", row.id, row.reason)
+        _log.warning("email %s cannot be shown: %s", row.id, row.reason, extra=IN_OUTPUT)
     if len(new) > _LOGGED_AT_ONCE:
-        _log.info("%d more emails cannot be shown", len(new) - _LOGGED_AT_ONCE)
+        rest = len(new) - _LOGGED_AT_ONCE
+        _log.warning("%d more emails cannot be shown", rest, extra=IN_OUTPUT)
     if bad != before:
         with writer.transaction():
             writer.note_change()

@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from jmapfs.errors import MethodError, ServerError
+from jmapfs.errors import IN_OUTPUT, MethodError, ServerError
 from jmapfs.index.rows import Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
@@ -46,6 +46,7 @@ class Comparison:
     total: how many emails the server counts, or None.
     lacking, excess: the mailboxes for which the server counts more, or fewer emails: the mailbox
         id, the number in the index, and the number at the server.
+    is_counted: whether the server counts anything; otherwise nothing was compared.
     """
 
     emails: int
@@ -54,6 +55,7 @@ class Comparison:
     lacking: tuple[tuple[str, int, int], ...]
     excess: tuple[tuple[str, int, int], ...]
     not_found: int = 0
+    is_counted: bool = True
 
     @property
     def known(self) -> int:
@@ -111,6 +113,8 @@ async def compare_and_heal(
     if compared is not None and (compared.known < compared.expected or compared.not_found):
         changed = await _compare_ids(client, writer, compared)
         if changed:
+            # An email may be in a mailbox that the server has not described.
+            await bring_up_to_date("")
             compared = await _compare_current(client, writer, bring_up_to_date)
     if compared is not None and not await trio.to_thread.run_sync(_is_settled, writer, compared):
         listed_at = time.time()
@@ -118,6 +122,8 @@ async def compare_and_heal(
         compared = await _compare_current(client, writer, bring_up_to_date)
     if compared is not None:
         changed |= await trio.to_thread.run_sync(_store, writer, compared, listed_at)
+        if not compared.is_counted:
+            _log.warning("%s: the server does not count them", _NOT_COMPARED)
     return changed
 
 
@@ -209,6 +215,9 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         lacking=tuple(lacking),
         excess=tuple(excess),
         not_found=len(not_found(rows)),
+        is_counted=counts.total is not None
+        or not counts.mailboxes
+        or any(theirs is not None for theirs in counts.mailboxes.values()),
     )
 
 
@@ -234,7 +243,11 @@ def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
                 mailboxes=compared.lacking,
             )
         if shortfall is not None and _lacks(shortfall) != _lacks(old):
-            _log.info("the server counts more emails than it lists: %s", compared.describe())
+            _log.warning(
+                "the server counts more emails than it lists: %s",
+                compared.describe(),
+                extra=IN_OUTPUT,
+            )
         elif shortfall is None and old is not None:
             _log.info("the server lists all emails again")
         if listed_at:
@@ -244,7 +257,10 @@ def _store(writer: IndexWriter, compared: Comparison, listed_at: float) -> bool:
                 listed_again_for=compared.difference() if compared.differs else "",
             )
         synced_at = state.synced_at if shortfall == old else now
-        writer.set_state(replace(state, shortfall=shortfall, compared_at=now, synced_at=synced_at))
+        compared_at = now if compared.is_counted else state.compared_at
+        writer.set_state(
+            replace(state, shortfall=shortfall, compared_at=compared_at, synced_at=synced_at)
+        )
     return shortfall != old
 
 

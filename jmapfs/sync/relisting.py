@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from jmapfs.blob_keys import new_epoch
-from jmapfs.errors import TooMuchGoneError
+from jmapfs.errors import IN_OUTPUT, TooMuchGoneError
 from jmapfs.index.rows import ListingProgress, StaleTree
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
@@ -115,7 +115,7 @@ class StagedListing(ListingTarget):
                 )
                 writer.set_state(replace(state, stale=stale))
                 if state.stale is None:
-                    _log.info("keeping the old tree: %s", describe_stale(stale))
+                    _log.error("keeping the old tree: %s", describe_stale(stale), extra=IN_OUTPUT)
                 return stale
             if gone == total and total and not self._ids_prove:
                 # Nothing shows that the server's blob ids still have their meaning.

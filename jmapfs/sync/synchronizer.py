@@ -129,24 +129,25 @@ class Synchronizer:
         they are gone. If it still counts them, there is a shortfall then. If an id stands for
         another email, the account is listed again. Raises the errors of `bring_up_to_date`.
         """
-        listing = await list_ids(self._client)
-        found = await self._client.emails([one for one in email_ids if one in listing.ids])
-        try:
-            await trio.to_thread.run_sync(require_own_ids, self._client, self._writer, found.emails)
-        except ReusedIdsError:
-            self._reset_reported = True
-            await self._run_again(report, "")
-            return
+        client, writer = self._client, self._writer
+        listing = await list_ids(client)
+        found = await client.emails([one for one in email_ids if one in listing.ids])
         unlisted = [one for one in email_ids if one not in listing.ids]
-        if not listing.is_whole or not unlisted:
-            return
         with sqlite_errors(f"write the index {self._database.path}"):
+            try:
+                await trio.to_thread.run_sync(require_own_ids, client, writer, found.emails)
+            except ReusedIdsError:
+                self._reset_reported = True
+                await self.bring_up_to_date(report)
+                return
+            if not listing.is_whole or not unlisted:
+                return
             gone = await trio.to_thread.run_sync(self._remove_emails, unlisted)
             if gone:
                 _log.warning(
                     "not listed, and their content is gone: removed the emails %s", name_some(gone)
                 )
-                await compare_and_heal(self._client, self._writer, partial(self._run_again, report))
+                await compare_and_heal(client, writer, partial(self._run_again, report))
                 # The comparison may store emails that are in no list.
                 await trio.to_thread.run_sync(self._remove_emails, gone)
 
@@ -156,19 +157,21 @@ class Synchronizer:
 
     async def _run(self, start: _Beginning, report: ListingReport, reason: str = "") -> bool:
         client, writer, state = self._client, self._writer, start.chain.state
-        changed, listing = False, None
+        changed, listing, chain_start = False, None, start.chain
         try:
             if state.stale is None:
                 await self._confirm_sizes(start.unconfirmed)
                 if state.complete and start.bad_ids:
                     changed = await retry_bad_emails(client, writer, start.bad_ids)
+                    # They may be in mailboxes that the server has not described.
+                    chain_start = await trio.to_thread.run_sync(ChainStart.read, writer)
             listing = await self._needed_listing(state, start.listing)
         except ReusedIdsError:
             listing = _Listing(REUSED_IDS, reset=True)
         if listing is None and reason:
             listing = _Listing(reason)
             _log.info("listing the account again: %s", reason)
-        chain_start, listings = start.chain, 0
+        listings = 0
         while True:
             if listing is not None:
                 if listings == _MAX_LISTINGS:
@@ -183,6 +186,7 @@ class Synchronizer:
                 except ReusedIdsError:
                     await trio.to_thread.run_sync(self._begin_epoch)
                     continue
+                self._reset_reported = False
                 chain_start = await trio.to_thread.run_sync(ChainStart.read, writer)
             try:
                 changed |= await self._chain.follow(chain_start)

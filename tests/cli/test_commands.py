@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from jmapfs import __version__
+from jmapfs.cli.status_command import status_command
+from jmapfs.control.mounts import SUBTYPE, Mount
+from jmapfs.errors import RelayedError
 from tests.mounts import Home
 from tests.server import server_process
 
@@ -159,3 +164,20 @@ def test_the_account_option_overrides_the_configuration(home: Home) -> None:
             *options, source = arguments
             with home.mounted(source, *options) as mount:
                 assert mount.status()["account"] == account
+
+
+def test_a_mount_without_a_status_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, somebody has removed the cache directory of a mount."""
+
+    def refuse(mount: Mount, _: object) -> None:
+        raise RelayedError(f"cannot open the index of {mount.mountpoint}", 8)
+
+    paths = [Path("/mnt/a"), Path("/mnt/b")]
+    found = [Mount(path, f"fuse.{SUBTYPE}", "jmapfs", "0:50") for path in paths]
+    monkeypatch.setattr("jmapfs.cli.status_command.own_mounts", lambda: found)
+    monkeypatch.setattr("jmapfs.cli.status_command.ask_mount", refuse)
+    result = CliRunner().invoke(status_command, ["--json"])
+    assert result.exit_code == 0
+    assert [one["error"] for one in json.loads(result.stdout)] == [
+        f"cannot open the index of {path}" for path in paths
+    ]

@@ -431,7 +431,7 @@ async def test_failing_proxy_is_named(
     ("proxy", "words"),
     [
         ("http://127.0.0.1:9", "the proxy 127.0.0.1:9 refuses the connection"),
-        ("http://nowhere.invalid:3128", "the name the proxy nowhere.invalid:3128 is not found"),
+        ("http://nowhere.invalid:3128", "the proxy nowhere.invalid:3128 is not found"),
     ],
 )
 async def test_unreachable_proxy_is_named(

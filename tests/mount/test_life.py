@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,22 @@ def test_umount_returns_when_the_daemon_has_ended(home: Home, server: ServerProc
         mount.umount()
         assert has_ended(pid)
         assert list(mount.path.iterdir()) == []
+
+
+def test_umount_does_not_wait_for_the_network(home: Home, server: ServerProcess) -> None:
+    """A READ of a program that was killed would wait for half a minute."""
+    with home.mounted(server.url) as mount:
+        mail = a_mail(mount)
+        server.pause()
+        with subprocess.Popen(["cat", mail], stdout=subprocess.DEVNULL) as reader:
+            wait_until(lambda: mount.counts().reads > 0)
+            reader.kill()
+        daemon = mount.ask_status().pid
+        began = time.monotonic()
+        # The kernel closes the file a moment later.
+        wait_until(lambda: home.run("umount", mount.path).exit_code == 0)
+        assert has_ended(daemon)
+        assert time.monotonic() - began < 15
 
 
 OTHER_VERSION = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jmapfs.errors import AlteredFilesError, IncompleteError
+from jmapfs.errors import IncompleteError
 from tests.mails import new_emails, text_mail
 from tests.mounts import Home, Mounted, Result
 from tests.server import ServerProcess
@@ -242,7 +242,7 @@ def test_the_first_snapshot_of_an_account_without_a_mount(faulty: Faulty, tmp_pa
     described = faulty.home.run("verify", dest).stderr
     assert "a mail that could not be downloaded and a mail that the server counted" in described
     pruned = faulty.home.run("prune", dest, "--keep-last", "1")
-    assert pruned.exit_code == AlteredFilesError.exit_code
+    assert (pruned.exit_code, len(dates(dest))) == (0, 1)
     faulty.server.control.reset_quirks()
     taken = take(faulty.home, faulty.server.url, dest)
     assert (taken.summary["mails"], taken.summary["new"]) == (MAILS, 2)

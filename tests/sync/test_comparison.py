@@ -14,10 +14,11 @@ from jmapfs.index.rows import Shortfall
 from jmapfs.jmap.types import Email
 from jmapfs.sync import comparison
 from jmapfs.sync.id_listing import IdListing
-from tests.server import Account
+from tests.server import Account, MethodFault
 from tests.sync.followed_account import (
     Follower,
     followed,
+    following,
     held_by_index,
     message,
     portable,
@@ -52,7 +53,7 @@ async def test_hidden_mail_is_a_shortfall(
 ) -> None:
     hidden = ["M3", "M10"]
     async with followed(small_account(), tmp_path, unlisted_ids=hidden, no_total=no_total) as f:
-        with caplog.at_level(logging.INFO, "jmapfs.sync"):
+        with caplog.at_level(logging.WARNING):
             await f.update()
         assert ids_of(f) == f.account.emails.keys() - set(hidden)
         state = f.writer.state()
@@ -103,6 +104,16 @@ async def test_a_total_that_counts_only_a_page_hides_nothing(tmp_path: Path) -> 
         await f.update()
         f.assert_true()
         assert f.writer.state().shortfall is None
+
+
+async def test_more_mailboxes_than_the_server_returns_at_once(tmp_path: Path) -> None:
+    """Their numbers are requested in parts. Without a total, nothing else shows what is lacking."""
+    async with followed(
+        small_account(), tmp_path, unlisted_ids=["M3"], no_total=True, max_objects_in_get=2
+    ) as f:
+        shortfall = await compared(f)
+        assert shortfall is not None
+        assert (shortfall.found, shortfall.expected) == (22, 23)
 
 
 async def test_new_mail_is_no_reason_to_list_again(
@@ -198,6 +209,25 @@ async def test_an_account_that_changes_during_the_comparison(tmp_path: Path) -> 
 
         f.client.counts = changing  # type: ignore[method-assign]
         assert await compared(f) is None
+        f.assert_true()
+
+
+async def test_a_reset_is_listed_once_although_the_account_changes(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.counts.reset()
+        await f.update(reset_reported=True)
+        pages, counts = f.counts.pages, f.client.counts
+
+        async def changing() -> Any:
+            if "Mnew" not in f.account.emails:
+                f.account.add_email(message(500), ["P0"], email_id="Mnew")
+            return await counts()
+
+        f.client.counts = changing  # type: ignore[method-assign]
+        f.counts.reset()
+        await f.update(reset_reported=True)
+        assert f.counts.pages == pages > 0
         f.assert_true()
 
 
@@ -330,10 +360,13 @@ async def test_a_listed_email_that_is_another_one_now_shows_a_reset(tmp_path: Pa
         await f.synchronizer().check_suspects(["M7", "M8"], lambda *_: None)
         assert f.writer.epoch() == epoch
         f.quirks.email_overrides = {"M7": {"receivedAt": "2020-01-01T00:00:00Z"}}
+        compared_at = f.writer.state().compared_at
         await f.synchronizer().check_suspects(["M7", "M8"], lambda *_: None)
         assert f.writer.epoch() not in {"", epoch}
         assert ids_of(f) == f.account.emails.keys()
         assert f.writer.state().consistent
+        # The account was listed, so the numbers are compared.
+        assert f.writer.state().compared_at > compared_at
 
 
 async def test_a_list_that_is_not_whole_drops_nothing(
@@ -394,7 +427,7 @@ async def test_listed_but_never_found_is_a_bad_email(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, no_total: bool
 ) -> None:
     async with followed(small_account(), tmp_path, phantom_ids=["Mghost"], no_total=no_total) as f:
-        with caplog.at_level(logging.INFO, "jmapfs.sync"):
+        with caplog.at_level(logging.WARNING):
             await f.update()
         f.assert_true()
         [bad] = f.writer.bad_emails()
@@ -460,7 +493,7 @@ async def test_many_bad_emails_make_few_lines_in_the_log(
 ) -> None:
     odd = {f"M{number}": {"blobId": None} for number in range(150)}
     async with followed(small_account(160), tmp_path, email_overrides=odd) as f:
-        with caplog.at_level(logging.INFO, "jmapfs.sync"):
+        with caplog.at_level(logging.WARNING):
             await f.update()
         assert len(f.writer.bad_emails()) == 150
         assert caplog.text.count("the server sends no blobId") == 100
@@ -521,3 +554,79 @@ def test_a_comparison_names_its_numbers() -> None:
     assert difference.describe() == "21 of 23 emails; mailbox P0: 5 of 7; mailbox P1: 3 of 2"
     assert difference.differs
     assert not comparison.Comparison(20, 1, 21, (), ()).differs
+
+
+# --- Numbers that cannot be compared
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_account_without_any_numbers_is_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, refused: bool
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        compared_at = f.writer.state().compared_at
+        assert compared_at
+        if refused:
+            methods = ("Email/query", "Mailbox/get")
+            f.quirks.method_faults = [MethodFault(method, count=-1) for method in methods]
+        else:
+            without_numbers(f)
+        with caplog.at_level(logging.WARNING):
+            assert await compared(f) is None
+        [line] = [record.message for record in caplog.records]
+        assert "nothing shows whether mail is lacking: the server " in line
+        assert refused == ("serverFail" in line)
+        assert f.writer.state().compared_at == compared_at
+
+
+async def test_without_any_numbers_ids_that_are_not_found_are_forgotten(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path, phantom_ids=["Mghost"]) as f:
+        without_numbers(f)
+        await f.update()
+        assert len(f.writer.bad_emails()) == 1
+        f.quirks.phantom_ids = []
+        await compared(f)
+        assert f.writer.bad_emails() == []
+        f.assert_true()
+
+
+def without_numbers(f: Follower) -> None:
+    f.quirks.no_total = True
+    f.quirks.odd_values = {box: {"totalEmails": "null"} for box in f.account.mailboxes}
+
+
+# --- Mailboxes that the server does not describe
+
+
+UNDESCRIBED = {"P2": {"id": "{}"}}
+
+
+def in_undescribed_mailbox(account: Account) -> str:
+    return next(one.id for one in account.emails.values() if one.mailbox_ids == {"P2"})
+
+
+async def test_lost_mail_of_an_undescribed_mailbox_comes_back(tmp_path: Path) -> None:
+    async with followed(small_account(), tmp_path, odd_values=UNDESCRIBED) as f:
+        await f.update()
+        before = portable(f.shown())
+        lose(f, in_undescribed_mailbox(f.account))
+        await compared(f)
+        assert portable(f.shown()) == before
+        assert f.writer.orphaned_emails() == []
+
+
+async def test_a_bad_email_of_an_undescribed_mailbox_is_shown_when_it_is_good(
+    tmp_path: Path,
+) -> None:
+    account = small_account()
+    odd = {in_undescribed_mailbox(account): {"blobId": None}}
+    async with followed(account, tmp_path, odd_values=UNDESCRIBED, email_overrides=odd) as f:
+        await f.update()
+        assert len(f.writer.bad_emails()) == 1
+        f.quirks.email_overrides = {}
+        assert await f.update()
+        assert f.writer.orphaned_emails() == []
+        async with following(f.server, tmp_path / "new", f.url) as new:
+            await new.update()
+            assert portable(f.shown()) == portable(new.shown())
