@@ -6,7 +6,8 @@
     ├── AuthenticationError     4           EIO      the server does not accept the credentials
     │   └── ForbiddenError      4           EIO      … or accepts them, but does not permit this
     ├── UnreachableError        5           EIO      no response: network, name, TLS, busy server
-    │   └── DeadlineError       5           EIO      … not within the deadline
+    │   ├── DeadlineError       5           EIO      … not within the deadline
+    │   └── OfflineError        5           EIO      … and no request was made now
     ├── ServerError             6           EIO      the server's response cannot be used
     │   ├── ProtocolError       6           EIO      … it is not JMAP, or not what was requested
     │   ├── MethodError         6           EIO      … it is a JMAP error; `kind` is its type
@@ -93,6 +94,10 @@ class UnreachableError(JmapfsError):
 
 class DeadlineError(UnreachableError):
     """A response did not arrive within its deadline."""
+
+
+class OfflineError(UnreachableError):
+    """The server is known to be unreachable, so no request was made."""
 
 
 class ServerError(JmapfsError):

@@ -103,6 +103,9 @@ def _account_lines(status: AccountStatus) -> list[tuple[str, str]]:
         ("account", f"{status.account} at {status.server}"),
         ("online", online),
     ]
+    if status.failures:
+        times = "once" if status.failures == 1 else f"{status.failures} times in a row"
+        lines.append(("failed", f"{times}, next try at {status.next_try}, or by jmapfs sync"))
     if status.waiting:
         lines.append(("waiting", status.waiting))
     if status.stale is not None:

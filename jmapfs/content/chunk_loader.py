@@ -94,7 +94,7 @@ class ChunkLoader:
         downloads: deque[Download] = deque()
         pages: list[tuple[int, bytes]] = []
         for file in files:
-            if file.inode in self._published:
+            if file.inode in self._published or self._content.failures.get(file.content_key):
                 continue
             download = self._content.create_download(file.content_key, file.size)
             if download is not None:

@@ -18,6 +18,7 @@ from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
 from jmapfs.content.division import extra_time
 from jmapfs.content.download import Downloader, join_chunks
+from jmapfs.content.failures import BlobFailures
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.errors import (
     BlobMismatchError,
@@ -186,6 +187,7 @@ class ContentPublisher:
         timeout: float,
     ) -> None:
         self.counters = ContentCounters()
+        self.failures = BlobFailures()
         self.timeout = timeout
         self._confirmed: OrderedDict[str, int] = OrderedDict()
         self.write_behind = WriteBehind(disk, threads)
@@ -216,13 +218,14 @@ class ContentPublisher:
                 found = await self._obtain(download, deadline, known_absent=known_absent)
                 return found if isinstance(found, bytes) else None
             if scope.cancelled_caught and not download.ended:
-                download.fail(
-                    DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
-                )
+                late = DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
+                self.failures.record(download.content_key, late)
+                download.fail(late)
         except _NotWantedError:
             download.cancel()
         except Exception as error:  # noqa: BLE001 - it is raised again in the readers
             self._note_failure(download, error)
+            self.failures.record(download.content_key, error)
             if not download.ended:
                 download.fail(error)
         finally:
@@ -329,6 +332,7 @@ class ContentPublisher:
         return self._downloader.source.describe(download.content_key)
 
     def _finish(self, download: Download, found: bytes | OpenBlob, *, keep: bool = True) -> None:
+        self.failures.forget(download.content_key)
         if not isinstance(found, bytes):
             self._open_blobs.add(download.content_key, found)
             download.finish(None)

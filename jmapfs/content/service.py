@@ -40,8 +40,9 @@ _FLUSH_SECONDS: Final = 5.0
 class ContentService:
     """Serves the content of blobs; see `open_content_service`. For tasks of one event loop.
 
-    `counters` is for `jmapfs status`. `write_behind` has the blobs that are not in the disk cache
-    yet. `downloads` serves the queues of read-ahead and prefetch.
+    `counters` is for `jmapfs status`. `failures` has the blobs that reads must not request now.
+    `write_behind` has the blobs that are not in the disk cache yet. `downloads` serves the queues
+    of read-ahead and prefetch.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ContentService:
         self.downloads = BatchDownloader(downloader, self._publisher, nursery)
         self.write_behind = self._publisher.write_behind
         self.counters: ContentCounters = self._publisher.counters
+        self.failures = self._publisher.failures
 
     def hold(self, key: str) -> None:
         """Count one more open file. A read opens its blob; the last `release` closes the blob."""
@@ -111,7 +113,7 @@ class ContentService:
             BlobMismatchError: the content is refused. Or it is confirmed, but has a different size,
                 which has been reported to `on_size_mismatch`.
             StorageError: there is no room for a large blob, or the disk failed twice.
-            JmapfsError: the source has raised this error.
+            JmapfsError: the source has raised this error, or has raised it a moment ago.
         """
         if offset < 0 or length < 0:
             raise ValueError("a negative offset or length")
@@ -240,6 +242,8 @@ class ContentService:
             waited = True
             download = self._single_flight.get(key)
             if download is None:
+                if (error := self.failures.get(key)) is not None:
+                    raise error.with_traceback(None)
                 download = self._single_flight.create(key, expected_size)
             data = await download.wait(end)
             if data is not None:

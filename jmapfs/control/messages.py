@@ -116,6 +116,8 @@ class AccountStatus(msgspec.Struct, frozen=True):
     bad_count: int = 0
     shortfall: ShortfallStatus | None = None
     waiting: str | None = None
+    failures: int = 0
+    next_try: str | None = None
 
 
 class FreezeStatus(msgspec.Struct, frozen=True):

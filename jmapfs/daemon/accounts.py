@@ -63,6 +63,21 @@ class ChangeNotifier:
             await listener()
 
 
+class _ForgetFailures:
+    """A listener that lets each blob be requested at once when the server is reachable again."""
+
+    def __init__(self, follower: AccountFollower, content: ContentService) -> None:
+        self._follower = follower
+        self._content = content
+        self._online_since = 0.0
+
+    async def __call__(self) -> None:
+        connection = self._follower.connection
+        if connection.online and connection.since != self._online_since:
+            self._online_since = connection.since
+            self._content.failures.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class AccountInodes:
     """Converts the inodes of an account to those of the mount, and back.
@@ -163,7 +178,7 @@ class MountedAccount:
         The next round tells the kernel to drop it.
         """
         if epoch != self.kernel_epoch.current:
-            self.follower.wake()
+            self.follower.schedule.hint()
             raise ServerError("the server was reset a moment ago: try again")
 
     async def read(self, record: FileRecord, offset: int, length: int) -> bytes | memoryview:
@@ -256,7 +271,7 @@ async def open_account(
                 database,
                 follower.current_client,
                 describe=BlobNames().describe,
-                wake=follower.wake_if_online,
+                wake=follower.schedule.hint,
                 report_reset=follower.report_reset,
             )
         )
@@ -268,6 +283,7 @@ async def open_account(
                 on_size_mismatch=correct_size,
             )
         )
+        changes.add_listener(_ForgetFailures(follower, content))
         reader, chunk_reader, page_reader = (
             stack.enter_context(database.reader()) for _ in range(3)
         )

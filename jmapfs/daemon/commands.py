@@ -124,12 +124,14 @@ class Commands:
     async def sync(self, request: SyncRequest) -> Done:
         """Bring the accounts up to date, and compare the numbers of emails; see `SyncRequest`.
 
-        A secret that the server has refused is sent again. If one account fails, the other accounts
+        A secret that the server has refused is sent again, and emails that have failed may be
+        requested again. If one account fails, the other accounts
         are brought up to date all the same.
         """
         errors: list[JmapfsError] = []
 
         async def sync(account: MountedAccount) -> None:
+            account.content.failures.clear()
             try:
                 await account.follower.sync_now(
                     accept_deletions=request.accept_deletions,
@@ -269,6 +271,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
     counters = account.content.counters
     traffic = account.follower.traffic()
     follower = account.follower
+    next_try = follower.schedule.next_try
     return AccountStatus(
         account=state.account_name,
         account_id=state.account_id,
@@ -297,6 +300,8 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         bad_count=len(lacking.bad),
         shortfall=lacking.shortfall,
         waiting=account.pause.text,
+        failures=follower.schedule.failures,
+        next_try=None if next_try is None else time_text(next_try),
     )
 
 

@@ -1,7 +1,7 @@
 """JMAP method calls (RFC 8620 §3.2 to §3.7), and the API of one account.
 
 An Api also keeps the session up to date: every response contains the state of the session. When
-that state changes, the session is fetched again.
+that state changes, the session is fetched again, but ever more seldom if it changes all the time.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from jmapfs.backoff import Pace
 from jmapfs.errors import (
     ConfigError,
     DeadlineError,
@@ -44,6 +45,9 @@ _MAX_DESCRIPTION = 300
 # James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows a retry.
 _TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
 _RETRY_PAUSES = (0.2, 1.0)
+# Some servers, or several behind one host name, report another session state in each response.
+_FIRST_REFRESH_PAUSE = 1.0
+_LONGEST_REFRESH_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Api:
         self._refreshing = trio.Lock()
         self._seen_state = session.state
         self._stale = False
+        self._refreshes = Pace(_FIRST_REFRESH_PAUSE, _LONGEST_REFRESH_PAUSE)
         self._learned_objects = _MAX_OBJECTS
 
     @property
@@ -213,21 +218,26 @@ class Api:
     async def current_session(self, *, until: float, patient: bool = False) -> Session:
         """Return the session. Fetch it again first if a response has reported a change.
 
-        With `patient`, pauses that the server asks for do not count (see Transport.fetch).
+        If the session has changed often, it is fetched again only after a pause. With `patient`,
+        pauses that the server asks for do not count (see Transport.fetch).
 
         Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
-        if self._stale:
+        if self._must_refresh:
             latest = until + self.transport.longest_wait if patient else until
             with trio.move_on_at(latest) as scope:
                 async with self._refreshing:
                     # Another task may have fetched the session while this one waited.
-                    if self._stale:
+                    if self._must_refresh:
                         await self._refresh(until, patient=patient)
             if scope.cancelled_caught:
                 raise DeadlineError("the session was not fetched again in time")
         return self.session
+
+    @property
+    def _must_refresh(self) -> bool:
+        return self._stale and trio.current_time() >= self._refreshes.next_at
 
     def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
         return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
@@ -298,6 +308,7 @@ class Api:
         self.transport.set_limits(session.origins, session.limits.max_concurrent_requests)
         self.session = session
         self._stale = False
+        self._refreshes.record()
 
     def _split(self, calls: Sequence[MethodCall]) -> Iterator[Sequence[MethodCall]]:
         largest = self.session.limits.max_calls_in_request

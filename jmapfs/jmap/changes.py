@@ -3,7 +3,7 @@
 The changed emails come with the changes, in one request if the server accepts that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jmapfs.errors import RequestError
@@ -13,6 +13,7 @@ from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email
 
 # James refuses a limit that is smaller than a single change of many emails.
 _MAX_CHANGES = 10_000
+_MAX_IDLE_RESPONSES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Changes:
     destroyed: tuple[str, ...]
     updated_properties: frozenset[str] | None = None
 
+    @property
+    def ids(self) -> Iterable[str]:
+        """All ids in the lists."""
+        return (*self.created, *self.updated, *self.destroyed)
+
 
 @dataclass(frozen=True, slots=True)
 class EmailChanges:
@@ -47,6 +53,36 @@ class EmailChanges:
     gone: tuple[str, ...]
     bad: tuple[BadEmail, ...] = ()
 
+    @property
+    def ids(self) -> Iterable[str]:
+        """The ids of all emails that have changed."""
+        return (*(one.id for one in self.emails), *self.gone, *(one.id for one in self.bad))
+
+
+class ChainProgress:
+    """Tells whether a chain of responses with `has_more` comes nearer to its end.
+
+    A server may return to an earlier state, or say for ever that there are more changes.
+    """
+
+    def __init__(self, since_state: str) -> None:
+        self._states = {since_state}
+        self._ids: set[str] = set()
+        self._idle = 0
+
+    def add(self, changes: Changes | EmailChanges) -> bool:
+        """Add a response. Return False if the chain would not end.
+
+        This is so if the state was there before, or if many responses in a row name no id that was
+        not named before.
+        """
+        is_new = changes.new_state not in self._states
+        self._states.add(changes.new_state)
+        known = len(self._ids)
+        self._ids.update(changes.ids)
+        self._idle = 0 if len(self._ids) > known else self._idle + 1
+        return is_new and self._idle < _MAX_IDLE_RESPONSES
+
 
 class ChangeMethods(EmailMethods):
     """Mailbox/changes and Email/changes."""
@@ -54,20 +90,18 @@ class ChangeMethods(EmailMethods):
     async def changed_ids(self, since_state: str) -> set[str]:
         """Return the ids of the emails that were created or updated since a state.
 
-        The set is incomplete if the server returns to an earlier state. Raises the same errors as
-        `mailbox_changes`.
+        The set is incomplete if the server reports more changes, but does not return them. Raises
+        the same errors as `mailbox_changes`.
         """
         ids: set[str] = set()
-        states: set[str] = set()
-        while since_state not in states:
-            states.add(since_state)
+        progress = ChainProgress(since_state)
+        while True:
             [response] = await self.request([self._changes_call("Email", since_state)])
             changes = self._decode_changes(response)
             ids.update(changes.created, changes.updated)
-            if not changes.has_more:
-                break
+            if not changes.has_more or not progress.add(changes):
+                return ids
             since_state = changes.new_state
-        return ids
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails. This takes one HTTP request if possible.

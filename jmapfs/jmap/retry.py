@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _SHOW_AFTER = 3.0
 _FIRST_PAUSE = 0.5
 _LONGEST_BACK_OFF = 15.0
+# How many pauses in a row are as short as the server allows.
+_TRUSTED_PAUSES = 4
 # The number of attempts if the server is broken. It is small because a broken server usually stays
 # broken, and the user waits for the error. For a busy server, only the deadline ends the attempts.
 _ATTEMPTS = 4
@@ -93,7 +95,9 @@ class Cooldown:
         pause = back_off(self._failures)
         if failure.retry_after is not None:
             # A server that always answers "Retry-After: 0" must not cause a busy loop.
-            pause = max(failure.retry_after, min(pause, 1.0))
+            if self._failures <= _TRUSTED_PAUSES:
+                pause = min(pause, 1.0)
+            pause = max(failure.retry_after, pause)
             self._request = f"{host} asks to wait {wait_text(failure.retry_after)}"
             self._shown = self._shown and self.active
         elif not self.active:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import trio
 
+from jmapfs.backoff import Pace
 from jmapfs.blob_keys import split_content_key
 from jmapfs.errors import (
     AuthenticationError,
@@ -33,6 +34,24 @@ from jmapfs.sqlite import sqlite_errors
 # An email that is asked about may just have been deleted. So a few others with the same blob are
 # asked about as well.
 _EMAILS_OF_BLOB = 8
+# Programs may read what fails in a loop. A round for each read would not help.
+_FIRST_PAUSE = 1.0
+_LONGEST_WAKE_PAUSE = 60.0
+# The account is listed again after each report.
+_LONGEST_RESET_PAUSE = 3600.0
+
+
+class _Paced:
+    """Calls a function, unless it was called a moment ago."""
+
+    def __init__(self, function: Callable[[], None], longest: float) -> None:
+        self._function = function
+        self._pace = Pace(_FIRST_PAUSE, longest)
+
+    def __call__(self) -> None:
+        if trio.current_time() >= self._pace.next_at:
+            self._pace.record()
+            self._function()
 
 
 @contextmanager
@@ -75,8 +94,8 @@ class AccountBlobSource:
         self._open_reader = open_reader
         self._client = client
         self._describe = describe
-        self._wake = wake
-        self._report_reset = report_reset
+        self._wake = _Paced(wake, _LONGEST_WAKE_PAUSE)
+        self._report_reset = _Paced(report_reset, _LONGEST_RESET_PAUSE)
         self._email_thread = trio.CapacityLimiter(1)
         self._not_found: set[str] = set()
         self._version = -1

@@ -19,7 +19,7 @@ import trio
 from jmapfs.errors import MethodError
 from jmapfs.index.rows import AccountState
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.changes import Changes, EmailChanges
+from jmapfs.jmap.changes import ChainProgress, Changes, EmailChanges
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
 from jmapfs.jmap.types import Mailbox
@@ -138,9 +138,9 @@ class ChangeChain:
             start.pending_removals or not state.complete or mailboxes.state != state.mailbox_state
         )
         since = state.email_state
-        states = {since}
+        progress = ChainProgress(since)
         while True:
-            _check_progress(emails, states)
+            _require_progress(emails, progress)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -161,10 +161,10 @@ class ChangeChain:
             mailboxes, mailbox_state = await client.mailboxes()
         else:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
-            states = {state.mailbox_state}
             only_counts = _only_counts(changes)
+            progress = ChainProgress(state.mailbox_state)
             while changes.has_more:
-                _check_progress(changes, states)
+                _require_progress(changes, progress)
                 changes = await _known(client.mailbox_changes(changes.new_state))
                 only_counts &= _only_counts(changes)
             if only_counts:
@@ -251,11 +251,9 @@ def _is_earlier(state: str, since: str) -> bool:
     return state.isdecimal() and since.isdecimal() and int(state) < int(since)
 
 
-def _check_progress(changes: Changes | EmailChanges, states: set[str]) -> None:
-    """Add the state of a step to those before; raise UnknownChangesError if the chain is a loop."""
-    if changes.has_more and changes.new_state in states:
+def _require_progress(changes: Changes | EmailChanges, progress: ChainProgress) -> None:
+    if changes.has_more and not progress.add(changes):
         raise UnknownChangesError("the server reports more changes but does not return them")
-    states.add(changes.new_state)
 
 
 async def _known(response: Awaitable[_T]) -> _T:

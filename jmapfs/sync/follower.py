@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,8 +30,8 @@ import trio
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
-    ForbiddenError,
     JmapfsError,
+    OfflineError,
     RequestError,
     StorageError,
     UnreachableError,
@@ -40,25 +40,22 @@ from jmapfs.errors import (
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
-from jmapfs.jmap.push import PushUnavailableError
 from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
+from jmapfs.sync.push_listener import PushListener
 from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.rounds import COMPARE_INTERVAL, RoundRequest, Rounds
+from jmapfs.sync.schedule import RoundSchedule
 
 _log = logging.getLogger(__name__)
 
 ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 """Opens a new client for the account, which includes the discovery of its session."""
 
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 60.0
-# A server may answer 403 to a wrong secret without saying so, and ban the address after a while.
-_LONGEST_FORBIDDEN_PAUSE: Final = 3600.0
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
-_GATHER_SECONDS: Final = 0.05
 _OTHER_WRITER_SECONDS: Final = 10.0
-_OTHER_WRITER_INTERVAL: Final = 0.25
+_OTHER_WRITER_FIRST_PAUSE: Final = 0.25
+_OTHER_WRITER_LONGEST_PAUSE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class AccountFollower:
 
     client: the open client, None while the server is unreachable.
     connection: whether the server is reachable.
-    push_active: whether the server sends push events.
+    schedule: when the next round begins.
 
     `after_round` is called after every round, and when the server becomes unreachable. Every
     `compare_interval` seconds, a round compares the numbers of emails with those of the server, and
@@ -99,13 +96,13 @@ class AccountFollower:
     ) -> None:
         self.client: Client | None = None
         self.connection = ConnectionState(online=False, since=time.time())
-        self.push_active = False
+        self.schedule = RoundSchedule()
         self._open_client = open_client
         self._database = database
         self._rounds = Rounds(database, lease, compare_interval, take_suspects)
         self._poll_interval = poll_interval
         self._after_round = after_round
-        self._woken = trio.Event()
+        self._push = PushListener(self.schedule.hint)
         self._requests: list[RoundRequest] = []
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
@@ -114,6 +111,11 @@ class AccountFollower:
     def writes_index(self) -> bool:
         """Whether this process writes the index."""
         return self._rounds.writes_index
+
+    @property
+    def push_active(self) -> bool:
+        """Whether the server sends push events."""
+        return self._push.active
 
     @property
     def checked_at(self) -> float:
@@ -130,19 +132,10 @@ class AccountFollower:
         )
 
     def current_client(self) -> Client:
-        """Return the open client; raise UnreachableError while the server is unreachable."""
+        """Return the open client; raise OfflineError while the server is unreachable."""
         if self.client is None:
-            raise UnreachableError(f"offline: {self.connection.error or 'not connected yet'}")
+            raise OfflineError(f"offline: {self.connection.error or 'not connected yet'}")
         return self.client
-
-    def wake(self) -> None:
-        """Begin a round soon: something may have changed, or the server may be unreachable."""
-        self._woken.set()
-
-    def wake_if_online(self) -> None:
-        """Begin a round soon, but do not shorten the pause while the server is unreachable."""
-        if self.client is not None:
-            self.wake()
 
     def report_reset(self) -> None:
         """Begin a round that lists the account again: an id stands for another email than before.
@@ -150,7 +143,7 @@ class AccountFollower:
         Call this only for servers whose blob ids do not contain a SHA-1.
         """
         self._rounds.reset_reported = True
-        self.wake()
+        self.schedule.hint()
 
     async def sync_now(
         self,
@@ -185,8 +178,10 @@ class AccountFollower:
         if self.client is not None:
             waiter = StateWaiter(self.client, self._database)
             with trio.move_on_after(_OTHER_WRITER_SECONDS) as waiting:
-                while not await waiter.reached():  # noqa: ASYNC110 - in another process
-                    await trio.sleep(_OTHER_WRITER_INTERVAL)
+                pause = _OTHER_WRITER_FIRST_PAUSE
+                while not await waiter.reached():
+                    await trio.sleep(pause)
+                    pause = min(2 * pause, _OTHER_WRITER_LONGEST_PAUSE)
             if not waiting.cancelled_caught:
                 # The next round calls `after_round` for what the other process has stored.
                 await self._next_round(RoundRequest())
@@ -199,7 +194,7 @@ class AccountFollower:
     async def _next_round(self, request: RoundRequest) -> None:
         """Wait for a round that begins after this call; raise the error of that round."""
         self._requests.append(request)
-        self.wake()
+        self.schedule.request()
         await request.wait()
 
     async def run(
@@ -215,9 +210,8 @@ class AccountFollower:
         """
         await self._rounds.acquire_writer()
         startup = _Startup(task_status)
-        pause = _FIRST_PAUSE
         while True:
-            forbidden = False
+            self.schedule.begin()
             try:
                 with lone_errors():
                     async with self._open_client() as client:
@@ -226,33 +220,28 @@ class AccountFollower:
             except JmapfsError as error:
                 if not startup.done and not (may_start_offline and _is_outage(error)):
                     raise
-                if self.connection.online:
-                    pause = _FIRST_PAUSE
+                self.schedule.record_failure(error)
                 await self._go_offline(error)
-                forbidden = isinstance(error, ForbiddenError)
             except Exception as error:
                 if not startup.done:
                     raise
                 _log.exception("a bug in following the account")
+                self.schedule.record_failure(error)
                 await self._go_offline(UnreachableError(f"a bug, {type(error).__name__}"))
             startup.finish()
-            await self._wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-            longest = _LONGEST_FORBIDDEN_PAUSE if forbidden else _LONGEST_PAUSE
-            pause = min(2 * pause, longest)
+            await self.schedule.wait(0)
 
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
         await trio.to_thread.run_sync(check_account, self._database, client)
-        async with self._listening(client):
+        async with self._push.listening(client):
             while True:
                 await self._round(client, report)
                 startup.finish()
-                await self._wait(self._interval())
-                # Changes seldom come alone. Wait a little for further changes.
-                await trio.sleep(_GATHER_SECONDS)
+                await self.schedule.wait(self._interval())
 
     async def _round(self, client: Client, report: ListingReport) -> None:
-        self._woken = trio.Event()
+        self.schedule.begin()
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
@@ -266,6 +255,10 @@ class AccountFollower:
             self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()
+            if failure is not None:
+                self.schedule.record_failure(failure)
+            else:
+                self.schedule.record_success()
         except JmapfsError as outage:
             error = outage
             raise
@@ -288,6 +281,7 @@ class AccountFollower:
             changed_at=before.changed_at if text == before.error else now,
         )
         requests, self._requests = self._requests, []
+        self.schedule.cancel_requests()
         for request in requests:
             request.answer(error)
         try:
@@ -303,48 +297,6 @@ class AccountFollower:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         interval *= random.uniform(0.9, 1.1)  # noqa: S311 - no secret
         return max(0.0, min(interval, self._rounds.next_comparison - trio.current_time()))
-
-    async def _wait(self, seconds: float) -> None:
-        with trio.move_on_after(seconds):
-            await self._woken.wait()
-        self._woken = trio.Event()
-
-    @asynccontextmanager
-    async def _listening(self, client: Client) -> AsyncIterator[None]:
-        """Listen for push events while the context lasts."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen, client)
-            yield
-            nursery.cancel_scope.cancel()
-
-    async def _listen(self, client: Client) -> None:
-        """Wake up for each push event. Return if the server says that it sends no push events."""
-        pause = _FIRST_PAUSE
-        try:
-            while True:
-                try:
-                    async with client.push() as events:
-                        # The first event means that the stream is open. The first event starts a
-                        # round too, because something may have changed before it.
-                        async for event in events:
-                            _log.debug("push: %s", event)
-                            self.push_active = True
-                            pause = _FIRST_PAUSE
-                            self.wake()
-                except PushUnavailableError as error:
-                    _log.info("asking every %.0f s: %s", self._poll_interval, error)
-                    return
-                except JmapfsError as error:
-                    _log.info("push ended: %s", error)
-                if self.push_active:
-                    # The next round finds out whether the server is unreachable. After that round,
-                    # the shorter poll interval applies.
-                    self.push_active = False
-                    self.wake()
-                await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-                pause = min(2 * pause, _LONGEST_PAUSE)
-        finally:
-            self.push_active = False
 
 
 class _Startup:

@@ -10,10 +10,17 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.confirmation import Route
-from jmapfs.errors import BlobMismatchError, BlobNotFoundError, StorageError, UnreachableError
+from jmapfs.errors import (
+    BlobMismatchError,
+    BlobNotFoundError,
+    OfflineError,
+    StorageError,
+    UnreachableError,
+)
 from jmapfs.jmap.emails import EmailValues
 from tests.cache.small_disk import needs_root, tmpfs
 from tests.cache.stored import stored
@@ -109,6 +116,47 @@ async def test_an_error_is_not_remembered(tmp_path: Path) -> None:
         assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
         with pytest.raises(BlobNotFoundError):
             await content.read("other", 4, 0, 4)
+
+
+async def test_a_blob_that_fails_is_read_in_a_loop(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The first attempts are made at once, and few after that; other blobs are not affected."""
+    autojump_clock.autojump_threshold = 0.05
+    source = FakeSource({"b": b"a: b"})
+    async with serving(source, tmp_path) as content:
+
+        async def read_often(seconds: float) -> None:
+            end = trio.current_time() + seconds
+            while trio.current_time() < end:
+                with pytest.raises(BlobNotFoundError):
+                    await content.read("lost", 4, 0, 4)
+                await trio.sleep(0.5)
+
+        await read_often(60)
+        assert 3 <= len(source.attempts) <= 9
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
+        source.attempts.clear()
+        await read_often(180)
+        assert len(source.attempts) <= 9
+        # Read-ahead does not ask for it either.
+        assert content.failures.get("lost") is not None
+        # It is there again: found at the next attempt, or at once if the user requests that.
+        source.blobs["lost"] = b"a: c"
+        content.failures.clear()
+        assert bytes(await content.read("lost", 4, 0, 4)) == b"a: c"
+        assert content.failures.get("lost") is None
+
+
+async def test_an_unreachable_server_is_not_held_against_a_blob(tmp_path: Path) -> None:
+    source = FakeSource({"b": b"a: b"})
+    source.error = OfflineError("offline")
+    async with serving(source, tmp_path) as content:
+        for _ in range(20):
+            with pytest.raises(OfflineError):
+                await content.read("b", 4, 0, 4)
+        source.error = None
+        assert bytes(await content.read("b", 4, 0, 4)) == b"a: b"
 
 
 async def test_a_bug_in_the_source_is_raised_in_the_reader(

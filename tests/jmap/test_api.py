@@ -215,6 +215,26 @@ async def test_unknown_session_state_causes_one_fetch() -> None:
     assert server.paths.count("/jmap/session") == 1
 
 
+async def test_session_that_changes_all_the_time_is_fetched_ever_more_seldom(
+    autojump_clock: MockClock,
+) -> None:
+    server = FakeServer()
+    async with opened(server) as client:
+        for number in range(120):
+            server.session["state"] = f"s{number + 2}"
+            await client.email_state()
+            await trio.sleep(0.5)
+        assert 4 <= server.paths.count("/jmap/session") <= 8
+        # After a quiet time, a change is seen at once.
+        await trio.sleep(1000)
+        await client.email_state()
+        server.session["state"] = "last"
+        await client.email_state()
+        await trio.sleep(80)
+        await client.email_state()
+        assert client.session.state == "last"
+
+
 async def test_failed_fetch_of_the_session_is_repeated() -> None:
     server = FakeServer()
     async with opened(server) as client:

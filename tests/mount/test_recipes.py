@@ -102,7 +102,7 @@ CONFIGURATION = {"notmuch": ".notmuch-config", "recoll": ".recoll-mail/recoll.co
 def test_scanners(machine: Machine, contents: dict[str, bytes]) -> None:
     """They run twice. The second mount has another device number, and nothing has changed."""
     home = machine.directory
-    for section in ("restic", "GNU tar", "notmuch", "recoll"):
+    for section in ("restic", "GNU tar", "notmuch", "find", "recoll"):
         *configuration, script = (
             block.replace("/backup", f"{home}/backup")
             .replace("/home/alice", str(home))
@@ -122,7 +122,7 @@ def test_scanners(machine: Machine, contents: dict[str, bytes]) -> None:
         cp "$ROOTS" "$HOME/.config/jmapfs/config.toml"
         restic init -q -r "$HOME/backup/restic"
         run() {
-            for recipe in restic 'GNU tar' notmuch recoll; do
+            for recipe in restic 'GNU tar' notmuch find recoll; do
                 echo "$1 $recipe"
                 sh "$HOME/$recipe" 2>&1
                 jmapfs status --json "$DIR" >"$HOME/$recipe $1.json"
@@ -149,6 +149,11 @@ def test_scanners(machine: Machine, contents: dict[str, bytes]) -> None:
             counts.append(sum(name.endswith(".eml") for name in archive.getnames()))
     assert counts == [len(contents), 0]
     assert "No new mail." in second
+    directories = {str(home / "mail" / path.rpartition("/")[0]) for path in contents}
+    found_by_find = [
+        {line for line in run.splitlines() if line in directories} for run in (first, second)
+    ]
+    assert found_by_find == [directories, set()]
     assert all(f"file://{home}/mail/{path}\n" in second for path in contents)
     # The second mount has read at most `.jmapfs.json`.
     status = json.loads((home / "recoll second.json").read_bytes())

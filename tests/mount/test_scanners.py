@@ -93,8 +93,8 @@ class Scanned:
     def assert_read(self, before: Counts, files: set[str]) -> None:
         """Check that not more than these files and `.jmapfs.json` were read, each once."""
         done = self.mount.counts() - before
-        # Content, and sometimes the end of the file.
-        assert len(files) <= done.reads <= 2 * len(files | {STATUS_FILE})
+        # Content, and sometimes the end of the file. Read-ahead can save READs.
+        assert done.reads <= 2 * len(files | {STATUS_FILE})
 
 
 @pytest.fixture(scope="module")

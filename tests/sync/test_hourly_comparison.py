@@ -18,6 +18,8 @@ from jmapfs.jmap.login import Login
 from jmapfs.sync.follower import AccountFollower
 from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer, RefusedError
 
+# ruff: noqa: ARG001 - the fixture sets the clock
+
 
 def server_of(count: int) -> FakeServer:
     """Return a server whose account never changes, but may hide mail."""
@@ -77,8 +79,7 @@ def emails(database: IndexDatabase) -> int:
         return reader.counts().emails
 
 
-async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, autojump_clock: MockClock) -> None:
-    autojump_clock.autojump_threshold = 0.05
+async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, follower_clock: MockClock) -> None:
     server = server_of(12)
     hide(server, "M3", "M7")
     async with mounted(server, tmp_path) as (_, database):
@@ -99,10 +100,9 @@ async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, autojump_clock:
 
 
 async def test_mail_whose_content_is_gone_goes_within_the_hour(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, follower_clock: MockClock
 ) -> None:
     """The server still returns and counts it, but does not list it. What it lists stays."""
-    autojump_clock.autojump_threshold = 0.05
     server = server_of(12)
     async with mounted(server, tmp_path, ["M3", "M4"]) as (_, database):
         hide(server, "M3")
@@ -114,9 +114,8 @@ async def test_mail_whose_content_is_gone_goes_within_the_hour(
 
 
 async def test_mail_that_the_index_lost_is_back_after_the_start(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
     server = server_of(12)
     async with mounted(server, tmp_path):
         pass
@@ -130,9 +129,8 @@ async def test_mail_that_the_index_lost_is_back_after_the_start(
 
 
 async def test_a_stale_tree_is_not_compared_all_the_time(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
     server = server_of(12)
     async with mounted(server, tmp_path) as (_, database):
         server.emails.clear()
@@ -145,9 +143,8 @@ async def test_a_stale_tree_is_not_compared_all_the_time(
 
 
 async def test_a_server_that_no_longer_lists_stays_online(
-    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, follower_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
     server = server_of(12)
     async with mounted(server, tmp_path) as (follower, database):
         hide(server, "M3")
@@ -172,9 +169,8 @@ async def test_a_server_that_no_longer_lists_stays_online(
 
 
 async def test_a_server_that_cannot_count_stays_online(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    autojump_clock.autojump_threshold = 0.05
     server = server_of(12)
     plain = server.methods["Email/get"]
 
