@@ -42,7 +42,7 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
             number=number,
             source=SimpleNamespace(label=name, login=Login()),
             follower=follower,
-            content=none,
+            content=SimpleNamespace(failures=set()),
             disk=none,
         )
         for number, (name, follower) in enumerate(followers.items(), first_number)
