@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "thaw": ("freeze_command", "End a freeze: MOUNTPOINT follows the account again."),
     "umount": ("freeze_command", "Unmount MOUNTPOINT, and wait until its daemon has ended."),
     "verify": ("verify_command", "Compare one snapshot, or all in DEST, with their checksums."),
+    "watch": ("watch_command", "Print the names that change below MOUNTPOINT, or run a COMMAND."),
 }
 
 

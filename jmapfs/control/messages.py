@@ -19,6 +19,7 @@ import msgspec
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailSlice
 from jmapfs.tree.export import ExportedMailbox
+from jmapfs.tree.name_changes import NameChange
 from jmapfs.tree.status_file import BadEmailStatus, ShortfallStatus
 
 PREFETCH_STEP: Final = 2000
@@ -29,6 +30,9 @@ LEASE_SECONDS: Final = 30.0
 
 RENEWAL_SECONDS: Final = 10.0
 """How often such a process renews its lease."""
+
+LONGEST_WATCH: Final = 300.0
+"""How many seconds a request waits for changes at most."""
 
 _LARGEST_PAGE: Final = 10_000
 
@@ -255,6 +259,18 @@ class PrefetchedMails(msgspec.Struct):
     gone: list[int] = []
 
 
+class Changes(msgspec.Struct, frozen=True):
+    """The names that have changed up to `position`, as paths relative to the mountpoint.
+
+    Below the directories in `unknown`, which are accounts or the mountpoint (an empty path),
+    anything may have changed.
+    """
+
+    position: str
+    changes: list[NameChange] = []
+    unknown: list[str] = []
+
+
 # --- Requests
 
 _R = TypeVar("_R")
@@ -362,6 +378,18 @@ class PrefetchRequest(Request[PrefetchedMails], frozen=True, tag="prefetch"):
     inodes: _Inodes
 
 
+class ChangesRequest(Request[Changes], frozen=True, tag="changes"):
+    """Wait at most `seconds` for changes of names after a position, and report them.
+
+    Without a position, the reply comes at once, and has the current position. The reply reports
+    what the kernel has been told, so a program that runs then finds the new names.
+    """
+
+    timeout: ClassVar[float] = LONGEST_WATCH + 30
+    after: str | None = None
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WATCH)] = LONGEST_WATCH
+
+
 AnyRequest = (
     StatusRequest
     | SyncRequest
@@ -372,6 +400,7 @@ AnyRequest = (
     | MailsRequest
     | MissingRequest
     | PrefetchRequest
+    | ChangesRequest
 )
 
 

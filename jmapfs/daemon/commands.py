@@ -15,6 +15,7 @@ from jmapfs.control.messages import (
     AnyRequest,
     CacheStatus,
     CacheUse,
+    ChangesRequest,
     ContentStatus,
     DescribeRequest,
     Done,
@@ -38,6 +39,7 @@ from jmapfs.control.messages import (
     ThawRequest,
 )
 from jmapfs.daemon.accounts import MountedAccount
+from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.view import account_directories
@@ -66,12 +68,14 @@ class Commands:
         operations: MailOperations,
         pages: PageCacheWriter,
         freezer: Freezer,
+        feed: ChangeFeed,
     ) -> None:
         self._request = request
         self._accounts = accounts
         self._operations = operations
         self._pages = pages
         self._freezer = freezer
+        self._feed = feed
         self._prefetchers = {account.number: _AccountPrefetcher(account) for account in accounts}
 
     async def answer(self, request: AnyRequest) -> object:  # noqa: PLR0911 - one for each request
@@ -99,6 +103,8 @@ class Commands:
                 return await self._find_missing(inodes, read=read)
             case PrefetchRequest(inodes):
                 return await self._prefetch(inodes)
+            case ChangesRequest(after, seconds):
+                return await self._feed.after(after, seconds)
 
     async def status(self) -> MountStatus:
         """Return the status of the mount."""

@@ -27,6 +27,7 @@ from jmapfs.control.socket_server import control_socket
 from jmapfs.daemon import mountpoint
 from jmapfs.daemon.account_list import select_accounts
 from jmapfs.daemon.accounts import open_account
+from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.mount_errors import advice, captured_stderr
@@ -141,7 +142,8 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         with _mounted(operations, request, signals, invalidators, pages) as mount:
             async with trio.open_nursery() as nursery:
                 freezer = Freezer(accounts, invalidators, operations, view, nursery)
-                commands = Commands(request, accounts, operations, pages, freezer)
+                feed = ChangeFeed(accounts, invalidators)
+                commands = Commands(request, accounts, operations, pages, freezer, feed)
                 with contextlib.closing(freezer):
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True

@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import pyfuse3
 import trio
@@ -28,6 +28,7 @@ from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
 from jmapfs.sqlite import sqlite_errors
+from jmapfs.tree.name_changes import TreeState
 
 _log = logging.getLogger(__name__)
 
@@ -48,15 +49,6 @@ class _StaleEntries:
     moved: dict[int, int] = field(default_factory=dict)
     attributes: set[int] = field(default_factory=set)
     contents: array[int] | None = None
-
-
-class _KnownState(NamedTuple):
-    """The state of the index of which the kernel has been told."""
-
-    position: int
-    layout_version: int
-    layout: Layout
-    epoch: str
 
 
 class CacheInvalidator:
@@ -81,14 +73,24 @@ class CacheInvalidator:
         self._lock = trio.Lock()
         self._paused = False
         self._stopped = False
+        self._listeners: list[Callable[[], None]] = []
         with reader.pinned():
-            self._known = _KnownState(
+            self._known = TreeState(
                 reader.journal_position(),
                 reader.layout_version(),
-                lay_out(reader.mailboxes()),
                 reader.epoch(),
+                lay_out(reader.mailboxes()),
             )
         self._epoch.begin(self._known.epoch)
+
+    @property
+    def known(self) -> TreeState:
+        """The state of the index of which the kernel has been told."""
+        return self._known
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` from now on after the kernel has been told of a state."""
+        self._listeners.append(listener)
 
     async def invalidate(self) -> None:
         """Make the kernel drop changed entries; return when it has. Does nothing while paused."""
@@ -124,8 +126,10 @@ class CacheInvalidator:
         drop = partial(self._drop, stale, state.epoch)
         await trio.to_thread.run_sync(drop, limiter=_limiter, abandon_on_cancel=True)
         self._known = state
+        for listener in self._listeners:
+            listener()
 
-    def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, _KnownState]:
+    def _compare(self, reader: IndexReader) -> tuple[_StaleEntries, TreeState]:
         known = self._known
         with reader.pinned():
             part = reader.journal_after(known.position)
@@ -139,7 +143,7 @@ class CacheInvalidator:
                 stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}
             if epoch != known.epoch:
                 stale.contents = reader.inodes()
-        return stale, _KnownState(part.position, version, layout, epoch)
+        return stale, TreeState(part.position, version, epoch, layout)
 
     def _drop(self, stale: _StaleEntries, epoch: str) -> None:
         is_new_epoch = stale.contents is not None

@@ -283,13 +283,17 @@ class EmailBatch:
         while self._name_exists(mailbox, candidate := numbered_name(stem, number + 1)):
             last = candidate
             number += 1
+        self._journal.append((mailbox, name, inode))
         if last != name:
+            (copy,) = self._connection.execute(
+                "SELECT inode FROM membership WHERE mailbox = ? AND name = ?", (mailbox, last)
+            ).fetchone()
             self._connection.execute(
                 "UPDATE membership SET name = ? WHERE mailbox = ? AND name = ?",
                 (name, mailbox, last),
             )
+            self._journal += [(mailbox, name, copy), (mailbox, last, copy)]
         self._digests[mailbox] -= zlib.crc32(last.encode())
-        self._journal += [(mailbox, changed, inode) for changed in {name, last}]
 
     def _name_exists(self, mailbox: int, name: str) -> bool:
         found = self._connection.execute(

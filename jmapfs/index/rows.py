@@ -272,7 +272,8 @@ class DirectoryRows:
 class JournalEntry:
     """A name was added to or removed from mailbox number `mailbox`; `inode` is its file.
 
-    If the name is empty, the size of `inode` was corrected instead.
+    The entries of a name alternate: it was added, removed, added again. If the name is empty, the
+    size of `inode` was corrected instead.
     """
 
     mailbox: int

@@ -81,6 +81,7 @@ def test_each_line_begins_with_the_name_of_the_program(
     run("freeze", mount)
     run("thaw", mount)
     assert run("snapshot", mount, dest).exit_code
+    assert run("watch", mount / "nothing").exit_code
     run("umount", mount)
     assert commands.used == set(cli.commands)
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 import pytest
 import trio
 
-from jmapfs.content.failures import BlobFailures
 from jmapfs.control.messages import SyncRequest
 from jmapfs.daemon.commands import Commands
 from jmapfs.errors import AuthenticationError
@@ -43,12 +42,12 @@ def commands(followers: dict[str, Follower], *, first_number: int = 1) -> Comman
             number=number,
             source=SimpleNamespace(label=name, login=Login()),
             follower=follower,
-            content=SimpleNamespace(failures=BlobFailures()),
+            content=SimpleNamespace(failures=set()),
             disk=none,
         )
         for number, (name, follower) in enumerate(followers.items(), first_number)
     ]
-    return Commands(none, accounts, none, none, none)
+    return Commands(none, accounts, none, none, none, none)
 
 
 async def test_an_account_that_fails_does_not_keep_others_from_being_updated() -> None:

@@ -228,6 +228,8 @@ def test_a_bind_mount_of_a_part(home: Home, server: ServerProcess, tmp_path: Pat
         inside = ("unshare", "--mount", "bash", "-c", binding, mount.path / "Inbox", part)
         assert run(*inside, *JMAPFS, "freeze", part, "--", "true").exit_code == 0
         assert run(*inside, *JMAPFS, "prefetch", part).exit_code == 0
+        stop = ("sh", "-c", "kill $PPID")
+        assert run(*inside, *JMAPFS, "watch", part, "--", *stop).exit_code == 130
         # The files are not where the mount says that they are.
         result = run(*inside, *JMAPFS, "snapshot", part, tmp_path / "snapshots")
         assert result.exit_code == 2
@@ -246,7 +248,7 @@ def test_symbolic_links_to_a_mountpoint(hers: Mounted, alice: UserHome) -> None:
 
 def test_another_user_neither_sees_nor_reaches_it(hers: Mounted, bob: UserHome) -> None:
     assert json.loads(bob.run("status", "--json").stdout) == []
-    for name in ("status", "sync", "freeze", "thaw", "umount", "prefetch"):
+    for name in ("status", "sync", "freeze", "thaw", "umount", "watch", "prefetch"):
         result = bob.run(name, hers.path)
         assert result.exit_code in ({2, 10} if name == "prefetch" else {10}), result
         assert result.stdout == ""
@@ -324,7 +326,8 @@ def test_root_sees_all_mounts_with_their_owners(
 def test_a_daemon_that_has_died(hers: Mounted) -> None:
     os.kill(hers.status()["pid"], signal.SIGKILL)
     wait_until(lambda: list(require_mount(hers.path).daemon_addresses()) == [])
-    for prefix in ([], as_user(ALICE)):
+    # The kernel tells only the owner that the daemon has died.
+    for prefix, words in (([], "does not answer"), (as_user(ALICE), "has died")):
         result = run(*prefix, *JMAPFS, "status", hers.path)
         assert result.exit_code == 10
-        assert "does not answer" in result.stderr
+        assert words in result.stderr
