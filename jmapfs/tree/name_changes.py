@@ -49,8 +49,11 @@ def name_changes(
 
     A directory comes before what is new in it, and after what has left it. Returns None if anything
     may have changed: the server was reset, the journal is too short, or the paths of all changes
-    have more than 30 million characters.
+    have more than 30 million characters. Returns None also if `after` is the earlier state: the
+    kernel can be told of a change just before the tree is frozen at the state before it.
     """
+    if after.position < before.position:
+        return None
     with reader.pinned():
         part = reader.journal_after(before.position)
         later = reader.journal_after(after.position)

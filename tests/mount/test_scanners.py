@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,15 @@ class Scanned:
         done = self.mount.counts() - before
         # Content, and sometimes the end of the file. Read-ahead can save READs.
         assert done.reads <= 2 * len(files | {STATUS_FILE})
+
+    def assert_finds_each_change(self, back_up: Callable[[], set[str]]) -> None:
+        """Check that each run returns the files that are new since the run before it."""
+        assert back_up() == set(self.mount.files())
+        for changes in (False, True, True, False):
+            added = self.change().added if changes else set()
+            before = self.drop_pages()
+            assert back_up() == added
+            self.assert_read(before, added)
 
 
 @pytest.fixture(scope="module")
@@ -187,18 +196,7 @@ def test_incremental_tar_archives_each_change(scanned: Scanned, tmp_path: Path) 
         files = {name.removeprefix("./") for name in names if not name.endswith("/")}
         return files - {STATUS_FILE}
 
-    assert archive() == set(scanned.mount.files())
-    before = scanned.drop_pages()
-    assert archive() == set()
-    scanned.assert_read(before, set())
-    for _ in range(2):
-        change = scanned.change()
-        before = scanned.drop_pages()
-        assert archive() == change.added
-        scanned.assert_read(before, change.added)
-    before = scanned.drop_pages()
-    assert archive() == set()
-    scanned.assert_read(before, set())
+    scanned.assert_finds_each_change(archive)
     for one in archives:
         command("tar", "-xf", one, "-g", os.devnull, "-C", copy)
     assert differences(root, copy) == []
@@ -257,18 +255,7 @@ def test_restic_reads_each_change(scanned: Scanned, tmp_path: Path) -> None:
         return found - {STATUS_FILE}
 
     restic("init")
-    assert back_up() == set(scanned.mount.files())
-    before = scanned.drop_pages()
-    assert back_up() == set()
-    scanned.assert_read(before, set())
-    for _ in range(2):
-        change = scanned.change()
-        before = scanned.drop_pages()
-        assert back_up() == change.added
-        scanned.assert_read(before, change.added)
-    before = scanned.drop_pages()
-    assert back_up() == set()
-    scanned.assert_read(before, set())
+    scanned.assert_finds_each_change(back_up)
     restic("restore", "latest", "--target", tmp_path / "restored")
     assert differences(root, tmp_path / "restored" / root.relative_to("/")) == []
 
@@ -293,18 +280,7 @@ def test_borg_reads_each_change(scanned: Scanned, tmp_path: Path) -> None:
         return set(map(str, paths)) - {STATUS_FILE}
 
     borg("init", "-e", "none", repository)
-    assert back_up() == set(scanned.mount.files())
-    before = scanned.drop_pages()
-    assert back_up() == set()
-    scanned.assert_read(before, set())
-    for _ in range(2):
-        change = scanned.change()
-        before = scanned.drop_pages()
-        assert back_up() == change.added
-        scanned.assert_read(before, change.added)
-    before = scanned.drop_pages()
-    assert back_up() == set()
-    scanned.assert_read(before, set())
+    scanned.assert_finds_each_change(back_up)
     archive = tmp_path / "archive.tar"
     borg("export-tar", archives[-1], archive)
     (tmp_path / "restored").mkdir()

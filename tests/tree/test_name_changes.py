@@ -267,3 +267,11 @@ def change_something(account: Account, randoms: random.Random) -> None:
             # The mailbox stays while it has mail.
             del account.mailboxes[randoms.choice(ids)]
             account.store_mailboxes()
+
+
+def test_a_state_that_was_taken_back_is_unknown(account: Account) -> None:
+    frozen = account.shown()
+    account.put("1", "A")
+    shown = account.shown()
+    account.put("2", "A")
+    assert name_changes(account.reader, shown[0], frozen[0]) is None
