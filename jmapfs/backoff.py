@@ -9,10 +9,12 @@ itself often causes hints. A try that the user requests waits for nothing, and c
 
 A success ends the pauses. But failures soon after a success continue the series: a server that
 fails every other time must not be asked without pauses. The series ends when the success has lasted
-ten times as long as the last pause.
+ten times as long as the last pause. Two minutes are also enough, or the length of the pause if that
+is more: the network of a traveller fails again and again.
 
 A try that takes long is repeated more seldom, so that no fault keeps a processor, a disk or a
-server busy: the longest pause is at least ten times as long as the try that failed.
+server busy: the longest pause is at least ten times as long as the try that failed. But the first
+pause does not depend so much on one long try: it is at most the longest of short tries.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Final
 import trio
 
 _CALM_FACTOR: Final = 10.0
+_CALM_SECONDS: Final = 120.0
 _TOOK_FACTOR: Final = 10.0
 # Above this number of doublings, each pause is the longest.
 _MAX_DOUBLINGS: Final = 30
@@ -59,18 +62,19 @@ class BackOff:
         pause is then not longer than the one before.
         """
         now = trio.current_time()
-        if now - took - max(self._succeeded_at, self.retry_at) >= _CALM_FACTOR * self._pause:
+        calm = min(_CALM_FACTOR * self._pause, max(_CALM_SECONDS, self._pause))
+        if now - took - max(self._succeeded_at, self.retry_at) >= calm:
             self._series = 0
         self._succeeded_at = math.inf
         self.failures += 1
         if not requested or not self._series:
             self._series += 1
         limit = max(self._longest if longest is None else longest, _TOOK_FACTOR * took)
-        first = max(self._first, took / _TOOK_FACTOR)
+        first = max(self._first, min(took / _TOOK_FACTOR, self._longest))
         pause = min(first * 2.0 ** min(self._series - 1, _MAX_DOUBLINGS), limit)
         self._pause = pause * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, no secret
         self.retry_at = now + self._pause
-        floor = max(self._floor, took / _TOOK_FACTOR)
+        floor = max(self._floor, min(took / _TOOK_FACTOR, self._longest))
         self._hinted_at = now + floor if self._series == 1 else math.inf
 
     def record_success(self) -> None:

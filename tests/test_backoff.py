@@ -81,6 +81,23 @@ async def test_a_series_ends_with_a_lasting_success(
     assert pause(back_off) == expected
 
 
+@pytest.mark.parametrize(
+    ("longest", "seconds", "expected"),
+    [(60, 119, 60), (60, 121, 2), (900, 899, 900), (900, 901, 2)],
+)
+async def test_the_longest_success_that_does_not_end_a_series(
+    clock: MockClock, longest: float, seconds: float, expected: float
+) -> None:
+    back_off = BackOff(2, longest)
+    for _ in range(20):
+        back_off.record_failure()
+        clock.jump(pause(back_off))
+    back_off.record_success()
+    clock.jump(seconds)
+    back_off.record_failure()
+    assert pause(back_off) == expected
+
+
 async def test_a_success_that_the_user_requested_is_no_longer_one(clock: MockClock) -> None:
     """The pause that it interrupted does not count as a success."""
     back_off = BackOff(2, 60)
@@ -88,7 +105,7 @@ async def test_a_success_that_the_user_requested_is_no_longer_one(clock: MockClo
         back_off.record_failure()
         clock.jump(2)
     back_off.record_success()
-    clock.jump(14 + 159)
+    clock.jump(14 + 119)
     back_off.record_failure()
     assert pause(back_off) == 32
 
@@ -125,6 +142,10 @@ async def test_long_tries_are_repeated_seldom(clock: MockClock) -> None:
         assert pause(back_off, hinted=True) == pauses[-1]
     assert pauses[:4] == [10, 20, 40, 80]
     assert pauses[-1] == 1000
+    # One long try says little: the first listing of a large account takes an hour.
+    back_off = BackOff(2, 60, floor=1)
+    back_off.record_failure(took=3600)
+    assert pause(back_off) == pause(back_off, hinted=True) == 60
 
 
 async def test_the_longest_pause_depends_on_the_failure(clock: MockClock) -> None:

@@ -36,7 +36,7 @@ class BlobFailures:
         failure = self._blobs.get(key)
         if failure is None or trio.current_time() >= failure.back_off.due():
             return None
-        return failure.error
+        return None if failure.error is None else _copy(failure.error)
 
     def record(self, key: str, error: Exception) -> None:
         """Record that a request for a blob has failed."""
@@ -48,7 +48,7 @@ class BlobFailures:
         failure = self._blobs.setdefault(key, _Failure())
         self._blobs.move_to_end(key)
         failure.count += 1
-        failure.error = error
+        failure.error = _copy(error)
         if failure.count >= _FREE_FAILURES:
             failure.back_off.record_failure()
         while len(self._blobs) > _MOST_BLOBS:
@@ -59,5 +59,16 @@ class BlobFailures:
         self._blobs.pop(key, None)
 
     def clear(self) -> None:
-        """Let each blob be requested at once."""
+        """Forget all failures, so that each blob is requested at once."""
         self._blobs.clear()
+
+
+def _copy(error: JmapfsError) -> JmapfsError:
+    """Return the same error without its traceback and its cause.
+
+    Their frames would keep alive what they refer to, such as the parts of a content.
+    """
+    # Not copy.copy(): some classes take other arguments than `args`.
+    copied = type(error).__new__(type(error), *error.args)
+    vars(copied).update(vars(error))
+    return copied

@@ -243,7 +243,7 @@ class ContentService:
             download = self._single_flight.get(key)
             if download is None:
                 if (error := self.failures.get(key)) is not None:
-                    raise error.with_traceback(None)
+                    raise error
                 download = self._single_flight.create(key, expected_size)
             data = await download.wait(end)
             if data is not None:

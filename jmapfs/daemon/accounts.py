@@ -64,7 +64,7 @@ class ChangeNotifier:
 
 
 class _ForgetFailures:
-    """A listener that lets each blob be requested at once when the server is reachable again."""
+    """A listener that forgets the failures of blobs when the server is reachable again."""
 
     def __init__(self, follower: AccountFollower, content: ContentService) -> None:
         self._follower = follower

@@ -9,7 +9,8 @@ change. It is also later than the last time of the directory, even if the clock 
 both changes are of one second. Tools that keep only the seconds, such as notmuch, see each change.
 
 A directory that is moved to a new path keeps its time, because its names are the same. But a path
-must not show an old time with other names. So the last time of each path is kept.
+that was in use before must not show an old time with other names. So the last time of each path is
+kept.
 """
 
 import math
@@ -106,10 +107,10 @@ class DirectoryTimes:
             if here is not None and here.mailbox is not None and here.names == row.names:
                 after.append(row._replace(changed_at=here.changed_at))
                 continue
-            if earlier is not None and earlier is not here and earlier.names == row.names:
-                row = row._replace(changed_at=earlier.changed_at)
-            if here is not None and here.changed_at >= row.changed_at:
+            if here is not None:
                 row = row._replace(changed_at=max(seconds, here.changed_at + 1))
+            elif earlier is not None and earlier.names == row.names:
+                row = row._replace(changed_at=earlier.changed_at)
             after.append(row)
         self._connection.execute("UPDATE directory SET mailbox = NULL WHERE mailbox IS NOT NULL")
         self._connection.executemany(

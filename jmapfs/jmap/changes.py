@@ -14,6 +14,8 @@ from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email
 # James refuses a limit that is smaller than a single change of many emails.
 _MAX_CHANGES = 10_000
 _MAX_IDLE_RESPONSES = 10
+# More than this number of idle responses can name, and about 15 MB.
+_MAX_REMEMBERED_IDS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,10 @@ class ChainProgress:
         """
         is_new = changes.new_state not in self._states
         self._states.add(changes.new_state)
-        known = len(self._ids)
-        self._ids.update(changes.ids)
-        self._idle = 0 if len(self._ids) > known else self._idle + 1
+        ids = set(changes.ids)
+        self._idle = self._idle + 1 if ids <= self._ids else 0
+        if len(self._ids) < _MAX_REMEMBERED_IDS:
+            self._ids |= ids
         return is_new and self._idle < _MAX_IDLE_RESPONSES
 
 

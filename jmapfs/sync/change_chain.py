@@ -92,7 +92,8 @@ class ChangeChain:
             changed |= changed_again or bool(found.bad)
         if start.orphaned:
             _log.warning(
-                "%d emails are only in mailboxes that the server does not describe: see unfiled",
+                "%d emails are in mailboxes that the server does not describe: they are in their"
+                " old directory, or in unfiled",
                 len(start.orphaned),
             )
         if not start.state.consistent:

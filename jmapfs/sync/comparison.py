@@ -46,7 +46,7 @@ class Comparison:
     total: how many emails the server counts, or None.
     lacking, excess: the mailboxes for which the server counts more, or fewer emails: the mailbox
         id, the number in the index, and the number at the server.
-    is_counted: whether the server counts anything; otherwise nothing was compared.
+    is_counted: whether the server counts all emails, or those of all mailboxes.
     """
 
     emails: int
@@ -215,9 +215,7 @@ def compare(writer: IndexWriter, counts: ServerCounts) -> Comparison | None:
         lacking=tuple(lacking),
         excess=tuple(excess),
         not_found=len(not_found(rows)),
-        is_counted=counts.total is not None
-        or not counts.mailboxes
-        or any(theirs is not None for theirs in counts.mailboxes.values()),
+        is_counted=counts.total is not None or None not in counts.mailboxes.values(),
     )
 
 

@@ -277,7 +277,7 @@ async def _gone_check(
     lengths, and no mailbox of the email counts more emails than are listed. If the server reports
     no totals, it must count the emails of these mailboxes.
     """
-    second = await list_ids(client)
+    second = await list_ids(client, trust_total=False)
     counts_total = progress.total is not None and second.total is not None
     agree = (
         progress.is_whole

@@ -112,13 +112,13 @@ class RoundSchedule:
         """Return when the next round is due. After a success, this takes at most `interval`."""
         end = trio.current_time() + interval
         while not self._requested:
+            self._note_suspension()
             left = self._due(end) - trio.current_time()
             if left <= 0:
                 return
             self._woken = trio.Event()
             with trio.move_on_after(min(left, _SUSPENSION_CHECK)):
                 await self._woken.wait()
-            self._note_suspension()
 
     def _due(self, end: float) -> float:
         if self.failures:

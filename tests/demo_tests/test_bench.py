@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bench import history, plot
+from tests.bench.disk import on_disk
 from tests.bench.figures import Bar, Figure, Machine, Target
 from tests.bench.tables import as_json, markdown
 from tests.waits import wait_until
@@ -22,8 +25,14 @@ MACHINE = Machine("A CPU", 2, "Linux 6.1", "3.11.2")
 SECONDS = 480
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory on a disk: `scripts/bench` uses no other, and the tests may run in memory."""
+    with tempfile.TemporaryDirectory(dir=on_disk()) as directory:
+        yield Path(directory)
+
+
 def environment(temporary: Path) -> dict[str, str]:
-    temporary.mkdir()
     return {**os.environ, "JMAPFS_PYTHON": sys.executable, "TMPDIR": str(temporary)}
 
 
@@ -33,8 +42,7 @@ def environment(temporary: Path) -> dict[str, str]:
 @pytest.mark.mount
 @pytest.mark.cyrus
 @pytest.mark.timeout(600)
-def test_all_measurements_run_and_leave_nothing(tmp_path: Path) -> None:
-    temporary = tmp_path / "temporary"
+def test_all_measurements_run_and_leave_nothing(tmp_path: Path, temporary: Path) -> None:
     sizes = {"mails": 20, "cached": 60, "large": 30, "runs": 1}
     result = subprocess.run(
         [
@@ -113,8 +121,7 @@ def _check_structure(figures: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.cyrus
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    temporary = tmp_path / "temporary"
+def test_a_signal_ends_the_run_and_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         [BENCH, "--only", "warm", "--cached", "1000"],
         env=environment(temporary),
@@ -132,10 +139,10 @@ def test_a_signal_ends_the_run_and_leaves_nothing(tmp_path: Path, number: signal
     assert list(temporary.iterdir()) == []
 
 
-def test_only_a_complete_run_is_recorded(tmp_path: Path) -> None:
+def test_only_a_complete_run_is_recorded(tmp_path: Path, temporary: Path) -> None:
     result = subprocess.run(
         [BENCH, "--record", tmp_path, "--only", "warm"],
-        env=environment(tmp_path / "temporary"),
+        env=environment(temporary),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=SECONDS,

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.changes import Changes
+from jmapfs.jmap.changes import ChainProgress, Changes
 from tests.jmap.fake import LIMIT, Arguments, FakeServer, RefusedError, opened, with_limits
 
 
@@ -216,3 +216,22 @@ async def test_a_destroyed_email_that_is_in_no_answer_is_gone() -> None:
     assert [email.id for email in emails.emails] == ["M3"]
     assert emails.gone == ("M1",)
     assert [(bad.id, bad.is_unanswered) for bad in emails.bad] == [("M2", True)]
+
+
+def page(number: int, first: int, count: int) -> Changes:
+    """Return a response with a new state that names `count` emails."""
+    ids = tuple(f"M{one}" for one in range(first, first + count))
+    return Changes(f"s{number}", has_more=True, created=(), updated=ids, destroyed=())
+
+
+def test_a_long_chain_of_other_emails_is_progress() -> None:
+    progress = ChainProgress("s")
+    assert all(progress.add(page(number, number * 10_000, 10_000)) for number in range(40))
+
+
+@pytest.mark.parametrize(("pages", "size"), [(1, 0), (1, 1), (30, 1), (50, 10_000)])
+def test_a_chain_that_names_the_same_emails_again_is_a_loop(pages: int, size: int) -> None:
+    """Each state is new."""
+    progress = ChainProgress("s")
+    found = (progress.add(page(n, n % pages * size, size)) for n in range(pages + 11))
+    assert not all(found)

@@ -106,6 +106,15 @@ async def test_a_total_that_counts_only_a_page_hides_nothing(tmp_path: Path) -> 
         assert f.writer.state().shortfall is None
 
 
+async def test_a_total_that_counts_only_a_page_removes_nothing(tmp_path: Path) -> None:
+    """The number of a mailbox that the server does not describe cannot show that it has mail."""
+    async with followed(
+        small_account(), tmp_path, page_total=True, query_limit=5, odd_values=UNDESCRIBED
+    ) as f:
+        await f.update()
+        assert f.writer.counts().emails == len(f.account.emails)
+
+
 async def test_more_mailboxes_than_the_server_returns_at_once(tmp_path: Path) -> None:
     """Their numbers are requested in parts. Without a total, nothing else shows what is lacking."""
     async with followed(

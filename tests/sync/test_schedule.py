@@ -117,7 +117,7 @@ async def test_long_rounds_take_a_tenth_of_the_time(clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hint_often, schedule)
         schedule.begin()
-        for expected in (3, 6, 12, 24, 48, 96, 192, 300, 300):
+        for expected in (2, 4, 8, 16, 32, 64, 128, 256, 300, 300):
             await trio.sleep(30)
             schedule.record_success()
             assert await pause(schedule) == expected
@@ -167,4 +167,24 @@ async def test_after_a_suspension_a_round_begins_soon(clock: MockClock) -> None:
     schedule.record_success()
     await trio.sleep(30)
     suspended += 60
-    assert await pause(schedule) == 10.05
+    assert await pause(schedule) == 0.05
+
+
+async def test_a_machine_that_was_suspended_during_a_round(clock: MockClock) -> None:
+    suspended = 0.0
+    schedule = RoundSchedule(lambda: suspended)
+    for _ in range(20):
+        schedule.record_failure(UnreachableError("no network"))
+        await pause(schedule)
+    suspended += 60
+    schedule.record_failure(UnreachableError("the connection is dead"))
+    assert await pause(schedule) == 0
+
+
+async def test_after_a_first_listing_new_mail_is_shown_soon(clock: MockClock) -> None:
+    schedule = RoundSchedule()
+    schedule.begin()
+    await trio.sleep(3600)
+    schedule.hint()
+    schedule.record_success()
+    assert await pause(schedule) == 2

@@ -216,6 +216,20 @@ def test_a_path_never_shows_an_old_time_with_other_names(account: Account) -> No
     assert account.times() == {"": 32, "A": 21, "B": 12, "C": 31}
 
 
+def test_a_mailbox_that_takes_the_path_of_another_one(account: Account) -> None:
+    """Its own time could be earlier than a time stamp from before the change."""
+    with account.changing(10) as writer:
+        writer.put_emails([email("8", "b")])
+    with account.changing(20) as writer:
+        writer.put_emails([email("9", "c")])
+    before = account.times()
+    assert (before["B"], before["C"]) == (11, 21)
+    with account.changing(30) as writer:
+        put_mailboxes(writer, mailbox("b", "Z"), mailbox("c", "B"))
+    del before["C"]
+    assert account.times() == before | {"": 31, "B": 31, "Z": 11}
+
+
 def test_another_mailbox_with_the_same_names(account: Account) -> None:
     """The server has deleted a mailbox and created one of that name since the last sync."""
     with account.changing(10) as writer:
