@@ -6,6 +6,7 @@ readers want it: the transfer pauses if it is far ahead of them, and ends if the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,8 @@ from jmapfs.cache.memory import OpenBlob
 # The transfer pauses when it has this much more than twice what readers wanted. So a program that
 # reads on rarely waits, and a program that stops has caused few downloads.
 _AHEAD_BYTES: Final = 1024 * 1024
-# A paused transfer occupies a request. If the file is still open then, the rest is downloaded.
+# A paused transfer occupies a request, and a slow reader must not reach the deadline of the
+# download. If the file is open for so long after the first pause, the rest is downloaded.
 _PAUSE_SECONDS: Final = 5.0
 
 
@@ -30,7 +32,8 @@ class Arrival:
     def __init__(self) -> None:
         self.blob: OpenBlob | None = None
         self.arrived = 0
-        self.is_wanted_whole = True
+        self.is_wanted_whole = False
+        self._pauses_until = math.inf
         self._wanted = 0
         self._has_ended = False
         self._changed = trio.Event()
@@ -55,13 +58,13 @@ class Arrival:
 
         `is_open` tells whether a file with this content is open.
         """
-        until = trio.current_time() + _PAUSE_SECONDS
         while not self.is_wanted_whole:
             if not is_open():
                 return False
             if self.arrived < 2 * self._wanted + _AHEAD_BYTES:
                 return True
-            with trio.move_on_at(until) as scope:
+            self._pauses_until = min(self._pauses_until, trio.current_time() + _PAUSE_SECONDS)
+            with trio.move_on_at(self._pauses_until) as scope:
                 await self._changed.wait()
             self.is_wanted_whole |= scope.cancelled_caught
         return True

@@ -209,6 +209,7 @@ class _Step:
             else:
                 download = self._content.get_download(key)
             if download is not None:
+                download.want_whole()
                 self._downloads[key] = download
             elif (data := self._content.cached(key)) is not None:
                 self._in_memory.append((key, data))

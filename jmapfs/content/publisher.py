@@ -357,8 +357,11 @@ class ContentPublisher:
                 deadline=_seconds_until(deadline),
                 confirm_early=confirm_early,
             )
-        except _DiskFullError:
+        except _DiskFullError as error:
             _log.warning("no space on the disk for a blob of %d bytes", download.size)
+            if is_early:
+                # Readers have a part of these bytes. Another download could have other bytes.
+                raise StorageError("the disk became full while a mail arrived") from error
         return await self._download_to_memory(download, deadline)
 
     async def _write_file(

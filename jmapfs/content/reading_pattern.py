@@ -36,6 +36,8 @@ _LARGEST_STRIDE: Final = 8
 
 _RECENT_SECONDS: Final = 60.0
 _RECENT_NAMES: Final = 64
+# With all their names, so many mailboxes take about 16 MB.
+_RECENT_MAILBOXES: Final = 1024
 _TREND_READS: Final = 8
 
 
@@ -137,34 +139,40 @@ class ReadHistory:
     """The files that were read recently, by mailbox and name, and the failures of read-ahead."""
 
     def __init__(self) -> None:
-        self._read: defaultdict[int, OrderedDict[str, float]] = defaultdict(OrderedDict)
+        self._read: OrderedDict[int, OrderedDict[str, float]] = OrderedDict()
         self._failures: defaultdict[int, list[float]] = defaultdict(list)
         self._failed_at = -math.inf
 
     def record_read(self, mailbox: int, name: str) -> None:
         """Record a READ of a file."""
-        read = self._read[mailbox]
+        read = self._read.setdefault(mailbox, OrderedDict())
+        self._read.move_to_end(mailbox)
+        if len(self._read) > _RECENT_MAILBOXES:
+            self._read.popitem(last=False)
         read[name] = trio.current_time()
         read.move_to_end(name)
-        while len(read) > _RECENT_NAMES:
+        if len(read) > _RECENT_NAMES:
             read.popitem(last=False)
 
     def was_read(self, mailbox: int, name: str) -> bool:
         """Return whether a file was read recently."""
         since = trio.current_time() - _RECENT_SECONDS
-        return self._read[mailbox].get(name, -math.inf) > since
+        return self._recent(mailbox).get(name, -math.inf) > since
 
     def trend(self, mailbox: int, files: Iterable[NamedFile], name: str) -> int:
         """Return a positive number if some files and then `name` were read in ascending order.
 
         A negative number means that they were read in descending order.
         """
-        read = self._read[mailbox]
+        read = self._recent(mailbox)
         names = sorted((one.name for one in files if one.name in read), key=read.__getitem__)
         latest = [*names[-_TREND_READS:], name]
         return sum(
             (first < second) - (first > second) for first, second in itertools.pairwise(latest)
         )
+
+    def _recent(self, mailbox: int) -> OrderedDict[str, float]:
+        return self._read.get(mailbox) or OrderedDict()
 
     def record_failure(self, mailbox: int) -> None:
         """Record that a program has not read what was expected."""
@@ -184,8 +192,9 @@ class ReadHistory:
     def needed(self, mailbox: int, usual: int) -> int:
         """Return how many files beside another must have been read; `usual` if nothing failed."""
         since = trio.current_time() - _RECENT_SECONDS
-        failures = [each for each in self._failures[mailbox] if each > since]
-        self._failures[mailbox] = failures
+        failures = [each for each in self._failures.pop(mailbox, []) if each > since]
+        if failures:
+            self._failures[mailbox] = failures
         if not failures and not self.has_failed:
             return usual
         most = len(_NEEDED_AFTER_FAILURES)

@@ -18,7 +18,8 @@ during PUBLISHING gets the content at once: the kernel may be waiting for this a
 
 Two states are not drawn. After an error, a download is FAILED. It is CANCELLED if the queue is
 cancelled (from QUEUED), if the last reader stops waiting (from REQUESTED), or if the queue cannot
-get the content (from RUNNING). A reader that waits for a cancelled download starts a new one.
+get the content or nobody needs the rest (from RUNNING). A reader that waits for a cancelled
+download starts a new one.
 """
 
 from __future__ import annotations
@@ -107,16 +108,20 @@ class Download:
 
     async def wait_until_ended(self) -> None:
         """Return when the download has ended, without starting it."""
+        await self._end_event.wait()
+
+    def want_whole(self) -> None:
+        """Record that all of it must be downloaded, even if readers need only the beginning."""
         if self.arrival is not None:
             self.arrival.is_wanted_whole = True
             self.arrival.notify()
-        await self._end_event.wait()
 
     def start(self) -> bool:
         """Start a queued download; False if it has been started or cancelled meanwhile."""
         if self.state is not DownloadState.QUEUED:
             return False
         self.state = DownloadState.RUNNING
+        self.want_whole()
         return True
 
     def release(self) -> None:
@@ -165,8 +170,6 @@ class Download:
 
     def _request(self) -> None:
         self.state = DownloadState.REQUESTED
-        if self.arrival is not None:
-            self.arrival.is_wanted_whole = False
         self._single_flight.start(self)
 
     def _end(self, state: DownloadState) -> None:

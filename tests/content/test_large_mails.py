@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from jmapfs.cache.large_files import LargeWriter
 from jmapfs.content import arrival
 from jmapfs.content.confirmation import Route
 from jmapfs.content.prefetch import Prefetcher
 from jmapfs.content.service import ContentService
-from jmapfs.errors import BlobMismatchError, JmapfsError, UnreachableError
+from jmapfs.errors import BlobMismatchError, JmapfsError, StorageError, UnreachableError
 from tests.content.server import MIB, FakeSource, mail, needs_no_network, serving
 from tests.waits import wait_until_async
 
@@ -110,6 +112,25 @@ async def test_a_file_that_stays_open_is_downloaded_whole(
         assert source.asked == {"large": 1}
 
 
+async def test_a_slow_reader_does_not_reach_the_deadline(
+    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its reads ends a pause. All pauses together are short."""
+    monkeypatch.setattr(arrival, "_PAUSE_SECONDS", 0.2)
+    async with large(source, tmp_path) as mine:
+        mine.content.hold("large")
+        await mine.read(0)
+        reads = 1
+        while mine.content.get_download("large") is not None:
+            await mine.read(reads * _PIECE)
+            await trio.sleep(0.05)
+            reads += 1
+        assert source.sent_bytes == _SIZE
+        # As fast as it reads, it would need about 75.
+        assert reads < 40
+        mine.content.release("large")
+
+
 async def test_several_readers_share_the_arriving_mail(source: FakeSource, tmp_path: Path) -> None:
     async with large(source, tmp_path) as mine, trio.open_nursery() as nursery:
         mine.content.hold("large")
@@ -148,6 +169,42 @@ async def test_prefetch_gets_all_of_a_mail_whose_head_is_read(
             nursery.start_soon(prefetcher.fetch, {"large": _SIZE}, 30.0)
             await mine.read(0, 1000)
         assert await needs_no_network(mine.content, "large")
+
+
+async def test_prefetch_gets_all_of_a_mail_that_a_reader_requests_first(
+    source: FakeSource, tmp_path: Path
+) -> None:
+    source.blobs["other"] = mail(_SIZE)
+    source.concurrency = 1
+    async with serving(source, tmp_path) as content:
+        prefetcher = Prefetcher(content, content._disk)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prefetcher.fetch, {"other": _SIZE, "large": _SIZE}, 30.0)
+            await wait_until_async(lambda: content.get_download("large") is not None)
+            await content.read("large", _SIZE, 0, 1000)
+        assert await needs_no_network(content, "large")
+    assert source.asked == {"large": 1, "other": 1}
+
+
+async def test_a_disk_that_becomes_full_after_the_beginning(
+    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other download may provide the rest."""
+    write = LargeWriter.write
+
+    def write_a_part(writer: LargeWriter, data: bytes) -> None:
+        if writer.size > 4 * MIB:
+            raise OSError(errno.ENOSPC, "no space")
+        write(writer, data)
+
+    monkeypatch.setattr(LargeWriter, "write", write_a_part)
+    async with large(source, tmp_path) as mine:
+        mine.content.hold("large")
+        assert await mine.read(0) == mine.data[:_PIECE]
+        with pytest.raises(StorageError):
+            await mine.read(8 * MIB)
+        mine.content.release("large")
+        assert source.asked == {"large": 1}
 
 
 # --- What cannot be confirmed early

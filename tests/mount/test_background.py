@@ -87,6 +87,20 @@ def test_descriptors_are_not_inherited(home: Home, server: ServerProcess, tmp_pa
         mount.clear()
 
 
+def test_standard_streams_may_be_closed(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+    """As some programs that start daemons close them."""
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    mount = Mounted(home, mountpoint, home.run("status"))
+    script = '"$@" <&- >&- 2>&-'
+    try:
+        assert shell(script, home, *home.program, "mount", server.url, mountpoint) == 0
+        assert mount.files()
+        assert shell(script, home, *home.program, "status", tmp_path) == 10
+    finally:
+        mount.clear()
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own."""
