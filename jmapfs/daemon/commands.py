@@ -125,8 +125,8 @@ class Commands:
         """Bring the accounts up to date, and compare the numbers of emails; see `SyncRequest`.
 
         A secret that the server has refused is sent again, and emails that have failed may be
-        requested again. If one account fails, the other accounts
-        are brought up to date all the same.
+        requested again. If one account fails, the other accounts are brought up to date all the
+        same.
         """
         errors: list[JmapfsError] = []
 

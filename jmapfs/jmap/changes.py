@@ -64,7 +64,7 @@ class EmailChanges:
 class ChainProgress:
     """Tells whether a chain of responses with `has_more` comes nearer to its end.
 
-    A server may return to an earlier state, or say for ever that there are more changes.
+    A server may return to an earlier state, or always say that there are more changes.
     """
 
     def __init__(self, since_state: str) -> None:

@@ -119,6 +119,12 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await self._network.aclose()
 
+    async def close_idle(self) -> None:
+        """Close the connections that no request uses: they may be dead."""
+        if isinstance(self._network, ConnectionPool):
+            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._network.close_idle()
+
     @property
     def concurrency(self) -> int:
         """How many requests may currently be in flight at the same time."""
@@ -327,7 +333,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     async def _close(self, reader: ResponseReader) -> None:
         await reader.aclose()
         if reader.failed:
-            await self._close_idle()
+            await self.close_idle()
 
     async def _send(
         self, request: HttpRequest, headers: Mapping[str, str], until: float, host: str
@@ -355,11 +361,11 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                     )
                 )
             except HTTP_FAILURES as error:
-                await self._close_idle()
+                await self.close_idle()
                 raise network_error(error, host, self._reached_by(request.url)) from error
         if response is not None:
             return response
-        await self._close_idle()
+        await self.close_idle()
         late = DeadlineError(f"{host} did not answer within {timeout:.0f} s")
         raise late if trio.current_time() >= until else TransientError(late)
 
@@ -372,8 +378,3 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             f" ({name} names {host_of(url)}; if the server is reachable only under"
             " the name that you gave, set rewrite_origin = true)"
         )
-
-    async def _close_idle(self) -> None:
-        if isinstance(self._network, ConnectionPool):
-            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-                await self._network.close_idle()

@@ -238,7 +238,13 @@ class AccountFollower:
             while True:
                 await self._round(client, report)
                 startup.finish()
+                suspensions = self.schedule.suspensions
                 await self.schedule.wait(self._interval())
+                if self.schedule.suspensions > suspensions:
+                    # The connections are probably dead. Otherwise this is noticed only after the
+                    # timeouts: 18 seconds for a request, two minutes for the event stream.
+                    await client.transport.close_idle()
+                    self._push.reconnect()
 
     async def _round(self, client: Client, report: ListingReport) -> None:
         self.schedule.begin()

@@ -29,6 +29,11 @@ class PushListener:
         self.active = False
         self._hint = hint
         self._back_off = BackOff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        self._stream = trio.CancelScope()
+
+    def reconnect(self) -> None:
+        """Open the event stream again: it may be dead, although it has not ended."""
+        self._stream.cancel()
 
     @asynccontextmanager
     async def listening(self, client: Client) -> AsyncIterator[None]:
@@ -43,14 +48,15 @@ class PushListener:
         try:
             while True:
                 try:
-                    async with client.push() as events:
-                        # The first event means that the stream is open. It is a hint too, because
-                        # something may have changed before it.
-                        async for event in events:
-                            _log.debug("push: %s", event)
-                            self.active = True
-                            self._back_off.record_success()
-                            self._hint()
+                    with trio.CancelScope() as self._stream:
+                        async with client.push() as events:
+                            # The first event means that the stream is open. It is a hint too,
+                            # because something may have changed before it.
+                            async for event in events:
+                                _log.debug("push: %s", event)
+                                self.active = True
+                                self._back_off.record_success()
+                                self._hint()
                 except PushUnavailableError as error:
                     _log.info("polling: %s", error)
                     return

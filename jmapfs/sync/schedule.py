@@ -45,10 +45,12 @@ class RoundSchedule:
 
     failures: how many rounds have failed in a row; connecting is a part of a round.
     next_try: when the pause after a failure ends, in seconds since 1970; None without a failure.
+    suspensions: how often `wait` has noticed that this machine was suspended.
     """
 
     def __init__(self, suspended: Callable[[], float] = suspended_seconds) -> None:
         self.next_try: float | None = None
+        self.suspensions = 0
         self._back_off = BackOff(_FIRST_PAUSE, _LONGEST_PAUSE, floor=_SHORTEST_PAUSE)
         self._pace = Pace(_GATHER_SECONDS, _LONGEST_GATHER_SECONDS)
         self._suspended = suspended
@@ -139,5 +141,6 @@ class RoundSchedule:
         """If this machine was suspended, begin a round soon: the network may be another one."""
         before, self._suspended_before = self._suspended_before, self._suspended()
         if self._suspended_before - before >= _LEAST_SUSPENSION:
+            self.suspensions += 1
             self._back_off.restart()
             self.hint()

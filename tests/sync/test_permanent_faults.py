@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -337,6 +338,30 @@ async def test_a_permanent_fault_costs_few_requests(
                 assert follower.connection.online
                 assert follower.connection.error is None
                 assert follower.schedule.failures == 0
+
+
+async def test_after_a_suspension_the_event_stream_is_opened_again(
+    tmp_path: Path, follower_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead stream looks like one without events."""
+    suspended = 0.0
+    clocks = {time.CLOCK_BOOTTIME: lambda: suspended, time.CLOCK_MONOTONIC: lambda: 0.0}
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: clocks[clock]())
+    faulty = Faulty(FakeServer(12), monkeypatch, pieces=(EVENT, NEVER))
+    faulty.server.before = faulty.answer
+    async with mounted(faulty, tmp_path) as follower:
+
+        def streams() -> int:
+            return sum("/events" in request.url.path for request in faulty.server.requests)
+
+        await trio.sleep(60)
+        assert streams() == 1
+        suspended = 3600.0
+        await trio.sleep(12)
+        assert streams() == 2
+        assert follower.push_active
+        await trio.sleep(30)
+        assert streams() == 2
 
 
 @pytest.mark.parametrize("fault", ["all 500", "api 404", "full disk", "garbage", "flapping"])
