@@ -7,7 +7,7 @@ from jmapfs.content.readahead_window import (
     LARGEST_CHUNK,
     ReadaheadWindow,
 )
-from jmapfs.content.reading_pattern import recognize
+from jmapfs.content.reading_pattern import ReadHistory, recognize
 from jmapfs.index.rows import NamedFile
 
 
@@ -177,3 +177,12 @@ def test_old_chunks_leave_the_window() -> None:
         directory.read(number)
     assert len(directory.window.inodes) <= 4 * LARGEST_CHUNK
     assert 1001 not in directory.window.inodes
+
+
+async def test_the_reads_of_few_mailboxes_are_remembered() -> None:
+    history = ReadHistory()
+    for mailbox in range(5000):
+        history.record_read(mailbox, "name")
+    assert history.was_read(4999, "name")
+    assert history.was_read(4000, "name")
+    assert not history.was_read(0, "name")
