@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -126,6 +127,30 @@ class Examination:
             sha1=None if self._sha1 is None else self._sha1.digest(),
             sha256=None if self._sha256 is None else self._sha256.digest(),
         )
+
+
+def examine(
+    contents: Iterable[tuple[bytes, int, bytes | None]],
+) -> list[tuple[Evidence, str | None]]:
+    """Return the evidence of contents of a batch, and why each is in doubt, or None.
+
+    Each content comes with its stated size, and with the SHA-1 in its blob id, if there is one.
+    """
+    examined: list[tuple[Evidence, str | None]] = []
+    for data, size, sha1 in contents:
+        with_sha1 = sha1 is not None
+        evidence = _evidence_of(data, message_ids=not with_sha1, sha1=with_sha1, sha256=False)
+        reason = doubt(evidence, size, sha1)
+        if reason is not None:
+            evidence = _evidence_of(data, message_ids=False, sha1=True, sha256=True)
+        examined.append((evidence, reason))
+    return examined
+
+
+def _evidence_of(data: bytes, *, message_ids: bool, sha1: bool, sha256: bool) -> Evidence:
+    examination = Examination(Route.BLOB_GET, message_ids=message_ids, sha1=sha1, sha256=sha256)
+    examination.update(data)
+    return examination.evidence()
 
 
 def most_bytes(size: int) -> int:

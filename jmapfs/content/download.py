@@ -331,7 +331,8 @@ class Downloader:
         self, arrived: Sequence[tuple[Blob, bytes]], until: float
     ) -> list[tuple[Blob, bytes]]:
         """Return the contents of a batch that are accepted, and note the doubts."""
-        examine = partial(_examine, [(blob, data, self._sha1(blob)) for blob, data in arrived])
+        contents = [(data, blob.size, self._sha1(blob)) for blob, data in arrived]
+        examine = partial(confirmation.examine, contents)
         if sum(len(data) for _, data in arrived) <= _HASHED_IN_LOOP_BYTES:
             examined = examine()
         else:
@@ -391,27 +392,6 @@ class Downloader:
 
     def _name(self, blob: SizedBlob) -> str:
         return self.source.describe(blob.content_key)
-
-
-def _examine(
-    contents: Sequence[tuple[SizedBlob, bytes, bytes | None]],
-) -> list[tuple[Evidence, str | None]]:
-    """Return the evidence of each content, and why the content is in doubt, or None."""
-    examined: list[tuple[Evidence, str | None]] = []
-    for blob, data, sha1 in contents:
-        with_sha1 = sha1 is not None
-        evidence = _evidence_of(data, message_ids=not with_sha1, sha1=with_sha1, sha256=False)
-        reason = confirmation.doubt(evidence, blob.size, sha1)
-        if reason is not None:
-            evidence = _evidence_of(data, message_ids=False, sha1=True, sha256=True)
-        examined.append((evidence, reason))
-    return examined
-
-
-def _evidence_of(data: bytes, *, message_ids: bool, sha1: bool, sha256: bool) -> Evidence:
-    examination = Examination(Route.BLOB_GET, message_ids=message_ids, sha1=sha1, sha256=sha256)
-    examination.update(data)
-    return examination.evidence()
 
 
 async def join_chunks(chunks: AsyncIterator[bytes]) -> bytes:

@@ -22,11 +22,11 @@ from jmapfs.content.publisher import (
     Arrived,
     ContentCounters,
     ContentPublisher,
-    DiskThreads,
     PublishToKernel,
 )
 from jmapfs.content.server_blobs import BlobSource
 from jmapfs.content.single_flight import Download, SingleFlight
+from jmapfs.content.write_behind import DiskThreads
 from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, UnreachableError
 
 _log = logging.getLogger(__name__)

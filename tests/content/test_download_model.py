@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from jmapfs.content.confirmation import Route
 from jmapfs.content.download_queue import DownloadQueue
-from jmapfs.content.publisher import DiskThreads, PublishToKernel
+from jmapfs.content.publisher import PublishToKernel
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
+from jmapfs.content.write_behind import DiskThreads
 from jmapfs.errors import BlobNotFoundError, JmapfsError, MethodError, UnreachableError
 from jmapfs.jmap.emails import EmailValues
 from tests.content.server import MIB, FakeSource, Limits, mail, serving

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from jmapfs.cache.disk_cache import DiskCache
-from jmapfs.content.publisher import DiskThreads, WriteBehind
+from jmapfs.content.write_behind import DiskThreads, WriteBehind
 from tests.content.server import MIB, FakeSource, serving
 
 
@@ -43,7 +43,7 @@ async def test_a_slow_disk_delays_readers_for_a_second_at_most(
             await behind.add([("dropped", bytes(MIB))])
         assert behind.get("dropped") is None
         # The disk writes again after some time.
-        monkeypatch.setattr("jmapfs.content.publisher._WAIT_SECONDS", 30)
+        monkeypatch.setattr("jmapfs.content.write_behind._WAIT_SECONDS", 30)
         async with trio.open_nursery() as waiting:
             waiting.start_soon(behind.add, [("waited", bytes(MIB))])
             await trio.testing.wait_all_tasks_blocked()
