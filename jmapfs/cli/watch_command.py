@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,7 @@ from jmapfs.errors import NotMountedError, StorageError, UsageError, storage_err
 from jmapfs.tree.name_changes import NameChange
 
 _HERE = "."
+_RETRY_SECONDS = 0.5
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="change"):
@@ -121,7 +123,9 @@ def _ask(mountpoint: Path, request: ChangesRequest) -> Changes:
     try:
         return ask(mountpoint, request)
     except NotMountedError:
-        # If this process was stopped (Ctrl-Z), a reply may be lost. The daemon can repeat it.
+        # If this process was stopped (Ctrl-Z), a reply may be lost. The daemon can repeat it. A
+        # daemon that was killed may still accept a connection for a moment.
+        time.sleep(_RETRY_SECONDS)
         return ask(mountpoint, request)
 
 
