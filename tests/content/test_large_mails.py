@@ -99,7 +99,7 @@ async def test_a_large_mail_that_is_read_to_its_end_is_downloaded_once(
 async def test_a_file_that_stays_open_is_downloaded_whole(
     source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrival, "_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(arrival, "_PAUSE_SECONDS", 0.5)
     async with large(source, tmp_path) as mine:
         mine.content.hold("large")
         await mine.read(0)
