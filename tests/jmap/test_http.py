@@ -379,7 +379,7 @@ async def test_session_and_listing_wait_as_the_server_asks(
 
 async def test_renewal_of_the_session_waits_as_the_server_asks(autojump_clock: MockClock) -> None:
     server, shown, answers = FakeServer(3), list[str](), [busy(50)]
-    async with opened(server, on_wait=shown.append) as client:
+    async with opened(server, on_wait=lambda text, _: shown.append(text)) as client:
         server.session["state"] = "s2"
         await client.email_state()
         server.before = lambda request: (
