@@ -312,16 +312,17 @@ def test_a_wait_of_a_mount_is_shown_on_a_terminal(
         ]
         with ThreadPoolExecutor(1) as thread:
             for place, command in cases:
-                server.control.set_quirks(statuses=[Status(place, 429, retry_after="4")])
+                # After 3 s, the mount says that it waits. The command asks it once a second.
+                server.control.set_quirks(statuses=[Status(place, 429, retry_after="5")])
                 running = thread.submit(on_terminal, home, *command)
                 if command[0] == "sync":
                     wait_until(lambda: mount.status()["waiting"] is not None)
                     # The status counts down.
                     shown = home.run("status", mount.path).stdout
-                    assert re.search(r"asks to wait [1-4] s", shown)
+                    assert re.search(r"asks to wait [1-5] s", shown)
                 exit_code, shown = running.result()
                 assert exit_code == 0, shown
-                assert "asks to wait 4 s" in shown
+                assert "asks to wait 5 s" in shown
         assert mount.status()["waiting"] is None
 
 
