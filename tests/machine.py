@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.mounts import COMMAND_SECONDS, Result
+from tests.namespaces import new_namespace
 from tests.server import ServerProcess
 from tests.users import ALICE, UserHome, as_user
 
@@ -96,7 +97,7 @@ class Machine:
         for name in ("JMAPFS_USERNAME", "JMAPFS_PASSWORD"):
             environment.pop(name, None)
         result = subprocess.run(
-            ["unshare", "--mount", "bash", "-c", _PREPARATION + script],
+            [*new_namespace(keep=self.directory), "bash", "-c", _PREPARATION + script],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -14,6 +14,7 @@ import pytest
 
 from tests import users
 from tests.mounts import Home, Result
+from tests.namespaces import new_namespace
 from tests.server import ServerProcess
 from tests.users import ALICE, UserHome
 
@@ -42,7 +43,8 @@ def failed_mount(
     scratch.mkdir(exist_ok=True)
     before = home.program
     script = f'set -e; scratch="$1"; shift; {fault}\nexec "$@"'
-    home.program = ["unshare", "--mount", "bash", "-c", script, "bash", str(scratch), *before]
+    alone = new_namespace(keep=home.directory)
+    home.program = [*alone, "bash", "-c", script, "bash", str(scratch), *before]
     try:
         result = home.run("mount", *options, server.url, mountpoint)
     finally:
@@ -98,6 +100,8 @@ def test_fusermount3_has_no_privileges(
 
 NO_DEVICE = """
 mount -t tmpfs none "$scratch"; cp -a /dev/null /dev/zero /dev/urandom "$scratch"
+# The files of the test may be there.
+mkdir "$scratch/shm"; mount --bind /dev/shm "$scratch/shm"
 mount --move "$scratch" /dev
 """
 

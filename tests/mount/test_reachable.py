@@ -18,6 +18,7 @@ import pytest
 from jmapfs.control.mounts import require_mount
 from tests import users
 from tests.mounts import COMMAND_SECONDS, Home, Mounted, Result, command
+from tests.namespaces import new_namespace
 from tests.server import ServerProcess
 from tests.users import ALICE, BOB, UserHome, as_user, user_home
 from tests.waits import has_ended, wait_until
@@ -130,7 +131,7 @@ def test_root_cannot_read_the_mount_of_a_user(hers: Mounted, tmp_path: Path) -> 
 
 def test_another_mount_namespace(hers: Mounted) -> None:
     hiding = 'for path in /run /dev/shm /var/tmp; do mount -t tmpfs none "$path"; done; exec "$@"'
-    hidden = ("unshare", "--mount", "sh", "-c", hiding, "sh")
+    hidden = (*new_namespace(keep=hers.path), "sh", "-c", hiding, "sh")
     assert answers(hers, *hidden)
     assert answers(hers, *hidden, *as_user(ALICE))
 
@@ -152,7 +153,7 @@ main()
 
 def test_a_mount_in_another_mount_namespace(alice: UserHome, server: ServerProcess) -> None:
     path = alice.mountpoint()
-    service = UserHome(alice.directory, prefix=["unshare", "--mount"])
+    service = UserHome(alice.directory, prefix=new_namespace(keep=alice.directory))
     result = service.run("mount", server.url, path)
     assert result.exit_code == 0, result.stderr
     assert list(path.iterdir()) == []
@@ -190,7 +191,8 @@ def test_another_network_namespace(hers: Mounted) -> None:
 
 def test_a_container_with_the_mount(hers: Mounted) -> None:
     # Neither the sockets nor the processes of the daemon can be seen.
-    container = ("unshare", "--net", "--pid", "--fork", "--mount-proc", *as_user(ALICE))
+    options = ("--net", "--pid", "--fork", "--mount-proc")
+    container = (*new_namespace(*options, keep=hers.path), *as_user(ALICE))
     assert "Inbox" in run(*container, "ls", hers.path).stdout
     result = run(*container, *JMAPFS, "status", hers.path)
     assert result.exit_code == 10
@@ -209,7 +211,7 @@ def test_a_bind_mount_of_it(hers: Mounted) -> None:
     other = Path(tempfile.mkdtemp(prefix="jmapfs-test-"))
     other.chmod(0o755)
     try:
-        inside = ("unshare", "--mount", "bash", "-c", binding, str(hers.path), str(other))
+        inside = (*new_namespace(keep=hers.path), "bash", "-c", binding, str(hers.path), str(other))
         # The kernel asks the user for the attributes of the directory that is bound.
         result = run(*inside, *JMAPFS, "status", "--json", other)
     finally:
@@ -225,7 +227,8 @@ def test_a_bind_mount_of_a_part(home: Home, server: ServerProcess, tmp_path: Pat
     part.mkdir()
     binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
     with home.mounted(server.url) as mount:
-        inside = ("unshare", "--mount", "bash", "-c", binding, mount.path / "Inbox", part)
+        alone = new_namespace(keep=mount.path)
+        inside = (*alone, "bash", "-c", binding, mount.path / "Inbox", part)
         assert run(*inside, *JMAPFS, "freeze", part, "--", "true").exit_code == 0
         assert run(*inside, *JMAPFS, "prefetch", part).exit_code == 0
         stop = ("sh", "-c", "kill $PPID")
