@@ -228,7 +228,7 @@ def test_a_bind_mount_of_a_part(home: Home, server: ServerProcess, tmp_path: Pat
     binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
     with home.mounted(server.url) as mount:
         alone = new_namespace(keep=mount.path)
-        inside = (*alone, "bash", "-c", binding, mount.path / "Inbox", part)
+        inside = (*alone, "bash", "-c", binding, str(mount.path / "Inbox"), str(part))
         assert run(*inside, *JMAPFS, "freeze", part, "--", "true").exit_code == 0
         assert run(*inside, *JMAPFS, "prefetch", part).exit_code == 0
         stop = ("sh", "-c", "kill $PPID")
