@@ -23,7 +23,7 @@ import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
 from jmapfs.locking import process_lock
-from jmapfs.snapshot.manifest import Origin, is_intact
+from jmapfs.snapshot.manifest import Description, Origin, is_intact
 from jmapfs.snapshot.repository import Repository, Snapshot
 from jmapfs.snapshot.verify_record import VerificationRecord
 
@@ -148,8 +148,7 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     ours, left_alone = _partition(snapshots)
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
-    descriptions = {one.date: one.description() for one in ours}
-    lacking = {date: description.lacking_count for date, description in descriptions.items()}
+    lacking = {one.date: description.lacking_count for one, description in ours.items()}
     undamaged = [one for one in ours if one.date not in damaged]
     good = [one for one in undamaged if not lacking[one.date]]
     # Some servers always count more mail than they list, or have mail that can never be downloaded.
@@ -219,12 +218,14 @@ def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
     repository.require_directory()
 
 
-def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[LeftAlone]]:
+def _partition(
+    snapshots: Sequence[Snapshot],
+) -> tuple[dict[Snapshot, Description], list[LeftAlone]]:
     """Separate the newest snapshot's account from directories that must be left alone.
 
     Accounts that were adopted count as the same account.
     """
-    ours: list[Snapshot] = []
+    ours: dict[Snapshot, Description] = {}
     left_alone: list[LeftAlone] = []
     accounts: list[Origin] = []
     for one in reversed(snapshots):
@@ -239,12 +240,12 @@ def _partition(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Left
             continue
         origin = description.origin
         if not accounts or any(origin.is_same(account) for account in accounts):
-            ours.append(one)
+            ours[one] = description
             # The address of the server may change from one snapshot to the next.
             accounts += {origin, description.adopted or origin} - set(accounts)
         else:
             left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
-    return ours[::-1], left_alone[::-1]
+    return dict(reversed(ours.items())), left_alone[::-1]
 
 
 def _update_latest(repository: Repository, plan: PrunePlan) -> None:
