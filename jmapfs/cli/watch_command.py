@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
@@ -26,10 +27,11 @@ from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError, StorageError, UsageError, storage_errors
+from jmapfs.snapshot.files import write_all
 from jmapfs.tree.name_changes import NameChange
 
-_HERE = "."
-_RETRY_SECONDS = 0.5
+_HERE: Final = "."
+_RETRY_SECONDS: Final = 0.5
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="change"):
@@ -151,10 +153,8 @@ async def _wait_until_unread(output: int, scope: trio.CancelScope) -> None:
 
 def _write(output: int, text: bytes) -> None:
     # Not with sys.stdout: this thread may be abandoned, with the lock of sys.stdout.
-    remaining = memoryview(text)
     try:
-        while remaining:
-            remaining = remaining[os.write(output, remaining) :]
+        write_all(output, text)
     except BrokenPipeError:
         raise
     except OSError as error:
