@@ -26,7 +26,7 @@ from jmapfs.control.messages import (
     MissingRequest,
     PrefetchRequest,
 )
-from jmapfs.control.mounts import DEAD, mount_of, require_readable
+from jmapfs.control.mounts import DEAD, DEAD_ERRNOS, mount_of, require_readable
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
@@ -86,7 +86,7 @@ def _os_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
+        if error.errno in DEAD_ERRNOS:
             raise NotMountedError(f"{path}: {DEAD}") from error
         message = f"{path}: {error.strerror}"
         if error.errno == errno.EIO:

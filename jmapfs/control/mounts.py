@@ -11,6 +11,7 @@ the user at the other end. Each network namespace (network_namespaces(7)) has it
 """
 
 import contextlib
+import errno
 import os
 import pwd
 import re
@@ -29,6 +30,9 @@ SUBTYPE: Final = "jmapfs"
 
 DEAD: Final = "the daemon of this mount has died: mount again, or run jmapfs umount"
 """The error text for a dead mount."""
+
+DEAD_ERRNOS: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+"""The errors with which the kernel answers for a dead mount."""
 
 _NAME: Final = "jmapfs"
 _ABSTRACT: Final = b"\0"
@@ -93,10 +97,7 @@ class Mount:
     @property
     def owner_name(self) -> str:
         """The name of the user who mounted it, or the UID of a user without a name."""
-        try:
-            return pwd.getpwuid(-1 if self.owner is None else self.owner).pw_name
-        except KeyError:
-            return str(self.owner)
+        return user_name(-1 if self.owner is None else self.owner)
 
     @property
     def is_accessible(self) -> bool:
@@ -113,6 +114,14 @@ class Mount:
         for flags, name in _SOCKET.findall(sockets):
             if name.startswith(prefix) and int(flags, 16) & _LISTENING:
                 yield _ABSTRACT + name
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the UID of a user without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def new_address(device: str) -> bytes:

@@ -4,7 +4,6 @@ Blocking calls, for any thread. If the process is killed, its mount thaws within
 """
 
 import ctypes
-import errno
 import os
 import socket
 import threading
@@ -27,7 +26,15 @@ from jmapfs.control.messages import (
     StatusRequest,
     ThawRequest,
 )
-from jmapfs.control.mounts import DEAD, Mount, mount_at, other_namespaces, peer, require_mount
+from jmapfs.control.mounts import (
+    DEAD,
+    DEAD_ERRNOS,
+    Mount,
+    mount_at,
+    other_namespaces,
+    peer,
+    require_mount,
+)
 from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedError, UsageError
 
 _PAUSES: Final = (0.05, 0.25, 0.5, 0.0)
@@ -131,7 +138,7 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
             "its daemon runs, but not where it can be reached: run the command outside of this"
             " container or network namespace"
         )
-    if number in {errno.ENOTCONN, errno.ECONNABORTED}:
+    if number in DEAD_ERRNOS:
         raise NotMountedError(DEAD)
     raise NotMountedError(
         "the daemon does not answer; if it has ended, `jmapfs umount` clears the mount"
@@ -186,7 +193,7 @@ def _connect_in_network(
 ) -> socket.socket | None:
     """Connect in the network namespace of a process; raises PermissionError if it is forbidden."""
 
-    def connect() -> socket.socket | None:
+    def connect_inside() -> socket.socket | None:
         namespace = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             # setns(2), which Python has only since 3.12. It changes only the calling thread.
@@ -198,7 +205,7 @@ def _connect_in_network(
 
     # The thread ends, so nothing else happens in that namespace.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(connect).result()
+        return thread.submit(connect_inside).result()
 
 
 class FreezeLease(AbstractContextManager["FreezeLease"]):

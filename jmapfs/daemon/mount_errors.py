@@ -6,13 +6,14 @@ are those of libfuse 3 (lib/mount.c and util/fusermount.c). They are not transla
 
 import contextlib
 import os
-import pwd
 import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+
+from jmapfs.control.mounts import user_name
 
 _DEVICE: Final = Path("/dev/fuse")
 _PROGRAM: Final = "fusermount3"
@@ -83,7 +84,8 @@ def _about_access_to_the_device(_mountpoint: Path) -> str:
 
 
 def _about_the_owner(mountpoint: Path) -> str:
-    return f"use a directory of your own, or run `chown {_user_name()} {mountpoint}` as root"
+    user = user_name(os.geteuid())
+    return f"use a directory of your own, or run `chown {user} {mountpoint}` as root"
 
 
 def _about_other_users(_mountpoint: Path) -> str:
@@ -119,13 +121,6 @@ def _about_privileges(_mountpoint: Path) -> str:
         f"the kernel does not allow it: in a container, {_IN_A_CONTAINER}, and if needed with"
         " `--security-opt apparmor=unconfined`"
     )
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 # The words of libfuse that tell a cause, and what to do about it.

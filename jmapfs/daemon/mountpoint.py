@@ -1,7 +1,6 @@
 """The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -10,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.mounts import Mount, mount_at, peer, require_mount
+from jmapfs.control.mounts import DEAD_ERRNOS, Mount, mount_at, peer, require_mount
 from jmapfs.control.socket_client import connect
 from jmapfs.errors import BusyError, MountpointError, NotMountedError
 
@@ -105,7 +104,7 @@ def is_dead_mount(mountpoint: Path) -> bool:
         # stat is not used, because the kernel answers stat from its cache.
         os.statvfs(mountpoint)
     except OSError as error:
-        if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
+        if error.errno not in DEAD_ERRNOS:
             return False
         if not _ours_at(mountpoint):
             raise MountpointError(

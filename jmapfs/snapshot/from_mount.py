@@ -29,6 +29,7 @@ from jmapfs.control.messages import (
     SyncRequest,
     TreeDescription,
 )
+from jmapfs.control.mounts import DEAD_ERRNOS
 from jmapfs.control.socket_client import FreezeLease, ask, waiting_texts
 from jmapfs.errors import (
     IncompleteError,
@@ -283,7 +284,7 @@ async def _in_thread(function: Callable[[], _T]) -> _T:
 
 
 def _failure(path: Path, error: OSError) -> JmapfsError:
-    if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
+    if error.errno in DEAD_ERRNOS:
         raise NotMountedError(f"{path}: {error.strerror}") from error
     if error.errno == errno.EIO:
         # The daemon knows the reason, and logs it with the name of the file.
