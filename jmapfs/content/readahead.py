@@ -103,28 +103,27 @@ class Readahead:
         self._watched: dict[int, _Reader] = {}
         self._history = ReadHistory()
 
-    def record_read(self, inode: int) -> None:
-        """Record a READ of the beginning of a file; never raises an error."""
+    def record_read(self, inode: int, size: int) -> None:
+        """Record a READ of the beginning of a file of `size` bytes; never raises an error."""
         if inode == self._latest:
             return
         self._latest = inode
         try:
-            self._record_read(inode)
+            self._record_read(inode, size)
         except sqlite3.Error as error:
             _log.info("nothing is read ahead: %s", error)
         except Exception:  # noqa: BLE001 - a bug here must not fail a read
             _log.exception("a bug in reading ahead")
 
-    def _record_read(self, inode: int) -> None:
+    def _record_read(self, inode: int, size: int) -> None:
         self._published.record_read(inode)
         reader = self._watched.get(inode)
         if reader is None:
-            file = self._reader.file(inode)
             names = self._reader.names_of(inode)
             for mailbox, name in names:
                 self._history.record_read(mailbox, name)
             if not self._find_reader(names):
-                self._begin_window(names, 0 if file is None else file.size)
+                self._begin_window(names, size)
             return
         window = reader.window
         self._history.record_read(window.mailbox, window.name_of(inode))

@@ -188,7 +188,7 @@ class MountedAccount:
             # under an inode that may stand for another email now.
             raise ServerError("the server was reset since the file was opened")
         if offset == 0:
-            self.readahead.record_read(self.inodes.to_account(record.inode))
+            self.readahead.record_read(self.inodes.to_account(record.inode), record.size)
         return await self.content.read(record.content_key, record.size, offset, length)
 
     def hold(self, record: FileRecord) -> None:

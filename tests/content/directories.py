@@ -69,7 +69,7 @@ class Directories:
                 await trio.lowlevel.checkpoint()
                 return self.pages.pages[file.inode]
             self.reads[file.inode] += 1
-            self.ahead.record_read(file.inode)
+            self.ahead.record_read(file.inode, file.size)
             data = bytes(await self.content.read(file.blob_id, file.size, 0, file.size))
             self.pages.pages[file.inode] = data
             return data
