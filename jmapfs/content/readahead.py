@@ -43,7 +43,8 @@ _SLACK: Final = 16
 _IN_PARALLEL: Final = 8
 # So does a file that is this many files before its window: it was being read when the window began.
 _BEFORE_WINDOW: Final = 8
-# Two threads may swap this many files that follow each other.
+# The direction of the last reader counts as much as this many READs in order: two threads of a
+# program may read the first files in reverse order.
 _USUAL_TREND: Final = 2
 # A reader that has finished a directory continues in the next one within this time.
 _NEXT_DIRECTORY_SECONDS: Final = 5.0
@@ -58,16 +59,22 @@ _FEW_CANDIDATES: Final = 64
 class _Reader:
     """A program that reads a directory. The next files are read ahead for it.
 
-    `extending` is true while the next chunk is being chosen. `starved` is true if there was no room
-    for the last chunk. `finished` is true at the end of the directory, and after a failure.
+    `used_at` is the time of its last READ. `extending` is true while the next chunk is being
+    chosen. `starved` is true if there was no room for the last chunk. `finished` is true at the end
+    of the directory, and after a failure.
     """
 
     def __init__(self, window: ReadaheadWindow, loader: ChunkLoader) -> None:
         self.window = window
         self.loader = loader
+        self.used_at = trio.current_time()
         self.extending = False
         self.finished = False
         self.starved = False
+
+    def was_used_within(self, seconds: float) -> bool:
+        """Return whether the last READ was less than `seconds` ago."""
+        return self.used_at > trio.current_time() - seconds
 
 
 class Readahead:
@@ -135,7 +142,7 @@ class Readahead:
             self._extend(reader)
 
     def _mark_used(self, reader: _Reader) -> None:
-        reader.window.used_at = trio.current_time()
+        reader.used_at = trio.current_time()
         self._readers.move_to_end(reader)
 
     def _find_reader(self, names: Sequence[tuple[int, str]]) -> bool:
@@ -206,7 +213,6 @@ class Readahead:
 
         The number says how many of them were read without a gap.
         """
-        now = trio.current_time()
         # A reader that goes forwards comes from smaller names.
         sides = {
             is_backwards: self._reader.files_beside(
@@ -215,9 +221,9 @@ class Readahead:
             for is_backwards in (False, True)
         }
         files = itertools.chain(*sides.values())
-        trend = self._history.trend(mailbox, files, name) + self._usual_trend(now)
-        needed = self._needed(mailbox, now)
-        chunk = self._chunk_of_other_readers(now)
+        trend = self._history.trend(mailbox, files, name) + self._usual_trend()
+        needed = self._needed(mailbox)
+        chunk = self._chunk_of_other_readers()
         count = 0
         for is_backwards, side in sides.items():
             if (trend > 0) if is_backwards else (trend < 0):
@@ -257,27 +263,26 @@ class Readahead:
         )
         return file.size, False if is_known else None
 
-    def _needed(self, mailbox: int, now: float) -> int:
+    def _needed(self, mailbox: int) -> int:
         """Return how many files must have been read before a window begins."""
-        since = now - _NEXT_DIRECTORY_SECONDS
-        is_beside = any(reader.window.used_at > since for reader in self._readers)
+        is_beside = any(each.was_used_within(_NEXT_DIRECTORY_SECONDS) for each in self._readers)
         return self._history.needed(mailbox, _NEEDED_BESIDE_READERS if is_beside else _NEEDED)
 
-    def _usual_trend(self, now: float) -> int:
+    def _usual_trend(self) -> int:
         """Return the trend of the reader that was used last: a program keeps its direction."""
         latest = next(reversed(self._readers), None)
-        if latest is None or latest.window.used_at <= now - _NEXT_DIRECTORY_SECONDS:
+        if latest is None or not latest.was_used_within(_NEXT_DIRECTORY_SECONDS):
             return 0
         return -_USUAL_TREND if latest.window.backwards else _USUAL_TREND
 
-    def _chunk_of_other_readers(self, now: float) -> int:
+    def _chunk_of_other_readers(self) -> int:
         """If a reader has just finished a directory, return the first chunk of the next, or 0."""
         if self._history.has_failed:
             return 0
         finished = [
             reader.window.chunk
             for reader in self._readers
-            if reader.finished and reader.window.used_at > now - _NEXT_DIRECTORY_SECONDS
+            if reader.finished and reader.was_used_within(_NEXT_DIRECTORY_SECONDS)
         ]
         return max(FIRST_CHUNK, max(finished) // 4) if finished else 0
 
@@ -286,22 +291,21 @@ class Readahead:
             self._content, self._disk, self._page_cache, self._published, self._threads
         )
         reader = _Reader(window, loader)
-        since = trio.current_time() - _ACTIVE_SECONDS
         beside = [
             other.window
             for other in self._readers
             if other.window.mailbox == window.mailbox
-            and other.window.used_at > since
+            and other.was_used_within(_ACTIVE_SECONDS)
             and not other.finished
         ]
-        # Several processes read parts of the directory.
-        for other in (*beside, window) if beside else ():
-            other.set_parallel()
-        for other_reader in list(self._readers):
-            if self._is_opposite(other_reader.window, window):
-                self._remove(other_reader)
+        if beside:
+            # Several processes read parts of the directory.
+            for each in (*beside, window):
+                each.set_parallel()
+        for other in list(self._readers):
+            if self._is_opposite(other.window, window):
+                self._remove(other)
         self._readers[reader] = None
-        self._mark_used(reader)
         while len(self._readers) > _MOST_READERS:
             self._remove(next(iter(self._readers)))
         self._extend(reader)
@@ -404,8 +408,7 @@ class Readahead:
         return file.inode in self._published or file.inode in self._watched
 
     def _active_windows(self) -> list[ReadaheadWindow]:
-        since = trio.current_time() - _ACTIVE_SECONDS
-        return [one.window for one in self._readers if one.window.used_at > since]
+        return [one.window for one in self._readers if one.was_used_within(_ACTIVE_SECONDS)]
 
     def _share(self) -> int:
         """Return how many bytes a chunk may have. Each active reader has two chunks."""

@@ -50,9 +50,9 @@ class ReadaheadWindow:
 
     A reader comes from smaller names, or with `backwards` from greater ones. `chunk` is the number
     of files that the next chunk should have. `unread_bytes` is the size of the files that were
-    requested but not read yet. `used_at` is the time of the reader's last READ. If `is_closed`, the
-    program does not read what was expected. `is_parallel` is true if several processes read parts
-    of the directory. A window that `is_cautious` grows only after probes were read.
+    requested but not read yet. If `is_closed`, the program does not read what was expected.
+    `is_parallel` is true if several processes read parts of the directory. A window that
+    `is_cautious` grows only after probes were read.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class ReadaheadWindow:
         self.backwards = backwards
         self.selection = selection or Selection()
         self.is_closed = False
-        self.used_at = 0.0
         self.unread_bytes = 0
         self._start = end
         self._unread: deque[tuple[int, int]] = deque()
