@@ -162,7 +162,7 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     def open_beginning(self, size: int) -> LargeBlob:
         """Return an open blob of `size` bytes, of which only what is written can be read.
 
-        The caller closes it. It can be read after the writer was aborted.
+        It can be read after the writer was aborted. It is closed when nothing refers to it.
         """
         return LargeBlob(os.dup(self._descriptor), size, lambda: None)
 

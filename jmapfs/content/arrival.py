@@ -25,13 +25,14 @@ _PAUSE_SECONDS: Final = 5.0
 class Arrival:
     """What has arrived of a download: `blob` can be read up to `arrived` bytes.
 
-    `blob` is None before the beginning is confirmed. If `is_wanted_whole`, the transfer continues
+    `blob` is None before the beginning `is_confirmed`. If `is_wanted_whole`, the transfer continues
     to the end, whatever readers do. For tasks of one event loop.
     """
 
     def __init__(self) -> None:
         self.blob: OpenBlob | None = None
         self.arrived = 0
+        self.is_confirmed = False
         self.is_wanted_whole = False
         self._pauses_until = math.inf
         self._wanted = 0
@@ -68,6 +69,10 @@ class Arrival:
                 await self._changed.wait()
             self.is_wanted_whole |= scope.cancelled_caught
         return True
+
+    def confirm(self) -> None:
+        """Record that the beginning is confirmed."""
+        self.is_confirmed = True
 
     def add(self, blob: OpenBlob, arrived: int) -> None:
         """Record that more bytes can be read."""

@@ -13,9 +13,10 @@ from typing import Final
 
 import trio
 
-from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
+from jmapfs.content.arrival import Arrival
 from jmapfs.content.division import extra_time
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.failures import BlobFailures
@@ -180,12 +181,12 @@ class ContentPublisher:
             return None
         download.begin_transfer()
         try:
-            if download.size <= SMALL_BYTES:
+            if download.arrival is None:
                 found = await self._downloader.fetch(
                     download, join_chunks, deadline=_seconds_until(deadline)
                 )
             else:
-                found = await self._download_large(download, deadline)
+                found = await self._download_large(download, download.arrival, deadline)
         finally:
             self._slots.release_on_behalf_of(download)
         self._note_size(download, _size_of(found))
@@ -241,33 +242,30 @@ class ContentPublisher:
             self._open_blobs.add(download.content_key, MemoryBlob(found))
         download.finish(found)
 
-    async def _download_large(self, download: Download, deadline: float) -> OpenBlob:
-        is_early = False
-
-        def confirm_early() -> None:
-            nonlocal is_early
-            is_early = True
-
+    async def _download_large(
+        self, download: Download, arrival: Arrival, deadline: float
+    ) -> OpenBlob:
         try:
             return await self._downloader.fetch(
                 download,
-                partial(self._write_file, download, lambda: is_early),
+                partial(self._write_file, download, arrival),
                 deadline=_seconds_until(deadline),
-                confirm_early=confirm_early,
+                confirm_early=arrival.confirm,
             )
         except _DiskFullError as error:
             _log.warning("no space on the disk for a blob of %d bytes", download.size)
-            if is_early:
+            if arrival.is_confirmed:
                 # Readers have a part of these bytes. Another download could have other bytes.
                 raise StorageError("the disk became full while a mail arrived") from error
         return await self._download_to_memory(download, deadline)
 
     async def _write_file(
-        self, download: Download, is_early: Callable[[], bool], chunks: AsyncIterator[bytes]
+        self, download: Download, arrival: Arrival, chunks: AsyncIterator[bytes]
     ) -> OpenBlob:
         """Write a content to a file of the disk cache. If `chunks` raises, nothing is kept.
 
-        If `is_early`, readers get what is written, and the transfer goes on while they want it.
+        As soon as the beginning is confirmed, readers get what is written, and the transfer goes on
+        while they want it.
         """
         begin = partial(self._disk.begin_large, download.content_key, download.size)
         writer = await self._threads.run(begin)
@@ -279,8 +277,8 @@ class ContentPublisher:
                     await self._threads.run(partial(writer.write, chunk))
                 except OSError as error:
                     raise _DiskFullError from error
-                if is_early():
-                    await self._show_beginning(download, writer)
+                if arrival.is_confirmed and writer.size < download.size:
+                    await self._show_beginning(download, arrival, writer)
             await self._threads.run(writer.commit)
             return writer.detach()
         finally:
@@ -288,11 +286,10 @@ class ContentPublisher:
             with trio.CancelScope(shield=True):
                 await self._threads.run(writer.abort)
 
-    async def _show_beginning(self, download: Download, writer: LargeWriter) -> None:
+    async def _show_beginning(
+        self, download: Download, arrival: Arrival, writer: LargeWriter
+    ) -> None:
         """Give readers what was written; raise _NotWantedError if they do not want the rest."""
-        arrival = download.arrival
-        if arrival is None or writer.size >= download.size:
-            return
         arrival.add(arrival.blob or writer.open_beginning(download.size), writer.size)
         is_open = partial(self._open_blobs.is_held, download.content_key)
         if not await arrival.wait_until_wanted(is_open):
