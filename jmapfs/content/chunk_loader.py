@@ -65,7 +65,7 @@ class ChunkLoader:
     """Loads the next files for one reader, in the order of the calls.
 
     Content that the kernel takes is not kept in memory. The content of `probes` (inodes) is kept in
-    memory and not given to the kernel. Files among `published` are not loaded again.
+    memory and not given to the kernel. What the kernel takes is added to `published`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ChunkLoader:
         downloads: deque[Download] = deque()
         pages: list[tuple[int, bytes]] = []
         for file in files:
-            if file.inode in self._published or self._content.failures.get(file.content_key):
+            if self._content.failures.get(file.content_key) is not None:
                 continue
             download = self._content.create_download(file.content_key, file.size)
             if download is not None:
