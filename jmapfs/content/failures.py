@@ -19,9 +19,9 @@ _MOST_BLOBS: Final = 8192
 
 
 class _Failure:
-    def __init__(self) -> None:
+    def __init__(self, error: JmapfsError) -> None:
+        self.error = error
         self.count = 0
-        self.error: JmapfsError | None = None
         self.back_off = BackOff(_FIRST_PAUSE, _LONGEST_PAUSE)
 
 
@@ -36,7 +36,7 @@ class BlobFailures:
         failure = self._blobs.get(key)
         if failure is None or trio.current_time() >= failure.back_off.due():
             return None
-        return None if failure.error is None else _copy(failure.error)
+        return _copy(failure.error)
 
     def record(self, key: str, error: Exception) -> None:
         """Record that a request for a blob has failed."""
@@ -45,10 +45,11 @@ class BlobFailures:
             error, OfflineError | AuthenticationError
         ):
             return
-        failure = self._blobs.setdefault(key, _Failure())
+        error = _copy(error)
+        failure = self._blobs.setdefault(key, _Failure(error))
         self._blobs.move_to_end(key)
+        failure.error = error
         failure.count += 1
-        failure.error = _copy(error)
         if failure.count >= _FREE_FAILURES:
             failure.back_off.record_failure()
         while len(self._blobs) > _MOST_BLOBS:
