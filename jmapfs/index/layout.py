@@ -55,6 +55,11 @@ class Layout:
         """The root directory."""
         return self.directories[ROOT_INODE]
 
+    def mailbox_paths(self) -> dict[int, str]:
+        """Return the paths of all mailboxes from the root, by their numbers."""
+        directories = self.directories.values()
+        return {one.mailbox: "/".join(one.path) for one in directories if one.mailbox is not None}
+
     def at(self, path: Sequence[str]) -> Directory | None:
         """Return the directory at a path of names from the root, or None."""
         directory = self.root

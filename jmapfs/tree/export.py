@@ -114,12 +114,7 @@ class BlobNames:
             email_id, mailbox, name = found
             version = reader.layout_version()
             if version != self._version:
-                directories = lay_out(reader.mailboxes()).directories.values()
-                self._paths = {
-                    one.mailbox: "/".join(one.path)
-                    for one in directories
-                    if one.mailbox is not None
-                }
+                self._paths = lay_out(reader.mailboxes()).mailbox_paths()
                 self._version = version
         except sqlite3.Error:
             return "a mail"

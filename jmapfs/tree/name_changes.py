@@ -61,8 +61,7 @@ def name_changes(
             return None
         entries = part.entries[: len(part.entries) - len(later.entries)]
         removed, added = _changed_names(reader, entries, later.entries)
-    old_paths = {one.mailbox: path for path, one in _directories(before)}
-    new_paths = {one.mailbox: path for path, one in _directories(after)}
+    old_paths, new_paths = before.layout.mailbox_paths(), after.layout.mailbox_paths()
     length = 0
     for names, paths in ((removed, old_paths), (added, new_paths)):
         length += sum(len(paths.get(one.mailbox, "")) + len(one.name) for one in names)
@@ -113,9 +112,7 @@ def _directories(state: TreeState) -> Iterator[tuple[str, Directory]]:
             yield "/".join(one.path), one
 
 
-def _by_inode(
-    names: Iterable[JournalEntry], paths: Mapping[int | None, str]
-) -> dict[int, list[str]]:
+def _by_inode(names: Iterable[JournalEntry], paths: Mapping[int, str]) -> dict[int, list[str]]:
     found: defaultdict[int, list[str]] = defaultdict(list)
     for one in names:
         if one.mailbox in paths:
