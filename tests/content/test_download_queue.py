@@ -234,14 +234,18 @@ async def test_one_request_is_left_to_readers_of_other_blobs(tmp_path: Path) -> 
         await ordered.wait()
 
 
+def fill_queues(first: Order, count: int) -> list[Order]:
+    """Add 20 blobs to a queue, and then to each of the others; return all `count` queues."""
+    queues = [first, *(Order(first.content, first.source) for _ in range(count - 1))]
+    for number, each in enumerate(queues):
+        each.add(*(f"b{20 * number + one}" for one in range(20)))
+    return queues
+
+
 async def test_queues_with_few_downloads_share_a_request(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(100), count=120, delay=0.02) as ordered:
         ordered.source.concurrency = 3
-        others = [Order(ordered.content, ordered.source) for _ in range(5)]
-        ordered.add(*(f"b{number}" for number in range(100, 120)))
-        for number, other in enumerate(others):
-            other.add(*(f"b{20 * number + one}" for one in range(20)))
-        for each in (ordered, *others):
+        for each in fill_queues(ordered, 6):
             await each.wait()
             # Each queue gets its own content, and no other.
             assert len(each.published) == 20
@@ -251,12 +255,9 @@ async def test_queues_with_few_downloads_share_a_request(tmp_path: Path) -> None
 async def test_a_failed_request_of_several_queues_cancels_them(tmp_path: Path) -> None:
     async with order(tmp_path, Limits(100), count=60, delay=0.01) as ordered:
         ordered.source.concurrency = 3
-        others = [Order(ordered.content, ordered.source) for _ in range(2)]
-        ordered.add(*(f"b{number}" for number in range(40, 60)))
-        for number, other in enumerate(others):
-            other.add(*(f"b{20 * number + one}" for one in range(20)))
+        queues = fill_queues(ordered, 3)
         ordered.source.batch_error = UnreachableError("no network")
-        for each in (ordered, *others):
+        for each in queues:
             await each.wait()
             assert each.published == []
         ordered.source.batch_error = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,15 +32,23 @@ class Large:
         self.content = content
         [(self.key, self.data)] = source.blobs.items()
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the file open while the context lasts."""
+        self.content.hold("large")
+        try:
+            yield
+        finally:
+            self.content.release("large")
+
     async def read(self, offset: int, length: int = _PIECE) -> bytes:
         return bytes(await self.content.read(self.key, _SIZE, offset, length))
 
     async def read_all(self) -> None:
         """Read it as `cat` does, and compare the content."""
-        self.content.hold("large")
-        for offset in range(0, _SIZE, _PIECE):
-            assert await self.read(offset) == self.data[offset : offset + _PIECE]
-        self.content.release("large")
+        with self.opened():
+            for offset in range(0, _SIZE, _PIECE):
+                assert await self.read(offset) == self.data[offset : offset + _PIECE]
 
     async def ends(self) -> None:
         """Return when no download is running."""
@@ -76,12 +84,11 @@ async def test_the_beginning_is_served_before_the_end_has_arrived(
     source: FakeSource, tmp_path: Path
 ) -> None:
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        for offset in range(0, 4 * MIB, _PIECE):
-            assert await mine.read(offset) == mine.data[offset : offset + _PIECE]
-            # At most twice as much as was read, and a little more.
-            assert source.sent_bytes <= 2 * (offset + _PIECE) + 2 * MIB
-        mine.content.release("large")
+        with mine.opened():
+            for offset in range(0, 4 * MIB, _PIECE):
+                assert await mine.read(offset) == mine.data[offset : offset + _PIECE]
+                # At most twice as much as was read, and a little more.
+                assert source.sent_bytes <= 2 * (offset + _PIECE) + 2 * MIB
         await mine.ends()
         assert source.asked == {"large": 1}
 
@@ -101,14 +108,13 @@ async def test_a_file_that_stays_open_is_downloaded_whole(
 ) -> None:
     monkeypatch.setattr(arrival, "_PAUSE_SECONDS", 0.5)
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        await mine.read(0)
-        await trio.sleep(0.05)
-        assert source.sent_bytes < 2 * MIB
-        await mine.ends()
-        assert source.sent_bytes == _SIZE
-        assert await mine.read(_SIZE - 10) == mine.data[-10:]
-        mine.content.release("large")
+        with mine.opened():
+            await mine.read(0)
+            await trio.sleep(0.05)
+            assert source.sent_bytes < 2 * MIB
+            await mine.ends()
+            assert source.sent_bytes == _SIZE
+            assert await mine.read(_SIZE - 10) == mine.data[-10:]
         assert source.asked == {"large": 1}
 
 
@@ -118,28 +124,28 @@ async def test_a_slow_reader_does_not_reach_the_deadline(
     """Each of its reads ends a pause. All pauses together are short."""
     monkeypatch.setattr(arrival, "_PAUSE_SECONDS", 0.2)
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        await mine.read(0)
-        reads = 1
-        while mine.content.get_download("large") is not None:
-            await mine.read(reads * _PIECE)
-            await trio.sleep(0.05)
-            reads += 1
-        assert source.sent_bytes == _SIZE
-        # As fast as it reads, it would need about 75.
-        assert reads < 40
-        mine.content.release("large")
+        with mine.opened():
+            await mine.read(0)
+            reads = 1
+            while mine.content.get_download("large") is not None:
+                await mine.read(reads * _PIECE)
+                await trio.sleep(0.05)
+                reads += 1
+            assert source.sent_bytes == _SIZE
+            # As fast as it reads, it would need about 75.
+            assert reads < 40
 
 
 async def test_several_readers_share_the_arriving_mail(source: FakeSource, tmp_path: Path) -> None:
-    async with large(source, tmp_path) as mine, trio.open_nursery() as nursery:
-        mine.content.hold("large")
+    async with large(source, tmp_path) as mine:
 
         async def check(offset: int) -> None:
             assert await mine.read(offset) == mine.data[offset : offset + _PIECE]
 
-        for offset in range(0, _SIZE, MIB):
-            nursery.start_soon(check, offset)
+        with mine.opened():
+            async with trio.open_nursery() as nursery:
+                for offset in range(0, _SIZE, MIB):
+                    nursery.start_soon(check, offset)
     assert source.asked == {"large": 1}
 
 
@@ -199,11 +205,10 @@ async def test_a_disk_that_becomes_full_after_the_beginning(
 
     monkeypatch.setattr(LargeWriter, "write", write_a_part)
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        assert await mine.read(0) == mine.data[:_PIECE]
-        with pytest.raises(StorageError):
-            await mine.read(8 * MIB)
-        mine.content.release("large")
+        with mine.opened():
+            assert await mine.read(0) == mine.data[:_PIECE]
+            with pytest.raises(StorageError):
+                await mine.read(8 * MIB)
         assert source.asked == {"large": 1}
 
 
@@ -281,12 +286,11 @@ async def test_a_mail_that_breaks_off_after_its_beginning(
 ) -> None:
     """What was read stays true, what follows is an error, and the next open tries again."""
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        source.break_after = 6 * MIB
-        assert await mine.read(0) == mine.data[:_PIECE]
-        with pytest.raises(UnreachableError):
-            await mine.read(8 * MIB)
-        mine.content.release("large")
+        with mine.opened():
+            source.break_after = 6 * MIB
+            assert await mine.read(0) == mine.data[:_PIECE]
+            with pytest.raises(UnreachableError):
+                await mine.read(8 * MIB)
         assert not await needs_no_network(mine.content, "large")
         source.break_after = None
         await mine.read_all()
@@ -295,11 +299,10 @@ async def test_a_mail_that_breaks_off_after_its_beginning(
 async def test_a_mail_that_is_another_one_at_its_end(source: FakeSource, tmp_path: Path) -> None:
     """After a part was served, no other route may provide the rest."""
     async with large(source, tmp_path) as mine:
-        mine.content.hold("large")
-        assert await mine.read(0) == mine.data[:_PIECE]
-        source.message_ids = {"large": ("other@x",)}
-        with pytest.raises(BlobMismatchError):
-            await mine.read(_SIZE - 10)
-        assert source.attempts == [(Route.DOWNLOAD, False)]
-        mine.content.release("large")
+        with mine.opened():
+            assert await mine.read(0) == mine.data[:_PIECE]
+            source.message_ids = {"large": ("other@x",)}
+            with pytest.raises(BlobMismatchError):
+                await mine.read(_SIZE - 10)
+            assert source.attempts == [(Route.DOWNLOAD, False)]
         assert not await needs_no_network(mine.content, "large")
