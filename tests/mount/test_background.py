@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import COMMAND_SECONDS, Home, Mounted, command
+from tests.mounts import COMMAND_SECONDS, Home, Mounted, Result, command
 from tests.server import ServerProcess
 from tests.waits import has_ended, wait_until
 
@@ -30,26 +30,31 @@ def shell(script: str, home: Home, *arguments: str | Path, passed: tuple[int, ..
     ).returncode
 
 
+@pytest.fixture
+def mount(home: Home, tmp_path: Path) -> Iterator[Mounted]:
+    """A mount that the test makes with `shell`."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    mount = Mounted(home, path, Result(0, "", ""))
+    yield mount
+    mount.clear()
+
+
 def test_a_cron_job_under_flock_runs_again(
-    home: Home, server: ServerProcess, tmp_path: Path
+    home: Home, server: ServerProcess, mount: Mounted, tmp_path: Path
 ) -> None:
-    mountpoint = tmp_path / "mnt"
-    mountpoint.mkdir()
     job = ["flock", "--nonblock", "--conflict-exit-code", "75", str(tmp_path / "lock")]
-    mount = Mounted(home, mountpoint, home.run("status"))
-    try:
-        assert shell('"$@"', home, *job, *home.program, "mount", server.url, mountpoint) == 0
-        # The daemon lives, and does not hold the lock of the job that has ended.
-        assert shell('"$@"', home, *job, *home.program, "status", mountpoint) == 0
-        assert shell('"$@"', home, *job, "true") == 0
-        assert mount.files()
-    finally:
-        mount.clear()
+    assert shell('"$@"', home, *job, *home.program, "mount", server.url, mount.path) == 0
+    # The daemon lives, and does not hold the lock of the job that has ended.
+    assert shell('"$@"', home, *job, *home.program, "status", mount.path) == 0
+    assert shell('"$@"', home, *job, "true") == 0
+    assert mount.files()
 
 
-def test_descriptors_are_not_inherited(home: Home, server: ServerProcess, tmp_path: Path) -> None:
-    mountpoint, held = tmp_path / "mnt", tmp_path / "held"
-    mountpoint.mkdir()
+def test_descriptors_are_not_inherited(
+    home: Home, server: ServerProcess, mount: Mounted, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
     held.mkdir()
     script = """
     cd "$1"; shift
@@ -57,23 +62,11 @@ def test_descriptors_are_not_inherited(home: Home, server: ServerProcess, tmp_pa
     ulimit -Sn 64
     exec "$@"
     """
-    mount = Mounted(home, mountpoint, home.run("status"))
+    arguments: list[str | Path] = [held, *home.program, "mount", server.url, mount.path]
     read_end, write_end = os.pipe()
     try:
         # With a limit that is lower than a descriptor that is open.
-        assert (
-            shell(
-                script,
-                home,
-                held,
-                *home.program,
-                "mount",
-                server.url,
-                mountpoint,
-                passed=(write_end,),
-            )
-            == 0
-        )
+        assert shell(script, home, *arguments, passed=(write_end,)) == 0
         os.close(write_end)
         assert os.read(read_end, 1) == b""
         process = Path("/proc", str(mount.status()["pid"]))
@@ -84,21 +77,16 @@ def test_descriptors_are_not_inherited(home: Home, server: ServerProcess, tmp_pa
             assert (process / "fd" / str(number)).readlink() == Path("/dev/null")
     finally:
         os.close(read_end)
-        mount.clear()
 
 
-def test_standard_streams_may_be_closed(home: Home, server: ServerProcess, tmp_path: Path) -> None:
+def test_standard_streams_may_be_closed(
+    home: Home, server: ServerProcess, mount: Mounted, tmp_path: Path
+) -> None:
     """As some programs that start daemons close them."""
-    mountpoint = tmp_path / "mnt"
-    mountpoint.mkdir()
-    mount = Mounted(home, mountpoint, home.run("status"))
     script = '"$@" <&- >&- 2>&-'
-    try:
-        assert shell(script, home, *home.program, "mount", server.url, mountpoint) == 0
-        assert mount.files()
-        assert shell(script, home, *home.program, "status", tmp_path) == 10
-    finally:
-        mount.clear()
+    assert shell(script, home, *home.program, "mount", server.url, mount.path) == 0
+    assert mount.files()
+    assert shell(script, home, *home.program, "status", tmp_path) == 10
 
 
 @pytest.fixture
@@ -116,18 +104,12 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_volume_in_use_by_the_caller_can_be_unmounted_later(
-    home: Home, server: ServerProcess, tmp_path: Path, volume: Path
+    home: Home, server: ServerProcess, volume: Path, mount: Mounted
 ) -> None:
-    mountpoint = tmp_path / "mnt"
-    mountpoint.mkdir()
-    mount = Mounted(home, mountpoint, home.run("status"))
     script = 'cd "$1"; shift; exec 5>file 1>log 2>&1; exec "$@"'
-    try:
-        assert shell(script, home, volume, *home.program, "mount", server.url, mountpoint) == 0
-        command("umount", volume)
-        assert mount.files()
-    finally:
-        mount.clear()
+    assert shell(script, home, volume, *home.program, "mount", server.url, mount.path) == 0
+    command("umount", volume)
+    assert mount.files()
 
 
 @pytest.mark.parametrize("ending", ["signal", "close"])
