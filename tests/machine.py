@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import pwd
-import subprocess
 import sys
 from pathlib import Path
 
-from tests.mounts import COMMAND_SECONDS, Result
+from tests.mounts import Result, run
 from tests.namespaces import new_namespace
 from tests.server import ServerProcess
 from tests.users import ALICE, UserHome, as_user
@@ -96,15 +95,8 @@ class Machine:
         }
         for name in ("JMAPFS_USERNAME", "JMAPFS_PASSWORD"):
             environment.pop(name, None)
-        result = subprocess.run(
-            [*new_namespace(keep=self.directory), "bash", "-c", _PREPARATION + script],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-        return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+        shell = (*new_namespace(keep=self.directory), "bash", "-c", _PREPARATION + script)
+        return run(*shell, environment=environment)
 
     def works(self, script: str) -> str:
         """Run a script that must succeed; return what it prints."""

@@ -98,16 +98,7 @@ class Home:
 
     def run(self, *arguments: str | Path, seconds: float = COMMAND_SECONDS) -> Result:
         """Run `jmapfs` with these arguments to its end."""
-        # Not a pipe: the daemon of a mount must not keep it open, and the test finds out here.
-        result = subprocess.run(
-            [*self.program, *map(str, arguments)],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
-        return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+        return run(*self.program, *arguments, environment=self.environment, seconds=seconds)
 
     def mount(self, account: str, path: Path, *options: str | Path) -> Mounted:
         """Mount, and fail the test where that fails."""
@@ -290,6 +281,24 @@ def fixed(status: os.stat_result) -> tuple[int, ...]:
 def portable(status: os.stat_result) -> tuple[int, ...]:
     """Return the part of it that does not depend on the index: a directory without its times."""
     return fixed(status)[:-2] if stat.S_ISDIR(status.st_mode) else fixed(status)
+
+
+def run(
+    *arguments: str | Path, environment: Mapping[str, str], seconds: float = COMMAND_SECONDS
+) -> Result:
+    """Run a command to its end.
+
+    This waits until its output is closed, so a daemon that keeps it open fails the test.
+    """
+    result = subprocess.run(
+        [*map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+    )
+    return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
 def command(*arguments: str | Path, **variables: str) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from jmapfs.control.mounts import require_mount
-from tests import users
-from tests.mounts import COMMAND_SECONDS, Home, Mounted, Result, command
+from tests import mounts, users
+from tests.mounts import Home, Mounted, Result, command
 from tests.namespaces import new_namespace
 from tests.server import ServerProcess
 from tests.users import ALICE, BOB, UserHome, as_user, user_home
@@ -26,7 +26,9 @@ from tests.waits import has_ended, wait_until
 pytestmark = pytest.mark.mount
 
 JMAPFS = (sys.executable, "-m", "jmapfs")
-BARE = ("env", "-i", "PATH=/usr/bin:/bin", f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}")
+BARE = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+# The shell's `$0` and `$1` are the source and the target of a bind mount, in which `$2…` runs.
+BINDING = 'mount --bind "$0" "$1" && exec "${@:2}"'
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,14 +52,7 @@ def hers(alice: UserHome, server: ServerProcess) -> Iterator[Mounted]:
 
 def run(*arguments: str | Path) -> Result:
     """Run a command as root, without any variable that tells where the daemon is."""
-    result = subprocess.run(
-        [*BARE, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-    return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+    return mounts.run(*arguments, environment=BARE)
 
 
 def answers(mount: Mounted, *prefix: str) -> bool:
@@ -83,7 +78,8 @@ def test_a_mount_at_reboot_is_found_by_a_login_session(
     path = alice.mountpoint()
     variables = (f"{name}={alice.environment[name]}" for name in ("HOME", "XDG_CACHE_HOME"))
     secrets = ("JMAPFS_USERNAME=alice@example.org", "JMAPFS_PASSWORD=secret")
-    result = run(*secrets, *variables, *as_user(ALICE), *JMAPFS, "mount", server.url, str(path))
+    program = ("env", *secrets, *variables, *as_user(ALICE), *JMAPFS)
+    result = run(*program, "mount", server.url, path)
     mount = Mounted(alice, path, result)
     try:
         assert result.exit_code == 0, result.stderr
@@ -207,11 +203,10 @@ def test_a_container_with_the_mount(hers: Mounted) -> None:
 
 
 def test_a_bind_mount_of_it(hers: Mounted) -> None:
-    binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
     other = Path(tempfile.mkdtemp(prefix="jmapfs-test-"))
     other.chmod(0o755)
     try:
-        inside = (*new_namespace(keep=hers.path), "bash", "-c", binding, str(hers.path), str(other))
+        inside = (*new_namespace(keep=hers.path), "bash", "-c", BINDING, str(hers.path), str(other))
         # The kernel asks the user for the attributes of the directory that is bound.
         result = run(*inside, *JMAPFS, "status", "--json", other)
     finally:
@@ -225,10 +220,9 @@ def test_a_bind_mount_of_it(hers: Mounted) -> None:
 def test_a_bind_mount_of_a_part(home: Home, server: ServerProcess, tmp_path: Path) -> None:
     part = tmp_path / "part"
     part.mkdir()
-    binding = 'mount --bind "$0" "$1" && exec "${@:2}"'
     with home.mounted(server.url) as mount:
         alone = new_namespace(keep=mount.path)
-        inside = (*alone, "bash", "-c", binding, str(mount.path / "Inbox"), str(part))
+        inside = (*alone, "bash", "-c", BINDING, str(mount.path / "Inbox"), str(part))
         assert run(*inside, *JMAPFS, "freeze", part, "--", "true").exit_code == 0
         assert run(*inside, *JMAPFS, "prefetch", part).exit_code == 0
         stop = ("sh", "-c", "kill $PPID")
