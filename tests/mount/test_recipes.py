@@ -213,8 +213,8 @@ exec env -i HOME="$CONTAINER_HOME" PATH="$PATH" "$@"
 command=(unshare --mount --pid --fork --kill-child bash -c "$start" "$volumes" "$@")
 if [[ -z $name ]]; then exec "${command[@]}"; fi
 "${command[@]}" &
-sleep 1
-read -r child _ <<<"$(cat "/proc/$!/task/$!/children")"
+child=
+until [[ $child ]]; do sleep 0.1; read -r child _ <<<"$(cat "/proc/$!/task/$!/children")"; done
 echo "$child" >"$(pid_file "$name")"
 disown
 """
@@ -239,7 +239,8 @@ def test_containers(machine: Machine, contents: dict[str, bytes]) -> None:
         export CONTAINER_HOME={container}/root
     """
     # `docker run -d` does not wait until the account is mounted.
-    wait = "until docker exec mail jmapfs status | grep -q emails; do sleep 0.2; done"
+    status = f"docker exec mail jmapfs status {container}/mail"
+    wait = f"until {status} | grep -q emails; do sleep 0.2; done"
     machine.works(preparation + mounting.replace("docker exec", f"{wait}\ndocker exec", 1))
     assert mails(backup / "mirror") == contents
     machine.works(f"""
