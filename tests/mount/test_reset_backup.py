@@ -65,6 +65,13 @@ def mails_in(copy: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in copy.rglob("*.eml"))
 
 
+def has_new_state(copy: Path) -> bool:
+    """Check that the copy is the old or the new state, and return whether it is the new one."""
+    found = mails_in(copy)
+    assert found in (sorted(old_mails()), sorted(new_mails()))
+    return found == sorted(new_mails())
+
+
 def reset(server: ServerProcess, how: str) -> None:
     """Reset the server to other mail, or to none."""
     mails = [] if how == "emptied" else new_mails()
@@ -129,10 +136,7 @@ def test_a_backup_follows_a_reset_to_mail_of_the_same_times(
             code = back_up(mount, copy)
             assert code in {0, SOME_UNREAD, SOME_VANISHED}
             assert_own_content(copy)
-            if code:
-                return False
-            assert mails_in(copy) in (sorted(old_mails()), sorted(new_mails()))
-            return mails_in(copy) == sorted(new_mails())
+            return code == 0 and has_new_state(copy)
 
         wait_until(follows, seconds=30)
 
@@ -150,8 +154,7 @@ def test_each_frozen_backup_is_complete_during_a_reset(
             result = home.run("freeze", mount.path, "--", *rsync(mount, copy))
             assert result.exit_code == 0, result.stderr
             assert_own_content(copy)
-            assert mails_in(copy) in (sorted(old_mails()), sorted(new_mails()))
-            return mails_in(copy) == sorted(new_mails())
+            return has_new_state(copy)
 
         wait_until(follows, seconds=30)
 

@@ -32,6 +32,7 @@ from jmapfs.snapshot.prune import (
 from jmapfs.snapshot.repository import LATEST, Repository
 from jmapfs.snapshot.staging import InterruptedRuns
 from jmapfs.snapshot.verify_record import Verification, save_verification
+from tests.namespaces import new_namespace
 from tests.snapshot.handmade import ORIGIN, Letter, make_snapshot
 from tests.waits import wait_until
 
@@ -537,7 +538,7 @@ except StorageError as error:
 def test_another_file_system_is_not_entered(tmp_path: Path) -> None:
     partial = tmp_path / f".partial-{NEWEST}"
     (partial / "mail/disk").mkdir(parents=True)
-    alone = ["unshare", "--mount"]
+    alone = new_namespace(keep=tmp_path)
     mount = ["mount", "-t", "tmpfs", "none", str(partial / "mail/disk")]
     if subprocess.run([*alone, *mount], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs to mount something")
