@@ -44,7 +44,7 @@ from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.push_listener import PushListener
 from jmapfs.sync.relisting import too_much_gone
-from jmapfs.sync.rounds import COMPARE_INTERVAL, RoundRequest, Rounds
+from jmapfs.sync.rounds import RoundRequest, Rounds
 from jmapfs.sync.schedule import RoundSchedule
 
 _log = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ class AccountFollower:
     connection: whether the server is reachable.
     schedule: when the next round begins.
 
-    `after_round` is called after every round, and when the server becomes unreachable. Every
-    `compare_interval` seconds, a round compares the numbers of emails with those of the server, and
-    calls `take_suspects` for the ids of emails whose content was not found.
+    `after_round` is called after every round, and when the server becomes unreachable. A round that
+    compares the numbers of emails with those of the server calls `take_suspects` for the ids of
+    emails whose content was not found.
     """
 
     def __init__(
@@ -92,14 +92,13 @@ class AccountFollower:
         poll_interval: float,
         after_round: Callable[[], Awaitable[None]],
         take_suspects: Callable[[], Awaitable[Iterable[str]]],
-        compare_interval: float = COMPARE_INTERVAL,
     ) -> None:
         self.client: Client | None = None
         self.connection = ConnectionState(online=False, since=time.time())
         self.schedule = RoundSchedule()
         self._open_client = open_client
         self._database = database
-        self._rounds = Rounds(database, lease, compare_interval, take_suspects)
+        self._rounds = Rounds(database, lease, take_suspects)
         self._poll_interval = poll_interval
         self._after_round = after_round
         self._push = PushListener(self.schedule.hint)

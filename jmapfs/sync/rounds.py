@@ -23,8 +23,7 @@ from jmapfs.sync.synchronizer import Synchronizer
 
 _log = logging.getLogger(__name__)
 
-COMPARE_INTERVAL: Final = 3600.0
-"""Seconds between two comparisons of the numbers of emails."""
+_COMPARE_INTERVAL: Final = 3600.0
 
 
 class RoundRequest:
@@ -72,7 +71,6 @@ class Rounds:
         self,
         database: IndexDatabase,
         lease: WriterLease,
-        compare_interval: float,
         take_suspects: Callable[[], Awaitable[Iterable[str]]],
     ) -> None:
         self.checked_at = 0.0
@@ -80,7 +78,6 @@ class Rounds:
         self.reset_reported = False
         self._database = database
         self._lease = lease
-        self._compare_interval = compare_interval
         self._take_suspects = take_suspects
         self._writer: IndexWriter | None = None
 
@@ -155,10 +152,10 @@ class Rounds:
             return
         # The first round makes no comparison that is due: the mount can be used before that.
         age = time.time() - (await trio.to_thread.run_sync(writer.state)).compared_at
-        pause = 0.0 if age >= self._compare_interval else self._compare_interval
+        pause = 0.0 if age >= _COMPARE_INTERVAL else _COMPARE_INTERVAL
         self.next_comparison = trio.current_time() + pause
 
     def _postpone_comparison(self) -> None:
         # A comparison that is due, but cannot be made, must not begin round after round.
         if trio.current_time() >= self.next_comparison:
-            self.next_comparison = trio.current_time() + self._compare_interval
+            self.next_comparison = trio.current_time() + _COMPARE_INTERVAL
