@@ -9,14 +9,13 @@ import sqlite3
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
 
 from jmapfs.index.file_inodes import put_file, remove_unused_file
 from jmapfs.index.schema import UNFILED
-from jmapfs.jmap.types import Email
+from jmapfs.jmap.types import Email, unix_seconds
 from jmapfs.names import email_stem, numbered_name
 
 # The digest of a mailbox changes with its names (see `directories`).
@@ -42,9 +41,6 @@ UNION SELECT mailbox_id FROM undescribed WHERE email = :email
 """
 
 _JOURNAL_ROWS: Final = 100_000  # an ordinary account has this many changes in about a month
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND: Final = timedelta(seconds=1)
 
 
 class EmailBatch:
@@ -370,5 +366,4 @@ def stem_of(email: Email) -> str:
 
 def received_at(email: Email) -> int:
     """Return when the server received an email, in whole seconds since 1970."""
-    # Fractions of a second are dropped: not all servers and backup tools preserve them.
-    return (email.received_at - _EPOCH) // _SECOND
+    return unix_seconds(email.received_at)

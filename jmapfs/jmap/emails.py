@@ -7,7 +7,6 @@ bad.
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
@@ -24,12 +23,11 @@ from jmapfs.jmap.types import (
     ImmutableEmail,
     Mailbox,
     QueryResponse,
+    unix_seconds,
 )
 
 E = TypeVar("E", Email, ImmutableEmail)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND = timedelta(seconds=1)
 # How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
 _ID_LIMITS = (10_000, 1_000, 100, None)
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
@@ -207,7 +205,7 @@ class EmailMethods(MailboxMethods):
             id_: EmailValues(
                 email.blob_id,
                 email.size,
-                (email.received_at - _EPOCH) // _SECOND,
+                unix_seconds(email.received_at),
                 strings(email.message_id),
             )
             for id_, email in found.emails.items()

@@ -6,7 +6,7 @@ required, which may be missing and which may be null. Everything that a server s
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -31,6 +31,16 @@ State: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 
 Date: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 """A Date or UTCDate (RFC 8620 §1.4): always with its offset."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = timedelta(seconds=1)
+
+
+def unix_seconds(date: datetime) -> int:
+    """Return a date in whole seconds since 1970."""
+    # Fractions of a second are dropped: not all servers and backup tools preserve them.
+    return (date - _EPOCH) // _SECOND
+
 
 EMAIL_PROPERTIES = (
     "id",
