@@ -10,7 +10,7 @@ the smallest id becomes a top-level directory.
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jmapfs.index.rows import MailboxRow
 from jmapfs.inodes import ROOT_INODE, directory_inode
@@ -95,13 +95,7 @@ def lay_out(mailboxes: Iterable[MailboxRow]) -> Layout:
                 inode=inode, parent=directory.inode, path=path, mailbox=by_id[child_id].number
             )
             pending.append((child_id, child))
-        directories[directory.inode] = Directory(
-            inode=directory.inode,
-            parent=directory.parent,
-            path=directory.path,
-            mailbox=directory.mailbox,
-            children=named,
-        )
+        directories[directory.inode] = replace(directory, children=named)
     return Layout(directories)
 
 

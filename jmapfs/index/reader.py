@@ -223,7 +223,7 @@ class IndexReader(SqliteConnection):
         return [NamedFile(*row) for row in rows]
 
     def distance(self, mailbox: int, first: str, second: str, most: int) -> int:
-        """Return how many files come between two names, and one more, but at most `most`."""
+        """Return how far apart two names are in a mailbox: 1 for neighbours, and at most `most`."""
         low, high = sorted((first, second))
         row = self._connection.execute(
             "SELECT count(*) FROM (SELECT 1 FROM membership"

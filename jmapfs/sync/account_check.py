@@ -89,14 +89,14 @@ def claim_index(client: Client, database: IndexDatabase, writer: IndexWriter) ->
             epoch="" if client.blob_ids_are_sha1 else new_epoch(),
         )
     identity = client.identity
-    is_there = state.server in {"", client.session.api_url}
+    has_moved = state.server not in {"", client.session.api_url}
     state = replace(
         state,
         location=identity.location,
         # Snapshots of an earlier version name only the origin that the API had then.
         origins=merge_origins(identity.origins, identity_of(state).origins),
         server=client.session.api_url,
-        moved_at=state.moved_at if is_there else time.time(),
+        moved_at=time.time() if has_moved else state.moved_at,
         username=identity.username or state.username,
         blob_ids_are_sha1=client.blob_ids_are_sha1,
     )

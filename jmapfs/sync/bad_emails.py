@@ -83,7 +83,7 @@ def forget_not_found(writer: IndexWriter, listed: Collection[str]) -> bool:
 
 
 def log_new_bad_emails(writer: IndexWriter, before: Sequence[BadEmailRow]) -> None:
-    """Log the bad emails that were not bad before."""
+    """Log the bad emails that were not bad before; note it if the bad emails have changed."""
     bad = writer.bad_emails()
     known = {row.id for row in before}
     new = [row for row in bad if row.id not in known]

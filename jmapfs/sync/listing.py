@@ -195,7 +195,7 @@ class _EmailFetcher:
         else:
             # `ListedIds` numbers the ids in the same way.
             pending = list(enumerate(listing.ids, 1))
-        self._tell()
+        self._report_progress()
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 send, receive = trio.open_memory_channel[_Part](0)
@@ -232,9 +232,9 @@ class _EmailFetcher:
             async for numbers, size, found in receive:
                 self._progress = replace(self._progress, listed=self._progress.listed + size)
                 await trio.to_thread.run_sync(self._target.store, numbers, found, self._progress)
-                self._tell()
+                self._report_progress()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         self._report(self._progress.listed, self._progress.ids or None)
 
 
