@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import ssl
 from collections.abc import Callable, Generator, Iterator
@@ -221,3 +222,12 @@ def new_mail_account(mail_server: MailServer) -> Callable[[], MailAccount]:
 def mail_account(new_mail_account: Callable[[], MailAccount]) -> MailAccount:
     """An empty account of each server for one test."""
     return new_mail_account()
+
+
+# --- Time
+
+
+@pytest.fixture
+def steady_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the random part of pauses."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)

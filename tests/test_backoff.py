@@ -12,13 +12,7 @@ from jmapfs.backoff import BackOff, Pace
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
-pytestmark = pytest.mark.usefixtures("steady")
-
-
-@pytest.fixture
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the random part of the pauses."""
-    monkeypatch.setattr("jmapfs.backoff.random.uniform", lambda *_: 1.0)
+pytestmark = pytest.mark.usefixtures("steady_pauses")
 
 
 @pytest.fixture
@@ -98,8 +92,8 @@ async def test_the_longest_success_that_does_not_end_a_series(
     assert pause(back_off) == expected
 
 
-async def test_a_success_that_the_user_requested_is_no_longer_one(clock: MockClock) -> None:
-    """The pause that it interrupted does not count as a success."""
+async def test_the_pause_before_a_requested_success_does_not_count(clock: MockClock) -> None:
+    """A success counts from the end of the pause that the user has interrupted."""
     back_off = BackOff(2, 60)
     for _ in range(4):
         back_off.record_failure()

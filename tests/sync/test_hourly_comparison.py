@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.jmap.client import connect
-from jmapfs.jmap.login import Login
+from jmapfs.index.database import IndexDatabase
 from jmapfs.sync.follower import AccountFollower
-from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, FakeServer, RefusedError
+from tests.jmap.fake import Arguments, FakeServer, RefusedError
+from tests.sync.followed_fake import quiet_server, running_follower
 
 # ruff: noqa: ARG001 - the fixture sets the clock
-
-
-def server_of(count: int) -> FakeServer:
-    """Return a server whose account never changes, but may hide mail."""
-    server = FakeServer(count)
-    server.change("Email/changes", newState="e1", hasMoreChanges=False)
-    server.change("Mailbox/changes", newState="m1", hasMoreChanges=False)
-    return server
 
 
 def hide(server: FakeServer, *hidden: str) -> None:
@@ -43,30 +33,11 @@ def hide(server: FakeServer, *hidden: str) -> None:
 
 @asynccontextmanager
 async def mounted(
-    server: FakeServer, directory: Path, suspects: list[str] | None = None
+    server: FakeServer, directory: Path, suspects: Collection[str] = ()
 ) -> AsyncIterator[tuple[AccountFollower, IndexDatabase]]:
-    """Follow an account as a mount does, until the context ends.
-
-    `suspects` are the emails whose content was not found.
-    """
-
-    async def take_suspects() -> list[str]:
-        return suspects or []
-
-    database = IndexDatabase(directory)
-    with WriterLease(database) as lease:
-        follower = AccountFollower(
-            partial(connect, SESSION_URL, Login(CREDENTIALS), network=server),
-            database,
-            lease,
-            poll_interval=60,
-            take_suspects=take_suspects,
-            after_round=trio.lowlevel.checkpoint,
-        )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
-            yield follower, database
-            nursery.cancel_scope.cancel()
+    """Yield a running follower and its index."""
+    async with running_follower(server, directory, suspects) as follower:
+        yield follower, IndexDatabase(directory)
 
 
 def totals(server: FakeServer) -> int:
@@ -80,7 +51,7 @@ def emails(database: IndexDatabase) -> int:
 
 
 async def test_a_shortfall_heals_within_the_hour(tmp_path: Path, follower_clock: MockClock) -> None:
-    server = server_of(12)
+    server = quiet_server(12)
     hide(server, "M3", "M7")
     async with mounted(server, tmp_path) as (_, database):
         shortfall = database.state().shortfall
@@ -103,7 +74,7 @@ async def test_mail_whose_content_is_gone_goes_within_the_hour(
     tmp_path: Path, follower_clock: MockClock
 ) -> None:
     """The server still returns and counts it, but does not list it. What it lists stays."""
-    server = server_of(12)
+    server = quiet_server(12)
     async with mounted(server, tmp_path, ["M3", "M4"]) as (_, database):
         hide(server, "M3")
         await trio.sleep(3700)
@@ -116,7 +87,7 @@ async def test_mail_whose_content_is_gone_goes_within_the_hour(
 async def test_mail_that_the_index_lost_is_back_after_the_start(
     tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    server = server_of(12)
+    server = quiet_server(12)
     async with mounted(server, tmp_path):
         pass
     database = IndexDatabase(tmp_path)
@@ -131,7 +102,7 @@ async def test_mail_that_the_index_lost_is_back_after_the_start(
 async def test_a_stale_tree_is_not_compared_all_the_time(
     tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    server = server_of(12)
+    server = quiet_server(12)
     async with mounted(server, tmp_path) as (_, database):
         server.emails.clear()
         await trio.sleep(3700)
@@ -145,7 +116,7 @@ async def test_a_stale_tree_is_not_compared_all_the_time(
 async def test_a_server_that_no_longer_lists_stays_online(
     tmp_path: Path, follower_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = server_of(12)
+    server = quiet_server(12)
     async with mounted(server, tmp_path) as (follower, database):
         hide(server, "M3")
         server.emails["M12"] = {**server.emails["M3"], "id": "M12"}
@@ -171,7 +142,7 @@ async def test_a_server_that_no_longer_lists_stays_online(
 async def test_a_server_that_cannot_count_stays_online(
     tmp_path: Path, follower_clock: MockClock
 ) -> None:
-    server = server_of(12)
+    server = quiet_server(12)
     plain = server.methods["Email/get"]
 
     def email_get(arguments: Arguments) -> Arguments:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,14 @@ import trio
 from trio.testing import MockClock
 
 from jmapfs.errors import StorageError
-from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.client import connect
-from jmapfs.jmap.login import Login
 from jmapfs.sync.follower import AccountFollower
-from tests.jmap.fake import CREDENTIALS, SESSION_URL, Arguments, Chunks, FakeServer, RefusedError
+from tests.jmap.fake import Arguments, Chunks, FakeServer, RefusedError
+from tests.sync.followed_fake import quiet_server, running_follower
 
 # ruff: noqa: ARG001 - the fixture sets the clock
+
+pytestmark = pytest.mark.usefixtures("steady_pauses")
 
 EVENT = b'event: state\ndata: {"changed": {"A1": {"Email": "e"}}}\n\n'
 NEVER = 1e6
@@ -273,30 +271,6 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
 """For each fault: how many requests there may be in the first minute, and in a later one."""
 
 
-async def no_suspects() -> list[str]:
-    return []
-
-
-@asynccontextmanager
-async def mounted(faulty: Faulty, directory: Path) -> AsyncIterator[AccountFollower]:
-    server = faulty.server
-    server.change("Email/changes", newState="e1", hasMoreChanges=False)
-    server.change("Mailbox/changes", newState="m1", hasMoreChanges=False)
-    with WriterLease(IndexDatabase(directory)) as lease:
-        follower = AccountFollower(
-            partial(connect, SESSION_URL, Login(CREDENTIALS), network=server),
-            IndexDatabase(directory),
-            lease,
-            poll_interval=60,
-            after_round=trio.lowlevel.checkpoint,
-            take_suspects=no_suspects,
-        )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
-            yield follower
-            nursery.cancel_scope.cancel()
-
-
 async def read_often(follower: AccountFollower) -> None:
     """Wake the follower while the server is unreachable, as reads do."""
     while True:
@@ -311,9 +285,12 @@ async def test_a_permanent_fault_costs_few_requests(
 ) -> None:
     begin, in_first_minute, in_later_minute = FAULTS[fault]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        faulty = Faulty(FakeServer(12), monkeypatch)
+        faulty = Faulty(quiet_server(12), monkeypatch)
         requests = faulty.server.requests
-        async with mounted(faulty, tmp_path) as follower, trio.open_nursery() as nursery:
+        async with (
+            running_follower(faulty.server, tmp_path) as follower,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(read_often, follower)
             healthy = dict(faulty.server.methods), faulty.server.session
             begin(faulty)
@@ -347,9 +324,9 @@ async def test_after_a_suspension_the_event_stream_is_opened_again(
     suspended = 0.0
     clocks = {time.CLOCK_BOOTTIME: lambda: suspended, time.CLOCK_MONOTONIC: lambda: 0.0}
     monkeypatch.setattr(time, "clock_gettime", lambda clock: clocks[clock]())
-    faulty = Faulty(FakeServer(12), monkeypatch, pieces=(EVENT, NEVER))
+    faulty = Faulty(quiet_server(12), monkeypatch, pieces=(EVENT, NEVER))
     faulty.server.before = faulty.answer
-    async with mounted(faulty, tmp_path) as follower:
+    async with running_follower(faulty.server, tmp_path) as follower:
 
         def streams() -> int:
             return sum("/events" in request.url.path for request in faulty.server.requests)
@@ -369,8 +346,8 @@ async def test_a_mount_recovers_by_itself(
     tmp_path: Path, follower_clock: MockClock, fault: str
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        faulty = Faulty(FakeServer(12), monkeypatch)
-        async with mounted(faulty, tmp_path) as follower:
+        faulty = Faulty(quiet_server(12), monkeypatch)
+        async with running_follower(faulty.server, tmp_path) as follower:
             healthy = dict(faulty.server.methods)
             FAULTS[fault][0](faulty)
             faulty.server.before = faulty.answer

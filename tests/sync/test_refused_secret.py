@@ -11,11 +11,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from jmapfs.index.database import IndexDatabase, WriterLease
-from jmapfs.jmap.client import Client, connect
-from jmapfs.jmap.login import Login
+from jmapfs.jmap.client import Client
 from jmapfs.sync.follower import AccountFollower
-from tests.jmap.fake import CREDENTIALS, SESSION_URL, FakeServer
+from tests.jmap.fake import FakeServer
+from tests.sync.followed_fake import follower_of
 
 
 class _Round:
@@ -26,10 +25,6 @@ class _Round:
 
     async def bring_up_to_date(self, *_: object, **__: object) -> None:
         await self._client.email_state()
-
-
-async def no_suspects() -> list[str]:
-    return []
 
 
 # ruff: noqa: ARG001 - the fixture sets the clock
@@ -43,17 +38,7 @@ def followed(
     monkeypatch.setattr("jmapfs.sync.rounds.Synchronizer", _Round)
     monkeypatch.setattr("jmapfs.sync.follower.check_account", lambda *_: None)
     server = FakeServer()
-    database = IndexDatabase(tmp_path)
-    login = Login(CREDENTIALS)
-    with WriterLease(database) as lease:
-        follower = AccountFollower(
-            partial(connect, SESSION_URL, login, network=server),
-            database,
-            lease,
-            poll_interval=60,
-            take_suspects=no_suspects,
-            after_round=trio.lowlevel.checkpoint,
-        )
+    with follower_of(server, tmp_path) as follower:
         yield follower, server
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -11,13 +14,9 @@ from jmapfs.sync.schedule import RoundSchedule
 
 # ruff: noqa: ARG001 - the fixture sets the clock
 
+pytestmark = pytest.mark.usefixtures("steady_pauses")
+
 FAILURE = ServerError("nonsense")
-
-
-@pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the random part of the pauses."""
-    monkeypatch.setattr("jmapfs.backoff.random.uniform", lambda *_: 1.0)
 
 
 @pytest.fixture
@@ -25,10 +24,20 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=0)
 
 
-async def hint_often(schedule: RoundSchedule) -> None:
-    while True:
-        schedule.hint()
-        await trio.sleep(0.3)
+@asynccontextmanager
+async def hinted_often() -> AsyncIterator[RoundSchedule]:
+    """Yield a schedule that gets a hint again and again."""
+    schedule = RoundSchedule()
+
+    async def hint() -> None:
+        while True:
+            schedule.hint()
+            await trio.sleep(0.3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hint)
+        yield schedule
+        nursery.cancel_scope.cancel()
 
 
 async def pause(schedule: RoundSchedule, interval: float = 60) -> float:
@@ -57,16 +66,13 @@ async def test_a_hint_begins_a_round_soon(clock: MockClock) -> None:
 
 
 async def test_hints_that_do_not_end_begin_a_round_every_two_seconds(clock: MockClock) -> None:
-    schedule = RoundSchedule()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hint_often, schedule)
+    async with hinted_often() as schedule:
         pauses = []
         for _ in range(40):
             schedule.record_success()
             pauses.append(await pause(schedule))
         assert sum(one <= 1 for one in pauses) <= 6
         assert pauses[-10:] == [2] * 10
-        nursery.cancel_scope.cancel()
     # After a quiet time, a hint begins a round soon again.
     schedule.record_success()
     await trio.sleep(30)
@@ -75,13 +81,10 @@ async def test_hints_that_do_not_end_begin_a_round_every_two_seconds(clock: Mock
 
 
 async def test_hints_shorten_only_the_first_pause(clock: MockClock) -> None:
-    schedule = RoundSchedule()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hint_often, schedule)
+    async with hinted_often() as schedule:
         for expected in (1, 4, 8, 16, 32, 60, 60):
             schedule.record_failure(FAILURE)
             assert await pause(schedule) == expected
-        nursery.cancel_scope.cancel()
     assert schedule.failures == 7
 
 
@@ -99,9 +102,7 @@ async def test_a_request_begins_a_round_at_once_and_keeps_the_pauses(clock: Mock
 
 
 async def test_a_server_that_fails_every_other_time(clock: MockClock) -> None:
-    schedule = RoundSchedule()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hint_often, schedule)
+    async with hinted_often() as schedule:
         began = trio.current_time()
         for _ in range(20):
             schedule.record_failure(FAILURE)
@@ -109,19 +110,15 @@ async def test_a_server_that_fails_every_other_time(clock: MockClock) -> None:
             schedule.record_success()
             await pause(schedule)
         assert trio.current_time() - began > 14 * 60
-        nursery.cancel_scope.cancel()
 
 
 async def test_long_rounds_take_a_tenth_of_the_time(clock: MockClock) -> None:
-    schedule = RoundSchedule()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hint_often, schedule)
+    async with hinted_often() as schedule:
         schedule.begin()
         for expected in (2, 4, 8, 16, 32, 64, 128, 256, 300, 300):
             await trio.sleep(30)
             schedule.record_success()
             assert await pause(schedule) == expected
-        nursery.cancel_scope.cancel()
 
 
 async def test_only_a_round_that_fails_slowly_is_repeated_seldom(clock: MockClock) -> None:
