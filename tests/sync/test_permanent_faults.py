@@ -172,6 +172,8 @@ def endless_changes(faulty: Faulty) -> None:
 
 
 def endless_mailbox_changes(faulty: Faulty) -> None:
+    # The rounds succeed with many requests. Their time bounds them, so it must not be zero.
+    faulty.server.delay = 0.05
     endless_changes(faulty)
     faulty.method("Mailbox/changes", faulty.server.methods["Email/changes"])
 
@@ -286,6 +288,10 @@ async def test_a_permanent_fault_costs_few_requests(
     begin, in_first_minute, in_later_minute = FAULTS[fault]
     with pytest.MonkeyPatch.context() as monkeypatch:
         faulty = Faulty(quiet_server(12), monkeypatch)
+        faulty.server.before = faulty.answer
+        if fault.startswith("push"):
+            # The first event stream ends soon: the next one has the fault.
+            faulty.pieces = (EVENT, 0.5)
         requests = faulty.server.requests
         async with (
             running_follower(faulty.server, tmp_path) as follower,
@@ -293,8 +299,9 @@ async def test_a_permanent_fault_costs_few_requests(
         ):
             nursery.start_soon(read_often, follower)
             healthy = dict(faulty.server.methods), faulty.server.session
+            await trio.sleep(0.1)
+            assert follower.push_active
             begin(faulty)
-            faulty.server.before = faulty.answer
             follower.schedule.hint()
             requests.clear()
             await trio.sleep(60)
@@ -308,6 +315,7 @@ async def test_a_permanent_fault_costs_few_requests(
             assert later <= in_later_minute
             # The user need not wait.
             faulty.server.before = None
+            faulty.server.delay = 0.0
             faulty.server.methods, faulty.server.session = healthy
             monkeypatch.undo()
             if fault != "all 401":
