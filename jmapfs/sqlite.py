@@ -4,6 +4,7 @@
     SQLITE_CORRUPT          a page or an index cannot be right           yes
     SQLITE_NOTADB           the file is no database                      yes
     ForeignFileError        a database of another program or version     yes
+    UnsafePathError         no regular file, or that of another user     yes
     any other               locked, disk full, input/output error, ...   no
 
 A damaged file is never repaired: everything in it can be downloaded again.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from jmapfs.errors import StorageError
+from jmapfs.private_files import UnsafePathError, require_own_database
 
 _DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _FILE_SUFFIXES: Final = ("-wal", "-shm", "")
@@ -28,7 +30,7 @@ class ForeignFileError(sqlite3.DatabaseError):
 def is_damage(error: BaseException) -> bool:
     """Return whether an error means that the file is damaged or is not our database."""
     code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, ForeignFileError) or (
+    return isinstance(error, ForeignFileError | UnsafePathError) or (
         code is not None and code & 0xFF in _DAMAGE_CODES
     )
 
@@ -45,8 +47,9 @@ def connect(
 
     `query` is the part of the URI behind the `?` (https://sqlite.org/uri.html). `busy_seconds` is
     how long a statement waits for the lock of another connection. Raises sqlite3.Error if the file
-    cannot be opened, or a pragma fails.
+    cannot be opened, or a pragma fails, and UnsafePathError if it is not a file of the user.
     """
+    require_own_database(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
         uri=True,
@@ -86,6 +89,8 @@ def sqlite_errors(action: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StorageError(f"cannot {action}: {error}") from error
+    except UnsafePathError as error:
+        raise StorageError(f"{error.filename}: {error.strerror}") from error
 
 
 def quarantine(path: Path) -> None:
