@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import random
+import re
 import subprocess
 import time
 from collections import Counter
