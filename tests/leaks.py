@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import re
 import subprocess
 import time
 from collections import Counter
@@ -101,14 +100,14 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
     found = set()
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
-        place, _, kind = line.partition(b" - ")
-        if kind.split(b" ")[0].split(b".")[0] in {b"fuse", b"fuseblk"}:
+    table = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    # Other characters at which `splitlines` splits are not escaped.
+    for line in table.rstrip("\n").split("\n"):
+        place, _, kind = line.partition(" - ")
+        if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
             # The kernel escapes spaces and other characters as octal numbers.
-            name = re.sub(
-                rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), place.split(b" ")[4]
-            )
-            mountpoint = Path(os.fsdecode(name))
+            escaped = place.split(" ")[4].encode("latin-1", "backslashreplace")
+            mountpoint = Path(escaped.decode("unicode_escape"))
             if any(mountpoint.is_relative_to(directory) for directory in below):
                 found.add(str(mountpoint))
     return frozenset(found)

@@ -170,8 +170,9 @@ def peer(connection: _Connection) -> Peer:
 def mounts(process: int | str = "self") -> list[Mount]:
     """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    # The kernel escapes a line break in a path, but not a carriage return.
-    for line in Path("/proc", str(process), "mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+    table = Path("/proc", str(process), "mountinfo").read_bytes()
+    # The kernel escapes a line feed in a name, but not the other ends of lines.
+    for line in table.rstrip(b"\n").split(b"\n"):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
         fstype, source, options = after.split(b" ", 2)

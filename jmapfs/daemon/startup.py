@@ -7,6 +7,7 @@ terminal.
 """
 
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
@@ -21,6 +22,7 @@ import platformdirs
 
 from jmapfs.control.mounts import file_stem
 from jmapfs.errors import JmapfsError, RelayedError, StorageError
+from jmapfs.private_files import open_private, private_directory
 from jmapfs.text import LogFormatter, escaped
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -43,14 +45,17 @@ def log_to_stderr(*, verbose: bool) -> None:
 def log_to_file(path: Path, *, verbose: bool) -> None:
     """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS, encoding="utf-8"
-        )
+        private_directory(path.parent, named=platformdirs.user_state_path())
+        handler = _LogHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write the log {path}: {error.strerror}") from error
     _start_logging(handler, verbose=verbose)
+
+
+class _LogHandler(logging.handlers.RotatingFileHandler):
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = open_private(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
 def _start_logging(handler: logging.Handler, *, verbose: bool) -> None:
