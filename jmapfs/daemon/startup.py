@@ -46,7 +46,7 @@ def log_to_file(path: Path, *, verbose: bool) -> None:
     """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
         private_directory(path.parent, named=platformdirs.user_state_path())
-        handler = _LogHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS, encoding="utf-8")
+        handler = _LogHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS)
     except OSError as error:
         raise StorageError(f"cannot write the log {path}: {error.strerror}") from error
     _start_logging(handler, verbose=verbose)
