@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, account_directory
+from jmapfs.account import AccountSource, account_directory, require_private_cache
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
@@ -63,6 +63,7 @@ async def account_opener(
     if the server has no digests, and JmapfsError if it cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
+    require_private_cache(cache_root, directory)
     async with (
         source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
