@@ -170,7 +170,8 @@ def peer(connection: _Connection) -> Peer:
 def mounts(process: int | str = "self") -> list[Mount]:
     """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    for line in Path("/proc", str(process), "mountinfo").read_bytes().splitlines():
+    # The kernel escapes no separator of lines but this one. Anybody can mount at a name with others.
+    for line in filter(None, Path("/proc", str(process), "mountinfo").read_bytes().split(b"\n")):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
         fstype, source, options = after.split(b" ", 2)
