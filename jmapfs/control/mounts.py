@@ -170,7 +170,7 @@ def peer(connection: _Connection) -> Peer:
 def mounts(process: int | str = "self") -> list[Mount]:
     """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    # The kernel escapes no separator of lines but this one. Anybody can mount at a name with others.
+    # The kernel escapes no other separator of lines, and anybody can mount at a name with one.
     for line in filter(None, Path("/proc", str(process), "mountinfo").read_bytes().split(b"\n")):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")

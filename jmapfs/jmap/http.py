@@ -28,6 +28,7 @@ from jmapfs.errors import (
     ProtocolError,
     UnreachableError,
 )
+from jmapfs.jmap.answers import SESSION_LIMIT
 from jmapfs.jmap.connections import NEW_CONNECTION, ConnectionPool
 from jmapfs.jmap.http_errors import (
     HTTP_FAILURES,
@@ -53,7 +54,6 @@ LONGEST_WAIT = 60.0
 """Seconds that a patient request waits, at most, when the server asks to wait."""
 
 _INITIAL_CONCURRENCY = 2
-_LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
 _REFUSALS = frozenset({401, 403})
@@ -91,7 +91,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         longest_wait: float = LONGEST_WAIT,
         on_wait: Callable[[str, float], None] | None = None,
         concurrency: int = CONCURRENCY,
-        largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
         self.traffic = Traffic()
         self.waited = 0.0
@@ -102,7 +101,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._longest_wait = longest_wait
         self._closed = False
         self._concurrency = max(1, concurrency)
-        self._largest_response = largest_response
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
         self._cooldown = Cooldown(on_wait)
         self._trusted: frozenset[str] = frozenset()
@@ -172,25 +170,22 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         request: HttpRequest,
         *,
         until: float,
-        largest: int | None = None,
+        largest: int = SESSION_LIMIT.bytes,
         patient: bool = False,
     ) -> HttpResponse:
         """Send a request, retry it if a retry may help, and return the whole response.
 
-        `until` is a moment of trio's clock. `largest` bounds the response in bytes, in addition to
-        the bound for all responses. With `patient`, pauses that the server asks for do not count,
-        up to `longest_wait` seconds.
+        `until` is a moment of trio's clock. `largest` bounds the response in bytes. With `patient`,
+        pauses that the server asks for do not count, up to `longest_wait` seconds.
 
         Raises:
             UnreachableError, DeadlineError: there was no usable response in time.
             AuthenticationError: the server does not accept the credentials.
             RequestError: the server answered with an error.
-            ProtocolError: the response is too large or a redirect, or the URL is not allowed.
+            AnswerTooLargeError: the response is too large.
+            ProtocolError: the response is a redirect, or the URL is not allowed.
         """
         retries = RetryPolicy(until)
-        limit = self._largest_response
-        if largest is not None:
-            limit = min(largest, limit)
         waited = 0.0
         late: DeadlineError | None = None
         while True:
@@ -201,7 +196,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                 retries.until = until + waited
             try:
                 async with self.exchange(request, until=retries.until) as reader:
-                    content = await reader.read(limit)
+                    content = await reader.read(largest)
                     return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
                 if isinstance(failure.error, DeadlineError):
