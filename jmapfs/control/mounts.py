@@ -170,8 +170,9 @@ def peer(connection: _Connection) -> Peer:
 def mounts(process: int | str = "self") -> list[Mount]:
     """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    # The kernel escapes no other separator of lines, and anybody can mount at a name with one.
-    for line in filter(None, Path("/proc", str(process), "mountinfo").read_bytes().split(b"\n")):
+    table = Path("/proc", str(process), "mountinfo").read_bytes()
+    # The kernel escapes a line feed in a name, but not the other ends of lines.
+    for line in table.rstrip(b"\n").split(b"\n"):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
         fstype, source, options = after.split(b" ", 2)

@@ -207,15 +207,3 @@ def test_two_mounts_in_one_place(home: Home, server: ServerProcess, mountpoint: 
     assert "there was another one below it: run the command again" in result.stderr
     assert home.run("umount", mountpoint).exit_code == 0
     assert at(mountpoint) == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a tmpfs")
-def test_a_mount_of_anybody_at_a_strange_name(tmp_path: Path) -> None:
-    """The kernel does not escape these characters in its table."""
-    strange = tmp_path / "a\rb\x1cc\vd"
-    strange.mkdir()
-    command("mount", "-t", "tmpfs", "none", strange)
-    try:
-        assert strange in [one.mountpoint for one in mounts()]
-    finally:
-        command("umount", strange)
