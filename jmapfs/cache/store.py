@@ -73,10 +73,12 @@ _SCHEMA: Final = """
     );
     INSERT OR IGNORE INTO usage VALUES (0, 0, 0, 0);
     PRAGMA application_id = 0x6A6D4243;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
     COMMIT;
 """
-_IDENTITY: Final = (0x6A6D4243, 1)
+_IDENTITY: Final = (0x6A6D4243, 2)
+# Its tables are the same. Only its checksums differ, row by row (see `lru`).
+_IDENTITY_OF_VERSION_1: Final = (0x6A6D4243, 1)
 
 
 class BlobStore:
@@ -208,13 +210,20 @@ class BlobStore:
         raise reason
 
     def _connect(self) -> sqlite3.Connection:
-        return connect(
+        connection = connect(
             self.path, query=self._query, busy_seconds=_BUSY_TIMEOUT_SECONDS, pragmas=_PRAGMAS
         )
+        # No column is text. A damaged row may have text that cannot be decoded.
+        connection.text_factory = bytes
+        return connection
 
     def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         try:
-            if not _is_cache(connection):
+            identity = _identity(connection)
+            if identity == _IDENTITY_OF_VERSION_1:
+                connection.execute(f"PRAGMA user_version = {_IDENTITY[1]}")
+            elif identity != _IDENTITY:
+                _require_empty(connection)
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
@@ -235,17 +244,14 @@ def _empty_log(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _is_cache(connection: sqlite3.Connection) -> bool:
-    """Return True for a cache of this version, and False for an empty file.
+def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    return _pragma(connection, "application_id"), _pragma(connection, "user_version")
 
-    Raises ForeignFileError for any other database.
-    """
-    identity = (_pragma(connection, "application_id"), _pragma(connection, "user_version"))
-    if identity == _IDENTITY:
-        return True
+
+def _require_empty(connection: sqlite3.Connection) -> None:
+    """Raise ForeignFileError for the database of another program or version."""
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise ForeignFileError("it is not a cache of this version")
-    return False
 
 
 @contextlib.contextmanager
@@ -366,11 +372,16 @@ class CacheFiles:
                 raise CacheUnavailableError("the cache cannot be used at present")
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             self._close_store()
-            try:
-                self._store = self._open()
-            except (OSError, sqlite3.Error) as error:
-                self.report("be opened", error)
-                raise CacheUnavailableError("the cache cannot be opened") from error
+            for is_last in (False, True):
+                try:
+                    self._store = self._open()
+                    break
+                except (OSError, sqlite3.Error) as error:
+                    self.report("be opened", error)
+                    # If the damage is known now, the file is quarantined by the second attempt.
+                    if is_last or self._damaged is None:
+                        raise CacheUnavailableError("the cache cannot be opened") from error
+            assert self._store is not None  # noqa: S101 - for the type checker
             return self._store
 
     def _open(self) -> BlobStore:
@@ -387,13 +398,14 @@ class CacheFiles:
                 # The write lock is held, so every file that another process has renamed has a row.
                 names = remove_partial_files(self.large)
                 index.recount(names)
-                known = {
-                    key.hex() for (key,) in connection.execute("SELECT key FROM entry WHERE large")
-                }
+                rows = connection.execute("SELECT key FROM entry WHERE large")
+                known = {key.hex() for (key,) in rows if isinstance(key, bytes)}
                 for name in names - known:
                     (self.large / name).unlink(missing_ok=True)
                 index.save()
-        except BaseException:
+        except BaseException as error:
+            if is_damage(error):
+                self._damaged = store.inode
             store.close()
             raise
         return store

@@ -147,9 +147,7 @@ class IndexDatabase:
                 writer.state()
                 writer.listing_progress()
         except sqlite3.DatabaseError as error:
-            # SQLITE_ERROR: a table is missing.
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-            if is_damage(error) or code & 0xFF == sqlite3.SQLITE_ERROR:
+            if is_damage(error):
                 return False
             raise
         return True

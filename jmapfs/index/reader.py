@@ -10,7 +10,6 @@ are listed and, except for emails of the same second, the order of inodes.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ from jmapfs.index.rows import (
 )
 from jmapfs.index.schema import UNFILED, UNKNOWN_SIZE
 from jmapfs.inodes import inode_range
-from jmapfs.sqlite import SqliteConnection
+from jmapfs.sqlite import SqliteConnection, damage_error
 
 # The names in this table must not change: existing index files have them.
 _STATE_COLUMNS: Final = {"consistent": "settled"}
@@ -100,7 +99,7 @@ class IndexReader(SqliteConnection):
         try:
             return msgspec.convert(values, AccountState)
         except msgspec.ValidationError as error:
-            raise _damage(error) from error
+            raise damage_error(f"damaged: {error}") from error
 
     def epoch(self) -> str:
         """Return the epoch of the blob ids in the index (`blob_keys`)."""
@@ -358,10 +357,4 @@ def decode_json(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anyt
     try:
         return msgspec.json.decode(value, type=type_)
     except UNDECODABLE as error:
-        raise _damage(error) from error
-
-
-def _damage(error: Exception) -> sqlite3.DatabaseError:
-    damage = sqlite3.DatabaseError(f"damaged: {error}")
-    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return damage
+        raise damage_error(f"damaged: {error}") from error

@@ -7,6 +7,7 @@ that state changes, the session is fetched again, but ever more seldom if it cha
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,13 +23,20 @@ from jmapfs.errors import (
     RequestError,
     printable,
 )
+from jmapfs.jmap.answers import (
+    MOST_OBJECTS,
+    AnswerLimit,
+    AnswerTooLargeError,
+    answer_limit,
+    run_decoder,
+)
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.jmap.lenient import S, decode_leniently
 from jmapfs.jmap.origins import host_of
-from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, RequestKind
-from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, RequestKind
+from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, read_session
 from jmapfs.jmap.types import R, decode
 
 _log = logging.getLogger(__name__)
@@ -42,8 +50,6 @@ _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 # The first attempt gets only this share of the time, so that there is time for a second attempt if
 # the connection of the first is dead.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
-# More objects in a response are not faster, and each response is held in memory.
-_MAX_OBJECTS = 4096
 _MAX_DESCRIPTION = 300
 # James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows a retry.
 _TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
@@ -78,6 +84,11 @@ class MethodResponse:
     def decode(self, type_: type[T]) -> T:
         """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
         return decode(self._sent(), type_, f"the server's response to {self.name}")
+
+    @property
+    def size(self) -> int:
+        """The bytes of the encoded arguments."""
+        return 0 if self.arguments is None else len(self.arguments)
 
     def decode_leniently(self, type_: type[S]) -> S:
         """Decode the arguments, odd ones as their defaults. Raises the same errors as `decode`."""
@@ -128,7 +139,7 @@ class Api:
         self._seen_state = session.state
         self._stale = False
         self._refreshes = Pace(_FIRST_REFRESH_PAUSE, _LONGEST_REFRESH_PAUSE)
-        self._learned_objects = _MAX_OBJECTS
+        self._learned_objects = MOST_OBJECTS
 
     @property
     def account(self) -> SessionAccount:
@@ -166,7 +177,7 @@ class Api:
         *,
         deadline: Deadline | None = None,
         raise_errors: bool = True,
-        largest_response: int | None = None,
+        limit: AnswerLimit | None = None,
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
@@ -178,10 +189,11 @@ class Api:
         DEFAULT_DEADLINE seconds, apart from the time that received bytes earn, and pauses that the
         server asks for do not count (see Transport.fetch). With `raise_errors`, the first
         method-level error is raised as MethodError. Otherwise the errors are in the responses.
-        `largest_response` bounds the response to each HTTP request, in bytes.
+        `limit` is the largest response to each HTTP request; without it, `answer_limit` decides.
 
         Raises:
             RequestError: the request as a whole was rejected.
+            AnswerTooLargeError: the response is too large.
             ProtocolError: the response does not match the calls.
             JmapfsError: any error of Transport.fetch.
         """
@@ -198,16 +210,16 @@ class Api:
                 content=_encode(session, batch),
                 first_byte_timeout=first_byte_timeout,
             )
+            allowed = limit or answer_limit((call.name, call.arguments) for call in batch)
             http_response = await self.transport.fetch(
                 request,
                 deadline=deadline or Deadline(seconds),
-                largest=largest_response,
+                largest=allowed.bytes,
                 patient=deadline is None,
             )
-            document = self.transport.decode(
-                http_response,
-                _ResponseDocument,
-                f"the server's response to {', '.join(call.name for call in batch)}",
+            document = await run_decoder(
+                partial(self._decode_document, http_response, batch, allowed),
+                len(http_response.content),
             )
             self._note_state(document.session_state)
             for response in self._match(batch, document):
@@ -240,8 +252,23 @@ class Api:
     def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
         return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
 
-    def _decode(self, response: MethodResponse, type_: type[R], *, lenient: bool = False) -> R:
-        decoded = response.decode_leniently(type_) if lenient else response.decode(type_)
+    def _decode_document(
+        self, response: HttpResponse, calls: Sequence[MethodCall], allowed: AnswerLimit
+    ) -> _ResponseDocument:
+        what = f"the server's response to {', '.join(call.name for call in calls)}"
+        # Almost every value of a JSON document has a comma before it.
+        if response.content.count(b",") > allowed.values:
+            raise AnswerTooLargeError(f"{what} has more than {allowed.values:,} values")
+        return self.transport.decode(response, _ResponseDocument, what)
+
+    async def _decode(
+        self, response: MethodResponse, type_: type[R], *, lenient: bool = False
+    ) -> R:
+        decode_as = response.decode_leniently if lenient else response.decode
+        decoded = await run_decoder(partial(decode_as, type_), response.size)
+        return self._checked(response, decoded)
+
+    def _checked(self, response: MethodResponse, decoded: R) -> R:
         if decoded.account_id is not None and decoded.account_id != self.account_id:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
@@ -264,16 +291,24 @@ class Api:
         return response
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
-        """Request `size` objects at once. If the server rejects so many, request fewer."""
+        """Request `size` objects at once. If the server rejects so many, request fewer.
+
+        Also request fewer if the response is too large. Then one of the objects is the reason, and
+        later requests may have as many objects as before.
+        """
         size = max(1, min(size, self.max_objects_in_get))
         while True:
             try:
                 return await request(size)
+            except AnswerTooLargeError:
+                if size == 1:
+                    raise
+                size //= 2
             except (MethodError, RequestError) as error:
                 if size == 1 or not is_too_large(error):
                     raise
-            size //= 2
-            self._learned_objects = max(1, min(self._learned_objects, size))
+                size //= 2
+                self._learned_objects = max(1, min(self._learned_objects, size))
 
     async def _get_first(
         self, ids: Sequence[str], get: Callable[[Sequence[str]], Awaitable[T]]
@@ -302,7 +337,7 @@ class Api:
             _log.info("the session is not fetched again: %s", error)
             self._refreshes.record()
             return
-        session = parse_session(
+        session = await read_session(
             response,
             self.transport,
             location=self.session.location,

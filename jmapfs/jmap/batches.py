@@ -8,7 +8,7 @@ rejections: the number of blobs in a batch, and their bytes. If the server rejec
 large, the limit that the batch came closest to is halved. The limits for emails do not change.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic
@@ -17,6 +17,7 @@ import msgspec
 
 from jmapfs.deadline import Deadline
 from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.jmap.answers import AnswerLimit, run_decoder
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.http import LONGEST_WAIT, Transport
 from jmapfs.jmap.response import RequestKind
@@ -45,10 +46,12 @@ _REQUEST_BYTES = 1024
 _ID_BYTES = 258
 # Cyrus 3.6 always returns the id of a blob, and rejects `properties` that contain "id".
 _PROPERTIES = ("data:asBase64", "size")
-# To bound memory, a response may exceed its expected size only by this many bytes.
-_MARGIN = 16 * 2**20
+# To bound memory, a response may exceed its expected size only by this many bytes. If a blob is
+# larger than the server states, it is downloaded alone.
+_MARGIN = 2**20
 # The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
+_BLOB_VALUES = 20
 # After one of these errors no other call can succeed, because calls differ only in their ids.
 UNSUPPORTED = frozenset(
     {"unknownMethod", "invalidArguments", "forbidden", "accountNotSupportedByMethod"}
@@ -127,7 +130,7 @@ class BatchMethods(Api):
         Blob/get, the result is empty, and `batch_limits` is None from then on.
 
         Raises:
-            ProtocolError: a response is not valid, or over 16 MiB larger than expected.
+            ProtocolError: a response is not valid, or over 1 MiB larger than expected.
             JmapfsError: any error of Api.request.
         """
         pending = dict(blobs)
@@ -151,18 +154,18 @@ class BatchMethods(Api):
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
             using=CAPABILITIES,
         )
-        largest = sum(size * 4 // 3 + _BLOB_OVERHEAD for size in batch.values()) + _MARGIN
-        [response] = await self.request([call], deadline=deadline, largest_response=largest)
-        return _whole(batch, self._decode_blobs(response))
+        [response] = await self.request(
+            [call], deadline=deadline, limit=blob_get_limit(batch.values())
+        )
+        return _whole(batch, await self._decode_blobs(response))
 
-    def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
+    async def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
         try:
-            # Decoding takes 1 ms per MiB, in the event loop. A worker thread would block the event
-            # loop for the same time, because msgspec holds the GIL.
-            return self._decode(response, BlobGetResponse[_Blob]).items
+            return (await self._decode(response, BlobGetResponse[_Blob])).items
         except ProtocolError:
             # If one blob cannot be decoded, the others are still used.
-            return list(_valid(self._decode(response, BlobGetResponse[msgspec.Raw]).items))
+            raw = await self._decode(response, BlobGetResponse[msgspec.Raw])
+            return await run_decoder(lambda: list(_valid(raw.items)), response.size)
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits if the batch was too large. Raise the error if it has another cause."""
@@ -178,6 +181,12 @@ class BatchMethods(Api):
             self._max_blobs = min(self._max_blobs, blobs // 2)
         else:
             self._max_bytes = min(self._max_bytes, size // 2)
+
+
+def blob_get_limit(sizes: Collection[int]) -> AnswerLimit:
+    """Return the limit for a response to Blob/get with so many bytes of each blob, in base64."""
+    expected = sum(size * 4 // 3 + _BLOB_OVERHEAD for size in sizes)
+    return AnswerLimit(expected + _MARGIN, (len(sizes) + 50) * _BLOB_VALUES)
 
 
 def _first(pending: dict[str, int], limits: BlobGetLimits) -> dict[str, int]:

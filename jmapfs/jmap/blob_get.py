@@ -26,6 +26,7 @@ from jmapfs.errors import (
     RequestError,
     printable,
 )
+from jmapfs.jmap.answers import AnswerLimit
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, is_too_large
 from jmapfs.jmap.batches import (
     CAPABILITIES,
@@ -33,6 +34,7 @@ from jmapfs.jmap.batches import (
     UNSUPPORTED,
     BatchMethods,
     BlobGetResponse,
+    blob_get_limit,
 )
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
@@ -45,7 +47,6 @@ _DIGEST_BYTES: Mapping[DigestAlgorithm, int] = {"sha-256": 32, "sha": 20}
 _PIECE_BYTES = 4 * 2**20
 # A server that rejects even smaller pieces does not reject them for their size.
 _SMALLEST_PIECE_BYTES = 2**14
-_RESPONSE_MARGIN = 2**20
 _SHA1_BLOB_ID = re.compile(r"G([0-9a-f]{40})")
 
 
@@ -256,7 +257,7 @@ class BlobGetMethods(BatchMethods):
             arguments,
             BlobGetResponse[BlobRange],
             deadline,
-            largest=length * 4 // 3 + _RESPONSE_MARGIN,
+            blob_get_limit([length]),
         )
         for piece in response.items:
             if piece.id == blob_id:
@@ -278,13 +279,13 @@ class BlobGetMethods(BatchMethods):
         arguments: Mapping[str, object],
         type_: type[R],
         deadline: Deadline,
-        largest: int | None = None,
+        limit: AnswerLimit | None = None,
     ) -> R:
         call = MethodCall(
             "Blob/get", {"accountId": self.account_id, **arguments}, using=CAPABILITIES
         )
-        [response] = await self.request([call], deadline=deadline, largest_response=largest)
-        return self._decode(response, type_)
+        [response] = await self.request([call], deadline=deadline, limit=limit)
+        return await self._decode(response, type_)
 
     def _learn_from(
         self, error: MethodError | RequestError, algorithm: str | None, count: int

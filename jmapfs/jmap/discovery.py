@@ -25,7 +25,7 @@ from jmapfs.jmap.origins import (
     with_origin_of,
 )
 from jmapfs.jmap.response import HttpRequest, HttpResponse, RequestKind
-from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
+from jmapfs.jmap.session import SESSION_HEADERS, Session, read_session
 
 _LOOKUP_TIMEOUT = 10.0
 _MAX_REDIRECTS = 5
@@ -182,7 +182,7 @@ async def _session_at(
     for _ in range(_MAX_REDIRECTS + 1):
         response = await _get_session(url, transport, deadline)
         if response.status not in REDIRECTS:
-            session = parse_session(
+            session = await read_session(
                 response, transport, location=location, rewrite_origin=rewrite_origin
             )
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)

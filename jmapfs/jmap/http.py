@@ -30,6 +30,7 @@ from jmapfs.errors import (
     ProtocolError,
     UnreachableError,
 )
+from jmapfs.jmap.answers import SESSION_LIMIT
 from jmapfs.jmap.connections import NEW_CONNECTION, ConnectionPool
 from jmapfs.jmap.http_errors import (
     HTTP_FAILURES,
@@ -61,7 +62,6 @@ LONGEST_WAIT = 60.0
 """Seconds that a patient request waits, at most, when the server asks to wait."""
 
 _INITIAL_CONCURRENCY = 2
-_LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
 _REFUSALS = frozenset({401, 403})
@@ -99,7 +99,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         longest_wait: float = LONGEST_WAIT,
         on_wait: Callable[[str, float], None] | None = None,
         concurrency: int = CONCURRENCY,
-        largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
         self.traffic = Traffic()
         self.accept_parameter = ""
@@ -109,7 +108,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._longest_wait = longest_wait
         self._closed = False
         self._concurrency = max(1, concurrency)
-        self._largest_response = largest_response
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
         # Nobody waits for the event stream: the account is polled without it.
         self._cooldowns = {
@@ -194,27 +192,25 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         request: HttpRequest,
         *,
         deadline: Deadline,
-        largest: int | None = None,
+        largest: int = SESSION_LIMIT.bytes,
         patient: bool = False,
         waits: bool = True,
     ) -> HttpResponse:
         """Send a request, retry it if a retry may help, and return the whole response.
 
-        `largest` bounds the response in bytes, in addition to the bound for all responses. With
-        `patient`, pauses that the server asks for do not count, up to `longest_wait` seconds.
-        Without `waits`, the request fails as soon as the server is busy.
+        `largest` bounds the response in bytes. With `patient`, pauses that the server asks for do
+        not count, up to `longest_wait` seconds. Without `waits`, the request fails as soon as the
+        server is busy.
 
         Raises:
             UnreachableError, DeadlineError: there was no usable response in time.
             AuthenticationError: the server does not accept the credentials.
             RequestError: the server answered with an error.
-            ProtocolError: the response is too large or a redirect, or the URL is not allowed.
+            AnswerTooLargeError: the response is too large.
+            ProtocolError: the response is a redirect, or the URL is not allowed.
         """
         retries = RetryPolicy(deadline)
         cooldown = self._cooldowns[request.kind]
-        limit = self._largest_response
-        if largest is not None:
-            limit = min(largest, limit)
         waited = 0.0
         late: DeadlineError | None = None
         while True:
@@ -224,7 +220,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                 deadline.extend(paused)
             try:
                 async with self.exchange(request, deadline=deadline) as reader:
-                    content = await reader.read(limit)
+                    content = await reader.read(largest)
                     return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
                 if isinstance(failure.error, DeadlineError):

@@ -20,6 +20,7 @@ import trio
 
 from jmapfs.deadline import Deadline
 from jmapfs.errors import DeadlineError, ProtocolError, UnreachableError, printable
+from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, decimal, network_error
 
 STALL_TIMEOUT = 10.0
@@ -67,7 +68,7 @@ class HttpResponse:
     status: int
     headers: httpx.Headers
     url: str
-    content: bytes
+    content: bytes | bytearray
 
 
 class ResponseReader:
@@ -123,14 +124,18 @@ class ResponseReader:
         """Make `surplus`, the unused end of the last chunk, the next chunk."""
         self._put_back = surplus
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body; raises ProtocolError when it has more than `limit` bytes."""
+    async def read(self, limit: int) -> bytearray:
+        """Return the whole body; raises AnswerTooLargeError if it has more than `limit` bytes."""
+        # The body is not copied from here on: it may be large.
         body = bytearray()
-        while chunk := await self.next_chunk():
-            body += chunk
-            if len(body) > limit:
-                raise ProtocolError(f"the response of {self.host} is larger than {limit:,} bytes")
-        return bytes(body)
+        announced = self.announced_length or 0
+        while announced <= limit and (chunk := await self.next_chunk()):
+            announced = max(announced, len(body) + len(chunk))
+            if announced <= limit:
+                body += chunk
+        if announced > limit:
+            raise AnswerTooLargeError(f"the response of {self.host} is larger than {limit:,} bytes")
+        return body
 
     async def read_start(self, limit: int) -> bytes:
         """Return the first `limit` bytes, or fewer if the body ends or fails before."""

@@ -125,7 +125,7 @@ def request_to(server: Server, first_byte_timeout: float = 10.0) -> HttpRequest:
 async def get(transport: Transport, server: Server, first_byte_timeout: float = 10.0) -> bytes:
     request = request_to(server, first_byte_timeout)
     async with transport.exchange(request, deadline=Deadline(30)) as reader:
-        return await reader.read(1000)
+        return bytes(await reader.read(1000))
 
 
 async def median_seconds(transport: Transport, server: Server) -> float:
