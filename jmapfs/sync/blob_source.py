@@ -262,7 +262,7 @@ class AccountBlobSource:
     def _emails_of(self, blob_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
         with sqlite_errors("read the index"):
             return {
-                blob_id: self._email_reader.emails_of_blob(blob_id)[:_EMAILS_OF_BLOB]
+                blob_id: self._email_reader.emails_of_blob(blob_id, _EMAILS_OF_BLOB)
                 for blob_id in blob_ids
             }
 
