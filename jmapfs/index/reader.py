@@ -10,6 +10,7 @@ are listed and, except for emails of the same second, the order of inodes.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
