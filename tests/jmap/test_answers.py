@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import JmapfsError, ProtocolError
 from jmapfs.jmap import answers, lenient, mailboxes
 from jmapfs.jmap.answers import SMALL_ANSWER, AnswerLimit, AnswerTooLargeError
@@ -87,7 +88,10 @@ REQUESTS: dict[str, tuple[int, Callable[[Client], Awaitable[object]]]] = {
     "mailboxes": (66, lambda client: client.mailboxes()),
     "changed mailboxes": (14, lambda client: client.mailbox_changes("s")),
     "changes": (46, lambda client: client.email_changes("s")),
-    "blobs": (2, lambda client: client.download_batch([("B1", 35), ("B2", 35)], deadline=9)),
+    "blobs": (
+        2,
+        lambda client: client.download_batch([("B1", 35), ("B2", 35)], deadline=Deadline(9)),
+    ),
     "a part of a blob": (2, read_range),
     "digests": (5, lambda client: client.blob_digests(["B1"])),
     "push": (2, read_push),
@@ -274,7 +278,9 @@ DECODED: dict[str, tuple[Callable[[FakeServer], object], Callable[[Client], Awai
     ),
     "blobs": (
         lambda server: server.blobs.update({"B1": b"x" * 80_000, "B2": b"y" * 80_000}),
-        lambda client: client.download_batch([("B1", 80_000), ("B2", 80_000)], deadline=30),
+        lambda client: client.download_batch(
+            [("B1", 80_000), ("B2", 80_000)], deadline=Deadline(30)
+        ),
     ),
 }
 
