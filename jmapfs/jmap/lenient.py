@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from jmapfs.errors import ProtocolError, printable
-from jmapfs.jmap.types import MAX_ID_LENGTH, Date, Flags, decode
+from jmapfs.jmap.types import MAX_ID_LENGTH, Date, Encoded, Flags, decode
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -27,13 +27,13 @@ _NULL: Final = msgspec.Raw(b"null")
 class UnusableError(ProtocolError):
     """A field without a default is missing or odd. `reason` names it; `sent` is the object."""
 
-    def __init__(self, what: str, reason: str, sent: bytes) -> None:
+    def __init__(self, what: str, reason: str, sent: Encoded) -> None:
         super().__init__(f"{what} is not valid: {reason}")
         self.reason = reason
         self.sent = sent
 
 
-def decode_leniently(data: bytes | msgspec.Raw, type_: type[S], what: str) -> S:
+def decode_leniently(data: Encoded, type_: type[S], what: str) -> S:
     """Decode an object as the struct `type_`; `what` names the object in error texts.
 
     Raises UnusableError if a field that has no default is unusable, and ProtocolError if this is
@@ -52,7 +52,7 @@ def decode_leniently(data: bytes | msgspec.Raw, type_: type[S], what: str) -> S:
         except ProtocolError:
             if field.required:
                 reason = _reason(field.encode_name, bytes(sent))
-                raise UnusableError(what, reason, bytes(data)) from None
+                raise UnusableError(what, reason, data) from None
     return type_(**values)
 
 
