@@ -13,7 +13,6 @@ import logging.handlers
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -24,6 +23,7 @@ import platformdirs
 from jmapfs.control.mounts import file_stem
 from jmapfs.errors import JmapfsError, RelayedError, StorageError
 from jmapfs.private_files import open_private, private_directory
+from jmapfs.text import LogFormatter, escaped
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_BYTES: Final = 4 * 1024 * 1024
@@ -59,7 +59,7 @@ class _LogHandler(logging.handlers.RotatingFileHandler):
 
 
 def _start_logging(handler: logging.Handler, *, verbose: bool) -> None:
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    handler.setFormatter(LogFormatter(_LOG_FORMAT))
     logging.captureWarnings(capture=True)
     for name in ("jmapfs", "py.warnings"):
         logger = logging.getLogger(name)
@@ -122,7 +122,10 @@ AnyStartupMessage = Progress | Notice | Waiting | Ready | Failed
 
 
 class PipeStartupReport:
-    """Reports to the parent through a pipe. If the parent has ended, that is no error."""
+    """Reports to the parent through a pipe. If the parent has ended, that is no error.
+
+    Texts are escaped: JSON cannot contain a name that is not Unicode.
+    """
 
     def __init__(self, descriptor: int, *, joins_group: bool = False) -> None:
         self._descriptor = descriptor
@@ -134,11 +137,11 @@ class PipeStartupReport:
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        self._send(Notice(text))
+        self._send(Notice(escaped(text)))
 
     def waiting(self, text: str) -> None:
         """Report that the server asks to wait."""
-        self._send(Waiting(text))
+        self._send(Waiting(escaped(text)))
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
@@ -150,7 +153,7 @@ class PipeStartupReport:
     def failed(self, error: BaseException) -> None:
         """Report that the mount could not be made."""
         if isinstance(error, JmapfsError):
-            self._send(Failed(str(error), error.exit_code))
+            self._send(Failed(escaped(str(error)), error.exit_code))
         else:
             self._send(Failed(f"a bug, {type(error).__name__}: see the log", 1))
         self.close()
@@ -184,8 +187,6 @@ def run_in_background(
         KeyboardInterrupt: Ctrl-C; the daemon has been ended.
     """
     read_end, write_end = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
     child = os.fork()
     if child == 0:
         code = 1

@@ -16,6 +16,7 @@ import trio
 
 from jmapfs.errors import BusyError, StorageError, storage_errors
 from jmapfs.index.directories import DirectoryTimes
+from jmapfs.index.layout import LayoutCache
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
@@ -45,6 +46,7 @@ class IndexDatabase:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.sqlite"
+        self._layouts = LayoutCache()
 
     def prepare(self, *, in_use: bool = False) -> None:
         """Create the index if there is no usable index; the caller holds the account's lock.
@@ -100,7 +102,7 @@ class IndexDatabase:
     def reader(self) -> IndexReader:
         """Open a reader on a connection of its own; the caller closes it."""
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexReader(self._connect("mode=ro"))
+            return IndexReader(self._connect("mode=ro"), self._layouts)
 
     def writer(self) -> IndexWriter:
         """Open a writer; the caller closes it.
@@ -109,7 +111,7 @@ class IndexDatabase:
         correct a wrong size: SQLite runs one writing transaction at a time.
         """
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexWriter(self._connect("mode=rw"))
+            return IndexWriter(self._connect("mode=rw"), self._layouts)
 
     def _create(self) -> None:
         # The file gets its name when it is complete, so an interruption leaves no partial index.

@@ -10,6 +10,7 @@ are listed and, except for emails of the same second, the order of inodes.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from jmapfs.errors import UNDECODABLE
+from jmapfs.index.layout import Layout, LayoutCache, lay_out
 from jmapfs.index.rows import (
     AccountState,
     AddedBlob,
@@ -54,8 +56,13 @@ _EPOCH: Final = "(SELECT trim(value, '\"') FROM meta WHERE name = 'epoch')"
 class IndexReader(SqliteConnection):
     """A connection that reads the index; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error if the file is damaged or the disk fails.
+    Every method may raise sqlite3.Error if the file is damaged or the disk fails. Readers of one
+    index share their `layouts`.
     """
+
+    def __init__(self, connection: sqlite3.Connection, layouts: LayoutCache | None = None) -> None:
+        super().__init__(connection)
+        self._layouts = layouts or LayoutCache()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -123,6 +130,16 @@ class IndexReader(SqliteConnection):
             for number, mailbox_id, name, parent_id, role, sort_order, known, digest in rows
         ]
 
+    def layout(self) -> Layout:
+        """Return the directories of all mailboxes, laid out now or before."""
+        version = self.layout_version()
+        layout = self._layouts.get(version)
+        if layout is None:
+            with self.pinned():
+                version, layout = self.layout_version(), lay_out(self.mailboxes())
+            self._layouts.put(version, layout)
+        return layout
+
     def directory_time(self, inode: int) -> int:
         """Return when the names of a directory changed last; 0 if it was never shown."""
         row = self._connection.execute(
@@ -165,11 +182,12 @@ class IndexReader(SqliteConnection):
         """Return the inodes of all files."""
         return array("Q", (row[0] for row in self._connection.execute("SELECT inode FROM file")))
 
-    def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
-        """Return the ids and the `received_at` of the emails that have a blob."""
+    def emails_of_blob(self, blob_id: str, most: int = -1) -> list[tuple[str, int]]:
+        """Return the ids and the `received_at` of the emails that have a blob, or of `most`."""
         return self._connection.execute(
-            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?",
-            (blob_id,),
+            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?"
+            " LIMIT ?",
+            (blob_id, most),
         ).fetchall()
 
     def name_of_blob(self, blob_id: str) -> tuple[str, int, str] | None:
@@ -348,7 +366,8 @@ class IndexReader(SqliteConnection):
 
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
-        row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()
+        # `sum` fails if the sizes that a server states exceed 63 bits together.
+        row = self._connection.execute("SELECT CAST(total(size) AS INTEGER) FROM file").fetchone()
         return int(row[0])
 
 
