@@ -8,6 +8,7 @@
     SQLITE_MISMATCH         a row number is no integer                   yes
     text is not UTF-8       a row is damaged                             yes
     ForeignFileError        a database of another program or version     yes
+    UnsafePathError         no regular file, or that of another user     yes
     any other               locked, disk full, input/output error, ...   no
 
 A damaged file is never repaired: everything in it can be downloaded again.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from jmapfs.errors import DamageError, StorageError
+from jmapfs.private_files import UnsafePathError, require_own_database
 
 _DAMAGE_CODES: Final = frozenset(
     {
@@ -42,7 +44,7 @@ class ForeignFileError(sqlite3.DatabaseError):
 def is_damage(error: BaseException) -> bool:
     """Return whether an error means that the file is damaged or is not our database."""
     # SQLite's message may quote what is damaged, and sqlite3 cannot decode the message then.
-    if isinstance(error, ForeignFileError | DamageError | UnicodeDecodeError):
+    if isinstance(error, ForeignFileError | UnsafePathError | DamageError | UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
@@ -69,8 +71,9 @@ def connect(
 
     `query` is the part of the URI behind the `?` (https://sqlite.org/uri.html). `busy_seconds` is
     how long a statement waits for the lock of another connection. Raises sqlite3.Error if the file
-    cannot be opened, or a pragma fails.
+    cannot be opened, or a pragma fails, and UnsafePathError if it is not a file of the user.
     """
+    require_own_database(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
         uri=True,
@@ -118,6 +121,8 @@ def sqlite_errors(action: str) -> Iterator[None]:
     except (sqlite3.Error, UnicodeDecodeError) as error:
         kind = DamageError if is_damage(error) else StorageError
         raise kind(f"cannot {action}: {error}") from error
+    except UnsafePathError as error:
+        raise StorageError(f"{error.filename}: {error.strerror}") from error
 
 
 def quarantine(path: Path) -> None:

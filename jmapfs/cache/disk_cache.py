@@ -34,6 +34,7 @@ from jmapfs.cache.lru import (
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
+from jmapfs.private_files import open_private, private_directory
 from jmapfs.sqlite import delete_database, quarantined
 
 _log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class DiskCache:
             keep = None
         with self._files.guard("begin a large blob"):
             if not self.limit_bytes:
-                self._files.large.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_directory(self._files.large, named=self._files.directory.parent)
             elif keep and not self._make_space(cost_of(expected_size, large=True)):
                 keep = None
             self._pins.pin(key)
@@ -288,7 +289,9 @@ class DiskCache:
         unpin = partial(self._pins.unpin, entry.key)
         self._pins.pin(entry.key)
         try:
-            descriptor = os.open(self._files.large / entry.key.hex(), os.O_RDONLY)
+            descriptor = open_private(
+                self._files.large / entry.key.hex(), os.O_RDONLY, create=False
+            )
         except OSError as error:
             unpin()
             if isinstance(error, FileNotFoundError):

@@ -18,6 +18,7 @@ from typing import Final
 
 from jmapfs.cache.lru import Checksum, FreeSpace
 from jmapfs.errors import StorageError
+from jmapfs.private_files import create_file, open_private
 
 _PARTIAL: Final = ".partial-"
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -98,7 +99,7 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
         self._path: Path | None = directory / f"{_PARTIAL}{secrets.token_hex(8)}"
         self._unchecked = 0
         self._detached = False
-        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        descriptor = create_file(self._path, 0o600, os.O_RDWR)
         self._file = LargeBlob(descriptor, 0, on_close)
         self._descriptor = descriptor
         try:
@@ -190,7 +191,7 @@ def remove_partial_files(directory: Path) -> set[str]:
             names.add(path.name)
             continue
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = open_private(path, create=False)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)

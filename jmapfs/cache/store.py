@@ -27,6 +27,12 @@ from typing import Final
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
 from jmapfs.locking import wait_for_lock
+from jmapfs.private_files import (
+    UnsafePathError,
+    create_file,
+    open_private,
+    private_directory,
+)
 from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
@@ -190,7 +196,7 @@ class BlobStore:
             return self._open_read_only(error)
 
     def _create(self) -> None:
-        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        os.close(create_file(self.path, 0o600))
 
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
         # On a read-only file system SQLite cannot create the -shm file that WAL needs. With
@@ -258,7 +264,9 @@ def _require_empty(connection: sqlite3.Connection) -> None:
 def _locked(directory: Path) -> Iterator[None]:
     """Let one process at a time open or replace the SQLite file."""
     try:
-        descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = open_private(directory / "lock")
+    except UnsafePathError:
+        raise
     except OSError:
         # The directory is read-only or the disk is full, so no process can replace the file either.
         yield
@@ -385,9 +393,13 @@ class CacheFiles:
             return self._store
 
     def _open(self) -> BlobStore:
-        with contextlib.suppress(OSError):
-            self.large.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
+        try:
+            private_directory(self.large, named=self.directory.parent)
+        except UnsafePathError:
+            raise
+        except OSError:
+            # It may be read-only.
+            pass
         store = BlobStore(self.directory / "blobs.sqlite", damaged=self._damaged)
         self._damaged = None
         if store.read_only:
@@ -401,7 +413,8 @@ class CacheFiles:
                 rows = connection.execute("SELECT key FROM entry WHERE large")
                 known = {key.hex() for (key,) in rows if isinstance(key, bytes)}
                 for name in names - known:
-                    (self.large / name).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        (self.large / name).unlink()
                 index.save()
         except BaseException as error:
             if is_damage(error):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sqlite3
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE
 from jmapfs.index.checksums import verify, verify_rows
+from jmapfs.index.layout import Layout, LayoutCache, lay_out
 from jmapfs.index.rows import (
     AccountState,
     AddedBlob,
@@ -84,8 +86,13 @@ _FILE_OF_INODE: Final = (
 class IndexReader(SqliteConnection):
     """A connection that reads the index; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error if the file is damaged or the disk fails.
+    Every method may raise sqlite3.Error if the file is damaged or the disk fails. Readers of one
+    index share their `layouts`.
     """
+
+    def __init__(self, connection: sqlite3.Connection, layouts: LayoutCache | None = None) -> None:
+        super().__init__(connection)
+        self._layouts = layouts or LayoutCache()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -143,14 +150,8 @@ class IndexReader(SqliteConnection):
 
     def layout_version(self) -> int:
         """Return a number that changes when mailboxes are added, removed, moved or renamed."""
-        # This is not verified, because a wrong number does no harm: the layout is computed again.
-        row = self._connection.execute(
-            "SELECT value FROM meta WHERE name = 'layout_version'"
-        ).fetchone()
-        try:
-            return int(row[0]) if row else 0
-        except ValueError as error:
-            raise damage_error("a row of the index is damaged") from error
+        value = self._meta("layout_version")
+        return 0 if value is None else int(value)
 
     def _meta(self, name: str) -> str | None:
         row = self._connection.execute(
@@ -179,6 +180,16 @@ class IndexReader(SqliteConnection):
             MailboxRow(number, mailbox_id, name, parent_id, role, sort_order, bool(known), digest)
             for number, mailbox_id, name, parent_id, role, sort_order, known, digest, _ in rows
         ]
+
+    def layout(self) -> Layout:
+        """Return the directories of all mailboxes, laid out now or before."""
+        version = self.layout_version()
+        layout = self._layouts.get(version)
+        if layout is None:
+            with self.pinned():
+                version, layout = self.layout_version(), lay_out(self.mailboxes())
+            self._layouts.put(version, layout)
+        return layout
 
     def directory_time(self, inode: int) -> int:
         """Return when the names of a directory changed last; 0 if it was never shown."""
@@ -260,11 +271,12 @@ class IndexReader(SqliteConnection):
         """Return the inodes of all files."""
         return array("Q", (row[0] for row in self._connection.execute("SELECT inode FROM file")))
 
-    def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
-        """Return the ids and the `received_at` of the emails that have a blob."""
+    def emails_of_blob(self, blob_id: str, most: int = -1) -> list[tuple[str, int]]:
+        """Return the ids and the `received_at` of the emails that have a blob, or of `most`."""
         return self._connection.execute(
-            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?",
-            (blob_id,),
+            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?"
+            " LIMIT ?",
+            (blob_id, most),
         ).fetchall()
 
     def name_of_blob(self, blob_id: str) -> tuple[str, int, str] | None:
@@ -507,7 +519,8 @@ class IndexReader(SqliteConnection):
 
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
-        row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()
+        # `sum` fails if the sizes that a server states exceed 63 bits together.
+        row = self._connection.execute("SELECT CAST(total(size) AS INTEGER) FROM file").fetchone()
         return int(row[0])
 
 
