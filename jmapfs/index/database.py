@@ -15,14 +15,15 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import BusyError, StorageError, storage_errors
-from jmapfs.index.directories import DirectoryTimes
+from jmapfs.index.checksums import add_function
+from jmapfs.index.layout import LayoutCache
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
-from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
+from jmapfs.index.schema import APPLICATION_ID, OLDEST_VERSION, TABLES, VERSION, migrate
 from jmapfs.index.writer import IndexWriter
 from jmapfs.locking import process_lock
 from jmapfs.private_files import UnsafePathError, create_file, private_directory
-from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
+from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors, transaction
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ _PRAGMAS: Final = (
     "synchronous = FULL",
     # The page cache of a connection: 8 MiB hold the inner B-tree pages of half a million emails.
     "cache_size = -8192",
+    # SQLite computes the checksums of rows with a function of jmapfs.
+    "trusted_schema = ON",
 )
 
 _CONSISTENT_SECONDS: Final = 120.0
@@ -45,6 +48,7 @@ class IndexDatabase:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.sqlite"
+        self._layouts = LayoutCache()
 
     def prepare(self, *, in_use: bool = False) -> None:
         """Create the index if there is no usable index; the caller holds the account's lock.
@@ -100,7 +104,7 @@ class IndexDatabase:
     def reader(self) -> IndexReader:
         """Open a reader on a connection of its own; the caller closes it."""
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexReader(self._connect("mode=ro"))
+            return IndexReader(self._connect("mode=ro"), self._layouts)
 
     def writer(self) -> IndexWriter:
         """Open a writer; the caller closes it.
@@ -109,7 +113,7 @@ class IndexDatabase:
         correct a wrong size: SQLite runs one writing transaction at a time.
         """
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexWriter(self._connect("mode=rw"))
+            return IndexWriter(self._connect("mode=rw"), self._layouts)
 
     def _create(self) -> None:
         # The file gets its name when it is complete, so an interruption leaves no partial index.
@@ -117,6 +121,7 @@ class IndexDatabase:
         partial.unlink(missing_ok=True)
         os.close(create_file(partial, 0o600))
         with contextlib.closing(sqlite3.connect(partial)) as connection:
+            add_function(connection)
             connection.executescript(
                 f"PRAGMA application_id = {APPLICATION_ID};"
                 f"PRAGMA user_version = {VERSION};"
@@ -134,14 +139,13 @@ class IndexDatabase:
                 application = connection.execute("PRAGMA application_id").fetchone()[0]
                 if application != APPLICATION_ID:
                     return False
-                if version in MIGRATIONS:
+                if OLDEST_VERSION <= version < VERSION:
                     _log.info("converting the index %s from version %d", self.path, version)
                     # One transaction: an interruption leaves an index of the earlier version.
-                    connection.executescript(
-                        f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {VERSION};"
-                    )
-                    DirectoryTimes(connection).update(IndexReader(connection))
-                    connection.execute("COMMIT")
+                    with transaction(connection):
+                        migrate(connection, version)
+                        IndexWriter(connection).complete_conversion()
+                        connection.execute(f"PRAGMA user_version = {VERSION}")
                     version = VERSION
                 if version != VERSION:
                     return False
@@ -157,13 +161,15 @@ class IndexDatabase:
         return True
 
     def _connect(self, query: str) -> sqlite3.Connection:
-        return connect(
+        connection = connect(
             self.path,
             query=query,
             busy_seconds=_BUSY_SECONDS,
             pragmas=_PRAGMAS,
             cached_statements=256,
         )
+        add_function(connection)
+        return connection
 
 
 class WriterLease(contextlib.AbstractContextManager["WriterLease"]):

@@ -18,8 +18,10 @@ import sqlite3
 import time
 from typing import Final, NamedTuple
 
+from jmapfs.index.checksums import verify_rows
 from jmapfs.index.layout import Layout, lay_out
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.schema import columns_sql
 
 _ROOT: Final = 0  # `directory.mailbox` of the root
 _LAYOUT_VERSION: Final = "directories"
@@ -59,14 +61,14 @@ class DirectoryTimes:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def update(self, reader: IndexReader) -> None:
+    def update(self, reader: IndexReader) -> tuple[int, Layout] | None:
         """Give a new time to each directory whose names this transaction has changed.
 
         `reader` uses the same connection. Before the first listing is complete, nothing is written:
-        no directory was shown yet.
+        no directory was shown yet. If the layout has changed, return it with its version.
         """
         if not reader.state().complete:
-            return
+            return None
         now = time.time()
         version = str(reader.layout_version())
         known = self._connection.execute(
@@ -74,21 +76,22 @@ class DirectoryTimes:
         ).fetchone()
         if known == (version,):
             self._connection.execute(_UPDATE_EMAILS, {"now": math.ceil(now)})
-            return
+            return None
         mailboxes = reader.mailboxes()
         digests = {row.number: row.digest for row in mailboxes}
-        self._replace(lay_out(mailboxes), digests, now)
+        layout = lay_out(mailboxes)
+        self._replace(layout, digests, now)
         self._connection.execute(
             "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (_LAYOUT_VERSION, version)
         )
+        return int(version), layout
 
     def _replace(self, layout: Layout, digests: dict[int, int], now: float) -> None:
-        before = [
-            _Row(*row)
-            for row in self._connection.execute(
-                "SELECT inode, mailbox, emails, children, changed_at FROM directory"
-            )
-        ]
+        rows = self._connection.execute(
+            f"SELECT {columns_sql('directory')} FROM directory"  # noqa: S608 - constants
+        ).fetchall()
+        verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+        before = [_Row(*row[:-1]) for row in rows]
         # No tool knows a time from before the first listing: this time need not be rounded up.
         seconds = math.ceil(now) if before else int(now)
         by_path = {row.inode: row for row in before}

@@ -4,6 +4,7 @@ An Api also keeps the session up to date: every response contains the state of t
 that state changes, the session is fetched again, but ever more seldom if it changes all the time.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,9 @@ import msgspec
 import trio
 
 from jmapfs.backoff import Pace
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     ConfigError,
-    DeadlineError,
     JmapfsError,
     MethodError,
     ProtocolError,
@@ -34,9 +35,11 @@ from jmapfs.jmap.http_errors import LIMIT
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.jmap.lenient import S, decode_leniently
 from jmapfs.jmap.origins import host_of
-from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, RequestKind
 from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, read_session
 from jmapfs.jmap.types import R, decode
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -172,7 +175,7 @@ class Api:
         self,
         calls: Sequence[MethodCall],
         *,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
         raise_errors: bool = True,
         limit: AnswerLimit | None = None,
     ) -> list[MethodResponse]:
@@ -182,11 +185,11 @@ class Api:
         request, several are sent in turn. Calls that refer to each other must be in one request, so
         their number must not exceed `max_calls_in_request`.
 
-        All requests together take at most `deadline` seconds. Without `deadline`, each takes at
-        most DEFAULT_DEADLINE seconds, and pauses that the server asks for do not count (see
-        Transport.fetch). With `raise_errors`, the first method-level error is raised as
-        MethodError. Otherwise the errors are in the responses. `limit` is the largest response to
-        each HTTP request; without it, `answer_limit` decides.
+        All requests together end at the `deadline`. Without `deadline`, each takes at most
+        DEFAULT_DEADLINE seconds, apart from the time that received bytes earn, and pauses that the
+        server asks for do not count (see Transport.fetch). With `raise_errors`, the first
+        method-level error is raised as MethodError. Otherwise the errors are in the responses.
+        `limit` is the largest response to each HTTP request; without it, `answer_limit` decides.
 
         Raises:
             RequestError: the request as a whole was rejected.
@@ -194,27 +197,25 @@ class Api:
             ProtocolError: the response does not match the calls.
             JmapfsError: any error of Transport.fetch.
         """
-        patient = deadline is None
-        seconds = DEFAULT_DEADLINE if deadline is None else deadline
-        until = trio.current_time() + seconds
+        seconds = DEFAULT_DEADLINE if deadline is None else deadline.left
         first_byte_timeout = max(STALL_TIMEOUT, seconds * _SHARE_OF_FIRST_ATTEMPT)
         responses: list[MethodResponse] = []
         for batch in self._split(calls):
-            if patient:
-                until = trio.current_time() + seconds
-            session = await self.current_session(until=until, patient=patient)
-            if patient:
-                until = trio.current_time() + seconds
+            session = await self.current_session(deadline or Deadline(seconds))
             request = HttpRequest(
                 method="POST",
                 url=session.api_url,
+                kind=RequestKind.API,
                 headers=_JSON,
                 content=_encode(session, batch),
                 first_byte_timeout=first_byte_timeout,
             )
             allowed = limit or answer_limit((call.name, call.arguments) for call in batch)
             http_response = await self.transport.fetch(
-                request, until=until, largest=allowed.bytes, patient=patient
+                request,
+                deadline=deadline or Deadline(seconds),
+                largest=allowed.bytes,
+                patient=deadline is None,
             )
             document = await run_decoder(
                 partial(self._decode_document, http_response, batch, allowed),
@@ -227,24 +228,21 @@ class Api:
                 responses.append(response)
         return responses
 
-    async def current_session(self, *, until: float, patient: bool = False) -> Session:
+    async def current_session(self, deadline: Deadline) -> Session:
         """Return the session. Fetch it again first if a response has reported a change.
 
-        If the session has changed often, it is fetched again only after a pause. With `patient`,
-        pauses that the server asks for do not count (see Transport.fetch).
+        If the session has changed often, it is fetched again only after a pause. If the server is
+        too busy to return it, the present session is used: its URLs are probably the same.
 
         Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
         if self._must_refresh:
-            latest = until + self.transport.longest_wait if patient else until
-            with trio.move_on_at(latest) as scope:
+            with deadline.enforced("the session was not fetched again in time"):
                 async with self._refreshing:
                     # Another task may have fetched the session while this one waited.
                     if self._must_refresh:
-                        await self._refresh(until, patient=patient)
-            if scope.cancelled_caught:
-                raise DeadlineError("the session was not fetched again in time")
+                        await self._refresh(deadline)
         return self.session
 
     @property
@@ -322,10 +320,25 @@ class Api:
 
         return await self._with_fewer(len(ids), get_some)
 
-    async def _refresh(self, until: float, *, patient: bool) -> None:
-        request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
+    async def _refresh(self, deadline: Deadline) -> None:
+        if self.transport.is_paused(RequestKind.SESSION):
+            return
+        request = HttpRequest(
+            method="GET",
+            url=self.session.url,
+            kind=RequestKind.SESSION,
+            headers=SESSION_HEADERS,
+        )
+        try:
+            response = await self.transport.fetch(request, deadline=deadline, waits=False)
+        except JmapfsError as error:
+            if not self.transport.is_paused(RequestKind.SESSION):
+                raise
+            _log.info("the session is not fetched again: %s", error)
+            self._refreshes.record()
+            return
         session = await read_session(
-            await self.transport.fetch(request, until=until, patient=patient),
+            response,
             self.transport,
             location=self.session.location,
             rewrite_origin=self.session.rewrite_origin,

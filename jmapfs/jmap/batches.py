@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Generic
 
 import msgspec
-import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.answers import AnswerLimit, run_decoder
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
-from jmapfs.jmap.http import Transport
+from jmapfs.jmap.http import LONGEST_WAIT, Transport
+from jmapfs.jmap.response import RequestKind
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
@@ -101,9 +102,11 @@ class BatchMethods(Api):
     def batch_limits(self) -> BlobGetLimits | None:
         """The current limits for `download_batch`; None if the server has no Blob/get.
 
-        The limits can shrink, or become None, with each batch.
+        They are also None while the server asks not to call methods for so long that a batch would
+        fail: downloads are requests of another kind. The limits can shrink, or become None, with
+        each batch.
         """
-        if not self.has_blob_get:
+        if not self.has_blob_get or self.transport.pause(RequestKind.API) > LONGEST_WAIT:
             return None
         limits = self.session.limits
         fitting = (limits.max_size_request - _REQUEST_BYTES) // _ID_BYTES
@@ -112,13 +115,13 @@ class BatchMethods(Api):
         return BlobGetLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
         """Download blobs. Return the content of each blob that arrives whole, by blob id.
 
         `blobs` contains ids and expected sizes in bytes. Blobs within `batch_limits` take one
         request. If there are more blobs, or the server rejects a batch as too large, several
-        requests are sent in turn. All requests together take at most `deadline` seconds.
+        requests are sent in turn. All requests together end at the `deadline`.
 
         A blob is not in the result if the server does not have it or returns only a part of it, if
         its length differs from the size in the same response, if it cannot be decoded, or if it is
@@ -130,12 +133,11 @@ class BatchMethods(Api):
             ProtocolError: a response is not valid, or over 1 MiB larger than expected.
             JmapfsError: any error of Api.request.
         """
-        until = trio.current_time() + deadline
         pending = dict(blobs)
         found: dict[str, bytes] = {}
         while (limits := self.batch_limits) is not None and (batch := _first(pending, limits)):
             try:
-                found.update(await self._get_blobs(batch, until - trio.current_time()))
+                found.update(await self._get_blobs(batch, deadline))
             except (MethodError, RequestError) as error:
                 self._learn(error, batch)
             else:
@@ -145,7 +147,7 @@ class BatchMethods(Api):
         self.traffic.bytes += sum(map(len, found.values()))
         return found
 
-    async def _get_blobs(self, batch: dict[str, int], deadline: float) -> dict[str, bytes]:
+    async def _get_blobs(self, batch: dict[str, int], deadline: Deadline) -> dict[str, bytes]:
         # There is no `offset` or `length`: with them, Cyrus reports each blob as truncated.
         call = MethodCall(
             "Blob/get",

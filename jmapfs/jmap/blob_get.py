@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -89,13 +89,15 @@ class RangeStream:
     iteration continues up to the size in the responses, which may differ from the expected size.
     """
 
-    def __init__(self, methods: BlobGetMethods, blob_id: str, size: int, until: float) -> None:
+    def __init__(
+        self, methods: BlobGetMethods, blob_id: str, size: int, deadline: Deadline
+    ) -> None:
         self.content_type = ""
         self.announced_length: int | None = None
         self._methods = methods
         self._blob_id = blob_id
         self._expected = size
-        self._until = until
+        self._deadline = deadline
         self._piece_bytes = _PIECE_BYTES
         self._returned = 0
         self._total: int | None = None
@@ -142,7 +144,7 @@ class RangeStream:
             length = max(1, min(self._piece_bytes, end - self._returned))
             try:
                 piece = await self._methods.get_range(
-                    self._blob_id, self._returned, length, until=self._until
+                    self._blob_id, self._returned, length, deadline=self._deadline
                 )
             except (MethodError, RequestError) as error:
                 if not is_too_large(error) or length <= _SMALLEST_PIECE_BYTES:
@@ -188,23 +190,23 @@ class BlobGetMethods(BatchMethods):
         return bool(self.digest_algorithms) or self.blob_ids_are_sha1
 
     async def blob_digests(
-        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
+        self, ids: Iterable[str], *, deadline: Deadline | None = None
     ) -> dict[str, BlobDigest]:
         """Return the digests of blobs, by blob id. See `find_digests`."""
         digests, _ = await self.find_digests(ids, deadline=deadline)
         return digests
 
     async def find_digests(
-        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
+        self, ids: Iterable[str], *, deadline: Deadline | None = None
     ) -> tuple[dict[str, BlobDigest], list[str]]:
         """Return the digests of blobs, by blob id, and the ids that the server does not have.
 
         A blob for which the server gives no digest is in neither of them. If the server has no
         digests at all, they come from ids that contain a SHA-1, and the server is only asked
         whether it has the blobs. Several requests are sent in turn if one cannot have all ids. All
-        together take at most `deadline` seconds. Raises the errors of Api.request.
+        together end at the `deadline`. Raises the errors of Api.request.
         """
-        until = trio.current_time() + deadline
+        deadline = deadline or Deadline(DEFAULT_DEADLINE)
         pending = list(dict.fromkeys(ids))
         digests: dict[str, BlobDigest] = {}
         missing: list[str] = []
@@ -215,7 +217,7 @@ class BlobGetMethods(BatchMethods):
                 break
             batch = pending[: max(1, min(self._max_digests, self.max_objects_in_get))]
             try:
-                response = await self._get_digests(batch, algorithm, until)
+                response = await self._get_digests(batch, algorithm, deadline)
             except (MethodError, RequestError) as error:
                 self._learn_from(error, algorithm, len(batch))
                 continue
@@ -231,17 +233,19 @@ class BlobGetMethods(BatchMethods):
 
     @asynccontextmanager
     async def stream_ranges(
-        self, blob_id: str, size: int, *, deadline: float = DEFAULT_DEADLINE
+        self, blob_id: str, size: int, *, deadline: Deadline | None = None
     ) -> AsyncIterator[RangeStream]:
         """Open a blob for reading piece by piece, by Blob/get. `size` is the expected size.
 
-        The last piece must arrive within `deadline` seconds. The content is whole only if the
+        The last piece must arrive before the `deadline`. The content is whole only if the
         iteration reaches its end. The iteration raises the errors of RangeStream. It raises
         MethodError if the server has no Blob/get (`batch_limits` is None).
         """
-        yield RangeStream(self, blob_id, size, trio.current_time() + deadline)
+        yield RangeStream(self, blob_id, size, deadline or Deadline(DEFAULT_DEADLINE))
 
-    async def get_range(self, blob_id: str, offset: int, length: int, *, until: float) -> BlobRange:
+    async def get_range(
+        self, blob_id: str, offset: int, length: int, *, deadline: Deadline
+    ) -> BlobRange:
         """Return at most `length` bytes of a blob, from `offset` on, with one request."""
         arguments = {
             "ids": [blob_id],
@@ -252,7 +256,7 @@ class BlobGetMethods(BatchMethods):
         response = await self._blob_get(
             arguments,
             BlobGetResponse[BlobRange],
-            until,
+            deadline,
             blob_get_limit([length]),
         )
         for piece in response.items:
@@ -264,23 +268,23 @@ class BlobGetMethods(BatchMethods):
         raise ProtocolError(f"the server answers Blob/get without the {name}")
 
     async def _get_digests(
-        self, ids: Sequence[str], algorithm: str | None, until: float
+        self, ids: Sequence[str], algorithm: str | None, deadline: Deadline
     ) -> BlobGetResponse[_DigestedBlob]:
         properties = ["size"] if algorithm is None else [f"digest:{algorithm}", "size"]
         arguments = {"ids": ids, "properties": properties}
-        return await self._blob_get(arguments, BlobGetResponse[_DigestedBlob], until)
+        return await self._blob_get(arguments, BlobGetResponse[_DigestedBlob], deadline)
 
     async def _blob_get(
         self,
         arguments: Mapping[str, object],
         type_: type[R],
-        until: float,
+        deadline: Deadline,
         limit: AnswerLimit | None = None,
     ) -> R:
         call = MethodCall(
             "Blob/get", {"accountId": self.account_id, **arguments}, using=CAPABILITIES
         )
-        [response] = await self.request([call], deadline=until - trio.current_time(), limit=limit)
+        [response] = await self.request([call], deadline=deadline, limit=limit)
         return await self._decode(response, type_)
 
     def _learn_from(

@@ -22,7 +22,6 @@ from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
-from jmapfs.index.layout import lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -267,7 +266,7 @@ class _PinnedAccount:
         check: ContentCheck,
     ) -> None:
         self.check: ContentCheck | None = check
-        layout = lay_out(reader.mailboxes())
+        layout = reader.layout()
         self.origin = Origin(
             server=state.server,
             account_id=state.account_id,

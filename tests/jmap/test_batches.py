@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     AuthenticationError,
     DeadlineError,
@@ -63,7 +64,7 @@ def all_of(server: FakeServer) -> list[tuple[str, int]]:
 
 
 async def batch(client: Client, blobs: Iterable[tuple[str, int]]) -> dict[str, bytes]:
-    return await client.download_batch(list(blobs), deadline=30)
+    return await client.download_batch(list(blobs), deadline=Deadline(30))
 
 
 def sizes_asked(server: FakeServer) -> list[int]:
@@ -519,8 +520,8 @@ async def test_deadline_covers_all_requests_of_a_batch(autojump_clock: MockClock
     async with opened(server) as client:
         server.delay = 3.0
         with pytest.raises(DeadlineError):
-            await client.download_batch(all_of(server), deadline=8)
-    assert trio.current_time() == pytest.approx(8)
+            await client.download_batch(all_of(server), deadline=Deadline(8))
+    assert trio.current_time() == pytest.approx(8, abs=0.1)
     assert len(server.requests) == 3
 
 
