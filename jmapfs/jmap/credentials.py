@@ -33,9 +33,11 @@ class BasicCredentials:
             raise ConfigError("the password is empty")
         if _has_control_characters(self.username + self.password):
             raise ConfigError("the user name or the password contain control characters")
-        encoded = self._encoded.rstrip("=")
-        url_safe = encoded.translate(str.maketrans("+/", "-_"))
-        object.__setattr__(self, "_secret", Secret(self.password, encoded, url_safe))
+        encoded = self._encoded
+        forms = [encoded, encoded.translate(str.maketrans("+/", "-_"))]
+        # The padding may be missing.
+        forms += [form.rstrip("=") for form in forms]
+        object.__setattr__(self, "_secret", Secret(self.password, *forms))
 
     @property
     def authorization(self) -> str:
