@@ -107,7 +107,7 @@ def show_bugs() -> None:
         if found.exc_type is not SystemExit:
             show_bug(found.exc_type, found.exc_value, found.exc_traceback)
 
-    def show_bug_of_finalizer(found: sys.UnraisableHookArgs) -> None:
+    def show_bug_of_finalizer(found: "sys.UnraisableHookArgs") -> None:
         show_bug(found.exc_type, found.exc_value, found.exc_traceback)
 
     sys.excepthook = show_bug
