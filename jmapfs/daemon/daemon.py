@@ -153,20 +153,29 @@ async def _serve(
                 with contextlib.closing(freezer):
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, mount, report, signals)
+                        nursery.start_soon(
+                            _report_ready, operations.started, mount, report, signals
+                        )
                         nursery.start_soon(_cancel_after_unmount, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(mount: Mount, report: StartupReport, signals: _Signals) -> None:
-    """Wait until the mount answers, then report that it is ready."""
+async def _report_ready(
+    started: trio.Event, mount: Mount, report: StartupReport, signals: _Signals
+) -> None:
+    """Wait until the kernel's requests are answered, then report that the mount is ready.
+
+    The daemon never uses its own mount to find out. SIGKILL cannot end a thread that waits for an
+    answer of its own process, and until the thread ends, the kernel keeps the connection: programs
+    would wait for ever, instead of getting ENOTCONN.
+    """
     path = mount.mountpoint
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
-            await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
-    except (OSError, trio.TooSlowError) as error:
-        raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
+            await started.wait()
+    except trio.TooSlowError as error:
+        raise MountpointError(f"{path}: mounted, but the kernel does not use it") from error
     mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
     signals.ready = True
