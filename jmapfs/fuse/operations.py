@@ -34,6 +34,7 @@ import trio
 
 from jmapfs.errors import (
     BlobMismatchError,
+    DamageError,
     EntryNotFoundError,
     JmapfsError,
     ServerError,
@@ -96,10 +97,14 @@ def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
         return error
     if isinstance(error, EntryNotFoundError):
         return pyfuse3.FUSEError(error.errno)
+    if isinstance(error, DamageError):
+        # The damage was logged when it was found.
+        _log.debug("%s: %s", name, error)
+        return pyfuse3.FUSEError(error.errno)
     if isinstance(error, JmapfsError):
         _log.warning("%s: %s", name, error)
         return pyfuse3.FUSEError(error.errno)
-    if isinstance(error, sqlite3.Error):
+    if isinstance(error, sqlite3.Error | UnicodeDecodeError):
         _log.error("%s: the index cannot be read: %s", name, error)
         return pyfuse3.FUSEError(errno.EIO)
     _log.error("a bug in %s", name, exc_info=error)

@@ -8,13 +8,14 @@ not list them either.
 
 import logging
 import math
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import trio
 
-from jmapfs.errors import JmapfsError, ServerError, StorageError, TooMuchGoneError
+from jmapfs.errors import DamageError, JmapfsError, ServerError, StorageError, TooMuchGoneError
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
@@ -92,6 +93,11 @@ class Rounds:
             self._writer = await trio.to_thread.run_sync(self._lease.writer)
         return self._writer
 
+    async def replace_damaged(self) -> None:
+        """Replace a damaged index by a new one, if this process has the lease."""
+        if self._writer is not None:
+            self._writer = await trio.to_thread.run_sync(self._lease.replace_damaged)
+
     async def run(
         self, client: Client, report: ListingReport, requests: Sequence[RoundRequest]
     ) -> StorageError | TooMuchGoneError | None:
@@ -100,6 +106,7 @@ class Rounds:
         Returns the error if the index cannot be written, or if the tree stays stale. The server is
         reachable in both cases, so mail can be read.
         """
+        await self.replace_damaged()
         writer = await self.acquire_writer()
         if writer is None:
             return None
@@ -129,6 +136,13 @@ class Rounds:
                 _log.warning("the numbers of emails cannot be compared: %s", error)
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
+            await trio.to_thread.run_sync(self._database.end_damage)
+        except (DamageError, sqlite3.Error) as error:
+            self.reset_reported |= reset_reported
+            self._database.report_damage(error)
+            if isinstance(error, DamageError):
+                raise
+            raise StorageError(f"cannot read the index: {error}") from error
         except StorageError as error:
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:
