@@ -23,7 +23,7 @@ import trio
 from jmapfs.control.messages import FreezeStatus, Lease
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.view import FrozenRecords, MountView, account_directories
-from jmapfs.errors import BusyError, JmapfsError
+from jmapfs.errors import BusyError, DamageError, JmapfsError
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import wait_until_consistent
@@ -312,13 +312,15 @@ class Freezer:
     async def end_after_damage(self) -> None:
         """End a freeze of an index that was damaged: the live tree is intact again."""
         freeze = self._freeze
-        if freeze is not None and any(
-            readers.tree.generation != account.database.generation
-            and not account.database.is_relisting
-            for account, readers in zip(self._accounts, freeze.readers, strict=True)
-        ):
-            _log.warning("the freeze ends because the index was damaged")
-            freeze.end()
+        if freeze is None:
+            return
+        for account, readers in zip(self._accounts, freeze.readers, strict=True):
+            database = account.database
+            if readers.tree.generation != database.generation:
+                with contextlib.suppress(DamageError):
+                    await trio.to_thread.run_sync(database.require_complete)
+                    _log.warning("the freeze ends because the index was damaged")
+                    freeze.end()
 
     async def _end_after(self, freeze: _Freeze) -> None:
         # This runs in a task of its own, because the task of a request may be cancelled.

@@ -42,8 +42,9 @@ class ReportingReader(IndexReader):
         super().__init__(connection, layouts)
 
     def report(self, error: Exception) -> None:
-        """Report an error of SQLite."""
-        self._source.report_damage(error)
+        """Report an error of SQLite, unless the file was replaced already."""
+        if self.generation == self._source.generation:
+            self._source.report_damage(error)
 
 
 class LastingReader(ReportingReader):
