@@ -10,8 +10,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
+from jmapfs.errors import DamageError
 from jmapfs.index.layout import LayoutCache
 from jmapfs.index.reader import IndexReader
+from jmapfs.sqlite import is_damage
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -32,7 +34,10 @@ class Source(Protocol):
 
 
 class ReportingReader(IndexReader):
-    """A reader that reports damage. `generation` is that of the file that it reads."""
+    """A reader that reports damage, and raises DamageError for it.
+
+    `generation` is that of the file that it reads.
+    """
 
     def __init__(
         self, source: Source, connection: sqlite3.Connection, layouts: LayoutCache
@@ -42,7 +47,7 @@ class ReportingReader(IndexReader):
         super().__init__(connection, layouts)
 
     def report(self, error: Exception) -> None:
-        """Report an error of SQLite, unless the file was replaced already."""
+        """Report damage, unless the file was replaced already."""
         if self.generation == self._source.generation:
             self._source.report_damage(error)
 
@@ -90,8 +95,10 @@ def _reporting(
         try:
             return method(self, *args, **kwargs)
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            if not is_damage(error):
+                raise
             self.report(error)
-            raise
+            raise DamageError(f"cannot read the index: {error}") from error
 
     return reporting
 

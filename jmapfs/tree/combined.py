@@ -5,7 +5,6 @@ number of the account (see `inodes`), and the roots of the accounts have names.
 """
 
 import contextlib
-import sqlite3
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,7 +96,7 @@ class CombinedTree:
         """Return the bytes and the number of all files."""
         parts = []
         for tree in self._trees.values():
-            with contextlib.suppress(DamageError, sqlite3.Error):
+            with contextlib.suppressDamageError:
                 parts.append(tree.totals())
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
@@ -108,7 +107,7 @@ class CombinedTree:
         """
         try:
             return self.lookup(ROOT_INODE, name)
-        except (DamageError, sqlite3.Error):
+        except DamageError:
             attributes = directory_attributes(
                 ROOT_INODE, changed_at=self._changed_at, subdirectories=0
             )
@@ -130,6 +129,6 @@ class CombinedTree:
 def _version(tree: TreeView) -> object:
     try:
         return tree.version(ROOT_INODE)
-    except (DamageError, sqlite3.Error):
+    except DamageError:
         # It differs from every version, also from itself later.
         return object()
