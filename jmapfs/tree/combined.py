@@ -96,7 +96,7 @@ class CombinedTree:
         """Return the bytes and the number of all files."""
         parts = []
         for tree in self._trees.values():
-            with contextlib.suppressDamageError:
+            with contextlib.suppress(DamageError):
                 parts.append(tree.totals())
         return sum(size for size, _ in parts), sum(files for _, files in parts)
 
