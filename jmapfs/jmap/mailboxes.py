@@ -19,6 +19,7 @@ from jmapfs.jmap.answers import (
 )
 from jmapfs.jmap.api import Api, MethodResponse, is_too_large
 from jmapfs.jmap.lenient import decode_leniently
+from jmapfs.jmap.progress import PageCount
 from jmapfs.jmap.types import (
     MAILBOX_PROPERTIES,
     Email,
@@ -95,12 +96,14 @@ class MailboxMethods(Api):
         for _ in range(_MAX_LISTINGS):
             ids: dict[str, None] = {}
             states: set[str | None] = set()
+            pages = PageCount("the server's list of mailboxes")
             while True:
                 arguments = {"position": len(ids), "limit": self.max_objects_in_get}
                 page = await self._query("Mailbox/query", arguments)
                 states.add(page.query_state)
                 fresh = [id_ for id_ in page.ids if id_ not in ids]
                 ids.update(dict.fromkeys(fresh))
+                pages.add(len(ids))
                 if len(ids) > MOST_MAILBOXES:
                     raise ProtocolError(
                         f"the account has more than {MOST_MAILBOXES:,} mailboxes, which is the"
