@@ -59,6 +59,8 @@ _OBJECT: Final = AnswerLimit(16 * 2**10, 200)
 _MAILBOX: Final = AnswerLimit(640, 40)
 # An id has up to 255 characters, and usually 20.
 _ID: Final = AnswerLimit(1024, 1)
+# The emails of changes, with the changes. If they are too large, they are requested in parts.
+_REFERENCED: Final = AnswerLimit(16 * 2**20, 200_000)
 # If a server accepts no limit, it returns all ids of an account.
 _ALL_IDS: Final = AnswerLimit(64 * 2**20, 4_000_000)
 
@@ -79,8 +81,7 @@ def _limit_of(name: str, arguments: Mapping[str, object]) -> AnswerLimit:
         ids = arguments.get("ids")
         if isinstance(ids, list | tuple):
             return _OBJECT * len(ids)
-        # The ids may also come from another call.
-        return _OBJECT * MOST_OBJECTS if "#ids" in arguments else _MAILBOX * MOST_MAILBOXES
+        return _REFERENCED if "#ids" in arguments else _MAILBOX * MOST_MAILBOXES
     count = arguments.get("limit", arguments.get("maxChanges"))
     return _ID * count if isinstance(count, int) else _ALL_IDS
 

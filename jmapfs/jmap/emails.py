@@ -31,6 +31,9 @@ E = TypeVar("E", Email, ImmutableEmail)
 
 # How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
 _ID_LIMITS = (10_000, 1_000, 100, None)
+# To find one email that is too large takes about ten requests. If there are more, the server is
+# the reason.
+_MOST_TOO_LARGE = 20
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
 
 
@@ -216,7 +219,7 @@ class EmailMethods(MailboxMethods):
         self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[Got[E]]]
     ) -> FoundEmails[E]:
         found = FoundEmails[E]()
-        missing = wanted
+        missing, too_large = wanted, 0
         is_repeated, before = False, 0
         # The server may have shortened a response. Request what is missing again, until a repeated
         # request brings nothing new.
@@ -228,6 +231,9 @@ class EmailMethods(MailboxMethods):
                     requested, response = await self._get_first(pending, get)
                 except AnswerTooLargeError as error:
                     # It is too large even if only one email is requested.
+                    too_large += 1
+                    if too_large > _MOST_TOO_LARGE:
+                        raise
                     requested = pending[:1]
                     found.bad[pending[0]] = BadEmail(
                         id=pending[0], reason=str(error), is_unanswered=True

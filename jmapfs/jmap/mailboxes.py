@@ -154,16 +154,15 @@ class MailboxMethods(Api):
     def _decode_objects(
         self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T], most: int
     ) -> Got[T]:
+        got: GetResponse[T] | None = None
         if response.size <= SMALL_ANSWER:
             with suppress(ProtocolError):
                 got = self._checked(response, response.decode(type_))
-                return Got(got.state, got.items, got.not_found or ())
+        if got is not None:
+            _require_few(response, len(got.items), most)
+            return Got(got.state, got.items, got.not_found or ())
         raw = self._checked(response, response.decode_leniently(RawGetResponse))
-        if len(raw.items) > most:
-            raise AnswerTooLargeError(
-                f"the server's response to {response.name} has {len(raw.items):,} objects; jmapfs"
-                f" accepts {most:,}"
-            )
+        _require_few(response, len(raw.items), most)
         what = f"an object in the server's response to {response.name}"
         items, unusable = list[T](), list[ProtocolError]()
         for item in raw.items:
@@ -174,3 +173,11 @@ class MailboxMethods(Api):
                 error.__context__ = None
                 unusable.append(error.with_traceback(None))
         return Got(raw.state, items, raw.not_found or (), unusable)
+
+
+def _require_few(response: MethodResponse, count: int, most: int) -> None:
+    if count > most:
+        raise AnswerTooLargeError(
+            f"the server's response to {response.name} has {count:,} objects, which is more than"
+            f" {most:,}"
+        )

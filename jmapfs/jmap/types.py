@@ -29,7 +29,10 @@ UnsignedInt: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Int: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 """An Int (RFC 8620 §1.3)."""
 
-State: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=2**16)]
+"""A text for people, such as a subject. Mail servers accept headers of up to about 100 KB."""
+
+State: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=2**16)]
 """A state string: opaque, but never empty, because the empty string stands for no state."""
 
 Date: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -92,7 +95,11 @@ class Keywords(Flags):
     """The `keywords` of an Email: the keywords whose value is true. null means no keywords."""
 
 
-_FLAGS: dict[type, Any] = {MailboxIds: dict[Id, bool], Keywords: dict[str, bool] | None}
+MOST_FLAGS = 1000
+"""How many mailboxes or keywords an email may have. Each takes a row in the index."""
+
+_SomeFlags: TypeAlias = Annotated[dict[Id, bool], msgspec.Meta(max_length=MOST_FLAGS)]
+_FLAGS: dict[type, Any] = {MailboxIds: _SomeFlags, Keywords: _SomeFlags | None}
 
 # Decoders are kept: making a decoder takes longer than using it, and there are few types.
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
@@ -155,9 +162,9 @@ class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A Mailbox (RFC 8621 §2). The name can be any string, including `..` and the empty string."""
 
     id: Id
-    name: str | None = None
+    name: Text | None = None
     parent_id: Id | None = None
-    role: str | None = None
+    role: Text | None = None
     sort_order: Int | None = None
     total_emails: UnsignedInt | None = None
 
@@ -165,8 +172,8 @@ class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class Address(msgspec.Struct, frozen=True):
     """An EmailAddress (RFC 8621 §4.1.2.3)."""
 
-    name: str | None = None
-    email: str | None = None
+    name: Text | None = None
+    email: Text | None = None
 
 
 class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -180,9 +187,9 @@ class Email(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     mailbox_ids: MailboxIds = MailboxIds()
     size: UnsignedInt
     received_at: Date
-    thread_id: str | None = None
+    thread_id: Id | None = None
     keywords: Keywords = Keywords()
-    subject: str | None = None
+    subject: Text | None = None
     from_: tuple[Address, ...] | None = msgspec.field(name="from", default=None)
 
     def __post_init__(self) -> None:
