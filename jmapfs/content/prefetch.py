@@ -46,10 +46,14 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """Blobs that are not cached: there was no time for `remaining`, and `failed` has errors."""
+    """Blobs that are not cached: there was no time for `remaining`, and `failed` has errors.
+
+    `received` is how many bytes have arrived.
+    """
 
     remaining: list[str]
     failed: dict[str, Exception]
+    received: int = 0
 
 
 class _Sized(NamedTuple):
@@ -110,6 +114,7 @@ class Prefetcher:
         absent = await self._absent(wanted)
         step = _Step(self._content, wanted)
         step.begin(absent)
+        received_before = step.received_bytes()
         try:
             with trio.move_on_after(seconds):
                 await step.run()
@@ -122,6 +127,7 @@ class Prefetcher:
         result = FetchResult(
             [one for one in missing if one in pending],
             {one: failed.get(one, refused) for one in missing if one not in pending},
+            step.received_bytes() - received_before,
         )
         cached = wanted.keys() - missing
         sizes = {one: size for one, size in step.sizes.items() if one in cached}
@@ -237,6 +243,10 @@ class _Step:
         write_behind = self._content.write_behind
         unwritten = {one for one in self._downloads if write_behind.get(one) is not None}
         return running | unwritten | self._unwritten
+
+    def received_bytes(self) -> int:
+        """Return how many bytes of the blobs have arrived, also in earlier steps."""
+        return sum(download.received_bytes for download in self._downloads.values())
 
     def failed(self) -> dict[str, Exception]:
         """Return the errors, by key."""

@@ -248,7 +248,7 @@ class PrefetchedMails(msgspec.Struct):
     There was no time for the emails in `left`. The emails in `unreached` failed for a reason that
     does not depend on the email, such as an unreachable server; `obstacle` is this reason. The
     emails in `refused` cannot be downloaded; `refusal` is the reason for the first email. The
-    emails in `gone` are no longer in the tree.
+    emails in `gone` are no longer in the tree. `received` is how many bytes have arrived.
     """
 
     left: list[int] = []
@@ -257,6 +257,7 @@ class PrefetchedMails(msgspec.Struct):
     refused: list[int] = []
     refusal: Failure | None = None
     gone: list[int] = []
+    received: int = 0
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -134,7 +134,9 @@ class MailboxMethods(Api):
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
         response = await self._request_one(name, arguments)
-        return await self._decode(response, QueryResponse, lenient=True)
+        page = await self._decode(response, QueryResponse, lenient=True)
+        self.traffic.objects += len(page.ids)
+        return page
 
     async def _decode_get(
         self,
@@ -149,7 +151,9 @@ class MailboxMethods(Api):
         """
         most = MOST_MAILBOXES if ids is None else len(ids) + _MOST_UNREQUESTED
         decode_as = partial(self._decode_objects, response, type_, item_type, most)
-        return await run_decoder(decode_as, response.size)
+        got = await run_decoder(decode_as, response.size)
+        self.traffic.objects += len(got.items) + len(got.not_found)
+        return got
 
     def _decode_objects(
         self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T], most: int

@@ -21,7 +21,7 @@ from jmapfs.content.division import divide
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.server_blobs import BlobSource
 from jmapfs.deadline import Deadline
-from jmapfs.errors import JmapfsError, ServerError
+from jmapfs.errors import DeadlineError, JmapfsError, ServerError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
 from jmapfs.snapshot.manifest import Origin
@@ -29,7 +29,7 @@ from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.sqlite import sqlite_errors
 
 # Seconds for each request. Bytes that arrive give it more time.
-_DEADLINE_SECONDS: Final = 120.0
+_DEADLINE_SECONDS: Final = 60.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
@@ -62,16 +62,24 @@ class BlobFetcher:
         if from_server:
             await self._discard_cached(batch)
         rest = await self._write_cached(batch, sink)
-        rest = await self._downloader.fetch_batch(
-            rest, sink.write, deadline=Deadline(_DEADLINE_SECONDS)
-        )
+        rest = await self._fetch_batch(rest, sink)
         failed: dict[str, JmapfsError] = {}
         for request in rest:
             try:
                 await self._download_alone(request, sink)
-            except ServerError as error:
+            except (ServerError, DeadlineError) as error:
+                # A single mail may be the cause of a time-out. `Transfer` notices if all are.
                 failed[request.blob_id] = error
         return failed
+
+    async def _fetch_batch(self, batch: Sequence[BlobRequest], sink: Sink) -> Sequence[BlobRequest]:
+        """Fetch a batch with one request. Return the others, which have to be fetched alone."""
+        try:
+            return await self._downloader.fetch_batch(
+                batch, sink.write, deadline=Deadline(_DEADLINE_SECONDS)
+            )
+        except DeadlineError:
+            return batch
 
     async def _write_cached(
         self, batch: Sequence[BlobRequest], sink: Sink

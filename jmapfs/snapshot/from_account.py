@@ -20,6 +20,7 @@ from jmapfs.account import AccountSource, account_directory, require_private_cac
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
+from jmapfs.deadline import NO_PROGRESS
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
@@ -103,7 +104,10 @@ class _AccountOpener:
         # Content that the last attempt did not find may belong to mail that is gone.
         self._suspects = await self._blob_source.take_suspects()
         try:
-            await self._bring_up_to_date(early)
+            await self._client.stall().limit(
+                partial(self._bring_up_to_date, early),
+                f"no snapshot was made, because the account is not listed: {NO_PROGRESS}",
+            )
         except TooMuchGoneError as error:
             if not self._allow_stale:
                 raise

@@ -41,6 +41,11 @@ _COUNT_PROPERTIES: Final = frozenset(
 )
 
 
+_ENDLESS: Final = (
+    "the server says again and again that there are more changes, but does not return them"
+)
+
+
 class UnknownChangesError(Exception):
     """The server cannot report the changes since our state: the account has to be listed again."""
 
@@ -149,10 +154,7 @@ class ChangeChain:
             if emails.has_more and not progress.add(
                 emails.new_state, emails.ids, emails.emails or await self._known_ids(emails.gone)
             ):
-                raise EndlessChangesError(
-                    "the server says again and again that there are more changes, but does not"
-                    " return them"
-                )
+                raise EndlessChangesError(_ENDLESS)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -175,6 +177,8 @@ class ChangeChain:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
             if not changes.has_more and _only_counts(changes):
                 return _MailboxUpdate(changes.new_state, None), emails
+            if emails.has_more and emails.new_state == state.email_state:
+                raise EndlessChangesError(_ENDLESS)
             # There are few mailboxes, so get all of them, at their own state. If there are more
             # changes, they need not be requested: the server may have no end of them.
             mailboxes, mailbox_state = await client.mailboxes()

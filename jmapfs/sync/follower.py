@@ -23,10 +23,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
+from jmapfs.deadline import NO_PROGRESS
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
@@ -251,7 +253,8 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._rounds.run(client, report, requests)
+            run = partial(self._rounds.run, client, report, requests)
+            error = await client.stall().limit(run, NO_PROGRESS)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
