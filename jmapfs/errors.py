@@ -16,6 +16,7 @@
     │   └── BlobMismatchError   6           EIO      … the bytes are not those of the blob
     ├── MountpointError         7           EIO      the mountpoint cannot be used, or is not ours
     ├── StorageError            8           EIO      the local index or cache cannot be used
+    │   └── DamageError         8           EIO      … its file is damaged
     ├── BusyError               9           EBUSY    another process has the lock, or files open
     ├── NotMountedError         10          ENOTCONN jmapfs is not mounted there
     ├── AlteredFilesError       11          EIO      a snapshot has been altered
@@ -42,11 +43,18 @@ from typing import ClassVar, Final
 
 import msgspec
 
+from jmapfs.protection import redact
+from jmapfs.text import is_shown
+
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The errors of msgspec for bytes that are not JSON, or not of the requested type."""
 
 IN_OUTPUT: Final = {"in_output": True}
 """The `extra` of a log record that the commands do not print: their own output says the same."""
+
+
+# White space at the beginning of a text is left out, but not without a limit.
+_LONGEST_READ: Final = 16_384
 
 
 class JmapfsError(Exception):
@@ -159,6 +167,10 @@ class StorageError(JmapfsError):
     exit_code = 8
 
 
+class DamageError(StorageError):
+    """The file of the local index is damaged. The account has to be listed again."""
+
+
 class BusyError(JmapfsError):
     """Another process holds the lock of an account, or has files open in a mount."""
 
@@ -232,9 +244,14 @@ class EntryNotFoundError(JmapfsError):
     errno = errno.ENOENT
 
 
-def printable(text: str, limit: int) -> str:
-    """Return `text` on one line of at most `limit` characters, without control characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def printable(text: str, limit: int, *, cut: bool = False) -> str:
+    """Return `text` on one line of at most `limit` characters, without secrets.
+
+    Control characters are left out. `cut` tells that the text is only the beginning of another one.
+    """
+    start = text[: max(_LONGEST_READ, limit)]
+    shown = redact(start, cut=cut or len(start) < len(text))
+    line = " ".join("".join(c if is_shown(c) else " " for c in shown).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

@@ -7,8 +7,8 @@ is busy for one kind may answer the others. If it counts them together, it answe
 and each kind learns that with its first request.
 
 After a suspend or a change of network, kept connections are dead, but no error reports that. So
-after a request that failed or stalled, all idle connections are closed. The next request opens a
-new connection.
+after a request that failed or stalled, and before the first request after a suspend, all idle
+connections are closed. The next request opens a new connection.
 """
 
 import re
@@ -49,6 +49,7 @@ from jmapfs.jmap.response import (
 )
 from jmapfs.jmap.retry import Cooldown, RetryPolicy
 from jmapfs.jmap.types import decode
+from jmapfs.suspension import SuspensionDetector
 
 T = TypeVar("T")
 
@@ -111,6 +112,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._network = ConnectionPool(ca_file) if network is None else network
         self._longest_wait = longest_wait
         self._closed = False
+        self._suspensions = SuspensionDetector()
         self._concurrency = max(1, concurrency)
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
         # Nobody waits for the event stream: the account is polled without it.
@@ -136,6 +138,12 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if isinstance(self._network, ConnectionPool):
             with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._network.close_idle()
+
+    async def close_connections(self) -> None:
+        """Close all connections: they are dead. Requests in flight are sent again."""
+        if isinstance(self._network, ConnectionPool):
+            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._network.close_connections()
 
     @property
     def concurrency(self) -> int:
@@ -186,17 +194,10 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._trusted_hosts.clear()
         self._named_by = {}
 
-    def redact(self, text: str) -> str:
-        """Return `text`, which a server sent, without the secret."""
-        return self._login.redact(text)
-
     def decode(self, response: HttpResponse, type_: type[T], what: str) -> T:
-        """Decode the body of a response; raises ProtocolError, which does not quote the secret."""
+        """Decode the body of a response; raises ProtocolError."""
         content_type = response.headers.get("content-type", "no content type")
-        try:
-            return decode(response.content, type_, what, content_type=content_type)
-        except ProtocolError as error:
-            raise ProtocolError(self.redact(str(error))) from None
+        return decode(response.content, type_, what, content_type=content_type)
 
     async def fetch(
         self,
@@ -301,9 +302,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         left = STALL_TIMEOUT if reader.deadline is None else reader.deadline.left
         reader.deadline = Deadline(min(left, STALL_TIMEOUT))
         body = await reader.read_start(_LARGEST_ERROR)
-        return http_error(
-            reader.status, reader.headers, body, host=reader.host, redact=self._login.redact
-        )
+        return http_error(reader.status, reader.headers, body, host=reader.host)
 
     def _check(self, request: HttpRequest) -> str:
         """Check that the request may be sent. Return the host of its URL, for error texts."""
@@ -381,6 +380,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if self.accept_parameter:
             all_headers["Accept"] = f"{all_headers.get('Accept', '*/*')}{self.accept_parameter}"
         self.traffic.requests += 1
+        if self._suspensions.noticed():
+            await self.close_idle()
         response: httpx.Response | None = None
         with trio.move_on_after(timeout):
             try:

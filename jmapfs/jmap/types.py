@@ -71,6 +71,7 @@ A server may reject the last one.
 """
 
 _MAX_QUOTED = 80
+_MAX_READ = 16_384
 
 
 # An escaped pair of surrogates, a lone surrogate, or another escape sequence of JSON. With one
@@ -127,7 +128,7 @@ def decode(data: Encoded, type_: type[T], what: str, *, content_type: str = "") 
         if not text.strip():
             raise ProtocolError(f"{what} is empty") from None
         reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        start = printable(text[: 4 * _MAX_QUOTED].decode("utf-8", "replace"), _MAX_QUOTED)
+        start = printable(text[:_MAX_READ].decode("utf-8", "replace"), _MAX_QUOTED, cut=True)
         kind = f"{printable(content_type, _MAX_QUOTED)}, " if content_type else ""
         raise ProtocolError(
             f"{what} is not JSON ({printable(reason, 100)}): {kind}it begins with '{start}'"
