@@ -102,7 +102,7 @@ class Stall:
 
     `measure` returns what was finished so far, `received` how many bytes have arrived. While
     `is_waiting` returns false, the operation is busy with something else, such as the disk, and
-    the time does not count.
+    the time does not count. `longest` is how many seconds without progress are too many.
     """
 
     def __init__(
@@ -110,15 +110,17 @@ class Stall:
         measure: Callable[[], object],
         received: Callable[[], int],
         is_waiting: Callable[[], bool],
+        longest: float = LONGEST_STALL,
     ) -> None:
+        self._longest = longest
         self._measure = measure
         self._received = received
         self._is_waiting = is_waiting
 
     async def wait(self) -> None:
-        """Return when there was no progress for LONGEST_STALL seconds."""
+        """Return when there was no progress for too long."""
         stalled, finished, received = 0.0, self._measure(), self._received()
-        while stalled < LONGEST_STALL:
+        while stalled < self._longest:
             began = trio.current_time()
             await trio.sleep(_CHECK_SECONDS)
             if self._is_waiting():

@@ -144,7 +144,10 @@ _LEFT_TO_LISTING: Final = 1
 
 
 class EarlyFetcher:
-    """Until `stop`, downloads the contents of an index that is being filled."""
+    """Until `stop`, downloads the contents of an index that is being filled.
+
+    `stopped` tells whether `stop` was called.
+    """
 
     def __init__(
         self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, origin: Origin
@@ -154,7 +157,7 @@ class EarlyFetcher:
         self._early = early
         self._origin = origin
         self._more_listed = trio.Event()
-        self._stopped = False
+        self.stopped = False
 
     def note_listed(self) -> None:
         """Report that more emails are in the index."""
@@ -162,7 +165,7 @@ class EarlyFetcher:
 
     def stop(self) -> None:
         """Start no more downloads. `run` returns when all current downloads have ended."""
-        self._stopped = True
+        self.stopped = True
         self._more_listed.set()
 
     async def run(self) -> None:
@@ -173,7 +176,7 @@ class EarlyFetcher:
         """
         # The index has an epoch when it has emails.
         await self._wait_for_emails()
-        if self._stopped:
+        if self.stopped:
             return
         state = await self._read(self._reader.state)
         sink = await self._early.prepare(
@@ -188,21 +191,21 @@ class EarlyFetcher:
                 await self._send_batches(send)
 
     async def _wait_for_emails(self) -> None:
-        while not self._stopped:
+        while not self.stopped:
             # Make the event first: `note_listed` may be called while the index is read.
             self._more_listed = trio.Event()
             if await self._added_after(0):
                 return
-            if not self._stopped:
+            if not self.stopped:
                 await self._more_listed.wait()
 
     async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
         position = 0
-        while not self._stopped:
+        while not self.stopped:
             self._more_listed = trio.Event()
             added = await self._added_after(position)
             if not added:
-                if not self._stopped:
+                if not self.stopped:
                     await self._more_listed.wait()
                 continue
             position = added[-1].number
@@ -211,7 +214,7 @@ class EarlyFetcher:
                 for one in added
             ]
             batches = self._fetcher.batches(await self._early.missing(candidates))
-            for batch in itertools.takewhile(lambda _: not self._stopped, batches):
+            for batch in itertools.takewhile(lambda _: not self.stopped, batches):
                 await send.send(batch)
 
     async def _download(
