@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -53,7 +53,7 @@ class FetchResult:
 
     remaining: list[str]
     failed: dict[str, Exception]
-    received: int = 0
+    received: int = field(default=0, compare=False)
 
 
 class _Sized(NamedTuple):
