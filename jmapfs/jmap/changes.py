@@ -10,7 +10,7 @@ from jmapfs.errors import RequestError
 from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.api import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.emails import EmailMethods, FoundEmails, strings
-from jmapfs.jmap.progress import ChainProgress
+from jmapfs.jmap.series import ChainProgress
 from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email, GetResponse
 
 # James refuses a limit that is smaller than a single change of many emails.

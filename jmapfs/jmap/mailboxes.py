@@ -19,7 +19,7 @@ from jmapfs.jmap.answers import (
 )
 from jmapfs.jmap.api import Api, MethodResponse, is_too_large
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
-from jmapfs.jmap.progress import PageCount
+from jmapfs.jmap.series import PageCount
 from jmapfs.jmap.types import (
     MAILBOX_PROPERTIES,
     Email,

@@ -22,7 +22,7 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.changes import Changes, EmailChanges
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
-from jmapfs.jmap.progress import ChainProgress
+from jmapfs.jmap.series import ChainProgress
 from jmapfs.jmap.types import Mailbox
 from jmapfs.sync.account_check import require_own_ids
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from jmapfs.errors import ProtocolError
 from jmapfs.jmap.client import Client
-from jmapfs.jmap.progress import PageCount
+from jmapfs.jmap.series import PageCount
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.changes import Changes
-from jmapfs.jmap.progress import ChainProgress
+from jmapfs.jmap.series import ChainProgress
 from tests.jmap.fake import LIMIT, Arguments, FakeServer, RefusedError, opened, with_limits
 
 

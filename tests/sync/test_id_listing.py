@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
-from jmapfs.jmap import progress
+from jmapfs.jmap import series
 from jmapfs.sync.id_listing import list_ids
 from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened
 from tests.server import Account, MethodFault, PageChange
@@ -241,7 +241,7 @@ async def test_a_list_without_end_is_an_error(
     of_page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server invents ids: few for each page, or very many in all."""
-    monkeypatch.setattr(progress, "_MAX_IDS", 100_000)
+    monkeypatch.setattr(series, "_MAX_IDS", 100_000)
     server = FakeServer()
 
     def email_query(arguments: Arguments) -> Arguments:
