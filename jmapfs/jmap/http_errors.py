@@ -219,9 +219,9 @@ def http_error(
         return TransientError(
             UnreachableError(f"{host} is busy: {text}{asked}"), throttled=True, retry_after=pause
         )
-    limit = printable(problem.limit or "", 80)
+    limit = problem.limit or ""
     error = RequestError(
-        f"{host} answers {text}" + (f" (limit: {limit})" if limit else ""),
+        f"{host} answers {text}" + (f" (limit: {printable(limit, 80)})" if limit else ""),
         status=status,
         kind=problem.kind,
         limit=limit,
