@@ -14,10 +14,11 @@ from typing import Final
 
 import trio
 
-from jmapfs.errors import JmapfsError, ServerError, StorageError, TooMuchGoneError
+from jmapfs.errors import JmapfsError, ServerError, StorageError, TooMuchGoneError, UnreachableError
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.response import RequestKind
 from jmapfs.suspension import seconds_since
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import GivenUpError, Synchronizer
@@ -95,15 +96,19 @@ class Rounds:
 
     async def run(
         self, client: Client, report: ListingReport, requests: Sequence[RoundRequest]
-    ) -> StorageError | TooMuchGoneError | GivenUpError | None:
+    ) -> StorageError | TooMuchGoneError | GivenUpError | UnreachableError | None:
         """Bring the index up to date.
 
-        Returns the error if the index cannot be written, if the tree stays stale, or if the account
-        cannot be followed. The server is reachable in all cases, so mail can be read.
+        Returns the error if the index cannot be written, if the tree stays stale, if the account
+        cannot be followed, or if the server asks not to call methods for a while. The server is
+        reachable in all cases, so mail can be read.
         """
         writer = await self.acquire_writer()
         if writer is None:
             return None
+        if requests and client.transport.pause(RequestKind.API) > client.transport.longest_wait:
+            # A task that waits wants to know whether the server is still busy.
+            client.transport.end_pause(RequestKind.API)
         reset_reported, self.reset_reported = self.reset_reported, False
         try:
             synchronizer = Synchronizer(
@@ -130,7 +135,10 @@ class Rounds:
                 _log.warning("the numbers of emails cannot be compared: %s", error)
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
-        except (StorageError, GivenUpError) as error:
+        except (StorageError, GivenUpError, UnreachableError) as error:
+            # A server that asks not to call methods may still answer downloads.
+            if isinstance(error, UnreachableError) and not client.transport.pause(RequestKind.API):
+                raise
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:
                 raise
