@@ -33,7 +33,14 @@ from jmapfs.private_files import (
     open_private,
     private_directory,
 )
-from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
+from jmapfs.sqlite import (
+    ForeignFileError,
+    connect,
+    delete_database,
+    is_damage,
+    quarantine,
+    transaction,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -164,6 +171,17 @@ class BlobStore:
             pages = _pragma(connection, "page_count")
             return _pragma(connection, "freelist_count") / max(pages, 1)
 
+    def reusable_bytes(self) -> int:
+        """Return the bytes that new content does not need from the file system.
+
+        These are the unused pages of the file, and the write-ahead log. Raises sqlite3.Error.
+        """
+        with self.reader() as connection:
+            unused = _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
+        with contextlib.suppress(OSError):
+            unused += os.stat(f"{self._name}-wal").st_size  # noqa: PTH116
+        return unused
+
     def close(self) -> None:
         """Close all connections; a connection that is lent is closed when it is returned."""
         with self._write_lock, self._lock:
@@ -182,6 +200,10 @@ class BlobStore:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            if not os.path.lexists(self.path):
+                # Somebody has deleted the file alone. SQLite would truncate the old -shm file,
+                # which other threads may have mapped: their next access would be a SIGBUS.
+                delete_database(self.path)
             with contextlib.suppress(FileExistsError):
                 self._create()
             return self._prepared(self._connect())

@@ -73,11 +73,15 @@ _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts the HTTP requests (each attempt), the received blobs, and the bytes of the blobs."""
+    """Counts the HTTP requests (each attempt), the received blobs, and the bytes of the blobs.
+
+    `objects` counts the ids, emails and mailboxes in responses.
+    """
 
     requests: int = 0
     blobs: int = 0
     bytes: int = 0
+    objects: int = 0
 
 
 class Transport(AbstractAsyncContextManager["Transport"]):
@@ -151,6 +155,13 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         """Seconds that a patient request waits, at most, when the server asks to wait."""
         return self._longest_wait
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request is in flight, or the server asks to wait."""
+        return self._budget.borrowed_tokens > 0 or any(
+            cooldown.active for cooldown in self._cooldowns.values()
+        )
+
     def is_paused(self, kind: RequestKind) -> bool:
         """Return whether requests of a kind have to wait, because the server is busy."""
         return self._cooldowns[kind].active
@@ -158,6 +169,11 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     def pause(self, kind: RequestKind) -> float:
         """Return for how many more seconds the server asks not to send requests of a kind."""
         return self._cooldowns[kind].seconds_requested
+
+    @property
+    def limits_methods(self) -> bool:
+        """Whether the server works, but asks not to call methods for a while."""
+        return self.pause(RequestKind.API) > 0 and self._cooldowns[RequestKind.API].limited
 
     def end_pause(self, kind: RequestKind) -> None:
         """Let the next request of a kind be sent at once, even if the server has asked to wait."""
