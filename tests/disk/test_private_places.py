@@ -112,7 +112,10 @@ def _of_another_user(path: Path) -> None:
 PLANTED: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
     "writable": (_writable, "others can write in it: remove what is not yours in it, and run: "),
     "link": (_link, "it is a symbolic link: replace it by a directory"),
-    "of another user": (_of_another_user, "it belongs to games: remove it, or use another"),
+    "of another user": (
+        _of_another_user,
+        "it belongs to games: move it away, or make it yours with chown",
+    ),
 }
 
 
