@@ -28,7 +28,7 @@ from jmapfs.control.messages import (
     PrefetchRequest,
 )
 from jmapfs.control.mounts import DEAD, DEAD_ERRNOS, mount_of, require_readable
-from jmapfs.control.socket_client import ask
+from jmapfs.control.socket_client import ask, require_answer
 from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
 
 _EMAIL: Final = ".eml"
@@ -48,6 +48,7 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
     """
     found: dict[Path, dict[int, None]] = {}
     for path in paths:
+        require_answer(path)
         actual = Path(os.path.realpath(path))
         mount = mount_of(actual)
         if mount is None:

@@ -12,7 +12,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.mounts import DEAD_ERRNOS, Mount, mount_at, mounts, peer, require_mount
+from jmapfs.control.mounts import (
+    DEAD_ERRNOS,
+    Mount,
+    kernel_answer,
+    mount_at,
+    mounts,
+    peer,
+    require_mount,
+)
 from jmapfs.control.socket_client import addresses_of_daemon, connect, is_dead
 from jmapfs.errors import BusyError, MountpointError, NotMountedError
 from jmapfs.locking import wait_for_lock
@@ -24,6 +32,7 @@ _MAX_BACKGROUND: Final = 128
 _CONGESTION_THRESHOLD: Final = 96
 _UNMOUNT_SECONDS: Final = 30
 _EXIT_SECONDS: Final = 30
+_ANSWER_SECONDS: Final = 10
 _CONNECT_SECONDS: Final = 10
 _CLEARING_SECONDS: Final = 40
 _PAUSE_SECONDS: Final = 0.05
@@ -53,12 +62,13 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """
     if is_dead_mount(mountpoint):
         return
+    # Before the directory is touched: a daemon that hangs does not answer.
+    if _is_ours(mountpoint):
+        raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
     try:
         if not mountpoint.is_dir():
             what = "is not a directory" if mountpoint.exists() else "does not exist"
             raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
-        if _is_ours(mountpoint):
-            raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
         if any(mountpoint.iterdir()):
             raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
         actual, cache = mountpoint.resolve(), cache_root.resolve()
@@ -204,20 +214,17 @@ def detach(mountpoint: Path) -> None:
 def is_dead_mount(mountpoint: Path) -> bool:
     """Return whether a dead mount of jmapfs is there.
 
-    Raises MountpointError if a dead mount of another program is there.
+    Raises MountpointError if a dead mount of another program is there, or one that does not answer.
     """
-    try:
-        # stat is not used, because the kernel answers stat from its cache.
-        os.statvfs(mountpoint)
-    except OSError as error:
-        if error.errno not in DEAD_ERRNOS:
-            return False
-        if not _is_ours(mountpoint):
-            raise MountpointError(
-                f"{mountpoint}: a dead mount that is not ours is in the way"
-            ) from error
-        return True
-    return False
+    answer = kernel_answer(mountpoint, _ANSWER_SECONDS)
+    if answer is None:
+        what = "jmapfs" if _is_ours(mountpoint) else "a file system"
+        raise MountpointError(f"{mountpoint}: {what} is mounted there already, and does not answer")
+    if answer not in DEAD_ERRNOS:
+        return False
+    if not _is_ours(mountpoint):
+        raise MountpointError(f"{mountpoint}: a dead mount that is not ours is in the way")
+    return True
 
 
 def _is_ours(mountpoint: Path) -> bool:
