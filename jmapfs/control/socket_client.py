@@ -89,7 +89,8 @@ def _ask(mount: Mount, request: Request[_R], *, timeout: float | None) -> _R:
     timeout = request.timeout if timeout is None else timeout
     if timeout > _ANSWER_SECONDS:
         # A daemon that hangs or is stopped must not be awaited as long as one that works.
-        _ask(mount, StatusRequest(), timeout=_ANSWER_SECONDS)
+        with suppress(RelayedError):
+            _ask(mount, StatusRequest(), timeout=_ANSWER_SECONDS)
     try:
         with connect(mount, timeout) as connection:
             connection.sendall(line)
