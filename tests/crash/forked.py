@@ -75,6 +75,11 @@ class Forker:
             self._process.stdin.close()
             self._process.wait(10)
 
+    @property
+    def pid(self) -> int:
+        """The process; those that it forks inherit its limits."""
+        return self._process.pid
+
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a function of the process that forks."""
         with self._lock:
