@@ -141,7 +141,7 @@ def test_a_very_large_mailbox(home: ForkedHome, count: int) -> None:
                 f"{count} mails: first listing {listed:.1f} s, scandir {seconds[0]:.2f} and"
                 f" {seconds[1]:.2f} s, find {seconds[2]:.2f} s, memory {memory // MIB} MiB"
             )
-            # Per mail: 2 ms for the account, 50 µs for a listing, and 4 KiB of memory.
+            # Per mail: 2 ms for the account, 50 µs for a listing, and 1 KiB of memory.
             assert listed < 5 + 0.002 * count
             assert max(seconds) < 3 + 0.00005 * count
-            assert memory < 150 * MIB + 4096 * count
+            assert memory < 150 * MIB + 1024 * count

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.crash.forked import ForkedHome
-from tests.mount.changing_account import ChangingAccount, assert_live, read_state
-from tests.mounts import Mounted
+from tests.mount.changing_account import ChangingAccount, assert_live, read_state, tree_of
+from tests.mounts import Home, Mounted
 from tests.snapshot.commands import dates, require_whole
-from tests.waits import wait_until
+from tests.waits import has_ended, wait_until
 
 _MAP = """
 import mmap, sys
@@ -70,6 +71,57 @@ def test_a_stopped_daemon(account: ChangingAccount, home: ForkedHome) -> None:
         mount.sync()
         assert_live(mount, account, {})
         assert not mount.is_frozen
+
+
+# A thread of the daemon reads a mail from the mount, past the page cache.
+_HALF_DEAD = """
+import mmap, os, threading
+from pathlib import Path
+from jmapfs.daemon.freeze import Freezer
+def read():
+    path = min(Path(os.environ["MOUNTED"]).rglob("*.eml"))
+    os.preadv(os.open(path, os.O_RDONLY | os.O_DIRECT), [mmap.mmap(-1, 4096)], 0)
+async def thaw(self, lease_id, actual=Freezer.thaw):
+    threading.Thread(target=read).start()
+    return await actual(self, lease_id)
+Freezer.thaw = thaw
+from jmapfs.cli.main import main
+main()
+"""
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can abort a connection everywhere")
+def test_a_killed_daemon_that_cannot_end(account: ChangingAccount, tmp_path: Path) -> None:
+    """The kernel makes all programs wait, but umount ends that."""
+    home = Home(tmp_path / "home", "alice@example.org", "secret")
+    home.variables["MOUNTED"] = str(home.directory / "mnt")
+    program, home.program = home.program, (sys.executable, "-c", _HALF_DEAD)
+    mount = home.mount(account.server.url, home.directory / "mnt")
+    home.program = program
+    daemon = mount.ask_status().pid
+    before = mount.counts().reads
+    account.server.pause()
+    mount.thaw()
+    wait_until(partial(has_read, mount, before))
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: has_ended(daemon))
+    # The main thread has ended, but another one waits in the kernel.
+    assert states_of(daemon) == {"D", "Z"}
+    refused = home.run("mount", account.server.url, mount.path)
+    assert refused.exit_code == 7
+    assert "does not answer" in refused.stderr
+    mount.umount()
+    account.server.resume()
+    assert list(mount.path.iterdir()) == []
+    with home.mounted(account.server.url) as again:
+        assert tree_of(read_state(again)) == account.tree()
+
+
+def states_of(pid: int) -> set[str]:
+    """Return the states of the threads of a process (proc_pid_stat(5))."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
 
 
 def test_a_stopped_snapshot(account: ChangingAccount, home: ForkedHome) -> None:
