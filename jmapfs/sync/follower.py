@@ -18,18 +18,22 @@ other processes are read-only followers: they see what the first process stores.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
+from jmapfs.deadline import NO_PROGRESS
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
+    DamageError,
     JmapfsError,
     OfflineError,
     RequestError,
@@ -47,6 +51,7 @@ from jmapfs.sync.push_listener import PushListener
 from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.rounds import RoundRequest, Rounds
 from jmapfs.sync.schedule import RoundSchedule
+from jmapfs.sync.synchronizer import GivenUpError
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 """Opens a new client for the account, which includes the discovery of its session."""
 
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
+# How soon after a new index was begun another one is begun, if it is damaged as well.
+_BETWEEN_DAMAGE_SECONDS: Final = 300.0
 _SUSPENSION_CHECK: Final = 5.0
 _OTHER_WRITER_SECONDS: Final = 10.0
 _OTHER_WRITER_FIRST_PAUSE: Final = 0.25
@@ -105,6 +112,7 @@ class AccountFollower:
         self._after_round = after_round
         self._push = PushListener(self.schedule.hint)
         self._requests: list[RoundRequest] = []
+        self._damage_passes_at = -math.inf
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
 
@@ -218,6 +226,17 @@ class AccountFollower:
                     async with self._open_client() as client:
                         self._earlier_traffic, self._traffic = self.traffic(), client.traffic
                         await self._follow(client, report, startup)
+            except DamageError as error:
+                self._database.report_damage(error)
+                if trio.current_time() < self._damage_passes_at:
+                    # The new index is damaged as well: the disk is probably faulty.
+                    if not startup.done:
+                        raise
+                    self.schedule.record_failure(error)
+                    await self._go_offline(error)
+                else:
+                    self._damage_passes_at = trio.current_time() + _BETWEEN_DAMAGE_SECONDS
+                    continue
             except JmapfsError as error:
                 if not startup.done and not (may_start_offline and _is_outage(error)):
                     raise
@@ -234,6 +253,7 @@ class AccountFollower:
 
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
+        await self._rounds.replace_damaged()
         await trio.to_thread.run_sync(check_account, self._database, client)
         async with self._push.listening(client), _dropping_dead_connections(client, self._push):
             while True:
@@ -246,13 +266,16 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._rounds.run(client, report, requests)
+            run = partial(self._rounds.run, client, report, requests)
+            error = await client.stall().limit(run, NO_PROGRESS)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             # A stale tree has a status of its own.
-            failure = error if isinstance(error, StorageError) else None
+            failure = error if isinstance(error, StorageError | GivenUpError) else None
+            if isinstance(error, GivenUpError) and self.connection.error != str(error):
+                _log.warning("%s", error)
             self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()
