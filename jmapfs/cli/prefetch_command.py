@@ -60,7 +60,6 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, dict[int, str]]:
     """
     found: dict[Path, dict[int, str]] = {}
     for path in paths:
-        require_answer(path)
         actual = Path(os.path.realpath(path))
         mount = mount_of(actual)
         if mount is None:
@@ -127,6 +126,8 @@ def prefetch(paths: Sequence[Path]) -> str:
         StorageError: the cache is too small for all emails.
         JmapfsError: some emails cannot be downloaded. The error has the exit code of its cause.
     """
+    for path in paths:
+        require_answer(path)
     mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
     for mount in mounts:
         mount.find_missing()
