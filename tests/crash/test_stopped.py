@@ -107,7 +107,7 @@ def test_a_killed_daemon_that_cannot_end(account: ChangingAccount, tmp_path: Pat
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: has_ended(daemon))
     # The main thread has ended, but another one waits in the kernel.
-    assert states_of(daemon) == {"D", "Z"}
+    wait_until(lambda: states_of(daemon) == {"D", "Z"})
     refused = home.run("mount", account.server.url, mount.path)
     assert refused.exit_code == 7
     assert "does not answer" in refused.stderr
