@@ -85,6 +85,11 @@ class Forker:
             )
         atexit.register(self._close)
 
+    @property
+    def pid(self) -> int:
+        """The process; those that it forks inherit its limits."""
+        return self._process.pid
+
     def fork(
         self,
         arguments: Sequence[str],
@@ -95,13 +100,11 @@ class Forker:
         environment: Mapping[str, str] | None = None,
     ) -> ForkedProcess:
         """Run the program with these arguments, in this directory and with this umask."""
-        umask = os.umask(0o077)
-        os.umask(umask)
         start = _Start(
             [os.fsencode(argument) for argument in arguments],
             {name: os.fsencode(value) for name, value in (environment or os.environ).items()},
             bytes(Path.cwd()),
-            umask,
+            _umask(),
         )
         with self._lock:
             message = msgspec.json.encode(start)
@@ -112,6 +115,12 @@ class Forker:
     def _close(self) -> None:
         self._socket.close()
         self._process.wait()
+
+
+def _umask() -> int:
+    # Not by setting it, which would affect other threads.
+    _, _, rest = Path("/proc/self/status").read_text().partition("Umask:")
+    return int(rest.split()[0], 8)
 
 
 def run_forked(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jmapfs import cli
 from jmapfs.control.messages import (
     DescribeRequest,
     FreezeRequest,
@@ -41,6 +42,12 @@ from tests.forked import Forker, run_forked
 COMMAND_SECONDS = 60
 
 JMAPFS = (sys.executable, "-m", "jmapfs")
+
+# What commands import when they run.
+COMMAND_MODULES = (
+    *(f"jmapfs.cli.{path.stem}" for path in Path(cli.__file__).parent.glob("*_command.py")),
+    "jmapfs.daemon.daemon",
+)
 
 # An interpreter reads these variables when it starts.
 _READ_AT_START = ("LANG", "LC_", "PYTHON")
@@ -323,9 +330,7 @@ def _is_read_at_start(variable: str) -> bool:
 @functools.cache
 def commands() -> Forker:
     """Return the process that forks commands, for all tests of this process."""
-    names = ("freeze", "mount", "prefetch", "snapshot", "snapshots", "status", "verify", "watch")
-    modules = [f"jmapfs.cli.{name}_command" for name in names]
-    return Forker("jmapfs.__main__:main", *modules, "jmapfs.daemon.daemon")
+    return Forker("jmapfs.__main__:main", *COMMAND_MODULES)
 
 
 def command(*arguments: str | Path, **variables: str) -> str:

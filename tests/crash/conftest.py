@@ -9,22 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.forked import ForkedHome, Forker
+from tests.crash.trapped import TrappedHome, trapped_commands
 from tests.mount.changing_account import ChangingAccount
 from tests.server import server_process
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    """The process that has imported jmapfs, for the tests of a file."""
-    with Forker() as forker:
-        yield forker
+@pytest.fixture(scope="session", autouse=True)
+def _forker() -> None:
+    """Start what forks commands before any test, or it would be a leak of the first."""
+    trapped_commands()
 
 
 @pytest.fixture
-def home(forker: Forker, tmp_path: Path) -> ForkedHome:
-    """A home with the credentials of the small server, in which commands are forked."""
-    return ForkedHome(tmp_path / "home", "alice@example.org", "secret", forker=forker)
+def home(tmp_path: Path) -> TrappedHome:
+    """A home with the credentials of the small server, in which commands can have a trap."""
+    return TrappedHome(tmp_path / "home", "alice@example.org", "secret")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.forked import Calls, Trap, random_trap
+from tests.crash.trapped import Calls, Trap, random_trap
 
 KILLS = 20
 MANY_KILLS = 200

@@ -13,7 +13,7 @@ import pytest
 
 from jmapfs.errors import StorageError
 from tests.cache.small_disk import needs_root, tmpfs
-from tests.crash.forked import ForkedHome
+from tests.crash.trapped import TrappedHome
 from tests.mount.changing_account import ChangingAccount, read_state, tree_of
 from tests.mounts import Result
 from tests.snapshot.commands import dates, require_whole
@@ -64,7 +64,7 @@ def one_line(result: Result, *exit_codes: int) -> str:
 @pytest.mark.mount
 @EACH_FAULT
 def test_the_disk_of_the_cache_before_the_mount(
-    account: ChangingAccount, home: ForkedHome, fault: Fault
+    account: ChangingAccount, home: TrappedHome, fault: Fault
 ) -> None:
     url, mountpoint = account.server.url, home.directory / "mnt"
     mountpoint.mkdir()
@@ -81,7 +81,7 @@ def test_the_disk_of_the_cache_before_the_mount(
 
 
 @pytest.mark.mount
-def test_the_disk_of_the_cache_under_a_mount(account: ChangingAccount, home: ForkedHome) -> None:
+def test_the_disk_of_the_cache_under_a_mount(account: ChangingAccount, home: TrappedHome) -> None:
     url, dest = account.server.url, home.directory / "dest"
     with tmpfs(home.cache, "16m") as disk, home.mounted(url) as mount:
         before = read_state(mount)
@@ -106,7 +106,7 @@ def test_the_disk_of_the_cache_under_a_mount(account: ChangingAccount, home: For
 
 @EACH_FAULT
 def test_the_disk_of_the_snapshots(
-    account: ChangingAccount, home: ForkedHome, fault: Fault
+    account: ChangingAccount, home: TrappedHome, fault: Fault
 ) -> None:
     url = account.server.url
     with tmpfs(home.directory / "backup", "16m") as disk:
@@ -141,7 +141,7 @@ def test_the_disk_of_the_snapshots(
 
 @pytest.mark.mount
 @EACH_FAULT
-def test_the_disk_of_the_log(account: ChangingAccount, home: ForkedHome, fault: Fault) -> None:
+def test_the_disk_of_the_log(account: ChangingAccount, home: TrappedHome, fault: Fault) -> None:
     """A mount needs no log."""
     url, mountpoint = account.server.url, home.directory / "mnt"
     with tmpfs(home.directory / "state" / "jmapfs", "1m") as disk:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from jmapfs.control.mounts import mount_at
-from tests.crash.forked import ForkedHome, ForkedProcess, Trap
 from tests.crash.kills import Kills, each_number_of_kills, files_below
+from tests.crash.trapped import Trap, TrappedHome, TrappedProcess
 from tests.mails import random_mail
 from tests.mount.changing_account import ChangingAccount, State, read_state, tree_of
 from tests.mounts import Result, portable
@@ -32,7 +32,7 @@ _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
 class DaemonLife:
     """Runs daemons on one home and account, and checks what programs see of them."""
 
-    def __init__(self, home: ForkedHome, account: ChangingAccount) -> None:
+    def __init__(self, home: TrappedHome, account: ChangingAccount) -> None:
         self.path = home.directory / "mnt"
         self.path.mkdir()
         self.left: set[str] | None = None
@@ -45,14 +45,14 @@ class DaemonLife:
         for number in range(2):
             self._add_large(number)
 
-    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> ForkedProcess:
+    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> TrappedProcess:
         return self._home.start(
             *("mount", "--foreground", "--verbose", self._url, self.path),
             trap=trap,
             count_calls=count_calls,
         )
 
-    def use(self, process: ForkedProcess) -> None:
+    def use(self, process: TrappedProcess) -> None:
         """Read everything, change the account, and unmount: until the end, or until the kill."""
         while not self.is_mounted() and not process.ended(0.005):
             pass
@@ -113,9 +113,7 @@ class DaemonLife:
 
     def check_like_another_machine(self, directory: Path) -> None:
         """The index that survived all kills is that of a first listing."""
-        other = ForkedHome(
-            directory, self._home.username, self._home.password, forker=self._home.forker
-        )
+        other = TrappedHome(directory, self._home.username, self._home.password)
         with (
             self._home.mounted(self._url, path=self.path) as mount,
             other.mounted(self._url) as fresh,
@@ -129,7 +127,7 @@ class DaemonLife:
         """Return the files of the cache, the state and the runtime directory."""
         return files_below(*(self._home.directory / name for name in ("cache", "state", "run")))
 
-    def _read_all(self, process: ForkedProcess, number: int) -> None:
+    def _read_all(self, process: TrappedProcess, number: int) -> None:
         """Read all files; only the death of the daemon is an excuse for an error."""
         chance = random.Random(number)
         try:
@@ -183,7 +181,7 @@ def assert_nothing_moved(before: State, after: State) -> None:
 
 @each_number_of_kills
 def test_a_daemon_killed_at_any_moment(
-    account: ChangingAccount, home: ForkedHome, chance: random.Random, kills: int, tmp_path: Path
+    account: ChangingAccount, home: TrappedHome, chance: random.Random, kills: int, tmp_path: Path
 ) -> None:
     life = DaemonLife(home, account)
     began = time.monotonic()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jmapfs.snapshot.manifest import CHECKSUMS
 from jmapfs.snapshot.repository import Repository
-from tests.crash.forked import ForkedHome, ForkedProcess, Trap
 from tests.crash.kills import Kills, each_number_of_kills
+from tests.crash.trapped import Trap, TrappedHome, TrappedProcess
 from tests.snapshot.commands import dates, everything_in
 from tests.snapshot.handmade import letters, make_snapshot
 
@@ -23,7 +23,7 @@ LETTERS = 40
 class PruneLife:
     """Prunes copies of one repository."""
 
-    def __init__(self, home: ForkedHome) -> None:
+    def __init__(self, home: TrappedHome) -> None:
         self._home = home
         self._template = home.directory / "template"
         self._dest = home.directory / "dest"
@@ -41,7 +41,7 @@ class PruneLife:
         self._all = dates(self._dest)
         self._kept = {date: everything_in(self._dest / date) for date in self._all[-KEPT:]}
 
-    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> ForkedProcess:
+    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> TrappedProcess:
         arguments = ("prune", "--keep-last", str(KEPT), self._dest)
         return self._home.start(*arguments, trap=trap, count_calls=count_calls)
 
@@ -73,7 +73,7 @@ class PruneLife:
 
 
 @each_number_of_kills
-def test_a_prune_killed_at_any_moment(home: ForkedHome, chance: random.Random, kills: int) -> None:
+def test_a_prune_killed_at_any_moment(home: TrappedHome, chance: random.Random, kills: int) -> None:
     life = PruneLife(home)
     life.begin()
     began = time.monotonic()

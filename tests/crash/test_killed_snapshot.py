@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from jmapfs.snapshot.repository import Repository
-from tests.crash.forked import ForkedHome, ForkedProcess, Trap
 from tests.crash.kills import Kills, each_number_of_kills, files_below
+from tests.crash.trapped import Trap, TrappedHome, TrappedProcess
 from tests.mails import random_mail
 from tests.mount.changing_account import ChangingAccount, small_emails
 from tests.mounts import Mounted
@@ -27,7 +27,7 @@ LARGE_BYTES = 1_500_000
 class SnapshotLife:
     """Takes snapshots of an account that changes, and checks what each run leaves."""
 
-    def __init__(self, home: ForkedHome, account: ChangingAccount, mount: Mounted | None) -> None:
+    def __init__(self, home: TrappedHome, account: ChangingAccount, mount: Mounted | None) -> None:
         self.dest = home.directory / "dest"
         self._home = home
         self._account = account
@@ -45,7 +45,7 @@ class SnapshotLife:
         control.destroy_emails([email.id for email in emails[: NEW_MAILS - 10]])
         self._next += NEW_MAILS
 
-    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> ForkedProcess:
+    def start(self, trap: Trap | None = None, *, count_calls: bool = False) -> TrappedProcess:
         source = self._account.server.url if self._mount is None else self._mount.path
         arguments = ("snapshot", "--json", "--max-gone", "100", source, self.dest)
         return self._home.start(*arguments, trap=trap, count_calls=count_calls)
@@ -111,7 +111,7 @@ class SnapshotLife:
 @each_number_of_kills
 @pytest.mark.parametrize("mounted", [False, pytest.param(True, marks=pytest.mark.mount)])
 def test_a_snapshot_killed_at_any_moment(
-    account: ChangingAccount, home: ForkedHome, chance: random.Random, kills: int, *, mounted: bool
+    account: ChangingAccount, home: TrappedHome, chance: random.Random, kills: int, *, mounted: bool
 ) -> None:
     with contextlib.ExitStack() as stack:
         mount = stack.enter_context(home.mounted(account.server.url)) if mounted else None

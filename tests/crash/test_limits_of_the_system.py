@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.forked import ForkedHome
+from tests.crash.trapped import TrappedHome, trapped_commands
 from tests.mails import random_mail
 from tests.mount.changing_account import ChangingAccount, read_state, tree_of
 from tests.mounts import Result, command
@@ -57,12 +57,12 @@ def peak_of(pid: int) -> int:
     return 0
 
 
-def test_few_file_descriptors(account: ChangingAccount, home: ForkedHome) -> None:
+def test_few_file_descriptors(account: ChangingAccount, home: TrappedHome) -> None:
     """With 64 readers, commands, and a snapshot, each of which has 64 descriptors."""
     url, dest = account.server.url, home.directory / "dest"
     for number in range(3):
         account.control.add_email(random_mail(number, 1_500_000), [account.ids["Work"]])
-    with few_descriptors(home.forker.pid), home.mounted(url) as mount:
+    with few_descriptors(trapped_commands().pid), home.mounted(url) as mount:
         files = sorted(mount.path.rglob("*.eml"))
         with ThreadPoolExecutor(READERS) as readers:
             found = Counter(readers.map(digest_of, files, timeout=60))
@@ -82,7 +82,7 @@ def test_few_file_descriptors(account: ChangingAccount, home: ForkedHome) -> Non
 @pytest.mark.parametrize(
     "size", [LARGE_BYTES, pytest.param(VERY_LARGE_BYTES, marks=pytest.mark.long)]
 )
-def test_a_very_large_mail(account: ChangingAccount, home: ForkedHome, size: int) -> None:
+def test_a_very_large_mail(account: ChangingAccount, home: TrappedHome, size: int) -> None:
     """Several programs read it at the same time, and a snapshot copies it, in little memory."""
     content = random_mail(1, size)
     account.control.add_email(content, [account.ids["Work"]])
@@ -117,7 +117,7 @@ def test_a_very_large_mail(account: ChangingAccount, home: ForkedHome, size: int
         pytest.param(MAILS, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
-def test_a_very_large_mailbox(home: ForkedHome, count: int) -> None:
+def test_a_very_large_mailbox(home: TrappedHome, count: int) -> None:
     """Listings are fast, a second one is faster, and a snapshot lists without downloading."""
     with server_process(f"mailbox:{count}") as server:
         began = time.monotonic()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.forked import ForkedHome
+from tests.crash.trapped import TrappedHome
 from tests.mount.changing_account import ChangingAccount, assert_live, read_state, tree_of
 from tests.mounts import Home, Mounted
 from tests.snapshot.commands import dates, require_whole
@@ -28,7 +28,7 @@ with open(sys.argv[1], "rb") as file:
 
 @pytest.mark.mount
 @pytest.mark.timeout(180)
-def test_a_stopped_daemon(account: ChangingAccount, home: ForkedHome) -> None:
+def test_a_stopped_daemon(account: ChangingAccount, home: TrappedHome) -> None:
     """Readers wait, commands give up with one line, and then everything goes on."""
     url = account.server.url
     with home.mounted(url) as mount:
@@ -124,7 +124,7 @@ def states_of(pid: int) -> set[str]:
     return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
 
 
-def test_a_stopped_snapshot(account: ChangingAccount, home: ForkedHome) -> None:
+def test_a_stopped_snapshot(account: ChangingAccount, home: TrappedHome) -> None:
     """The server may have closed its connections meanwhile."""
     account.control.set_quirks(download_delay=0.05, blob_get=False)
     dest = home.directory / "dest"
@@ -145,7 +145,7 @@ def test_a_stopped_snapshot(account: ChangingAccount, home: ForkedHome) -> None:
 
 
 @pytest.mark.mount
-def test_a_killed_reader_ends_at_once(account: ChangingAccount, home: ForkedHome) -> None:
+def test_a_killed_reader_ends_at_once(account: ChangingAccount, home: TrappedHome) -> None:
     """It is blocked in read(2), or by a page fault, while the server does not answer."""
     with home.mounted(account.server.url) as mount:
         mails = sorted((mount.path / "Inbox").glob("*.eml"))
