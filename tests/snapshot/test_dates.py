@@ -169,6 +169,13 @@ def test_prune_leaves_snapshots_in_the_future_alone(tmp_path: Path) -> None:
     assert dates_in(tmp_path) == CORRECTED[1:]
 
 
+def test_prune_does_not_say_that_snapshots_in_the_future_do_not_exist(tmp_path: Path) -> None:
+    make_snapshot(tmp_path, WRONG[0], letters(5))
+    result = CliRunner().invoke(cli, ["prune", str(tmp_path), "--keep-last", "1"])
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}: nothing is removed\n")
+    assert "its date is in the future" in result.stderr
+
+
 class _Clock(datetime):
     """A clock that was reset."""
 
