@@ -1,10 +1,14 @@
 """Which account is meant, which accounts a user has, and where the data of an account is kept."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
+from jmapfs.errors import storage_errors
 from jmapfs.jmap.client import Client, connect, open_session
 from jmapfs.jmap.http import CONCURRENCY
 from jmapfs.jmap.identity import normalize_location
@@ -12,6 +16,7 @@ from jmapfs.jmap.login import Login
 from jmapfs.jmap.origins import WELL_KNOWN
 from jmapfs.jmap.session import SessionAccount
 from jmapfs.names import key, safe_text
+from jmapfs.private_files import private_directory
 
 COMMAND_WAIT = 300.0
 """Seconds that a command waits for a request, at most, when the server asks to wait."""
@@ -68,6 +73,23 @@ def account_directory(cache_root: Path, source: AccountSource) -> Path:
         return earlier
     location = normalize_location(source.location).removesuffix(WELL_KNOWN)
     return cache_root / _directory_name(location, source)
+
+
+def require_private_cache(cache_root: Path, directory: Path) -> None:
+    """Create the directory of an account, or check that nobody else can change what is in it.
+
+    The user may have named `cache_root`. The default is below a directory of the system's choice,
+    so it is checked itself. Raises StorageError.
+    """
+    default = platformdirs.user_cache_path("jmapfs")
+    named = default.parent if cache_root == default else cache_root
+    with storage_errors(directory):
+        private_directory(directory, named=named)
+    blobs = directory / "blobs"
+    for path in (blobs, blobs / "large"):
+        if os.path.lexists(path):
+            with storage_errors(path):
+                private_directory(path)
 
 
 def _directory_name(location: str, source: AccountSource) -> str:

@@ -23,6 +23,8 @@
     ├── ExtraFilesError         13          EIO      … or has files that do not belong to it
     ├── TooMuchGoneError        14          EIO      more mail is gone than a snapshot may lose
     ├── IncompleteError         15          EIO      a snapshot would lack, or lacks, some mail
+    ├── OutputError             8           EIO      the standard output cannot be written
+    │   └── ReaderGoneError     141         EIO      … because nobody reads it any more
     ├── RelayedError            its own     EIO      a daemon of jmapfs reported an error
     └── EntryNotFoundError      1           ENOENT   no such file, directory or inode in the tree
 
@@ -199,6 +201,21 @@ class IncompleteError(JmapfsError):
     """Some mail cannot be downloaded. So there is no snapshot, or one without this mail."""
 
     exit_code = 15
+
+
+class OutputError(JmapfsError):
+    """The standard output cannot be written."""
+
+    exit_code = 8
+
+
+class ReaderGoneError(OutputError):
+    """The standard output is a pipe, and its reader has ended. This is not shown to the user.
+
+    A shell has the same exit code for a program that SIGPIPE ended.
+    """
+
+    exit_code = 141
 
 
 class RelayedError(JmapfsError):

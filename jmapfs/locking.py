@@ -14,27 +14,24 @@ from pathlib import Path
 from typing import Final
 
 from jmapfs.errors import BusyError, StorageError
+from jmapfs.private_files import open_private
 
 _PID_BYTES: Final = 20
 _PAUSE_SECONDS: Final = 0.02
 
 
 @contextlib.contextmanager
-def process_lock(path: Path, what: str, *, parents: bool = False) -> Iterator[None]:
+def process_lock(path: Path, what: str) -> Iterator[None]:
     """Hold a lock on the file `path` in the context; messages call the protected thing `what`.
-
-    With `parents`, missing directories of the file are created, accessible to the owner only.
 
     Raises on entry:
         BusyError: another process holds it; the message has its PID.
-        StorageError: the lock file cannot be created.
+        StorageError: the lock file cannot be created or opened.
     """
     try:
-        if parents:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_private(path)
     except OSError as error:
-        raise StorageError(f"cannot create the lock {path}: {error.strerror}") from error
+        raise StorageError(f"cannot use the lock {path}: {error.strerror}") from error
     try:
         _lock(descriptor, path, what)
         # Failing to record our PID must not fail the lock.

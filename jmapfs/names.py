@@ -75,6 +75,9 @@ def _safe_character(codepoint: int) -> str:
     return "-" if category[0] in "PZ" else ""
 
 
+# A name has far fewer characters. This text before it may be removed or replaced.
+_MOST_CHARACTERS: Final = 4096
+
 _TABLE: Final = _SafeCharacters()
 _HYPHENS: Final = re.compile(r"-{2,}")
 
@@ -85,7 +88,8 @@ def safe_text(text: str, *, limit: int) -> str:
     The result is in NFC, has no leading or trailing hyphen or dot, and is cut between characters.
     """
     # Normalize before the translation too: NFC turns U+037E into `;` and U+1FEF into a backquote.
-    mapped = unicodedata.normalize("NFC", text).translate(_TABLE)
+    # Many combining characters in a row take quadratic time.
+    mapped = unicodedata.normalize("NFC", text[:_MOST_CHARACTERS]).translate(_TABLE)
     tidy = _HYPHENS.sub("-", unicodedata.normalize("NFC", mapped)).strip("-.")
     if len(tidy) * 4 <= limit:
         return tidy
@@ -101,8 +105,9 @@ def key(identity: str, *, length: int = KEY_LENGTH) -> str:
     return base64.b32encode(digest).decode("ascii").lower()[:length]
 
 
-# The name fits into 255 bytes even with the longest key.
-_LIMIT: Final = 180
+MAILBOX_NAME_BYTES: Final = 180
+"""The longest name of a directory without a key. It fits into 255 bytes with the longest key."""
+
 _KEY_LENGTHS: Final = (KEY_LENGTH, 2 * KEY_LENGTH, 8 * KEY_LENGTH)
 
 
@@ -134,7 +139,7 @@ def sibling_names(mailboxes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _plain_name(name: str) -> str:
-    safe = safe_text(name, limit=_LIMIT)
+    safe = safe_text(name, limit=MAILBOX_NAME_BYTES)
     if safe.casefold().endswith(SUFFIX):
         # Directories and emails can be in the same directory, and only emails have this suffix.
         return f"{safe[: -len(SUFFIX)]}-{SUFFIX[1:]}"
@@ -176,6 +181,12 @@ def numbered_name(stem: str, number: int) -> str:
     Only copies of one message have the same stem, so their order does not matter.
     """
     return f"{stem}{SUFFIX}" if number == 1 else f"{stem}_{number}{SUFFIX}"
+
+
+def name_number(stem: str, name: str) -> int:
+    """Return the number of a name with this stem: the reverse of `numbered_name`."""
+    number = name[len(stem) + 1 : -len(SUFFIX)]
+    return int(number) if number else 1
 
 
 def _part(text: str | None, limit: int) -> str:

@@ -3,7 +3,12 @@
     SQLite error code       meaning                                      is_damage
     SQLITE_CORRUPT          a page or an index cannot be right           yes
     SQLITE_NOTADB           the file is no database                      yes
+    SQLITE_ERROR            the tables are not those of jmapfs           yes
+    SQLITE_CONSTRAINT       an index and its table do not agree          yes
+    SQLITE_MISMATCH         a row number is no integer                   yes
+    text is not UTF-8       a row is damaged                             yes
     ForeignFileError        a database of another program or version     yes
+    UnsafePathError         no regular file, or that of another user     yes
     any other               locked, disk full, input/output error, ...   no
 
 A damaged file is never repaired: everything in it can be downloaded again.
@@ -16,8 +21,19 @@ from pathlib import Path
 from typing import Final, Self
 
 from jmapfs.errors import StorageError
+from jmapfs.private_files import UnsafePathError, require_own_database
 
-_DAMAGE_CODES: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGE_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
+# This error of the module sqlite3 has no code.
+_UNDECODABLE: Final = "Could not decode to UTF-8"
 _FILE_SUFFIXES: Final = ("-wal", "-shm", "")
 
 
@@ -27,10 +43,19 @@ class ForeignFileError(sqlite3.DatabaseError):
 
 def is_damage(error: BaseException) -> bool:
     """Return whether an error means that the file is damaged or is not our database."""
+    if isinstance(error, ForeignFileError | UnsafePathError):
+        return True
     code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, ForeignFileError) or (
-        code is not None and code & 0xFF in _DAMAGE_CODES
-    )
+    if code is None:
+        return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_UNDECODABLE)
+    return code & 0xFF in _DAMAGE_CODES
+
+
+def damage_error(text: str) -> sqlite3.DatabaseError:
+    """Return an error for which `is_damage` is true: rows contradict each other."""
+    error = sqlite3.DatabaseError(text)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def connect(
@@ -45,8 +70,9 @@ def connect(
 
     `query` is the part of the URI behind the `?` (https://sqlite.org/uri.html). `busy_seconds` is
     how long a statement waits for the lock of another connection. Raises sqlite3.Error if the file
-    cannot be opened, or a pragma fails.
+    cannot be opened, or a pragma fails, and UnsafePathError if it is not a file of the user.
     """
+    require_own_database(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
         uri=True,
@@ -58,8 +84,13 @@ def connect(
     try:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
-    except BaseException:
+        # The schema is read now.
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    except BaseException as error:
         connection.close()
+        if isinstance(error, UnicodeDecodeError):
+            # SQLite's message quotes a damaged schema, and sqlite3 cannot decode the message.
+            raise damage_error("the schema is damaged") from error
         raise
     return connection
 
@@ -86,6 +117,8 @@ def sqlite_errors(action: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise StorageError(f"cannot {action}: {error}") from error
+    except UnsafePathError as error:
+        raise StorageError(f"{error.filename}: {error.strerror}") from error
 
 
 def quarantine(path: Path) -> None:

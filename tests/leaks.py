@@ -100,7 +100,9 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
     found = set()
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    table = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    # Other characters at which `splitlines` splits are not escaped.
+    for line in table.rstrip("\n").split("\n"):
         place, _, kind = line.partition(" - ")
         if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
             # The kernel escapes spaces and other characters as octal numbers.

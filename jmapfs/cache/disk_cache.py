@@ -23,15 +23,18 @@ from jmapfs.cache.lru import (
     SELECT_ENTRY,
     WANTED,
     CacheEntry,
+    Checksum,
     FreeSpace,
     PinnedBlobs,
     checksum_of,
     cost_of,
+    entry_of,
     key_of,
     new_entry,
 )
 from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
+from jmapfs.private_files import open_private, private_directory
 from jmapfs.sqlite import delete_database, quarantined
 
 _log = logging.getLogger(__name__)
@@ -55,6 +58,8 @@ _LOAD_MANY: Final = (
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16) LEFT JOIN content USING (number)"
 )
 _SIZES: Final = "SELECT key, size FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
+
+_Parameters = tuple[()] | tuple[bytes | int] | dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,11 @@ class DiskCache:
 
         Returns None if the blob is not cached. This process does not evict a blob while it is open.
         """
-        for entry, data in self._select(_LOAD_ONE, (key_of(blob_id),)):
+        key = key_of(blob_id)
+        for entry, data in self._select(_LOAD_ONE, (key,)):
+            if entry.key != key:
+                # The row is damaged, and no content will match it.
+                entry = entry._replace(key=key)  # noqa: PLW2901
             if entry.large and entry.size > SMALL_BYTES:
                 return self._verified_file(entry)
             content = self._content(entry, data)
@@ -115,7 +124,8 @@ class DiskCache:
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         found: dict[bytes, bytes] = {}
         for entry, data in self._select(f"{WANTED} {_LOAD_MANY}", {"keys": b"".join(keys)}):
-            content = self._content(entry, data) if entry.size <= SMALL_BYTES else None
+            is_small = entry.key in keys and entry.size <= SMALL_BYTES
+            content = self._content(entry, data) if is_small else None
             if content is not None:
                 found[entry.key] = content
         self._touch(found)
@@ -136,15 +146,17 @@ class DiskCache:
         """
         keys = {key_of(blob_id): blob_id for blob_id in blob_ids}
         rows = self._rows("look a blob up", f"{WANTED} {_SIZES}", {"keys": b"".join(keys)})
-        return {keys[key]: size for key, size in rows}
+        return {keys[key]: size for key, size in rows if key in keys}
 
     def open_large(self, blob_id: str) -> LargeBlob | None:
         """Verify and open a large blob; return None if it is not cached.
 
         This process does not evict the blob until the blob is closed.
         """
-        entry = self._find(blob_id)
-        return self._verified_file(entry) if entry is not None and entry.large else None
+        key = key_of(blob_id)
+        rows = self._rows("look a blob up", f"{SELECT_ENTRY} WHERE key = ?", (key,))
+        entry = entry_of(rows[0]) if rows else None
+        return self._verified_file(entry._replace(key=key)) if entry and entry.large else None
 
     def put_many(self, blobs: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Store blobs, all small ones in one transaction; return for each whether it was stored."""
@@ -154,7 +166,7 @@ class DiskCache:
             if len(data) > SMALL_BYTES:
                 kept[index] = self._put_large(blob_id, data)
             elif self._fits(len(data)):
-                entry = new_entry(key_of(blob_id), len(data), checksum_of(data), large=False)
+                entry = _small_entry(key_of(blob_id), data)
                 small[index] = entry, data
         with self._files.guard("keep a blob"):
             if small and self._make_space(sum(entry.cost for entry, _ in small.values())):
@@ -177,13 +189,13 @@ class DiskCache:
             keep = None
         with self._files.guard("begin a large blob"):
             if not self.limit_bytes:
-                self._files.large.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_directory(self._files.large, named=self._files.directory.parent)
             elif keep and not self._make_space(cost_of(expected_size, large=True)):
                 keep = None
             self._pins.pin(key)
             unpin = partial(self._pins.unpin, key)
             try:
-                return LargeWriter(self._files.large, self._space, keep, unpin)
+                return LargeWriter(self._files.large, key, self._space, keep, unpin)
             except OSError:
                 unpin()
                 raise
@@ -211,7 +223,10 @@ class DiskCache:
         self._files.close()
 
     def _rows(
-        self, action: str, query: str, parameters: tuple[bytes] | dict[str, bytes] | tuple[()] = ()
+        self,
+        action: str,
+        query: str,
+        parameters: _Parameters = (),
     ) -> list[Any]:
         """Return the rows of a query; none if the query fails or the cache has a limit of 0."""
         rows: list[Any] = []
@@ -220,18 +235,23 @@ class DiskCache:
                 rows = connection.execute(query, parameters).fetchall()
         return rows
 
-    def _select(
-        self, query: str, parameters: tuple[bytes] | dict[str, bytes]
-    ) -> list[tuple[CacheEntry, bytes | None]]:
+    def _select(self, query: str, parameters: _Parameters) -> list[tuple[CacheEntry, object]]:
         """Return the rows of blobs, with the content of small ones."""
         rows = self._rows("read a blob", query, parameters)
-        return [(CacheEntry(*row[:-1]), row[-1]) for row in rows]
+        return [(entry_of(row[:-1]), row[-1]) for row in rows]
 
-    def _find(self, blob_id: str) -> CacheEntry | None:
-        rows = self._rows("look a blob up", f"{SELECT_ENTRY} WHERE key = ?", (key_of(blob_id),))
-        return CacheEntry(*rows[0]) if rows else None
+    def _has_key(self, entry: CacheEntry) -> bool:
+        """Return whether the row of a blob has the key that was asked for.
 
-    def _content(self, entry: CacheEntry, data: bytes | None) -> bytes | None:
+        SQLite may have taken the key from the index on the keys. If that index is damaged, it leads
+        to the row of another blob. Only a checksum of version 1 does not show this.
+        """
+        if not entry.is_of_version_1:
+            return True
+        query = "SELECT key FROM entry NOT INDEXED WHERE number = ?"
+        return self._rows("read a blob", query, (entry.number,)) == [(entry.key,)]
+
+    def _content(self, entry: CacheEntry, data: object) -> bytes | None:
         """Return the verified content of a blob: that of its file, or `data` if it is small."""
         if entry.large:
             blob = self._open_file(entry)
@@ -243,7 +263,7 @@ class DiskCache:
             except StorageError as error:
                 _log.warning("%s", str(error))
                 return None
-        if data is None or len(data) != entry.size or checksum_of(data) != entry.checksum:
+        if not isinstance(data, bytes) or not entry.matches(data) or not self._has_key(entry):
             self._remove_damaged(entry)
             return None
         return data
@@ -254,7 +274,9 @@ class DiskCache:
         if blob is None:
             return None
         try:
-            if blob.checksum() == entry.checksum:
+            checksum = Checksum(entry.key, entry.checksum)
+            blob.add_to(checksum)
+            if checksum.matches() and self._has_key(entry):
                 self._touch([entry.key])
                 return blob
         except StorageError as error:
@@ -267,7 +289,9 @@ class DiskCache:
         unpin = partial(self._pins.unpin, entry.key)
         self._pins.pin(entry.key)
         try:
-            descriptor = os.open(self._files.large / entry.key.hex(), os.O_RDONLY)
+            descriptor = open_private(
+                self._files.large / entry.key.hex(), os.O_RDONLY, create=False
+            )
         except OSError as error:
             unpin()
             if isinstance(error, FileNotFoundError):
@@ -284,14 +308,16 @@ class DiskCache:
 
     def _remove_damaged(self, entry: CacheEntry) -> None:
         _log.warning("a cached blob of %d bytes was damaged; it is dropped", entry.size)
-        self._remove(entry.key, entry.number)
+        self._remove(entry.key, entry.number, is_damaged=True)
 
-    def _remove(self, key: bytes, number: int | None = None) -> None:
+    def _remove(self, key: bytes, number: int | None = None, *, is_damaged: bool = False) -> None:
         """Remove a blob; if `number` is given, only if its row still has this number."""
         with self._files.guard("drop a blob"), self._files.writer() as lru:
             entry = lru.find([key]).get(key)
             if entry and number in (None, entry.number):
                 lru.remove([entry])
+            if is_damaged:
+                lru.rebuild_indexes()
 
     def _touch(self, keys: Iterable[bytes]) -> None:
         with self._touch_lock:
@@ -366,3 +392,7 @@ class DiskCache:
                     break
             if self._files.current().unused_part() > _UNUSED_PART:
                 self._files.current().release_pages()
+
+
+def _small_entry(key: bytes, data: bytes) -> CacheEntry:
+    return new_entry(key, len(data), checksum_of(key, data), large=False)

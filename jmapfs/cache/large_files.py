@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import secrets
 import weakref
@@ -17,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from jmapfs.cache.lru import DIGEST_BYTES, FreeSpace
+from jmapfs.cache.lru import Checksum, FreeSpace
 from jmapfs.errors import StorageError
+from jmapfs.private_files import create_file, open_private
 
 _PARTIAL: Final = ".partial-"
 _CHUNK_BYTES: Final = 1024 * 1024
@@ -61,15 +61,10 @@ class LargeBlob(contextlib.AbstractContextManager["LargeBlob"]):
             raise StorageError(f"cannot read a file of the cache: {error}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def checksum(self) -> bytes:
-        """Return the checksum of the whole content, read from the file now.
-
-        Raises the same errors as `pread`.
-        """
-        digest = hashlib.sha256()
+    def add_to(self, checksum: Checksum) -> None:
+        """Add the whole content, read from the file now; raises the same errors as `pread`."""
         for offset in range(0, self.size, _CHUNK_BYTES):
-            digest.update(self.pread(_CHUNK_BYTES, offset))
-        return digest.digest()[:DIGEST_BYTES]
+            checksum.update(self.pread(_CHUNK_BYTES, offset))
 
     def close(self) -> None:
         """Close it; closing twice does nothing."""
@@ -84,26 +79,27 @@ def _close(descriptor: int, on_close: Callable[[], None]) -> None:
 class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
     """Writes a large blob chunk by chunk; at the end of `with` it is deleted unless committed.
 
-    `keep` stores the finished file in the cache. It is None if the file will not be stored.
-    `on_close` is called when the file is closed. Raises OSError if the temporary file cannot be
-    created in `directory`.
+    `key` is the key of the blob. `keep` stores the finished file in the cache. It is None if the
+    file will not be stored. `on_close` is called when the file is closed. Raises OSError if the
+    temporary file cannot be created in `directory`.
     """
 
     def __init__(
         self,
         directory: Path,
+        key: bytes,
         space: FreeSpace,
         keep: Callable[[LargeWriter], bool] | None,
         on_close: Callable[[], None],
     ) -> None:
         self.size = 0
-        self._digest = hashlib.sha256()
+        self._checksum = Checksum(key)
         self._space = space
         self._keep = keep
         self._path: Path | None = directory / f"{_PARTIAL}{secrets.token_hex(8)}"
         self._unchecked = 0
         self._detached = False
-        descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        descriptor = create_file(self._path, 0o600, os.O_RDWR)
         self._file = LargeBlob(descriptor, 0, on_close)
         self._descriptor = descriptor
         try:
@@ -134,12 +130,12 @@ class LargeWriter(contextlib.AbstractContextManager["LargeWriter"]):
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
-        self._digest.update(chunk)
+        self._checksum.update(chunk)
         self.size += len(chunk)
 
     def checksum(self) -> bytes:
-        """Return the checksum of what was written."""
-        return self._digest.digest()[:DIGEST_BYTES]
+        """Return the checksum of the key and of what was written."""
+        return self._checksum.value()
 
     def commit(self) -> bool:
         """Store the blob durably in the cache; return False if that is impossible."""
@@ -195,7 +191,7 @@ def remove_partial_files(directory: Path) -> set[str]:
             names.add(path.name)
             continue
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR)
+            descriptor = open_private(path, create=False)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)

@@ -6,8 +6,13 @@ together. The order of use is exact: `used` is a counter that grows with every u
 day.
 
 A server may choose any string as a blob id, so a blob id is never used in a path. The key of a blob
-is a digest of the blob id. Keys and checksums are SHA-256: with the SHA instructions of today's
-processors, SHA-256 takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs (measured).
+is a digest of the blob id. The checksum of a blob covers its key and its content, so damage of the
+database cannot make one blob pass for another. Keys and checksums are SHA-256: with the SHA
+instructions of today's processors, SHA-256 takes 6 µs for 8 KB in CPython, blake2b 13 µs, MD5 12 µs
+(measured).
+
+Version 1 of the cache has checksums of the content alone, with 16 bytes. Such rows are still used,
+if the row itself has the key that was asked for (`DiskCache`).
 """
 
 import hashlib
@@ -15,22 +20,51 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-DIGEST_BYTES: Final = 16
-"""The length of keys and checksums: the first half of a SHA-256."""
+from jmapfs.sqlite import damage_error
+
+_KEY_BYTES: Final = 16
+_CHECKSUM_BYTES: Final = 20
+_CHECKSUM_BYTES_OF_VERSION_1: Final = 16
+# No blob and no file has it.
+_NO_KEY: Final = b"\0"
 
 
 def key_of(blob_id: str) -> bytes:
     """Return the key of a blob id, 16 bytes. The id may be any string."""
-    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
+    return hashlib.sha256(blob_id.encode("utf-8", "surrogatepass")).digest()[:_KEY_BYTES]
 
 
-def checksum_of(data: bytes | memoryview) -> bytes:
-    """Return the checksum of a content: 16 bytes."""
-    return hashlib.sha256(data).digest()[:DIGEST_BYTES]
+class Checksum:
+    """Computes the checksum of a blob piece by piece; `expected` is the one it is compared with."""
+
+    def __init__(self, key: bytes, expected: bytes = b"") -> None:
+        is_of_version_1 = len(expected) == _CHECKSUM_BYTES_OF_VERSION_1
+        self._digest = hashlib.sha256(b"" if is_of_version_1 else key)
+        self._expected = expected
+        self.update = self._digest.update
+
+    def value(self) -> bytes:
+        """Return the checksum of the key and of all pieces."""
+        return self._digest.digest()[:_CHECKSUM_BYTES]
+
+    def matches(self) -> bool:
+        """Return whether the blob has the expected checksum."""
+        length = len(self._expected)
+        return (
+            length in {_CHECKSUM_BYTES, _CHECKSUM_BYTES_OF_VERSION_1}
+            and self._digest.digest()[:length] == self._expected
+        )
+
+
+def checksum_of(key: bytes, data: bytes | memoryview) -> bytes:
+    """Return the checksum of the key and the content of a blob."""
+    checksum = Checksum(key)
+    checksum.update(data)
+    return checksum.value()
 
 
 _MOST_RESERVED_BYTES: Final = 1024**3
@@ -128,6 +162,32 @@ class CacheEntry(NamedTuple):
     checksum: bytes
     large: bool
 
+    @property
+    def is_of_version_1(self) -> bool:
+        """Whether the checksum does not cover the key."""
+        return len(self.checksum) == _CHECKSUM_BYTES_OF_VERSION_1
+
+    def matches(self, data: bytes) -> bool:
+        """Return whether a content has the size and the checksum of this blob."""
+        if len(data) != self.size:
+            return False
+        if len(self.checksum) == _CHECKSUM_BYTES:
+            # Most blobs are read here: this takes 1 µs less than the general case (measured).
+            digest = hashlib.sha256(self.key)
+            digest.update(data)
+            return digest.digest()[:_CHECKSUM_BYTES] == self.checksum
+        checksum = Checksum(self.key, self.checksum)
+        checksum.update(data)
+        return checksum.matches()
+
+
+def entry_of(row: Sequence[Any]) -> CacheEntry:
+    """Return a row of the table; if damage gave a column another type, no content matches it."""
+    number, key, size, cost, checksum, large = row
+    if type(key) is type(checksum) is bytes and type(size) is type(cost) is int:
+        return CacheEntry(number, key, size, cost, checksum, bool(large))
+    return CacheEntry(number, _NO_KEY, -1, 0, b"", bool(large))
+
 
 def new_entry(key: bytes, size: int, checksum: bytes, *, large: bool) -> CacheEntry:
     """Return the row of a blob for `LruIndex.insert`, which assigns the number."""
@@ -143,9 +203,10 @@ class LruIndex:
     def __init__(self, connection: sqlite3.Connection, large_directory: Path) -> None:
         self._connection = connection
         self._large_directory = large_directory
-        self.bytes, self.blobs, self._clock = connection.execute(
-            "SELECT bytes, blobs, clock FROM usage"
-        ).fetchone()
+        row = connection.execute("SELECT bytes, blobs, clock FROM usage").fetchone()
+        if row is None or any(type(value) is not int for value in row):
+            raise damage_error("the totals are damaged")
+        self.bytes, self.blobs, self._clock = row
         self._entries: list[tuple[object, ...]] = []
         self._contents: list[tuple[int, bytes]] = []
         self._touches: dict[bytes, None] = {}
@@ -164,7 +225,7 @@ class LruIndex:
         rows = self._connection.execute(
             f"{WANTED} {_SELECT_WANTED}", {"keys": b"".join(keys)}
         ).fetchall()
-        return {entry.key: entry for entry in map(CacheEntry._make, rows)}
+        return {key: entry_of(row)._replace(key=key) for key, *row in rows}
 
     def touch(self, keys: Collection[bytes]) -> None:
         """Record that blobs were used, in this order."""
@@ -200,6 +261,10 @@ class LruIndex:
         self.bytes -= sum(entry.cost for entry in entries)
         self.blobs -= len(entries)
 
+    def rebuild_indexes(self) -> None:
+        """Rebuild the indexes of the rows: if they are damaged, they lead to other rows."""
+        self._connection.execute("REINDEX entry")
+
     def evict(self, wanted: int, pins: PinnedBlobs) -> int:
         """Evict blobs that cost `wanted` bytes together, or all blobs; return what they cost."""
         victims = self._victims(wanted, pins)
@@ -209,13 +274,13 @@ class LruIndex:
     def recount(self, large_files: Collection[str]) -> None:
         """Compute the totals, and remove large blobs whose file is not in `large_files`."""
         rows = self._connection.execute(f"{SELECT_ENTRY} WHERE large").fetchall()
-        lost = [
-            entry for entry in map(CacheEntry._make, rows) if entry.key.hex() not in large_files
-        ]
+        lost = [entry for entry in map(entry_of, rows) if entry.key.hex() not in large_files]
         self.remove(lost)
-        self.bytes, self.blobs = self._connection.execute(
-            "SELECT coalesce(sum(charge), 0), count(*) FROM entry"
+        self.bytes, self.blobs, newest, latest = self._connection.execute(
+            "SELECT CAST(total(charge) AS INTEGER), count(*), max(number), max(used) FROM entry"
         ).fetchone()
+        # A new row must get a number that no row has.
+        self._clock = max(self._clock, *(one for one in (newest, latest) if type(one) is int), 0)
 
     def _insert_one(
         self,
@@ -268,7 +333,7 @@ class LruIndex:
         for row in self._connection.execute(f"{SELECT_ENTRY} ORDER BY used"):
             if freed >= wanted:
                 break
-            entry = CacheEntry(*row)
+            entry = entry_of(row)
             if entry.key != exclude and entry.key not in pins:
                 victims.append(entry)
                 freed += entry.cost
@@ -303,7 +368,7 @@ SELECT_ENTRY: Final = "SELECT number, key, size, charge, checksum, large FROM en
 """Selects what a CacheEntry has."""
 
 _SELECT_WANTED: Final = (
-    "SELECT number, key, size, charge, checksum, large"
+    "SELECT substr(:keys, at, 16), number, key, size, charge, checksum, large"
     " FROM wanted CROSS JOIN entry ON key = substr(:keys, at, 16)"
 )
 _TOUCH_WANTED: Final = (

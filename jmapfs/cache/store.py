@@ -27,6 +27,12 @@ from typing import Final
 from jmapfs.cache.large_files import remove_partial_files
 from jmapfs.cache.lru import LruIndex
 from jmapfs.locking import wait_for_lock
+from jmapfs.private_files import (
+    UnsafePathError,
+    create_file,
+    open_private,
+    private_directory,
+)
 from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
 
 _log = logging.getLogger(__name__)
@@ -73,10 +79,12 @@ _SCHEMA: Final = """
     );
     INSERT OR IGNORE INTO usage VALUES (0, 0, 0, 0);
     PRAGMA application_id = 0x6A6D4243;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
     COMMIT;
 """
-_IDENTITY: Final = (0x6A6D4243, 1)
+_IDENTITY: Final = (0x6A6D4243, 2)
+# Its tables are the same. Only its checksums differ, row by row (see `lru`).
+_IDENTITY_OF_VERSION_1: Final = (0x6A6D4243, 1)
 
 
 class BlobStore:
@@ -188,7 +196,7 @@ class BlobStore:
             return self._open_read_only(error)
 
     def _create(self) -> None:
-        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        os.close(create_file(self.path, 0o600))
 
     def _open_read_only(self, reason: Exception) -> sqlite3.Connection:
         # On a read-only file system SQLite cannot create the -shm file that WAL needs. With
@@ -208,13 +216,20 @@ class BlobStore:
         raise reason
 
     def _connect(self) -> sqlite3.Connection:
-        return connect(
+        connection = connect(
             self.path, query=self._query, busy_seconds=_BUSY_TIMEOUT_SECONDS, pragmas=_PRAGMAS
         )
+        # No column is text. A damaged row may have text that cannot be decoded.
+        connection.text_factory = bytes
+        return connection
 
     def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         try:
-            if not _is_cache(connection):
+            identity = _identity(connection)
+            if identity == _IDENTITY_OF_VERSION_1:
+                connection.execute(f"PRAGMA user_version = {_IDENTITY[1]}")
+            elif identity != _IDENTITY:
+                _require_empty(connection)
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
@@ -235,24 +250,23 @@ def _empty_log(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _is_cache(connection: sqlite3.Connection) -> bool:
-    """Return True for a cache of this version, and False for an empty file.
+def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    return _pragma(connection, "application_id"), _pragma(connection, "user_version")
 
-    Raises ForeignFileError for any other database.
-    """
-    identity = (_pragma(connection, "application_id"), _pragma(connection, "user_version"))
-    if identity == _IDENTITY:
-        return True
+
+def _require_empty(connection: sqlite3.Connection) -> None:
+    """Raise ForeignFileError for the database of another program or version."""
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise ForeignFileError("it is not a cache of this version")
-    return False
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Let one process at a time open or replace the SQLite file."""
     try:
-        descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = open_private(directory / "lock")
+    except UnsafePathError:
+        raise
     except OSError:
         # The directory is read-only or the disk is full, so no process can replace the file either.
         yield
@@ -366,17 +380,26 @@ class CacheFiles:
                 raise CacheUnavailableError("the cache cannot be used at present")
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             self._close_store()
-            try:
-                self._store = self._open()
-            except (OSError, sqlite3.Error) as error:
-                self.report("be opened", error)
-                raise CacheUnavailableError("the cache cannot be opened") from error
+            for is_last in (False, True):
+                try:
+                    self._store = self._open()
+                    break
+                except (OSError, sqlite3.Error) as error:
+                    self.report("be opened", error)
+                    # If the damage is known now, the file is quarantined by the second attempt.
+                    if is_last or self._damaged is None:
+                        raise CacheUnavailableError("the cache cannot be opened") from error
+            assert self._store is not None  # noqa: S101 - for the type checker
             return self._store
 
     def _open(self) -> BlobStore:
-        with contextlib.suppress(OSError):
-            self.large.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
+        try:
+            private_directory(self.large, named=self.directory.parent)
+        except UnsafePathError:
+            raise
+        except OSError:
+            # It may be read-only.
+            pass
         store = BlobStore(self.directory / "blobs.sqlite", damaged=self._damaged)
         self._damaged = None
         if store.read_only:
@@ -387,13 +410,15 @@ class CacheFiles:
                 # The write lock is held, so every file that another process has renamed has a row.
                 names = remove_partial_files(self.large)
                 index.recount(names)
-                known = {
-                    key.hex() for (key,) in connection.execute("SELECT key FROM entry WHERE large")
-                }
+                rows = connection.execute("SELECT key FROM entry WHERE large")
+                known = {key.hex() for (key,) in rows if isinstance(key, bytes)}
                 for name in names - known:
-                    (self.large / name).unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        (self.large / name).unlink()
                 index.save()
-        except BaseException:
+        except BaseException as error:
+            if is_damage(error):
+                self._damaged = store.inode
             store.close()
             raise
         return store

@@ -22,7 +22,6 @@ An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 
 import os
 import shlex
-import stat
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from jmapfs.account import AccountSource
 from jmapfs.errors import ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
 from jmapfs.jmap.login import Login
+from jmapfs.private_files import read_named_file
 
 _COMMAND_SECONDS: Final = 120  # the user may have to type a passphrase
 
@@ -80,7 +80,9 @@ def read_config() -> Config:
     """
     path = config_path()
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        # A command in this file runs with the rights of the user.
+        content = read_named_file(path, own="JMAPFS_CONFIG" not in os.environ)
+        tables = tomllib.loads(content.decode())
     except FileNotFoundError:
         if os.environ.get("JMAPFS_CONFIG"):
             raise ConfigError(f"{path}: the file that JMAPFS_CONFIG names does not exist") from None
@@ -250,10 +252,7 @@ def _absolute(where: str, name: str, directory: Path) -> Path:
 def _from_file(where: str, name: str, directory: Path) -> str:
     path = _absolute(where, name, directory)
     try:
-        mode = path.stat().st_mode
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"{where}: other users can access {path}; run: chmod 600 {path}")
-        content = path.read_bytes()
+        content = read_named_file(path, secret=True)
     except OSError as error:
         raise ConfigError(f"{where}: {path}: {error.strerror}") from error
     except ValueError as error:

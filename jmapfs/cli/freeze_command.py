@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 import click
 
 from jmapfs.cli.options import DurationParameter, mountpoint_argument
+from jmapfs.cli.output import notice
 from jmapfs.control.messages import FreezeRequest, SyncRequest, ThawRequest
 from jmapfs.control.mounts import resolve
 from jmapfs.control.socket_client import FreezeLease, ask
@@ -31,7 +32,7 @@ _KILLED: Final = 128
 )
 def sync_command(mountpoint: Path, *, accept_deletions: bool) -> None:
     """Ask for changes now, and wait until MOUNTPOINT shows them."""
-    from jmapfs.cli.output import waiting_shown  # noqa: PLC0415 - `freeze` needs no progress bar
+    from jmapfs.cli.progress import waiting_shown  # noqa: PLC0415 - `freeze` needs no progress bar
 
     mountpoint = resolve(mountpoint)
     with waiting_shown(mountpoint):
@@ -94,7 +95,7 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
                 was_frozen = lease.release()
     if was_frozen:
         return code
-    click.echo(f"jmapfs: {mountpoint}: the freeze had ended before the command did", err=True)
+    notice(f"{mountpoint}: the freeze had ended before the command did")
     return code or 1
 
 
@@ -104,10 +105,10 @@ def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], No
             started(process)
             code = process.wait()
     except FileNotFoundError:
-        click.echo(f"jmapfs: {command[0]}: not found", err=True)
+        notice(f"{command[0]}: not found")
         return _NOT_FOUND
     except OSError as error:
-        click.echo(f"jmapfs: {command[0]}: {error.strerror}", err=True)
+        notice(f"{command[0]}: {error.strerror}")
         return _NOT_RUNNABLE
     return code if code >= 0 else _KILLED - code
 

@@ -6,10 +6,10 @@ those of level INFO. The daemon of a mount has a log of its own, which contains 
 """
 
 import logging
-import sys
 
-from jmapfs.cli.options import escaped
+from jmapfs.cli.output import notice
 from jmapfs.errors import IN_OUTPUT
+from jmapfs.text import LogFormatter
 
 
 class _LineHandler(logging.Handler):
@@ -19,13 +19,13 @@ class _LineHandler(logging.Handler):
         kind = "error" if record.levelno >= logging.ERROR else "warning"
         try:
             for line in self.format(record).splitlines():
-                # A progress bar replaces sys.stderr, so that lines are printed above it.
-                print(f"jmapfs: {kind}: {escaped(line)}", file=sys.stderr)  # noqa: T201
+                notice(f"{kind}: {line}")
         except Exception:  # noqa: BLE001 - as in every handler of `logging`
             self.handleError(record)
 
 
 _handler = _LineHandler(logging.WARNING)
+_handler.setFormatter(LogFormatter())
 _handler.addFilter(lambda record: not IN_OUTPUT.items() <= vars(record).items())
 
 

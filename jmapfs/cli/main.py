@@ -2,7 +2,7 @@
 
 A `JmapfsError`, or an error in the command line, is printed on stderr as one line and sets the exit
 code (see `jmapfs.errors`). Any other exception is a bug and leaves its traceback. All lines begin
-with `jmapfs: `.
+with `jmapfs: `. If the reader of a pipe has ended, the command ends without a message.
 
 Each subcommand is imported when it is called: `jmapfs --help` is fast, and only `jmapfs mount`
 needs FUSE.
@@ -11,6 +11,7 @@ needs FUSE.
 import importlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -18,8 +19,8 @@ import click
 
 from jmapfs import __version__
 from jmapfs.cli.log import show_warnings
-from jmapfs.cli.options import escaped
-from jmapfs.errors import JmapfsError, MountpointError, UsageError
+from jmapfs.cli.output import notice, print_line, print_lines, print_usage, show_bugs
+from jmapfs.errors import JmapfsError, MountpointError, ReaderGoneError, UsageError
 
 INTERRUPTED: Final = 130
 
@@ -54,7 +55,43 @@ class LazyCommand(click.Command):
         """Import the command."""
         module = importlib.import_module(f"jmapfs.cli.{self._module}")
         command: click.Command = getattr(module, f"{self._name}_command")
-        return command
+        return add_help(command)
+
+
+def add_help(command: click.Command) -> click.Command:
+    """Give a command a `--help` that prints with `cli.output`; return the command.
+
+    The one of click ends with a traceback if stdout cannot be written.
+    """
+    if command.add_help_option:
+        command.add_help_option = False
+        command.params.append(
+            _eager_flag("-h", "--help", text="Show this message and exit.", callback=_show_help)
+        )
+    return command
+
+
+def _eager_flag(
+    *names: str,
+    text: str,
+    callback: Callable[[click.Context], None],
+) -> click.Option:
+    def run_callback(context: click.Context, _option: click.Parameter, value: bool) -> None:  # noqa: FBT001
+        if value and not context.resilient_parsing:
+            callback(context)
+            context.exit()
+
+    return click.Option(
+        names, is_flag=True, is_eager=True, expose_value=False, help=text, callback=run_callback
+    )
+
+
+def _show_help(context: click.Context) -> None:
+    print_lines(context.get_help().splitlines())
+
+
+def _show_version(_context: click.Context) -> None:
+    print_line(f"jmapfs, version {__version__}")
 
 
 class _LazyGroup(click.Group):
@@ -73,15 +110,19 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     commands=[LazyCommand(name, *where) for name, where in _COMMANDS.items()],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[_eager_flag("--version", text="Show the version and exit.", callback=_show_version)],
+    context_settings={"max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="jmapfs")
 def cli() -> None:
     """Mount a JMAP mail account as a read-only file tree."""
 
 
+add_help(cli)
+
+
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    show_bugs()
     sys.exit(run(cli, "jmapfs"))
 
 
@@ -91,13 +132,15 @@ def run(command: click.Command, name: str) -> int:
     code, message = 0, ""
     try:
         code = command.main(prog_name=name, standalone_mode=False) or 0
+    except ReaderGoneError as error:
+        code = error.exit_code
     except JmapfsError as error:
         code, message = error.exit_code, str(error)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         code = error.exit_code
-        error.show()
+        print_usage(error.format_message())
     except click.UsageError as error:
         path = name if error.ctx is None else error.ctx.command_path
         code = error.exit_code
@@ -114,7 +157,7 @@ def run(command: click.Command, name: str) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         code, message = INTERRUPTED, str(error) or "interrupted"
     if message:
-        click.echo(f"jmapfs: {escaped(' '.join(message.split()))}", err=True)
+        notice(message)
     return code
 
 

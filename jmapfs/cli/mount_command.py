@@ -3,15 +3,12 @@
 Only `mount` needs FUSE, so only that command imports the daemon, when it runs.
 """
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from jmapfs.account import mail_accounts
 from jmapfs.cli.config import account_source, read_config
@@ -21,7 +18,8 @@ from jmapfs.cli.options import (
     cache_directory_option,
     mountpoint_argument,
 )
-from jmapfs.cli.output import MountDisplay, show_waiting
+from jmapfs.cli.output import print_json, print_table, show_waiting
+from jmapfs.cli.progress import MountDisplay
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import is_automount, resolve
 from jmapfs.daemon.mountpoint import check_mountpoint
@@ -158,9 +156,7 @@ def accounts_command(account: str, *, as_json: bool) -> None:
         for account in run_with_signals(partial(mail_accounts, source, show_waiting))
     ]
     if as_json:
-        click.echo(json.dumps(accounts, indent=2))
+        print_json(accounts)
         return
-    table = Table("NAME", "ID", "WHOSE", box=None)
-    for one in accounts:
-        table.add_row(one["name"], one["id"], "own" if one["personal"] else "shared")
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+    rows = [(one["name"], one["id"], "own" if one["personal"] else "shared") for one in accounts]
+    print_table([("NAME", "ID", "WHOSE"), *rows])

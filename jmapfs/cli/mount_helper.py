@@ -13,8 +13,9 @@ from typing import Final, NoReturn
 
 import click
 
-from jmapfs.cli.main import INTERRUPTED, run
+from jmapfs.cli.main import INTERRUPTED, add_help, run
 from jmapfs.cli.mount_command import mount_command
+from jmapfs.cli.output import show_bugs
 from jmapfs.daemon.request import parse_options
 from jmapfs.errors import UsageError
 
@@ -28,7 +29,7 @@ _COMMAND_OPTIONS: Final = ("account", "cache_dir", "cache_size", "poll_interval"
 _COMMAND_FLAGS: Final = ("all_accounts", "verbose")
 
 
-@click.command(_NAME, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(_NAME)
 @click.argument("account")
 @click.argument("mountpoint")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT…]", help="Mount options.")
@@ -105,4 +106,5 @@ def _become(name: str) -> None:
 
 def main() -> NoReturn:
     """Run the helper and exit with a code of mount(8)."""
-    sys.exit(_EXIT_CODES.get(run(mount_helper, _NAME), _MOUNT_FAILURE))
+    show_bugs()
+    sys.exit(_EXIT_CODES.get(run(add_help(mount_helper), _NAME), _MOUNT_FAILURE))

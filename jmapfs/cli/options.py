@@ -1,4 +1,4 @@
-"""Options that several commands share, and the text form of sizes, durations and names."""
+"""Options that several commands share, and the text form of sizes and durations."""
 
 import re
 from functools import partial
@@ -57,19 +57,6 @@ class DurationParameter(click.ParamType[float]):
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a duration, such as 30s, 10m or 2h", param, ctx)
         return float(match[1]) * _DURATION_UNITS[match[2]]
-
-
-def escaped(text: str) -> str:
-    r"""Return text with an escape such as `\x1b` for each character that is not printable.
-
-    File names, keywords and server messages come from outside and could control the terminal. Line
-    breaks and undecodable bytes of file names are escaped as well.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 directory_type: Final = click.Path(path_type=Path)

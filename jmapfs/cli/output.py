@@ -1,184 +1,213 @@
-"""The output of commands: JSON and tables on stdout, progress and notices on stderr.
+"""The only module that writes to terminals: results to stdout, messages to stderr.
 
-Progress bars are shown only on a terminal.
+Everything is printed as lines, and each line is escaped here, once. The callers pass plain text.
+Lines of JSON keep their meaning, because their escapes are those of JSON.
+
+If stdout cannot be written, OutputError ends the command. If stderr cannot be written, nobody can
+be told, and the command goes on. Each line is flushed, so that Python has nothing to write when it
+exits.
 """
 
+import errno
 import json
+import os
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
-from typing import Final, Self
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TextIO
 
 import msgspec
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
-from rich.text import Text
 
-from jmapfs.cli.options import escaped, format_size
-from jmapfs.control.socket_client import waiting_texts
-from jmapfs.errors import JmapfsError
+from jmapfs.errors import OutputError, ReaderGoneError
+from jmapfs.text import cell_width, escaped, is_shown
 
-_LISTING: Final = "listing emails"
-_WATCH_SECONDS: Final = 1.0
 
-console: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+def print_line(text: str) -> None:
+    """Print one line of a result."""
+    print_lines([text])
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print the lines of a result. They are flushed only at the end: there may be a million."""
+    # A character that the encoding of the terminal does not have is escaped too.
+    encoding = sys.stdout.encoding
+    for line in lines:
+        _write(f"{escaped(line)}\n".encode(encoding, "backslashreplace"))
+    _flush()
+
+
+def print_json(value: object) -> None:
+    """Print an indented JSON document of structs, or of builtins that contain structs.
+
+    Undecodable bytes in file names become lone surrogates, as in Python strings.
+    """
+    document = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, indent=2)
+    print_json_lines(map(escaped_json, document.split("\n")))
+
+
+def print_json_lines(lines: Iterable[str]) -> None:
+    """Print lines of JSON from `escaped_json`. They are in UTF-8 everywhere (RFC 8259 §8.1)."""
+    for line in lines:
+        _write(f"{line}\n".encode())
+    _flush()
+
+
+def print_table(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> None:
+    """Print a line for each row; see `columns`."""
+    print_lines(columns(rows, numbers=numbers))
+
+
+def write_now(data: bytes) -> None:
+    """Write encoded lines to stdout without a buffer or a lock: the thread may be abandoned."""
+    descriptor = sys.stdout.fileno()
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        raise _output_error(error) from None
+
+
+def stdout_descriptor() -> int:
+    """Return the descriptor of stdout."""
+    return sys.stdout.fileno()
 
 
 def notice(text: str) -> None:
     """Print a message for the user on stderr."""
-    console.print(f"jmapfs: {text}", markup=False)
+    _write_message(f"jmapfs: {text}")
 
 
 def show_waiting(text: str, seconds: float = 0.0) -> None:  # noqa: ARG001 - an `on_wait`
     """On a terminal, print that the server asks to wait."""
-    if console.is_interactive:
+    if is_terminal():
         notice(text)
 
 
-@contextmanager
-def waiting_shown(mountpoint: Path) -> Iterator[None]:
-    """While the context lasts, show on a terminal if a server asks a mount to wait."""
-    ended = threading.Event()
-    if console.is_interactive:
-        threading.Thread(target=_watch, args=(mountpoint, ended), daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
+def print_usage(text: str) -> None:
+    """Print the lines of a help text on stderr."""
+    for line in text.splitlines():
+        _write_message(line)
 
 
-def _watch(mountpoint: Path, ended: threading.Event) -> None:
-    shown: set[str] = set()
-    while not ended.wait(_WATCH_SECONDS):
-        with suppress(JmapfsError):
-            texts = waiting_texts(mountpoint)
-            if not ended.is_set():
-                for text in texts - shown:
-                    show_waiting(escaped(text))
-            shown = texts
+def show_bug(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Print a traceback as messages: the text of an exception may come from outside."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        notice(line)
 
 
-def json_document(value: object) -> str:
-    """Return an indented JSON document from structs, or from builtins that contain structs.
+def show_bugs() -> None:
+    """Print the tracebacks of this process with `show_bug` from now on."""
 
-    Undecodable bytes in file names become lone surrogates, as in Python strings.
+    def show_bug_of_thread(found: threading.ExceptHookArgs) -> None:
+        if found.exc_type is not SystemExit:
+            show_bug(found.exc_type, found.exc_value, found.exc_traceback)
+
+    sys.excepthook = show_bug
+    threading.excepthook = show_bug_of_thread
+
+
+def is_terminal() -> bool:
+    """Return whether stderr is a terminal, on which progress is shown."""
+    with suppress(OSError, ValueError):
+        return sys.stderr.isatty()
+    return False
+
+
+class Screen:
+    """The terminal, for progress bars, which have control sequences. Raises no error.
+
+    The terminal may be gone: then its window was closed, and SIGHUP is about to arrive.
     """
-    return escaped_json(json.dumps(msgspec.to_builtins(value), ensure_ascii=False, indent=2))
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of stderr."""
+        return sys.stderr.encoding
+
+    def isatty(self) -> bool:
+        """Return whether stderr is a terminal."""
+        return is_terminal()
+
+    def fileno(self) -> int:
+        """Return the descriptor, by which the size of the terminal is found."""
+        return sys.stderr.fileno()
+
+    def write(self, text: str) -> int:
+        """Write to stderr, without the progress bar that may have replaced it."""
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        _write_stderr(stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: `write` has flushed."""
 
 
 def escaped_json(document: str) -> str:
-    r"""Return JSON with an escape such as `\u009b` for each character that is not printable.
-
-    The document keeps its meaning and its line breaks.
-    """
+    r"""Return JSON on one line, with `\u009b` for a character that must not be printed."""
     if document.isprintable():
         return document
-    return "".join(
-        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in document
-    )
+    return "".join(char if is_shown(char) else json.dumps(char)[1:-1] for char in document)
 
 
 def columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> Iterator[str]:
     """Yield a line for each row. The columns with indices in `numbers` are aligned right.
 
-    The lines are plain text, and are not cut at the width of a terminal.
+    The lines are not cut at the width of a terminal.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if index in numbers else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+    shown = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_width, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            padding = " " * (width - cell_width(cell))
+            cells.append(padding + cell if index in numbers else cell + padding)
         yield "  ".join(cells).rstrip()
 
 
-class MountDisplay(AbstractContextManager["MountDisplay"]):
-    """The `StartupReport` of a command on a terminal: shows the progress while a mount starts."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_interactive,
-        )
-        self._task = self._progress.add_task(_LISTING, total=None)
-        self._ready = False
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def progress(self, listed: int, total: int | None) -> None:
-        """Show how many emails are listed, and the total if it is known."""
-        self._progress.start()
-        self._progress.update(self._task, description=_LISTING, completed=listed, total=total)
-
-    def notice(self, text: str) -> None:
-        """Show a message for the user."""
-        notice(text)
-
-    def waiting(self, text: str) -> None:
-        """Show that the server asks to wait, until the mount is ready."""
-        if not self._ready:
-            self._progress.start()
-            self._progress.update(self._task, description=text)
-
-    def ready(self) -> None:
-        """Show nothing more: in the background, the command ends when the mount is ready."""
-        self._ready = True
-        self._progress.stop()
+def _write(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+    except OSError as error:
+        raise _output_error(error) from None
 
 
-class MailProgress:
-    """A progress bar for a known number of mails and, with `size`, of bytes; a context manager."""
-
-    def __init__(self, description: str, mails: int, size: int | None = None) -> None:
-        self._done = 0
-        self._counts_bytes = size is not None
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[done]:,}/{task.fields[mails]:,} mails"),
-            *((_BytesColumn(),) if self._counts_bytes else ()),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            expand=True,
-            disable=not console.is_interactive,
-        )
-        total = mails if size is None else size
-        self._task = self._progress.add_task(description, total=total, done=0, mails=mails)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, mails: int, size: int = 0) -> None:
-        """Show that `mails` more mails, with `size` bytes, are done."""
-        self._done += mails
-        step = size if self._counts_bytes else mails
-        self._progress.update(self._task, advance=step, done=self._done)
+def _flush() -> None:
+    try:
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise _output_error(error) from None
 
 
-class _BytesColumn(ProgressColumn):
-    def __init__(self) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
+def _output_error(error: OSError) -> OutputError:
+    # What is in the buffer must not be written again when Python exits.
+    _discard(sys.stdout)
+    if error.errno == errno.EPIPE:
+        return ReaderGoneError("nobody reads the standard output any more")
+    return OutputError(f"the standard output: {error.strerror}")
 
-    def render(self, task: Task) -> Text:
-        size = f"{format_size(int(task.completed))}/{format_size(int(task.total or 0))}"
-        return Text(f"{size} {format_size(int(task.speed))}/s" if task.speed else size)
+
+def _write_message(text: str) -> None:
+    # A progress bar replaces sys.stderr, so that lines are printed above it.
+    _write_stderr(sys.stderr, f"{escaped(text)}\n")
+
+
+def _write_stderr(stream: TextIO, text: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still written to a stream to /dev/null."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -18,7 +18,8 @@ from typing import Final
 import click
 
 from jmapfs.cli.options import directory_type, format_size
-from jmapfs.cli.output import MailProgress, waiting_shown
+from jmapfs.cli.output import print_line
+from jmapfs.cli.progress import MailProgress, waiting_shown
 from jmapfs.control.messages import (
     PREFETCH_STEP,
     Failure,
@@ -102,7 +103,7 @@ def prefetch_command(paths: tuple[Path, ...]) -> None:
     PATH is a mountpoint, or a directory or mail in a mount. Use this before a flight, or before a
     backup. Cached mail is not fetched again, so an interrupted run can simply be repeated.
     """
-    click.echo(prefetch(paths))
+    print_line(prefetch(paths))
 
 
 def prefetch(paths: Sequence[Path]) -> str:

@@ -1,23 +1,17 @@
-"""`jmapfs snapshot`: copies a mount or an account into a dated directory, and shows the progress.
-
-Progress is a bar on a terminal, and otherwise a line every 30 seconds.
-"""
+"""`jmapfs snapshot`: copies a mount or an account into a dated directory."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import Config, account_source, is_path, read_config
@@ -26,11 +20,11 @@ from jmapfs.cli.options import (
     account_option,
     cache_directory_option,
     destination_argument,
-    escaped,
     format_size,
 )
-from jmapfs.cli.output import console, json_document, notice
-from jmapfs.cli.signals import InterruptedBySignal, run_with_signals
+from jmapfs.cli.output import notice, print_json, print_line
+from jmapfs.cli.progress import SnapshotDisplay
+from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import Mount, mount_of, require_readable
 from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_errors
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
@@ -40,8 +34,6 @@ from jmapfs.snapshot.manifest import MISSING, count_mails
 from jmapfs.snapshot.missing import SHOWN, MissingMail, read_missing
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary, SourceOpener
-
-_LINE_SECONDS: Final = 30.0
 
 _Opening = AbstractAsyncContextManager[SourceOpener]
 
@@ -110,7 +102,7 @@ def snapshot_command(
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount)
     repository = Repository(destination)
-    with SnapshotDisplay(console, quiet=quiet) as display:
+    with SnapshotDisplay(quiet=quiet) as display:
         if mount is not None:
             require_readable(mount)
             if mount.root != "/":
@@ -165,7 +157,7 @@ async def _create(
 def _show_failure(error: FailedDownloadsError, *, as_json: bool) -> None:
     """Name the mails that cannot be downloaded."""
     if as_json:
-        click.echo(json_document({"error": str(error), **_missing_document(error.missing.path)}))
+        print_json({"error": str(error), **_missing_document(error.missing.path)})
     else:
         _show_missing(error.missing.first, error.missing.count, error.missing.path)
 
@@ -176,9 +168,9 @@ def _show_summary(summary: SnapshotSummary, *, as_json: bool, quiet: bool) -> No
     if as_json:
         document: dict[str, Any] = msgspec.to_builtins(summary)
         missing = _missing_document(path if summary.missing else None)
-        click.echo(json_document(document | missing))
+        print_json(document | missing)
     elif not quiet:
-        click.echo(_summary(summary))
+        print_line(_summary(summary))
     reasons = []
     if summary.missing:
         reasons.append(f"{count_mails(summary.missing)} cannot be downloaded")
@@ -195,10 +187,10 @@ def _show_summary(summary: SnapshotSummary, *, as_json: bool, quiet: bool) -> No
 
 def _show_missing(first: Sequence[MissingMail], count: int, path: Path) -> None:
     for mail in first:
-        notice(escaped(str(mail)))
+        notice(str(mail))
     rest = count - len(first)
     where = f"and {rest:,} more, all listed in" if rest else "these mails are listed in"
-    notice(escaped(f"{where} {path}"))
+    notice(f"{where} {path}")
 
 
 def _missing_document(path: Path | None) -> dict[str, Any]:
@@ -258,84 +250,3 @@ def _summary(summary: SnapshotSummary) -> str:
     if summary.shortfall is not None:
         parts.append(f"{summary.shortfall.expected - summary.shortfall.found:,} not listed")
     return f"{summary.path}: {', '.join(parts)}, in {summary.seconds:.1f} s"
-
-
-class SnapshotDisplay(AbstractContextManager["SnapshotDisplay"]):
-    """Shows the progress of a snapshot (`SnapshotReport`); a context manager.
-
-    With `quiet`, nothing is shown. `path` is the finished snapshot, or None.
-    """
-
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self.path: Path | None = None
-        self._console = console
-        self._quiet = quiet
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            expand=True,
-            disable=quiet or not console.is_interactive,
-        )
-        self._task = self._progress.add_task("", total=None, text="")
-        self._stage = ""
-        self._stage_began = self._last_line = time.monotonic()
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        self._progress.stop()
-        if isinstance(error, InterruptedBySignal) and self.path is not None:
-            raise InterruptedBySignal(f"interrupted, but {self.path} is complete") from None
-
-    def listed(self, listed: int, total: int | None) -> None:
-        """Show how many emails are listed, and the total if it is known."""
-        self._show("listing", listed, total, "")
-
-    def copied(self, mails: int, total: int, size: int) -> None:
-        """Show the mails in the snapshot, their approximate total, and the bytes fetched."""
-        self._show("copying", mails, total, format_size(size))
-
-    def syncing(self) -> None:
-        """Show that the files are being synced to the disk."""
-        self._show("writing to the disk", 0, None, "")
-
-    def published(self, path: Path) -> None:
-        """Store the path of the finished snapshot."""
-        self.path = path
-
-    def notice(self, text: str) -> None:
-        """Show a message for the user."""
-        if not self._quiet:
-            self._console.print(f"jmapfs: {text}", markup=False)
-
-    def waiting(self, text: str) -> None:
-        """On a terminal, show that the server asks to wait, until there is progress."""
-        self._progress.start()
-        self._progress.update(self._task, description=text)
-
-    def _show(self, stage: str, mails: int, total: int | None, size: str) -> None:
-        if self._quiet:
-            return
-        if stage != self._stage:
-            self._stage = stage
-            self._stage_began = self._last_line = time.monotonic()
-            self._progress.reset(self._task, total=total)
-        seconds = time.monotonic() - self._stage_began
-        rate = f"{mails / seconds:,.0f} mails/s" if mails and seconds > 1 else ""
-        if self._console.is_interactive:
-            counted = f"{mails:,}/{total:,} mails" if total else f"{mails:,} mails" * bool(mails)
-            self._progress.start()
-            self._progress.update(
-                self._task,
-                description=stage,
-                completed=mails,
-                total=total,
-                text="  ".join(part for part in (counted, size, rate) if part),
-            )
-        elif mails and time.monotonic() - self._last_line >= _LINE_SECONDS:
-            self._last_line = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            parts = [f"{mails:,}{of} mails", size, rate]
-            self.notice(f"{stage}: {', '.join(part for part in parts if part)}")

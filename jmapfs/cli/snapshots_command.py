@@ -1,17 +1,24 @@
 """`jmapfs snapshots`, `diff` and `prune`: list, compare and remove the snapshots in DEST."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import msgspec
-from rich.console import Console
 
-from jmapfs.cli.options import destination_argument, escaped, format_size
-from jmapfs.cli.output import columns, console, escaped_json, json_document, notice
+from jmapfs.cli.options import destination_argument, format_size
+from jmapfs.cli.output import (
+    escaped_json,
+    notice,
+    print_json,
+    print_json_lines,
+    print_line,
+    print_lines,
+    print_table,
+)
+from jmapfs.cli.progress import WorkDisplay
 from jmapfs.snapshot.diff import (
     Change,
     KeywordsChanged,
@@ -54,7 +61,7 @@ def snapshots_command(destination: Path, *, as_json: bool) -> None:
     """
     overview = list_snapshots(Repository(destination))
     if as_json:
-        click.echo(json_document(overview))
+        print_json(overview)
     else:
         _show_overview(overview)
 
@@ -62,14 +69,13 @@ def snapshots_command(destination: Path, *, as_json: bool) -> None:
 def _show_overview(overview: RepositoryOverview) -> None:
     if overview.snapshots:
         rows = [_HEADINGS, *(_overview_row(snapshot) for snapshot in overview.snapshots)]
-        for row in columns(rows, numbers=_NUMBER_COLUMNS):
-            click.echo(row)
+        print_table(rows, numbers=_NUMBER_COLUMNS)
     else:
-        click.echo("there are no snapshots")
+        print_line("there are no snapshots")
     if overview.unfinished:
-        click.echo(f"{overview.unfinished:,} unfinished: the next run uses the mail fetched so far")
+        print_line(f"{overview.unfinished:,} unfinished: the next run uses the mail fetched so far")
     if overview.half_removed:
-        click.echo(f"{overview.half_removed:,} partly removed: the next prune removes the rest")
+        print_line(f"{overview.half_removed:,} partly removed: the next prune removes the rest")
 
 
 def _overview_row(snapshot: SnapshotStatus) -> tuple[str, ...]:
@@ -117,22 +123,14 @@ def diff_command(destination: Path, old: str, new: str, *, as_json: bool) -> Non
             notice(f"{snapshot.path} is damaged, so this may be wrong: run jmapfs verify")
     changes = changes_between(earlier, later)
     if as_json:
-        _write(_diff_json(earlier, later, renamed, changes), "utf-8")
+        print_json_lines(_diff_json(earlier, later, renamed, changes))
     else:
-        _write(_diff_lines(renamed, changes), sys.stdout.encoding)
-
-
-def _write(lines: Iterable[str], encoding: str) -> None:
-    """Print lines, with an escape for each character that the encoding does not have."""
-    output = sys.stdout.buffer
-    # click.echo flushes each line, which is slow for a million lines.
-    output.writelines(f"{line}\n".encode(encoding, "backslashreplace") for line in lines)
-    output.flush()
+        print_lines(_diff_lines(renamed, changes))
 
 
 def _diff_lines(renamed: Sequence[RenamedMailbox], changes: Iterable[Change]) -> Iterator[str]:
     for mailbox in renamed:
-        yield f"R  {escaped(mailbox.old)} → {escaped(mailbox.new)}"
+        yield f"R  {mailbox.old} → {mailbox.new}"
     counts: Counter[str] = Counter()
     for change in changes:
         counts[_CHANGE_NAMES[type(change)]] += 1
@@ -153,11 +151,11 @@ def _diff_line(change: Change) -> str:
         case KeywordsChanged():
             flags = [f"+{keyword}" for keyword in change.set]
             flags += [f"-{keyword}" for keyword in change.cleared]
-            return f"*  {_names(change.files)}  {escaped(' '.join(flags))}"
+            return f"*  {_names(change.files)}  {' '.join(flags)}"
 
 
 def _names(files: Sequence[str]) -> str:
-    return escaped(", ".join(file.removeprefix(f"{MAIL}/") for file in files))
+    return ", ".join(file.removeprefix(f"{MAIL}/") for file in files)
 
 
 def _diff_json(
@@ -232,14 +230,13 @@ def prune_command(
     if dry_run:
         pruned = PruneResult(plan_pruning(repository, policy), 0)
     else:
-        status_console = Console(quiet=True) if quiet else console
-        with status_console.status("reading the snapshots") as status:
-            pruned = prune(repository, policy, lambda date: status.update(f"removing {date}"))
+        with WorkDisplay("reading the snapshots", quiet=quiet) as display:
+            pruned = prune(repository, policy, lambda date: display.update(f"removing {date}"))
     if not quiet:
         for skipped in pruned.plan.left_alone:
-            notice(f"{skipped.date} is left alone: {escaped(skipped.reason)}")
+            notice(f"{skipped.date} is left alone: {skipped.reason}")
     if as_json:
-        click.echo(_prune_json(pruned, dry_run=dry_run))
+        print_json(_prune_document(pruned, dry_run=dry_run))
     elif not quiet:
         _show_pruned(pruned, repository, dry_run=dry_run)
 
@@ -247,13 +244,12 @@ def prune_command(
 def _show_pruned(pruned: PruneResult, repository: Repository, *, dry_run: bool) -> None:
     verdicts = pruned.plan.snapshots
     if not verdicts:
-        click.echo(f"{escaped(str(repository.path))}: there are no snapshots")
+        print_line(f"{repository.path}: there are no snapshots")
         return
-    for line in columns([_verdict_row(verdict) for verdict in verdicts]):
-        click.echo(line)
+    print_table([_verdict_row(verdict) for verdict in verdicts])
     removed = len(pruned.plan.removed)
     what = "would be removed" if dry_run else f"removed ({format_size(pruned.freed_bytes)})"
-    click.echo(f"{len(verdicts) - removed:,} kept, {removed:,} {what}")
+    print_line(f"{len(verdicts) - removed:,} kept, {removed:,} {what}")
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
@@ -263,11 +259,10 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     return verdict.date, "keep" if verdict.kept else "remove", ", ".join(notes)
 
 
-def _prune_json(pruned: PruneResult, *, dry_run: bool) -> str:
-    document = {
+def _prune_document(pruned: PruneResult, *, dry_run: bool) -> dict[str, Any]:
+    return {
         "dry_run": dry_run,
         "snapshots": pruned.plan.snapshots,
         "left_alone": pruned.plan.left_alone,
         "freed_bytes": None if dry_run else pruned.freed_bytes,
     }
-    return json_document(document)

@@ -1,15 +1,13 @@
 """`jmapfs status`: the status of running mounts, as JSON or for people."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from jmapfs.cli.options import directory_type, escaped, format_size
+from jmapfs.cli.options import directory_type, format_size
+from jmapfs.cli.output import columns, print_json, print_lines
 from jmapfs.control.messages import (
     AccountStatus,
     ContentStatus,
@@ -39,7 +37,7 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
         mount = require_mount(resolve(mountpoint))
         status = ask_mount(mount, StatusRequest())
         if as_json:
-            click.echo(json.dumps(status.document() | _place(mount), indent=2))
+            print_json(status.document() | _place(mount))
         else:
             _show([_table(mount, _lines(status))])
         return
@@ -55,7 +53,7 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> None:
             documents.append(status.document() | _place(mount))
             tables.append(_table(mount, _lines(status)))
     if as_json:
-        click.echo(json.dumps(documents, indent=2))
+        print_json(documents)
     else:
         _show(tables)
 
@@ -72,14 +70,10 @@ def _table(mount: Mount, lines: list[tuple[str, str]]) -> _MountTable:
 
 
 def _show(tables: list[_MountTable]) -> None:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not tables:
-        console.print("nothing is mounted")
+        print_lines(["nothing is mounted"])
     for mountpoint, lines in tables:
-        table = Table(show_header=False, box=None, title=escaped(mountpoint), title_justify="left")
-        for name, value in lines:
-            table.add_row(name, escaped(value))
-        console.print(table)
+        print_lines([mountpoint, *(f" {line}" for line in columns(lines))])
 
 
 def _lines(status: MountStatus) -> list[tuple[str, str]]:

@@ -14,13 +14,15 @@ import trio
 from jmapfs.account import AccountSource
 from jmapfs.cli.config import account_source, read_config
 from jmapfs.cli.log import show_errors_only
-from jmapfs.cli.options import account_option, directory_type, escaped, format_size
-from jmapfs.cli.output import MailProgress, json_document, notice, show_waiting
+from jmapfs.cli.options import account_option, directory_type, format_size
+from jmapfs.cli.output import notice, print_json, print_line, show_waiting
+from jmapfs.cli.progress import MailProgress
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.errors import (
     AlteredFilesError,
     JmapfsError,
     MissingFilesError,
+    OutputError,
     StorageError,
     UsageError,
 )
@@ -37,6 +39,7 @@ from jmapfs.snapshot.verify import (
 )
 from jmapfs.snapshot.verify_read import InodeCache
 from jmapfs.snapshot.verify_record import Verification, save_verification
+from jmapfs.text import escaped
 
 
 @click.command("verify")
@@ -76,6 +79,8 @@ def verify_command(
     run = _VerifyRun(quick=quick, as_json=as_json, quiet=quiet)
     try:
         run_with_signals(partial(run.verify_all, directories, account))
+    except OutputError:
+        raise
     except JmapfsError as error:
         # The findings so far are still shown.
         run.fail(error)
@@ -110,13 +115,13 @@ class _VerifyRun:
         result: VerifyResult | None = None
         try:
             with _Display(
-                f"verifying {escaped(name)}", counts_bytes=not self._quick, quiet=quiet
+                f"verifying {name}", counts_bytes=not self._quick, quiet=quiet
             ) as display:
                 result = await verify(
                     directory, quick=self._quick, inodes=self._inodes, progress=display
                 )
             if comparison is not None:
-                title = f"comparing {escaped(name)} with the server"
+                title = f"comparing {name} with the server"
                 with _Display(title, counts_bytes=False, quiet=quiet) as display:
                     result = await _compare(result, comparison, display)
         except StorageError as error:
@@ -148,9 +153,9 @@ class _VerifyRun:
         """Show the summary. Raises JmapfsError if something is wrong with a snapshot."""
         error = error_for(self._results)
         if self._as_json:
-            click.echo(json_document({"snapshots": self._documents}))
+            print_json({"snapshots": self._documents})
         elif self._results and not self._quiet:
-            click.echo(_summary(self._results))
+            print_line(_summary(self._results))
         if error is None:
             error = self._failure
         elif self._failure is not None:
@@ -160,12 +165,12 @@ class _VerifyRun:
 
     def _show(self, result: VerifyResult, record_error: str) -> None:
         for finding in result.findings:
-            path = escaped(f"{result.path.name}/{finding.path}")
-            click.echo(f"{finding.kind:7}  {path}: {escaped(finding.detail)}")
+            path = f"{result.path.name}/{finding.path}"
+            print_line(f"{finding.kind:7}  {path}: {finding.detail}")
         if self._quiet:
             return
         for remark in result.remarks:
-            notice(f"{escaped(result.path.name)}: {remark}")
+            notice(f"{result.path.name}: {remark}")
         # Show this error once: on a read-only disk it is the same for all snapshots.
         if record_error not in {"", self._record_error}:
             self._record_error = record_error
@@ -224,7 +229,7 @@ def _comparable(comparison: OnlineComparison, directories: Sequence[Path]) -> fr
                     raise comparison.other_account(origin, directory.name)
                 notice(
                     f"{directory.name} is not compared with the server: it is a snapshot of"
-                    f" {escaped(origin_text(origin))}"
+                    f" {origin_text(origin)}"
                 )
     return frozenset(comparable)
 
@@ -265,7 +270,7 @@ def _record(result: VerifyResult) -> str:
 
 
 def _summary(results: Sequence[VerifyResult]) -> str:
-    name = escaped(results[0].path.name) if len(results) == 1 else f"{len(results):,} snapshots"
+    name = results[0].path.name if len(results) == 1 else f"{len(results):,} snapshots"
     mails = sum(result.mails for result in results)
     files = sum(result.files for result in results)
     size = format_size(sum(result.bytes_read for result in results))

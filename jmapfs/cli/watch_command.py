@@ -7,7 +7,6 @@ there are some. While a command runs, nothing is asked: the next answer has all 
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,14 @@ import click
 import msgspec
 import trio
 
-from jmapfs.cli.options import escaped, mountpoint_argument
-from jmapfs.cli.output import escaped_json, notice
+from jmapfs.cli.options import mountpoint_argument
+from jmapfs.cli.output import escaped_json, notice, stdout_descriptor, write_now
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
 from jmapfs.control.socket_client import ask
-from jmapfs.errors import NotMountedError, StorageError, UsageError, storage_errors
-from jmapfs.snapshot.files import write_all
+from jmapfs.errors import NotMountedError, ReaderGoneError, UsageError, storage_errors
+from jmapfs.text import escaped
 from jmapfs.tree.name_changes import NameChange
 
 _HERE: Final = "."
@@ -102,7 +101,7 @@ class _Watch:
             require_readable(self._mount)
             if not await trio.to_thread.run_sync(self._directory.is_dir, abandon_on_cancel=True):
                 raise UsageError(f"{self._directory}: there is no such directory")
-        notice(f"watching {escaped(str(self._directory))}")
+        notice(f"watching {self._directory}")
 
     async def next(self) -> list[_Event]:
         """Wait for changes, and return them.
@@ -132,14 +131,13 @@ def _ask(mountpoint: Path, request: ChangesRequest) -> Changes:
 
 
 async def _print_changes(watch: _Watch, as_text: Callable[[_Event], str]) -> None:
-    output = sys.stdout.fileno()
     await watch.begin()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_wait_until_unread, output, nursery.cancel_scope)
-        with suppress(BrokenPipeError):
+        nursery.start_soon(_wait_until_unread, stdout_descriptor(), nursery.cancel_scope)
+        with suppress(ReaderGoneError):
             while True:
                 text = _text(await watch.next(), as_text)
-                await trio.to_thread.run_sync(_write, output, text, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(write_now, text, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 
 
@@ -149,16 +147,6 @@ async def _wait_until_unread(output: int, scope: trio.CancelScope) -> None:
         # The end for writing never becomes readable. But epoll(7) always reports its errors.
         await trio.lowlevel.wait_readable(output)
         scope.cancel()
-
-
-def _write(output: int, text: bytes) -> None:
-    # Not with sys.stdout: this thread may be abandoned, with the lock of sys.stdout.
-    try:
-        write_all(output, text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StorageError(f"the standard output: {error.strerror}") from error
 
 
 async def _run_after_changes(
@@ -180,12 +168,12 @@ async def _run(command: Sequence[str], text: bytes) -> None:
                 command, stdin=lines, check=False, deliver_cancel=_terminate
             )
         except OSError as error:
-            notice(f"{escaped(command[0])}: {error.strerror}")
+            notice(f"{command[0]}: {error.strerror}")
             return
     if ended.returncode > 0:
-        notice(f"{escaped(command[0])}: ended with exit code {ended.returncode}")
+        notice(f"{command[0]}: ended with exit code {ended.returncode}")
     elif ended.returncode < 0:
-        notice(f"{escaped(command[0])}: ended by signal {-ended.returncode}")
+        notice(f"{command[0]}: ended by signal {-ended.returncode}")
 
 
 async def _terminate(process: trio.Process) -> None:
@@ -228,7 +216,7 @@ def _relative(path: str | None, below: str) -> str | None:
 
 
 def _text(events: Sequence[_Event], as_text: Callable[[_Event], str]) -> bytes:
-    return "".join(f"{as_text(event)}\n" for event in events).encode(errors="backslashreplace")
+    return "".join(f"{escaped(as_text(event))}\n" for event in events).encode()
 
 
 def _json(event: _Event) -> str:
@@ -237,13 +225,13 @@ def _json(event: _Event) -> str:
 
 def _line(event: _Event) -> str:
     slash = "/" if event.directory else ""
-    path = escaped(event.path) + slash
+    path = event.path + slash
     match event:
         case _Added():
             return f"+  {path}"
         case _Gone():
             return f"-  {path}"
         case _Moved(old=old):
-            return f"{'R' if event.directory else '>'}  {escaped(old)}{slash} → {path}"
+            return f"{'R' if event.directory else '>'}  {old}{slash} → {path}"
         case _:
             return f"?  {path}"

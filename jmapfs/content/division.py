@@ -1,4 +1,4 @@
-"""Which blobs are requested together, and how much time a blob gets.
+"""Which blobs are requested together.
 
 If the server has Blob/get, small blobs are fetched in batches. Large blobs are fetched alone.
 """
@@ -9,9 +9,6 @@ from typing import Final, Protocol, TypeVar
 
 from jmapfs.cache.disk_cache import SMALL_BYTES
 from jmapfs.jmap.batches import BlobGetLimits
-
-LEAST_RATE: Final = 256 * 1024
-"""Bytes per second: a large blob gets the extra time that it needs at this rate."""
 
 # A blob above a quarter of a batch's bytes is fetched alone: other blobs must not wait for it.
 _LARGE_PART: Final = 4
@@ -32,11 +29,6 @@ class SizedBlob(Protocol):
 
 
 Blob = TypeVar("Blob", bound=SizedBlob)
-
-
-def extra_time(size: int) -> float:
-    """Return how many seconds a blob of `size` bytes gets in addition to the common timeout."""
-    return size / LEAST_RATE if size > SMALL_BYTES else 0.0
 
 
 def take_batch(

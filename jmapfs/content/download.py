@@ -35,11 +35,11 @@ from jmapfs.content import confirmation
 from jmapfs.content.confirmation import HEAD_BYTES, Evidence, Examination, Route
 from jmapfs.content.division import Blob, SizedBlob
 from jmapfs.content.server_blobs import BlobSource, ContentStream, StatedValues
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     AuthenticationError,
     BlobMismatchError,
     BlobNotFoundError,
-    DeadlineError,
     JmapfsError,
     ServerError,
     UnreachableError,
@@ -56,6 +56,7 @@ _CHUNK_BYTES: Final = 1024 * 1024
 _EARLY_CHUNK_BYTES: Final = 128 * 1024
 # Doubts about contents of batches that were not fetched alone yet. One takes about 300 bytes.
 _MOST_DOUBTS: Final = 4096
+_UNCONFIRMED: Final = "the server did not confirm a mail in time"
 
 _T = TypeVar("_T")
 
@@ -81,7 +82,7 @@ class _Attempt:
     blob: SizedBlob
     route: Route
     fresh: bool
-    until: float
+    deadline: Deadline
     sha1: bool
     sha256: bool
     judge: Callable[[Evidence], Awaitable[None]]
@@ -107,7 +108,7 @@ class Downloader:
         batch: Sequence[Blob],
         write: Callable[[list[tuple[Blob, bytes]]], Awaitable[None]],
         *,
-        deadline: float,
+        deadline: Deadline,
     ) -> Sequence[Blob]:
         """Fetch blobs with one request, `write` the accepted ones, and return the others.
 
@@ -118,7 +119,6 @@ class Downloader:
         """
         if len(batch) < 2:
             return batch
-        until = trio.current_time() + deadline
         try:
             contents = await self.source.download_batch(
                 [(blob.content_key, blob.size) for blob in batch], deadline=deadline
@@ -126,7 +126,7 @@ class Downloader:
             arrived = [
                 (blob, contents[blob.content_key]) for blob in batch if blob.content_key in contents
             ]
-            accepted = await self._accept(arrived, until)
+            accepted = await self._accept(arrived, deadline)
         except (UnreachableError, AuthenticationError):
             raise
         except JmapfsError as error:
@@ -142,7 +142,7 @@ class Downloader:
         blob: SizedBlob,
         receive: Receive[_T],
         *,
-        deadline: float,
+        deadline: Deadline,
         confirm_early: Callable[[], None] | None = None,
     ) -> _T:
         """Fetch a small or a large blob alone; return what `receive` returns.
@@ -160,10 +160,9 @@ class Downloader:
             BlobNotFoundError: the server no longer has the blob.
             JmapfsError: what the source raises.
         """
-        until = trio.current_time() + deadline
         first = self._doubts.pop(blob.content_key, None)
         if first is None:
-            attempt = self._first_attempt(blob, until, confirm_early)
+            attempt = self._first_attempt(blob, deadline, confirm_early)
             try:
                 return await self._attempt(receive, attempt)
             except BlobMismatchError as error:
@@ -171,17 +170,17 @@ class Downloader:
                     raise
                 _log.info("%s is fetched again: %s", self._name(blob), error)
                 first = error.evidence if isinstance(error, _InDoubtError) else None
-        return await self._second_attempt(blob, receive, until, first)
+        return await self._second_attempt(blob, receive, deadline, first)
 
     def _first_attempt(
-        self, blob: SizedBlob, until: float, confirm_early: Callable[[], None] | None
+        self, blob: SizedBlob, deadline: Deadline, confirm_early: Callable[[], None] | None
     ) -> _Attempt:
         sha1 = self._sha1(blob)
 
         async def judge(evidence: Evidence) -> None:
             reason = confirmation.doubt(evidence, blob.size, sha1)
             if reason is None and sha1 is None:
-                stated = await self._stated(blob, until)
+                stated = await self._stated(blob, deadline)
                 reason = confirmation.contradiction(evidence, stated)
             if reason is not None:
                 raise _InDoubtError(reason, evidence)
@@ -190,7 +189,7 @@ class Downloader:
             blob,
             Route.DOWNLOAD,
             fresh=False,
-            until=until,
+            deadline=deadline,
             sha1=sha1 is not None,
             sha256=sha1 is None,
             judge=judge,
@@ -199,20 +198,20 @@ class Downloader:
         )
 
     async def _second_attempt(
-        self, blob: SizedBlob, receive: Receive[_T], until: float, first: Evidence | None
+        self, blob: SizedBlob, receive: Receive[_T], deadline: Deadline, first: Evidence | None
     ) -> _T:
         sha1 = self._sha1(blob)
         before: EmailValues | None = None
         digest: BlobDigest | None = None
         if sha1 is None:
-            before = await self._stated(blob, until)
-            digest = await self._digest(blob, until)
+            before = await self._stated(blob, deadline)
+            digest = await self._digest(blob, deadline)
 
         async def judge(evidence: Evidence) -> None:
             stated: EmailValues | None = None
             if sha1 is None:
                 # Ask after the download as well: the server may have been reset meanwhile.
-                stated = await self._stated(blob, until)
+                stated = await self._stated(blob, deadline)
             reason = confirmation.refusal(
                 first,
                 evidence,
@@ -235,7 +234,7 @@ class Downloader:
 
         failure: ServerError | None = None
         for route, fresh in self._other_routes(first):
-            attempt = _Attempt(blob, route, fresh, until, sha1=True, sha256=True, judge=judge)
+            attempt = _Attempt(blob, route, fresh, deadline, sha1=True, sha256=True, judge=judge)
             try:
                 return await self._attempt(receive, attempt)
             except BlobMismatchError:
@@ -318,17 +317,17 @@ class Downloader:
         )
         if confirmation.doubt(evidence, attempt.blob.size, None) is not None:
             return False
-        stated = await self._stated(attempt.blob, attempt.until)
+        stated = await self._stated(attempt.blob, attempt.deadline)
         return confirmation.contradiction(evidence, stated) is None
 
     def _open(self, attempt: _Attempt) -> AbstractAsyncContextManager[ContentStream]:
-        key, deadline = attempt.blob.content_key, max(0.0, attempt.until - trio.current_time())
+        key, deadline = attempt.blob.content_key, attempt.deadline
         if attempt.route is Route.BLOB_GET:
             return self.source.stream_ranges(key, attempt.blob.size, deadline=deadline)
         return self.source.stream_blob(key, fresh=attempt.fresh, deadline=deadline)
 
     async def _accept(
-        self, arrived: Sequence[tuple[Blob, bytes]], until: float
+        self, arrived: Sequence[tuple[Blob, bytes]], deadline: Deadline
     ) -> list[tuple[Blob, bytes]]:
         """Return the contents of a batch that are accepted, and note the doubts."""
         contents = [(data, blob.size, self._sha1(blob)) for blob, data in arrived]
@@ -350,7 +349,7 @@ class Downloader:
                 unproven[blob.content_key] = evidence
         if not unproven:
             return good
-        stated = await self._ask(unproven, until)
+        stated = await self._ask(unproven, deadline)
         refuted = {
             key
             for key, evidence in unproven.items()
@@ -363,27 +362,25 @@ class Downloader:
         while len(self._doubts) > _MOST_DOUBTS:
             self._doubts.popitem(last=False)
 
-    async def _stated(self, blob: SizedBlob, until: float) -> EmailValues:
+    async def _stated(self, blob: SizedBlob, deadline: Deadline) -> EmailValues:
         """Return what the server states; raise BlobNotFoundError if the mail is gone."""
-        stated = (await self._ask([blob.content_key], until)).get(blob.content_key)
+        stated = (await self._ask([blob.content_key], deadline)).get(blob.content_key)
         if stated is None:
             raise BlobNotFoundError("the server no longer has this mail")
         return stated
 
-    async def _ask(self, keys: Collection[str], until: float) -> Mapping[str, EmailValues]:
-        with trio.move_on_at(until):
+    async def _ask(self, keys: Collection[str], deadline: Deadline) -> Mapping[str, EmailValues]:
+        with deadline.enforced(_UNCONFIRMED):
             return await self._questions.ask(keys)
-        raise DeadlineError("the server did not confirm a mail in time")
 
-    async def _digest(self, blob: SizedBlob, until: float) -> BlobDigest | None:
+    async def _digest(self, blob: SizedBlob, deadline: Deadline) -> BlobDigest | None:
         key = blob.content_key
-        with trio.move_on_at(until):
+        with deadline.enforced(_UNCONFIRMED):
             try:
                 return (await self.source.digests([key])).get(key)
             except ServerError as error:
                 _log.info("the server gives no digest of %s: %s", self._name(blob), error)
                 return None
-        raise DeadlineError("the server did not confirm a mail in time")
 
     def _sha1(self, blob: SizedBlob) -> bytes | None:
         if not self.source.blob_ids_are_sha1:

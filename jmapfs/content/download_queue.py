@@ -258,7 +258,9 @@ class BatchDownloader:
         receive = partial(self._publisher.receive_batch, publish=request.publish)
         try:
             return await self._downloader.fetch_batch(
-                request.downloads, receive, deadline=self._publisher.timeout
+                request.downloads,
+                receive,
+                deadline=self._publisher.batch_deadline(request.downloads),
             )
         except (UnreachableError, AuthenticationError) as error:
             # A reader that waits for one of these blobs requests it again, and gets its own error.

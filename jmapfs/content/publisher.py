@@ -17,11 +17,11 @@ from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.large_files import LargeWriter
 from jmapfs.cache.memory import MemoryBlob, MemoryCache, OpenBlob, OpenBlobs
 from jmapfs.content.arrival import Arrival
-from jmapfs.content.division import extra_time
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.failures import BlobFailures
 from jmapfs.content.single_flight import Download, DownloadState
 from jmapfs.content.write_behind import DiskThreads, WriteBehind
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     DeadlineError,
@@ -71,7 +71,8 @@ class _NotWantedError(Exception):
 class ContentPublisher:
     """Runs the downloads of one account, and publishes their content.
 
-    At most `parallel` single blobs are downloaded at a time. A small blob gets `timeout` seconds.
+    At most `parallel` single blobs are downloaded at a time. A download gets `timeout` seconds, and
+    more with each byte that arrives (`jmapfs.deadline`).
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ContentPublisher:
     ) -> None:
         self.counters = ContentCounters()
         self.failures = BlobFailures()
-        self.timeout = timeout
+        self._timeout = timeout
         self._confirmed: OrderedDict[str, int] = OrderedDict()
         self.write_behind = WriteBehind(disk, threads)
         self._downloader = downloader
@@ -110,16 +111,18 @@ class ContentPublisher:
 
         If `known_absent`, the disk cache is not searched. Returns the content of a small blob.
         """
-        timeout = self.timeout + extra_time(download.size)
+        deadline = Deadline(self._timeout, download.received)
+        found: bytes | OpenBlob | None = None
         try:
-            with trio.move_on_after(timeout) as scope:
-                deadline = trio.current_time() + timeout
+            with deadline.limit() as scope:
                 found = await self._obtain(download, deadline, known_absent=known_absent)
-                return found if isinstance(found, bytes) else None
             if scope.cancelled_caught and not download.ended:
-                late = DeadlineError(f"a mail could not be downloaded within {timeout:.0f} s")
+                late = DeadlineError(
+                    f"a mail could not be downloaded within {deadline.seconds:.0f} s"
+                )
                 self.failures.record(download.content_key, late)
                 download.fail(late)
+            return found if isinstance(found, bytes) else None
         except _NotWantedError:
             download.cancel()
         except Exception as error:  # noqa: BLE001 - it is raised again in the readers
@@ -131,6 +134,15 @@ class ContentPublisher:
             if not download.ended:
                 download.fail(UnreachableError("the content of mails is no longer served"))
         return None
+
+    def batch_deadline(self, downloads: Sequence[Download]) -> Deadline:
+        """Return the deadline of a request for several blobs, which begins now."""
+
+        def received(count: int) -> None:
+            for download in downloads:
+                download.received(count)
+
+        return Deadline(self._timeout, received)
 
     async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content arrived in one response, and queue it to be written."""
@@ -165,7 +177,7 @@ class ContentPublisher:
                     self._finish(download, data, keep=download.content_key not in taken)
 
     async def _obtain(
-        self, download: Download, deadline: float, *, known_absent: bool
+        self, download: Download, deadline: Deadline, *, known_absent: bool
     ) -> bytes | OpenBlob | None:
         found: bytes | OpenBlob | None = None
         if not known_absent:
@@ -182,9 +194,7 @@ class ContentPublisher:
         download.begin_transfer()
         try:
             if download.arrival is None:
-                found = await self._downloader.fetch(
-                    download, join_chunks, deadline=_seconds_until(deadline)
-                )
+                found = await self._downloader.fetch(download, join_chunks, deadline=deadline)
             else:
                 found = await self._download_large(download, download.arrival, deadline)
         finally:
@@ -243,13 +253,13 @@ class ContentPublisher:
         download.finish(found)
 
     async def _download_large(
-        self, download: Download, arrival: Arrival, deadline: float
+        self, download: Download, arrival: Arrival, deadline: Deadline
     ) -> OpenBlob:
         try:
             return await self._downloader.fetch(
                 download,
                 partial(self._write_file, download, arrival),
-                deadline=_seconds_until(deadline),
+                deadline=deadline,
                 confirm_early=arrival.confirm,
             )
         except _DiskFullError as error:
@@ -295,15 +305,13 @@ class ContentPublisher:
         if not await arrival.wait_until_wanted(is_open):
             raise _NotWantedError
 
-    async def _download_to_memory(self, download: Download, deadline: float) -> OpenBlob:
+    async def _download_to_memory(self, download: Download, deadline: Deadline) -> OpenBlob:
         if download.size > _LARGEST_IN_MEMORY_BYTES:
             raise StorageError("there is no space on the disk for a large mail")
         owner = object()
         await self._large_in_memory.acquire_on_behalf_of(owner)
         try:
-            content = await self._downloader.fetch(
-                download, _collect, deadline=_seconds_until(deadline)
-            )
+            content = await self._downloader.fetch(download, _collect, deadline=deadline)
         except BaseException:
             self._large_in_memory.release_on_behalf_of(owner)
             raise
@@ -324,7 +332,3 @@ async def _collect(chunks: AsyncIterator[bytes]) -> bytearray:
 
 def _size_of(found: bytes | OpenBlob) -> int:
     return len(found) if isinstance(found, bytes) else found.size
-
-
-def _seconds_until(deadline: float) -> float:
-    return max(0.0, deadline - trio.current_time())

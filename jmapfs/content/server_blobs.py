@@ -9,6 +9,7 @@ from typing import Protocol
 
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest
@@ -33,7 +34,7 @@ class ContentStream(Protocol):
 
 
 class BlobSource(Protocol):
-    """Downloads whole blobs by content key; `deadline` is in seconds, for the whole transfer.
+    """Downloads whole blobs by content key; a `deadline` is that of the whole transfer.
 
     Raises, in its methods and from the iteration:
         ServerError: the epoch of the key has ended, so that the blob cannot be requested any more.
@@ -53,7 +54,7 @@ class BlobSource(Protocol):
         """How many requests may run at the same time, for all callers together."""
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
         """Request blobs (key, stated size) together; return the contents that arrived whole.
 
@@ -61,12 +62,12 @@ class BlobSource(Protocol):
         """
 
     def stream_blob(
-        self, key: str, *, fresh: bool = False, deadline: float
+        self, key: str, *, fresh: bool = False, deadline: Deadline
     ) -> AbstractAsyncContextManager[ContentStream]:
         """Open a blob for reading from the download URL; if `fresh`, over a new connection."""
 
     def stream_ranges(
-        self, key: str, size: int, *, deadline: float
+        self, key: str, size: int, *, deadline: Deadline
     ) -> AbstractAsyncContextManager[ContentStream]:
         """Open a blob of about `size` bytes for reading by Blob/get, if `batch_limits` is set."""
 

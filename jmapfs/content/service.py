@@ -15,7 +15,6 @@ import trio
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache, OpenBlob, OpenBlobs
-from jmapfs.content.division import extra_time
 from jmapfs.content.download import Downloader
 from jmapfs.content.download_queue import BatchDownloader
 from jmapfs.content.publisher import (
@@ -27,7 +26,8 @@ from jmapfs.content.publisher import (
 from jmapfs.content.server_blobs import BlobSource
 from jmapfs.content.single_flight import Download, SingleFlight
 from jmapfs.content.write_behind import DiskThreads
-from jmapfs.errors import BlobMismatchError, DeadlineError, StorageError, UnreachableError
+from jmapfs.deadline import Deadline
+from jmapfs.errors import BlobMismatchError, StorageError, UnreachableError
 
 _log = logging.getLogger(__name__)
 
@@ -104,8 +104,8 @@ class ContentService:
     ) -> bytes | memoryview:
         """Return exactly `min(length, expected_size - offset)` bytes, or none after the end.
 
-        `timeout` is in seconds. None means the `read_timeout` of the service (by default 30), and
-        for a large blob also the time that it needs at 256 KiB per second.
+        `timeout` is in seconds. None means the `read_timeout` of the service (by default 30). Bytes
+        of the blob that arrive meanwhile give more time (`jmapfs.deadline`).
 
         Raises:
             DeadlineError: the read took too long. The download goes on for a while, for the next
@@ -120,15 +120,13 @@ class ContentService:
         # Read one byte even if the size is 0: the server may be wrong.
         if length == 0 or offset >= max(expected_size, 1):
             return b""
-        if timeout is None:
-            timeout = self._read_timeout + extra_time(expected_size)
+        deadline = Deadline(self._read_timeout if timeout is None else timeout)
         self._open_blobs.hold(key)
         try:
-            with trio.move_on_after(timeout):
-                return await self._read(key, expected_size, offset, length)
+            with deadline.enforced("the content of a mail did not arrive in time"):
+                return await self._read(key, expected_size, offset, length, deadline)
         finally:
             self.release(key)
-        raise DeadlineError(f"the content of a mail did not arrive within {timeout:.0f} s")
 
     def is_cached(self, key: str) -> bool:
         """Tell whether a read would need neither the network nor a search of the disk cache."""
@@ -188,10 +186,10 @@ class ContentService:
             await self._threads.run(blob.close)
 
     async def _read(
-        self, key: str, expected_size: int, offset: int, length: int
+        self, key: str, expected_size: int, offset: int, length: int, deadline: Deadline
     ) -> bytes | memoryview:
         end = min(offset + length, expected_size)
-        found = await self._find(key, expected_size, end)
+        found = await self._find(key, expected_size, end, deadline)
         if not isinstance(found, bytes):
             try:
                 return await self._threads.run_abandonable(partial(found.pread, length, offset))
@@ -200,19 +198,21 @@ class ContentService:
                 _log.warning("a cached mail is fetched again: %s", str(error))
             self._open_blobs.forget(key, found)
             await self._threads.run_abandonable(partial(self._disk.discard, key))
-            found = await self._find(key, expected_size, end)
+            found = await self._find(key, expected_size, end, deadline)
         if isinstance(found, bytes):
             return memoryview(found)[offset : offset + length]
         return await self._threads.run_abandonable(partial(found.pread, length, offset))
 
-    async def _find(self, key: str, expected_size: int, end: int) -> bytes | OpenBlob:
+    async def _find(
+        self, key: str, expected_size: int, end: int, deadline: Deadline
+    ) -> bytes | OpenBlob:
         """Return the content of a blob, or the open blob, which can be read at least up to `end`.
 
         If the content is confirmed but has a different size, reports this size and raises
         BlobMismatchError. Other content of a different size is dropped and downloaded once more.
         """
         while True:
-            found = await self._find_any_size(key, expected_size, end)
+            found = await self._find_any_size(key, expected_size, end, deadline)
             size = len(found) if isinstance(found, bytes) else found.size
             if size == expected_size:
                 return found
@@ -229,7 +229,9 @@ class ContentService:
         await self.write_behind.wait_until_written([key])
         await self._threads.run_abandonable(partial(self._disk.discard, key))
 
-    async def _find_any_size(self, key: str, expected_size: int, end: int) -> bytes | OpenBlob:
+    async def _find_any_size(
+        self, key: str, expected_size: int, end: int, deadline: Deadline
+    ) -> bytes | OpenBlob:
         waited = False
         while True:
             # No await is allowed from here to `create`: a blob must not get two downloads.
@@ -245,7 +247,7 @@ class ContentService:
                 if (error := self.failures.get(key)) is not None:
                     raise error
                 download = self._single_flight.create(key, expected_size)
-            data = await download.wait(end)
+            data = await download.wait(end, deadline)
             if data is not None:
                 return data
 

@@ -32,6 +32,7 @@ import trio
 from jmapfs.cache.disk_cache import SMALL_BYTES
 from jmapfs.cache.memory import OpenBlob
 from jmapfs.content.arrival import Arrival
+from jmapfs.deadline import Deadline
 
 
 class DownloadState(enum.Enum):
@@ -55,7 +56,8 @@ class Download:
     `waiters` is the number of tasks that wait for it now. While it `is_imminent`, a waiter does not
     request it: it will be started or released in a moment. `abandoned` is cancelled if the last
     waiter leaves before the download has a slot. `error` is the reason of a failure. `arrival` is
-    the beginning of a large blob, which can be read before the end.
+    the beginning of a large blob, which can be read before the end. `deadlines` are those of the
+    tasks that wait: bytes that arrive move them.
     """
 
     def __init__(self, single_flight: SingleFlight, key: str, size: int) -> None:
@@ -63,6 +65,7 @@ class Download:
         self.size = size
         self.state = DownloadState.QUEUED
         self.waiters = 0
+        self.deadlines: set[Deadline] = set()
         self.is_imminent = False
         self.abandoned = trio.CancelScope()
         self.error: Exception | None = None
@@ -77,8 +80,10 @@ class Download:
         """Whether the download is done, has failed or was cancelled."""
         return self.state in _ENDED
 
-    async def wait(self, end: int) -> bytes | OpenBlob | None:
+    async def wait(self, end: int, deadline: Deadline) -> bytes | OpenBlob | None:
         """Wait for the first `end` bytes, and return the content.
+
+        Bytes that arrive meanwhile move the `deadline`, which the caller enforces.
 
         An open blob can be read up to `end`. None: the caller must look for the blob again.
 
@@ -86,6 +91,7 @@ class Download:
             Exception: the download failed. All waiters get the same object.
         """
         self.waiters += 1
+        self.deadlines.add(deadline)
         if self.state is DownloadState.QUEUED and not self.is_imminent:
             self._request()
         elif self._finish_early is not None:
@@ -98,6 +104,7 @@ class Download:
                 await self._end_event.wait()
         finally:
             self.waiters -= 1
+            self.deadlines.discard(deadline)
             if not self.waiters and self.state is DownloadState.REQUESTED:
                 self.abandoned.cancel()
         if found is not None:
@@ -109,6 +116,11 @@ class Download:
     async def wait_until_ended(self) -> None:
         """Return when the download has ended, without starting it."""
         await self._end_event.wait()
+
+    def received(self, count: int) -> None:
+        """Record that `count` bytes of it, or of the same request, have arrived."""
+        for deadline in self.deadlines:
+            deadline.received(count)
 
     def want_whole(self) -> None:
         """Record that all of it must be downloaded, even if readers need only the beginning."""

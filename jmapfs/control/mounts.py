@@ -170,7 +170,9 @@ def peer(connection: _Connection) -> Peer:
 def mounts(process: int | str = "self") -> list[Mount]:
     """Return all mounts in the mount namespace of a process, the oldest first."""
     found = []
-    for line in Path("/proc", str(process), "mountinfo").read_bytes().splitlines():
+    table = Path("/proc", str(process), "mountinfo").read_bytes()
+    # The kernel escapes a line feed in a name, but not the other ends of lines.
+    for line in table.rstrip(b"\n").split(b"\n"):
         before, _, after = line.partition(b" - ")
         fields = before.split(b" ")
         fstype, source, options = after.split(b" ", 2)

@@ -145,6 +145,24 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
     )
 
 
+def is_dead(mount: Mount) -> bool | None:
+    """Return whether the daemon of a mount has ended, according to the kernel; None: not known."""
+    number = _kernel_error(mount)
+    return None if number is None else number in DEAD_ERRNOS
+
+
+def addresses_of_daemon(mount: Mount) -> set[bytes]:
+    """Return the addresses where the daemon of a mount may listen, in all network namespaces.
+
+    Those that this process may inspect are meant. Another user can listen at such an address, too.
+    """
+    found = set(mount.daemon_addresses())
+    for process in other_namespaces("net"):
+        with suppress(OSError):
+            found.update(mount.daemon_addresses(process))
+    return found
+
+
 def _kernel_error(mount: Mount) -> int | None:
     """Return the errno with which a mount of this user answers; 0 if its daemon runs.
 

@@ -16,12 +16,18 @@ from pathlib import Path
 import msgspec
 import trio
 
-from jmapfs.account import AccountSource, account_directory, mail_accounts
+from jmapfs.account import (
+    AccountSource,
+    account_directory,
+    mail_accounts,
+    require_private_cache,
+)
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.errors import UNDECODABLE, ConfigError, UnreachableError
 from jmapfs.inodes import account_numbers
 from jmapfs.names import sibling_names
+from jmapfs.private_files import create_file, open_private
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +65,9 @@ async def select_accounts(request: MountRequest, report: StartupReport) -> Accou
     source = request.source
     if not request.all_accounts:
         return AccountList({0: source})
-    path = account_directory(request.cache_root, source) / "accounts.json"
+    directory = account_directory(request.cache_root, source)
+    require_private_cache(request.cache_root, directory)
+    path = directory / "accounts.json"
     saved = await trio.to_thread.run_sync(_load, path)
     try:
         names = {
@@ -106,9 +114,9 @@ def _directories(names: Mapping[str, str]) -> set[str]:
 
 def _save(path: Path, names: _SavedNames) -> None:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)
+        with os.fdopen(create_file(partial, 0o600), "wb") as file:
             file.write(msgspec.json.encode(names))
             file.flush()
             os.fsync(file.fileno())
@@ -119,7 +127,8 @@ def _save(path: Path, names: _SavedNames) -> None:
 
 def _load(path: Path) -> _SavedNames | None:
     try:
-        content = path.read_bytes()
+        with os.fdopen(open_private(path, os.O_RDONLY, create=False), "rb") as file:
+            content = file.read()
     except OSError:
         return None
     try:

@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, account_directory
+from jmapfs.account import AccountSource, account_directory, require_private_cache
 from jmapfs.blob_keys import split_content_key
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
@@ -217,6 +217,7 @@ async def open_account(
     another process is still listing the account, and JmapfsError if the account cannot be shown.
     """
     directory = account_directory(request.cache_root, source)
+    require_private_cache(request.cache_root, directory)
     database = IndexDatabase(directory)
     concurrency = max(1, _CONCURRENCY // accounts)
 

@@ -31,6 +31,7 @@ from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.commands import Commands
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.mount_errors import advice, captured_stderr
+from jmapfs.daemon.mountpoint import MountpointLock
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.daemon.view import MountView, content_of
@@ -65,12 +66,14 @@ def run_daemon(request: MountRequest, report: StartupReport) -> None:
 
 
 async def _run(request: MountRequest, report: StartupReport) -> None:
-    mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
-    async with trio.open_nursery() as nursery:
-        signals = _Signals(nursery.cancel_scope)
-        await nursery.start(signals.watch)
-        await _serve(request, report, signals)
-        nursery.cancel_scope.cancel()
+    with MountpointLock(request.mountpoint) as lock:
+        lock.hold()
+        mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
+        async with trio.open_nursery() as nursery:
+            signals = _Signals(nursery.cancel_scope)
+            await nursery.start(signals.watch)
+            await _serve(request, report, signals, lock)
+            nursery.cancel_scope.cancel()
     if signals.received and not signals.mounted:
         raise Stopped
 
@@ -101,7 +104,9 @@ class _Signals:
             self._scope.cancel()
 
 
-async def _serve(request: MountRequest, report: StartupReport, signals: _Signals) -> None:
+async def _serve(
+    request: MountRequest, report: StartupReport, signals: _Signals, lock: MountpointLock
+) -> None:
     """Open the accounts, mount them, and answer requests until the mount is gone."""
     selected = await select_accounts(request, report)
     sources = selected.sources
@@ -138,8 +143,9 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
         ]
         for account, invalidator in zip(accounts, invalidators, strict=True):
             account.changes.add_listener(invalidator.invalidate)
-        await trio.to_thread.run_sync(_clear_dead_mount, request, report)
+        await trio.to_thread.run_sync(_prepare_mountpoint, request, report, lock)
         with _mounted(operations, request, signals, invalidators, pages) as mount:
+            lock.release()
             async with trio.open_nursery() as nursery:
                 freezer = Freezer(accounts, invalidators, operations, view, nursery)
                 feed = ChangeFeed(accounts, invalidators)
@@ -147,20 +153,29 @@ async def _serve(request: MountRequest, report: StartupReport, signals: _Signals
                 with contextlib.closing(freezer):
                     async with control_socket(mount.device, commands.answer):
                         signals.mounted = True
-                        nursery.start_soon(_report_ready, mount, report, signals)
+                        nursery.start_soon(
+                            _report_ready, operations.started, mount, report, signals
+                        )
                         nursery.start_soon(_cancel_after_unmount, nursery.cancel_scope)
                         await pyfuse3.main(max_tasks=_MAX_TASKS)
                         nursery.cancel_scope.cancel()
 
 
-async def _report_ready(mount: Mount, report: StartupReport, signals: _Signals) -> None:
-    """Wait until the mount answers, then report that it is ready."""
+async def _report_ready(
+    started: trio.Event, mount: Mount, report: StartupReport, signals: _Signals
+) -> None:
+    """Wait until the kernel's requests are answered, then report that the mount is ready.
+
+    The daemon never uses its own mount to find out. SIGKILL cannot end a thread that waits for an
+    answer of its own process, and until the thread ends, the kernel keeps the connection: programs
+    would wait for ever, instead of getting ENOTCONN.
+    """
     path = mount.mountpoint
     try:
         with trio.fail_after(_FIRST_ANSWER_SECONDS):
-            await trio.to_thread.run_sync(os.listdir, path, abandon_on_cancel=True)
-    except (OSError, trio.TooSlowError) as error:
-        raise MountpointError(f"{path}: mounted, but it does not answer: {error!r}") from error
+            await started.wait()
+    except trio.TooSlowError as error:
+        raise MountpointError(f"{path}: mounted, but the kernel does not use it") from error
     mountpoint.raise_queue_limits(mount)
     _log.info("%s is mounted", path)
     signals.ready = True
@@ -194,16 +209,17 @@ def _fuse_descriptor() -> int | None:
     return None
 
 
-def _clear_dead_mount(request: MountRequest, report: StartupReport) -> None:
-    """If a dead mount of jmapfs is there, unmount it just before the new mount.
+def _prepare_mountpoint(request: MountRequest, report: StartupReport, lock: MountpointLock) -> None:
+    """Make sure that nothing is in the place of the mount, just before it is mounted.
 
-    Between the two mounts, the mountpoint is an empty directory. A backup could take that for an
-    empty account, so this time must be short.
+    If a dead mount of jmapfs is there, it is unmounted. Between the two mounts, the mountpoint is
+    an empty directory. A backup could take that for an empty account, so this time must be short.
     """
-    if mountpoint.is_dead_mount(request.mountpoint):
+    if mountpoint.clear_dead_mount(request.mountpoint):
         report.notice(f"{request.mountpoint}: clearing the mount of a daemon that died")
-        mountpoint.detach(request.mountpoint)
-        mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
+    # The directory may have been replaced while the account was listed.
+    lock.hold()
+    mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
 
 
 @contextlib.contextmanager
@@ -236,6 +252,7 @@ def _mounted(
     mount: Mount | None = None
     try:
         mount = require_mount(request.mountpoint)
+        mountpoint.require_only_mount(mount)
         yield mount
         orderly = True
     finally:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -42,7 +41,6 @@ def captured_stderr() -> Iterator[Printed]:
     In the foreground, other threads log to stderr as well. So the caller logs all lines again.
     """
     printed = Printed()
-    sys.stderr.flush()
     terminal = os.dup(2)
     capture = os.memfd_create("stderr")
     try:
@@ -50,7 +48,6 @@ def captured_stderr() -> Iterator[Printed]:
         try:
             yield printed
         finally:
-            sys.stderr.flush()
             os.dup2(terminal, 2)
             size = os.fstat(capture).st_size
             text = os.pread(capture, size, 0).decode(errors="replace")

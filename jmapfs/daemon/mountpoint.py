@@ -1,17 +1,21 @@
 """The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
 import contextlib
+import fcntl
 import logging
 import os
+import re
 import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.mounts import DEAD_ERRNOS, Mount, mount_at, peer, require_mount
-from jmapfs.control.socket_client import connect
+from jmapfs.control.mounts import DEAD_ERRNOS, Mount, mount_at, mounts, peer, require_mount
+from jmapfs.control.socket_client import addresses_of_daemon, connect, is_dead
 from jmapfs.errors import BusyError, MountpointError, NotMountedError
+from jmapfs.locking import wait_for_lock
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +25,9 @@ _CONGESTION_THRESHOLD: Final = 96
 _UNMOUNT_SECONDS: Final = 30
 _EXIT_SECONDS: Final = 30
 _CONNECT_SECONDS: Final = 10
+_CLEARING_SECONDS: Final = 40
+_PAUSE_SECONDS: Final = 0.05
+_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def raise_queue_limits(mount: Mount) -> None:
@@ -50,7 +57,7 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
         if not mountpoint.is_dir():
             what = "is not a directory" if mountpoint.exists() else "does not exist"
             raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
-        if _ours_at(mountpoint):
+        if _is_ours(mountpoint):
             raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
         if any(mountpoint.iterdir()):
             raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
@@ -61,6 +68,104 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
         raise MountpointError(
             f"{mountpoint}: the mountpoint and the cache ({cache_root}) must not contain each other"
         )
+
+
+class MountpointLock(contextlib.AbstractContextManager["MountpointLock"]):
+    """The right to mount on a directory: a lock (flock) of the directory itself.
+
+    It is the same lock for each path that leads to the directory, for each user, and in each mount
+    namespace, and it leaves no file behind. Some network file systems cannot lock a directory.
+    There, `require_only_mount` is the only protection.
+    """
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self._descriptor = -1
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def hold(self) -> None:
+        """Hold the lock of the directory that is at the path now.
+
+        A dead mount hides its directory, so nothing is locked then: call this again when the dead
+        mount is gone. A directory that was replaced since the last call is locked instead.
+
+        Raises BusyError if another process is mounting there.
+        """
+        try:
+            descriptor = os.open(self._mountpoint, _OPEN_DIRECTORY)
+        except OSError as error:
+            # `check_mountpoint` tells what is wrong.
+            _log.debug("%s cannot be locked: %s", self._mountpoint, error)
+            return
+        held = self._descriptor
+        if held >= 0 and os.path.samestat(os.fstat(held), os.fstat(descriptor)):
+            os.close(descriptor)
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = _lock_holder(descriptor)
+            os.close(descriptor)
+            raise BusyError(
+                f"{self._mountpoint}: {who} is mounting there: wait for it, or end it"
+            ) from None
+        except OSError as error:
+            _log.warning("%s cannot be locked: %s", self._mountpoint, error)
+        self.release()
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give the lock back, when the kernel's table of mounts has the mount."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _lock_holder(descriptor: int) -> str:
+    """Return which process has locked an open directory; see /proc/locks in proc(5)."""
+    pattern = rf"FLOCK +ADVISORY +WRITE (\d+) [0-9a-f]+:[0-9a-f]+:{os.fstat(descriptor).st_ino} "
+    with contextlib.suppress(OSError):
+        # Different file systems have directories with the same number.
+        holders = set(re.findall(pattern, Path("/proc/locks").read_text())) - {"0"}
+        if len(holders) == 1:
+            return f"process {holders.pop()}"
+    return "another process"
+
+
+def require_only_mount(mount: Mount) -> None:
+    """Raise MountpointError if jmapfs has mounted something else at the place of a new mount."""
+    if any(one.device != mount.device for one in _ours_at(mount.mountpoint)):
+        raise MountpointError(f"{mount.mountpoint}: jmapfs is mounted there already")
+
+
+def clear_dead_mount(mountpoint: Path) -> bool:
+    """Unmount dead mounts of jmapfs at a mountpoint; return whether there was one.
+
+    Only one process at a time does this, so none unmounts the new mount of another process.
+    Raises BusyError and MountpointError.
+    """
+    cleared = False
+    while is_dead_mount(mountpoint):
+        with contextlib.ExitStack() as stack:
+            # The directory itself is hidden by the dead mount.
+            with contextlib.suppress(PermissionError):
+                parent = os.open(mountpoint.parent, _OPEN_DIRECTORY)
+                stack.callback(os.close, parent)
+                try:
+                    wait_for_lock(parent, _CLEARING_SECONDS)
+                except TimeoutError:
+                    raise BusyError(
+                        f"{mountpoint.parent}: {_lock_holder(parent)} has locked this directory,"
+                        " so the dead mount in it cannot be cleared"
+                    ) from None
+                except OSError as error:
+                    _log.warning("%s cannot be locked: %s", mountpoint.parent, error)
+            if is_dead_mount(mountpoint):
+                detach(mountpoint)
+                cleared = True
+    return cleared
 
 
 def detach(mountpoint: Path) -> None:
@@ -106,7 +211,7 @@ def is_dead_mount(mountpoint: Path) -> bool:
     except OSError as error:
         if error.errno not in DEAD_ERRNOS:
             return False
-        if not _ours_at(mountpoint):
+        if not _is_ours(mountpoint):
             raise MountpointError(
                 f"{mountpoint}: a dead mount that is not ours is in the way"
             ) from error
@@ -114,9 +219,14 @@ def is_dead_mount(mountpoint: Path) -> bool:
     return False
 
 
-def _ours_at(mountpoint: Path) -> bool:
+def _is_ours(mountpoint: Path) -> bool:
     mount = mount_at(mountpoint)
     return mount is not None and mount.ours
+
+
+def _ours_at(mountpoint: Path) -> list[Mount]:
+    """Return the mounts of jmapfs at a resolved path; the topmost is the last one."""
+    return [one for one in mounts() if one.mountpoint == mountpoint and one.ours]
 
 
 def unmount(mountpoint: Path) -> None:
@@ -124,20 +234,51 @@ def unmount(mountpoint: Path) -> None:
 
     Raises:
         NotMountedError: no jmapfs mount is there.
-        BusyError: files in it are open, or the daemon does not end.
+        BusyError: files in it are open, or it is unmounted, but something is left: its daemon does
+            not end or cannot be found, or another mount of jmapfs is below it.
         MountpointError: it cannot be unmounted for another reason.
     """
     mount = require_mount(mountpoint)
+    below = [one for one in _ours_at(mountpoint) if one.device != mount.device]
     with contextlib.ExitStack() as stack:
-        daemon = None
-        # A daemon that has died does not listen. Its mount is unmounted anyway.
-        with contextlib.suppress(NotMountedError, OSError):
+        pid = daemon = 0
+        obstacle = ""
+        addresses: set[bytes] = set()
+        try:
             with connect(mount, _CONNECT_SECONDS) as connection:
                 pid = peer(connection).pid
             daemon = os.pidfd_open(pid)
             stack.callback(os.close, daemon)
+        except ProcessLookupError:
+            pass
+        except (NotMountedError, OSError) as error:
+            # A daemon that has died does not listen. Its mount is unmounted anyway.
+            addresses = addresses_of_daemon(mount)
+            if addresses or is_dead(mount) is False:
+                obstacle = str(error)
         detach(mountpoint)
-        if daemon is not None and not select.select([daemon], [], [], _EXIT_SECONDS)[0]:
+        if daemon:
+            if not select.select([daemon], [], [], _EXIT_SECONDS)[0]:
+                raise BusyError(
+                    f"{mountpoint}: unmounted, but its daemon (process {pid}) has not ended: end"
+                    f" it with `kill -9 {pid}` if it hangs"
+                )
+        elif obstacle and not (addresses and _have_ended(mount, addresses)):
             raise BusyError(
-                f"{mountpoint}: unmounted, but its daemon (process {pid}) has not ended"
+                f"{mountpoint}: unmounted, but perhaps its daemon still runs: {obstacle}"
             )
+    if below:
+        raise BusyError(
+            f"{mountpoint}: one mount is unmounted, but there was another one below it: run the"
+            " command again"
+        )
+
+
+def _have_ended(mount: Mount, addresses: set[bytes]) -> bool:
+    """Wait until no daemon listens at these addresses of a mount; return whether that happened."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while addresses & addresses_of_daemon(mount):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE_SECONDS)
+    return True

@@ -7,12 +7,12 @@ terminal.
 """
 
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +22,8 @@ import platformdirs
 
 from jmapfs.control.mounts import file_stem
 from jmapfs.errors import JmapfsError, RelayedError, StorageError
+from jmapfs.private_files import open_private, private_directory
+from jmapfs.text import LogFormatter, escaped
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _LOG_BYTES: Final = 4 * 1024 * 1024
@@ -43,18 +45,21 @@ def log_to_stderr(*, verbose: bool) -> None:
 def log_to_file(path: Path, *, verbose: bool) -> None:
     """Log to a file of limited size from now on; raises StorageError if the file cannot be made."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS
-        )
+        private_directory(path.parent, named=platformdirs.user_state_path())
+        handler = _LogHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS)
     except OSError as error:
         raise StorageError(f"cannot write the log {path}: {error.strerror}") from error
     _start_logging(handler, verbose=verbose)
 
 
+class _LogHandler(logging.handlers.RotatingFileHandler):
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = open_private(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
 def _start_logging(handler: logging.Handler, *, verbose: bool) -> None:
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    handler.setFormatter(LogFormatter(_LOG_FORMAT))
     logging.captureWarnings(capture=True)
     for name in ("jmapfs", "py.warnings"):
         logger = logging.getLogger(name)
@@ -117,7 +122,10 @@ AnyStartupMessage = Progress | Notice | Waiting | Ready | Failed
 
 
 class PipeStartupReport:
-    """Reports to the parent through a pipe. If the parent has ended, that is no error."""
+    """Reports to the parent through a pipe. If the parent has ended, that is no error.
+
+    Texts are escaped: JSON cannot contain a name that is not Unicode.
+    """
 
     def __init__(self, descriptor: int, *, joins_group: bool = False) -> None:
         self._descriptor = descriptor
@@ -129,11 +137,11 @@ class PipeStartupReport:
 
     def notice(self, text: str) -> None:
         """Report something that the user should know."""
-        self._send(Notice(text))
+        self._send(Notice(escaped(text)))
 
     def waiting(self, text: str) -> None:
         """Report that the server asks to wait."""
-        self._send(Waiting(text))
+        self._send(Waiting(escaped(text)))
 
     def ready(self) -> None:
         """Report that the tree is complete and the mount answers."""
@@ -145,7 +153,7 @@ class PipeStartupReport:
     def failed(self, error: BaseException) -> None:
         """Report that the mount could not be made."""
         if isinstance(error, JmapfsError):
-            self._send(Failed(str(error), error.exit_code))
+            self._send(Failed(escaped(str(error)), error.exit_code))
         else:
             self._send(Failed(f"a bug, {type(error).__name__}: see the log", 1))
         self.close()
@@ -179,8 +187,6 @@ def run_in_background(
         KeyboardInterrupt: Ctrl-C; the daemon has been ended.
     """
     read_end, write_end = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
     child = os.fork()
     if child == 0:
         code = 1

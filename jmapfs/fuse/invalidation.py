@@ -23,7 +23,7 @@ import pyfuse3
 import trio
 
 from jmapfs.fuse.page_cache import KernelEpoch
-from jmapfs.index.layout import Layout, lay_out
+from jmapfs.index.layout import Layout
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import JournalPart
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
@@ -79,7 +79,7 @@ class CacheInvalidator:
                 reader.journal_position(),
                 reader.layout_version(),
                 reader.epoch(),
-                lay_out(reader.mailboxes()),
+                reader.layout(),
             )
         self._epoch.begin(self._known.epoch)
 
@@ -137,7 +137,7 @@ class CacheInvalidator:
             layout = known.layout
             epoch = reader.epoch()
             if version != known.layout_version:
-                layout = lay_out(reader.mailboxes())
+                layout = reader.layout()
             stale = _stale_entries(part, known.layout, layout)
             for inode, mailbox in stale.moved.items():
                 stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}

@@ -164,7 +164,8 @@ class MailOperations(pyfuse3.Operations):
     """The operations of a mount.
 
     The event loop uses `tree`. Worker threads use `listing_tree`, which has a reader of its own.
-    `counts` has the number of calls of each operation. If `only_for` is a UID, only this user and
+    `counts` has the number of calls of each operation. `started` is set when the kernel has begun
+    to send requests, and they are answered. If `only_for` is a UID, only this user and
     root may enter the tree: libfuse checks that as well (`allow_root`), but the kernel does not ask
     for names and attributes that it has cached.
     """
@@ -184,6 +185,7 @@ class MailOperations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.started = trio.Event()
         self._listing_limiter = trio.CapacityLimiter(1)
         self._content = content
         self._attributes = AttributeWriter(ownership)
@@ -195,6 +197,10 @@ class MailOperations(pyfuse3.Operations):
         self.show(tree, listing_tree)
         self._status_files: dict[int, bytes] = {}
         self._open: dict[int, _OpenFile] = {}
+
+    def init(self) -> None:
+        """Begin to answer requests; called once, in the event loop, after the mount."""
+        self.started.set()
 
     @immediate
     def lookup(

@@ -6,6 +6,7 @@ do not wait for each other. With `synchronous=FULL` a commit survives a power fa
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import BusyError, StorageError
+from jmapfs.errors import BusyError, StorageError, storage_errors
 from jmapfs.index.directories import DirectoryTimes
+from jmapfs.index.layout import LayoutCache
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
 from jmapfs.index.writer import IndexWriter
 from jmapfs.locking import process_lock
+from jmapfs.private_files import UnsafePathError, create_file, private_directory
 from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
 
 _log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class IndexDatabase:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.sqlite"
+        self._layouts = LayoutCache()
 
     def prepare(self, *, in_use: bool = False) -> None:
         """Create the index if there is no usable index; the caller holds the account's lock.
@@ -54,7 +58,7 @@ class IndexDatabase:
         created.
         """
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_directory(self.path.parent)
             if self.path.exists() and not self._migrate_if_usable():
                 if in_use:
                     raise StorageError(f"the index {self.path} is damaged: mount again")
@@ -98,7 +102,7 @@ class IndexDatabase:
     def reader(self) -> IndexReader:
         """Open a reader on a connection of its own; the caller closes it."""
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexReader(self._connect("mode=ro"))
+            return IndexReader(self._connect("mode=ro"), self._layouts)
 
     def writer(self) -> IndexWriter:
         """Open a writer; the caller closes it.
@@ -107,13 +111,13 @@ class IndexDatabase:
         correct a wrong size: SQLite runs one writing transaction at a time.
         """
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexWriter(self._connect("mode=rw"))
+            return IndexWriter(self._connect("mode=rw"), self._layouts)
 
     def _create(self) -> None:
         # The file gets its name when it is complete, so an interruption leaves no partial index.
         partial = self.path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
-        partial.touch(mode=0o600)
+        os.close(create_file(partial, 0o600))
         with contextlib.closing(sqlite3.connect(partial)) as connection:
             connection.executescript(
                 f"PRAGMA application_id = {APPLICATION_ID};"
@@ -146,10 +150,10 @@ class IndexDatabase:
                 writer = IndexWriter(connection)
                 writer.state()
                 writer.listing_progress()
+        except UnsafePathError:
+            return False
         except sqlite3.DatabaseError as error:
-            # SQLITE_ERROR: a table is missing.
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-            if is_damage(error) or code & 0xFF == sqlite3.SQLITE_ERROR:
+            if is_damage(error):
                 return False
             raise
         return True
@@ -187,11 +191,11 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
         if self._writer is not None:
             return None
         directory = self._database.path.parent
+        with storage_errors(directory):
+            private_directory(directory)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(
-                    process_lock(directory / "lock", f"this account ({directory})", parents=True)
-                )
+                stack.enter_context(process_lock(directory / "lock", f"this account ({directory})"))
             except BusyError as error:
                 self._in_use = True
                 self._database.require_current_version()

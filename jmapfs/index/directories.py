@@ -59,14 +59,14 @@ class DirectoryTimes:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def update(self, reader: IndexReader) -> None:
+    def update(self, reader: IndexReader) -> tuple[int, Layout] | None:
         """Give a new time to each directory whose names this transaction has changed.
 
         `reader` uses the same connection. Before the first listing is complete, nothing is written:
-        no directory was shown yet.
+        no directory was shown yet. If the layout has changed, return it with its version.
         """
         if not reader.state().complete:
-            return
+            return None
         now = time.time()
         version = str(reader.layout_version())
         known = self._connection.execute(
@@ -74,13 +74,15 @@ class DirectoryTimes:
         ).fetchone()
         if known == (version,):
             self._connection.execute(_UPDATE_EMAILS, {"now": math.ceil(now)})
-            return
+            return None
         mailboxes = reader.mailboxes()
         digests = {row.number: row.digest for row in mailboxes}
-        self._replace(lay_out(mailboxes), digests, now)
+        layout = lay_out(mailboxes)
+        self._replace(layout, digests, now)
         self._connection.execute(
             "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (_LAYOUT_VERSION, version)
         )
+        return int(version), layout
 
     def _replace(self, layout: Layout, digests: dict[int, int], now: float) -> None:
         before = [

@@ -6,6 +6,7 @@ row without a name. If the server still does not describe it when asked again, t
 """
 
 import sqlite3
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -13,15 +14,20 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from jmapfs.errors import ProtocolError
 from jmapfs.index.file_inodes import put_file, remove_unused_file
 from jmapfs.index.schema import UNFILED
+from jmapfs.jmap.answers import MOST_MAILBOXES
 from jmapfs.jmap.types import Email, unix_seconds
-from jmapfs.names import email_stem, numbered_name
+from jmapfs.names import email_stem, name_number, numbered_name
 
 # The digest of a mailbox changes with its names (see `directories`).
 _DIGEST_MODULUS: Final = 1_000_000_000
 
 _UNFILED_NAME: Final = "unfiled"
+
+# Emails may be in mailboxes that the server describes later, or never.
+_MOST_MAILBOX_ROWS: Final = 2 * MOST_MAILBOXES
 
 _MISFILED: Final = """
 SELECT email.number, inode, stem FROM undescribed
@@ -242,11 +248,21 @@ class EmailBatch:
                 (mailbox_id, _UNFILED_NAME if mailbox_id == UNFILED else ""),
             ).lastrowid
             assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
+            if number > _MOST_MAILBOX_ROWS:
+                self._require_few_mailboxes()
             increment_layout_version(self._connection)
         else:
             number = int(row[0])
         self._mailbox_numbers[mailbox_id] = number
         return number
+
+    def _require_few_mailboxes(self) -> None:
+        (count,) = self._connection.execute("SELECT count(*) FROM mailbox").fetchone()
+        if count > _MOST_MAILBOX_ROWS:
+            raise ProtocolError(
+                f"the emails of the account are in more than {_MOST_MAILBOX_ROWS:,} mailboxes,"
+                " most of which the server does not describe"
+            )
 
     def _add_name(self, mailbox: int, stem: str, email: int, inode: int) -> None:
         number = 1
@@ -261,7 +277,21 @@ class EmailBatch:
                 self._digests[mailbox] += zlib.crc32(name.encode())
                 self._journal.append((mailbox, name, inode))
                 return
-            number += 1
+            number = self._last_number(mailbox, stem, number) + 1
+
+    def _last_number(self, mailbox: int, stem: str, number: int) -> int:
+        """Return the highest number of a name with this stem; `number` is one. There is no gap.
+
+        The time grows with the logarithm of the number: there may be many copies of one message.
+        """
+        step = 1
+        while self._name_exists(mailbox, numbered_name(stem, number + step)):
+            number += step
+            step *= 2
+        while step := step // 2:
+            if self._name_exists(mailbox, numbered_name(stem, number + step)):
+                number += step
+        return number
 
     def _remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
         """Remove a name of an email in a mailbox.
@@ -272,13 +302,8 @@ class EmailBatch:
         self._connection.execute(
             "DELETE FROM membership WHERE mailbox = ? AND name = ?", (mailbox, name)
         )
-        number = 1
-        while numbered_name(stem, number) != name:
-            number += 1
-        last = name
-        while self._name_exists(mailbox, candidate := numbered_name(stem, number + 1)):
-            last = candidate
-            number += 1
+        number = self._last_number(mailbox, stem, name_number(stem, name))
+        last = numbered_name(stem, number)
         self._journal.append((mailbox, name, inode))
         if last != name:
             (copy,) = self._connection.execute(
@@ -346,9 +371,11 @@ def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, s
 
 def increment_layout_version(connection: sqlite3.Connection) -> None:
     """Record that the directories have changed; see `IndexReader.layout_version`."""
+    # The first version is a time: no version of an earlier index in the same place is used again.
     connection.execute(
-        "INSERT INTO meta (name, value) VALUES ('layout_version', '1')"
-        " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+        "INSERT INTO meta (name, value) VALUES ('layout_version', ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+        (str(time.time_ns() // 1000),),
     )
 
 

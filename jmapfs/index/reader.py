@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from jmapfs.errors import UNDECODABLE
+from jmapfs.index.layout import Layout, LayoutCache, lay_out
 from jmapfs.index.rows import (
     AccountState,
     AddedBlob,
@@ -36,7 +37,7 @@ from jmapfs.index.rows import (
 )
 from jmapfs.index.schema import UNFILED, UNKNOWN_SIZE
 from jmapfs.inodes import inode_range
-from jmapfs.sqlite import SqliteConnection
+from jmapfs.sqlite import SqliteConnection, damage_error
 
 # The names in this table must not change: existing index files have them.
 _STATE_COLUMNS: Final = {"consistent": "settled"}
@@ -55,8 +56,13 @@ _EPOCH: Final = "(SELECT trim(value, '\"') FROM meta WHERE name = 'epoch')"
 class IndexReader(SqliteConnection):
     """A connection that reads the index; use it from one thread at a time.
 
-    Every method may raise sqlite3.Error if the file is damaged or the disk fails.
+    Every method may raise sqlite3.Error if the file is damaged or the disk fails. Readers of one
+    index share their `layouts`.
     """
+
+    def __init__(self, connection: sqlite3.Connection, layouts: LayoutCache | None = None) -> None:
+        super().__init__(connection)
+        self._layouts = layouts or LayoutCache()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -100,7 +106,7 @@ class IndexReader(SqliteConnection):
         try:
             return msgspec.convert(values, AccountState)
         except msgspec.ValidationError as error:
-            raise _damage(error) from error
+            raise damage_error(f"damaged: {error}") from error
 
     def epoch(self) -> str:
         """Return the epoch of the blob ids in the index (`blob_keys`)."""
@@ -123,6 +129,16 @@ class IndexReader(SqliteConnection):
             MailboxRow(number, mailbox_id, name, parent_id, role, sort_order, bool(known), digest)
             for number, mailbox_id, name, parent_id, role, sort_order, known, digest in rows
         ]
+
+    def layout(self) -> Layout:
+        """Return the directories of all mailboxes, laid out now or before."""
+        version = self.layout_version()
+        layout = self._layouts.get(version)
+        if layout is None:
+            with self.pinned():
+                version, layout = self.layout_version(), lay_out(self.mailboxes())
+            self._layouts.put(version, layout)
+        return layout
 
     def directory_time(self, inode: int) -> int:
         """Return when the names of a directory changed last; 0 if it was never shown."""
@@ -166,11 +182,12 @@ class IndexReader(SqliteConnection):
         """Return the inodes of all files."""
         return array("Q", (row[0] for row in self._connection.execute("SELECT inode FROM file")))
 
-    def emails_of_blob(self, blob_id: str) -> list[tuple[str, int]]:
-        """Return the ids and the `received_at` of the emails that have a blob."""
+    def emails_of_blob(self, blob_id: str, most: int = -1) -> list[tuple[str, int]]:
+        """Return the ids and the `received_at` of the emails that have a blob, or of `most`."""
         return self._connection.execute(
-            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?",
-            (blob_id,),
+            "SELECT email.id, received_at FROM file JOIN email USING (inode) WHERE blob_id = ?"
+            " LIMIT ?",
+            (blob_id, most),
         ).fetchall()
 
     def name_of_blob(self, blob_id: str) -> tuple[str, int, str] | None:
@@ -349,7 +366,8 @@ class IndexReader(SqliteConnection):
 
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
-        row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM file").fetchone()
+        # `sum` fails if the sizes that a server states exceed 63 bits together.
+        row = self._connection.execute("SELECT CAST(total(size) AS INTEGER) FROM file").fetchone()
         return int(row[0])
 
 
@@ -358,10 +376,4 @@ def decode_json(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anyt
     try:
         return msgspec.json.decode(value, type=type_)
     except UNDECODABLE as error:
-        raise _damage(error) from error
-
-
-def _damage(error: Exception) -> sqlite3.DatabaseError:
-    damage = sqlite3.DatabaseError(f"damaged: {error}")
-    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return damage
+        raise damage_error(f"damaged: {error}") from error

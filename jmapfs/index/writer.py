@@ -4,12 +4,13 @@ So a reader sees a change completely or not at all, even after a crash.
 """
 
 import contextlib
+import logging
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -21,6 +22,7 @@ from jmapfs.index.email_batch import (
     write_journal,
 )
 from jmapfs.index.file_inodes import reassign_colliding_inodes
+from jmapfs.index.layout import Layout, LayoutCache, Parents, Placed, find_parents, lay_out
 from jmapfs.index.listed import BadEmails, ListedIds
 from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
 from jmapfs.index.rows import AccountState, ListingProgress
@@ -28,6 +30,8 @@ from jmapfs.index.schema import UNFILED
 from jmapfs.index.staged import StagedEmails, is_reused
 from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import transaction
+
+_log = logging.getLogger(__name__)
 
 _PROGRESS: Final = "listing"
 
@@ -48,8 +52,8 @@ class IndexWriter(IndexReader):
     of a listing, `staged` the emails of a new listing of the account, `bad` the bad emails.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        super().__init__(connection)
+    def __init__(self, connection: sqlite3.Connection, layouts: LayoutCache | None = None) -> None:
+        super().__init__(connection, layouts)
         self.listed = ListedIds(connection)
         self.staged = StagedEmails(connection)
         self.bad = BadEmails(connection)
@@ -63,7 +67,13 @@ class IndexWriter(IndexReader):
         """
         with transaction(self._connection):
             yield
-            self._directory_times.update(self)
+            laid_out = self._directory_times.update(self)
+        if laid_out is not None:
+            self._layouts.put(*laid_out)
+
+    def layout(self) -> Layout:
+        """Return the directories of all mailboxes; within a transaction, those that it leads to."""
+        return lay_out(self.mailboxes()) if self._connection.in_transaction else super().layout()
 
     def set_state(self, state: AccountState) -> None:
         """Store the state that the changes of this transaction lead to."""
@@ -204,8 +214,14 @@ class IndexWriter(IndexReader):
         known = [row for row in self.mailboxes() if row.known]
         removed = {row.id for row in known}.difference(mailbox.id for mailbox in mailboxes)
         added = {mailbox.id for mailbox in mailboxes}.difference(row.id for row in known)
-        new_ids = {path: id_ for id_, path in _unique_paths(mailboxes).items() if id_ in added}
-        paths = _unique_paths(known)
+        parents = find_parents(mailboxes)
+        numbers: dict[tuple[int, str], int] = {}
+        new_ids = {
+            path: id_
+            for id_, path in _unique_paths(mailboxes, parents, numbers).items()
+            if id_ in added
+        }
+        paths = _unique_paths(known, find_parents(known), numbers)
         gone = []
         for mailbox_id in sorted(removed):
             path = paths.get(mailbox_id)
@@ -227,6 +243,11 @@ class IndexWriter(IndexReader):
         if changed:
             increment_layout_version(self._connection)
             self._file_again(orphaned=False)
+            if parents.too_deep:
+                _log.warning(
+                    "%d mailboxes are nested too deeply: they are top-level directories",
+                    parents.too_deep,
+                )
         return gone
 
     def _change_mailbox_id(self, old_id: str, new_id: str) -> bool:
@@ -316,29 +337,23 @@ class IndexWriter(IndexReader):
         reassign_colliding_inodes(self._connection)
 
 
-class _Placed(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def parent_id(self) -> str | None: ...
+def _unique_paths(
+    mailboxes: Iterable[Placed], parents: Parents, numbers: dict[tuple[int, str], int]
+) -> dict[str, int]:
+    """Return a number for the path of each mailbox by id, without those that several have.
 
-
-def _unique_paths(mailboxes: Iterable[_Placed]) -> dict[str, tuple[str, ...]]:
-    """Return the paths of mailboxes by id, without paths that several mailboxes have."""
-    by_id = {mailbox.id: mailbox for mailbox in mailboxes}
-    paths = {mailbox_id: _path(mailbox_id, by_id) for mailbox_id in by_id}
+    `numbers` has the numbers of paths, by the number of the parent's path and the name.
+    """
+    names = {mailbox.id: mailbox.name or "" for mailbox in mailboxes}
+    children: defaultdict[str | None, list[str]] = defaultdict(list)
+    for mailbox_id, parent_id in parents.by_id.items():
+        children[parent_id].append(mailbox_id)
+    paths: dict[str, int] = {}
+    pending = [(mailbox_id, 0) for mailbox_id in children[None]]
+    while pending:
+        mailbox_id, parent = pending.pop()
+        path = numbers.setdefault((parent, names[mailbox_id]), len(numbers) + 1)
+        paths[mailbox_id] = path
+        pending += [(each, path) for each in children.get(mailbox_id, ())]
     occurrences = Counter(paths.values())
     return {mailbox_id: path for mailbox_id, path in paths.items() if occurrences[path] == 1}
-
-
-def _path(mailbox_id: str, by_id: Mapping[str, _Placed]) -> tuple[str, ...]:
-    names: list[str] = []
-    visited: set[str] = set()
-    current: str | None = mailbox_id
-    while current is not None and current in by_id and current not in visited:
-        visited.add(current)
-        names.append(by_id[current].name or "")
-        current = by_id[current].parent_id
-    return tuple(reversed(names))

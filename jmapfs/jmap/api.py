@@ -4,31 +4,42 @@ An Api also keeps the session up to date: every response contains the state of t
 that state changes, the session is fetched again, but ever more seldom if it changes all the time.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 import trio
 
 from jmapfs.backoff import Pace
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     ConfigError,
-    DeadlineError,
     JmapfsError,
     MethodError,
     ProtocolError,
     RequestError,
     printable,
 )
+from jmapfs.jmap.answers import (
+    MOST_OBJECTS,
+    AnswerLimit,
+    AnswerTooLargeError,
+    answer_limit,
+    run_decoder,
+)
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import LIMIT
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
 from jmapfs.jmap.lenient import S, decode_leniently
 from jmapfs.jmap.origins import host_of
-from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest
-from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, parse_session
+from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, RequestKind
+from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, read_session
 from jmapfs.jmap.types import R, decode
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,8 +50,6 @@ _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 # The first attempt gets only this share of the time, so that there is time for a second attempt if
 # the connection of the first is dead.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
-# More objects in a response are not faster, and each response is held in memory.
-_MAX_OBJECTS = 4096
 _MAX_DESCRIPTION = 300
 # James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows a retry.
 _TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
@@ -75,6 +84,11 @@ class MethodResponse:
     def decode(self, type_: type[T]) -> T:
         """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
         return decode(self._sent(), type_, f"the server's response to {self.name}")
+
+    @property
+    def size(self) -> int:
+        """The bytes of the encoded arguments."""
+        return 0 if self.arguments is None else len(self.arguments)
 
     def decode_leniently(self, type_: type[S]) -> S:
         """Decode the arguments, odd ones as their defaults. Raises the same errors as `decode`."""
@@ -125,7 +139,7 @@ class Api:
         self._seen_state = session.state
         self._stale = False
         self._refreshes = Pace(_FIRST_REFRESH_PAUSE, _LONGEST_REFRESH_PAUSE)
-        self._learned_objects = _MAX_OBJECTS
+        self._learned_objects = MOST_OBJECTS
 
     @property
     def account(self) -> SessionAccount:
@@ -161,9 +175,9 @@ class Api:
         self,
         calls: Sequence[MethodCall],
         *,
-        deadline: float | None = None,
+        deadline: Deadline | None = None,
         raise_errors: bool = True,
-        largest_response: int | None = None,
+        limit: AnswerLimit | None = None,
     ) -> list[MethodResponse]:
         """Make the calls and return their responses in the same order.
 
@@ -171,42 +185,41 @@ class Api:
         request, several are sent in turn. Calls that refer to each other must be in one request, so
         their number must not exceed `max_calls_in_request`.
 
-        All requests together take at most `deadline` seconds. Without `deadline`, each takes at
-        most DEFAULT_DEADLINE seconds, and pauses that the server asks for do not count (see
-        Transport.fetch). With `raise_errors`, the first method-level error is raised as
-        MethodError. Otherwise the errors are in the responses. `largest_response` bounds the
-        response to each HTTP request, in bytes.
+        All requests together end at the `deadline`. Without `deadline`, each takes at most
+        DEFAULT_DEADLINE seconds, apart from the time that received bytes earn, and pauses that the
+        server asks for do not count (see Transport.fetch). With `raise_errors`, the first
+        method-level error is raised as MethodError. Otherwise the errors are in the responses.
+        `limit` is the largest response to each HTTP request; without it, `answer_limit` decides.
 
         Raises:
             RequestError: the request as a whole was rejected.
+            AnswerTooLargeError: the response is too large.
             ProtocolError: the response does not match the calls.
             JmapfsError: any error of Transport.fetch.
         """
-        patient = deadline is None
-        seconds = DEFAULT_DEADLINE if deadline is None else deadline
-        until = trio.current_time() + seconds
+        seconds = DEFAULT_DEADLINE if deadline is None else deadline.left
         first_byte_timeout = max(STALL_TIMEOUT, seconds * _SHARE_OF_FIRST_ATTEMPT)
         responses: list[MethodResponse] = []
         for batch in self._split(calls):
-            if patient:
-                until = trio.current_time() + seconds
-            session = await self.current_session(until=until, patient=patient)
-            if patient:
-                until = trio.current_time() + seconds
+            session = await self.current_session(deadline or Deadline(seconds))
             request = HttpRequest(
                 method="POST",
                 url=session.api_url,
+                kind=RequestKind.API,
                 headers=_JSON,
                 content=_encode(session, batch),
                 first_byte_timeout=first_byte_timeout,
             )
+            allowed = limit or answer_limit((call.name, call.arguments) for call in batch)
             http_response = await self.transport.fetch(
-                request, until=until, largest=largest_response, patient=patient
+                request,
+                deadline=deadline or Deadline(seconds),
+                largest=allowed.bytes,
+                patient=deadline is None,
             )
-            document = self.transport.decode(
-                http_response,
-                _ResponseDocument,
-                f"the server's response to {', '.join(call.name for call in batch)}",
+            document = await run_decoder(
+                partial(self._decode_document, http_response, batch, allowed),
+                len(http_response.content),
             )
             self._note_state(document.session_state)
             for response in self._match(batch, document):
@@ -215,24 +228,21 @@ class Api:
                 responses.append(response)
         return responses
 
-    async def current_session(self, *, until: float, patient: bool = False) -> Session:
+    async def current_session(self, deadline: Deadline) -> Session:
         """Return the session. Fetch it again first if a response has reported a change.
 
-        If the session has changed often, it is fetched again only after a pause. With `patient`,
-        pauses that the server asks for do not count (see Transport.fetch).
+        If the session has changed often, it is fetched again only after a pause. If the server is
+        too busy to return it, the present session is used: its URLs are probably the same.
 
         Raises ConfigError if the session has another user or lacks the account, and JmapfsError
         if the session could not be fetched.
         """
         if self._must_refresh:
-            latest = until + self.transport.longest_wait if patient else until
-            with trio.move_on_at(latest) as scope:
+            with deadline.enforced("the session was not fetched again in time"):
                 async with self._refreshing:
                     # Another task may have fetched the session while this one waited.
                     if self._must_refresh:
-                        await self._refresh(until, patient=patient)
-            if scope.cancelled_caught:
-                raise DeadlineError("the session was not fetched again in time")
+                        await self._refresh(deadline)
         return self.session
 
     @property
@@ -242,8 +252,23 @@ class Api:
     def _call(self, name: str, arguments: Mapping[str, object], call_id: str = "0") -> MethodCall:
         return MethodCall(name, {"accountId": self.account_id, **arguments}, call_id)
 
-    def _decode(self, response: MethodResponse, type_: type[R], *, lenient: bool = False) -> R:
-        decoded = response.decode_leniently(type_) if lenient else response.decode(type_)
+    def _decode_document(
+        self, response: HttpResponse, calls: Sequence[MethodCall], allowed: AnswerLimit
+    ) -> _ResponseDocument:
+        what = f"the server's response to {', '.join(call.name for call in calls)}"
+        # Almost every value of a JSON document has a comma before it.
+        if response.content.count(b",") > allowed.values:
+            raise AnswerTooLargeError(f"{what} has more than {allowed.values:,} values")
+        return self.transport.decode(response, _ResponseDocument, what)
+
+    async def _decode(
+        self, response: MethodResponse, type_: type[R], *, lenient: bool = False
+    ) -> R:
+        decode_as = response.decode_leniently if lenient else response.decode
+        decoded = await run_decoder(partial(decode_as, type_), response.size)
+        return self._checked(response, decoded)
+
+    def _checked(self, response: MethodResponse, decoded: R) -> R:
         if decoded.account_id is not None and decoded.account_id != self.account_id:
             raise ProtocolError(f"the server answers {response.name} for another account")
         return decoded
@@ -266,16 +291,24 @@ class Api:
         return response
 
     async def _with_fewer(self, size: int, request: Callable[[int], Awaitable[T]]) -> T:
-        """Request `size` objects at once. If the server rejects so many, request fewer."""
+        """Request `size` objects at once. If the server rejects so many, request fewer.
+
+        Also request fewer if the response is too large. Then one of the objects is the reason, and
+        later requests may have as many objects as before.
+        """
         size = max(1, min(size, self.max_objects_in_get))
         while True:
             try:
                 return await request(size)
+            except AnswerTooLargeError:
+                if size == 1:
+                    raise
+                size //= 2
             except (MethodError, RequestError) as error:
                 if size == 1 or not is_too_large(error):
                     raise
-            size //= 2
-            self._learned_objects = max(1, min(self._learned_objects, size))
+                size //= 2
+                self._learned_objects = max(1, min(self._learned_objects, size))
 
     async def _get_first(
         self, ids: Sequence[str], get: Callable[[Sequence[str]], Awaitable[T]]
@@ -287,10 +320,25 @@ class Api:
 
         return await self._with_fewer(len(ids), get_some)
 
-    async def _refresh(self, until: float, *, patient: bool) -> None:
-        request = HttpRequest(method="GET", url=self.session.url, headers=SESSION_HEADERS)
-        session = parse_session(
-            await self.transport.fetch(request, until=until, patient=patient),
+    async def _refresh(self, deadline: Deadline) -> None:
+        if self.transport.is_paused(RequestKind.SESSION):
+            return
+        request = HttpRequest(
+            method="GET",
+            url=self.session.url,
+            kind=RequestKind.SESSION,
+            headers=SESSION_HEADERS,
+        )
+        try:
+            response = await self.transport.fetch(request, deadline=deadline, waits=False)
+        except JmapfsError as error:
+            if not self.transport.is_paused(RequestKind.SESSION):
+                raise
+            _log.info("the session is not fetched again: %s", error)
+            self._refreshes.record()
+            return
+        session = await read_session(
+            response,
             self.transport,
             location=self.session.location,
             rewrite_origin=self.session.rewrite_origin,

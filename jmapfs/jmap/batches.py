@@ -8,17 +8,19 @@ rejections: the number of blobs in a batch, and their bytes. If the server rejec
 large, the limit that the batch came closest to is halved. The limits for emails do not change.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic
 
 import msgspec
-import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.jmap.answers import AnswerLimit, run_decoder
 from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
-from jmapfs.jmap.http import Transport
+from jmapfs.jmap.http import LONGEST_WAIT, Transport
+from jmapfs.jmap.response import RequestKind
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode
 
@@ -44,10 +46,12 @@ _REQUEST_BYTES = 1024
 _ID_BYTES = 258
 # Cyrus 3.6 always returns the id of a blob, and rejects `properties` that contain "id".
 _PROPERTIES = ("data:asBase64", "size")
-# To bound memory, a response may exceed its expected size only by this many bytes.
-_MARGIN = 16 * 2**20
+# To bound memory, a response may exceed its expected size only by this many bytes. If a blob is
+# larger than the server states, it is downloaded alone.
+_MARGIN = 2**20
 # The expected size of the JSON around the content of one blob.
 _BLOB_OVERHEAD = 1024
+_BLOB_VALUES = 20
 # After one of these errors no other call can succeed, because calls differ only in their ids.
 UNSUPPORTED = frozenset(
     {"unknownMethod", "invalidArguments", "forbidden", "accountNotSupportedByMethod"}
@@ -98,9 +102,11 @@ class BatchMethods(Api):
     def batch_limits(self) -> BlobGetLimits | None:
         """The current limits for `download_batch`; None if the server has no Blob/get.
 
-        The limits can shrink, or become None, with each batch.
+        They are also None while the server asks not to call methods for so long that a batch would
+        fail: downloads are requests of another kind. The limits can shrink, or become None, with
+        each batch.
         """
-        if not self.has_blob_get:
+        if not self.has_blob_get or self.transport.pause(RequestKind.API) > LONGEST_WAIT:
             return None
         limits = self.session.limits
         fitting = (limits.max_size_request - _REQUEST_BYTES) // _ID_BYTES
@@ -109,13 +115,13 @@ class BatchMethods(Api):
         return BlobGetLimits(blobs, self._max_bytes) if blobs >= 2 and self._max_bytes else None
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
         """Download blobs. Return the content of each blob that arrives whole, by blob id.
 
         `blobs` contains ids and expected sizes in bytes. Blobs within `batch_limits` take one
         request. If there are more blobs, or the server rejects a batch as too large, several
-        requests are sent in turn. All requests together take at most `deadline` seconds.
+        requests are sent in turn. All requests together end at the `deadline`.
 
         A blob is not in the result if the server does not have it or returns only a part of it, if
         its length differs from the size in the same response, if it cannot be decoded, or if it is
@@ -124,15 +130,14 @@ class BatchMethods(Api):
         Blob/get, the result is empty, and `batch_limits` is None from then on.
 
         Raises:
-            ProtocolError: a response is not valid, or over 16 MiB larger than expected.
+            ProtocolError: a response is not valid, or over 1 MiB larger than expected.
             JmapfsError: any error of Api.request.
         """
-        until = trio.current_time() + deadline
         pending = dict(blobs)
         found: dict[str, bytes] = {}
         while (limits := self.batch_limits) is not None and (batch := _first(pending, limits)):
             try:
-                found.update(await self._get_blobs(batch, until - trio.current_time()))
+                found.update(await self._get_blobs(batch, deadline))
             except (MethodError, RequestError) as error:
                 self._learn(error, batch)
             else:
@@ -142,25 +147,25 @@ class BatchMethods(Api):
         self.traffic.bytes += sum(map(len, found.values()))
         return found
 
-    async def _get_blobs(self, batch: dict[str, int], deadline: float) -> dict[str, bytes]:
+    async def _get_blobs(self, batch: dict[str, int], deadline: Deadline) -> dict[str, bytes]:
         # There is no `offset` or `length`: with them, Cyrus reports each blob as truncated.
         call = MethodCall(
             "Blob/get",
             {"accountId": self.account_id, "ids": list(batch), "properties": _PROPERTIES},
             using=CAPABILITIES,
         )
-        largest = sum(size * 4 // 3 + _BLOB_OVERHEAD for size in batch.values()) + _MARGIN
-        [response] = await self.request([call], deadline=deadline, largest_response=largest)
-        return _whole(batch, self._decode_blobs(response))
+        [response] = await self.request(
+            [call], deadline=deadline, limit=blob_get_limit(batch.values())
+        )
+        return _whole(batch, await self._decode_blobs(response))
 
-    def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
+    async def _decode_blobs(self, response: MethodResponse) -> list[_Blob]:
         try:
-            # Decoding takes 1 ms per MiB, in the event loop. A worker thread would block the event
-            # loop for the same time, because msgspec holds the GIL.
-            return self._decode(response, BlobGetResponse[_Blob]).items
+            return (await self._decode(response, BlobGetResponse[_Blob])).items
         except ProtocolError:
             # If one blob cannot be decoded, the others are still used.
-            return list(_valid(self._decode(response, BlobGetResponse[msgspec.Raw]).items))
+            raw = await self._decode(response, BlobGetResponse[msgspec.Raw])
+            return await run_decoder(lambda: list(_valid(raw.items)), response.size)
 
     def _learn(self, error: MethodError | RequestError, batch: dict[str, int]) -> None:
         """Lower the limits if the batch was too large. Raise the error if it has another cause."""
@@ -176,6 +181,12 @@ class BatchMethods(Api):
             self._max_blobs = min(self._max_blobs, blobs // 2)
         else:
             self._max_bytes = min(self._max_bytes, size // 2)
+
+
+def blob_get_limit(sizes: Collection[int]) -> AnswerLimit:
+    """Return the limit for a response to Blob/get with so many bytes of each blob, in base64."""
+    expected = sum(size * 4 // 3 + _BLOB_OVERHEAD for size in sizes)
+    return AnswerLimit(expected + _MARGIN, (len(sizes) + 50) * _BLOB_VALUES)
 
 
 def _first(pending: dict[str, int], limits: BlobGetLimits) -> dict[str, int]:

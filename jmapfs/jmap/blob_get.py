@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -26,6 +26,7 @@ from jmapfs.errors import (
     RequestError,
     printable,
 )
+from jmapfs.jmap.answers import AnswerLimit
 from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, is_too_large
 from jmapfs.jmap.batches import (
     CAPABILITIES,
@@ -33,6 +34,7 @@ from jmapfs.jmap.batches import (
     UNSUPPORTED,
     BatchMethods,
     BlobGetResponse,
+    blob_get_limit,
 )
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.session import Session
@@ -45,7 +47,6 @@ _DIGEST_BYTES: Mapping[DigestAlgorithm, int] = {"sha-256": 32, "sha": 20}
 _PIECE_BYTES = 4 * 2**20
 # A server that rejects even smaller pieces does not reject them for their size.
 _SMALLEST_PIECE_BYTES = 2**14
-_RESPONSE_MARGIN = 2**20
 _SHA1_BLOB_ID = re.compile(r"G([0-9a-f]{40})")
 
 
@@ -88,13 +89,15 @@ class RangeStream:
     iteration continues up to the size in the responses, which may differ from the expected size.
     """
 
-    def __init__(self, methods: BlobGetMethods, blob_id: str, size: int, until: float) -> None:
+    def __init__(
+        self, methods: BlobGetMethods, blob_id: str, size: int, deadline: Deadline
+    ) -> None:
         self.content_type = ""
         self.announced_length: int | None = None
         self._methods = methods
         self._blob_id = blob_id
         self._expected = size
-        self._until = until
+        self._deadline = deadline
         self._piece_bytes = _PIECE_BYTES
         self._returned = 0
         self._total: int | None = None
@@ -141,7 +144,7 @@ class RangeStream:
             length = max(1, min(self._piece_bytes, end - self._returned))
             try:
                 piece = await self._methods.get_range(
-                    self._blob_id, self._returned, length, until=self._until
+                    self._blob_id, self._returned, length, deadline=self._deadline
                 )
             except (MethodError, RequestError) as error:
                 if not is_too_large(error) or length <= _SMALLEST_PIECE_BYTES:
@@ -187,23 +190,23 @@ class BlobGetMethods(BatchMethods):
         return bool(self.digest_algorithms) or self.blob_ids_are_sha1
 
     async def blob_digests(
-        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
+        self, ids: Iterable[str], *, deadline: Deadline | None = None
     ) -> dict[str, BlobDigest]:
         """Return the digests of blobs, by blob id. See `find_digests`."""
         digests, _ = await self.find_digests(ids, deadline=deadline)
         return digests
 
     async def find_digests(
-        self, ids: Iterable[str], *, deadline: float = DEFAULT_DEADLINE
+        self, ids: Iterable[str], *, deadline: Deadline | None = None
     ) -> tuple[dict[str, BlobDigest], list[str]]:
         """Return the digests of blobs, by blob id, and the ids that the server does not have.
 
         A blob for which the server gives no digest is in neither of them. If the server has no
         digests at all, they come from ids that contain a SHA-1, and the server is only asked
         whether it has the blobs. Several requests are sent in turn if one cannot have all ids. All
-        together take at most `deadline` seconds. Raises the errors of Api.request.
+        together end at the `deadline`. Raises the errors of Api.request.
         """
-        until = trio.current_time() + deadline
+        deadline = deadline or Deadline(DEFAULT_DEADLINE)
         pending = list(dict.fromkeys(ids))
         digests: dict[str, BlobDigest] = {}
         missing: list[str] = []
@@ -214,7 +217,7 @@ class BlobGetMethods(BatchMethods):
                 break
             batch = pending[: max(1, min(self._max_digests, self.max_objects_in_get))]
             try:
-                response = await self._get_digests(batch, algorithm, until)
+                response = await self._get_digests(batch, algorithm, deadline)
             except (MethodError, RequestError) as error:
                 self._learn_from(error, algorithm, len(batch))
                 continue
@@ -230,17 +233,19 @@ class BlobGetMethods(BatchMethods):
 
     @asynccontextmanager
     async def stream_ranges(
-        self, blob_id: str, size: int, *, deadline: float = DEFAULT_DEADLINE
+        self, blob_id: str, size: int, *, deadline: Deadline | None = None
     ) -> AsyncIterator[RangeStream]:
         """Open a blob for reading piece by piece, by Blob/get. `size` is the expected size.
 
-        The last piece must arrive within `deadline` seconds. The content is whole only if the
+        The last piece must arrive before the `deadline`. The content is whole only if the
         iteration reaches its end. The iteration raises the errors of RangeStream. It raises
         MethodError if the server has no Blob/get (`batch_limits` is None).
         """
-        yield RangeStream(self, blob_id, size, trio.current_time() + deadline)
+        yield RangeStream(self, blob_id, size, deadline or Deadline(DEFAULT_DEADLINE))
 
-    async def get_range(self, blob_id: str, offset: int, length: int, *, until: float) -> BlobRange:
+    async def get_range(
+        self, blob_id: str, offset: int, length: int, *, deadline: Deadline
+    ) -> BlobRange:
         """Return at most `length` bytes of a blob, from `offset` on, with one request."""
         arguments = {
             "ids": [blob_id],
@@ -251,8 +256,8 @@ class BlobGetMethods(BatchMethods):
         response = await self._blob_get(
             arguments,
             BlobGetResponse[BlobRange],
-            until,
-            largest=length * 4 // 3 + _RESPONSE_MARGIN,
+            deadline,
+            blob_get_limit([length]),
         )
         for piece in response.items:
             if piece.id == blob_id:
@@ -263,26 +268,24 @@ class BlobGetMethods(BatchMethods):
         raise ProtocolError(f"the server answers Blob/get without the {name}")
 
     async def _get_digests(
-        self, ids: Sequence[str], algorithm: str | None, until: float
+        self, ids: Sequence[str], algorithm: str | None, deadline: Deadline
     ) -> BlobGetResponse[_DigestedBlob]:
         properties = ["size"] if algorithm is None else [f"digest:{algorithm}", "size"]
         arguments = {"ids": ids, "properties": properties}
-        return await self._blob_get(arguments, BlobGetResponse[_DigestedBlob], until)
+        return await self._blob_get(arguments, BlobGetResponse[_DigestedBlob], deadline)
 
     async def _blob_get(
         self,
         arguments: Mapping[str, object],
         type_: type[R],
-        until: float,
-        largest: int | None = None,
+        deadline: Deadline,
+        limit: AnswerLimit | None = None,
     ) -> R:
         call = MethodCall(
             "Blob/get", {"accountId": self.account_id, **arguments}, using=CAPABILITIES
         )
-        [response] = await self.request(
-            [call], deadline=until - trio.current_time(), largest_response=largest
-        )
-        return self._decode(response, type_)
+        [response] = await self.request([call], deadline=deadline, limit=limit)
+        return await self._decode(response, type_)
 
     def _learn_from(
         self, error: MethodError | RequestError, algorithm: str | None, count: int

@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
-import trio
-
+from jmapfs.deadline import Deadline
 from jmapfs.errors import BlobMismatchError, BlobNotFoundError, RequestError, printable
 from jmapfs.jmap.api import DEFAULT_DEADLINE, Api
 from jmapfs.jmap.http_errors import TransientError
-from jmapfs.jmap.response import HttpRequest, ResponseReader
+from jmapfs.jmap.response import HttpRequest, RequestKind, ResponseReader
 from jmapfs.jmap.retry import RetryPolicy
 
 # Cyrus uses the header Accept. Compression only takes time: mail is small or already compressed.
@@ -47,17 +46,19 @@ class BlobStream:
 
     `content_type` is the media type of the response in lower case, without parameters. It is empty
     before the first chunk, and if the server sends none. `announced_length` is the length of the
-    blob that the response announces, or None.
+    blob that the response announces, or None. Each chunk moves the deadline.
     """
 
-    def __init__(self, api: Api, values: Mapping[str, str], until: float, *, fresh: bool) -> None:
+    def __init__(
+        self, api: Api, values: Mapping[str, str], deadline: Deadline, *, fresh: bool
+    ) -> None:
         self.content_type = ""
         self.announced_length: int | None = None
         self._api = api
         self._values = values
-        self._until = until
+        self._deadline = deadline
         self._fresh = fresh
-        self._retries = RetryPolicy(until)
+        self._retries = RetryPolicy(deadline)
         self._attempt = AsyncExitStack()
         self._reader: ResponseReader | None = None
         self._returned = 0
@@ -101,15 +102,16 @@ class BlobStream:
         await self._attempt.aclose()
 
     async def _open(self) -> ResponseReader:
-        session = await self._api.current_session(until=self._until)
+        session = await self._api.current_session(self._deadline)
         url = expand(session.download_url, self._values)
         request = HttpRequest(
             method="GET",
             url=url,
+            kind=RequestKind.DOWNLOAD,
             headers=_FRESH_HEADERS if self._fresh else _HEADERS,
             new_connection=self._fresh,
         )
-        exchange = self._api.transport.exchange(request, until=self._until)
+        exchange = self._api.transport.exchange(request, deadline=self._deadline)
         try:
             reader = await self._attempt.enter_async_context(exchange)
         except RequestError as error:
@@ -150,13 +152,13 @@ class BlobMethods(Api):
     """Downloads of blobs. Each takes one request of the transport's budget until it ends."""
 
     async def download_blob(
-        self, blob_id: str, *, size_hint: int | None = None, deadline: float = DEFAULT_DEADLINE
+        self, blob_id: str, *, size_hint: int | None = None, deadline: Deadline | None = None
     ) -> bytes:
         """Return the whole content of a blob.
 
         `size_hint` is the expected size in bytes. The caller has to compare the length of the
         content with `size_hint`: this method only rejects a content that is over 64 MiB larger. The
-        download takes at most `deadline` seconds. Raises the same errors as BlobStream.
+        default of `deadline` is that of `stream_blob`. Raises the same errors as BlobStream.
         """
         largest = _LARGEST_BLOB if size_hint is None else size_hint + _MARGIN
         content = bytearray()
@@ -172,12 +174,13 @@ class BlobMethods(Api):
 
     @asynccontextmanager
     async def stream_blob(
-        self, blob_id: str, *, fresh: bool = False, deadline: float = DEFAULT_DEADLINE
+        self, blob_id: str, *, fresh: bool = False, deadline: Deadline | None = None
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading chunk by chunk; the first read sends the request.
 
         With `fresh`, each attempt uses a new connection, and caches are asked not to answer. The
-        last chunk must arrive within `deadline` seconds. The content is whole only if the iteration
+        last chunk must arrive before the deadline. By default this is DEFAULT_DEADLINE seconds from
+        now, apart from the time that the chunks earn. The content is whole only if the iteration
         reaches its end. The iteration raises the same errors as BlobStream.
         """
         values = {
@@ -186,7 +189,7 @@ class BlobMethods(Api):
             "name": "blob",
             "type": "application/octet-stream",
         }
-        stream = BlobStream(self, values, trio.current_time() + deadline, fresh=fresh)
+        stream = BlobStream(self, values, deadline or Deadline(DEFAULT_DEADLINE), fresh=fresh)
         try:
             yield stream
         finally:

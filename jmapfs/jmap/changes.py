@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jmapfs.errors import RequestError
+from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.api import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.emails import EmailMethods, FoundEmails, strings
 from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email, GetResponse
@@ -100,7 +101,7 @@ class ChangeMethods(EmailMethods):
         progress = ChainProgress(since_state)
         while True:
             [response] = await self.request([self._changes_call("Email", since_state)])
-            changes = self._decode_changes(response)
+            changes = await self._decode_changes(response)
             ids.update(changes.created, changes.updated)
             if not changes.has_more or not progress.add(changes):
                 return ids
@@ -113,7 +114,7 @@ class ChangeMethods(EmailMethods):
         """
         mailbox_call = self._changes_call("Mailbox", mailbox_state, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
-        changes = self._decode_changes(mailboxes)
+        changes = await self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
 
     async def mailbox_changes(self, since_state: str) -> Changes:
@@ -123,7 +124,7 @@ class ChangeMethods(EmailMethods):
         `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
         [response] = await self.request([self._changes_call("Mailbox", since_state)])
-        return self._decode_changes(response)
+        return await self._decode_changes(response)
 
     async def email_changes(self, since_state: str) -> EmailChanges:
         """Return the changes of emails since a state, including the changed emails.
@@ -136,8 +137,8 @@ class ChangeMethods(EmailMethods):
         arguments = {"sinceState": since_state, "maxChanges": _MAX_CHANGES}
         return self._call(f"{kind}/changes", arguments, call_id)
 
-    def _decode_changes(self, response: MethodResponse) -> Changes:
-        decoded = self._decode(response, ChangesResponse)
+    async def _decode_changes(self, response: MethodResponse) -> Changes:
+        decoded = await self._decode(response, ChangesResponse)
         properties = decoded.updated_properties
         names = strings(properties)
         return Changes(
@@ -164,6 +165,9 @@ class ChangeMethods(EmailMethods):
         if self.session.limits.max_calls_in_request >= len(calls) + len(gets):
             try:
                 return await self.request([*calls, *gets], raise_errors=False)
+            except AnswerTooLargeError:
+                # The emails are requested in parts, so that the large one is found.
+                pass
             except RequestError as error:
                 # If too many emails changed for Email/get, some servers reject the whole request.
                 if not is_too_large(error):
@@ -172,14 +176,14 @@ class ChangeMethods(EmailMethods):
 
     async def _decode_email_changes(self, responses: Sequence[MethodResponse]) -> EmailChanges:
         """Decode Email/changes and the Email/get after it. Then request the missing emails."""
-        changes = self._decode_changes(responses[0])
+        changes = await self._decode_changes(responses[0])
         ids = list(dict.fromkeys((*changes.created, *changes.updated)))
         found = FoundEmails[Email]()
         for response in responses[1:]:
             # Email/get fails if there are more emails than the server returns at once. Then
             # `_add_missing` requests the emails in parts.
             if response.error is None:
-                found.add(ids, self._decode_get(response, GetResponse[Email], Email))
+                found.add(ids, await self._decode_get(response, GetResponse[Email], Email, ids))
         await self._add_missing(ids, found)
         # A server may put an id into several lists. An email that was found is not gone.
         destroyed = set(changes.destroyed)

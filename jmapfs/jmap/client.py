@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
 import httpx
-import trio
 
 from jmapfs import __version__
+from jmapfs.deadline import Deadline
 from jmapfs.jmap.api import DEFAULT_DEADLINE
 from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
@@ -91,7 +91,7 @@ async def open_session(
             session = await discover(
                 location,
                 transport,
-                until=trio.current_time() + deadline,
+                deadline=Deadline(deadline),
                 resolver=resolver,
                 rewrite_origin=rewrite_origin,
             )

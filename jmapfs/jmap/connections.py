@@ -26,6 +26,7 @@ import trio
 
 from jmapfs.errors import ConfigError
 from jmapfs.jmap.http_errors import ProxyFailure
+from jmapfs.private_files import open_regular
 
 NEW_CONNECTION = "jmapfs.new_connection"
 """The extension of a request that must not use a kept connection."""
@@ -144,6 +145,8 @@ class _Route:
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
     try:
+        if file := os.environ.get("SSL_CERT_FILE"):
+            os.close(open_regular(file, follow=True))
         context = httpx.create_ssl_context()
     except OSError as error:
         raise ConfigError(
@@ -155,6 +158,8 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
         context.load_default_certs()
     if ca_file is not None:
         try:
+            # OpenSSL would wait for a FIFO.
+            os.close(open_regular(ca_file, follow=True))
             context.load_verify_locations(ca_file)
         except OSError as error:
             reason = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror

@@ -11,8 +11,7 @@ from functools import partial
 from typing import TypeAlias
 from urllib.parse import urljoin
 
-import trio
-
+from jmapfs.deadline import Deadline
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError, printable
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.http_errors import REDIRECTS, redirect_text
@@ -25,8 +24,8 @@ from jmapfs.jmap.origins import (
     secure_origin,
     with_origin_of,
 )
-from jmapfs.jmap.response import HttpRequest, HttpResponse
-from jmapfs.jmap.session import SESSION_HEADERS, Session, parse_session
+from jmapfs.jmap.response import HttpRequest, HttpResponse, RequestKind
+from jmapfs.jmap.session import SESSION_HEADERS, Session, read_session
 
 _LOOKUP_TIMEOUT = 10.0
 _MAX_REDIRECTS = 5
@@ -95,14 +94,14 @@ async def discover(
     location: str,
     transport: Transport,
     *,
-    until: float,
+    deadline: Deadline,
     resolver: Resolver = look_up,
     rewrite_origin: bool = False,
 ) -> Session:
-    """Find and fetch the session that `location` leads to; `until` is a moment of trio's clock.
+    """Find and fetch the session that `location` leads to, before the deadline.
 
-    `until` is later by the time that the server asks to wait. With `rewrite_origin`, redirects and
-    the URLs of the session keep the origin of the first URL.
+    The time that the server asks to wait does not count. With `rewrite_origin`, redirects and the
+    URLs of the session keep the origin of the first URL.
 
     A session URL is used as it is. For a host, or a URL without a path, `/.well-known/jmap` is
     requested. A mail address stands for the hosts in the SRV records of its domain or, if there are
@@ -113,11 +112,11 @@ async def discover(
         ProtocolError: too many or unsafe redirects, or the response is not a session.
         JmapfsError: any error of Transport.fetch.
     """
-    urls = await _candidates(location.strip(), resolver, until)
+    urls = await _candidates(location.strip(), resolver, deadline)
     session_at = partial(
         _session_at,
         transport=transport,
-        until=until,
+        deadline=deadline,
         location=normalize_location(location),
         rewrite_origin=rewrite_origin,
     )
@@ -126,19 +125,19 @@ async def discover(
             return await session_at(url)
         except UnreachableError:
             # Try the next SRV target. Only the error of the last target is raised.
-            if trio.current_time() >= until + transport.waited:
+            if deadline.passed:
                 raise
     return await session_at(urls[-1])
 
 
-async def _candidates(location: str, resolver: Resolver, until: float) -> list[str]:
+async def _candidates(location: str, resolver: Resolver, deadline: Deadline) -> list[str]:
     """Return the URLs to try, in this order, at least one."""
     if _SCHEME.match(location):
         secure_origin(location, naming="the URL of the account", error=ConfigError)
         authority = re.fullmatch(r"([A-Za-z]+://[^/?#]*)/?", location)
         return [f"{authority[1]}{WELL_KNOWN}" if authority else location]
     if "@" in location:
-        return await _urls_of_address(location, resolver, until)
+        return await _urls_of_address(location, resolver, deadline)
     if not _HOST.fullmatch(location):
         raise ConfigError(
             "the location of the account is not usable: give a session URL (https://…), "
@@ -147,7 +146,7 @@ async def _candidates(location: str, resolver: Resolver, until: float) -> list[s
     return [_well_known(location, "the host of the account")]
 
 
-async def _urls_of_address(address: str, resolver: Resolver, until: float) -> list[str]:
+async def _urls_of_address(address: str, resolver: Resolver, deadline: Deadline) -> list[str]:
     local, _, domain = address.rpartition("@")
     if ":" in local or not _HOST.fullmatch(domain) or ":" in domain or domain.startswith("["):
         raise ConfigError(
@@ -155,7 +154,7 @@ async def _urls_of_address(address: str, resolver: Resolver, until: float) -> li
             "password, leave that out: secrets belong in the configuration"
         )
     fallback = _well_known(domain, "the domain of the mail address")
-    with trio.move_on_at(until) as scope:
+    with deadline.limit() as scope:
         targets = await resolver(f"_jmap._tcp.{domain}")
     if scope.cancelled_caught:
         raise UnreachableError(f"the SRV records of {domain} could not be looked up in time")
@@ -177,13 +176,13 @@ def _well_known(authority: str, naming: str) -> str:
 
 
 async def _session_at(
-    url: str, transport: Transport, until: float, *, location: str, rewrite_origin: bool
+    url: str, transport: Transport, deadline: Deadline, *, location: str, rewrite_origin: bool
 ) -> Session:
     target = ""
     for _ in range(_MAX_REDIRECTS + 1):
-        response = await _get_session(url, transport, until)
+        response = await _get_session(url, transport, deadline)
         if response.status not in REDIRECTS:
-            session = parse_session(
+            session = await read_session(
                 response, transport, location=location, rewrite_origin=rewrite_origin
             )
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
@@ -198,19 +197,20 @@ async def _session_at(
     )
 
 
-async def _get_session(url: str, transport: Transport, until: float) -> HttpResponse:
+async def _get_session(url: str, transport: Transport, deadline: Deadline) -> HttpResponse:
     """Request the session; send the credentials only to a URL that does not redirect."""
     anonymous = HttpRequest(
         method="GET",
         url=url,
+        kind=RequestKind.SESSION,
         headers=SESSION_HEADERS,
         authenticated=False,
         expected=_UNAUTHENTICATED | _NOT_FOUND,
     )
-    response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
+    response = await transport.fetch(anonymous, deadline=deadline, patient=True)
     if response.status == 404 and not transport.accept_parameter:
         transport.accept_parameter = _VERSION_PARAMETER
-        response = await transport.fetch(anonymous, until=until + transport.waited, patient=True)
+        response = await transport.fetch(anonymous, deadline=deadline, patient=True)
     if response.status in _NOT_FOUND:
         transport.accept_parameter = ""
         path = "/" + url.partition("://")[2].partition("/")[2].partition("?")[0]
@@ -219,9 +219,13 @@ async def _get_session(url: str, transport: Transport, until: float) -> HttpResp
         return response
     transport.trust({secure_origin(url, naming="a URL in discovery", error=ProtocolError)})
     authenticated = HttpRequest(
-        method="GET", url=url, headers=SESSION_HEADERS, expected=frozenset({200}) | REDIRECTS
+        method="GET",
+        url=url,
+        kind=RequestKind.SESSION,
+        headers=SESSION_HEADERS,
+        expected=frozenset({200}) | REDIRECTS,
     )
-    return await transport.fetch(authenticated, until=until + transport.waited, patient=True)
+    return await transport.fetch(authenticated, deadline=deadline, patient=True)
 
 
 def _redirect_target(response: HttpResponse, text: str, *, rewrite_origin: bool) -> str:

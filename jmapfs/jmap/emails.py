@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
+from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.api import is_too_large
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.mailboxes import Got, MailboxMethods
@@ -30,6 +31,9 @@ E = TypeVar("E", Email, ImmutableEmail)
 
 # How many ids to request at once; if the server rejects a limit, the next. None is its own limit.
 _ID_LIMITS = (10_000, 1_000, 100, None)
+# To find one email that is too large takes about ten requests. If there are more, the server is
+# the reason.
+_MOST_TOO_LARGE = 20
 _NOT_RETURNED = "the server neither returns it nor reports it as not found"
 
 
@@ -167,13 +171,13 @@ class EmailMethods(MailboxMethods):
             if responses[0].error is None or query.pop("limit", None) is None:
                 break
         queried, counted, checked = responses
-        state = self._decode_get(checked, GetResponse[Email], Email).state
+        state = (await self._decode_get(checked, GetResponse[Email], Email, ())).state
         total = None
         if queried.error is None:
-            total = self._decode(queried, QueryResponse, lenient=True).total
+            total = (await self._decode(queried, QueryResponse, lenient=True)).total
         boxes: Sequence[Mailbox] = ()
         if counted.error is None:
-            boxes = self._decode_get(counted, GetResponse[Mailbox], Mailbox).items
+            boxes = (await self._decode_get(counted, GetResponse[Mailbox], Mailbox, None)).items
         elif is_too_large(counted.error):
             boxes, _ = await self.mailboxes()
             state = await self.email_state()
@@ -215,7 +219,7 @@ class EmailMethods(MailboxMethods):
         self, wanted: Sequence[str], get: Callable[[Sequence[str]], Awaitable[Got[E]]]
     ) -> FoundEmails[E]:
         found = FoundEmails[E]()
-        missing = wanted
+        missing, too_large = wanted, 0
         is_repeated, before = False, 0
         # The server may have shortened a response. Request what is missing again, until a repeated
         # request brings nothing new.
@@ -223,8 +227,19 @@ class EmailMethods(MailboxMethods):
             is_repeated, before = before > 0, len(missing)
             pending, missing = missing, list[str]()
             while pending:
-                requested, response = await self._get_first(pending, get)
-                found.add(requested, response)
+                try:
+                    requested, response = await self._get_first(pending, get)
+                except AnswerTooLargeError as error:
+                    # It is too large even if only one email is requested.
+                    too_large += 1
+                    if too_large > _MOST_TOO_LARGE:
+                        raise
+                    requested = pending[:1]
+                    found.bad[pending[0]] = BadEmail(
+                        id=pending[0], reason=str(error), is_unanswered=True
+                    )
+                else:
+                    found.add(requested, response)
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
         for id_ in missing:
@@ -234,7 +249,7 @@ class EmailMethods(MailboxMethods):
     async def _get_emails(self, ids: Sequence[str]) -> Got[Email]:
         arguments = {"ids": ids, "properties": EMAIL_PROPERTIES}
         response = await self._request_one("Email/get", arguments)
-        return self._decode_get(response, GetResponse[Email], Email)
+        return await self._decode_get(response, GetResponse[Email], Email, ids)
 
     async def _get_immutable(self, ids: Sequence[str]) -> Got[ImmutableEmail]:
         properties = IMMUTABLE_PROPERTIES if self._has_message_ids else IMMUTABLE_PROPERTIES[:-1]
@@ -247,7 +262,7 @@ class EmailMethods(MailboxMethods):
             arguments["properties"] = IMMUTABLE_PROPERTIES[:-1]
             response = await self._request_one("Email/get", arguments)
             self._has_message_ids = False
-        return self._decode_get(response, GetResponse[ImmutableEmail], ImmutableEmail)
+        return await self._decode_get(response, GetResponse[ImmutableEmail], ImmutableEmail, ids)
 
 
 def _bad_emails(errors: Iterable[ProtocolError]) -> Iterator[BadEmail]:

@@ -1,15 +1,16 @@
 """Every HTTP request of an account goes through one Transport.
 
 All requests share the credentials, the origins that may receive the credentials, the budget of
-requests in flight, the cooldown of a busy server, and the counters. The budget is for API calls and
-downloads together, because some servers count them together.
+requests in flight, and the counters. The budget is for API calls and downloads together, because
+some servers count them together. But each kind of request has a cooldown of its own: a server that
+is busy for one kind may answer the others. If it counts them together, it answers 429 to each kind,
+and each kind learns that with its first request.
 
 After a suspend or a change of network, kept connections are dead, but no error reports that. So
 after a request that failed or stalled, all idle connections are closed. The next request opens a
 new connection.
 """
 
-import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -20,6 +21,7 @@ from typing import TypeVar
 import httpx
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     AuthenticationError,
     DeadlineError,
@@ -28,6 +30,7 @@ from jmapfs.errors import (
     ProtocolError,
     UnreachableError,
 )
+from jmapfs.jmap.answers import SESSION_LIMIT
 from jmapfs.jmap.connections import NEW_CONNECTION, ConnectionPool
 from jmapfs.jmap.http_errors import (
     HTTP_FAILURES,
@@ -37,7 +40,13 @@ from jmapfs.jmap.http_errors import (
 )
 from jmapfs.jmap.login import Login
 from jmapfs.jmap.origins import host_of, origin_of, secure_origin
-from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, ResponseReader
+from jmapfs.jmap.response import (
+    STALL_TIMEOUT,
+    HttpRequest,
+    HttpResponse,
+    RequestKind,
+    ResponseReader,
+)
 from jmapfs.jmap.retry import Cooldown, RetryPolicy
 from jmapfs.jmap.types import decode
 
@@ -53,7 +62,6 @@ LONGEST_WAIT = 60.0
 """Seconds that a patient request waits, at most, when the server asks to wait."""
 
 _INITIAL_CONCURRENCY = 2
-_LARGEST_RESPONSE = 256 * 2**20
 _LARGEST_ERROR = 64 * 2**10
 _CLOSE_TIMEOUT = 2.0
 _REFUSALS = frozenset({401, 403})
@@ -77,8 +85,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     It is an asynchronous context manager that closes all connections at its end. `network` replaces
     the network in tests. `ca_file` names more certificate authorities. `longest_wait` bounds, in
     seconds, how long a patient request waits if the server asks to wait, and `on_wait` gets a line
-    for the user then. `traffic` counts what was sent and received. `waited` is how many seconds
-    patient requests have waited. `accept_parameter` is added to the Accept field of every request.
+    for the user then. `traffic` counts what was sent and received. `accept_parameter` is added to
+    the Accept field of every request.
     """
 
     def __init__(
@@ -91,10 +99,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         longest_wait: float = LONGEST_WAIT,
         on_wait: Callable[[str, float], None] | None = None,
         concurrency: int = CONCURRENCY,
-        largest_response: int = _LARGEST_RESPONSE,
     ) -> None:
         self.traffic = Traffic()
-        self.waited = 0.0
         self.accept_parameter = ""
         self._login = login
         self._user_agent = user_agent
@@ -102,9 +108,11 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._longest_wait = longest_wait
         self._closed = False
         self._concurrency = max(1, concurrency)
-        self._largest_response = largest_response
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
-        self._cooldown = Cooldown(on_wait)
+        # Nobody waits for the event stream: the account is polled without it.
+        self._cooldowns = {
+            kind: Cooldown(None if kind is RequestKind.PUSH else on_wait) for kind in RequestKind
+        }
         self._trusted: frozenset[str] = frozenset()
         self._named_by: Mapping[str, str] = {}
         self._trusted_hosts: dict[str, str] = {}
@@ -134,6 +142,18 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     def longest_wait(self) -> float:
         """Seconds that a patient request waits, at most, when the server asks to wait."""
         return self._longest_wait
+
+    def is_paused(self, kind: RequestKind) -> bool:
+        """Return whether requests of a kind have to wait, because the server is busy."""
+        return self._cooldowns[kind].active
+
+    def pause(self, kind: RequestKind) -> float:
+        """Return for how many more seconds the server asks not to send requests of a kind."""
+        return self._cooldowns[kind].seconds_requested
+
+    def end_pause(self, kind: RequestKind) -> None:
+        """Let the next request of a kind be sent at once, even if the server has asked to wait."""
+        self._cooldowns[kind].end()
 
     def set_limits(self, origins: Mapping[str, str], concurrent_requests: int) -> None:
         """Apply the origins and the number of concurrent requests that a session allows.
@@ -171,55 +191,55 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self,
         request: HttpRequest,
         *,
-        until: float,
-        largest: int | None = None,
+        deadline: Deadline,
+        largest: int = SESSION_LIMIT.bytes,
         patient: bool = False,
+        waits: bool = True,
     ) -> HttpResponse:
         """Send a request, retry it if a retry may help, and return the whole response.
 
-        `until` is a moment of trio's clock. `largest` bounds the response in bytes, in addition to
-        the bound for all responses. With `patient`, pauses that the server asks for do not count,
-        up to `longest_wait` seconds.
+        `largest` bounds the response in bytes. With `patient`, pauses that the server asks for do
+        not count, up to `longest_wait` seconds. Without `waits`, the request fails as soon as the
+        server is busy.
 
         Raises:
             UnreachableError, DeadlineError: there was no usable response in time.
             AuthenticationError: the server does not accept the credentials.
             RequestError: the server answered with an error.
-            ProtocolError: the response is too large or a redirect, or the URL is not allowed.
+            AnswerTooLargeError: the response is too large.
+            ProtocolError: the response is a redirect, or the URL is not allowed.
         """
-        retries = RetryPolicy(until)
-        limit = self._largest_response
-        if largest is not None:
-            limit = min(largest, limit)
+        retries = RetryPolicy(deadline)
+        cooldown = self._cooldowns[request.kind]
         waited = 0.0
         late: DeadlineError | None = None
         while True:
             if patient:
-                paused = await self._cooldown.sit_out(self._longest_wait - waited)
+                paused = await cooldown.sit_out(self._longest_wait - waited)
                 waited += paused
-                self.waited += paused
-                retries.until = until + waited
+                deadline.extend(paused)
             try:
-                async with self.exchange(request, until=retries.until) as reader:
-                    content = await reader.read(limit)
+                async with self.exchange(request, deadline=deadline) as reader:
+                    content = await reader.read(largest)
                     return HttpResponse(reader.status, reader.headers, request.url, content)
             except TransientError as failure:
                 if isinstance(failure.error, DeadlineError):
                     late = failure.error
+                if failure.throttled and not waits:
+                    raise failure.error from None
                 await retries.wait_after(failure)
             except DeadlineError as error:
                 # The last attempt may have had only a second.
                 raise late or error from None
             except JmapfsError as error:
                 # Another request may have begun a pause while this one waited for its turn.
-                cooldown = self._cooldown
                 paused_now = cooldown.active and cooldown.requested and error is cooldown.reason
                 if not patient or not paused_now:
                     raise
 
     @asynccontextmanager
     async def exchange(
-        self, request: HttpRequest, *, until: float
+        self, request: HttpRequest, *, deadline: Deadline
     ) -> AsyncIterator[ResponseReader]:
         """Send a request once. Yields the reader of a response with an expected status.
 
@@ -230,44 +250,45 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         # A task cannot be the borrower: it may read several streams at a time, but a borrower can
         # borrow only once.
         borrower = object()
-        with trio.move_on_at(until) as scope:
+        cooldown = self._cooldowns[request.kind]
+        with deadline.enforced(f"a request to {host} could not start in time: others were waiting"):
             while True:
-                await self._cooldown.wait(until)
+                await cooldown.wait(deadline.until)
                 await self._budget.acquire_on_behalf_of(borrower)
-                if not self._cooldown.active:
+                if not cooldown.active:
                     break
                 self._budget.release_on_behalf_of(borrower)
-        if scope.cancelled_caught:
-            raise DeadlineError(f"a request to {host} could not start in time: others were waiting")
         try:
-            async with self._attempt(request, until, host) as reader:
+            async with self._attempt(request, deadline, host) as reader:
                 yield reader
         finally:
             self._budget.release_on_behalf_of(borrower)
 
     @asynccontextmanager
     async def subscribe(
-        self, request: HttpRequest, *, until: float, silence: float
+        self, request: HttpRequest, *, deadline: Deadline, silence: float
     ) -> AsyncIterator[ResponseReader]:
         """Open an endless response, such as an event stream.
 
         The response may pause for `silence` seconds at a time. The request waits until the cooldown
         ends, but does not count in the budget of requests. The head of the response must arrive
-        before `until`. Raises the same errors as `exchange`.
+        before the deadline. Raises the same errors as `exchange`.
         """
         host = self._check(request)
         try:
-            await self._cooldown.wait(until)
+            await self._cooldowns[request.kind].wait(deadline.until)
         except JmapfsError as reason:
             raise TransientError(reason) from None
-        async with self._attempt(request, until, host) as reader:
-            reader.until = math.inf
+        async with self._attempt(request, deadline, host) as reader:
+            reader.deadline = None
             reader.stall_timeout = silence
             yield reader
 
     async def error(self, reader: ResponseReader) -> JmapfsError | TransientError:
         """Return the error to raise for a response with an unexpected status."""
-        reader.until = min(reader.until, trio.current_time() + STALL_TIMEOUT)
+        # A deadline of its own: the bytes of an error page are no progress.
+        left = STALL_TIMEOUT if reader.deadline is None else reader.deadline.left
+        reader.deadline = Deadline(min(left, STALL_TIMEOUT))
         body = await reader.read_start(_LARGEST_ERROR)
         return http_error(
             reader.status, reader.headers, body, host=reader.host, redact=self._login.redact
@@ -290,22 +311,23 @@ class Transport(AbstractAsyncContextManager["Transport"]):
 
     @asynccontextmanager
     async def _attempt(
-        self, request: HttpRequest, until: float, host: str
+        self, request: HttpRequest, deadline: Deadline, host: str
     ) -> AsyncIterator[ResponseReader]:
         started = trio.current_time()
-        reader = await self._open(request, until, host)
+        cooldown = self._cooldowns[request.kind]
+        reader = await self._open(request, deadline, host)
         try:
             if reader.status not in request.expected:
                 error = await self.error(reader)
                 if isinstance(error, TransientError) and error.throttled:
-                    self._cooldown.extend(error, started=started, host=host)
+                    cooldown.extend(error, started=started, host=host)
                 raise error
-            self._cooldown.reset()
+            cooldown.reset()
             yield reader
         finally:
             await self._close(reader)
 
-    async def _open(self, request: HttpRequest, until: float, host: str) -> ResponseReader:
+    async def _open(self, request: HttpRequest, deadline: Deadline, host: str) -> ResponseReader:
         """Send a request. If the secret was refused but has changed, send the request once more."""
         renewed = False
         while True:
@@ -315,8 +337,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             if request.authenticated:
                 credentials = await self._login.credentials()
                 headers = {**headers, "Authorization": credentials.authorization}
-            response = await self._send(request, headers, until, host)
-            reader = ResponseReader(response, host=host, until=until)
+            response = await self._send(request, headers, deadline, host)
+            reader = ResponseReader(response, host=host, deadline=deadline)
             if credentials is None or reader.status not in _REFUSALS - request.expected:
                 return reader
             try:
@@ -326,7 +348,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             # A ForbiddenError does not say that the secret is wrong.
             if not isinstance(error, AuthenticationError) or isinstance(error, ForbiddenError):
                 raise error
-            if not await self._login.renew(credentials, error, until) or renewed:
+            if not await self._login.renew(credentials, error, deadline.until) or renewed:
                 raise self._login.refusal or error
             renewed = True
 
@@ -336,9 +358,9 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             await self.close_idle()
 
     async def _send(
-        self, request: HttpRequest, headers: Mapping[str, str], until: float, host: str
+        self, request: HttpRequest, headers: Mapping[str, str], deadline: Deadline, host: str
     ) -> httpx.Response:
-        timeout = min(request.first_byte_timeout, max(until - trio.current_time(), 0.0))
+        timeout = min(request.first_byte_timeout, deadline.left)
         all_headers = {
             "User-Agent": self._user_agent,
             # http:// means this machine, where compression takes more time than it saves.
@@ -367,7 +389,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             return response
         await self.close_idle()
         late = DeadlineError(f"{host} did not answer within {timeout:.0f} s")
-        raise late if trio.current_time() >= until else TransientError(late)
+        raise late if deadline.passed else TransientError(late)
 
     def _reached_by(self, url: str) -> str:
         """Return a remark for an error about a host that only the session names, or nothing."""

@@ -73,6 +73,7 @@ _BROKEN = frozenset({408, 500, 502, 504})
 _LASTING_LIMITS = frozenset({"maxSizeRequest", "maxCallsInRequest", "maxObjectsInGet"})
 
 _MAX_REASON = 240
+_MAX_DIGITS = 20
 _MAX_MESSAGE = 200
 # Enough for any error page. The regular expressions below are slow for megabytes.
 _MAX_HTML = 16_384
@@ -241,6 +242,15 @@ def wait_text(seconds: float) -> str:
     return f"{math.ceil(seconds)} s"
 
 
+def decimal(text: str | None) -> int | None:
+    """Return a header field's number without a sign, such as a length; None if it is no number."""
+    if text is None or not text.isascii() or not text.isdigit():
+        return None
+    digits = text.lstrip("0") or "0"
+    # Python converts no more than 4,300 digits. A number of 20 digits already means "without end".
+    return int(digits) if len(digits) <= _MAX_DIGITS else int("9" * _MAX_DIGITS)
+
+
 def retry_after(value: str | None, *, now: datetime | None = None) -> float | None:
     """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), or None.
 
@@ -249,15 +259,17 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> float | No
     if value is None:
         return None
     text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), LONGEST_RETRY_AFTER)
+    if (number := decimal(text)) is not None:
+        return float(min(number, int(LONGEST_RETRY_AFTER)))
+    # The parser raises other errors than ValueError for dates that only look like dates. A date at
+    # the end of the calendar has no equivalent in UTC.
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    seconds = (moment - (now or datetime.now(UTC))).total_seconds()
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 

@@ -1,7 +1,8 @@
 """Decodes objects of which single fields may be odd.
 
 A field that is missing, null or of another type gets its default. If the field has no default, only
-its object is unusable. Within a list or a map of flags, unusable items are left out.
+its object is unusable. Within a list or a map of flags, unusable items are left out. But an object
+with too many flags is unusable: nobody could tell what is left out.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Annotated, Final, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from jmapfs.errors import ProtocolError, printable
-from jmapfs.jmap.types import MAX_ID_LENGTH, Date, Flags, decode
+from jmapfs.jmap.types import MAX_ID_LENGTH, MOST_FLAGS, Date, Encoded, Flags, decode
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -27,13 +28,17 @@ _NULL: Final = msgspec.Raw(b"null")
 class UnusableError(ProtocolError):
     """A field without a default is missing or odd. `reason` names it; `sent` is the object."""
 
-    def __init__(self, what: str, reason: str, sent: bytes) -> None:
+    def __init__(self, what: str, reason: str, sent: Encoded) -> None:
         super().__init__(f"{what} is not valid: {reason}")
         self.reason = reason
         self.sent = sent
 
 
-def decode_leniently(data: bytes | msgspec.Raw, type_: type[S], what: str) -> S:
+class TooManyError(ProtocolError):
+    """A map has too many flags."""
+
+
+def decode_leniently(data: Encoded, type_: type[S], what: str) -> S:
     """Decode an object as the struct `type_`; `what` names the object in error texts.
 
     Raises UnusableError if a field that has no default is unusable, and ProtocolError if this is
@@ -49,17 +54,20 @@ def decode_leniently(data: bytes | msgspec.Raw, type_: type[S], what: str) -> S:
         sent = members.get(field.encode_name, _NULL)
         try:
             values[field.name] = _value(sent, field.type)
+        except TooManyError as error:
+            raise UnusableError(what, f"{field.encode_name} {error}", data) from None
         except ProtocolError:
             if field.required:
-                reason = _reason(field.encode_name, bytes(sent))
-                raise UnusableError(what, reason, bytes(data)) from None
+                reason = _reason(field.encode_name, sent)
+                raise UnusableError(what, reason, data) from None
     return type_(**values)
 
 
-def _reason(name: str, sent: bytes) -> str:
-    if sent == b"null":
+def _reason(name: str, sent: msgspec.Raw) -> str:
+    start = bytes(memoryview(sent)[: 4 * _MAX_QUOTED])
+    if start == b"null":
         return f"the server sends no {name}"
-    return f"{name} is not usable: {printable(sent.decode('utf-8', 'replace'), _MAX_QUOTED)}"
+    return f"{name} is not usable: {printable(start.decode('utf-8', 'replace'), _MAX_QUOTED)}"
 
 
 def _value(data: msgspec.Raw, type_: type[object]) -> object:
@@ -100,10 +108,16 @@ def _integer(data: msgspec.Raw, type_: type[object]) -> object:
     return decode(str(int(number)).encode() if number.is_integer() else data, type_, "the number")
 
 
-def _true_keys(data: msgspec.Raw) -> Iterator[str]:
-    for key, value in decode(data, dict[str, msgspec.Raw], "the value").items():
-        if bytes(value) == b"true" and 0 < len(key) <= MAX_ID_LENGTH:
-            yield key
+def _true_keys(data: msgspec.Raw) -> list[str]:
+    flags = decode(data, dict[str, msgspec.Raw], "the value")
+    keys = [
+        key
+        for key, value in flags.items()
+        if 0 < len(key) <= MAX_ID_LENGTH and bytes(value) == b"true"
+    ]
+    if len(keys) > MOST_FLAGS:
+        raise TooManyError(f"has {len(keys):,} values, and the most is {MOST_FLAGS:,}")
+    return keys
 
 
 def _usable(data: msgspec.Raw, type_: type[object]) -> Iterator[object]:

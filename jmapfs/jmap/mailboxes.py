@@ -5,13 +5,22 @@ Objects are decoded one by one: an odd object never makes a whole response fail 
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError, printable
+from jmapfs.jmap.answers import (
+    MOST_MAILBOXES,
+    SMALL_ANSWER,
+    AnswerTooLargeError,
+    run_decoder,
+)
 from jmapfs.jmap.api import Api, MethodResponse, is_too_large
 from jmapfs.jmap.lenient import decode_leniently
 from jmapfs.jmap.types import (
+    MAILBOX_PROPERTIES,
     Email,
     GetResponse,
     ImmutableEmail,
@@ -26,6 +35,8 @@ T = TypeVar("T", Email, ImmutableEmail, Mailbox)
 
 # How often to try to list the ids of all mailboxes: they may change during a listing.
 _MAX_LISTINGS = 4
+# A server may return an object twice, or others than the requested ones. More than this is a fault.
+_MOST_UNREQUESTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +59,12 @@ class MailboxMethods(Api):
 
         If the server rejects a request for all mailboxes as too large, they are requested in parts.
         The returned state is then the state before the first part. Raises ProtocolError if the
-        server leaves out a mailbox.
+        server leaves out a mailbox, or has more than MOST_MAILBOXES.
         """
         try:
             response = await self._get_mailboxes(None)
+        except AnswerTooLargeError:
+            return await self._mailboxes_in_parts()
         except (MethodError, RequestError) as error:
             if not is_too_large(error):
                 raise
@@ -88,6 +101,11 @@ class MailboxMethods(Api):
                 states.add(page.query_state)
                 fresh = [id_ for id_ in page.ids if id_ not in ids]
                 ids.update(dict.fromkeys(fresh))
+                if len(ids) > MOST_MAILBOXES:
+                    raise ProtocolError(
+                        f"the account has more than {MOST_MAILBOXES:,} mailboxes, which is the"
+                        " most that jmapfs can show"
+                    )
                 if not page.ids:
                     break
                 if not fresh:
@@ -100,8 +118,9 @@ class MailboxMethods(Api):
         raise ProtocolError("the server's list of mailboxes changes each time it is read")
 
     async def _get_mailboxes(self, ids: Sequence[str] | None) -> Got[Mailbox]:
-        response = await self._request_one("Mailbox/get", {"ids": ids})
-        got = self._decode_get(response, GetResponse[Mailbox], Mailbox)
+        arguments = {"ids": ids, "properties": MAILBOX_PROPERTIES}
+        response = await self._request_one("Mailbox/get", arguments)
+        got = await self._decode_get(response, GetResponse[Mailbox], Mailbox, ids)
         # The list is requested again and again. The same error is logged once.
         if got.unusable and str(got.unusable[0]) != self._mailbox_error:
             self._mailbox_error = str(got.unusable[0])
@@ -112,24 +131,50 @@ class MailboxMethods(Api):
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
         response = await self._request_one(name, arguments)
-        return self._decode(response, QueryResponse, lenient=True)
+        return await self._decode(response, QueryResponse, lenient=True)
 
-    def _decode_get(
-        self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T]
+    async def _decode_get(
+        self,
+        response: MethodResponse,
+        type_: type[GetResponse[T]],
+        item_type: type[T],
+        ids: Sequence[str] | None,
     ) -> Got[T]:
-        """Decode the response to a /get. This is fast if all of its objects are usable."""
-        try:
-            got = self._decode(response, type_)
-        except ProtocolError:
-            pass
-        else:
+        """Decode the response to a /get for `ids`, None if all objects were requested.
+
+        This is fast if all objects are usable.
+        """
+        most = MOST_MAILBOXES if ids is None else len(ids) + _MOST_UNREQUESTED
+        decode_as = partial(self._decode_objects, response, type_, item_type, most)
+        return await run_decoder(decode_as, response.size)
+
+    def _decode_objects(
+        self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T], most: int
+    ) -> Got[T]:
+        got: GetResponse[T] | None = None
+        if response.size <= SMALL_ANSWER:
+            with suppress(ProtocolError):
+                got = self._checked(response, response.decode(type_))
+        if got is not None:
+            _require_few(response, len(got.items), most)
             return Got(got.state, got.items, got.not_found or ())
-        raw = self._decode(response, RawGetResponse, lenient=True)
+        raw = self._checked(response, response.decode_leniently(RawGetResponse))
+        _require_few(response, len(raw.items), most)
         what = f"an object in the server's response to {response.name}"
         items, unusable = list[T](), list[ProtocolError]()
         for item in raw.items:
             try:
                 items.append(decode_leniently(item, item_type, what))
             except ProtocolError as error:
-                unusable.append(error)
+                # With its traceback, an error takes some kilobytes.
+                error.__context__ = None
+                unusable.append(error.with_traceback(None))
         return Got(raw.state, items, raw.not_found or (), unusable)
+
+
+def _require_few(response: MethodResponse, count: int, most: int) -> None:
+    if count > most:
+        raise AnswerTooLargeError(
+            f"the server's response to {response.name} has {count:,} objects, which is more than"
+            f" {most:,}"
+        )

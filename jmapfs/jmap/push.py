@@ -19,16 +19,16 @@ from typing import Final, TypeAlias
 
 import httpx
 import msgspec
-import trio
 from httpx_sse import EventSource, ServerSentEvent
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableError, printable
 from jmapfs.jmap.api import Api
 from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
 from jmapfs.jmap.http_errors import TransientError
 from jmapfs.jmap.origins import host_of, secure_origin
-from jmapfs.jmap.response import HttpRequest, ResponseReader
+from jmapfs.jmap.response import HttpRequest, RequestKind, ResponseReader
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import decode
 
@@ -201,6 +201,7 @@ class PushMethods(Api):
                 request = HttpRequest(
                     method="GET",
                     url=_event_source(self.session, seconds),
+                    kind=RequestKind.PUSH,
                     headers=_REQUEST_HEADERS,
                     # 403 only means that push is not allowed; the credentials may be right.
                     expected=frozenset({HTTPStatus.OK, HTTPStatus.FORBIDDEN}),
@@ -209,7 +210,7 @@ class PushMethods(Api):
                 reader = await stack.enter_async_context(
                     self.transport.subscribe(
                         request,
-                        until=trio.current_time() + max(2.0 * seconds, CONNECT_TIMEOUT),
+                        deadline=Deadline(max(2.0 * seconds, CONNECT_TIMEOUT)),
                         silence=2.0 * seconds,
                     )
                 )

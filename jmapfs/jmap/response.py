@@ -1,12 +1,14 @@
 """An HTTP request, and its response: read chunk by chunk, decoded and checked.
 
 A body that breaks off is always an error. The wait for a silent server is limited by a stall
-timeout and by a deadline.
+timeout and by a deadline, which follows the bytes that arrive (`jmapfs.deadline`).
 
 httpx can decode gzip too, but it does not notice that a gzip body is truncated, and it does not
 limit the decoded size of a small body. So gzip is decoded here.
 """
 
+import enum
+import math
 import zlib
 from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import suppress
@@ -16,8 +18,10 @@ from typing import cast
 import httpx
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import DeadlineError, ProtocolError, UnreachableError, printable
-from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, network_error
+from jmapfs.jmap.answers import AnswerTooLargeError
+from jmapfs.jmap.http_errors import HTTP_FAILURES, TransientError, decimal, network_error
 
 STALL_TIMEOUT = 10.0
 """Seconds without a byte after which a response is given up."""
@@ -27,6 +31,15 @@ _GZIP = 16 + zlib.MAX_WBITS
 # In a cancelled scope, reading first returns the chunks that have already arrived, never more than
 # this number. When it would have to wait for the network, reading ends.
 _MAX_BUFFERED_CHUNKS = 10_000
+
+
+class RequestKind(enum.Enum):
+    """What a request is for. A server may limit the requests of each kind by themselves."""
+
+    SESSION = enum.auto()
+    API = enum.auto()
+    DOWNLOAD = enum.auto()
+    PUSH = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,7 @@ class HttpRequest:
 
     method: str
     url: str
+    kind: RequestKind = RequestKind.API
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
     authenticated: bool = True
@@ -54,21 +68,22 @@ class HttpResponse:
     status: int
     headers: httpx.Headers
     url: str
-    content: bytes
+    content: bytes | bytearray
 
 
 class ResponseReader:
     """A response whose head has arrived and whose body is still to be read.
 
-    Reading ends at `until`, a moment of trio's clock. The body may pause for `stall_timeout`
-    seconds. `failed` tells whether the network failed or was silent for too long.
+    Reading ends at the deadline, or never if it is None; the bytes of the body move the deadline.
+    The body may pause for `stall_timeout` seconds. `failed` tells whether the network failed or was
+    silent for too long.
     """
 
-    def __init__(self, response: httpx.Response, *, host: str, until: float) -> None:
+    def __init__(self, response: httpx.Response, *, host: str, deadline: Deadline | None) -> None:
         self.status = response.status_code
         self.headers = response.headers
         self.host = host
-        self.until = until
+        self.deadline = deadline
         self.stall_timeout = STALL_TIMEOUT
         self.failed = False
         self._response = response
@@ -77,7 +92,7 @@ class ResponseReader:
         self._ended = False
         self._put_back = b""
         self._received = 0
-        self._length = _content_length(response.headers)
+        self._length = decimal(response.headers.get("content-length"))
         self._decoder = _Decoder(response.headers.get("content-encoding", ""), host)
         self._decoded: Iterator[bytes] = iter(())
 
@@ -109,14 +124,18 @@ class ResponseReader:
         """Make `surplus`, the unused end of the last chunk, the next chunk."""
         self._put_back = surplus
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body; raises ProtocolError when it has more than `limit` bytes."""
+    async def read(self, limit: int) -> bytearray:
+        """Return the whole body; raises AnswerTooLargeError if it has more than `limit` bytes."""
+        # The body is not copied from here on: it may be large.
         body = bytearray()
-        while chunk := await self.next_chunk():
-            body += chunk
-            if len(body) > limit:
-                raise ProtocolError(f"the response of {self.host} is larger than {limit:,} bytes")
-        return bytes(body)
+        announced = self.announced_length or 0
+        while announced <= limit and (chunk := await self.next_chunk()):
+            announced = max(announced, len(body) + len(chunk))
+            if announced <= limit:
+                body += chunk
+        if announced > limit:
+            raise AnswerTooLargeError(f"the response of {self.host} is larger than {limit:,} bytes")
+        return body
 
     async def read_start(self, limit: int) -> bytes:
         """Return the first `limit` bytes, or fewer if the body ends or fails before."""
@@ -134,8 +153,8 @@ class ResponseReader:
             await self._response.aclose()
 
     async def _read(self) -> bytes:
-        limit = min(self.until, trio.current_time() + self.stall_timeout)
-        with trio.move_on_at(limit):
+        until = math.inf if self.deadline is None else self.deadline.until
+        with trio.move_on_at(min(until, trio.current_time() + self.stall_timeout)):
             try:
                 chunk = await anext(self._chunks)
             except StopAsyncIteration:
@@ -148,9 +167,11 @@ class ResponseReader:
             self._received += len(chunk)
             if self._length is not None and self._received > self._length:
                 self._check_length()
+            if self.deadline is not None:
+                self.deadline.received(len(chunk))
             return chunk
         self._ended = self.failed = True
-        if trio.current_time() >= self.until:
+        if trio.current_time() >= until:
             raise DeadlineError(f"the response of {self.host} did not end in time")
         raise TransientError(
             DeadlineError(f"{self.host} was silent for {self.stall_timeout:.0f} s")
@@ -176,11 +197,6 @@ class ResponseReader:
                 chunks += 1
                 if chunks > _MAX_BUFFERED_CHUNKS:
                     break
-
-
-def _content_length(headers: httpx.Headers) -> int | None:
-    value = headers.get("content-length", "")
-    return int(value[:18]) if value.isascii() and value.isdigit() else None
 
 
 class _Decoder:

@@ -1,8 +1,8 @@
 """How long requests wait before they are sent, or sent again.
 
-A server that is busy (429, 503, the `limit` problem) is busy for every request. The cooldown, which
-is the pause that such a server asks for, delays all requests, also new ones. Other failures delay
-only the request that failed.
+A server that is busy (429, 503, the `limit` problem) is busy for every request of that kind. The
+cooldown, which is the pause that such a server asks for, delays all requests of the kind, also new
+ones. Other failures delay only the request that failed.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import JmapfsError
 from jmapfs.jmap.http_errors import TransientError, wait_text
 
@@ -33,7 +34,7 @@ def back_off(failures: int) -> float:
 
 
 class Cooldown:
-    """The pause of all requests while the server is busy.
+    """The pause of all requests of one kind while the server is busy.
 
     `on_wait` gets a line for the user if the server asks for a pause (Retry-After), and a request
     has waited for three seconds; also the seconds until the pause ends. `reason` is the error that
@@ -58,6 +59,15 @@ class Cooldown:
     def requested(self) -> bool:
         """Whether the server asked for the pause."""
         return self._request is not None
+
+    @property
+    def seconds_requested(self) -> float:
+        """How many seconds are left of a pause that the server asked for; 0 if there is none."""
+        return max(0.0, self._until - trio.current_time()) if self.requested else 0.0
+
+    def end(self) -> None:
+        """End the pause now. Requests that wait for its end wait nevertheless."""
+        self._until = float("-inf")
 
     async def wait(self, until: float) -> None:
         """Wait until the pause ends. If it ends after `until`, raise its reason at once."""
@@ -113,8 +123,8 @@ class Cooldown:
 class RetryPolicy:
     """Limits the time for the retries of one request, and their number if the server is broken."""
 
-    def __init__(self, until: float) -> None:
-        self.until = until
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
         self._failures = 0
 
     async def wait_after(self, failure: TransientError) -> None:
@@ -126,7 +136,7 @@ class RetryPolicy:
             return
         self._failures += 1
         pause = back_off(self._failures)
-        if self._failures >= _ATTEMPTS or trio.current_time() + pause >= self.until:
+        if self._failures >= _ATTEMPTS or pause >= self._deadline.left:
             raise failure.error from None
         _log.info("%s; trying again in %.1f s", failure.error, pause)
         await trio.sleep(pause)

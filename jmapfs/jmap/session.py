@@ -8,11 +8,13 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
 from jmapfs.errors import ConfigError, ProtocolError, printable
+from jmapfs.jmap.answers import SESSION_LIMIT, AnswerTooLargeError, run_decoder
 from jmapfs.jmap.http import Transport
 from jmapfs.jmap.lenient import decode_leniently
 from jmapfs.jmap.origins import host_of, is_downgrade, secure_origin, with_origin_of
@@ -159,7 +161,7 @@ class _SessionDocument(msgspec.Struct, rename="camel"):
     capabilities: dict[str, msgspec.Raw] | None = None
 
 
-def parse_session(
+async def read_session(
     response: HttpResponse, transport: Transport, *, location: str, rewrite_origin: bool = False
 ) -> Session:
     """Read a session from an HTTP response. Relative URLs are relative to the URL of the response.
@@ -169,8 +171,19 @@ def parse_session(
     its URLs must not get credentials, or if its downloadUrl lacks the id of the account or of the
     blob.
     """
+    read = partial(
+        _parse_session, response, transport, location=location, rewrite_origin=rewrite_origin
+    )
+    return await run_decoder(read, len(response.content))
+
+
+def _parse_session(
+    response: HttpResponse, transport: Transport, *, location: str, rewrite_origin: bool
+) -> Session:
     base = response.url
     what = f"the session of {host_of(base)}"
+    if response.content.count(b",") > SESSION_LIMIT.values:
+        raise AnswerTooLargeError(f"{what} has more than {SESSION_LIMIT.values:,} values")
     # If this is not JSON, the error quotes the start of the document.
     sent = transport.decode(response, msgspec.Raw, what)
     document = decode_leniently(sent, _SessionDocument, what)

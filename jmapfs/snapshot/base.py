@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 
 from jmapfs.errors import JmapfsError
 from jmapfs.index.rows import EmailRow
+from jmapfs.private_files import open_regular
 from jmapfs.snapshot.files import has_content
 from jmapfs.snapshot.manifest import MANIFEST, SavedMail, decode_line, read_manifest, utc_date
 from jmapfs.snapshot.repository import Snapshot
@@ -35,7 +36,7 @@ class LineIndex(AbstractContextManager["LineIndex"]):
 
     def __init__(self, manifest: Path) -> None:
         self._positions: dict[int, int] = {}
-        self._descriptor = os.open(manifest, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = open_regular(manifest)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)

@@ -24,7 +24,6 @@ from jmapfs.errors import (
     StorageError,
     storage_errors,
 )
-from jmapfs.locking import process_lock
 from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
 from jmapfs.snapshot.manifest import (
     Origin,
@@ -76,7 +75,7 @@ async def create_snapshot(
     """
     began = time.monotonic()
     repository.create()
-    with process_lock(repository.lock_path, f"the snapshots in {repository.path}"):
+    with repository.lock():
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
         attempts = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError
-from jmapfs.snapshot.files import open_regular
+from jmapfs.private_files import open_reading
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
     DESCRIPTION,
@@ -208,7 +208,7 @@ class ExpectedContents:
 
     def _read_description(self) -> Description | None:
         try:
-            if (self._directory / DESCRIPTION).stat().st_size <= _MAX_DESCRIPTION:
+            if (self._directory / DESCRIPTION).lstat().st_size <= _MAX_DESCRIPTION:
                 description = read_description(self._directory)
                 if all(is_mail_file(f"{MAIL}/{one.path}") for one in description.mailboxes):
                     return description
@@ -239,7 +239,7 @@ class ExpectedContents:
             self._find_unreadable(path, error)
 
     def _open(self, path: str) -> BinaryIO:
-        return os.fdopen(open_regular(self._directory / path), "rb", buffering=_BUFFER_BYTES)
+        return open_reading(self._directory / path, buffering=_BUFFER_BYTES)
 
     def _find_incomplete(self, path: str, detail: str) -> None:
         self.is_complete = False

@@ -17,9 +17,10 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.content.division import LEAST_RATE, divide
+from jmapfs.content.division import divide
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.server_blobs import BlobSource
+from jmapfs.deadline import Deadline
 from jmapfs.errors import JmapfsError, ServerError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
@@ -27,7 +28,7 @@ from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.sqlite import sqlite_errors
 
-# Seconds for each request. A single blob also gets the time that it takes at `LEAST_RATE`.
+# Seconds for each request. Bytes that arrive give it more time.
 _DEADLINE_SECONDS: Final = 120.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
@@ -61,7 +62,9 @@ class BlobFetcher:
         if from_server:
             await self._discard_cached(batch)
         rest = await self._write_cached(batch, sink)
-        rest = await self._downloader.fetch_batch(rest, sink.write, deadline=_DEADLINE_SECONDS)
+        rest = await self._downloader.fetch_batch(
+            rest, sink.write, deadline=Deadline(_DEADLINE_SECONDS)
+        )
         failed: dict[str, JmapfsError] = {}
         for request in rest:
             try:
@@ -103,7 +106,7 @@ class BlobFetcher:
         await trio.to_thread.run_sync(discard)
 
     async def _download_alone(self, request: BlobRequest, sink: Sink) -> None:
-        deadline = _DEADLINE_SECONDS + request.size / LEAST_RATE
+        deadline = Deadline(_DEADLINE_SECONDS)
         if request.size <= SMALL_BYTES:
             data = await self._downloader.fetch(request, join_chunks, deadline=deadline)
             await sink.write([(request, data)])

@@ -1,4 +1,4 @@
-"""File operations that `os` and `shutil` lack: exclusive creation, links, syncing and deletion.
+"""File operations that `os` and `shutil` lack: links, syncing and deletion.
 
 Files with the same content share the space on the disk if the file system allows it. They are hard
 links of one file. If the file system has no hard links (exFAT, SMB), the files share blocks
@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
+from jmapfs.private_files import create_file, open_reading
+
 Links = Literal["hard", "reflink", "copy"]
 """How files with the same content share space: as names of one file, by shared blocks, or not."""
 
@@ -30,30 +32,6 @@ _PIECE_BYTES: Final = 1 << 20
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def create_file(path: Path | str, mode: int = 0o400, *, append: bool = False) -> int:
-    """Create a file that must not exist yet. Return a descriptor to write to. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    return os.open(path, flags | (os.O_APPEND if append else 0), mode)
-
-
-def open_regular(path: Path | str) -> int:
-    """Open a regular file for reading. Raises OSError, also if the file is not regular."""
-    # If the path is not a regular file: do not wait for a FIFO, and do not follow a link.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {describe_type(mode)}", os.fspath(path))
-    return descriptor
-
-
-def describe_type(mode: int) -> str:
-    """Return the kind of a file that is not a regular file, as text."""
-    types = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
-    return types.get(stat.S_IFMT(mode), "a special file")
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -71,7 +49,7 @@ def has_content(path: str, size: int, sha256: str) -> bool:
     result proves nothing about them.
     """
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with open_reading(path) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -134,7 +112,7 @@ class Linker:
                     raise
             else:
                 return True
-        with Path(source).open("rb") as original, _create_unbuffered(target) as copy:
+        with open_reading(source) as original, _create_unbuffered(target) as copy:
             is_right = (self.links == "reflink" and _clone(original.fileno(), copy.fileno())) or (
                 self._copy(original.fileno(), copy.fileno(), sha256)
             )
@@ -156,8 +134,9 @@ class Linker:
 def _supported_links(directory: Path) -> Links:
     """Find out which links work, with a file of one byte: empty files can always be cloned."""
     one, other = directory / "links-one", directory / "links-other"
-    one.write_bytes(b"1")
     try:
+        with _create_unbuffered(os.fspath(one)) as file:
+            file.write(b"1")
         try:
             os.link(one, other, follow_symlinks=False)
         except OSError as error:
@@ -165,7 +144,7 @@ def _supported_links(directory: Path) -> Links:
                 raise
         else:
             return "hard"
-        with one.open("rb") as original, _create_unbuffered(os.fspath(other)) as copy:
+        with open_reading(one) as original, _create_unbuffered(os.fspath(other)) as copy:
             return "reflink" if _clone(original.fileno(), copy.fileno()) else "copy"
     finally:
         for path in (one, other):

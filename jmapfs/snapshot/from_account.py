@@ -16,13 +16,12 @@ from typing import Final
 
 import trio
 
-from jmapfs.account import AccountSource, account_directory
+from jmapfs.account import AccountSource, account_directory, require_private_cache
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
 from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
-from jmapfs.index.layout import lay_out
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
 from jmapfs.index.writer import IndexWriter
@@ -64,6 +63,7 @@ async def account_opener(
     if the server has no digests, and JmapfsError if it cannot be reached, or refuses.
     """
     directory = account_directory(cache_root, source)
+    require_private_cache(cache_root, directory)
     async with (
         source.connect(on_wait=lambda text, _: report.waiting(text)) as client,
         open_cache(directory / "blobs") as cache,
@@ -266,7 +266,7 @@ class _PinnedAccount:
         check: ContentCheck,
     ) -> None:
         self.check: ContentCheck | None = check
-        layout = lay_out(reader.mailboxes())
+        layout = reader.layout()
         self.origin = Origin(
             server=state.server,
             account_id=state.account_id,

@@ -29,7 +29,8 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE, AlteredFilesError, MissingFilesError, StorageError
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
-from jmapfs.snapshot.files import Links, create_file
+from jmapfs.private_files import create_file, open_reading
+from jmapfs.snapshot.files import Links
 from jmapfs.tree.export import ExportedMailbox
 from jmapfs.tree.status_file import ShortfallStatus
 
@@ -263,7 +264,7 @@ class ManifestWriter(contextlib.AbstractContextManager["ManifestWriter"]):
 def is_intact(directory: Path) -> bool:
     """Return whether the manifest and the description of a snapshot match their checksums."""
     try:
-        with (directory / CHECKSUMS).open("rb") as checksums:
+        with open_reading(directory / CHECKSUMS) as checksums:
             lines = read_last_lines(checksums)
         return lines == [checksum_line(_sha256(directory / file), file) for file in SUMMED_FILES]
     except OSError:
@@ -289,7 +290,8 @@ def read_description(directory: Path) -> Description:
     """
     path = directory / DESCRIPTION
     try:
-        content = path.read_bytes()
+        with open_reading(path) as file:
+            content = file.read()
     except FileNotFoundError:
         raise MissingFilesError(f"{path}: missing, so this is no snapshot of jmapfs") from None
     except OSError as error:
@@ -324,7 +326,7 @@ def read_manifest(directory: Path) -> Iterator[tuple[int, SavedMail]]:
     path = directory / MANIFEST
     position = number = 0
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
+        with open_reading(path, buffering=_BUFFER_BYTES) as file:
             for number, line in enumerate(file, 1):  # noqa: B007 - named in the errors below
                 yield position, decode_line(line)
                 position += len(line)
@@ -342,7 +344,7 @@ def decode_line(line: bytes) -> SavedMail:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_reading(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -14,7 +14,8 @@ from typing import Final
 import msgspec
 
 from jmapfs.errors import UNDECODABLE, printable
-from jmapfs.snapshot.files import create_file, sync_directory, write_all
+from jmapfs.private_files import create_file, open_reading
+from jmapfs.snapshot.files import sync_directory, write_all
 from jmapfs.snapshot.manifest import MISSING
 
 SHOWN: Final = 10
@@ -83,7 +84,7 @@ class MissingMails(contextlib.AbstractContextManager["MissingMails"]):
 def read_missing(path: Path) -> Iterator[MissingMail]:
     """Yield the mails in a file. Lines that are not valid are left out. Raises OSError."""
     decoder = msgspec.json.Decoder(MissingMail)
-    with path.open("rb") as file:
+    with open_reading(path) as file:
         for line in file:
             with contextlib.suppress(*UNDECODABLE):
                 yield decoder.decode(line)

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -190,7 +191,7 @@ class OnlineComparison:
         }
         if sizes:
             deadline = _DEADLINE_SECONDS + sum(sizes.values()) / _SERVER_RATE
-            digests, missing = await self._client.find_digests(sizes, deadline=deadline)
+            digests, missing = await self._client.find_digests(sizes, deadline=Deadline(deadline))
             self._digests.update(digests)
             self._digests.update(dict.fromkeys(missing))
             self._undigested.update(sizes.keys() - self._digests.keys())
@@ -271,7 +272,7 @@ class ContentCheck:
         for batch in _batches(files.items(), lambda item: item[1].size):
             seconds = _DEADLINE_SECONDS + sum(file.size for _, file in batch) / _SERVER_RATE
             ids = [blob_id for blob_id, _ in batch]
-            digests, missing = await self._client.find_digests(ids, deadline=seconds)
+            digests, missing = await self._client.find_digests(ids, deadline=Deadline(seconds))
             failures.update((one, BlobNotFoundError(_GONE)) for one in missing)
             compared = [(*item, digests[item[0]]) for item in batch if item[0] in digests]
             failures.update(await _in_thread(partial(_mismatches, compared)))

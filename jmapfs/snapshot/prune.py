@@ -22,7 +22,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
-from jmapfs.locking import process_lock
 from jmapfs.snapshot.manifest import Description, Origin, is_intact
 from jmapfs.snapshot.repository import Repository, Snapshot
 from jmapfs.snapshot.verify_record import VerificationRecord
@@ -200,7 +199,7 @@ def prune(
     if not repository.snapshots() and not repository.half_removed():
         # The directory has no snapshots, so write nothing there, not even a lock.
         return PruneResult(PrunePlan(), 0)
-    with process_lock(repository.lock_path, f"the snapshots in {repository.path}", parents=True):
+    with repository.lock():
         freed = sum(repository.remove_partial(path) for path in repository.half_removed())
         plan = plan_pruning(repository, policy)
         _update_latest(repository, plan)

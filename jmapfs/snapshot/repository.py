@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,7 +28,10 @@ from jmapfs.errors import (
     MissingFilesError,
     StorageError,
     UsageError,
+    storage_errors,
 )
+from jmapfs.locking import process_lock
+from jmapfs.private_files import UnsafePathError, make_directory, private_directory
 from jmapfs.snapshot.files import delete_tree, sync_directory
 from jmapfs.snapshot.manifest import (
     CHECKSUMS,
@@ -48,7 +51,6 @@ LATEST: Final = "latest"
 _PARTIAL: Final = ".partial-"
 _PRUNED: Final = "-pruned"
 _PARTIAL_NAME: Final = re.compile(rf"{re.escape(_PARTIAL)}(.*Z)(-\d+|{_PRUNED})?", re.ASCII)
-_MODE: Final = 0o700
 # The errors of file systems without symbolic links.
 _NO_SYMLINKS: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -86,10 +88,18 @@ class Repository:
         """The directory for files that belong to no snapshot."""
         return self.path / STATE_DIRECTORY
 
-    @property
-    def lock_path(self) -> Path:
-        """The lock for processes that make or remove snapshots."""
-        return self.state_directory / "lock"
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock in the context, so that no other process makes or removes snapshots.
+
+        Raises on entry:
+            BusyError: another process holds it.
+            StorageError: the lock cannot be created, or the state directory cannot be trusted.
+        """
+        with storage_errors(self.state_directory):
+            private_directory(self.state_directory, shared=True)
+        with process_lock(self.state_directory / "lock", f"the snapshots in {self.path}"):
+            yield
 
     def create(self) -> None:
         """Create the directory if it does not exist, but not its parents.
@@ -98,8 +108,9 @@ class Repository:
         StorageError if the directory cannot be created.
         """
         try:
-            self.path.mkdir(mode=_MODE, exist_ok=True)
-            self.state_directory.mkdir(mode=_MODE, exist_ok=True)
+            if not self.path.is_dir():
+                make_directory(self.path)
+            private_directory(self.state_directory, shared=True)
         except FileNotFoundError:
             if self.path.parent.is_dir():
                 raise StorageError(f"{self.path}: nothing can be created there") from None
@@ -108,6 +119,8 @@ class Repository:
             raise UsageError(f"{self.path}: not a directory") from None
         except NotADirectoryError:
             raise UsageError(f"{self.path.parent}: not a directory") from None
+        except UnsafePathError as error:
+            raise StorageError(f"{error.filename}: {error.strerror}") from error
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
 
@@ -374,7 +387,7 @@ def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
     except StorageError:
         return "unreadable", None
     files = [snapshot.path / file for file in (MANIFEST, CHECKSUMS)]
-    if not all(file.is_file() for file in files):
+    if not all(file.is_file() and not file.is_symlink() for file in files):
         return "damaged", description
     is_readable = all(os.access(file, os.R_OK) for file in files)
     if not is_readable:

@@ -30,8 +30,9 @@ import msgspec
 import trio
 
 from jmapfs.errors import UNDECODABLE, storage_errors
+from jmapfs.private_files import create_file, make_directory, open_reading
 from jmapfs.snapshot.base import SharedFile
-from jmapfs.snapshot.files import create_file, has_content, sync_directory, write_all
+from jmapfs.snapshot.files import has_content, sync_directory, write_all
 from jmapfs.snapshot.manifest import MAIL, MISSING, Origin, is_mail_file
 from jmapfs.snapshot.missing import MissingMails
 from jmapfs.snapshot.repository import Repository
@@ -41,7 +42,6 @@ _JOURNAL: Final = "journal.jsonl"
 _CONTENT: Final = "content"
 _TREE: Final = "snapshot"
 
-_MODE: Final = 0o700
 _JOURNAL_MODE: Final = 0o600
 _THREADS: Final = 4
 _NANOSECONDS: Final = 1_000_000_000
@@ -119,12 +119,14 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         self._unverified: dict[str, StagedContent] = {}
         self._threads = trio.CapacityLimiter(_THREADS)
         with storage_errors(self.path):
-            self.path.mkdir(mode=_MODE)
-            self._journal = create_file(self.path / _JOURNAL, _JOURNAL_MODE, append=True)
+            make_directory(self.path)
+            self._journal = create_file(
+                self.path / _JOURNAL, _JOURNAL_MODE, os.O_WRONLY | os.O_APPEND
+            )
             try:
                 write_all(self._journal, msgspec.json.encode(_Head(origin, epoch)) + b"\n")
-                self.tree.mkdir(mode=_MODE)
-                (self.path / _CONTENT).mkdir(mode=_MODE)
+                make_directory(self.tree)
+                make_directory(self.path / _CONTENT)
             except BaseException:
                 os.close(self._journal)
                 raise
@@ -219,13 +221,13 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
     def make_directories(self, paths: Sequence[str]) -> None:
         """Make the directories of mailboxes. `paths` are the mailboxes' paths. Raises OSError."""
         root = self.tree / MAIL
-        root.mkdir(mode=_MODE)
+        make_directory(root)
         for path in paths:
             directory = root / path
             # In a snapshot of a part of a tree, some parent directories are not mailboxes.
             for parent in reversed(directory.relative_to(root).parents[:-1]):
-                (root / parent).mkdir(mode=_MODE, exist_ok=True)
-            directory.mkdir(mode=_MODE, exist_ok=True)
+                _make_if_new(root / parent)
+            _make_if_new(directory)
 
     def move_to_tree(self, names: Mapping[str, str]) -> dict[str, StagedContent]:
         """Move staged contents into the tree. `names` maps blob ids to files in the tree.
@@ -325,7 +327,7 @@ class InterruptedRuns:
 
 def _read_head(path: Path) -> _Head | None:
     try:
-        with (path / _JOURNAL).open("rb") as file:
+        with open_reading(path / _JOURNAL) as file:
             return msgspec.json.decode(file.readline(), type=_Head)
     except (OSError, *UNDECODABLE):
         return None
@@ -335,7 +337,7 @@ def _read_entries(path: Path) -> Iterator[_Entry]:
     """Yield the valid lines of a journal. A moved content has several lines, in order."""
     decoder = msgspec.json.Decoder(_Entry)
     try:
-        with (path / _JOURNAL).open("rb") as file:
+        with open_reading(path / _JOURNAL) as file:
             file.readline()
             for line in file:
                 try:
@@ -355,6 +357,11 @@ def _is_ours(file: str) -> bool:
     if place == _CONTENT:
         return rest.isascii() and rest.isdecimal()
     return place == _TREE and is_mail_file(rest)
+
+
+def _make_if_new(directory: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        make_directory(directory)
 
 
 def _is_file(path: Path) -> bool:

@@ -29,8 +29,8 @@ from jmapfs.errors import (
     lone_errors,
     storage_errors,
 )
+from jmapfs.private_files import describe_type
 from jmapfs.snapshot.expected import ExpectedContents, ExpectedMail
-from jmapfs.snapshot.files import describe_type
 from jmapfs.snapshot.manifest import DESCRIPTION, MAIL, MISSING, Description
 from jmapfs.snapshot.online import OnlineResult
 from jmapfs.snapshot.repository import Repository, looks_like_snapshot

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 import trio
 
-from jmapfs.snapshot.files import open_regular
+from jmapfs.private_files import open_regular
 from jmapfs.snapshot.verify_record import Kind
 
 _BUFFER_BYTES: Final = 1 << 20

@@ -14,7 +14,8 @@ import msgspec
 
 from jmapfs.errors import UNDECODABLE, StorageError
 from jmapfs.locking import wait_for_lock
-from jmapfs.snapshot.files import create_file, open_regular, sync_directory
+from jmapfs.private_files import create_file, open_reading, private_directory
+from jmapfs.snapshot.files import sync_directory
 from jmapfs.snapshot.manifest import parse_date
 
 Kind = Literal["altered", "missing", "extra"]
@@ -99,7 +100,7 @@ def save_verification(repository: Path, date: str, verification: Verification) -
     """
     directory = repository / STATE_DIRECTORY
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        private_directory(directory, shared=True)
         with _locked(directory):
             kept = _read(directory)
             before = kept.get(date)
@@ -120,7 +121,7 @@ def save_verification(repository: Path, date: str, verification: Verification) -
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Prevent other processes from writing the record between our read and our write."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
             wait_for_lock(descriptor, _LOCK_SECONDS)
@@ -136,7 +137,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _read(directory: Path) -> dict[str, Verification]:
     try:
-        with os.fdopen(open_regular(directory / _NAME), "rb") as file:
+        with open_reading(directory / _NAME) as file:
             document = msgspec.json.decode(file.read(_MAX_BYTES), type=_Document)
     except (OSError, *UNDECODABLE):
         return {}

@@ -14,6 +14,7 @@ import trio
 
 from jmapfs.backoff import Pace
 from jmapfs.blob_keys import split_content_key
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     AuthenticationError,
     BlobNotFoundError,
@@ -123,7 +124,7 @@ class AccountBlobSource:
             return 1
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
         """Request blobs together, and return the contents that arrive whole."""
         keys = {self._blob_id(key): key for key, _ in blobs}
@@ -134,7 +135,7 @@ class AccountBlobSource:
 
     @asynccontextmanager
     async def stream_blob(
-        self, key: str, *, fresh: bool = False, deadline: float
+        self, key: str, *, fresh: bool = False, deadline: Deadline
     ) -> AsyncIterator[BlobStream]:
         """Open a blob for reading from the download URL."""
         blob_id = self._blob_id(key)
@@ -145,7 +146,7 @@ class AccountBlobSource:
 
     @asynccontextmanager
     async def stream_ranges(
-        self, key: str, size: int, *, deadline: float
+        self, key: str, size: int, *, deadline: Deadline
     ) -> AsyncIterator[RangeStream]:
         """Open a blob for reading piece by piece, by Blob/get."""
         blob_id = self._blob_id(key)
@@ -261,7 +262,7 @@ class AccountBlobSource:
     def _emails_of(self, blob_ids: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
         with sqlite_errors("read the index"):
             return {
-                blob_id: self._email_reader.emails_of_blob(blob_id)[:_EMAILS_OF_BLOB]
+                blob_id: self._email_reader.emails_of_blob(blob_id, _EMAILS_OF_BLOB)
                 for blob_id in blob_ids
             }
 

@@ -5,12 +5,13 @@ always begin at the root of the tree.
 """
 
 import sqlite3
+from functools import cached_property
 from typing import Final
 
 import msgspec
 
 from jmapfs.errors import printable
-from jmapfs.index.layout import Directory, Layout, lay_out
+from jmapfs.index.layout import Directory, Layout
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailSlice
 from jmapfs.tree.status_file import (
@@ -45,18 +46,34 @@ class EmailExport:
     def __init__(self, reader: IndexReader, layout: Layout, directory: Directory) -> None:
         self._reader = reader
         self._is_whole = directory.mailbox is None
+        self._layout = layout
+        self._directory = directory
+
+    @cached_property
+    def _mailboxes(self) -> list[ExportedMailbox]:
+        return [mailbox for _, mailbox in self._numbered]
+
+    @cached_property
+    def _directories(self) -> dict[int, tuple[str, str]]:
+        return {number: (mailbox.id, mailbox.path) for number, mailbox in self._numbered}
+
+    @cached_property
+    def _numbered(self) -> list[tuple[int, ExportedMailbox]]:
+        root = self._directory.path
         paths = {
             one.mailbox: "/".join(one.path)
-            for one in layout.directories.values()
-            if one.mailbox is not None and one.path[: len(directory.path)] == directory.path
+            for one in self._layout.directories.values()
+            if one.mailbox is not None and one.path[: len(root)] == root
         }
-        rows = [row for row in reader.mailboxes() if row.number in paths]
-        self._directories = {row.number: (row.id, paths[row.number]) for row in rows}
-        self._mailboxes = [
-            ExportedMailbox(
-                row.id, row.name, paths[row.number], row.parent_id, row.role, row.sort_order
+        return [
+            (
+                row.number,
+                ExportedMailbox(
+                    row.id, row.name, paths[row.number], row.parent_id, row.role, row.sort_order
+                ),
             )
-            for row in rows
+            for row in self._reader.mailboxes()
+            if row.number in paths
         ]
 
     def mailboxes(self) -> list[ExportedMailbox]:
@@ -65,13 +82,16 @@ class EmailExport:
 
     def lacking(self) -> Lacking:
         """Return what is lacking here, or may be lacking here because its mailboxes are unknown."""
-        paths = dict(self._directories.values())
+        shortfall = self._reader.state().shortfall
+        # The event loop asks for the whole tree. Without a shortfall, it needs no mailboxes.
+        paths = {}
+        if shortfall is not None or not self._is_whole:
+            paths = dict(self._directories.values())
         bad = tuple(
             BadEmailStatus(one.id, one.reason, time_text(one.since))
             for one in self._reader.bad_emails()
             if self._is_whole or not one.mailbox_ids or not paths.keys().isdisjoint(one.mailbox_ids)
         )
-        shortfall = self._reader.state().shortfall
         if shortfall is None:
             return Lacking(bad)
         here = tuple(
@@ -94,7 +114,7 @@ class EmailExport:
 
 def read_lacking(reader: IndexReader) -> Lacking:
     """Return what the whole tree lacks."""
-    layout = lay_out(reader.mailboxes())
+    layout = reader.layout()
     return EmailExport(reader, layout, layout.root).lacking()
 
 
@@ -114,7 +134,7 @@ class BlobNames:
             email_id, mailbox, name = found
             version = reader.layout_version()
             if version != self._version:
-                self._paths = lay_out(reader.mailboxes()).mailbox_paths()
+                self._paths = reader.layout().mailbox_paths()
                 self._version = version
         except sqlite3.Error:
             return "a mail"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from jmapfs.errors import EntryNotFoundError
-from jmapfs.index.layout import Directory, Layout, lay_out
+from jmapfs.index.layout import Directory, Layout
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, DirectoryRows, FileRecord
 from jmapfs.inodes import ROOT_INODE, STATUS_FILE_INODE
@@ -189,7 +189,7 @@ class Tree:
         """Return the current directories."""
         version = self._reader.layout_version()
         if version != self._layout_version:
-            self._layout = lay_out(self._reader.mailboxes())
+            self._layout = self._reader.layout()
             self._layout_version = version
         return self._layout
 

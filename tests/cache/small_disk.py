@@ -16,7 +16,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs need
 @contextmanager
 def tmpfs(directory: Path, size: str) -> Iterator[Path]:
     directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(directory)]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("this machine mounts no tmpfs")
     try:

@@ -50,8 +50,9 @@ def test_the_list_of_commands_imports_none_of_them(arguments: list[str]) -> None
         "jmapfs.cli",
         "jmapfs.cli.log",
         "jmapfs.cli.main",
-        "jmapfs.cli.options",
+        "jmapfs.cli.output",
         "jmapfs.errors",
+        "jmapfs.text",
     }
 
 

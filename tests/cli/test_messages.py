@@ -134,7 +134,7 @@ logging.getLogger("jmapfs").warning("hidden")
     home.program = [*home.program[:1], "-c", program]
     lines = home.run().stderr.splitlines()
     assert lines[0] == "jmapfs: error: a bug in \\x1b[2J"
-    assert lines[1] == "jmapfs: error: Traceback (most recent call last):"
+    assert lines[1] == "jmapfs: error:   Traceback (most recent call last):"
     assert "ZeroDivisionError" in "".join(lines)
     assert lines[-1].startswith("jmapfs: warning: ")
     assert all(line.startswith("jmapfs: ") for line in lines)

@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
         assert process.wait(timeout=1) == -signal.SIGINT
 
 
-@pytest.mark.parametrize(("module", "argument"), [("click", "--version"), ("rich", "status")])
+@pytest.mark.parametrize(("module", "argument"), [("click", "--version"), ("rich", "prefetch")])
 def test_ctrl_c_during_imports_ends_silently(tmp_path: Path, module: str, argument: str) -> None:
     (tmp_path / f"{module}.py").write_text(SLOW_IMPORT)
     with subprocess.Popen(

@@ -17,6 +17,7 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.confirmation import Route
 from jmapfs.content.server_blobs import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
+from jmapfs.deadline import Deadline
 from jmapfs.errors import BlobNotFoundError, UnreachableError
 from jmapfs.jmap.batches import BlobGetLimits
 from jmapfs.jmap.blob_get import BlobDigest, DigestAlgorithm
@@ -46,6 +47,7 @@ class FakeSource:
     server states wrongly, `message_ids` the message ids that it states. `lie` changes what a route
     sends; `lies` is how often, -1 for always. If it `announces`, the download URL states the length
     of the content. `sent_bytes` counts what was sent alone. A download ends after `break_after`.
+    `pause` is the time between two chunks.
     """
 
     def __init__(self, blobs: dict[str, bytes] | None = None, delay: float = 0.0) -> None:
@@ -61,6 +63,7 @@ class FakeSource:
         self.announces = False
         self.sent_bytes = 0
         self.break_after: int | None = None
+        self.pause = 0.0
         self.concurrency = 8
         self.batch_limits: Limits | None = None
         self.batches: list[list[str]] = []
@@ -87,9 +90,9 @@ class FakeSource:
         return self.lie(data), self.lie_type if route is Route.DOWNLOAD else ""
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
-        self.deadlines.append(deadline)
+        self.deadlines.append(deadline.left)
         ids = [blob_id for blob_id, _ in blobs]
         self.batches.append(ids)
         self.running += 1
@@ -109,7 +112,7 @@ class FakeSource:
 
     @asynccontextmanager
     async def stream_blob(
-        self, blob_id: str, *, fresh: bool = False, deadline: float
+        self, blob_id: str, *, fresh: bool = False, deadline: Deadline
     ) -> AsyncIterator[ContentStream]:
         self.attempts.append((Route.DOWNLOAD, fresh))
         async with self._stream(blob_id, Route.DOWNLOAD, deadline) as stream:
@@ -117,7 +120,7 @@ class FakeSource:
 
     @asynccontextmanager
     async def stream_ranges(
-        self, key: str, size: int, *, deadline: float
+        self, key: str, size: int, *, deadline: Deadline
     ) -> AsyncIterator[ContentStream]:
         assert self.batch_limits is not None
         assert size >= 0
@@ -157,14 +160,14 @@ class FakeSource:
 
     @asynccontextmanager
     async def _stream(
-        self, blob_id: str, route: Route, deadline: float
+        self, blob_id: str, route: Route, deadline: Deadline
     ) -> AsyncIterator[ContentStream]:
         self.asked[blob_id] += 1
-        self.deadlines.append(deadline)
+        self.deadlines.append(deadline.left)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            async with aclosing(self._chunks(blob_id, route)) as chunks:
+            async with aclosing(self._chunks(blob_id, route, deadline)) as chunks:
                 content_type = self.lie_type if self._is_lie(route) else ""
                 yield _Stream(chunks, content_type, self._announced_length(blob_id, route))
         finally:
@@ -184,7 +187,9 @@ class FakeSource:
             and self.lies != 0
         )
 
-    async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, blob_id: str, route: Route, deadline: Deadline
+    ) -> AsyncGenerator[bytes, None]:
         await trio.sleep(self.delay)
         if self.error is not None:
             raise self.error
@@ -194,8 +199,9 @@ class FakeSource:
                 raise UnreachableError("the connection broke off")
             chunk = data[offset : offset + self.chunk]
             self.sent_bytes += len(chunk)
+            deadline.received(len(chunk))
             yield chunk
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(self.pause)
 
 
 class _Stream:

@@ -21,6 +21,7 @@ from jmapfs.content.publisher import PublishToKernel
 from jmapfs.content.service import ContentService
 from jmapfs.content.single_flight import Download
 from jmapfs.content.write_behind import DiskThreads
+from jmapfs.deadline import Deadline
 from jmapfs.errors import BlobNotFoundError, JmapfsError, MethodError, UnreachableError
 from jmapfs.jmap.emails import EmailValues
 from tests.content.server import MIB, FakeSource, Limits, mail, serving
@@ -123,9 +124,9 @@ class _Source(FakeSource):
             self.transfers.subtract(blob_ids)
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
-        with trio.move_on_after(deadline):
+        with deadline.limit():
             async with self.transfer(*(blob_id for blob_id, _ in blobs)):
                 return {
                     blob_id: self.content(blob_id)
@@ -134,11 +135,14 @@ class _Source(FakeSource):
                 }
         raise UnreachableError("no answer")
 
-    async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, blob_id: str, route: Route, deadline: Deadline
+    ) -> AsyncGenerator[bytes, None]:
         async with self.transfer(blob_id):
             if self.served[blob_id].kind == "missing":
                 raise BlobNotFoundError("no such blob")
             assert route in Route
+            deadline.received(len(self.content(blob_id)))
             yield self.content(blob_id)
 
 

@@ -20,6 +20,7 @@ from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.prefetch import FetchResult, Prefetcher, is_temporary
 from jmapfs.content.server_blobs import ContentStream
 from jmapfs.content.service import ContentService, open_content_service
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     AuthenticationError,
     BlobMismatchError,
@@ -44,7 +45,7 @@ class Source(FakeSource):
         self.asked_for_batch = trio.Event()
 
     async def download_batch(
-        self, blobs: Sequence[tuple[str, int]], *, deadline: float
+        self, blobs: Sequence[tuple[str, int]], *, deadline: Deadline
     ) -> dict[str, bytes]:
         self.asked_for_batch.set()
         return await super().download_batch(blobs, deadline=deadline)
@@ -281,7 +282,7 @@ async def test_a_download_that_stalls_is_reported(tmp_path: Path) -> None:
 
         @asynccontextmanager
         async def stalling(
-            blob_id: str, *, fresh: bool = False, deadline: float
+            blob_id: str, *, fresh: bool = False, deadline: Deadline
         ) -> AsyncIterator[ContentStream]:
             async with stream(blob_id, fresh=fresh, deadline=deadline) as chunks:
                 if blob_id == "b7":

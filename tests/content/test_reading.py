@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.content.confirmation import Route
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -209,9 +210,12 @@ async def test_large_blobs_are_never_whole_in_memory(tmp_path: Path) -> None:
             await trio.lowlevel.checkpoint()
             return {key: EmailValues(key, size, 0) for key in keys}
 
-        async def _chunks(self, blob_id: str, route: Route) -> AsyncGenerator[bytes, None]:
+        async def _chunks(
+            self, blob_id: str, route: Route, deadline: Deadline
+        ) -> AsyncGenerator[bytes, None]:
             assert (blob_id, route) == ("b", Route.DOWNLOAD)
             for number in range(size // MIB):
+                deadline.received(MIB)
                 yield b"a:" + bytes([number]) * (MIB - 2)
 
     process = psutil.Process()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -309,7 +310,7 @@ async def test_ranges_end_at_the_deadline(autojump_clock: MockClock) -> None:
     async with opened(server) as client:
         server.delay = 100
         with pytest.raises(DeadlineError):
-            await ranges(client, "B0", 100, deadline=5)
+            await ranges(client, "B0", 100, deadline=Deadline(5))
 
 
 # --- Cyrus

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import (
     BlobMismatchError,
     BlobNotFoundError,
@@ -189,8 +190,52 @@ async def test_slow_download_ends_at_the_deadline(autojump_clock: MockClock) -> 
     pieces: list[bytes | float] = [b"x", 3.0]
     slow = body(*pieces * 1000)
     with pytest.raises(DeadlineError):
-        await downloaded(serving(slow), deadline=20)
-    assert trio.current_time() == pytest.approx(20)
+        await downloaded(serving(slow), deadline=Deadline(20))
+    # Seven bytes have earned next to nothing.
+    assert trio.current_time() == pytest.approx(20, abs=0.001)
+
+
+async def test_received_bytes_give_more_time(autojump_clock: MockClock) -> None:
+    """A transfer at 300 KiB a second may take longer than the deadline, one at 200 KiB may not."""
+    for rate, ends in (300, True), (200, False):
+        began = trio.current_time()
+        pieces: list[bytes | float] = [b"x" * 2**10 * rate, 1.0]
+        transfer = downloaded(serving(body(*pieces * 100)), deadline=Deadline(20))
+        if ends:
+            assert len(await transfer) == 2**10 * rate * 100
+        else:
+            with pytest.raises(DeadlineError):
+                await transfer
+            # 20 + 200 / 256 of the time.
+            assert 85 < trio.current_time() - began < 95
+
+
+@pytest.mark.parametrize("announced", [2**50, None])
+async def test_a_stated_size_gives_no_time(
+    autojump_clock: MockClock, announced: int | None
+) -> None:
+    """The server states a petabyte, and sends a byte every five seconds, without end."""
+    headers = {} if announced is None else {"Content-Length": str(announced)}
+    pieces: list[bytes | float] = [b"x", 5.0]
+    endless = httpx.Response(200, headers=headers, stream=Chunks(*pieces * 10_000))
+    server = FakeServer(1)
+    server.before = lambda request: endless if "download" in request.url.path else None
+    async with opened(server) as client:
+        began = trio.current_time()
+        with pytest.raises(DeadlineError):
+            await client.download_blob("B0", size_hint=2**50)
+        assert 29 < trio.current_time() - began < 31
+
+
+async def test_bytes_of_method_responses_give_time_too(autojump_clock: MockClock) -> None:
+    """A long list on a slow line: 3.5 MiB in 39 seconds."""
+    server = FakeServer(1)
+    async with opened(server) as client:
+        spaces: list[bytes | float] = [b" " * 2**17, 1.4]
+        server.before = lambda request: httpx.Response(
+            200, stream=Chunks(*spaces * 28, server.answer(request).content)
+        )
+        assert (await client.request(NO_EMAILS))[0].error is None
 
 
 async def test_silent_server_is_given_up_at_the_deadline(autojump_clock: MockClock) -> None:
@@ -198,7 +243,7 @@ async def test_silent_server_is_given_up_at_the_deadline(autojump_clock: MockClo
     async with opened(server) as client:
         server.delay = 1000.0
         with pytest.raises(DeadlineError):
-            await client.download_blob("B0", deadline=4)
+            await client.download_blob("B0", deadline=Deadline(4))
     assert trio.current_time() == pytest.approx(4)
 
 
@@ -226,7 +271,7 @@ async def test_stream_counts_in_the_budget(autojump_clock: MockClock) -> None:
     async with opened(server) as client, client.stream_blob("B0") as chunks:
         await anext(chunks)
         with pytest.raises(DeadlineError):
-            await client.request(NO_EMAILS, deadline=3)
+            await client.request(NO_EMAILS, deadline=Deadline(3))
         assert await anext(chunks) == b"y"
 
 

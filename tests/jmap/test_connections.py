@@ -20,6 +20,7 @@ import httpx
 import pytest
 import trio
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import ConfigError, UnreachableError
 from jmapfs.jmap import connections
 from jmapfs.jmap.connections import ConnectionPool
@@ -123,8 +124,8 @@ def request_to(server: Server, first_byte_timeout: float = 10.0) -> HttpRequest:
 
 async def get(transport: Transport, server: Server, first_byte_timeout: float = 10.0) -> bytes:
     request = request_to(server, first_byte_timeout)
-    async with transport.exchange(request, until=trio.current_time() + 30) as reader:
-        return await reader.read(1000)
+    async with transport.exchange(request, deadline=Deadline(30)) as reader:
+        return bytes(await reader.read(1000))
 
 
 async def median_seconds(transport: Transport, server: Server) -> float:
@@ -159,10 +160,10 @@ async def test_data_is_acknowledged_at_once() -> None:
 async def test_each_request_in_flight_has_its_own_connection() -> None:
     server = Server(MAIL)
     async with running(server) as transport:
-        request, until = request_to(server), trio.current_time() + 30
+        request, deadline = request_to(server), Deadline(30)
         async with (
-            transport.exchange(request, until=until) as one,
-            transport.exchange(request, until=until) as two,
+            transport.exchange(request, deadline=deadline) as one,
+            transport.exchange(request, deadline=deadline) as two,
         ):
             assert [await one.read(9), await two.read(9)] == [b"mail", b"mail"]
         assert await get(transport, server) == b"mail"
@@ -175,7 +176,7 @@ async def test_a_request_for_a_new_connection_uses_no_kept_one_and_leaves_none()
         fresh = replace(request_to(server), new_connection=True)
         await get(transport, server)
         for connections in (2, 3):
-            async with transport.exchange(fresh, until=trio.current_time() + 30) as reader:
+            async with transport.exchange(fresh, deadline=Deadline(30)) as reader:
                 assert await reader.read(9) == b"mail"
             assert server.connections == connections
             await server.until(lambda: server.open == 1)
@@ -218,10 +219,10 @@ async def test_request_is_not_sent_again_when_a_new_connection_ends() -> None:
 async def test_idle_connections_are_closed_after_a_silent_one() -> None:
     server = Server(MAIL)
     async with running(server) as transport:
-        request, until = request_to(server), trio.current_time() + 30
+        request, deadline = request_to(server), Deadline(30)
         async with (
-            transport.exchange(request, until=until) as one,
-            transport.exchange(request, until=until) as two,
+            transport.exchange(request, deadline=deadline) as one,
+            transport.exchange(request, deadline=deadline) as two,
         ):
             assert [await one.read(9), await two.read(9)] == [b"mail", b"mail"]
         assert server.connections == server.open == 2
@@ -237,7 +238,7 @@ async def test_connection_in_use_survives_the_end_of_idle_ones() -> None:
     server = Server(MAIL)
     async with (
         running(server) as transport,
-        transport.exchange(request_to(server), until=trio.current_time() + 30) as reader,
+        transport.exchange(request_to(server), deadline=Deadline(30)) as reader,
     ):
         assert isinstance(transport._network, ConnectionPool)
         await transport._network.close_idle()
@@ -294,9 +295,7 @@ async def test_response_left_early_closes_its_connection() -> None:
     server = Server(http(b"mail", 1000))
     async with running(server) as transport:
         for _ in range(3):
-            async with transport.exchange(
-                request_to(server), until=trio.current_time() + 30
-            ) as reader:
+            async with transport.exchange(request_to(server), deadline=Deadline(30)) as reader:
                 assert await reader.next_chunk() == b"mail"
         await server.until(lambda: not server.open)
 
@@ -324,7 +323,7 @@ async def test_request_cancelled_while_its_content_is_sent_leaves_no_generator()
     async with listener, Transport(Login(CREDENTIALS), user_agent="test") as transport:
         transport.trust([f"http://127.0.0.1:{port}"])
         with trio.move_on_after(0.5) as scope:
-            await transport.fetch(request, until=trio.current_time() + 30)
+            await transport.fetch(request, deadline=Deadline(30))
         assert scope.cancelled_caught
         gc.collect()
         await trio.lowlevel.checkpoint()
@@ -450,7 +449,7 @@ async def proxy_error() -> str:
         transport.set_limits({"https://mail.example.invalid:443": "apiUrl"}, 8)
         request = HttpRequest(method="GET", url="https://mail.example.invalid/")
         with pytest.raises(TransientError) as caught:
-            async with transport.exchange(request, until=trio.current_time() + 10):
+            async with transport.exchange(request, deadline=Deadline(10)):
                 pass
     return str(caught.value)
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import AuthenticationError, ConfigError, ForbiddenError
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.credentials import BearerCredentials, Credentials
@@ -270,7 +271,7 @@ async def test_slow_source_does_not_outlast_the_deadline() -> None:
             with trio.fail_after(5):
                 for _ in range(3):
                     with pytest.raises(AuthenticationError):
-                        await client.request(NO_EMAILS, deadline=0.2)
+                        await client.request(NO_EMAILS, deadline=Deadline(0.2))
             assert server.tokens == [OLD]
     finally:
         release.set()

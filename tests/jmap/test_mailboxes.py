@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
-from jmapfs.jmap.types import Mailbox
+from jmapfs.jmap.types import MAILBOX_PROPERTIES, Mailbox
 from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened, with_limits
 
 
@@ -60,7 +60,9 @@ async def test_mailboxes_are_decoded() -> None:
         ),
         Mailbox(id="b2"),
     ]
-    assert server.calls == [("Mailbox/get", {"accountId": "A1", "ids": None})]
+    [(name, arguments)] = server.calls
+    assert name == "Mailbox/get"
+    assert arguments == {"accountId": "A1", "ids": None, "properties": list(MAILBOX_PROPERTIES)}
 
 
 @pytest.mark.parametrize("mailbox", [{}, {"id": ""}, {"id": 5}, None, 5, "b", []])

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-import trio
 from trio.testing import MockClock
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import ConfigError, ProtocolError, UnreachableError
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.discovery import discover
@@ -35,7 +35,7 @@ async def session_of(url: str = "https://mail.example.org/jmap/session", **chang
     server = FakeServer(session=session_document(**changes))
     server.before = lambda _: httpx.Response(200, json=server.session)
     async with Transport(Login(CREDENTIALS), user_agent="test", network=server) as transport:
-        return await discover(url, transport, until=trio.current_time() + 30)
+        return await discover(url, transport, deadline=Deadline(30))
 
 
 async def test_relative_urls_are_resolved() -> None:

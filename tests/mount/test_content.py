@@ -278,7 +278,7 @@ def test_a_disk_that_is_full(home: Home) -> None:
         with home.mounted(server.url):
             pass
         (blobs,) = home.cache.glob("*/blobs")
-        options = ["-t", "tmpfs", "-o", "size=2m", "tmpfs", str(blobs)]
+        options = ["-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(blobs)]
         if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
             pytest.skip("this machine mounts no tmpfs")
         try:

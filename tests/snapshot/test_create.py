@@ -23,7 +23,6 @@ from jmapfs.errors import (
     TooMuchGoneError,
     UsageError,
 )
-from jmapfs.locking import process_lock
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.files import FileSystem
 from jmapfs.snapshot.manifest import Origin, read_description
@@ -257,7 +256,7 @@ def test_an_impossible_destination_is_a_usage_error(tmp_path: Path, name: str) -
 def test_a_locked_repository_is_refused(dest: Path) -> None:
     account = FakeAccount(letters(5))
     take(account, dest)
-    with process_lock(Repository(dest).lock_path, "it"):
+    with Repository(dest).lock():
         refused(account, dest, BusyError)
     take(account, dest)
 

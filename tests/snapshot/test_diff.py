@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmapfs.cli.snapshots_command import diff_command
-from jmapfs.errors import AlteredFilesError, MissingFilesError, UsageError
+from jmapfs.errors import AlteredFilesError, MissingFilesError, ReaderGoneError, UsageError
 from jmapfs.snapshot.diff import (
     Change,
     KeywordsChanged,
@@ -406,7 +406,7 @@ def test_a_reader_may_close_the_pipe_before_the_first_line(tmp_path: Path) -> No
     command = [sys.executable, "-m", "jmapfs", "diff", str(tmp_path), OLD, OLD]
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
-    assert (result.returncode, result.stderr) == (1, b"")
+    assert (result.returncode, result.stderr) == (ReaderGoneError.exit_code, b"")
 
 
 # --- Damaged snapshots

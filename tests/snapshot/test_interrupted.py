@@ -32,12 +32,10 @@ from tests.cyrus import Account, Message
 from tests.mounts import Home
 from tests.relay import Relay
 from tests.server import server_process
-from tests.snapshot.commands import dates, everything_in, require_whole, take, tree_of
+from tests.snapshot.commands import dates, require_whole, take, tree_of
 from tests.stored_mail import START, sha256
 from tests.waits import wait_until
 
-KILLS = 50
-KILLS_A_ROUND = 5
 MAILS = 400
 MORE = 60
 CUTS = 6
@@ -120,25 +118,6 @@ def begun_since(destination: Path, left: set[Path]) -> bool:
     return bool(set(destination.glob(".partial*")) - left)
 
 
-def run_for(home: Home, seconds: float, *arguments: str | Path) -> bool:
-    """Run a command, and kill it after that time; return False if it ended before."""
-    with subprocess.Popen(
-        [*home.program, *map(str, arguments)],
-        env=home.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-    return False
-
-
 @pytest.fixture
 def mail(cyrus_account: Account) -> Mail:
     return Mail(cyrus_account)
@@ -147,36 +126,6 @@ def mail(cyrus_account: Account) -> Mail:
 @pytest.fixture
 def home(cyrus_account: Account, tmp_path: Path) -> Home:
     return Home(tmp_path / "home", cyrus_account.name, cyrus_account.password)
-
-
-@pytest.mark.timeout(400)
-def test_a_run_killed_at_any_moment_leaves_no_broken_snapshot(
-    mail: Mail, home: Home, tmp_path: Path
-) -> None:
-    random_moments = random.Random(5)
-    dest, url = tmp_path / "dest", mail.account.url
-    mail.add(MAILS)
-    earlier: dict[str, dict[str, tuple[int, int, int, int]]] = {}
-    kills = 0
-    # The duration of a run, without the start of Python.
-    seconds = 1.2
-    with Watcher(dest) as watcher:
-        while kills < KILLS:
-            mail.change()
-            before = kills
-            while kills < min(KILLS, before + KILLS_A_ROUND):
-                moment = random_moments.uniform(0.3, seconds)
-                kills += run_for(home, moment, "snapshot", "--quiet", url, dest)
-            began = time.monotonic()
-            taken = take(home, url, dest)
-            seconds = 0.3 + time.monotonic() - began
-            assert contents_of(taken.path) == mail.sha256s()
-            assert not list(dest.glob(".partial*"))
-            assert home.run("verify", "--quiet", taken.path).exit_code == 0
-            for date, found in earlier.items():
-                assert everything_in(dest / date) == found
-            earlier = {date: everything_in(dest / date) for date in dates(dest)}
-    assert len(watcher.seen) >= KILLS // KILLS_A_ROUND
 
 
 @pytest.mark.timeout(400)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -596,29 +594,6 @@ def slow_prune(destination: Path, seconds: float) -> Iterator[subprocess.Popen[b
             yield process
         finally:
             process.kill()
-
-
-def test_the_next_run_completes_a_killed_one(tmp_path: Path) -> None:
-    """Runs are killed until one reaches its end."""
-    snapshots = history(tmp_path, mails=100)
-    Repository(tmp_path).create()
-    Repository(tmp_path).set_latest(NEWEST)
-    kept = everything(snapshots[3]) | everything(snapshots[4])
-    chance = random.Random(7)
-    killed = interrupted = 0
-    exit_code: int | None = None
-    while exit_code != 0:
-        with slow_prune(tmp_path, 0.001) as process:
-            time.sleep(chance.uniform(0, 0.15))
-        exit_code = process.returncode
-        for date in dates_in(tmp_path):
-            assert_good(tmp_path / date)
-        killed += exit_code != 0
-        interrupted += bool(Repository(tmp_path).half_removed())
-    assert killed > 2
-    assert interrupted > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".jmapfs", *DATES[3:], LATEST]
-    assert everything(snapshots[3]) | everything(snapshots[4]) == kept
 
 
 def test_the_snapshot_command_finds_a_killed_prune(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -20,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jmapfs.errors import StorageError, UsageError
+from jmapfs.private_files import open_reading
 from jmapfs.snapshot import expected, verify, verify_read
-from jmapfs.snapshot.files import open_regular
 from jmapfs.snapshot.manifest import SavedMail, SavedPlace, checksum_line
 from jmapfs.snapshot.verify import snapshots_at
 from jmapfs.snapshot.verify_read import InodeCache
@@ -275,7 +276,7 @@ def test_a_directory_instead_of_a_file_is_found(snapshot: Path) -> None:
     ("put", "what"),
     [
         (lambda path, moved: path.symlink_to(moved), "a symbolic link"),
-        (lambda path, _: os.mkfifo(path), "a special file"),
+        (lambda path, _: os.mkfifo(path), "a FIFO"),
         (lambda path, _: path.mkdir(), "a directory"),
     ],
 )
@@ -335,12 +336,12 @@ def test_a_manifest_with_a_read_error_is_found(
 ) -> None:
     """The rest of the expected files is unknown."""
 
-    def fail(path: Path) -> int:
+    def fail(path: Path, *, buffering: int) -> io.BufferedReader:
         if path.name == "manifest.jsonl":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return open_regular(path)
+        return open_reading(path, buffering=buffering)
 
-    monkeypatch.setattr(expected, "open_regular", fail)
+    monkeypatch.setattr(expected, "open_reading", fail)
     result = verified(snapshot)
     assert [finding[:2] for finding in result.findings] == [("manifest.jsonl", "altered")]
     assert result.remarks == ["extra files cannot be found: the lists of its files are damaged"]

@@ -251,7 +251,7 @@ def test_a_terminal_shows_a_bar(
 ) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=120)
-    monkeypatch.setattr("jmapfs.cli.output.console", terminal)
+    monkeypatch.setattr("jmapfs.cli.progress.console", terminal)
     assert Outcome(*options, destination / DATE).exit_code == 0
     assert all(text in screen.getvalue() for text in shown)
     assert bool(screen.getvalue()) == bool(shown)

@@ -13,6 +13,7 @@ import trio
 
 from jmapfs.blob_keys import content_key
 from jmapfs.content.download import Downloader, join_chunks
+from jmapfs.deadline import Deadline
 from jmapfs.errors import ServerError, StorageError, TooMuchGoneError, UnreachableError
 from jmapfs.jmap.client import Client, connect
 from jmapfs.snapshot.source import BlobRequest
@@ -40,12 +41,12 @@ class Opened:
         """Check that no method gives anything for a key."""
         assert await self.source.stated([key]) == {}
         with pytest.raises(ServerError, match=match):
-            await self.source.download_batch([(key, 5)], deadline=10)
+            await self.source.download_batch([(key, 5)], deadline=Deadline(10))
         with pytest.raises(ServerError, match=match):
             await self.source.digests([key])
         for stream in (
-            self.source.stream_blob(key, deadline=10),
-            self.source.stream_ranges(key, 5, deadline=10),
+            self.source.stream_blob(key, deadline=Deadline(10)),
+            self.source.stream_ranges(key, 5, deadline=Deadline(10)),
         ):
             with pytest.raises(ServerError, match=match):
                 async with stream:
@@ -172,7 +173,7 @@ async def test_a_lost_connection_is_reported(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError):
             await found.source.stated([key])
         with pytest.raises(UnreachableError):
-            await found.source.download_batch([(key, 5)], deadline=10)
+            await found.source.download_batch([(key, 5)], deadline=Deadline(10))
         # A round for each read would not help.
         assert found.wakes == 1
         assert found.source.batch_limits is None
@@ -211,7 +212,7 @@ async def test_one_connection_is_enough_for_all_attempts_and_questions(
         async def fetch(key: str) -> None:
             request = BlobRequest(blobs[key].blob_id, blobs[key].size, 0, "", epoch=key[:8])
             assert request.content_key == key
-            fetched[key] = await downloader.fetch(request, join_chunks, deadline=20)
+            fetched[key] = await downloader.fetch(request, join_chunks, deadline=Deadline(20))
 
         async with connect(
             f"{found.follower.url}/session", CREDENTIALS, account=account.id, concurrency=1

@@ -298,8 +298,8 @@ async def test_an_email_reported_as_updated_and_destroyed_stays(
         before = set(f.emails_shown())
         decode = Client._decode_changes
 
-        def both(client: Client, response: MethodResponse) -> Changes:
-            changes = decode(client, response)
+        async def both(client: Client, response: MethodResponse) -> Changes:
+            changes = await decode(client, response)
             return replace(changes, destroyed=(*changes.destroyed, *changes.updated))
 
         monkeypatch.setattr(Client, "_decode_changes", both)

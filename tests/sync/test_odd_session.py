@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jmapfs.deadline import Deadline
 from jmapfs.errors import JmapfsError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.jmap.client import connect
@@ -44,7 +45,7 @@ async def use(server: MailServer, url: str, directory: Path) -> None:
             f.assert_true()
             assert not await f.update(compare=True)
         assert await client.download_blob(email.blob_id) == content
-        batch = await client.download_batch([(email.blob_id, email.size)], deadline=10)
+        batch = await client.download_batch([(email.blob_id, email.size)], deadline=Deadline(10))
         assert batch in ({}, {email.blob_id: content})
         await client.blob_digests([email.blob_id])
 
