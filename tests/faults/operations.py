@@ -321,9 +321,10 @@ def _mount_first(trial: Trial, operation: Operation) -> None:
     def act(cell: Cell) -> None:
         if trial.run(cell, "mount", *_QUICK_POLL, trial.proxy.url, path).exit_code == 0:
             problems = trial.account.check(path / "Inbox", "Inbox")
-            # A listing may lack emails that the server has not described, if it names them.
-            if problems and (bad := mount.ask_status().accounts[0].bad_count):
-                cell.what, problems = f"ok, without {bad} bad emails", []
+            # A listing may lack emails that the server has not described, if the status says so.
+            account = mount.ask_status().accounts[0]
+            if problems and (account.bad_count or account.shortfall):
+                cell.what, problems = "ok, without a bad email", []
             cell.problems += problems
 
     def recover() -> bool:

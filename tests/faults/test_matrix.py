@@ -81,7 +81,7 @@ def test_the_document_has_each_cell() -> None:
 
 def test_the_document_counts_problems() -> None:
     bad = Cell("read", "ok", problems=["wrong bytes: x.eml", "late: 99 s"])
-    text = document([Result("404", True, bad)])
+    text = document([Result("404", permanent=True, cell=bad)])
     assert "| wrong bytes | 1 |" in text
     assert "| a wait past its deadline | 1 |" in text
     assert "| a dead daemon | 0 |" in text
