@@ -16,7 +16,7 @@ from jmapfs.jmap.login import Login
 from jmapfs.jmap.origins import WELL_KNOWN
 from jmapfs.jmap.session import SessionAccount
 from jmapfs.names import key, safe_text
-from jmapfs.private_files import private_directory
+from jmapfs.private_files import private_directory, require_private
 
 COMMAND_WAIT = 300.0
 """Seconds that a command waits for a request, at most, when the server asks to wait."""
@@ -89,7 +89,7 @@ def require_private_cache(cache_root: Path, directory: Path) -> None:
     for path in (blobs, blobs / "large"):
         if os.path.lexists(path):
             with storage_errors(path):
-                private_directory(path)
+                require_private(path)
 
 
 def _directory_name(location: str, source: AccountSource) -> str:

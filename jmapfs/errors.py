@@ -16,6 +16,7 @@
     │   └── BlobMismatchError   6           EIO      … the bytes are not those of the blob
     ├── MountpointError         7           EIO      the mountpoint cannot be used, or is not ours
     ├── StorageError            8           EIO      the local index or cache cannot be used
+    │   └── DamageError         8           EIO      … its file is damaged
     ├── BusyError               9           EBUSY    another process has the lock, or files open
     ├── NotMountedError         10          ENOTCONN jmapfs is not mounted there
     ├── AlteredFilesError       11          EIO      a snapshot has been altered
@@ -157,6 +158,10 @@ class StorageError(JmapfsError):
     """The local index or cache cannot be opened, read or written."""
 
     exit_code = 8
+
+
+class DamageError(StorageError):
+    """The file of the local index is damaged. The account has to be listed again."""
 
 
 class BusyError(JmapfsError):

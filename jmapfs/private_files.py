@@ -22,7 +22,7 @@ import pwd
 import secrets
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 _MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
@@ -69,6 +69,17 @@ def private_directory(path: Path, *, named: Path | None = None, shared: bool = F
     path = path.absolute()
     named = path.parent if named is None else named.absolute()
     _make_parents(named)
+    _walk(path, named, shared=shared, create=True)
+
+
+def require_private(path: Path, *, named: Path | None = None, shared: bool = False) -> None:
+    """Check existing directories as `private_directory` does, and create none."""
+    path = path.absolute()
+    named = path.parent if named is None else named.absolute()
+    _walk(path, named, shared=shared, create=False)
+
+
+def _walk(path: Path, named: Path, *, shared: bool, create: bool) -> None:
     current = os.open(named, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         owners = {os.geteuid(), 0}
@@ -77,16 +88,11 @@ def private_directory(path: Path, *, named: Path | None = None, shared: bool = F
         walked = named
         for name in path.relative_to(named).parts:
             walked /= name
-            child = _enter(current, name, walked, owners)
+            child = _enter(current, name, walked, owners, create=create)
             os.close(current)
             current = child
     finally:
         os.close(current)
-
-
-def require_private(path: Path, *, shared: bool = False) -> None:
-    """Check an existing directory as `private_directory` does."""
-    private_directory(path, shared=shared)
 
 
 def _make_parents(path: Path) -> None:
@@ -98,48 +104,43 @@ def _make_parents(path: Path) -> None:
         make_directory(path)
 
 
-def _enter(parent: int, name: str, path: Path, owners: set[int]) -> int:
+def _enter(parent: int, name: str, path: Path, owners: set[int], *, create: bool) -> int:
     """Create or check a directory in an open one. Return a descriptor of it."""
     created = False
     try:
-        os.mkdir(name, _MODE, dir_fd=parent)
-        created = True
-    except FileExistsError:
-        pass
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, _MODE, dir_fd=parent)
+                created = True
+        child = os.open(name, _LOOK, dir_fd=parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    child = os.open(name, _LOOK, dir_fd=parent)
     try:
-        _require_owner(child, path, owners)
+        status = os.fstat(child)
+        if not stat.S_ISDIR(status.st_mode):
+            what = describe_type(status.st_mode)
+            _refuse(path, f"it is {what}: replace it by a directory", errno.ENOTDIR)
+        # The file system is that of the parent, unless the directory is a mount point.
+        place = parent if os.fstat(parent).st_dev == status.st_dev else child
+        if status.st_uid not in owners and not _gives_owner(place, status.st_uid):
+            owner = _user_name(status.st_uid)
+            _refuse(path, f"it belongs to {owner}: remove it, or use another directory")
         if created:
             _restore_mode(child)
-        else:
-            _require_closed(child, path)
+        elif _others_write(status) and not _gives_mode(place):
+            _refuse(
+                path,
+                "others can write in it: remove what is not yours in it, and run:"
+                f" chmod go-w {path}",
+            )
     except BaseException:
         os.close(child)
         raise
     return child
 
 
-def _require_owner(directory: int, path: Path, owners: set[int]) -> None:
-    status = os.fstat(directory)
-    if not stat.S_ISDIR(status.st_mode):
-        what = describe_type(status.st_mode)
-        raise UnsafePathError(path, f"it is {what}: replace it by a directory", errno.ENOTDIR)
-    if status.st_uid not in owners and not _gives_owner(directory, status.st_uid):
-        owner = _user_name(status.st_uid)
-        raise UnsafePathError(
-            path, f"it belongs to {owner}: remove it, or use another directory", errno.EPERM
-        )
-
-
-def _require_closed(directory: int, path: Path) -> None:
-    if _others_write(os.fstat(directory)) and not _gives_mode(directory):
-        raise UnsafePathError(
-            path,
-            f"others can write in it: remove what is not yours in it, and run: chmod go-w {path}",
-            errno.EPERM,
-        )
+def _refuse(path: Path, reason: str, number: int = errno.EPERM) -> NoReturn:
+    raise UnsafePathError(path, reason, number)
 
 
 def _restore_mode(directory: int) -> None:

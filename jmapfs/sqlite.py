@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from jmapfs.errors import StorageError
+from jmapfs.errors import DamageError, StorageError
 from jmapfs.private_files import UnsafePathError, require_own_database
 
 _DAMAGE_CODES: Final = frozenset(
@@ -43,7 +43,8 @@ class ForeignFileError(sqlite3.DatabaseError):
 
 def is_damage(error: BaseException) -> bool:
     """Return whether an error means that the file is damaged or is not our database."""
-    if isinstance(error, ForeignFileError | UnsafePathError):
+    # SQLite's message may quote what is damaged, and sqlite3 cannot decode the message then.
+    if isinstance(error, ForeignFileError | UnsafePathError | DamageError | UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
@@ -89,7 +90,6 @@ def connect(
     except BaseException as error:
         connection.close()
         if isinstance(error, UnicodeDecodeError):
-            # SQLite's message quotes a damaged schema, and sqlite3 cannot decode the message.
             raise damage_error("the schema is damaged") from error
         raise
     return connection
@@ -112,11 +112,15 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sqlite_errors(action: str) -> Iterator[None]:
-    """Raise StorageError("cannot `action`: ...") for an error of SQLite."""
+    """Raise StorageError("cannot `action`: ...") for an error of SQLite.
+
+    If the error means damage, this is a DamageError.
+    """
     try:
         yield
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot {action}: {error}") from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        kind = DamageError if is_damage(error) else StorageError
+        raise kind(f"cannot {action}: {error}") from error
     except UnsafePathError as error:
         raise StorageError(f"{error.filename}: {error.strerror}") from error
 

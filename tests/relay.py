@@ -31,6 +31,7 @@ class Relay:
         self._lock = threading.Lock()
         self._limit: int | None = None
         self._sockets: set[socket.socket] = set()
+        self._silent: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.received = 0
 
@@ -52,6 +53,10 @@ class Relay:
         """Break all connections, also new ones, after this many more bytes of the server."""
         with self._lock:
             self._limit = self.received + count
+
+    def silence(self) -> None:
+        """Drop all data of the present connections: they are dead, but do not end."""
+        self._silent |= self._sockets
 
     def restore(self) -> None:
         """Forward everything again."""
@@ -94,6 +99,8 @@ class Relay:
         with contextlib.suppress(OSError):
             target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := source.recv(_CHUNK):
+                if source in self._silent:
+                    continue
                 allowed = self._allowed(len(data)) if counted else len(data)
                 target.sendall(data[:allowed])
                 if allowed < len(data) or self.is_broken:

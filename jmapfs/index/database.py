@@ -15,15 +15,15 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.errors import BusyError, StorageError, storage_errors
-from jmapfs.index.directories import DirectoryTimes
+from jmapfs.index.checksums import add_function
 from jmapfs.index.layout import LayoutCache
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
-from jmapfs.index.schema import APPLICATION_ID, MIGRATIONS, TABLES, VERSION
+from jmapfs.index.schema import APPLICATION_ID, OLDEST_VERSION, TABLES, VERSION, migrate
 from jmapfs.index.writer import IndexWriter
 from jmapfs.locking import process_lock
 from jmapfs.private_files import UnsafePathError, create_file, private_directory
-from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors
+from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors, transaction
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ _PRAGMAS: Final = (
     "synchronous = FULL",
     # The page cache of a connection: 8 MiB hold the inner B-tree pages of half a million emails.
     "cache_size = -8192",
+    # SQLite computes the checksums of rows with a function of jmapfs.
+    "trusted_schema = ON",
 )
 
 _CONSISTENT_SECONDS: Final = 120.0
@@ -119,6 +121,7 @@ class IndexDatabase:
         partial.unlink(missing_ok=True)
         os.close(create_file(partial, 0o600))
         with contextlib.closing(sqlite3.connect(partial)) as connection:
+            add_function(connection)
             connection.executescript(
                 f"PRAGMA application_id = {APPLICATION_ID};"
                 f"PRAGMA user_version = {VERSION};"
@@ -136,14 +139,13 @@ class IndexDatabase:
                 application = connection.execute("PRAGMA application_id").fetchone()[0]
                 if application != APPLICATION_ID:
                     return False
-                if version in MIGRATIONS:
+                if OLDEST_VERSION <= version < VERSION:
                     _log.info("converting the index %s from version %d", self.path, version)
                     # One transaction: an interruption leaves an index of the earlier version.
-                    connection.executescript(
-                        f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA user_version = {VERSION};"
-                    )
-                    DirectoryTimes(connection).update(IndexReader(connection))
-                    connection.execute("COMMIT")
+                    with transaction(connection):
+                        migrate(connection, version)
+                        IndexWriter(connection).complete_conversion()
+                        connection.execute(f"PRAGMA user_version = {VERSION}")
                     version = VERSION
                 if version != VERSION:
                     return False
@@ -159,13 +161,15 @@ class IndexDatabase:
         return True
 
     def _connect(self, query: str) -> sqlite3.Connection:
-        return connect(
+        connection = connect(
             self.path,
             query=query,
             busy_seconds=_BUSY_SECONDS,
             pragmas=_PRAGMAS,
             cached_statements=256,
         )
+        add_function(connection)
+        return connection
 
 
 class WriterLease(contextlib.AbstractContextManager["WriterLease"]):

@@ -18,8 +18,10 @@ import sqlite3
 import time
 from typing import Final, NamedTuple
 
+from jmapfs.index.checksums import verify_rows
 from jmapfs.index.layout import Layout, lay_out
 from jmapfs.index.reader import IndexReader
+from jmapfs.index.schema import columns_sql
 
 _ROOT: Final = 0  # `directory.mailbox` of the root
 _LAYOUT_VERSION: Final = "directories"
@@ -85,12 +87,11 @@ class DirectoryTimes:
         return int(version), layout
 
     def _replace(self, layout: Layout, digests: dict[int, int], now: float) -> None:
-        before = [
-            _Row(*row)
-            for row in self._connection.execute(
-                "SELECT inode, mailbox, emails, children, changed_at FROM directory"
-            )
-        ]
+        rows = self._connection.execute(
+            f"SELECT {columns_sql('directory')} FROM directory"  # noqa: S608 - constants
+        ).fetchall()
+        verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+        before = [_Row(*row[:-1]) for row in rows]
         # No tool knows a time from before the first listing: this time need not be rounded up.
         seconds = math.ceil(now) if before else int(now)
         by_path = {row.inode: row for row in before}

@@ -7,7 +7,6 @@ row without a name. If the server still does not describe it when asked again, t
 
 import sqlite3
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
@@ -15,14 +14,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from jmapfs.errors import ProtocolError
+from jmapfs.index.checksums import verify, verify_rows
 from jmapfs.index.file_inodes import put_file, remove_unused_file
-from jmapfs.index.schema import UNFILED
+from jmapfs.index.reader import DIGEST_MODULUS, name_digest, names_digest
+from jmapfs.index.schema import UNFILED, columns_sql
 from jmapfs.jmap.answers import MOST_MAILBOXES
 from jmapfs.jmap.types import Email, unix_seconds
 from jmapfs.names import email_stem, name_number, numbered_name
-
-# The digest of a mailbox changes with its names (see `directories`).
-_DIGEST_MODULUS: Final = 1_000_000_000
+from jmapfs.sqlite import damage_error
 
 _UNFILED_NAME: Final = "unfiled"
 
@@ -46,6 +45,11 @@ WHERE email = :email AND mailbox.id != :unfiled
 UNION SELECT mailbox_id FROM undescribed WHERE email = :email
 """
 
+_KNOWN_EMAIL: Final = f"""
+SELECT {columns_sql("email")}, {columns_sql("file")}
+FROM email LEFT JOIN file ON file.inode = email.inode WHERE id = ?
+"""  # noqa: S608 - constants
+
 _JOURNAL_ROWS: Final = 100_000  # an ordinary account has this many changes in about a month
 
 
@@ -55,12 +59,11 @@ class EmailBatch:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         # The confirmed sizes, by blob id and stated size.
-        self._confirmed = {
-            (blob_id, stated): size
-            for blob_id, size, stated in connection.execute(
-                "SELECT blob_id, size, stated FROM confirmed"
-            )
-        }
+        rows = connection.execute(
+            "SELECT blob_id, size, stated, checksum FROM confirmed"
+        ).fetchall()
+        verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+        self._confirmed = {(blob_id, stated): size for blob_id, size, stated, _ in rows}
         self._mailbox_numbers: dict[str, int] = {}
         self._journal: list[tuple[int, str, int]] = []
         self._digests: defaultdict[int, int] = defaultdict(int)
@@ -140,7 +143,7 @@ class EmailBatch:
         self._connection.executemany(
             "UPDATE mailbox SET digest = ((digest + ?) % ? + ?) % ? WHERE number = ?",
             [
-                (delta, _DIGEST_MODULUS, _DIGEST_MODULUS, _DIGEST_MODULUS, mailbox)
+                (delta, DIGEST_MODULUS, DIGEST_MODULUS, DIGEST_MODULUS, mailbox)
                 for mailbox, delta in self._digests.items()
             ],
         )
@@ -151,8 +154,9 @@ class EmailBatch:
         inode = put_file(self._connection, email.blob_id, received, *self._sizes(email))
         stem = stem_of(email)
         number = self._connection.execute(
-            "INSERT INTO email (id, inode, thread_id, stem, seen) VALUES (?, ?, ?, ?, 1)",
-            (email.id, inode, email.thread_id or "", stem),
+            "INSERT INTO email (id, inode, thread_id, stem, seen, keywords)"
+            " VALUES (?, ?, ?, ?, 1, ?)",
+            (email.id, inode, email.thread_id or "", stem, names_digest(email.keywords)),
         ).lastrowid
         assert number is not None  # noqa: S101 - for the type checker: it was an INSERT
         for mailbox_id in sorted(email.mailbox_ids or {UNFILED}):
@@ -225,7 +229,12 @@ class EmailBatch:
                 "SELECT keyword FROM keyword WHERE email = ?", (number,)
             )
         }
-        current = email.keywords
+        current = set(email.keywords)
+        if known == current:
+            return
+        self._connection.execute(
+            "UPDATE email SET keywords = ? WHERE number = ?", (names_digest(current), number)
+        )
         self._connection.executemany(
             "DELETE FROM keyword WHERE email = ? AND keyword = ?",
             [(number, keyword) for keyword in known - current],
@@ -274,9 +283,10 @@ class EmailBatch:
                 (mailbox, name, email, inode),
             )
             if inserted.rowcount:
-                self._digests[mailbox] += zlib.crc32(name.encode())
+                self._digests[mailbox] += name_digest(name)
                 self._journal.append((mailbox, name, inode))
                 return
+            self._require_copy(mailbox, name, email)
             number = self._last_number(mailbox, stem, number) + 1
 
     def _last_number(self, mailbox: int, stem: str, number: int) -> int:
@@ -292,6 +302,16 @@ class EmailBatch:
             if self._name_exists(mailbox, numbered_name(stem, number + step)):
                 number += step
         return number
+
+    def _require_copy(self, mailbox: int, name: str, email: int) -> None:
+        """Raise an error (damage) if an email has a name twice: it is not in an index of SQLite."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT id FROM email WHERE number = ? OR number ="
+            " (SELECT email FROM membership WHERE mailbox = ? AND name = ?)",
+            (email, mailbox, name),
+        ).fetchall()
+        if len(rows) == 1:
+            raise damage_error("an email is in the index twice")
 
     def _remove_name(self, mailbox: int, stem: str, name: str, inode: int) -> None:
         """Remove a name of an email in a mailbox.
@@ -314,7 +334,7 @@ class EmailBatch:
                 (name, mailbox, last),
             )
             self._journal += [(mailbox, name, copy), (mailbox, last, copy)]
-        self._digests[mailbox] -= zlib.crc32(last.encode())
+        self._digests[mailbox] -= name_digest(last)
 
     def _name_exists(self, mailbox: int, name: str) -> bool:
         found = self._connection.execute(
@@ -346,12 +366,16 @@ def mailbox_ids(connection: sqlite3.Connection, email: int) -> set[str]:
 
 def known_email(connection: sqlite3.Connection, email_id: str) -> KnownEmail | None:
     """Return the email with that id in the index, or None."""
-    row = connection.execute(
-        "SELECT number, inode, stem, blob_id, received_at, size, ifnull(stated, size)"
-        " FROM email JOIN file USING (inode) WHERE id = ?",
-        (email_id,),
-    ).fetchone()
-    return KnownEmail(*row) if row else None
+    row = connection.execute(_KNOWN_EMAIL, (email_id,)).fetchone()
+    if row is None:
+        return None
+    number, _, inode, _, stem, *_ = row
+    verify(row[:7], row[7])
+    verify(row[8:14], row[14])
+    _, blob_id, received, size, _, stated = row[8:14]
+    return KnownEmail(
+        number, inode, stem, blob_id, received, size, size if stated is None else stated
+    )
 
 
 def write_journal(connection: sqlite3.Connection, entries: Iterable[tuple[int, str, int]]) -> None:

@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from jmapfs.index.checksums import verify_rows
+from jmapfs.index.schema import columns_sql
 from jmapfs.jmap.types import BadEmail
 
 _PUT_BAD: Final = """
@@ -44,9 +46,11 @@ class ListedIds:
 
     def pending(self) -> list[tuple[int, str]]:
         """Return the ids that are not fetched yet, with their numbers, in order."""
-        return self._connection.execute(
-            "SELECT number, email_id FROM listed WHERE NOT fetched ORDER BY number"
+        rows = self._connection.execute(
+            f"SELECT {columns_sql('listed')} FROM listed WHERE NOT fetched ORDER BY number"  # noqa: S608 - constants
         ).fetchall()
+        verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+        return [(number, email_id) for number, email_id, *_ in rows]
 
     def mark_fetched(self, numbers: range, bad: Iterable[BadEmail]) -> None:
         """Store that the emails with these numbers are fetched, and which of them are bad."""

@@ -3,6 +3,9 @@
 Outside `pinned`, each method reads the newest commit. Within `pinned`, all methods read the same
 commit, even if others are committed meanwhile.
 
+Every row that is used is verified (`checksums`). A file or a directory that should be there but is
+not found also counts as damage.
+
 File names begin with the time of receipt. So the order of names is the order in which directories
 are listed and, except for emails of the same second, the order of inodes.
 """
@@ -10,16 +13,22 @@ are listed and, except for emails of the same second, the order of inodes.
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from array import array
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 
 from jmapfs.errors import UNDECODABLE
+from jmapfs.index.checksums import verify, verify_rows
 from jmapfs.index.layout import Layout, LayoutCache, lay_out
 from jmapfs.index.rows import (
     AccountState,
@@ -35,7 +44,7 @@ from jmapfs.index.rows import (
     MailboxRow,
     NamedFile,
 )
-from jmapfs.index.schema import UNFILED, UNKNOWN_SIZE
+from jmapfs.index.schema import COLUMNS, UNFILED, UNKNOWN_SIZE, checksum_sql, columns_sql
 from jmapfs.inodes import inode_range
 from jmapfs.sqlite import SqliteConnection, damage_error
 
@@ -49,8 +58,29 @@ STATE_FIELDS: Final = {
 
 _LISTING_ROWS: Final = 1000
 
+DIGEST_MODULUS: Final = 1_000_000_000
+"""The digest of a mailbox is the sum of the digests of its names, modulo this number."""
+
+# A name with a time from 1970 on; see `names`.
+_DATED_NAME: Final = re.compile(r"(\d{8}-\d{6})_")
+
 # SQLite computes this once in a statement, not once for each row. The JSON string has no escapes.
 _EPOCH: Final = "(SELECT trim(value, '\"') FROM meta WHERE name = 'epoch')"
+
+# What is verified of a name and its file. A missing row of a file has no checksum that is right.
+_NAMED_COLUMNS: Final = (
+    "name, email, membership.inode, membership.checksum,"
+    " blob_id, received_at, size, links, stated, file.checksum"
+)
+_NAMED_SOURCE: Final = (
+    " FROM membership LEFT JOIN file ON file.inode = membership.inode WHERE mailbox = ?"
+)
+_NAMED_FILES: Final = f"SELECT {_NAMED_COLUMNS}, ifnull({_EPOCH}, ''){_NAMED_SOURCE}"
+_NAMED_FILE: Final = f"{_NAMED_FILES} AND name = ?"
+_LISTING: Final = f"SELECT {_NAMED_COLUMNS}{_NAMED_SOURCE} ORDER BY name"
+_FILE_OF_INODE: Final = (
+    f"SELECT {columns_sql('file')}, ifnull({_EPOCH}, '') FROM file WHERE inode = ?"  # noqa: S608 - constants
+)
 
 
 class IndexReader(SqliteConnection):
@@ -96,13 +126,18 @@ class IndexReader(SqliteConnection):
 
     def state(self) -> AccountState:
         """Return which account the index belongs to, and which state of the account it has."""
-        # The values are read as bytes: for invalid UTF-8, sqlite3 raises an error without a code.
-        rows = self._connection.execute("SELECT name, CAST(value AS BLOB) FROM meta").fetchall()
+        return self._state(may_lack_fields=False)
+
+    def _state(self, *, may_lack_fields: bool) -> AccountState:
+        rows = self._connection.execute("SELECT name, value, checksum FROM meta").fetchall()
+        verify_rows([row[:2] for row in rows], [row[2] for row in rows])
         values = {
             STATE_FIELDS[name]: decode_json(value, Any)
-            for name, value in rows
+            for name, value, _ in rows
             if name in STATE_FIELDS
         }
+        if values and len(values) < len(STATE_FIELDS) and not may_lack_fields:
+            raise damage_error("a part of the state is missing")
         try:
             return msgspec.convert(values, AccountState)
         except msgspec.ValidationError as error:
@@ -110,24 +145,40 @@ class IndexReader(SqliteConnection):
 
     def epoch(self) -> str:
         """Return the epoch of the blob ids in the index (`blob_keys`)."""
-        return str(self._connection.execute(f"SELECT ifnull({_EPOCH}, '')").fetchone()[0])
+        value = self._meta("epoch")
+        return self.state().epoch if value is None else str(decode_json(value, str))
 
     def layout_version(self) -> int:
         """Return a number that changes when mailboxes are added, removed, moved or renamed."""
+        value = self._meta("layout_version")
+        return 0 if value is None else int(value)
+
+    def _meta(self, name: str) -> str | None:
         row = self._connection.execute(
-            "SELECT value FROM meta WHERE name = 'layout_version'"
+            "SELECT name, value, checksum FROM meta WHERE name = ?", (name,)
         ).fetchone()
-        return int(row[0]) if row else 0
+        if row is None:
+            return None
+        verify(row[:2], row[2])
+        return str(row[1])
 
     def mailboxes(self) -> list[MailboxRow]:
         """Return all mailboxes, and UNFILED if it has emails, in the order of their ids."""
-        rows = self._connection.execute(
-            "SELECT number, id, name, parent_id, role, sort_order, known, digest FROM mailbox"
-            " ORDER BY id"
-        )
+        with self.pinned():
+            # The table and the index on the ids are read, and must not differ.
+            rows = self._connection.execute(
+                f"SELECT {columns_sql('mailbox')} FROM mailbox NOT INDEXED"  # noqa: S608 - constants
+            ).fetchall()
+            ids = self._connection.execute(
+                "SELECT id FROM mailbox INDEXED BY sqlite_autoindex_mailbox_1 ORDER BY id"
+            ).fetchall()
+        verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+        rows.sort(key=itemgetter(1))
+        if [(row[1],) for row in rows] != ids:
+            raise damage_error("the mailboxes are not those of their index")
         return [
             MailboxRow(number, mailbox_id, name, parent_id, role, sort_order, bool(known), digest)
-            for number, mailbox_id, name, parent_id, role, sort_order, known, digest in rows
+            for number, mailbox_id, name, parent_id, role, sort_order, known, digest, _ in rows
         ]
 
     def layout(self) -> Layout:
@@ -143,40 +194,78 @@ class IndexReader(SqliteConnection):
     def directory_time(self, inode: int) -> int:
         """Return when the names of a directory changed last; 0 if it was never shown."""
         row = self._connection.execute(
-            "SELECT changed_at FROM directory WHERE inode = ?", (inode,)
+            f"SELECT {columns_sql('directory')} FROM directory WHERE inode = ?",  # noqa: S608 - constants
+            (inode,),
         ).fetchone()
-        return int(row[0]) if row else 0
+        if row is None:
+            if self.state().complete:
+                raise damage_error("a directory has no time")
+            return 0
+        verify(row[:-1], row[-1])
+        return int(row[-2])
 
     def listing(self, mailbox: int) -> DirectoryRows:
         """Return the files of a mailbox in name order."""
         listing = DirectoryRows()
-        # One statement reads one state, even if another state is committed meanwhile.
-        cursor = self._connection.execute(
-            "SELECT name, file.inode, size, received_at, links"
-            " FROM membership JOIN file USING (inode) WHERE mailbox = ? ORDER BY name",
-            (mailbox,),
-        )
-        while rows := cursor.fetchmany(_LISTING_ROWS):
-            listing.extend(rows)
+        with self.pinned():
+            digest = self._connection.execute(
+                f"SELECT {columns_sql('mailbox')} FROM mailbox WHERE number = ?",  # noqa: S608 - constants
+                (mailbox,),
+            ).fetchone()
+            cursor = self._connection.execute(_LISTING, (mailbox,))
+            while rows := cursor.fetchmany(_LISTING_ROWS):
+                names, emails, inodes, checksums, *file = zip(*rows, strict=True)
+                verify_rows(zip(repeat(mailbox), names, emails, inodes), checksums)
+                verify_rows(zip(inodes, *file[:-1], strict=True), file[-1])
+                _, received_at, sizes, links, *_ = file
+                listing.extend(names, inodes, sizes, received_at, links)
+        if digest is not None:
+            verify(digest[:-1], digest[-1])
+        if sum(map(crc32, listing.names)) % DIGEST_MODULUS != (digest[-2] if digest else 0):
+            raise damage_error("names of a mailbox are missing")
         return listing
 
     def named_file(self, mailbox: int, name: str) -> FileRecord | None:
         """Return the file with that name in a mailbox, or None."""
-        row = self._connection.execute(
-            f"SELECT file.inode, blob_id, size, received_at, links, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
-            " FROM membership JOIN file USING (inode) WHERE mailbox = ? AND name = ?",
-            (mailbox, name),
-        ).fetchone()
-        return FileRecord(*row) if row else None
+        row = self._connection.execute(_NAMED_FILE, (mailbox, name)).fetchone()
+        if row is None:
+            return self._named_file_of_index(mailbox, name)
+        _, email, inode, checksum, blob_id, received_at, size, links, stated, *rest = row
+        verify((mailbox, name, email, inode), checksum)
+        verify((inode, blob_id, received_at, size, links, stated), rest[0])
+        return FileRecord(inode, blob_id, size, received_at, links, rest[1])
+
+    def _named_file_of_index(self, mailbox: int, name: str) -> FileRecord | None:
+        """Return None if the index of SQLite on the inodes does not have a name either."""
+        inodes = _inodes_of_name(name)
+        if inodes is None:
+            return None
+        with self.pinned():
+            if self._connection.execute(_NAMED_FILE, (mailbox, name)).fetchone():
+                # It was added since the caller looked.
+                return self.named_file(mailbox, name)
+            found = self._connection.execute(
+                "SELECT 1 FROM membership INDEXED BY membership_inode"
+                " WHERE inode BETWEEN ? AND ? AND mailbox = ? AND name = ?",
+                (inodes[0], inodes[-1], mailbox, name),
+            ).fetchone()
+        if found:
+            raise damage_error("a name is missing")
+        return None
 
     def file(self, inode: int) -> FileRecord | None:
         """Return the file with that inode, or None."""
-        row = self._connection.execute(
-            f"SELECT blob_id, size, received_at, links, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
-            " FROM file WHERE inode = ?",
-            (inode,),
-        ).fetchone()
-        return FileRecord(inode, *row) if row else None
+        row = self._connection.execute(_FILE_OF_INODE, (inode,)).fetchone()
+        if row is None:
+            with self.pinned():
+                row = self._connection.execute(_FILE_OF_INODE, (inode,)).fetchone()
+                if row is None:
+                    if self.names_of(inode):
+                        raise damage_error("a file is missing")
+                    return None
+        _, blob_id, received_at, size, links, stated, checksum, epoch = row
+        verify((inode, blob_id, received_at, size, links, stated), checksum)
+        return FileRecord(inode, blob_id, size, received_at, links, epoch)
 
     def inodes(self) -> array[int]:
         """Return the inodes of all files."""
@@ -232,12 +321,15 @@ class IndexReader(SqliteConnection):
         """
         side, order = ("<", "DESC") if backwards else (">", "ASC")
         rows = self._connection.execute(
-            f"SELECT name, file.inode, blob_id, size, ifnull({_EPOCH}, '')"  # noqa: S608 - constants
-            " FROM membership JOIN file USING (inode)"
-            f" WHERE mailbox = ? AND name {side} ? ORDER BY name {order} LIMIT ?",
+            f"{_NAMED_FILES} AND name {side} ? ORDER BY name {order} LIMIT ?",
             (mailbox, name, count),
-        )
-        return [NamedFile(*row) for row in rows]
+        ).fetchall()
+        files = []
+        for each, email, inode, checksum, *file, of_file, epoch in rows:
+            verify((mailbox, each, email, inode), checksum)
+            verify((inode, *file), of_file)
+            files.append(NamedFile(each, inode, file[0], file[2], epoch))
+        return files
 
     def distance(self, mailbox: int, first: str, second: str, most: int) -> int:
         """Return how far apart two names are in a mailbox: 1 for neighbours, and at most `most`."""
@@ -262,32 +354,29 @@ class IndexReader(SqliteConnection):
         `directories` maps the numbers of mailboxes to their ids and paths. Emails that are in
         none of these mailboxes are left out.
         """
-        bounds = self._connection.execute(
-            "SELECT inode, received_at FROM file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?",
-            (inode, count - 1),
-        ).fetchone()
-        last = inode_range(bounds[1]).stop - 1 if bounds else None
+        bounds = self._verified(
+            "file", "file WHERE inode > ? ORDER BY inode LIMIT 1 OFFSET ?", inode, count - 1
+        )
+        last = inode_range(bounds[0][2]).stop - 1 if bounds else None
         first, end = inode + 1, (1 << 63) - 1 if last is None else last
         files: defaultdict[int, list[tuple[str, str]]] = defaultdict(list)
-        for email, mailbox, name in self._connection.execute(
-            "SELECT email, mailbox, name FROM membership WHERE inode BETWEEN ? AND ?", (first, end)
-        ):
-            if (directory := directories.get(mailbox)) is not None:
-                mailbox_id, path = directory
-                files[email].append((mailbox_id, f"{path}/{name}"))
-        keywords: defaultdict[int, list[str]] = defaultdict(list)
-        for email, keyword in self._connection.execute(
-            "SELECT email, keyword FROM email JOIN keyword ON keyword.email = email.number"
-            " WHERE inode BETWEEN ? AND ?",
-            (first, end),
-        ):
-            keywords[email].append(keyword)
-        emails = self._connection.execute(
-            "SELECT email.number, email.id, blob_id, thread_id, received_at, size, stated"
-            " FROM file JOIN email USING (inode) WHERE inode BETWEEN ? AND ?"
-            " ORDER BY received_at, blob_id, email.id",
-            (first, end),
-        )
+        with self.pinned():
+            names = self._verified(
+                "membership", "membership WHERE inode BETWEEN ? AND ?", first, end
+            )
+            for mailbox, name, email, _ in names:
+                if (directory := directories.get(mailbox)) is not None:
+                    mailbox_id, path = directory
+                    files[email].append((mailbox_id, f"{path}/{name}"))
+            keywords: defaultdict[int, list[str]] = defaultdict(list)
+            for email, keyword in self._verified(
+                "keyword",
+                "email JOIN keyword ON keyword.email = email.number WHERE inode BETWEEN ? AND ?",
+                first,
+                end,
+            ):
+                keywords[email].append(keyword)
+            emails = self._emails_between(first, end, names, keywords)
         rows = [
             EmailRow(
                 email_id,
@@ -304,26 +393,72 @@ class IndexReader(SqliteConnection):
         ]
         return EmailSlice(rows, last)
 
+    def _emails_between(
+        self,
+        first: int,
+        end: int,
+        names: Sequence[tuple[Any, ...]],
+        keywords: Mapping[int, Sequence[str]],
+    ) -> list[tuple[Any, ...]]:
+        """Return the emails of a range of inodes, in order.
+
+        Raises an error if they are not those of the `names` and `keywords` of this range (damage).
+        """
+        files = self._verified("file", "file WHERE inode BETWEEN ? AND ?", first, end)
+        emails = self._verified("email", "email WHERE inode BETWEEN ? AND ?", first, end)
+        links = {inode: links for inode, _, _, _, links, _ in files}
+        if Counter(inode for *_, inode in names) != links or {
+            (number, inode) for number, _, inode, *_ in emails
+        } != {(number, inode) for _, _, number, inode in names}:
+            raise damage_error("emails or their names are missing")
+        if any(email[-1] != names_digest(keywords.get(email[0], ())) for email in emails):
+            raise damage_error("keywords are missing")
+        by_inode = {file[0]: file for file in files}
+        found = []
+        for number, email_id, inode, thread_id, *_ in emails:
+            _, blob_id, received_at, size, _, stated = by_inode[inode]
+            found.append((number, email_id, blob_id, thread_id, received_at, size, stated))
+        found.sort(key=lambda each: (each[4], each[2], each[1]))
+        return found
+
+    def _verified(self, table: str, source: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Return rows of a table; `source` is what follows FROM."""
+        rows = self._connection.execute(
+            f"SELECT {columns_sql(table)} FROM {source}",  # noqa: S608 - constants
+            parameters,
+        ).fetchall()
+        values = [row[:-1] for row in rows]
+        verify_rows(values, [row[-1] for row in rows])
+        return values
+
     def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
         """Return the blobs of the next `count` emails that were added after email `number`."""
         rows = self._connection.execute(
-            f"SELECT number, blob_id, size, received_at, ifnull({_EPOCH}, '')"  # noqa: S608 - a constant
-            " FROM email JOIN file USING (inode) WHERE number > ? ORDER BY number LIMIT ?",
+            f"SELECT {columns_sql('file')}, number, ifnull({_EPOCH}, '') FROM email"  # noqa: S608 - constants
+            " LEFT JOIN file ON file.inode = email.inode WHERE number > ? ORDER BY number LIMIT ?",
             (number, count),
-        )
-        return [AddedBlob(*row) for row in rows]
+        ).fetchall()
+        verify_rows((row[:-3] for row in rows), (row[-3] for row in rows))
+        return [
+            AddedBlob(row[-2], blob_id, size, received_at, row[-1])
+            for row in rows
+            for _, blob_id, received_at, size, *_ in (row[:-3],)
+        ]
 
     def journal_after(self, position: int) -> JournalPart:
         """Return what has changed in the tree since a position in the journal."""
         rows = self._connection.execute(
-            "SELECT sequence, mailbox, name, inode FROM journal WHERE sequence > ?"
+            "SELECT sequence, mailbox, name, inode, checksum FROM journal WHERE sequence > ?"
             " ORDER BY sequence",
             (position,),
         ).fetchall()
+        verify_rows((row[:-1] for row in rows), (row[-1] for row in rows))
+        if rows and rows[-1][0] - rows[0][0] + 1 != len(rows):
+            raise damage_error("a part of the journal is missing")
         if not rows:
             newest = self.journal_position()
             return JournalPart((), newest, whole=newest == position)
-        entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode in rows)
+        entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode, _ in rows)
         return JournalPart(entries, rows[-1][0], whole=rows[0][0] == position + 1)
 
     def journal_position(self) -> int:
@@ -364,6 +499,24 @@ class IndexReader(SqliteConnection):
         ).fetchone()
         return int(row[0])
 
+    def check(self) -> None:
+        """Read the whole index; raises sqlite3.DatabaseError if any part of it is damaged.
+
+        For half a million emails, this takes some seconds.
+        """
+        with self.pinned():
+            (result,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+            if result != "ok":
+                raise damage_error(str(result))
+            for table in COLUMNS:
+                if self._connection.execute(
+                    f"SELECT 1 FROM {table} WHERE checksum IS NOT {checksum_sql(table)} LIMIT 1"  # noqa: S608 - constants
+                ).fetchone():
+                    raise damage_error(f"a row of the table {table} is damaged")
+            self.state()
+            for mailbox in self.mailboxes():
+                self.listing(mailbox.number)
+
     def total_size(self) -> int:
         """Return the sum of the sizes of all files; this reads the whole table."""
         # `sum` fails if the sizes that a server states exceed 63 bits together.
@@ -371,7 +524,29 @@ class IndexReader(SqliteConnection):
         return int(row[0])
 
 
-def decode_json(value: bytes, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
+def _inodes_of_name(name: str) -> range | None:
+    """Return the inodes that an email with this name may have, or None if no email has it."""
+    match = _DATED_NAME.match(name)
+    if match is None:
+        return None
+    try:
+        time = datetime.strptime(f"{match[1]}+0000", "%Y%m%d-%H%M%S%z")
+    except ValueError:
+        return None
+    return inode_range(int(time.timestamp()))
+
+
+def name_digest(name: str) -> int:
+    """Return what a name adds to the digest of its mailbox."""
+    return crc32(name.encode())
+
+
+def names_digest(names: Iterable[str]) -> int:
+    """Return the digest of names or keywords, in any order."""
+    return sum(map(name_digest, names)) % DIGEST_MODULUS
+
+
+def decode_json(value: str, type_: Any) -> Any:  # noqa: ANN401 - JSON is anything
     """Decode a value of the table `meta`. Bytes that cannot be decoded count as damage."""
     try:
         return msgspec.json.decode(value, type=type_)

@@ -255,14 +255,20 @@ class DirectoryRows:
     received_at: array[int] = field(default_factory=lambda: array("q"))
     links: array[int] = field(default_factory=lambda: array("I"))
 
-    def extend(self, rows: Iterable[tuple[str, int, int, int, int]]) -> None:
-        """Append rows of name, inode, size, received_at and links."""
-        for name, inode, size, received_at, links in rows:
-            self.names.append(name.encode())
-            self.inodes.append(inode)
-            self.sizes.append(size)
-            self.received_at.append(received_at)
-            self.links.append(links)
+    def extend(
+        self,
+        names: Iterable[str],
+        inodes: Iterable[int],
+        sizes: Iterable[int],
+        received_at: Iterable[int],
+        links: Iterable[int],
+    ) -> None:
+        """Append columns of equal length."""
+        self.names.extend(map(str.encode, names))
+        self.inodes.extend(inodes)
+        self.sizes.extend(sizes)
+        self.received_at.extend(received_at)
+        self.links.extend(links)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from jmapfs.index.checksums import verify_rows
 from jmapfs.index.email_batch import (
     EmailBatch,
     KnownEmail,
@@ -20,7 +21,7 @@ from jmapfs.index.email_batch import (
     stem_of,
 )
 from jmapfs.index.rows import may_be_same_time
-from jmapfs.index.schema import UNKNOWN_SIZE
+from jmapfs.index.schema import UNKNOWN_SIZE, columns_sql
 from jmapfs.jmap.types import Email, decode
 
 _ROWS: Final = 1000
@@ -181,10 +182,11 @@ class StagedEmails:
     def _staged(self) -> Iterator[Sequence[Email]]:
         number = 0
         while rows := self._connection.execute(
-            "SELECT number, email FROM staged WHERE number > ? ORDER BY number LIMIT ?",
+            f"SELECT {columns_sql('staged')} FROM staged WHERE number > ? ORDER BY number LIMIT ?",  # noqa: S608 - constants
             (number, _ROWS),
         ).fetchall():
-            yield [_decoded(text) for _, text in rows]
+            verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
+            yield [_decoded(row[-2]) for row in rows]
             number = rows[-1][0]
 
     def remove_unseen(self) -> None:

@@ -24,7 +24,13 @@ from jmapfs.index.email_batch import (
 from jmapfs.index.file_inodes import reassign_colliding_inodes
 from jmapfs.index.layout import Layout, LayoutCache, Parents, Placed, find_parents, lay_out
 from jmapfs.index.listed import BadEmails, ListedIds
-from jmapfs.index.reader import STATE_FIELDS, IndexReader, decode_json
+from jmapfs.index.reader import (
+    DIGEST_MODULUS,
+    STATE_FIELDS,
+    IndexReader,
+    decode_json,
+    name_digest,
+)
 from jmapfs.index.rows import AccountState, ListingProgress
 from jmapfs.index.schema import UNFILED
 from jmapfs.index.staged import StagedEmails, is_reused
@@ -85,16 +91,31 @@ class IndexWriter(IndexReader):
             ],
         )
 
+    def complete_conversion(self) -> None:
+        """Write what the tables of an earlier version lack, within the caller's transaction."""
+        for update, query in (
+            ("UPDATE mailbox SET digest", "SELECT mailbox, name FROM membership"),
+            ("UPDATE email SET keywords", "SELECT email, keyword FROM keyword"),
+        ):
+            digests: defaultdict[int, int] = defaultdict(int)
+            for number, name in self._connection.execute(query):
+                digests[number] += name_digest(name)
+            self._connection.execute(f"{update} = 0")
+            self._connection.executemany(
+                f"{update} = ? WHERE number = ?",
+                [(digest % DIGEST_MODULUS, number) for number, digest in digests.items()],
+            )
+        self.set_state(self._state(may_lack_fields=True))
+        self._directory_times.update(self)
+
     def note_change(self) -> None:
         """Store that the index has changed now, without new states of the server."""
         self.set_state(replace(self.state(), synced_at=time.time()))
 
     def listing_progress(self) -> ListingProgress | None:
         """Return how far an unfinished listing has come, or None."""
-        row = self._connection.execute(
-            "SELECT CAST(value AS BLOB) FROM meta WHERE name = ?", (_PROGRESS,)
-        ).fetchone()
-        return decode_json(row[0], ListingProgress) if row else None
+        value = self._meta(_PROGRESS)
+        return None if value is None else decode_json(value, ListingProgress)
 
     def set_listing_progress(self, progress: ListingProgress) -> None:
         """Store how far the current listing has come."""

@@ -103,8 +103,14 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 if connection.is_idle():
                     await connection.aclose()
 
+    async def close_connections(self) -> None:
+        """Close all connections, including those in use; later requests open new ones."""
+        for pool in self._pools:
+            for connection in pool.connections:
+                await connection.aclose()
+
     async def aclose(self) -> None:
-        """Close all connections, including those in use."""
+        """Close all connections, including those in use; later requests fail."""
         self._closed = True
         for pool in self._pools:
             await pool.aclose()

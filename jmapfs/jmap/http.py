@@ -7,8 +7,8 @@ is busy for one kind may answer the others. If it counts them together, it answe
 and each kind learns that with its first request.
 
 After a suspend or a change of network, kept connections are dead, but no error reports that. So
-after a request that failed or stalled, all idle connections are closed. The next request opens a
-new connection.
+after a request that failed or stalled, and before the first request after a suspend, all idle
+connections are closed. The next request opens a new connection.
 """
 
 import re
@@ -49,6 +49,7 @@ from jmapfs.jmap.response import (
 )
 from jmapfs.jmap.retry import Cooldown, RetryPolicy
 from jmapfs.jmap.types import decode
+from jmapfs.suspension import SuspensionDetector
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._network = ConnectionPool(ca_file) if network is None else network
         self._longest_wait = longest_wait
         self._closed = False
+        self._suspensions = SuspensionDetector()
         self._concurrency = max(1, concurrency)
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
         # Nobody waits for the event stream: the account is polled without it.
@@ -132,6 +134,12 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if isinstance(self._network, ConnectionPool):
             with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
                 await self._network.close_idle()
+
+    async def close_connections(self) -> None:
+        """Close all connections: they are dead. Requests in flight are sent again."""
+        if isinstance(self._network, ConnectionPool):
+            with suppress(*HTTP_FAILURES), trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+                await self._network.close_connections()
 
     @property
     def concurrency(self) -> int:
@@ -370,6 +378,8 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         if self.accept_parameter:
             all_headers["Accept"] = f"{all_headers.get('Accept', '*/*')}{self.accept_parameter}"
         self.traffic.requests += 1
+        if self._suspensions.noticed():
+            await self.close_idle()
         response: httpx.Response | None = None
         with trio.move_on_after(timeout):
             try:

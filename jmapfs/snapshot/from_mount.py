@@ -43,6 +43,7 @@ from jmapfs.index.rows import EmailSlice
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
+from jmapfs.suspension import seconds_since
 from jmapfs.tree.status_file import Lacking, time_text
 
 _T = TypeVar("_T")
@@ -140,7 +141,7 @@ def not_compared(compared_at: float) -> str:
 
     The log of the mount has the reason. For a snapshot of an account, the comparison itself warns.
     """
-    if time.time() - compared_at <= _OLDEST_COMPARISON:
+    if seconds_since(compared_at) <= _OLDEST_COMPARISON:
         return ""
     since = f"since {time_text(compared_at)}" if compared_at else "yet"
     return (

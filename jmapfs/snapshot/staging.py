@@ -19,6 +19,7 @@ is computed from the downloaded bytes, before they are written. So a second read
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,13 +31,15 @@ import msgspec
 import trio
 
 from jmapfs.errors import UNDECODABLE, storage_errors
-from jmapfs.private_files import create_file, make_directory, open_reading
+from jmapfs.private_files import create_file, make_directory, open_reading, require_private
 from jmapfs.snapshot.base import SharedFile
 from jmapfs.snapshot.files import has_content, sync_directory, write_all
 from jmapfs.snapshot.manifest import MAIL, MISSING, Origin, is_mail_file
 from jmapfs.snapshot.missing import MissingMails
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import BlobRequest, BlobTotals
+
+_log = logging.getLogger(__name__)
 
 _JOURNAL: Final = "journal.jsonl"
 _CONTENT: Final = "content"
@@ -301,13 +304,13 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
 
 
 class InterruptedRuns:
-    """The directories of interrupted runs, in `paths`.
+    """The directories of interrupted runs, in `paths`. Those that others could change are left out.
 
     Raises StorageError if the repository cannot be read.
     """
 
     def __init__(self, repository: Repository) -> None:
-        self.paths = repository.unfinished()
+        self.paths = [path for path in repository.unfinished() if _is_private(path)]
         self._repository = repository
 
     def origins(self) -> list[Origin]:
@@ -323,6 +326,17 @@ class InterruptedRuns:
                 for entry in _read_entries(path):
                     staging.adopt(path / entry.file, entry)
             self._repository.remove_partial(path)
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        require_private(path, shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _log.warning("%s is left alone: %s", path, error.strerror)
+        return False
+    return True
 
 
 def _read_head(path: Path) -> _Head | None:

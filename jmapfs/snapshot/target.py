@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from jmapfs import __version__
 from jmapfs.errors import JmapfsError, StorageError, TooMuchGoneError, storage_errors
+from jmapfs.private_files import UnsafePathError, require_private
 from jmapfs.snapshot.base import BaseSnapshot
 from jmapfs.snapshot.builder import TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
-from jmapfs.snapshot.manifest import FORMAT, Description, ManifestWriter, Origin, is_intact
+from jmapfs.snapshot.manifest import FORMAT, MAIL, Description, ManifestWriter, Origin, is_intact
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import Source
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
@@ -134,6 +135,15 @@ class Target:
     def _open_base(self, scope: Scope) -> BaseSnapshot | None:
         self._base_is_other = False
         for snapshot in reversed(self._repository.snapshots()):
+            try:
+                # Another user could replace the files of such a snapshot later.
+                require_private(snapshot.path / MAIL, named=self._repository.path, shared=True)
+            except UnsafePathError as error:
+                self._notice(f"{error.filename}: {error.strerror}; its files are not reused")
+                continue
+            except OSError:
+                # It is damaged.
+                pass
             if not is_intact(snapshot.path):
                 self._notice(f"{snapshot.path} is damaged, so its files are not reused: run verify")
                 continue

@@ -24,6 +24,7 @@ from jmapfs.index.rows import Shortfall
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import ServerCounts
+from jmapfs.suspension import seconds_since
 from jmapfs.sync.bad_emails import forget_not_found, listed_but_not_found, not_found
 from jmapfs.sync.id_listing import list_ids
 
@@ -224,7 +225,7 @@ def _is_settled(writer: IndexWriter, compared: Comparison) -> bool:
     state = writer.state()
     return not compared.differs or (
         state.listed_again_for == compared.difference()
-        and 0 <= time.time() - state.listed_again_at < _LISTING_INTERVAL
+        and seconds_since(state.listed_again_at) < _LISTING_INTERVAL
     )
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -40,6 +40,8 @@ from jmapfs.errors import (
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
+from jmapfs.jmap.response import RequestKind
+from jmapfs.suspension import SuspensionDetector
 from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.push_listener import PushListener
@@ -53,6 +55,7 @@ ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 """Opens a new client for the account, which includes the discovery of its session."""
 
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
+_SUSPENSION_CHECK: Final = 5.0
 _OTHER_WRITER_SECONDS: Final = 10.0
 _OTHER_WRITER_FIRST_PAUSE: Final = 0.25
 _OTHER_WRITER_LONGEST_PAUSE: Final = 2.0
@@ -129,6 +132,12 @@ class AccountFollower:
             blobs=earlier.blobs + current.blobs,
             bytes=earlier.bytes + current.bytes,
         )
+
+    def end_pauses(self) -> None:
+        """Let the next requests be sent at once, even if the server has asked to wait."""
+        if self.client is not None:
+            for kind in RequestKind:
+                self.client.transport.end_pause(kind)
 
     def current_client(self) -> Client:
         """Return the open client; raise OfflineError while the server is unreachable."""
@@ -233,17 +242,11 @@ class AccountFollower:
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
         await trio.to_thread.run_sync(check_account, self._database, client)
-        async with self._push.listening(client):
+        async with self._push.listening(client), _dropping_dead_connections(client, self._push):
             while True:
                 await self._round(client, report)
                 startup.finish()
-                suspensions = self.schedule.suspensions
                 await self.schedule.wait(self._interval())
-                if self.schedule.suspensions > suspensions:
-                    # The connections are probably dead. Otherwise this is noticed only after the
-                    # timeouts: 18 seconds for a request, two minutes for the event stream.
-                    await client.transport.close_idle()
-                    self._push.reconnect()
 
     async def _round(self, client: Client, report: ListingReport) -> None:
         self.schedule.begin()
@@ -302,6 +305,29 @@ class AccountFollower:
             interval = max(interval, _POLL_INTERVAL_WITH_PUSH)
         interval *= random.uniform(0.9, 1.1)  # noqa: S311 - no secret
         return max(0.0, min(interval, self._rounds.next_comparison - trio.current_time()))
+
+
+@asynccontextmanager
+async def _dropping_dead_connections(client: Client, push: PushListener) -> AsyncIterator[None]:
+    """Within the context, open new connections when this machine was suspended.
+
+    Otherwise dead connections are noticed only after the timeouts: 18 seconds for a request, two
+    minutes for the event stream.
+    """
+
+    async def watch() -> None:
+        suspensions = SuspensionDetector()
+        while True:
+            await trio.sleep(_SUSPENSION_CHECK)
+            if suspensions.noticed():
+                _log.info("new connections: this machine was suspended, or its clock was set")
+                push.reconnect()
+                await client.transport.close_connections()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 class _Startup:

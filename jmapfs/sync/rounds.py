@@ -18,6 +18,7 @@ from jmapfs.errors import JmapfsError, ServerError, StorageError, TooMuchGoneErr
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
+from jmapfs.suspension import seconds_since
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import Synchronizer
 
@@ -151,7 +152,7 @@ class Rounds:
             self._postpone_comparison()
             return
         # The first round makes no comparison that is due: the mount can be used before that.
-        age = time.time() - (await trio.to_thread.run_sync(writer.state)).compared_at
+        age = seconds_since((await trio.to_thread.run_sync(writer.state)).compared_at)
         pause = 0.0 if age >= _COMPARE_INTERVAL else _COMPARE_INTERVAL
         self.next_comparison = trio.current_time() + pause
 

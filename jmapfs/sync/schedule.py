@@ -12,13 +12,13 @@ of this machine. The pauses after failures are those of `jmapfs.backoff`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from jmapfs.backoff import BackOff, Pace
 from jmapfs.errors import ForbiddenError, UnreachableError
+from jmapfs.suspension import SuspensionDetector
 
 _FIRST_PAUSE: Final = 2.0
 _SHORTEST_PAUSE: Final = 1.0
@@ -29,32 +29,20 @@ _LONGEST_FORBIDDEN_PAUSE: Final = 3600.0
 _GATHER_SECONDS: Final = 0.05
 _LONGEST_GATHER_SECONDS: Final = 2.0
 _SUSPENSION_CHECK: Final = 10.0
-_LEAST_SUSPENSION: Final = 5.0
-
-
-def suspended_seconds() -> float:
-    """Return for how long this machine has been suspended since it was started.
-
-    Trio's clock stands still while the machine is suspended.
-    """
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 class RoundSchedule:
-    """Waits for the next round; `suspended` is replaced in tests.
+    """Waits for the next round.
 
     failures: how many rounds have failed in a row; connecting is a part of a round.
     next_try: when the pause after a failure ends, in seconds since 1970; None without a failure.
-    suspensions: how often `wait` has noticed that this machine was suspended.
     """
 
-    def __init__(self, suspended: Callable[[], float] = suspended_seconds) -> None:
+    def __init__(self, suspensions: SuspensionDetector | None = None) -> None:
         self.next_try: float | None = None
-        self.suspensions = 0
         self._back_off = BackOff(_FIRST_PAUSE, _LONGEST_PAUSE, floor=_SHORTEST_PAUSE)
         self._pace = Pace(_GATHER_SECONDS, _LONGEST_GATHER_SECONDS)
-        self._suspended = suspended
-        self._suspended_before = suspended()
+        self._suspensions = suspensions or SuspensionDetector()
         self._woken = trio.Event()
         self._hinted_at: float | None = None
         self._requested = False
@@ -139,8 +127,6 @@ class RoundSchedule:
 
     def _note_suspension(self) -> None:
         """If this machine was suspended, begin a round soon: the network may be another one."""
-        before, self._suspended_before = self._suspended_before, self._suspended()
-        if self._suspended_before - before >= _LEAST_SUSPENSION:
-            self.suspensions += 1
+        if self._suspensions.noticed():
             self._back_off.restart()
             self.hint()

@@ -10,7 +10,6 @@
 """
 
 import logging
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +24,7 @@ from jmapfs.index.rows import AccountState, BadEmailRow, ListingProgress, StaleT
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.sqlite import sqlite_errors
+from jmapfs.suspension import seconds_since
 from jmapfs.sync.account_check import (
     REUSED_IDS,
     ReusedIdsError,
@@ -230,7 +230,7 @@ class Synchronizer:
         # may have had that state too when it was listed. Then only a new listing can tell.
         is_back = current == state.email_state != stale.email_state
         may_differ = current != stale.email_state or current == state.email_state
-        is_due = self._ask_again or time.time() >= stale.checked_at + _STALE_SECONDS
+        is_due = self._ask_again or seconds_since(stale.checked_at) >= _STALE_SECONDS
         if not is_back and not (may_differ and is_due):
             raise too_much_gone(stale)
         await trio.to_thread.run_sync(discard_listing, self._writer)

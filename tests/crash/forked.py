@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -108,9 +109,11 @@ class ForkedProcess:
         """Wait for the end; return the exit code, or the negative number of the signal."""
         if self._code is None:
             if not self.ended(seconds):
+                waiting = self._waiting_for()
                 self.signal(signal.SIGKILL)
-                self.forker.ask("wait", self.pid)
-                raise TimeoutError(f"a command did not end in {seconds} s: {self._read('2')}")
+                raise TimeoutError(
+                    f"a command did not end in {seconds} s: {waiting}{self._read('2')}"
+                )
             self._code = self.forker.ask("wait", self.pid)
             os.close(self._pidfd)
         return Result(self._code, self._read("1"), self._read("2"))
@@ -125,6 +128,16 @@ class ForkedProcess:
         """Return the calls that a process without a trap has counted."""
         calls: Calls = json.loads(self._read("calls"))
         return calls
+
+    def _waiting_for(self) -> str:
+        """Return what each thread does in the kernel."""
+        found = ""
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            for name in ("comm", "status", "stack"):
+                with suppress(OSError):
+                    text = (task / name).read_text()
+                    found += text if name != "status" else text.splitlines()[2] + "\n"
+        return found
 
     def _read(self, name: str) -> str:
         return (self.output / name).read_text(errors="replace")

@@ -253,6 +253,12 @@ class Trial:
             time.sleep(0.5)
         cell.problems.append("does not work again")
 
+    def wait_for_fault(self) -> None:
+        """Wait until the fault was injected, or a poll is over."""
+        deadline = time.monotonic() + POLL_SECONDS + 2
+        while not self.proxy.injected and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     # Reads
 
     def read(self, cell: Cell, mount: Mounted, name: str, *, each: bool = False) -> bool:
@@ -383,9 +389,7 @@ def following(trial: Trial) -> None:
 
         def push(cell: Cell) -> None:
             # The end of the stream alone makes the mount ask for changes.
-            deadline = time.monotonic() + POLL_SECONDS
-            while not trial.proxy.injected and time.monotonic() < deadline:
-                time.sleep(0.1)
+            trial.wait_for_fault()
             time.sleep(1)
             trial.account.deliver()
             started = time.monotonic()
@@ -411,6 +415,7 @@ def following(trial: Trial) -> None:
 
         def freeze(cell: Cell) -> None:
             trial.account.deliver()
+            trial.wait_for_fault()
             if trial.run(cell, "freeze", "--timeout", "120s", mount.path).exit_code:
                 return
             before = mount.entries().keys()

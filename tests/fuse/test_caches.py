@@ -201,8 +201,13 @@ async def test_a_listing_that_ends_in_another_tree_is_not_cached(
 
 def files(count: int, first: int = 0) -> DirectoryListing:
     listing = DirectoryRows()
+    numbers = range(first, first + count)
     listing.extend(
-        (f"m{number:04}.eml", 100 + number, number, 0, 1) for number in range(first, first + count)
+        [f"m{number:04}.eml" for number in numbers],
+        [100 + number for number in numbers],
+        numbers,
+        [0] * count,
+        [1] * count,
     )
     return DirectoryListing((), listing)
 

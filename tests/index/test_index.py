@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jmapfs.index.checksums import add_function
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
@@ -375,14 +376,15 @@ def test_a_damaged_or_foreign_index_is_replaced(database: IndexDatabase, damage:
         case "state" | "listing":
             value = "complete" if damage == "state" else damage
             with sqlite3.connect(database.path) as connection:
+                add_function(connection)
                 connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '7')", (value,))
             connection.close()
         case "text":
-            with sqlite3.connect(database.path) as connection:
-                connection.execute(
-                    "INSERT OR REPLACE INTO meta VALUES ('email_state', CAST(x'22ff22' AS TEXT))"
-                )
-            connection.close()
+            with database.writer() as writer, writer.transaction():
+                writer.set_state(AccountState(email_state="MARKED"))
+            data = database.path.read_bytes()
+            assert b"MARKED" in data
+            database.path.write_bytes(data.replace(b"MARKED", b"MARK\xff\xff"))
         case _:
             pragma = "user_version" if damage == "version" else "application_id"
             connection = sqlite3.connect(database.path)

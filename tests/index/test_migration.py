@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import sqlite3
 import tarfile
@@ -64,21 +63,55 @@ def test_version_1_is_converted(database: IndexDatabase) -> None:
         assert blob in {str(row[3]) for row in before}
 
 
-def make_older(connection: sqlite3.Connection, version: int) -> None:
-    """Drop the tables that an earlier version does not have."""
-    for table in re.findall(r"CREATE TABLE (\w+)", schema.MIGRATIONS[version]):
-        connection.execute(f"DROP TABLE {table}")
-    connection.execute("DELETE FROM meta WHERE name = 'directories'")
-    connection.execute(f"PRAGMA user_version = {version}")
-    connection.commit()
+# What the versions added to the tables of the version before.
+STEPS = {
+    2: """
+        ALTER TABLE file ADD COLUMN stated INTEGER;
+        CREATE TABLE confirmed (
+            blob_id TEXT PRIMARY KEY, size INTEGER NOT NULL, stated INTEGER NOT NULL
+        ) WITHOUT ROWID;
+        CREATE TABLE unconfirmed (blob_id TEXT PRIMARY KEY) WITHOUT ROWID;
+        CREATE TABLE staged (
+            number INTEGER PRIMARY KEY, email_id TEXT NOT NULL UNIQUE, blob_id TEXT NOT NULL,
+            received_at INTEGER NOT NULL, size INTEGER NOT NULL, reused INTEGER NOT NULL,
+            email TEXT NOT NULL
+        );
+        CREATE INDEX staged_blob ON staged (blob_id, received_at);
+        DROP TABLE correction;
+    """,
+    3: """
+        CREATE TABLE listed (
+            number INTEGER PRIMARY KEY, email_id TEXT NOT NULL UNIQUE,
+            fetched INTEGER NOT NULL DEFAULT 0, reason TEXT, mailbox_ids TEXT
+        );
+        CREATE TABLE bad_email (
+            email_id TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL,
+            mailbox_ids TEXT NOT NULL
+        ) WITHOUT ROWID;
+        CREATE TABLE undescribed (
+            email INTEGER NOT NULL, mailbox_id TEXT NOT NULL, PRIMARY KEY (email, mailbox_id)
+        ) WITHOUT ROWID;
+    """,
+    4: """
+        CREATE TABLE directory (
+            inode INTEGER PRIMARY KEY, mailbox INTEGER, emails INTEGER NOT NULL,
+            children INTEGER NOT NULL, changed_at INTEGER NOT NULL
+        );
+    """,
+}
+
+
+def make_newer(database: IndexDatabase, version: int) -> None:
+    """Turn the index of version 1 into one of a later version, as that version would have."""
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        for step in range(2, version + 1):
+            connection.executescript(STEPS[step])
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_directories_get_the_time_of_the_conversion(database: IndexDatabase, version: int) -> None:
-    if version > 1:
-        database.prepare()
-        with contextlib.closing(sqlite3.connect(database.path)) as connection:
-            make_older(connection, version)
+    make_newer(database, version)
     before = int(time.time())
     database.prepare()
     with database.reader() as reader:
@@ -95,10 +128,9 @@ def test_directories_get_the_time_of_the_conversion(database: IndexDatabase, ver
 
 
 def test_version_2_is_converted(database: IndexDatabase) -> None:
-    database.prepare()
     before = rows(database)
+    make_newer(database, 2)
     with contextlib.closing(sqlite3.connect(database.path)) as connection:
-        make_older(connection, 2)
         # Version 2 listed pages of emails, not ids.
         progress = '{"email_state": "s", "anchor": "M1", "listed": 5}'
         connection.execute("INSERT INTO meta VALUES ('listing', ?)", (progress,))
@@ -120,9 +152,13 @@ def test_an_interrupted_conversion_changes_nothing(
     database: IndexDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = rows(database)
+
+    def interrupted(connection: sqlite3.Connection, version: int) -> None:
+        schema.migrate(connection, version)
+        raise sqlite3.OperationalError("database or disk is full")
+
     with monkeypatch.context() as patch:
-        broken = {1: schema.MIGRATIONS[1] + "INSERT INTO meta VALUES (NULL, NULL);"}  # noqa: S608 - a constant
-        patch.setattr("jmapfs.index.database.MIGRATIONS", broken)
+        patch.setattr("jmapfs.index.database.migrate", interrupted)
         with pytest.raises(StorageError):
             database.prepare()
     assert rows(database) == before

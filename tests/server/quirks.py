@@ -36,6 +36,8 @@ ODD_VALUES = {
     "float": "1.5",
     "huge": "1e999",
     "long": "9" * 30,
+    "negative": "-1",
+    "most": str(2**53 - 1),  # the largest number of JMAP
     "date": '"32547-12-05T15:30:08Z"',
     "text": '"a\\u0000b\\ud800c\xff"',
 }

@@ -81,6 +81,8 @@ def test_by_account_and_by_mount_they_are_the_same(stored: StoredMail, tmp_path:
 
 def test_a_mount_that_has_not_compared_the_numbers_for_long() -> None:
     assert not_compared(time.time() - 3700) == ""
+    # The clock was set back.
+    assert "could not compare" in not_compared(time.time() + 3600)
     assert not_compared(0.0).endswith("server yet, so nothing shows whether mail is lacking")
     assert "since 2023-11-14T22:13:20+00:00" in not_compared(1.7e9)
 

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from jmapfs.errors import ForbiddenError, ServerError, UnreachableError
+from jmapfs.suspension import SuspensionDetector
 from jmapfs.sync.schedule import RoundSchedule
 
 # ruff: noqa: ARG001 - the fixture sets the clock
@@ -144,7 +145,7 @@ async def test_a_forbidden_login_is_repeated_after_an_hour(clock: MockClock) -> 
 
 async def test_after_a_suspension_a_round_begins_soon(clock: MockClock) -> None:
     suspended = 100.0
-    schedule = RoundSchedule(lambda: suspended)
+    schedule = RoundSchedule(SuspensionDetector(lambda: (suspended, 0.0)))
     for _ in range(20):
         schedule.record_failure(UnreachableError("no network"))
         await pause(schedule)
@@ -169,7 +170,7 @@ async def test_after_a_suspension_a_round_begins_soon(clock: MockClock) -> None:
 
 async def test_a_machine_that_was_suspended_during_a_round(clock: MockClock) -> None:
     suspended = 0.0
-    schedule = RoundSchedule(lambda: suspended)
+    schedule = RoundSchedule(SuspensionDetector(lambda: (suspended, 0.0)))
     for _ in range(20):
         schedule.record_failure(UnreachableError("no network"))
         await pause(schedule)

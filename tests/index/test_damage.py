@@ -1,0 +1,191 @@
+"""Damage to the index: what a tree shows is right, or the damage is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jmapfs.errors import EntryNotFoundError, StorageError
+from jmapfs.index.database import IndexDatabase
+from jmapfs.index.reader import IndexReader
+from jmapfs.index.rows import AccountState, EmailRow
+from jmapfs.index.writer import IndexWriter
+from jmapfs.inodes import ROOT_INODE
+from jmapfs.sqlite import is_damage
+from jmapfs.tree.export import FIRST, EmailExport
+from jmapfs.tree.tree import Attributes, Kind, Tree
+from tests.damage import flip_bits
+from tests.indexed import email, mailbox
+
+RUNS = 400
+
+Shown = dict[str, tuple[Attributes, str]]
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the file of an index with some mailboxes, copies, and two names of one file."""
+    directory = tmp_path_factory.mktemp("intact")
+    database = IndexDatabase(directory)
+    database.prepare()
+    with database.writer() as writer:
+        with writer.transaction():
+            writer.replace_mailboxes(
+                [
+                    mailbox("A", "Inbox", role="inbox"),
+                    mailbox("B", "Archive"),
+                    mailbox("C", "2023", "B"),
+                    mailbox("D", "Empty"),
+                ]
+            )
+            writer.put_emails(
+                email(
+                    f"M{number}",
+                    *(("A", "C") if number % 7 == 0 else ("A",) if number % 2 else ("B",)),
+                    blob=f"G{number // 5 * 5 if number % 5 == 1 else number:020}",
+                    at=1_700_000_000 + 1000 * (number // 5 if number % 5 < 2 else number),
+                    size=1000 + number,
+                    keywords=("$seen",) if number % 3 else (),
+                    subject=f"Subject number {number}",
+                    sender="Alice",
+                )
+                for number in range(120)
+            )
+            writer.set_state(
+                AccountState(
+                    account_id="a", email_state="1", mailbox_state="1", complete=True, epoch="e"
+                )
+            )
+        with writer.transaction():
+            writer.remove_emails(["M11"])
+    return database.path.read_bytes()
+
+
+def walk(reader: IndexReader) -> Shown:
+    """Return what a tree shows, by paths; each name is listed and looked up, each file opened."""
+    shown: Shown = {}
+    tree, listing_tree = Tree(reader), Tree(reader)
+    pending = [(ROOT_INODE, "")]
+    while pending:
+        inode, path = pending.pop()
+        shown[path] = tree.attributes(inode), ""
+        for name, attributes in listing_tree.listing(inode).entries():
+            if name == b".jmapfs.json":
+                continue
+            assert tree.lookup(inode, name) == attributes
+            below = f"{path}/{name.decode()}"
+            if attributes.kind is Kind.DIRECTORY:
+                pending.append((attributes.inode, below))
+            else:
+                shown[below] = attributes, tree.file(attributes.inode).content_key
+    return shown
+
+
+def look_up(reader: IndexReader, truth: Shown) -> Shown:
+    """Return what the names and inodes of the truth lead to, without a listing."""
+    tree = Tree(reader)
+    inodes = {path: attributes.inode for path, (attributes, _) in truth.items()}
+    shown: Shown = {"": (tree.attributes(ROOT_INODE), "")}
+    for path in sorted(truth):
+        if path:
+            parent, _, name = path.rpartition("/")
+            with contextlib.suppress(EntryNotFoundError):
+                attributes = tree.lookup(inodes[parent], name.encode())
+                is_file = attributes.kind is Kind.FILE
+                key = tree.file(inodes[path]).content_key if is_file else ""
+                shown[path] = attributes, key
+    return shown
+
+
+def export(reader: IndexReader) -> list[EmailRow]:
+    """Return the emails that a snapshot would have."""
+    with reader.pinned():
+        layout = Tree(reader).layout()
+        emails = EmailExport(reader, layout, layout.root)
+        rows: list[EmailRow] = []
+        position: int | None = FIRST
+        while position is not None:
+            part = emails.after(position, 40)
+            rows += part.emails
+            position = part.position
+        return rows
+
+
+@contextlib.contextmanager
+def damage_reported() -> Iterator[list[bool]]:
+    """Accept errors that are damage; the list is empty if there was none."""
+    reported: list[bool] = []
+    try:
+        yield reported
+    except (sqlite3.Error, StorageError) as error:
+        if not is_damage(error):
+            raise
+        reported.append(True)
+
+
+def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path) -> None:
+    database = IndexDatabase(tmp_path)
+    database.path.write_bytes(intact)
+    with database.reader() as reader:
+        shown, emails = walk(reader), export(reader)
+        assert len(shown) > 120
+        assert len(emails) == 119
+        assert look_up(reader, shown) == shown
+        reader.check()
+    chance = random.Random(15)
+    reported = {"walk": 0, "look up": 0, "export": 0, "check": 0}
+    for run in range(RUNS):
+        for suffix in ("-wal", "-shm"):
+            Path(f"{database.path}{suffix}").unlink(missing_ok=True)
+        database.path.write_bytes(intact)
+        flip_bits(database.path, chance)
+        results = {}
+        for action in reported:
+            with damage_reported() as damage, database.reader() as reader:
+                match action:
+                    case "walk":
+                        assert walk(reader) == shown, run
+                    case "look up":
+                        assert look_up(reader, shown) == shown, run
+                    case "export":
+                        assert export(reader) == emails, run
+                    case _:
+                        reader.check()
+            results[action] = bool(damage)
+            reported[action] += results[action]
+        # What any of them has found is found by the check of the whole index.
+        assert results["check"] or not any(results.values()), (run, results)
+    # Not all bits are used: the index has empty parts.
+    assert reported["check"] > RUNS / 2
+    assert reported["walk"] > RUNS / 4
+
+
+def test_a_damaged_row_is_not_changed(intact: bytes, tmp_path: Path) -> None:
+    """A row that is written gets a new checksum: the damage would not be seen any more."""
+    database = IndexDatabase(tmp_path)
+    blob_id = b"G00000000000000000042"
+    assert blob_id in intact
+    for text in (b"G0000000000000000004x", b"G0000000000000000004\xff"):
+        database.path.write_bytes(intact.replace(blob_id, text))
+        with database.writer() as writer:
+            for change in (move, remove):
+                with pytest.raises(sqlite3.Error) as raised:
+                    change(writer)
+                assert is_damage(raised.value)
+
+
+def move(writer: IndexWriter) -> None:
+    with writer.transaction():
+        writer.put_emails(
+            [email("M42", "D", blob="G00000000000000000042", at=1_700_042_000, size=7)]
+        )
+
+
+def remove(writer: IndexWriter) -> None:
+    with writer.transaction():
+        writer.remove_emails(["M42"])
