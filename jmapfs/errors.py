@@ -43,11 +43,18 @@ from typing import ClassVar, Final
 
 import msgspec
 
+from jmapfs.protection import redact
+from jmapfs.text import is_shown
+
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The errors of msgspec for bytes that are not JSON, or not of the requested type."""
 
 IN_OUTPUT: Final = {"in_output": True}
 """The `extra` of a log record that the commands do not print: their own output says the same."""
+
+
+# White space at the beginning of a text is left out, but not without a limit.
+_LONGEST_READ: Final = 16_384
 
 
 class JmapfsError(Exception):
@@ -237,9 +244,14 @@ class EntryNotFoundError(JmapfsError):
     errno = errno.ENOENT
 
 
-def printable(text: str, limit: int) -> str:
-    """Return `text` on one line of at most `limit` characters, without control characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def printable(text: str, limit: int, *, cut: bool = False) -> str:
+    """Return `text` on one line of at most `limit` characters, without secrets.
+
+    Control characters are left out. `cut` tells that the text is only the beginning of another one.
+    """
+    start = text[: max(_LONGEST_READ, limit)]
+    shown = redact(start, cut=cut or len(start) < len(text))
+    line = " ".join("".join(c if is_shown(c) else " " for c in shown).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

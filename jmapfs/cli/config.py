@@ -20,6 +20,7 @@ the configuration file, in a message or in a log.
 An unknown key is an error. Otherwise a misspelt key would be noticed too late.
 """
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -36,6 +37,7 @@ from jmapfs.errors import ConfigError
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials, Credentials
 from jmapfs.jmap.login import Login
 from jmapfs.private_files import read_named_file
+from jmapfs.protection import child_environment, hide_variable, protect_memory
 
 _COMMAND_SECONDS: Final = 120  # the user may have to type a passphrase
 
@@ -91,7 +93,19 @@ def read_config() -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    return Config(path, {name: _account(path, name, table) for name, table in tables.items()})
+    accounts = {name: _account(path, name, table) for name, table in tables.items()}
+    for account in accounts.values():
+        for variable in filter(None, (account.password_env, account.token_env)):
+            hide_variable(variable)
+    return Config(path, accounts)
+
+
+def command_environment() -> dict[str, str]:
+    """Return the environment for a command of the user: without the secrets of all accounts."""
+    with contextlib.suppress(ConfigError):
+        # A configuration that is not valid does not stop a command that does not need it.
+        read_config()
+    return child_environment()
 
 
 def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401 - TOML is anything
@@ -115,9 +129,11 @@ def _account(path: Path, name: str, table: Any) -> AccountTable:  # noqa: ANN401
 def account_source(argument: str, config: Config, *, account: str | None = None) -> AccountSource:
     """Return the account for `argument`, which is a name in the configuration or a location.
 
-    `account` comes from the command line and overrides the configuration. Raises ConfigError if
-    there is no such account, or its secret is not available.
+    `account` comes from the command line and overrides the configuration. From now on, this process
+    leaves no core dump. Raises ConfigError if there is no such account, or its secret is not
+    available.
     """
+    protect_memory()
     table = config.accounts.get(argument)
     if table is not None:
         return AccountSource(
@@ -230,6 +246,7 @@ def _from_command(where: str, command: str, directory: Path) -> str:
             check=False,
             timeout=_COMMAND_SECONDS,
             cwd=directory,
+            env=child_environment(),
         )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error

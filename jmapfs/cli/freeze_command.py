@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -83,13 +83,16 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     If the freeze ended before the command, the command may have seen two states. Then a message on
     stderr says so, and an exit code of 0 is changed to 1.
     """
+    from jmapfs.cli.config import command_environment  # noqa: PLC0415 - only with a COMMAND
+
+    environment = command_environment()
     lease: FreezeLease | None = None
     was_frozen = False
     with _SignalForwarding() as signals:
         try:
             lease = FreezeLease(mountpoint, limit=seconds)
             signals.frozen()
-            code = _run(command, signals.started)
+            code = _run(command, environment, signals.started)
         finally:
             if lease is not None:
                 was_frozen = lease.release()
@@ -99,9 +102,13 @@ def run_frozen(mountpoint: Path, seconds: float, command: Sequence[str]) -> int:
     return code or 1
 
 
-def _run(command: Sequence[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
+def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    started: Callable[[subprocess.Popen[bytes]], None],
+) -> int:
     try:
-        with subprocess.Popen(command) as process:
+        with subprocess.Popen(command, env=environment) as process:
             started(process)
             code = process.wait()
     except FileNotFoundError:

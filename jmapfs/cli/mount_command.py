@@ -32,6 +32,7 @@ from jmapfs.daemon.startup import (
     run_in_background,
 )
 from jmapfs.errors import JmapfsError, UsageError
+from jmapfs.protection import clear_environment
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ def mount_command(
         poll_interval=poll_interval,
         all_accounts=all_accounts,
     )
+    # libfuse runs fusermount3, which inherits the environment.
+    clear_environment()
     _mount(request, foreground=foreground, verbose=verbose)
 
 

@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import click
 import msgspec
 import trio
 
+from jmapfs.cli.config import command_environment
 from jmapfs.cli.options import mountpoint_argument
 from jmapfs.cli.output import escaped_json, notice, stdout_descriptor, write_now
 from jmapfs.cli.signals import run_with_signals
@@ -152,20 +153,25 @@ async def _wait_until_unread(output: int, scope: trio.CancelScope) -> None:
 async def _run_after_changes(
     watch: _Watch, command: Sequence[str], as_text: Callable[[_Event], str]
 ) -> None:
+    environment = command_environment()
     await watch.begin()
     events: list[_Event] = [_Unknown(_HERE, directory=True)]
     while True:
-        await _run(command, _text(events, as_text))
+        await _run(command, environment, _text(events, as_text))
         events = await watch.next()
 
 
-async def _run(command: Sequence[str], text: bytes) -> None:
+async def _run(command: Sequence[str], environment: Mapping[str, str], text: bytes) -> None:
     with storage_errors("a temporary file"), tempfile.TemporaryFile() as lines:
         lines.write(text)
         lines.seek(0)
         try:
             ended = await trio.run_process(
-                command, stdin=lines, check=False, deliver_cancel=_terminate
+                command,
+                stdin=lines,
+                check=False,
+                deliver_cancel=_terminate,
+                env=environment,
             )
         except OSError as error:
             notice(f"{command[0]}: {error.strerror}")

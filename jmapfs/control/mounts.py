@@ -47,6 +47,7 @@ _SOCKET: Final = re.compile(
 )
 _OWNER: Final = re.compile(rb"\buser_id=(\d+)")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 
 
 def resolve(mountpoint: Path) -> Path:
@@ -136,16 +137,31 @@ def _namespace(kind: str, process: int | str = "self") -> str:
 def other_namespaces(kind: str) -> Iterator[int]:
     """Yield, for each other namespace of a kind, a process in it that this process may inspect.
 
-    `kind` is `net` or `mnt`; see namespaces(7). Other user namespaces are left out.
+    `kind` is `net` or `mnt`; see namespaces(7). Other user namespaces are left out. The namespaces
+    of a daemon that protects its memory (`jmapfs.protection`) are not known. They may be the same,
+    so these daemons come last.
     """
+    hidden = []
     users = _namespace("user")
     seen = {_namespace(kind)}
     for process in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - PIDs
         with contextlib.suppress(OSError):
-            namespace = _namespace(kind, process)
+            try:
+                namespace = _namespace(kind, process)
+            except PermissionError:
+                if _user_of(process) == os.geteuid():
+                    hidden.append(int(process))
+                continue
             if namespace not in seen and _namespace("user", process) == users:
                 seen.add(namespace)
                 yield int(process)
+    yield from hidden
+
+
+def _user_of(process: str) -> int | None:
+    """Return the real UID of a process, whose directory in /proc may belong to root."""
+    found = _UID.search(Path("/proc", process, "status").read_bytes())
+    return None if found is None else int(found[1])
 
 
 class Peer(NamedTuple):

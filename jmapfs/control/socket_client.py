@@ -121,7 +121,7 @@ def connect(mount: Mount, timeout: float) -> socket.socket:
         time.sleep(pause)
     for process in other_namespaces("net"):
         with suppress(OSError):
-            addresses = list(mount.daemon_addresses(process))
+            addresses = set(mount.daemon_addresses(process)).difference(mount.daemon_addresses())
             if not addresses:
                 continue
             with suppress(PermissionError):

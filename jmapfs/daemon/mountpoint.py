@@ -186,7 +186,8 @@ def detach(mountpoint: Path) -> None:
             errors="replace",
             timeout=_UNMOUNT_SECONDS,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            # It needs nothing else, and must not inherit a secret.
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
         raise MountpointError(f"{mountpoint}: fusermount3 does not end") from None

@@ -48,7 +48,9 @@ def log_to_file(path: Path, *, verbose: bool) -> None:
         private_directory(path.parent, named=platformdirs.user_state_path())
         handler = _LogHandler(path, maxBytes=_LOG_BYTES, backupCount=_OLD_LOGS)
     except OSError as error:
-        raise StorageError(f"cannot write the log {path}: {error.strerror}") from error
+        raise StorageError(
+            f"cannot write the log {error.filename or path}: {error.strerror}"
+        ) from error
     _start_logging(handler, verbose=verbose)
 
 

@@ -411,9 +411,7 @@ class Api:
         )
         kind = printable(sent.kind, 80) or "an error without a type"
         description = printable(sent.description or "", _MAX_DESCRIPTION)
-        return MethodError(
-            call.name, self.transport.redact(kind), self.transport.redact(description)
-        )
+        return MethodError(call.name, kind, description)
 
 
 def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:

@@ -183,7 +183,8 @@ class ChangeMethods(EmailMethods):
             # Email/get fails if there are more emails than the server returns at once. Then
             # `_add_missing` requests the emails in parts.
             if response.error is None:
-                found.add(ids, await self._decode_get(response, GetResponse[Email], Email, ids))
+                got = await self._decode_get(response, GetResponse[Email], Email, ids)
+                await found.add(ids, got)
         await self._add_missing(ids, found)
         # A server may put an id into several lists. An email that was found is not gone.
         destroyed = set(changes.destroyed)

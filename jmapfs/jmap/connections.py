@@ -11,6 +11,7 @@ httpx is built on httpcore, but only httpcore accepts a network backend as an ar
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import ssl
@@ -27,6 +28,7 @@ import trio
 from jmapfs.errors import ConfigError
 from jmapfs.jmap.http_errors import ProxyFailure
 from jmapfs.private_files import open_regular
+from jmapfs.protection import Secret
 
 NEW_CONNECTION = "jmapfs.new_connection"
 """The extension of a request that must not use a kept connection."""
@@ -58,6 +60,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
     def __init__(self, ca_file: Path | None = None) -> None:
         tls = _tls_context(ca_file)
         proxy = _environment_proxy(tls)
+        self._proxy_secret = _proxy_secret(proxy)
         self._kept = _Route(tls, proxy, max_idle=None)
         self._unkept = _Route(tls, proxy, max_idle=0)
         self._pools = [*self._kept.pools, *self._unkept.pools]
@@ -203,6 +206,14 @@ def _environment_proxy(tls: ssl.SSLContext) -> httpcore.Proxy | None:
         )
     tls_to_proxy = tls if proxy.url.scheme == "https" else None
     return httpcore.Proxy(_httpcore_url(proxy.url), auth=proxy.raw_auth, ssl_context=tls_to_proxy)
+
+
+def _proxy_secret(proxy: httpcore.Proxy | None) -> Secret | None:
+    """Return the password for a proxy, which then does not appear in texts."""
+    if proxy is None or proxy.auth is None:
+        return None
+    encoded = base64.b64encode(b":".join(proxy.auth)).decode("ascii").rstrip("=")
+    return Secret(proxy.auth[1].decode(errors="surrogateescape"), encoded)
 
 
 def _httpcore_url(url: httpx.URL) -> httpcore.URL:

@@ -1,7 +1,7 @@
 """Credentials: a user name and a password, or a token.
 
-The secret appears in `authorization` only: not in the repr, not in an error text. A server may
-repeat the secret in a response, so `redact` removes it from every text of a server that is shown.
+The secret appears in `authorization` only: not in the repr, not in an error text. As long as the
+credentials exist, it is also removed from every text of a server (`jmapfs.protection`).
 """
 
 import base64
@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from jmapfs.errors import ConfigError
-
-# Shorter secrets stay: removing every "a" would only make the text unreadable.
-_SHORTEST_REDACTED = 4
+from jmapfs.protection import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +22,7 @@ class BasicCredentials:
 
     username: str
     password: str = field(repr=False)
+    _secret: Secret = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.username:
@@ -34,6 +33,11 @@ class BasicCredentials:
             raise ConfigError("the password is empty")
         if _has_control_characters(self.username + self.password):
             raise ConfigError("the user name or the password contain control characters")
+        encoded = self._encoded
+        forms = [encoded, encoded.translate(str.maketrans("+/", "-_"))]
+        # The padding may be missing.
+        forms += [form.rstrip("=") for form in forms]
+        object.__setattr__(self, "_secret", Secret(self.password, *forms))
 
     @property
     def authorization(self) -> str:
@@ -44,10 +48,6 @@ class BasicCredentials:
     def _encoded(self) -> str:
         return base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
 
-    def redact(self, text: str) -> str:
-        """Return `text` without the secret, in plain or encoded form."""
-        return _remove(text, self._encoded, self.password)
-
 
 @dataclass(frozen=True, slots=True)
 class BearerCredentials:
@@ -57,21 +57,19 @@ class BearerCredentials:
     """
 
     token: str = field(repr=False)
+    _secret: Secret = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.token:
             raise ConfigError("the token is empty")
         if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
             raise ConfigError("the token contains spaces, control or non-ASCII characters")
+        object.__setattr__(self, "_secret", Secret(self.token))
 
     @property
     def authorization(self) -> str:
         """The value of the `Authorization` header."""
         return f"Bearer {self.token}"
-
-    def redact(self, text: str) -> str:
-        """Return `text` without the secret."""
-        return _remove(text, self.token)
 
 
 Credentials: TypeAlias = BasicCredentials | BearerCredentials
@@ -79,10 +77,3 @@ Credentials: TypeAlias = BasicCredentials | BearerCredentials
 
 def _has_control_characters(text: str) -> bool:
     return any(ord(character) < 0x20 or ord(character) == 0x7F for character in text)
-
-
-def _remove(text: str, *secrets: str) -> str:
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_REDACTED:
-            text = text.replace(secret, "…")
-    return text

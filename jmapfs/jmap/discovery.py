@@ -188,7 +188,7 @@ async def _session_at(
             transport.set_limits(session.origins, session.limits.max_concurrent_requests)
             return session
         start = origin_of(url)
-        target = transport.redact(redirect_text(response.headers))
+        target = redirect_text(response.headers)
         url = _redirect_target(response, target, rewrite_origin=rewrite_origin)
         if origin_of(url) != start:
             transport.explain({origin_of(url): f"a redirect of {host_of(response.url)}"})

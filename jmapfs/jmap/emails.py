@@ -7,10 +7,11 @@ bad.
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.answers import AnswerTooLargeError
+from jmapfs.jmap.answers import AnswerTooLargeError, run_decoder
 from jmapfs.jmap.api import is_too_large
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.mailboxes import Got, MailboxMethods
@@ -91,9 +92,12 @@ class FoundEmails(Generic[E]):
         self.not_found: set[str] = set()
         self.bad: dict[str, BadEmail] = {}
 
-    def add(self, requested: Iterable[str], response: Got[E]) -> None:
+    async def add(self, requested: Iterable[str], response: Got[E]) -> None:
         """Add the results for the `requested` ids, and ignore all others."""
-        wanted = set(requested)
+        # What is known of bad emails is decoded here.
+        await run_decoder(partial(self._add, set(requested), response), response.unusable_size)
+
+    def _add(self, wanted: set[str], response: Got[E]) -> None:
         self.emails.update((email.id, email) for email in response.items if email.id in wanted)
         self.bad.update((bad.id, bad) for bad in _bad_emails(response.unusable) if bad.id in wanted)
         self.not_found.update(
@@ -239,7 +243,7 @@ class EmailMethods(MailboxMethods):
                         id=pending[0], reason=str(error), is_unanswered=True
                     )
                 else:
-                    found.add(requested, response)
+                    await found.add(requested, response)
                 missing += found.missing(requested)
                 pending = pending[len(requested) :]
         for id_ in missing:

@@ -183,17 +183,10 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._trusted_hosts.clear()
         self._named_by = {}
 
-    def redact(self, text: str) -> str:
-        """Return `text`, which a server sent, without the secret."""
-        return self._login.redact(text)
-
     def decode(self, response: HttpResponse, type_: type[T], what: str) -> T:
-        """Decode the body of a response; raises ProtocolError, which does not quote the secret."""
+        """Decode the body of a response; raises ProtocolError."""
         content_type = response.headers.get("content-type", "no content type")
-        try:
-            return decode(response.content, type_, what, content_type=content_type)
-        except ProtocolError as error:
-            raise ProtocolError(self.redact(str(error))) from None
+        return decode(response.content, type_, what, content_type=content_type)
 
     async def fetch(
         self,
@@ -298,9 +291,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         left = STALL_TIMEOUT if reader.deadline is None else reader.deadline.left
         reader.deadline = Deadline(min(left, STALL_TIMEOUT))
         body = await reader.read_start(_LARGEST_ERROR)
-        return http_error(
-            reader.status, reader.headers, body, host=reader.host, redact=self._login.redact
-        )
+        return http_error(reader.status, reader.headers, body, host=reader.host)
 
     def _check(self, request: HttpRequest) -> str:
         """Check that the request may be sent. Return the host of its URL, for error texts."""

@@ -1,7 +1,8 @@
 """Converts HTTP statuses and network failures to errors of jmapfs that quote the server.
 
-What a server sends may be long, HTML, or contain control characters. `sanitize` and
-`errors.printable` make such text safe to show.
+What a server sends may be long, HTML, or contain control characters or a secret. `sanitize` and
+`errors.printable` make such text safe to show. A secret may contain the characters at which a text
+is taken apart, so it is removed before.
 """
 
 import html
@@ -9,7 +10,7 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -27,6 +28,7 @@ from jmapfs.errors import (
     UnreachableError,
     printable,
 )
+from jmapfs.protection import redact
 
 HTTP_FAILURES = (
     httpx.HTTPError,
@@ -113,8 +115,8 @@ class TransientError(Exception):
 
 
 def sanitize(body: bytes, limit: int) -> str:
-    """Return the visible text of `body`, HTML tags removed, on one line."""
-    text = body[:_MAX_HTML].decode("utf-8", "replace")
+    """Return the visible text of `body`, the beginning of a document, on one line without tags."""
+    text = redact(body[:_MAX_HTML].decode("utf-8", "replace"), cut=True)
     if _HTML.search(text):
         text = html.unescape(_TAG.sub(" ", _INVISIBLE.sub(" ", text)))
     return printable(text, limit)
@@ -185,19 +187,14 @@ class _Problem(msgspec.Struct):
 
 
 def http_error(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    host: str,
-    redact: Callable[[str], str],
+    status: int, headers: Mapping[str, str], body: bytes, *, host: str
 ) -> JmapfsError | TransientError:
     """Return the error to raise for a response with an unexpected status.
 
-    `body` is the start of the response. `redact` removes the secret from a text. The error is
-    transient if the server is busy or broken: 408, 429, 5xx, or a `limit` problem that ends after
-    some time. A 401 can mean a wrong password, a wrong scope or throttling, so the error quotes the
-    server. A 403 is a ForbiddenError, unless the server says that the secret is wrong.
+    `body` is the start of the response. The error is transient if the server is busy or broken:
+    408, 429, 5xx, or a `limit` problem that ends after some time. A 401 can mean a wrong password,
+    a wrong scope or throttling, so the error quotes the server. A 403 is a ForbiddenError, unless
+    the server says that the secret is wrong.
     """
     problem = _problem(body)
     said = _message(problem, body)
@@ -206,13 +203,13 @@ def http_error(
         challenge = _challenge(headers.get("www-authenticate", ""))
         said += f" (it asks for: {challenge})" if challenge else ""
     title = _status(status)
-    text = redact(f"{title}: {said}" if said else title)
+    text = f"{title}: {said}" if said else title
     if forbidden:
         return ForbiddenError(f"{host} does not permit this: {text}")
     if status in _CREDENTIALS_REJECTED:
         return AuthenticationError(f"{host} does not accept the credentials: {text}")
     if status in REDIRECTS:
-        target = redact(redirect_text(headers))
+        target = redirect_text(headers)
         return ProtocolError(
             f"{host} redirects a request ({title}) to {target}; only discovery follows redirects"
         )
@@ -275,12 +272,13 @@ def retry_after(value: str | None, *, now: datetime | None = None) -> float | No
 
 def redirect_text(headers: Mapping[str, str]) -> str:
     """Return the target of a redirect. Its query may contain a secret, so it is left out."""
-    target = re.split(r"[?#]", headers.get("location", ""), maxsplit=1)[0]
+    target = re.split(r"[?#]", redact(headers.get("location", "")), maxsplit=1)[0]
     return printable(re.sub(r"//[^/@]*@", "//", target), _MAX_MESSAGE) or "an unnamed place"
 
 
 def _challenge(header: str) -> str:
     """Return a challenge, or of several only the schemes: their parameters help nobody."""
+    header = redact(header)
     schemes = _SCHEME.findall(_QUOTED.sub("", header))
     return printable(", ".join(schemes) if len(schemes) > 1 else header, _MAX_MESSAGE)
 

@@ -22,8 +22,9 @@ RETRY_PAUSES = (300.0, 900.0, 3600.0)
 # If the server has refused no secret for this time, the next pause is short again. The time is
 # long, so that the pauses stay long if the server accepts the secret now and then.
 _FORGET_SECONDS = 4 * RETRY_PAUSES[-1]
-# The server may repeat a secret in a later response, also a secret that has been replaced.
-_MAX_REDACTED = 8
+# The server may repeat a secret in a later response, also a secret that has been replaced. As long
+# as the credentials exist, it is removed from texts.
+_MAX_KNOWN = 8
 
 
 class Login:
@@ -68,12 +69,6 @@ class Login:
     def refusal(self) -> AuthenticationError | None:
         """Why the secret must not be sent now, or None."""
         return self._refusal
-
-    def redact(self, text: str) -> str:
-        """Return `text`, which a server sent, without the secrets that were used."""
-        for credentials in self._known:
-            text = credentials.redact(text)
-        return text
 
     def retry_now(self) -> None:
         """Let the next attempt send the secret again, even if it was refused."""
@@ -165,7 +160,7 @@ class Login:
         if credentials == self._credentials:
             return False
         self._credentials = credentials
-        self._known = [credentials, *self._known][:_MAX_REDACTED]
+        self._known = [credentials, *self._known][:_MAX_KNOWN]
         self._refusal = None
         self._failures = 0
         return True

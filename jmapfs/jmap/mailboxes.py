@@ -18,7 +18,7 @@ from jmapfs.jmap.answers import (
     run_decoder,
 )
 from jmapfs.jmap.api import Api, MethodResponse, is_too_large
-from jmapfs.jmap.lenient import decode_leniently
+from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.types import (
     MAILBOX_PROPERTIES,
     Email,
@@ -47,6 +47,11 @@ class Got(Generic[T]):
     items: Sequence[T]
     not_found: Sequence[str]
     unusable: Sequence[ProtocolError] = ()
+
+    @property
+    def unusable_size(self) -> int:
+        """The bytes of the objects that cannot be used."""
+        return sum(len(one.sent) for one in self.unusable if isinstance(one, UnusableError))
 
 
 class MailboxMethods(Api):

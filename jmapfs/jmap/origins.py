@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from jmapfs.errors import JmapfsError, printable
+from jmapfs.protection import redact
 
 WELL_KNOWN = "/.well-known/jmap"
 """The path of the session on a host that the user names (RFC 8620 §2.2)."""
@@ -58,7 +59,7 @@ def host_of(url: str) -> str:
     """Return the host of a URL, with the port if it is not the default one, for error texts."""
     parsed = httpx.URL(url)
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
-    return host if parsed.port is None else f"{host}:{parsed.port}"
+    return redact(host if parsed.port is None else f"{host}:{parsed.port}")
 
 
 def with_origin_of(base: str, url: str) -> str:

@@ -129,10 +129,9 @@ class PushStream:
     It ends only with an error. If the wait for an event is cancelled, the stream ends too.
     """
 
-    def __init__(self, reader: ResponseReader, account_id: str, transport: Transport) -> None:
+    def __init__(self, reader: ResponseReader, account_id: str) -> None:
         self._reader = reader
         self._account_id = account_id
-        self._redact = transport.redact
         self._decoder = EventDecoder()
         self._events: deque[PushEvent] = deque([Connected()])
 
@@ -157,7 +156,7 @@ class PushStream:
             elif event.event == "ping":
                 self._handle_ping(event.data.encode())
         except ProtocolError as error:
-            logger.debug("event ignored: %s", self._redact(str(error)))
+            logger.debug("event ignored: %s", error)
 
     def _handle_change(self, data: bytes) -> None:
         document = decode(data, _StateChangeDocument, "an event of the server")
@@ -215,7 +214,7 @@ class PushMethods(Api):
                     )
                 )
                 await _check_response(reader, self.transport)
-            yield PushStream(reader, self.account_id, self.transport)
+            yield PushStream(reader, self.account_id)
 
 
 def _event_source(session: Session, ping: int) -> str:

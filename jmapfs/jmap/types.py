@@ -32,6 +32,9 @@ Int: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=2**16)]
 """A text for people, such as a subject. Mail servers accept headers of up to about 100 KB."""
 
+MailboxName: TypeAlias = Annotated[str, msgspec.Meta(max_length=1024)]
+"""The name of a mailbox. Servers allow 100 to 500 characters, and an account has many names."""
+
 State: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=2**16)]
 """A state string: opaque, but never empty, because the empty string stands for no state."""
 
@@ -71,6 +74,7 @@ A server may reject the last one.
 """
 
 _MAX_QUOTED = 80
+_MAX_READ = 16_384
 
 
 # An escaped pair of surrogates, a lone surrogate, or another escape sequence of JSON. With one
@@ -127,7 +131,7 @@ def decode(data: Encoded, type_: type[T], what: str, *, content_type: str = "") 
         if not text.strip():
             raise ProtocolError(f"{what} is empty") from None
         reason = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        start = printable(text[: 4 * _MAX_QUOTED].decode("utf-8", "replace"), _MAX_QUOTED)
+        start = printable(text[:_MAX_READ].decode("utf-8", "replace"), _MAX_QUOTED, cut=True)
         kind = f"{printable(content_type, _MAX_QUOTED)}, " if content_type else ""
         raise ProtocolError(
             f"{what} is not JSON ({printable(reason, 100)}): {kind}it begins with '{start}'"
@@ -162,9 +166,9 @@ class Mailbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A Mailbox (RFC 8621 §2). The name can be any string, including `..` and the empty string."""
 
     id: Id
-    name: Text | None = None
+    name: MailboxName | None = None
     parent_id: Id | None = None
-    role: Text | None = None
+    role: MailboxName | None = None
     sort_order: Int | None = None
     total_emails: UnsignedInt | None = None
 

@@ -52,6 +52,7 @@ def test_the_list_of_commands_imports_none_of_them(arguments: list[str]) -> None
         "jmapfs.cli.main",
         "jmapfs.cli.output",
         "jmapfs.errors",
+        "jmapfs.protection",
         "jmapfs.text",
     }
 

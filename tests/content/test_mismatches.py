@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from jmapfs.content.confirmation import Route
+from jmapfs.content.confirmation import Route, most_bytes
 from jmapfs.content.service import ContentService
 from jmapfs.errors import BlobMismatchError
+from tests.allocations import peak_memory
 from tests.content.server import (
     MIB,
     Corrections,
@@ -120,9 +121,13 @@ async def test_a_stream_that_is_far_too_long_is_given_up(tmp_path: Path, size: i
     source = FakeSource({"b": mail(40 * MIB)})
     source.wrong_sizes["b"], source.batch_limits = size, Limits(10)
     source.chunk = 4 * MIB
+    allowed = most_bytes(size) + source.chunk
     async with serving(source, tmp_path, disk_limit=256 * MIB) as content:
-        with pytest.raises(BlobMismatchError, match="sent more than"):
-            await content.read("b", size, 0, 10)
+        with peak_memory() as peak:
+            with pytest.raises(BlobMismatchError, match="sent more than"):
+                await content.read("b", size, 0, 10)
+            assert peak() < 2 * allowed
+        assert source.sent_bytes <= 2 * allowed
         assert not await needs_no_network(content, "b")
 
 

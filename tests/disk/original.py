@@ -77,12 +77,12 @@ class Files:
     def dates(self) -> list[str]:
         return sorted(path.name for path in self.dest.iterdir() if path.name.startswith("2"))
 
-    def run(self, *arguments: str | Path) -> Outcome:
+    def run(self, *arguments: str | Path, environment: dict[str, str] | None = None) -> Outcome:
         """Run a command; its exit code must be documented, and its error one line."""
         stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
         code, line = 0, ""
         with (
-            _environment(self.home.environment),
+            _environment(environment or self.home.environment),
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             _deadline(SECONDS),

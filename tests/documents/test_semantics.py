@@ -1,4 +1,7 @@
-"""The tests that the documents name exist, and the documented exit codes are those of the code."""
+"""The tests that the documents name exist, and the documented exit codes are those of the code.
+
+SEMANTICS.md and SECURITY.md make claims, and each claim names a test.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,12 @@ def test_there_are_nine_promises_with_claims() -> None:
 
 def test_every_claim_names_a_test() -> None:
     claims = [claim for found in promises().values() for claim in found]
+    assert [claim for claim in claims if not NAMED_TEST.search(claim)] == []
+
+
+def test_every_claim_about_security_names_a_test() -> None:
+    claims = items(sections("SECURITY.md")["What is protected"])
+    assert len(claims) > 10
     assert [claim for claim in claims if not NAMED_TEST.search(claim)] == []
 
 

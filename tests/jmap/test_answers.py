@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -21,6 +20,7 @@ from jmapfs.jmap.answers import SMALL_ANSWER, AnswerLimit, AnswerTooLargeError
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.push import LARGEST_EVENT
 from jmapfs.jmap.types import Email, decode
+from tests.allocations import peak_memory
 from tests.jmap.fake import (
     CREDENTIALS,
     SESSION_URL,
@@ -49,17 +49,6 @@ class Endless(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         pass
-
-
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the most bytes that were allocated since the beginning."""
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        yield lambda: tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 def with_blob_get() -> FakeServer:
@@ -264,12 +253,18 @@ def odd_emails(server: FakeServer) -> None:
         email["subject"] = 5
 
 
+def bad_emails(server: FakeServer) -> None:
+    for email in server.emails.values():
+        email |= {"size": None, "subject": "x" * 1000}
+
+
 def many_mailboxes(server: FakeServer) -> None:
     server.mailboxes = [{"id": f"m{n}", "name": "x" * 50} for n in range(2000)]
 
 
 DECODED: dict[str, tuple[Callable[[FakeServer], object], Callable[[Client], Awaitable[object]]]] = {
     "emails": (id, lambda client: client.emails([f"M{n}" for n in range(400)])),
+    "bad emails": (bad_emails, lambda client: client.emails([f"M{n}" for n in range(400)])),
     "odd emails": (odd_emails, lambda client: client.emails([f"M{n}" for n in range(400)])),
     "mailboxes": (many_mailboxes, lambda client: client.mailboxes()),
     "ids": (

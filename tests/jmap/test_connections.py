@@ -47,6 +47,7 @@ class Server:
         self.open = 0
         self.url = ""
         self.asked = 0
+        self.received = b""
         self._changed = trio.Condition()
 
     @property
@@ -78,7 +79,8 @@ class Server:
             # Nagle's algorithm, which trio turns off: Cyrus leaves it on.
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
         try:
-            while await stream.receive_some():
+            while received := await stream.receive_some():
+                self.received += received
                 self.asked += 1
                 if self.asked in self.closes_at:
                     break
@@ -375,6 +377,22 @@ async def test_refused_connection() -> None:
             transport.trust({server.url.removesuffix("/x")})
             with pytest.raises(TransientError, match="refuses the connection"):
                 await get(transport, server)
+
+
+async def test_no_other_source_of_credentials_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login netrc password netrc\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server = Server(MAIL)
+    async with running(server) as transport:
+        request = HttpRequest(method="GET", url=server.url, authenticated=False)
+        async with transport.exchange(request, deadline=Deadline(30)) as reader:
+            await reader.read(1000)
+    assert b"authorization" not in server.received.lower()
 
 
 # --- Proxies

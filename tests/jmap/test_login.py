@@ -14,6 +14,7 @@ from jmapfs.errors import AuthenticationError, ConfigError, ForbiddenError
 from jmapfs.jmap.client import connect
 from jmapfs.jmap.credentials import BearerCredentials, Credentials
 from jmapfs.jmap.login import Login
+from jmapfs.protection import redact
 from tests.jmap.fake import NO_EMAILS, SESSION_URL, FakeServer
 
 # ruff: noqa: ARG001 - the fixture sets the clock
@@ -253,7 +254,7 @@ async def test_replaced_secret_is_not_shown(clock: MockClock) -> None:
         server.before = lambda _: httpx.Response(400, text=f"{OLD} {NEW}")
         assert OLD not in str(caught.value)
         assert NEW not in str(caught.value)
-        assert client.transport.redact(f"{OLD} {NEW}") == "… …"
+        assert redact(f"{OLD} {NEW}") == "… …"
 
 
 async def test_slow_source_does_not_outlast_the_deadline() -> None:

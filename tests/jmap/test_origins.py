@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from jmapfs.errors import ConfigError, printable
@@ -28,6 +29,58 @@ def test_origin_of_url(url: str, origin: str) -> None:
 def test_unusable_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         secure_origin(url, naming="it", error=ConfigError)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://good@evil/",
+            "https://good:pw@evil/",
+            "https://good\\@evil/",
+            "https://a:b@c:d@evil",
+        ),
+        *("https://good.example%2f@evil/", "http://127.0.0.1@evil/", "https://user@"),
+        *(
+            "https:evil/",
+            "https:/\\evil/",
+            "https:///evil/",
+            "https://e\tvil/",
+            "https://good\n.evil/",
+        ),
+        *("https://ⅇvil.example/", "javascript:alert(1)", "ftp://evil/", "https://evil:00/"),
+        *(
+            "http://127.1/",
+            "http://0x7f000001/",
+            "http://0.0.0.0/",
+            "http://localhost.evil.example/",
+        ),
+        *("http://127.0.0.1.evil.example/", "http://localhost./", "http://[::ffff:127.0.0.1]/"),
+    ],
+)
+def test_misleading_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError):
+        secure_origin(url, naming="it", error=ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://good%40evil/", "good%40evil"),
+        ("https://good.example#@evil/", "good.example"),
+        ("https://good.example?@evil/", "good.example"),
+        ("https://good.example./", "good.example."),
+        ("https://evil。example/", "evil.example"),
+        ("https://[fe80::1%25eth0]/", "[fe80::1%25eth0]"),
+        ("HTTPS://Good.Example:0443/", "good.example"),
+    ],
+)
+def test_the_origin_is_where_a_request_goes(url: str, host: str) -> None:
+    """An unusual spelling of a host is an origin of its own, or the one that is connected to."""
+    origin = secure_origin(url, naming="it", error=ConfigError)
+    assert origin == f"https://{host}:443"
+    sent = httpx.Request("GET", url).url
+    assert sent.raw_host.decode() == host.strip("[]")
 
 
 @pytest.mark.parametrize(
