@@ -45,6 +45,11 @@ class FaultyAccount:
             return []
         return [f"{name} shows {len(sizes)} of {len(expected)} files, or wrong sizes"]
 
+    def is_listed(self, mountpoint: Path, name: str) -> bool:
+        """Return whether the tree has all mails of a mailbox, in whatever directories."""
+        sizes = sorted(path.stat().st_size for path in mountpoint.rglob("*.eml"))
+        return sizes == sorted(len(mail) for mail in self.contents[name])
+
     def _next(self, size: int) -> bytes:
         self._count += 1
         # All sizes differ: then another mail has another length.

@@ -316,7 +316,7 @@ class _Events:
         await stream.send_all(self.good.head("Connection: close"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_closed, stream, nursery.cancel_scope)
-            with self.proxy.ended_by_disconnect():
+            with self.proxy.ended_by_disconnect(), contextlib.suppress(*_BROKEN):
                 async for chunk in _chunks(self.upstream, self.client):
                     await stream.send_all(chunk)
             nursery.cancel_scope.cancel()
