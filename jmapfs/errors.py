@@ -53,8 +53,9 @@ IN_OUTPUT: Final = {"in_output": True}
 """The `extra` of a log record that the commands do not print: their own output says the same."""
 
 
-# White space at the beginning of a text is left out, but not without a limit.
-_LONGEST_READ: Final = 16_384
+# How much is read of a text, in characters for each one that is shown: white space, and a secret
+# that is replaced, take more room than what is shown of them.
+_READ_FACTOR: Final = 8
 
 
 class JmapfsError(Exception):
@@ -249,7 +250,8 @@ def printable(text: str, limit: int, *, cut: bool = False) -> str:
 
     Control characters are left out. `cut` tells that the text is only the beginning of another one.
     """
-    start = text[: max(_LONGEST_READ, limit)]
+    text = text.lstrip()
+    start = text[: _READ_FACTOR * limit]
     shown = redact(start, cut=cut or len(start) < len(text))
     line = " ".join("".join(c if is_shown(c) else " " for c in shown).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

@@ -33,6 +33,7 @@ from tests.james import James, running_james
 from tests.leaks import RUN, RUN_VARIABLE, no_leaks
 from tests.mail_server.account import MailAccount
 from tests.mail_server.server import MailServer
+from tests.mounts import commands
 from tests.server.launcher import launcher
 
 __all__ = ["no_leaks"]
@@ -111,9 +112,10 @@ def _no_mounts() -> str | None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _launcher() -> None:
-    """Start the launcher of test servers before any test, or it would be a leak of the first."""
+def _forkers() -> None:
+    """Start what forks servers and commands before any test, or it would be a leak of the first."""
     launcher()
+    commands()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -132,14 +132,19 @@ def _processes_since(before: Resources) -> tuple[psutil.Process, ...]:
             process = psutil.Process(pid)
             if process.status() == psutil.STATUS_ZOMBIE or os.getpgid(pid) in shared:
                 continue
-            if _is_ours(process):
+            if _is_ours(process, before.below):
                 found.append(process)
     return tuple(found)
 
 
-def _is_ours(process: psutil.Process) -> bool:
-    with suppress(psutil.AccessDenied):
+def _is_ours(process: psutil.Process, below: tuple[Path, ...]) -> bool:
+    try:
         if process.environ().get(RUN_VARIABLE) == RUN:
+            return True
+    except psutil.AccessDenied:
+        # A daemon protects its memory, so only root can read its environment.
+        arguments = process.cmdline()
+        if any(Path(one).is_relative_to(path) for one in arguments for path in below):
             return True
     return any(parent.pid == os.getpid() for parent in process.parents())
 

@@ -8,6 +8,7 @@ with Home(tmp_path, account) as home, home.mounted(url) as mount:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import stat
@@ -35,8 +36,14 @@ from jmapfs.control.mounts import resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import JmapfsError, NotMountedError
 from jmapfs.index.rows import EmailRow
+from tests.forked import Forker, run_forked
 
 COMMAND_SECONDS = 60
+
+JMAPFS = (sys.executable, "-m", "jmapfs")
+
+# An interpreter reads these variables when it starts.
+_READ_AT_START = ("LANG", "LC_", "PYTHON")
 
 # The command with leases of two seconds instead of thirty.
 SHORT_LEASE = (
@@ -70,7 +77,7 @@ class Home:
     username: str = ""
     password: str = ""
     variables: dict[str, str] = field(default_factory=dict)
-    program: Sequence[str] = (sys.executable, "-m", "jmapfs")
+    program: Sequence[str] = JMAPFS
 
     def __post_init__(self) -> None:
         for name in ("cache", "state", "run", "config"):
@@ -98,7 +105,9 @@ class Home:
 
     def run(self, *arguments: str | Path, seconds: float = COMMAND_SECONDS) -> Result:
         """Run `jmapfs` with these arguments to its end."""
-        return run(*self.program, *arguments, environment=self.environment, seconds=seconds)
+        if self.program != JMAPFS or any(map(_is_read_at_start, self.variables)):
+            return run(*self.program, *arguments, environment=self.environment, seconds=seconds)
+        return _result(run_forked(commands(), [*map(str, arguments)], self.environment, seconds))
 
     def mount(self, account: str, path: Path, *options: str | Path) -> Mounted:
         """Mount, and fail the test where that fails."""
@@ -300,7 +309,23 @@ def run(
         timeout=seconds,
         check=False,
     )
-    return Result(result.returncode, result.stdout.decode(), result.stderr.decode())
+    return _result(result)
+
+
+def _result(process: subprocess.CompletedProcess[bytes]) -> Result:
+    return Result(process.returncode, process.stdout.decode(), process.stderr.decode())
+
+
+def _is_read_at_start(variable: str) -> bool:
+    return variable.startswith(_READ_AT_START)
+
+
+@functools.cache
+def commands() -> Forker:
+    """Return the process that forks commands, for all tests of this process."""
+    names = ("freeze", "mount", "prefetch", "snapshot", "snapshots", "status", "verify", "watch")
+    modules = [f"jmapfs.cli.{name}_command" for name in names]
+    return Forker("jmapfs.__main__:main", *modules, "jmapfs.daemon.daemon")
 
 
 def command(*arguments: str | Path, **variables: str) -> str:

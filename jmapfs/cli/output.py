@@ -107,8 +107,12 @@ def show_bugs() -> None:
         if found.exc_type is not SystemExit:
             show_bug(found.exc_type, found.exc_value, found.exc_traceback)
 
+    def show_bug_of_finalizer(found: "sys.UnraisableHookArgs") -> None:
+        show_bug(found.exc_type, found.exc_value, found.exc_traceback)
+
     sys.excepthook = show_bug
     threading.excepthook = show_bug_of_thread
+    sys.unraisablehook = show_bug_of_finalizer
 
 
 def is_terminal() -> bool:

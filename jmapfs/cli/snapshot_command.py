@@ -30,6 +30,7 @@ from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
 from jmapfs.snapshot.from_mount import MountOpener
+from jmapfs.snapshot.known import is_known, remember
 from jmapfs.snapshot.manifest import MISSING, count_mails
 from jmapfs.snapshot.missing import SHOWN, MissingMail, read_missing
 from jmapfs.snapshot.repository import Repository
@@ -63,6 +64,11 @@ _Opening = AbstractAsyncContextManager[SourceOpener]
     help="Continue a DEST that has snapshots of another account.",
 )
 @click.option(
+    "--force-destination",
+    is_flag=True,
+    help="Begin snapshots in a DEST that has other files, or that had snapshots before.",
+)
+@click.option(
     "--check",
     "checks",
     is_flag=True,
@@ -82,6 +88,7 @@ def snapshot_command(
     allow_stale: bool,
     skip_bad: bool,
     adopt: bool,
+    force_destination: bool,
     checks: bool,
     quiet: bool,
     as_json: bool,
@@ -100,8 +107,14 @@ def snapshot_command(
     if quiet:
         show_errors_only()
     mount = mount_of(Path(os.path.realpath(source)))
-    _require_apart(destination, mount)
+    _require_apart(destination, mount, cache_dir)
     repository = Repository(destination)
+    repository.check_place()
+    if not force_destination and is_known(destination) and not repository.is_begun():
+        raise UsageError(
+            f"{destination} had snapshots before, and has none now: is its disk mounted?"
+            " --force-destination begins anew"
+        )
     with SnapshotDisplay(quiet=quiet) as display:
         if mount is not None:
             require_readable(mount)
@@ -138,12 +151,14 @@ def snapshot_command(
             report=display,
             skip_bad=skip_bad,
             adopt=adopt,
+            force=force_destination,
         )
         try:
             summary = run_with_signals(partial(_create, opening, create))
         except FailedDownloadsError as error:
             _show_failure(error, as_json=as_json)
             raise
+    remember(destination)
     _show_summary(summary, as_json=as_json, quiet=quiet)
 
 
@@ -210,7 +225,13 @@ def _missing_document(path: Path | None) -> dict[str, Any]:
     return {"missing": missing, "missing_file": str(path)}
 
 
-def _require_apart(destination: Path, mount: Mount | None) -> None:
+def _require_apart(destination: Path, mount: Mount | None, cache_directory: Path) -> None:
+    """Raise UsageError if the snapshots would be in the source, or where files get deleted."""
+    if destination.is_relative_to(os.path.realpath(cache_directory)):
+        raise UsageError(
+            f"{destination} is in the cache ({cache_directory}), whose files may be deleted at any"
+            " time: choose another destination"
+        )
     if mount_of(destination) is not None:
         raise UsageError(
             f"{destination} is inside a mount of jmapfs, which is read-only: choose another"

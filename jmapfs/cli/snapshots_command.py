@@ -19,6 +19,7 @@ from jmapfs.cli.output import (
     print_table,
 )
 from jmapfs.cli.progress import WorkDisplay
+from jmapfs.snapshot import dates
 from jmapfs.snapshot.diff import (
     Change,
     KeywordsChanged,
@@ -30,6 +31,7 @@ from jmapfs.snapshot.diff import (
     renamed_mailboxes,
 )
 from jmapfs.snapshot.manifest import MAIL, is_intact
+from jmapfs.snapshot.overview import RepositoryOverview, SnapshotStatus, list_snapshots
 from jmapfs.snapshot.prune import (
     UNLIMITED,
     PruneResult,
@@ -38,13 +40,7 @@ from jmapfs.snapshot.prune import (
     plan_pruning,
     prune,
 )
-from jmapfs.snapshot.repository import (
-    Repository,
-    RepositoryOverview,
-    Snapshot,
-    SnapshotStatus,
-    list_snapshots,
-)
+from jmapfs.snapshot.repository import Repository, Snapshot
 
 _HEADINGS: Final = ("DATE", "MAILS", "NEW", "GONE", "ADDED", "STATE", "VERIFIED")
 _NUMBER_COLUMNS: Final = range(1, 5)
@@ -53,13 +49,24 @@ _NUMBER_COLUMNS: Final = range(1, 5)
 @click.command("snapshots")
 @destination_argument
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def snapshots_command(destination: Path, *, as_json: bool) -> None:
+@click.option(
+    "--correct-dates",
+    is_flag=True,
+    help="Give snapshots that are dated in the future another date first.",
+)
+def snapshots_command(destination: Path, *, as_json: bool, correct_dates: bool) -> None:
     """List the snapshots in DEST, the oldest first.
 
     NEW and GONE count mails, and ADDED is disk space, each compared with the previous snapshot.
     STATE comes from recorded data only: use `jmapfs verify` to check the files.
+
+    A snapshot that was made while the clock was wrong may have a date in the future. Then later
+    snapshots have such dates too. With --correct-dates, they get dates up to now, in their order.
     """
-    overview = list_snapshots(Repository(destination))
+    repository = Repository(destination)
+    if correct_dates:
+        dates.correct_dates(repository, lambda one: notice(f"{one.old} is now {one.new}"))
+    overview = list_snapshots(repository)
     if as_json:
         print_json(overview)
     else:
@@ -72,6 +79,12 @@ def _show_overview(overview: RepositoryOverview) -> None:
         print_table(rows, numbers=_NUMBER_COLUMNS)
     else:
         print_line("there are no snapshots")
+    future = sum(one.in_future for one in overview.snapshots)
+    if future:
+        have = "1 has a date" if future == 1 else f"{future:,} have dates"
+        print_line(
+            f"{have} in the future: --correct-dates gives them others when the clock is right"
+        )
     if overview.unfinished:
         print_line(f"{overview.unfinished:,} unfinished: the next run uses the mail fetched so far")
     if overview.half_removed:

@@ -119,7 +119,7 @@ def sanitize(body: bytes, limit: int) -> str:
     text = redact(body[:_MAX_HTML].decode("utf-8", "replace"), cut=True)
     if _HTML.search(text):
         text = html.unescape(_TAG.sub(" ", _INVISIBLE.sub(" ", text)))
-    return printable(text, limit)
+    return printable(" ".join(text.split()), limit)
 
 
 def network_error(error: Exception, host: str, remark: str = "") -> JmapfsError | TransientError:

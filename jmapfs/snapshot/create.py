@@ -30,7 +30,7 @@ from jmapfs.snapshot.manifest import (
     count_mails,
 )
 from jmapfs.snapshot.missing import MissingMail, MissingMails
-from jmapfs.snapshot.repository import Repository, origin_text
+from jmapfs.snapshot.repository import CORRECT_DATES, Repository, origin_text
 from jmapfs.snapshot.source import (
     BlobRequest,
     BlobTotals,
@@ -46,6 +46,9 @@ from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+# A clock that is set to an earlier time is wrong.
+_EARLIEST_RIGHT: Final = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 async def create_snapshot(
@@ -56,10 +59,12 @@ async def create_snapshot(
     report: SnapshotReport,
     skip_bad: bool = False,
     adopt: bool = False,
+    force: bool = False,
 ) -> SnapshotSummary:
     """Create a snapshot. When this returns, the snapshot is on the disk, under its date.
 
     With `adopt`, the repository may belong to another account, and belongs to this one afterwards.
+    With `force`, a directory that contains other things becomes a repository.
     `max_gone` is the percentage of the previous snapshot's mail that may be gone. With `skip_bad`,
     the snapshot is made without the mails that cannot be downloaded. A shortfall never prevents the
     snapshot: nobody can name the mails, and it may last for ever.
@@ -74,7 +79,7 @@ async def create_snapshot(
         JmapfsError: the errors of the source.
     """
     began = time.monotonic()
-    repository.create()
+    repository.create(force=force)
     with repository.lock():
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
@@ -251,16 +256,36 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         """Begin the tree for the source's state. Return the target and the date of the snapshot."""
         scope = Scope(source.origin, source.epoch, source.blob_ids_are_sha1)
         target = self._open_target(scope)
-        date = self._repository.next_date(datetime.now(UTC))
+        now = datetime.now(UTC)
+        date = self._repository.next_date(now)
+        self._warn_of_clock(now, date)
         # Read the findings of `jmapfs verify` now. Later findings count against the new snapshot.
         record = VerificationRecord(self._repository.path)
         base = target.base
-        if base is not None and record.may_be_damaged(base.date, base.taken):
-            base.verify_content = True
-        if base is not None and record.may_be_damaged(base.date, base.taken, online=True):
-            trio.from_thread.run_sync(self._require_check, source)
+        if base is not None:
+            # The date of a wrong clock does not tell what was found after it.
+            taken = base.taken if base.taken <= now else _EARLIEST
+            if record.may_be_damaged(base.date, taken):
+                base.verify_content = True
+            if record.may_be_damaged(base.date, taken, online=True):
+                trio.from_thread.run_sync(self._require_check, source)
         target.builder.begin(source.mailboxes, source.epoch)
         return target, date
+
+    def _warn_of_clock(self, now: datetime, date: str) -> None:
+        """Tell the user that a clock is, or was, wrong. The dates of snapshots must grow."""
+        future = self._repository.in_future(now)
+        if future:
+            text = (
+                f"{future[-1].path} is dated in the future, or the clock of this machine is wrong:"
+                f" the new snapshot gets the date {date}. When the clock is right, run"
+                f" {CORRECT_DATES.format(self._repository.path)}"
+            )
+        elif now < _EARLIEST_RIGHT:
+            text = f"the clock of this machine is wrong: the new snapshot gets the date {date}"
+        else:
+            return
+        trio.from_thread.run_sync(self._report.notice, text)
 
     def _require_check(self, source: Source) -> None:
         """Make this snapshot compare all mail: some of the base is not what the server has."""

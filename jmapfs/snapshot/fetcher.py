@@ -9,6 +9,7 @@ the state to copy is known, the contents get their places in the tree.
 
 import contextlib
 import itertools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,22 +18,26 @@ from typing import Final, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
+from jmapfs.cache.large_files import LargeBlob
 from jmapfs.content.division import divide
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.server_blobs import BlobSource
 from jmapfs.deadline import Deadline
-from jmapfs.errors import JmapfsError, ServerError
+from jmapfs.errors import JmapfsError, ServerError, StorageError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink
 from jmapfs.sqlite import sqlite_errors
 
+_log = logging.getLogger(__name__)
+
 # Seconds for each request. Bytes that arrive give it more time.
 _DEADLINE_SECONDS: Final = 120.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
+_CHUNK_BYTES: Final = 1 << 20
 
 _T = TypeVar("_T")
 
@@ -68,7 +73,8 @@ class BlobFetcher:
         failed: dict[str, JmapfsError] = {}
         for request in rest:
             try:
-                await self._download_alone(request, sink)
+                if not await self._write_large_cached(request, sink):
+                    await self._download_alone(request, sink)
             except ServerError as error:
                 failed[request.blob_id] = error
         return failed
@@ -94,6 +100,26 @@ class BlobFetcher:
         written = {request.blob_id for request, _ in found}
         return [request for request in batch if request.blob_id not in written]
 
+    async def _write_large_cached(self, request: BlobRequest, sink: Sink) -> bool:
+        """Write a content of more than 1 MiB if it is in the disk cache; return whether it was."""
+        cache = self._cache
+        if cache is None or request.size <= SMALL_BYTES:
+            return False
+        # This verifies the checksum of the file.
+        blob = await trio.to_thread.run_sync(cache.open_large, request.content_key)
+        if blob is None:
+            return False
+        with blob:
+            if blob.size != request.size:
+                return False
+            try:
+                await sink.write_stream(request, _chunks_of(blob))
+            except _CacheReadError as error:
+                _log.warning("a cached mail is downloaded again: %s", error)
+                return False
+        self.cached += BlobTotals(1, request.size)
+        return True
+
     async def _discard_cached(self, batch: Sequence[BlobRequest]) -> None:
         cache = self._cache
         if cache is None:
@@ -113,6 +139,18 @@ class BlobFetcher:
             return
         store = partial(sink.write_stream, request)
         await self._downloader.fetch(request, store, deadline=deadline)
+
+
+class _CacheReadError(Exception):
+    """A file of the cache cannot be read. Errors of the destination are other ones."""
+
+
+async def _chunks_of(blob: LargeBlob) -> AsyncIterator[bytes]:
+    for offset in range(0, blob.size, _CHUNK_BYTES):
+        try:
+            yield await trio.to_thread.run_sync(blob.pread, _CHUNK_BYTES, offset)
+        except StorageError as error:
+            raise _CacheReadError(str(error)) from error
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@ incomplete: they could not be downloaded, or the server counted, but did not lis
 snapshot is good, the one that lacks the fewest mails is never removed.
 
 Only snapshots that jmapfs made are removed. Such a directory has the name of a snapshot, its
-description has the same date, and it belongs to the same account as the newest snapshot.
+description has the same date, and it belongs to the same account as the newest snapshot. It
+contains nothing else, and its date is not in the future.
 
 The rules count snapshots, hours, days, weeks, months and years, as in restic. Only periods with a
 snapshot count. In each of them the newest snapshot is kept. If there are fewer periods than a rule
@@ -14,21 +15,34 @@ A snapshot that one rule keeps is not removed by others. Periods are in UTC, lik
 snapshots.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import msgspec
 
 from jmapfs.errors import AlteredFilesError, JmapfsError, UsageError, storage_errors
-from jmapfs.snapshot.manifest import Description, Origin, is_intact
-from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.snapshot.manifest import (
+    MAIL,
+    METADATA_FILES,
+    MISSING,
+    Description,
+    Origin,
+    is_intact,
+)
+from jmapfs.snapshot.repository import CORRECT_DATES, Repository, Snapshot
 from jmapfs.snapshot.verify_record import VerificationRecord
 
 UNLIMITED: Final = -1
 LAST_GOOD: Final = "last good one"
 """The reason that keeps the newest good snapshot."""
+_EMAIL: Final = ".eml"
+_METADATA: Final = frozenset({*METADATA_FILES, MISSING})
+# Desktops and NFS put these files into directories.
+_DESKTOP: Final = (".DS_Store", "._", ".nfs", ".directory", "Thumbs.db", "desktop.ini")
 FEWEST_LACKING: Final = "lacks the fewest mails"
 """The reason that keeps an incomplete snapshot if none is complete."""
 
@@ -144,7 +158,9 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
     snapshots = repository.snapshots()
     if not snapshots:
         return PrunePlan()
-    ours, left_alone = _partition(snapshots)
+    ours, left_alone = _partition(repository, snapshots)
+    if not ours and repository.in_future(datetime.now(UTC)):
+        return PrunePlan((), tuple(left_alone))
     record = VerificationRecord(repository.path)
     damaged = {one.date for one in ours if record.is_damaged(one.date)}
     lacking = {one.date: description.lacking_count for one, description in ours.items()}
@@ -168,6 +184,12 @@ def plan_pruning(repository: Repository, policy: RetentionPolicy) -> PrunePlan:
         known += [rule for rule in rules if rule not in known]
     why = FEWEST_LACKING if lacking[best.date] else LAST_GOOD
     reasons.setdefault(best.taken, []).append(why)
+    for one, description in list(ours.items()):
+        if one.taken not in reasons and (name := _foreign_name(one, description)) is not None:
+            reason = f"{name} in it is not part of the snapshot: move it to another directory"
+            left_alone.append(LeftAlone(one.date, reason))
+            del ours[one]
+    left_alone.sort(key=lambda one: one.date)
     return PrunePlan(
         tuple(
             Verdict(
@@ -218,7 +240,7 @@ def _check_arguments(repository: Repository, policy: RetentionPolicy) -> None:
 
 
 def _partition(
-    snapshots: Sequence[Snapshot],
+    repository: Repository, snapshots: Sequence[Snapshot]
 ) -> tuple[dict[Snapshot, Description], list[LeftAlone]]:
     """Separate the newest snapshot's account from directories that must be left alone.
 
@@ -227,7 +249,13 @@ def _partition(
     ours: dict[Snapshot, Description] = {}
     left_alone: list[LeftAlone] = []
     accounts: list[Origin] = []
+    now = datetime.now(UTC)
     for one in reversed(snapshots):
+        if one.is_later_than(now):
+            # All snapshots since then have nearly the same date, so no rule makes sense.
+            reason = f"its date is in the future: run {CORRECT_DATES.format(repository.path)}"
+            left_alone.append(LeftAlone(one.date, reason))
+            continue
         try:
             description = one.description()
         except JmapfsError as error:
@@ -245,6 +273,36 @@ def _partition(
         else:
             left_alone.append(LeftAlone(one.date, "it belongs to another account than the newest"))
     return dict(reversed(ours.items())), left_alone[::-1]
+
+
+def _foreign_name(snapshot: Snapshot, description: Description) -> str | None:
+    """Return the path of something in a snapshot that jmapfs did not put there, or None.
+
+    Earlier versions made snapshots inside of snapshots, and users may have put anything there. The
+    names of mails are only counted: comparing them would take the whole manifest.
+    """
+    directories = {MAIL}
+    for mailbox in description.mailboxes:
+        parts = f"{MAIL}/{mailbox.path}".split("/")
+        directories.update("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+    files = 0
+    pending = [""]
+    while pending:
+        inside = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(snapshot.path / inside) as entries:
+            for entry in entries:
+                path = f"{inside}/{entry.name}" if inside else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if path not in directories:
+                        return path
+                    pending.append(path)
+                elif inside and entry.name.endswith(_EMAIL):
+                    files += 1
+                    if files > description.files:
+                        return path
+                elif path not in _METADATA and not entry.name.startswith(_DESKTOP):
+                    return path
+    return None
 
 
 def _update_latest(repository: Repository, plan: PrunePlan) -> None:

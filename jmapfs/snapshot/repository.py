@@ -3,7 +3,7 @@
     DEST/2026-11-22T010203Z/     a snapshot
     DEST/.partial-…              a snapshot being made or removed; nothing else is ever deleted
     DEST/latest                  a symbolic link to the newest snapshot, for people and scripts
-    DEST/.jmapfs/                the lock, and the results of `jmapfs verify`
+    DEST/.jmapfs/                the lock, the owner, and the results of `jmapfs verify`
 
 All other files are left alone. The names of snapshots are times in UTC, and sort in the order in
 which the snapshots were made.
@@ -17,15 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Literal
-
-import msgspec
+from typing import Final
 
 from jmapfs.errors import (
-    AlteredFilesError,
     ConfigError,
     JmapfsError,
-    MissingFilesError,
     StorageError,
     UsageError,
     storage_errors,
@@ -34,7 +30,7 @@ from jmapfs.locking import process_lock
 from jmapfs.private_files import UnsafePathError, make_directory, private_directory
 from jmapfs.snapshot.files import delete_tree, sync_directory
 from jmapfs.snapshot.manifest import (
-    CHECKSUMS,
+    DESCRIPTION,
     MANIFEST,
     METADATA_FILES,
     Description,
@@ -43,14 +39,22 @@ from jmapfs.snapshot.manifest import (
     parse_date,
     read_description,
 )
-from jmapfs.snapshot.verify_record import STATE_DIRECTORY, Verification, VerificationRecord
-from jmapfs.tree.status_file import ShortfallStatus
+from jmapfs.snapshot.owner import has_owner, read_owner
+from jmapfs.snapshot.verify_record import STATE_DIRECTORY
 
 LATEST: Final = "latest"
 
 _PARTIAL: Final = ".partial-"
 _PRUNED: Final = "-pruned"
 _PARTIAL_NAME: Final = re.compile(rf"{re.escape(_PARTIAL)}(.*Z)(-\d+|{_PRUNED})?", re.ASCII)
+# Clocks differ, and some machines have had the wrong time zone.
+_AHEAD: Final = timedelta(days=1)
+# File systems, desktops and programs for backups put these into directories of users.
+_HARMLESS: Final = frozenset(
+    {"lost+found", "CACHEDIR.TAG", "System Volume Information", "$RECYCLE.BIN", "desktop.ini"}
+)
+CORRECT_DATES: Final = "jmapfs snapshots {} --correct-dates"
+"""The command that corrects the dates of snapshots in a directory."""
 # The errors of file systems without symbolic links.
 _NO_SYMLINKS: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -71,6 +75,10 @@ class Snapshot:
     def date(self) -> str:
         """The name of the directory."""
         return self.path.name
+
+    def is_later_than(self, now: datetime) -> bool:
+        """Return whether the date is in the future, so that a clock was wrong then, or is now."""
+        return self.taken > now + _AHEAD
 
     def description(self) -> Description:
         """Return the description of the snapshot. Raises the same errors as `read_description`."""
@@ -101,12 +109,20 @@ class Repository:
         with process_lock(self.state_directory / "lock", f"the snapshots in {self.path}"):
             yield
 
-    def create(self) -> None:
+    def create(self, *, force: bool = False) -> None:
         """Create the directory if it does not exist, but not its parents.
 
-        Raises UsageError if the parent does not exist or if the path is not a directory, and
-        StorageError if the directory cannot be created.
+        Raises UsageError if the parent does not exist, if the path is not a directory, or if it
+        must not become a repository, and StorageError if the directory cannot be created. With
+        `force`, a directory that contains other things becomes a repository.
         """
+        self.check_place()
+        is_new = not force and self.path.is_dir() and not self.is_begun()
+        if is_new and (other := self._foreign_name()) is not None:
+            raise UsageError(
+                f"{self.path} has no snapshots, but other files, such as {other}: name an empty or"
+                f" a new directory, such as {self.path / 'snapshots'}, or use --force-destination"
+            )
         try:
             if not self.path.is_dir():
                 make_directory(self.path)
@@ -125,10 +141,40 @@ class Repository:
             raise StorageError(f"{self.path}: {error.strerror}") from error
 
     def require_directory(self) -> None:
-        """Raise UsageError unless the directory exists."""
+        """Raise UsageError unless the directory exists, and can contain snapshots.
+
+        Earlier versions made snapshots inside of snapshots. They can be listed and removed.
+        """
         if not self.path.is_dir():
             what = "not a directory" if self.path.exists() else "no such directory"
             raise UsageError(f"{self.path}: {what}")
+        if not self.snapshots():
+            self.check_place()
+
+    def check_place(self) -> None:
+        """Raise UsageError if the directory is, or is inside of, something that jmapfs made."""
+        path = Path(os.path.realpath(self.path))
+        for one in (*reversed(path.parents), path):
+            if is_snapshot(one):
+                part = "is" if one == path else f"is inside of {one}, which is"
+                use = one.parent if parse_date(one.name) is not None else "another directory"
+                raise UsageError(f"{path} {part} a snapshot: use {use}")
+            is_state = one.name == STATE_DIRECTORY or _is_partial(one.name)
+            if is_state and Repository(one.parent).is_begun():
+                raise UsageError(f"{path}: jmapfs may delete what is there: use {one.parent}")
+
+    def is_begun(self) -> bool:
+        """Return whether jmapfs has begun to make snapshots in this directory."""
+        return has_owner(self.path) or bool(self.snapshots() or self.unfinished())
+
+    def _foreign_name(self) -> str | None:
+        """Return the first name in the directory that is not of jmapfs, or None.
+
+        Hidden files do not count, nor what file systems and desktops put into directories.
+        """
+        with storage_errors(self.path):
+            names = sorted(os.listdir(self.path))  # noqa: PTH208 - names, not paths
+        return next((one for one in names if one[0] != "." and one not in _HARMLESS), None)
 
     def snapshots(self) -> list[Snapshot]:
         """Return the snapshots, the oldest first.
@@ -159,19 +205,25 @@ class Repository:
 
     def next_date(self, now: datetime) -> str:
         """Return a name for a snapshot taken now. The name is later than all existing names."""
-        taken = [snapshot.taken for snapshot in self.snapshots()]
-        return format_date(max([now, *(when + timedelta(seconds=1) for when in taken)]))
+        snapshots = self.snapshots()
+        try:
+            return format_date(max([now, *(one.taken + timedelta(seconds=1) for one in snapshots)]))
+        except OverflowError:
+            raise UsageError(
+                f"{snapshots[-1].path} was made with a wrong clock, and no date is later: run"
+                f" {CORRECT_DATES.format(self.path)}"
+            ) from None
+
+    def in_future(self, now: datetime) -> list[Snapshot]:
+        """Return the snapshots whose dates are later than now, the oldest first."""
+        return [one for one in self.snapshots() if one.is_later_than(now)]
 
     def unfinished(self) -> list[Path]:
         """Return the directories of interrupted runs, those of `jmapfs prune` included.
 
         Raises StorageError if the directory cannot be read.
         """
-        return [
-            Path(entry.path)
-            for entry in self._directories()
-            if (match := _PARTIAL_NAME.fullmatch(entry.name)) and parse_date(match[1]) is not None
-        ]
+        return [Path(entry.path) for entry in self._directories() if _is_partial(entry.name)]
 
     def half_removed(self) -> list[Path]:
         """Return the snapshots that prune has renamed but not completely deleted."""
@@ -261,11 +313,16 @@ class Repository:
                 )
 
     def newest_origin(self) -> Origin | None:
-        """Return the origin of the newest snapshot that has a readable description, if any."""
+        """Return the account and the part of it that the repository belongs to, if it is known.
+
+        This is the origin of the newest snapshot that has a readable description, or else the
+        recorded owner. Raises StorageError if a later jmapfs has made the repository.
+        """
+        owner = read_owner(self.path)
         for snapshot in reversed(self.snapshots()):
             with contextlib.suppress(JmapfsError):
                 return snapshot.description().origin
-        return None
+        return owner
 
     def _directories(self) -> list[os.DirEntry[str]]:
         try:
@@ -282,6 +339,18 @@ def looks_like_snapshot(directory: Path) -> bool:
     """Return whether a directory is a snapshot, whatever its name."""
     # One metadata file is enough. A snapshot without the others is damaged, but still ours.
     return any(os.path.lexists(directory / name) for name in METADATA_FILES)
+
+
+def is_snapshot(directory: Path) -> bool:
+    """Return whether a directory is a snapshot, or a copy of one, and nothing else looks so."""
+    if parse_date(directory.name) is not None:
+        return looks_like_snapshot(directory)
+    return all(os.path.lexists(directory / name) for name in (MANIFEST, DESCRIPTION))
+
+
+def _is_partial(name: str) -> bool:
+    match = _PARTIAL_NAME.fullmatch(name)
+    return match is not None and parse_date(match[1]) is not None
 
 
 def repository_of(directory: Path) -> Repository | None:
@@ -303,93 +372,3 @@ def origin_text(origin: Origin) -> str:
     name = origin.account_name or origin.account_id
     user = f" of {origin.username}" if origin.username not in {"", name} else ""
     return f"{part}account {name}{user} at {origin.server}"
-
-
-State = Literal["complete", "incomplete", "damaged", "unreadable"]
-"""The recorded state. `incomplete`: it was made without mails that the account has.
-`unreadable`: we cannot read it, or a later jmapfs made it."""
-
-
-class SnapshotStatus(msgspec.Struct, frozen=True):
-    """A snapshot in the list. Values that the description of the snapshot does not give are None.
-
-    `missing` mails could not be downloaded. With a `shortfall`, the server counted more mails than
-    it listed. `files` counts names. `bytes` is the size of the content, each blob counted once.
-    `new`, `gone` and `added_bytes` compare with the snapshot `previous`, which may have been pruned
-    since. `verified` is the last result of `jmapfs verify`.
-    """
-
-    date: str
-    state: State
-    mails: int | None = None
-    missing: int | None = None
-    shortfall: ShortfallStatus | None = None
-    files: int | None = None
-    bytes: int | None = None
-    previous: str | None = None
-    new: int | None = None
-    gone: int | None = None
-    added_bytes: int | None = None
-    verified: Verification | None = None
-
-
-class RepositoryOverview(msgspec.Struct, frozen=True):
-    """All snapshots of a repository, the oldest first.
-
-    `unfinished` contains the runs that did not end. At most one of them may still be running.
-    `half_removed` counts the snapshots that an interrupted prune has removed only in part.
-    """
-
-    snapshots: tuple[SnapshotStatus, ...]
-    unfinished: int
-    half_removed: int
-
-
-def list_snapshots(repository: Repository) -> RepositoryOverview:
-    """List the snapshots with their recorded states, without reading their manifests.
-
-    Raises UsageError if the directory does not exist, and StorageError if it cannot be read.
-    """
-    repository.require_directory()
-    record = VerificationRecord(repository.path)
-    lines = tuple(_status(one, record.find(one.date)) for one in repository.snapshots())
-    half_removed = len(repository.half_removed())
-    return RepositoryOverview(lines, len(repository.unfinished()) - half_removed, half_removed)
-
-
-def _status(snapshot: Snapshot, verification: Verification | None) -> SnapshotStatus:
-    state, description = _recorded_state(snapshot)
-    if verification is not None and verification.found_damage:
-        state = "damaged"
-    if description is None:
-        return SnapshotStatus(snapshot.date, state, verified=verification)
-    return SnapshotStatus(
-        date=snapshot.date,
-        state=state,
-        mails=description.mails,
-        missing=description.missing,
-        shortfall=description.shortfall,
-        files=description.files,
-        bytes=description.bytes,
-        previous=description.previous,
-        new=description.new,
-        gone=description.gone,
-        added_bytes=description.added_bytes,
-        verified=verification,
-    )
-
-
-def _recorded_state(snapshot: Snapshot) -> tuple[State, Description | None]:
-    try:
-        description = snapshot.description()
-    except (MissingFilesError, AlteredFilesError):
-        return "damaged", None
-    except StorageError:
-        return "unreadable", None
-    files = [snapshot.path / file for file in (MANIFEST, CHECKSUMS)]
-    if not all(file.is_file() and not file.is_symlink() for file in files):
-        return "damaged", description
-    is_readable = all(os.access(file, os.R_OK) for file in files)
-    if not is_readable:
-        return "unreadable", description
-    return "incomplete" if description.lacking else "complete", description

@@ -15,6 +15,7 @@ from jmapfs.snapshot.base import BaseSnapshot
 from jmapfs.snapshot.builder import TreeBuilder
 from jmapfs.snapshot.files import FileSystem, Linker
 from jmapfs.snapshot.manifest import FORMAT, MAIL, Description, ManifestWriter, Origin, is_intact
+from jmapfs.snapshot.owner import read_owner, write_owner
 from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import Source
 from jmapfs.snapshot.staging import InterruptedRuns, Staging
@@ -50,12 +51,15 @@ class Target:
     ) -> None:
         origin, epoch, are_sha1 = scope
         self._repository = repository
+        self._origin = origin
         self._notice = notice
         interrupted = InterruptedRuns(repository)
         if not adopt:
             repository.require_account(origin, interrupted.origins())
         newest = repository.newest_origin()
         self._adopted = None if newest is None or newest.is_same(origin) else newest
+        if self._adopted is None:
+            self._record_owner(origin)
         with contextlib.ExitStack() as stack:
             date = repository.next_date(datetime.now(UTC))
             self.staging = stack.enter_context(
@@ -125,12 +129,17 @@ class Target:
         """Publish the snapshot. Return its path and, if cleaning up failed, the error."""
         path = self.staging.publish(date)
         try:
+            self._record_owner(self._origin)
             with storage_errors(path):
                 self._repository.set_latest(date)
                 self._repository.remove_partial(self.staging.path)
         except StorageError as error:
             return path, error
         return path, None
+
+    def _record_owner(self, origin: Origin) -> None:
+        if read_owner(self._repository.path) != origin:
+            write_owner(self._repository.path, origin)
 
     def _open_base(self, scope: Scope) -> BaseSnapshot | None:
         self._base_is_other = False

@@ -129,8 +129,10 @@ def snapshots_at(place: Path) -> list[Path]:
             raise UsageError(f"{place}: {what}")
         if looks_like_snapshot(directory):
             return [directory]
-    paths = [snapshot.path for snapshot in Repository(directory).snapshots()]
+    repository = Repository(directory)
+    paths = [snapshot.path for snapshot in repository.snapshots()]
     if not paths:
+        repository.check_place()
         raise UsageError(f"{place}: neither a snapshot nor a directory with snapshots")
     return paths
 

@@ -98,18 +98,31 @@ def save_verification(repository: Path, date: str, verification: Verification) -
     cannot tell whether damage to the content is repaired, and without the server none can tell
     whether the content is that of the server. Raises StorageError if the record cannot be written.
     """
+    with _updated(repository) as kept:
+        before = kept.get(date)
+        compares_less = before is not None and (
+            (verification.quick and not before.quick) or (before.online and not verification.online)
+        )
+        if before is None or not (before.found_damage and compares_less):
+            kept[date] = verification
+
+
+def rename_verification(repository: Path, old: str, new: str) -> None:
+    """Record the verification of a snapshot under its new date; raises StorageError."""
+    if VerificationRecord(repository).find(old) is not None:
+        with _updated(repository) as kept:
+            kept[new] = kept.pop(old)
+
+
+@contextlib.contextmanager
+def _updated(repository: Path) -> Iterator[dict[str, Verification]]:
+    """Lend the record for a change, and write it, without the snapshots that are gone."""
     directory = repository / STATE_DIRECTORY
     try:
         private_directory(directory, shared=True)
         with _locked(directory):
             kept = _read(directory)
-            before = kept.get(date)
-            compares_less = before is not None and (
-                (verification.quick and not before.quick)
-                or (before.online and not verification.online)
-            )
-            if before is None or not (before.found_damage and compares_less):
-                kept[date] = verification
+            yield kept
             existing = {one: kept[one] for one in sorted(kept) if (repository / one).is_dir()}
             _write(directory, msgspec.json.encode(_Document(existing)))
     except OSError as error:

@@ -73,7 +73,7 @@ async def test_mailbox_without_a_usable_id_is_left_out(mailbox: Any) -> None:
         assert await client.mailboxes() == ([Mailbox(id="b")], "m1")
 
 
-@pytest.mark.parametrize("value", [None, 5, "x", [], {}, 1.5, 10**30, -(10**30)])
+@pytest.mark.parametrize("value", [None, 5, "x", "x" * 1025, [], {}, 1.5, 10**30, -(10**30)])
 @pytest.mark.parametrize("name", ["name", "parentId", "role", "sortOrder", "totalEmails"])
 async def test_odd_property_of_a_mailbox_gets_a_default(name: str, value: Any) -> None:
     plain = {"id": "b", "name": "Box", "parentId": "a", "role": "r", "sortOrder": 1}
@@ -83,7 +83,7 @@ async def test_odd_property_of_a_mailbox_gets_a_default(name: str, value: Any) -
     async with opened(server) as client:
         [[mailbox], _] = await client.mailboxes()
     found = msgspec.to_builtins(mailbox)
-    ok = isinstance(value, str) and name in {"name", "parentId", "role"}
+    ok = value == "x" and name in {"name", "parentId", "role"}
     ok |= value == 5 and name in {"sortOrder", "totalEmails"}
     assert found == {**plain, "totalEmails": 3, name: value if ok else None}
 

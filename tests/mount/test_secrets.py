@@ -10,6 +10,7 @@ import pytest
 
 from tests.server import ServerProcess
 from tests.users import ALICE, UserHome, as_user
+from tests.waits import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -48,6 +49,10 @@ def test_no_child_process_gets_a_secret(alice: UserHome, server: ServerProcess) 
     with alice.mounted("home", path=alice.mountpoint()) as mount:
         frozen = alice.run("freeze", mount.path, "--", str(spy), "echo", "frozen")
         assert (frozen.exit_code, frozen.stdout) == (0, "frozen\n"), frozen.stderr
+        watch = [*alice.program, "watch", str(mount.path), "--", str(spy), "cat"]
+        with subprocess.Popen(watch, env=alice.environment, stderr=subprocess.PIPE) as watching:
+            wait_until(lambda: seen.read_text().count("/bin/spy\n") == 3)
+            watching.terminate()
         pid = mount.status()["pid"]
         # Not even another process of the user reads the environment or the memory of the daemon.
         for name in ("environ", "maps", "mem"):
@@ -57,8 +62,7 @@ def test_no_child_process_gets_a_secret(alice: UserHome, server: ServerProcess) 
         [core] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert core.split()[4] == "0"
     text = seen.read_text()
-    # The password command, the command of the freeze, and fusermount3 for unmounting.
-    assert (text.count("/bin/spy\n"), text.count("/bin/fusermount3\n")) == (2, 1)
+    # The password command, the commands of freeze and watch, and fusermount3 for unmounting.
+    assert (text.count("/bin/spy\n"), text.count("/bin/fusermount3\n")) == (3, 1)
     assert "s3cret" not in text
-    assert "HOME=" in text
-    assert len(text) > 200
+    assert text.count("HOME=") >= 3

@@ -17,7 +17,7 @@ from typing import IO, Any
 from tests.ports import TRIES, PortTakenError, free_ports
 
 from .control_client import ControlClient
-from .launcher import ForkedServer, launcher
+from .launcher import ForkedServer, start_server
 
 _START_SECONDS = 30
 _STOP_SECONDS = 5
@@ -98,7 +98,7 @@ class ServerProcess:
         arguments = [*self._arguments, "--port", str(port), *options]
         with self._stderr_path.open("ab") as stderr:
             # The server ends when its stdin closes: it must not outlive its test.
-            self._process = launcher().fork(
+            self._process = start_server(
                 ["--stop-with-stdin", *arguments], {TOKEN_VARIABLE: self._token}, stderr.fileno()
             )
         line = _first_line(self._process.stdout)

@@ -33,10 +33,11 @@ class ServedAccount:
     server: MailServer
     source: AccountSource
     directory: Path
+    dest_name: str = "dest"
 
     @property
     def dest(self) -> Path:
-        return self.directory / "dest"
+        return self.directory / self.dest_name
 
     async def snapshot(self, *, skip_bad: bool = False, max_gone: float = 50) -> SnapshotSummary:
         """Create a snapshot, and check that it has no wrong byte."""

@@ -277,8 +277,16 @@ def test_foreign_files_are_left_alone(dest: Path) -> None:
         path.write_text("mine")
     before = everything_in(dest)
     account = FakeAccount(letters(10))
+    refused(account, dest, UsageError)
     summary = trio.run(
-        partial(create_snapshot, account, Repository(dest), max_gone=50, report=RecordingReport())
+        partial(
+            create_snapshot,
+            account,
+            Repository(dest),
+            max_gone=50,
+            report=RecordingReport(),
+            force=True,
+        )
     )
     require_whole(Path(summary.path))
     after = everything_in(dest)

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from jmapfs.cli.snapshots_command import snapshots_command
 from jmapfs.errors import UsageError
 from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, MANIFEST
-from jmapfs.snapshot.repository import Repository, list_snapshots
+from jmapfs.snapshot.overview import list_snapshots
+from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.verify_record import Outcome, Verification, save_verification
 from tests.snapshot.handmade import Letter, make_snapshot
 
@@ -70,7 +71,8 @@ def test_json(tmp_path: Path, snapshots: list[Path]) -> None:
     document = json.loads(run(tmp_path, "--json").output)
     assert (document["unfinished"], document["half_removed"]) == (0, 0)
     first, second, _ = document["snapshots"]
-    assert first == dict.fromkeys(first) | {"date": DATES[0], "state": "damaged"}
+    known = {"date": DATES[0], "state": "damaged", "in_future": False}
+    assert first == dict.fromkeys(first) | known
     assert second == {
         "date": DATES[1],
         "state": "complete",
@@ -83,6 +85,7 @@ def test_json(tmp_path: Path, snapshots: list[Path]) -> None:
         "new": 0,
         "gone": 0,
         "added_bytes": 0,
+        "in_future": False,
         "verified": {
             "when": "2026-11-20T13:14:15Z",
             "outcome": "extra",

@@ -13,8 +13,9 @@ from jmapfs.snapshot import transfer
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.manifest import MISSING, read_description
 from jmapfs.snapshot.missing import MissingMail, read_missing
+from jmapfs.snapshot.overview import list_snapshots
 from jmapfs.snapshot.prune import FEWEST_LACKING, LAST_GOOD, RetentionPolicy, plan_pruning
-from jmapfs.snapshot.repository import Repository, list_snapshots
+from jmapfs.snapshot.repository import Repository
 from jmapfs.snapshot.source import SnapshotSummary
 from jmapfs.tree.status_file import BadEmailStatus, Lacking, MailboxShortfall, ShortfallStatus
 from tests.snapshot.commands import RecordingReport, dates, require_whole
