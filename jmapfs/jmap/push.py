@@ -198,8 +198,8 @@ class PushMethods(Api):
         """Open an event stream. Its first event is Connected, and all others are StateChanges.
 
         `ping` is the requested interval of pings, rounded up to whole seconds. The server may
-        ignore a value below 30. After two intervals without an event the stream counts as broken. If
-        the server states an interval longer than `ping`, the server's interval counts.
+        ignore a value below 30. After two intervals without an event the stream counts as broken.
+        If the server states an interval longer than `ping`, the server's interval counts.
 
         Raises, when the stream is opened or iterated: PushUnavailableError: there is no push in
         this session. UnreachableError: the caller should connect again, with back-off. If the

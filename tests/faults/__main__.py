@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from tests.faults.document import DOCUMENT, document
-from tests.faults.faults import BY_NAME, FAULTS
+from tests.faults.faults import BY_NAME
 from tests.faults.forked import forker
-from tests.faults.matrix import Matrix, Result
+from tests.faults.matrix import ALL_CASES, Matrix, Result
 from tests.faults.operations import OPERATIONS
 from tests.faults.proxy import make_certificate
 
@@ -38,16 +38,19 @@ def main() -> None:
     if options.results and options.results.exists():
         known = msgspec.json.decode(options.results.read_bytes(), type=list[Result])
         results |= {result.key: result for result in known}
-    modes = [mode for mode in (False, True) if not (options.permanent and not mode)]
-    modes = [mode for mode in modes if not (options.once and mode)]
+    faults = options.fault or BY_NAME
+    modes = {
+        mode
+        for mode, left_out in ((False, options.permanent), (True, options.once))
+        if not left_out
+    }
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jmapfs-faults-") as name:
         matrix = Matrix(
             Path(name),
             make_certificate(Path(name)),
-            [BY_NAME[each] for each in options.fault or ()] or FAULTS,
+            [case for case in ALL_CASES if case[0].name in faults and case[1] in modes],
             options.operation or (),
-            modes,
         )
         for result in matrix.run(options.parallel):
             results[result.key] = result

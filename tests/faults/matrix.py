@@ -6,6 +6,7 @@ server, account, proxy and user.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,8 @@ from tests.faults.forked import ForkedHome
 from tests.faults.operations import GROUPS, Cell, Trial
 from tests.faults.proxy import fault_proxy
 from tests.server import server_process
+
+ALL_CASES = tuple(itertools.product(FAULTS, (False, True)))
 
 _USER, _PASSWORD = "alice@example.org", "secret"
 
@@ -43,14 +46,14 @@ class Result:
 class Matrix:
     """All trials, or some of them.
 
-    `directory` is for files, `certificate` for the faults that need TLS.
+    `directory` is for files, `certificate` for the faults that need TLS. A case is a fault, and
+    whether it is permanent. The groups of `operations` are run, by default all.
     """
 
     directory: Path
     certificate: Path | None
-    faults: Collection[Fault] = FAULTS
+    cases: Collection[tuple[Fault, bool]] = ALL_CASES
     operations: Collection[str] = ()
-    modes: Collection[bool] = (False, True)
 
     def run(self, parallel: int) -> Iterator[Result]:
         """Run the trials, `parallel` at a time, and yield the results as they come."""
@@ -60,13 +63,13 @@ class Matrix:
                 yield from trial.result()
 
     def _trials(self) -> Iterable[Callable[[], list[Result]]]:
-        waiting = sorted(self.faults, key=lambda fault: not fault.waits)
+        # Those that wait for their deadlines first; the others fill the time until then.
+        cases = sorted(self.cases, key=lambda case: (not case[1], not case[0].waits))
         for group, operations in GROUPS:
             names = {operation.name for operation in operations}
             if not self.operations or names.intersection(self.operations):
-                for permanent in sorted(self.modes, reverse=True):
-                    for fault in waiting:
-                        yield partial(self._run_trial, group, fault, permanent=permanent)
+                for fault, permanent in cases:
+                    yield partial(self._run_trial, group, fault, permanent=permanent)
 
     def _run_trial(
         self, group: Callable[[Trial], None], fault: Fault, *, permanent: bool
