@@ -75,11 +75,26 @@ def _safe_character(codepoint: int) -> str:
     return "-" if category[0] in "PZ" else ""
 
 
-# A name has far fewer characters. This text before it may be removed or replaced.
+# A name has far fewer characters, but most of a text may be removed or replaced.
 _MOST_CHARACTERS: Final = 4096
+_SHORT_CHARACTERS: Final = 256
+_MOST_COMBINING: Final = 30  # in a row, as in the Stream-Safe Text Format (UAX #15)
 
 _TABLE: Final = _SafeCharacters()
 _HYPHENS: Final = re.compile(r"-{2,}")
+
+
+def _bounded(text: str) -> str:
+    """Return a text that is normalized quickly: combining characters take quadratic time."""
+    if len(text) <= _SHORT_CHARACTERS:
+        return text
+    kept: list[str] = []
+    row = 0
+    for character in text[:_MOST_CHARACTERS]:
+        row = row + 1 if unicodedata.combining(character) else 0
+        if row <= _MOST_COMBINING:
+            kept.append(character)
+    return "".join(kept)
 
 
 def safe_text(text: str, *, limit: int) -> str:
@@ -88,8 +103,7 @@ def safe_text(text: str, *, limit: int) -> str:
     The result is in NFC, has no leading or trailing hyphen or dot, and is cut between characters.
     """
     # Normalize before the translation too: NFC turns U+037E into `;` and U+1FEF into a backquote.
-    # Many combining characters in a row take quadratic time.
-    mapped = unicodedata.normalize("NFC", text[:_MOST_CHARACTERS]).translate(_TABLE)
+    mapped = unicodedata.normalize("NFC", _bounded(text)).translate(_TABLE)
     tidy = _HYPHENS.sub("-", unicodedata.normalize("NFC", mapped)).strip("-.")
     if len(tidy) * 4 <= limit:
         return tidy

@@ -5,6 +5,7 @@ breaks and characters that reverse the direction of writing. `escaped` makes the
 modules that print or log call it: `cli.output` and the formatter below.
 """
 
+import json
 import logging
 import unicodedata
 from types import TracebackType
@@ -33,6 +34,13 @@ def escaped(text: str) -> str:
     return "".join(
         char if is_shown(char) else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def escaped_json(document: str) -> str:
+    r"""Return a line of JSON, with `\u009b` for a character that must not be printed."""
+    if document.isprintable():
+        return document
+    return "".join(char if is_shown(char) else json.dumps(char)[1:-1] for char in document)
 
 
 def cell_width(text: str) -> int:

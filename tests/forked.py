@@ -35,9 +35,11 @@ _PROGRAM = "import sys; from tests.forked import serve; serve(*sys.argv[1:])"
 
 
 class _Start(msgspec.Struct):
-    arguments: Sequence[str]
-    environment: Mapping[str, str]
-    directory: str
+    """What to run. Arguments and paths may not be text, so all of them are bytes."""
+
+    arguments: Sequence[bytes]
+    environment: Mapping[str, bytes]
+    directory: bytes
     umask: int
 
 
@@ -95,7 +97,12 @@ class Forker:
         """Run the program with these arguments, in this directory and with this umask."""
         umask = os.umask(0o077)
         os.umask(umask)
-        start = _Start(arguments, environment or dict(os.environ), os.getcwd(), umask)  # noqa: PTH109
+        start = _Start(
+            [os.fsencode(argument) for argument in arguments],
+            {name: os.fsencode(value) for name, value in (environment or os.environ).items()},
+            bytes(Path.cwd()),
+            umask,
+        )
         with self._lock:
             message = msgspec.json.encode(start)
             socket.send_fds(self._socket, [message], [stdin, stdout, stderr])
@@ -207,8 +214,8 @@ def _run(run: Callable[[], object], start: _Start, streams: Sequence[int]) -> No
     os.chdir(start.directory)
     os.umask(start.umask)
     os.environ.clear()
-    os.environ.update(start.environment)
+    os.environ.update({name: os.fsdecode(value) for name, value in start.environment.items()})
     time.tzset()
-    sys.argv[1:] = start.arguments
+    sys.argv[1:] = map(os.fsdecode, start.arguments)
     run()
     sys.exit()

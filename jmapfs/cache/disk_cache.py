@@ -29,6 +29,7 @@ from jmapfs.cache.lru import (
     checksum_of,
     cost_of,
     entry_of,
+    headroom,
     key_of,
     new_entry,
 )
@@ -216,6 +217,25 @@ class DiskCache:
         """Return the number and size of the blobs that all processes have stored."""
         [(used, blobs)] = self._rows("be counted", "SELECT bytes, blobs FROM usage") or [(0, 0)]
         return CacheStatistics(bytes=used, limit=self.limit_bytes, blobs=blobs)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The highest total cost of blobs that the limit allows without an eviction."""
+        return self.limit_bytes - headroom(self.limit_bytes)
+
+    def capacity(self) -> int:
+        """Return the highest total cost of blobs that can be kept, without evicting any of them.
+
+        This is less than the limit if the disk is too small, or other files have filled it.
+        """
+        capacity = self.usable_bytes
+        if self.limit_bytes:
+            with self._files.guard("be measured"):
+                available = self._space.available()
+                if available is not None:
+                    free = available + self._files.current().reusable_bytes()
+                    capacity = min(capacity, self.statistics().bytes + max(0, free))
+        return capacity
 
     def close(self) -> None:
         """Write the recent uses of blobs, and close; afterwards this acts like an empty cache."""

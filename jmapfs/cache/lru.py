@@ -86,15 +86,23 @@ class FreeSpace:
 
         Raises OSError if the file system cannot be queried.
         """
+        available = self.available()
+        return 0 if available is None else max(0, wanted_bytes - available)
+
+    def available(self) -> int | None:
+        """Return how many bytes fit now, negative if less than the reserve is free.
+
+        Returns None if the directory does not exist. Creating it will fail if there is no space.
+        Raises OSError if the file system cannot be queried.
+        """
         try:
             state = os.statvfs(self._directory)
         except FileNotFoundError:
-            # The directory does not exist. Creating it will fail if there is no space.
-            return 0
+            return None
         reserve = self._reserve_bytes
         if reserve is None:
             reserve = min(_MOST_RESERVED_BYTES, state.f_blocks * state.f_frsize // _RESERVED_PART)
-        return max(0, wanted_bytes + reserve - state.f_bavail * state.f_frsize)
+        return state.f_bavail * state.f_frsize - reserve
 
 
 class PinnedBlobs:

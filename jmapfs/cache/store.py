@@ -164,6 +164,17 @@ class BlobStore:
             pages = _pragma(connection, "page_count")
             return _pragma(connection, "freelist_count") / max(pages, 1)
 
+    def reusable_bytes(self) -> int:
+        """Return the bytes that new content does not need from the file system.
+
+        These are the unused pages of the file, and the write-ahead log. Raises sqlite3.Error.
+        """
+        with self.reader() as connection:
+            unused = _pragma(connection, "freelist_count") * _pragma(connection, "page_size")
+        with contextlib.suppress(OSError):
+            unused += os.stat(f"{self._name}-wal").st_size  # noqa: PTH116
+        return unused
+
     def close(self) -> None:
         """Close all connections; a connection that is lent is closed when it is returned."""
         with self._write_lock, self._lock:

@@ -22,7 +22,7 @@ from typing import TextIO
 import msgspec
 
 from jmapfs.errors import OutputError, ReaderGoneError
-from jmapfs.text import cell_width, escaped, is_shown
+from jmapfs.text import cell_width, escaped, escaped_json
 
 
 def print_line(text: str) -> None:
@@ -149,13 +149,6 @@ class Screen:
 
     def flush(self) -> None:
         """Do nothing: `write` has flushed."""
-
-
-def escaped_json(document: str) -> str:
-    r"""Return JSON on one line, with `\u009b` for a character that must not be printed."""
-    if document.isprintable():
-        return document
-    return "".join(char if is_shown(char) else json.dumps(char)[1:-1] for char in document)
 
 
 def columns(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> Iterator[str]:

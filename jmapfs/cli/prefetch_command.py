@@ -22,6 +22,7 @@ from jmapfs.cli.output import print_line
 from jmapfs.cli.progress import MailProgress, waiting_shown
 from jmapfs.control.messages import (
     PREFETCH_STEP,
+    CacheUse,
     Failure,
     MissingMails,
     MissingRequest,
@@ -153,21 +154,38 @@ class _MountPrefetch:
         self.fetched: set[int] = set()
         self.missing = 0
         self.reason: Failure | None = None
+        self._used: Counter[str] = Counter()
         self._mountpoint = mountpoint
         self.sizes: dict[int, int] = {}
 
     def find_missing(self) -> None:
         """Find the emails that are not cached. Raises StorageError if there is no room for all."""
-        used: Counter[str] = Counter()
-        room: dict[str, int] = {}
+        caches: dict[str, CacheUse] = {}
         for answer in self._missing():
             self.sizes.update(answer.missing)
             for cache in answer.caches:
-                used[cache.account] += cache.wanted
-                room[cache.account] = cache.room
-        for account, size in used.items():
-            place = f"{self._mountpoint}, {account}" if len(used) > 1 else str(self._mountpoint)
-            _require_room(place, size, room[account])
+                self._used[cache.account] += cache.wanted
+                caches[cache.account] = cache
+        for cache in caches.values():
+            self._require_room(cache)
+
+    def _require_room(self, cache: CacheUse) -> None:
+        """Raise StorageError if a cache cannot keep all emails of its account."""
+        size = self._used[cache.account]
+        place = str(self._mountpoint)
+        if len(self._used) > 1:
+            place = f"{place}, {cache.account}"
+        if not cache.room and cache.limit <= 0:
+            raise StorageError(
+                f"{place}: the cache keeps no mail: mount it with another --cache-size"
+            )
+        if size > cache.room:
+            disk_is_full = size <= cache.limit
+            do = "free space on its disk" if disk_is_full else "mount it with a larger --cache-size"
+            raise StorageError(
+                f"{place}: {format_size(size)} of mail are wanted, and the cache has room for"
+                f" {format_size(cache.room)}: {do}"
+            )
 
     def check(self) -> None:
         """Read the cached emails. This finds damage, and marks the emails as recently used."""
@@ -215,6 +233,13 @@ class _MountPrefetch:
             elif answer.obstacle:
                 futile, obstacle = futile + 1, answer.obstacle
             yield done
+            try:
+                for cache in answer.caches:
+                    self._require_room(cache)
+            except StorageError as error:
+                # The disk has become full. Each further mail would evict another one.
+                obstacle = Failure.of(error)
+                break
         self.reason = obstacle or refusal
 
     def _missing(self) -> Iterator[MissingMails]:
@@ -229,16 +254,6 @@ class _MountPrefetch:
         for inode in inodes:
             self.wanted.pop(inode, None)
             self.fetched.discard(inode)
-
-
-def _require_room(place: str, size: int, room: int) -> None:
-    if not room:
-        raise StorageError(f"{place}: the cache keeps no mail: mount it with another --cache-size")
-    if size > room:
-        raise StorageError(
-            f"{place}: {format_size(size)} of mail are wanted, and the cache has room for"
-            f" {format_size(room)}: mount it with a larger --cache-size"
-        )
 
 
 def _next_step(pending: deque[int]) -> list[int]:

@@ -10,7 +10,6 @@ import msgspec
 
 from jmapfs.cli.options import destination_argument, format_size
 from jmapfs.cli.output import (
-    escaped_json,
     notice,
     print_json,
     print_json_lines,
@@ -41,6 +40,7 @@ from jmapfs.snapshot.prune import (
     prune,
 )
 from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.text import escaped_json
 
 _HEADINGS: Final = ("DATE", "MAILS", "NEW", "GONE", "ADDED", "STATE", "VERIFIED")
 _NUMBER_COLUMNS: Final = range(1, 5)

@@ -21,13 +21,13 @@ import trio
 
 from jmapfs.cli.config import command_environment
 from jmapfs.cli.options import mountpoint_argument
-from jmapfs.cli.output import escaped_json, notice, stdout_descriptor, write_now
+from jmapfs.cli.output import notice, stdout_descriptor, write_now
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
 from jmapfs.control.socket_client import ask
 from jmapfs.errors import NotMountedError, ReaderGoneError, UsageError, storage_errors
-from jmapfs.text import escaped
+from jmapfs.text import escaped, escaped_json
 from jmapfs.tree.name_changes import NameChange
 
 _HERE: Final = "."

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from jmapfs.cache.disk_cache import SMALL_BYTES, DiskCache
-from jmapfs.cache.lru import cost_of, headroom
+from jmapfs.cache.lru import cost_of
 from jmapfs.content.division import take_batch
 from jmapfs.content.download_queue import DownloadQueue
 from jmapfs.content.service import ContentService
@@ -70,11 +70,9 @@ class Prefetcher:
         self._disk = disk
         self._threads = trio.CapacityLimiter(_THREADS)
 
-    @property
-    def capacity(self) -> int:
-        """The highest total `cost` of blobs that the cache can keep without evicting any."""
-        limit = self._disk.limit_bytes
-        return limit - headroom(limit)
+    async def capacity(self) -> int:
+        """Return the highest total `cost` of blobs that the cache can keep without evicting any."""
+        return await self._in_thread(self._disk.capacity)
 
     @staticmethod
     def cost(size: int) -> int:

@@ -222,11 +222,16 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class CacheUse(msgspec.Struct, frozen=True):
-    """How many bytes of an account's cache some emails take, and the capacity of the cache."""
+    """How many bytes of an account's cache some emails take, and the capacity of the cache.
+
+    `limit` is the capacity that the cache has if its disk has space enough. Earlier versions do not
+    send it.
+    """
 
     account: str
     wanted: int
     room: int
+    limit: int = 0
 
 
 class MissingMails(msgspec.Struct):
@@ -248,7 +253,7 @@ class PrefetchedMails(msgspec.Struct):
     There was no time for the emails in `left`. The emails in `unreached` failed for a reason that
     does not depend on the email, such as an unreachable server; `obstacle` is this reason. The
     emails in `refused` cannot be downloaded; `refusal` is the reason for the first email. The
-    emails in `gone` are no longer in the tree.
+    emails in `gone` are no longer in the tree. `caches` has the capacities that are left now.
     """
 
     left: list[int] = []
@@ -257,6 +262,7 @@ class PrefetchedMails(msgspec.Struct):
     refused: list[int] = []
     refusal: Failure | None = None
     gone: list[int] = []
+    caches: list[CacheUse] = []
 
 
 class Changes(msgspec.Struct, frozen=True):

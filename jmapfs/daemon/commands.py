@@ -220,6 +220,7 @@ class _AccountPrefetcher:
     def __init__(self, account: MountedAccount) -> None:
         self._name = account.source.label
         self._content = account.content
+        self._disk = account.disk
         self._prefetcher = Prefetcher(account.content, account.disk)
 
     async def find_missing(
@@ -234,7 +235,7 @@ class _AccountPrefetcher:
         reply.missing += [(one.inode, one.size) for one in records if one.content_key in absent]
         reply.unchecked += [one.inode for one in records if one.content_key in unchecked]
         used = sum(self._prefetcher.cost(wanted[one]) for one in wanted.keys() - unchecked)
-        reply.caches.append(CacheUse(self._name, used, self._prefetcher.capacity))
+        reply.caches.append(await self._use(used))
 
     async def fetch(self, records: Sequence[FileRecord], reply: PrefetchedMails) -> None:
         wanted = {record.content_key: record.size for record in records}
@@ -251,6 +252,11 @@ class _AccountPrefetcher:
             else:
                 reply.refused.append(record.inode)
                 reply.refusal = reply.refusal or self._failure(record, error)
+        reply.caches.append(await self._use(0))
+
+    async def _use(self, wanted: int) -> CacheUse:
+        capacity = await self._prefetcher.capacity()
+        return CacheUse(self._name, wanted, capacity, self._disk.usable_bytes)
 
     def _failure(self, record: FileRecord, error: Exception) -> Failure:
         failure = Failure.of(error)

@@ -25,7 +25,8 @@ MOST_LEVELS: Final = 100
 # snapshot. Names that get a key are a little longer than computed here.
 _MOST_PATH_BYTES: Final = 2048
 
-_LAYOUTS: Final = 4
+# A large one takes 60 MB, and only the newest is asked for often.
+_LAYOUTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

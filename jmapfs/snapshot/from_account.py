@@ -20,7 +20,13 @@ from jmapfs.account import AccountSource, account_directory, require_private_cac
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
-from jmapfs.errors import BusyError, JmapfsError, TooMuchGoneError, lone_errors
+from jmapfs.errors import (
+    BusyError,
+    JmapfsError,
+    StorageError,
+    TooMuchGoneError,
+    lone_errors,
+)
 from jmapfs.index.database import IndexDatabase, WriterLease, wait_until_consistent
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailSlice
@@ -91,6 +97,7 @@ class _AccountOpener:
     _allow_stale: bool
     _max_gone: float
     _is_stale: bool = False
+    _is_hopeless: bool = False
     _suspects: Sequence[str] = ()
 
     @contextlib.asynccontextmanager
@@ -141,7 +148,7 @@ class _AccountOpener:
         deadline = trio.current_time() + _UPDATE_SECONDS
         pause = _FIRST_PAUSE
         while (obstacle := await self._request_update(busy, waiter)) is not None:
-            if trio.current_time() >= deadline:
+            if self._is_hopeless or trio.current_time() >= deadline:
                 await self._accept_stale(obstacle)
                 return
             await trio.sleep(pause)
@@ -201,6 +208,8 @@ class _AccountOpener:
             await trio.to_thread.run_sync(sync, abandon_on_cancel=True)
         except JmapfsError as error:
             busy = BusyError(f"{busy}, which reports: {error}")
+            # Waiting does not help if its disk is full.
+            self._is_hopeless = error.exit_code == StorageError.exit_code
         if await waiter.reached():
             return None
         state = await trio.to_thread.run_sync(self._database.state)

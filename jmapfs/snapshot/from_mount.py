@@ -40,6 +40,7 @@ from jmapfs.errors import (
     lone_errors,
 )
 from jmapfs.index.rows import EmailSlice
+from jmapfs.private_files import open_reading, open_regular
 from jmapfs.snapshot.manifest import Origin
 from jmapfs.snapshot.online import ContentCheck
 from jmapfs.snapshot.source import BlobRequest, BlobTotals, EarlySink, Sink, SnapshotReport
@@ -233,8 +234,9 @@ class _MountedTree:
         path = self._root / wanted.file
         size = 0
         try:
-            opening: Callable[[], io.FileIO] = partial(io.FileIO, path)
-            with await trio.to_thread.run_sync(opening) as file:
+            # The mount may be that of another user, whose daemon can answer anything.
+            opened = await trio.to_thread.run_sync(open_regular, path)
+            with io.FileIO(opened) as file:
                 while chunk := await trio.to_thread.run_sync(file.read, _CHUNK_BYTES):
                     size += len(chunk)
                     yield chunk
@@ -251,7 +253,8 @@ class _MountedTree:
         for wanted in batch:
             path = self._root / wanted.file
             try:
-                data = path.read_bytes()
+                with open_reading(path) as file:
+                    data = file.read()
             except OSError as error:
                 failed[wanted.blob_id] = _failure(path, error)
                 continue

@@ -19,6 +19,7 @@ import msgspec
 
 from jmapfs.errors import printable
 from jmapfs.index.rows import AccountState, Counts
+from jmapfs.text import escaped_json
 
 STATUS_FILE_NAME: Final = ".jmapfs.json"
 
@@ -153,7 +154,9 @@ def make_status_file(
     if state.shortfall is not None:
         document["shortfall"] = lacking.shortfall
         time = max(time, state.shortfall.since)
-    content = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    lines = msgspec.json.format(msgspec.json.encode(document), indent=2).decode().split("\n")
+    # Users read this file on a terminal.
+    content = "".join(f"{escaped_json(line)}\n" for line in lines).encode()
     seconds = math.ceil(time)
     if seconds <= counts.newest:
         # The newest email is dated in the future. The time must still change with the state.

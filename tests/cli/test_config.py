@@ -369,3 +369,17 @@ def test_the_command_line_overrides_the_file(path: Path, monkeypatch: pytest.Mon
     path.write_text(HEAD + 'account = "Shared"\n')
     assert source().account == "Shared"
     assert source(account="Other").account == "Other"
+
+
+def test_a_configuration_that_others_can_change_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names commands. Only a file that the user named is the choice of the user."""
+    path.write_text(f'{HEAD}user = "a"\npassword_env = "MY_PASSWORD"\n')
+    monkeypatch.setenv("MY_PASSWORD", SECRET)
+    path.chmod(0o644)
+    assert source().label == "home"
+    path.chmod(0o666)
+    config_error(f"{path}: other users can change it; run: chmod go-w {path}")
+    monkeypatch.setenv("JMAPFS_CONFIG", str(path))
+    assert source().label == "home"

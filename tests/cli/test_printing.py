@@ -152,6 +152,8 @@ def test_hostile_names_control_no_terminal(
     shown = printed("status", "--json", mountpoint)
     has_all(shown, JSON_VERBATIM)
     assert json.loads(shown)["account"] == HOSTILE
+    described = require_safe((mountpoint / ".jmapfs.json").read_bytes())
+    assert json.loads(described)["account"] == HOSTILE
     has_all(printed("thaw", mountpoint, code=2))
     has_all(printed("freeze", mountpoint, "--", HOSTILE_NAME, code=127))
     has_all(printed("snapshot", mountpoint, place / "nothing" / "dest", code=2))

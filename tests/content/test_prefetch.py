@@ -358,7 +358,9 @@ async def test_checked_blobs_are_not_evicted(tmp_path: Path) -> None:
         small.put_many(list(old.items()))
         small.put_many(list(other.items()))
         mine.source.blobs = old | new
-        assert sum(map(mine.prefetcher.cost, mine.sizes.values())) <= mine.prefetcher.capacity
+        assert (
+            sum(map(mine.prefetcher.cost, mine.sizes.values())) <= await mine.prefetcher.capacity()
+        )
         checked = await mine.prefetcher.check(mine.sizes, ENOUGH)
         assert checked.absent == list(new)
         assert await mine.fetch(dict.fromkeys(new, 1000)) == DONE
@@ -402,7 +404,7 @@ async def test_closing_the_service_does_not_wait(tmp_path: Path) -> None:
 async def test_cost_and_capacity(tmp_path: Path) -> None:
     async with account(tmp_path) as mine:
         prefetcher = mine.prefetcher
-        assert prefetcher.capacity == 64 * MIB - headroom(64 * MIB)
+        assert await prefetcher.capacity() == 64 * MIB - headroom(64 * MIB)
         assert prefetcher.cost(SMALL_BYTES) == SMALL_BYTES + SMALL_OVERHEAD_BYTES
         assert prefetcher.cost(2 * MIB) == 2 * MIB + LARGE_OVERHEAD_BYTES
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from jmapfs.cache.disk_cache import DiskCache
+from jmapfs.cache.large_files import LargeBlob
 from jmapfs.errors import StorageError
-from tests.disk.damage import ALL, OTHER_VERSION, UNREADABLE
+from tests.disk.damage import ALL, OTHER_VERSION, REPLACED, UNREADABLE
 from tests.disk.original import OTHER_USER, Files, copy_of, effective_user
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
@@ -128,6 +132,44 @@ def test_a_mount_with_a_damaged_cache(original: Files, file: str, damage: str) -
         finally:
             assert home.run("umount", mountpoint).exit_code == 0
         assert "Traceback" not in home.log(), home.log()
+
+
+@pytest.mark.parametrize("file", ["blobs.sqlite", "blobs.sqlite-wal", "large/*"])
+@pytest.mark.parametrize("damage", REPLACED)
+def test_a_file_that_is_replaced_while_the_cache_is_open(
+    tmp_path: Path, file: str, damage: str
+) -> None:
+    """The next connection, or the next open of a large blob, must not wait for it."""
+    contents = {"small": b"small" * 100, "large": b"large" * 500_000}
+    with contextlib.closing(DiskCache(tmp_path / "blobs", 1 << 30)) as cache:
+        _store(cache, contents)
+        [path] = (tmp_path / "blobs").glob(file)
+        ALL[damage](path)
+        for _ in range(2):
+            with ThreadPoolExecutor(4) as threads:
+                for found in threads.map(partial(_load, cache), [*contents] * 4):
+                    assert found in {None, *contents.values()}
+            _store(cache, contents)
+        assert _load(cache, "small") == contents["small"]
+        # A directory stays in the way of this blob.
+        assert _load(cache, "large") == contents["large"] or path.is_dir()
+
+
+def _store(cache: DiskCache, contents: dict[str, bytes]) -> None:
+    cache.put_many([("small", contents["small"])])
+    writer = cache.begin_large("large", len(contents["large"]))
+    if writer is not None:
+        with writer:
+            writer.write(contents["large"])
+            writer.commit()
+
+
+def _load(cache: DiskCache, name: str) -> bytes | None:
+    found = cache.load(name)
+    if isinstance(found, LargeBlob):
+        with found:
+            return found.pread(found.size, 0)
+    return found
 
 
 def _require_mail(tree: Path, files: Files) -> None:

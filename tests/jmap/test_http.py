@@ -575,10 +575,10 @@ async def test_body_that_breaks_off_is_retried(stream: Chunks, autojump_clock: M
 
 
 async def test_body_that_is_too_large_is_an_error(autojump_clock: MockClock) -> None:
-    endless = Chunks(*[b"x" * 2**20] * 50)
+    endless = Chunks(*[b"x" * 2**20] * 20)
     error, script, _ = await failing(httpx.Response(200, stream=endless))
     assert isinstance(error, ProtocolError)
-    assert "larger than 4,194,304 bytes" in str(error)
+    assert "larger than 8,388,608 bytes" in str(error)
     assert len(script.times) == 1
     assert endless.closed
 

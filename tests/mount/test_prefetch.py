@@ -7,8 +7,9 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -275,19 +276,54 @@ def test_prefetch_without_a_disk_cache(home: Home, server: ServerProcess) -> Non
         assert mount.counts().blobs == 0
 
 
+# The disk seems to have space until the second measurement.
+FULL_LATER = """
+from jmapfs.cache.disk_cache import DiskCache
+capacity, counted = DiskCache.capacity, []
+def at_first_unlimited(self):
+    counted.append(self)
+    return self.usable_bytes if len(counted) == 1 else capacity(self)
+DiskCache.capacity = at_first_unlimited
+from jmapfs.daemon import commands
+commands._PREFETCH_SECONDS = 0.1
+from jmapfs.cli.main import main
+main()
+"""
+
+
+def fill_disk(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
 @needs_root
 def test_a_disk_that_is_full(home: Home, server: ServerProcess) -> None:
-    add(server.control, range(ALL, ALL + 10), "Work", size=300_000)
+    add(server.control, range(ALL, ALL + 300), "Work", size=60_000)
     with home.mounted(server.url):
         pass
     (account,) = home.cache.iterdir()
     (account / "blobs").rename(account / "others")
-    with tmpfs(account / "blobs", "2m"), home.mounted(server.url) as mount:
-        result = prefetch(mount)
-        assert_failed(result, 8, f"of {ALL + 10} mails are cached")
-        # The report agrees with the cache.
-        (count,) = re.findall(r"(\d+) of ", result.stderr)
-        assert cached_mails(mount) == int(count) < ALL + 10
+    with tmpfs(account / "blobs", "5m"):
+        with home.mounted(server.url) as mount:
+            # It is known at once that there is no space.
+            assert_failed(prefetch(mount), 8, "MiB of mail are wanted", "free space on its disk")
+            assert mount.counts().blobs == 0
+            assert_cached(prefetch(mount, "Inbox"), INBOX + BOTH, 0)
+            fill_disk(account / "blobs" / "other")
+            # What is cached is cached, although the disk is full now.
+            assert_cached(prefetch(mount, "Inbox"), 0, INBOX + BOTH)
+        (account / "blobs" / "other").unlink()
+
+        # Another program fills the disk meanwhile. The rest is not downloaded then.
+        home.program = (sys.executable, "-c", FULL_LATER)
+        with home.mounted(server.url) as mount:
+            result = prefetch(mount)
+            assert_failed(result, 8, f"of {ALL + 300} mails are cached")
+            # Mail of the last step may still arrive.
+            (count,) = re.findall(r"(\d+) of ", result.stderr)
+            assert int(count) <= cached_mails(mount) < ALL + 300
+            assert mount.counts().blobs < ALL + 300
 
 
 def test_a_damaged_cache(mount: Mounted, server: ServerProcess) -> None:

@@ -128,6 +128,17 @@ MAILBOX_NAMES = st.dictionaries(
 )
 
 
+def test_the_beginning_of_a_long_text_decides() -> None:
+    assert safe_text("-" * 4000 + "x", limit=64) == "x"
+    assert safe_text("-" * 5000 + "x", limit=64) == ""
+    # Normalization would take quadratic time.
+    marks = "\u0315\u0300\u05b0\u0301\u0591" * 200_000
+    assert safe_text(f"a{marks}b", limit=200) == safe_text(f"a{marks[:30]}", limit=200)
+    assert safe_text(f"a{marks[:40]}b{'c' * 300}", limit=40) == safe_text(
+        f"a{marks[:30]}b{'c' * 300}", limit=40
+    )
+
+
 @given(MAILBOX_NAMES)
 def test_siblings_have_safe_and_different_names(mailboxes: dict[str, str]) -> None:
     names = sibling_names(mailboxes)

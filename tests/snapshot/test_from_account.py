@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from jmapfs.account import AccountSource, account_directory
-from jmapfs.errors import BusyError, TooMuchGoneError
+from jmapfs.errors import BusyError, RelayedError, StorageError, TooMuchGoneError
 from jmapfs.index import database
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.reader import IndexReader
@@ -137,6 +137,20 @@ async def test_an_index_that_is_not_up_to_date_is_an_error(
     assert (await busy.snapshot(allow_stale=True)).new == 0
     [notice] = busy.report.notices
     assert "not up to date; copying its state of" in notice
+
+
+async def test_it_does_not_wait_for_a_mount_whose_disk_is_full(
+    busy: BusyAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RelayedError("cannot write the index: the disk is full", StorageError.exit_code)
+
+    monkeypatch.setattr(from_account, "_sync_mounts", fail)
+    busy.account.add_email(message(90), ["P0"])
+    with trio.fail_after(from_account._UPDATE_SECONDS / 2):
+        with pytest.raises(BusyError, match="the disk is full"):
+            await busy.snapshot()
+        assert (await busy.snapshot(allow_stale=True)).new == 0
 
 
 @pytest.mark.parametrize("same_state", [False, True])

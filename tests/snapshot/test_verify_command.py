@@ -189,7 +189,7 @@ def test_a_result_that_cannot_be_recorded_is_a_remark(destination: Path) -> None
     outcome = Outcome(destination)
     assert outcome.exit_code == 0
     (remark,) = outcome.remarks
-    assert "the result cannot be recorded: File exists" in remark
+    assert "the result cannot be recorded: it is a file" in remark
     (document,) = Outcome("--json", destination / DATE).snapshots
     assert len(document["remarks"]) == 1
 
