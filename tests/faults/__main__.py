@@ -56,7 +56,9 @@ def main() -> None:
             results[result.key] = result
             _print(result, time.monotonic() - started)
             if options.results:
-                options.results.write_bytes(msgspec.json.encode(list(results.values())))
+                partial = options.results.with_suffix(".partial")
+                partial.write_bytes(msgspec.json.encode(list(results.values())))
+                partial.rename(options.results)
     if options.write:
         DOCUMENT.write_text(document(results.values()))
     sys.exit(any(result.cell.problems for result in results.values()))
