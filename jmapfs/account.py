@@ -18,8 +18,11 @@ from jmapfs.jmap.session import SessionAccount
 from jmapfs.names import key, safe_text
 from jmapfs.private_files import private_directory, require_private
 
-COMMAND_WAIT = 300.0
-"""Seconds that a command waits for a request, at most, when the server asks to wait."""
+COMMAND_WAIT = 90.0
+"""Seconds that a command waits for a request, at most, when the server asks to wait.
+
+Together with the time for the request itself, this is LONGEST_STALL.
+"""
 
 
 @dataclass(frozen=True, slots=True)

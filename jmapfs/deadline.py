@@ -7,17 +7,31 @@ earned by bytes that have arrived, never by a size that is stated:
 
 A transfer that is faster than this rate may take as long as it needs. A trickle ends soon after the
 first `seconds`, whatever size is stated.
+
+An operation of many transfers has no deadline, because a large account takes long. It has to make
+progress: something that it needs must be finished (an email listed, a content accepted) at least
+every LONGEST_STALL seconds. Bytes give more time at the same rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import DeadlineError
+from jmapfs.errors import DeadlineError, lone_errors
+
+_T = TypeVar("_T")
+
+LONGEST_STALL: Final = 120.0
+"""Seconds without progress after which an operation of many transfers is given up."""
+
+NO_PROGRESS: Final = f"there was no progress for {LONGEST_STALL:.0f} seconds"
+"""The text of errors about that."""
+
+_CHECK_SECONDS: Final = 2.0
 
 LEAST_RATE: Final = 256 * 1024
 """Bytes per second: a slower transfer ends before it is complete, unless it is short."""
@@ -81,3 +95,54 @@ class Deadline:
             yield
         if scope.cancelled_caught:
             raise DeadlineError(text)
+
+
+class Stall:
+    """Notices that an operation makes no progress any more.
+
+    `measure` returns what was finished so far, `received` how many bytes have arrived. While
+    `is_waiting` returns false, the operation is busy with something else, such as the disk, and
+    the time does not count. `longest` is how many seconds without progress are too many.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], object],
+        received: Callable[[], int],
+        is_waiting: Callable[[], bool],
+        longest: float = LONGEST_STALL,
+    ) -> None:
+        self._longest = longest
+        self._measure = measure
+        self._received = received
+        self._is_waiting = is_waiting
+
+    async def wait(self) -> None:
+        """Return when there was no progress for too long."""
+        stalled, finished, received = 0.0, self._measure(), self._received()
+        while stalled < self._longest:
+            began = trio.current_time()
+            await trio.sleep(_CHECK_SECONDS)
+            if self._is_waiting():
+                stalled += trio.current_time() - began
+            stalled = max(0.0, stalled - (self._received() - received) / LEAST_RATE)
+            received = self._received()
+            if (now := self._measure()) != finished:
+                stalled, finished = 0.0, now
+
+    async def limit(self, work: Callable[[], Awaitable[_T]], text: str) -> _T:
+        """Return what `work` returns; raise a DeadlineError if there is no progress."""
+        results: list[_T] = []
+
+        async def run() -> None:
+            results.append(await work())
+            nursery.cancel_scope.cancel()
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                await self.wait()
+                nursery.cancel_scope.cancel()
+        if not results:
+            raise DeadlineError(text)
+        return results[0]

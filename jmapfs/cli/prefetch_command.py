@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,16 +31,26 @@ from jmapfs.control.messages import (
 )
 from jmapfs.control.mounts import DEAD, DEAD_ERRNOS, mount_of, require_readable
 from jmapfs.control.socket_client import ask
-from jmapfs.errors import JmapfsError, NotMountedError, RelayedError, StorageError, UsageError
+from jmapfs.deadline import LEAST_RATE, LONGEST_STALL, NO_PROGRESS
+from jmapfs.errors import (
+    DeadlineError,
+    JmapfsError,
+    NotMountedError,
+    RelayedError,
+    StorageError,
+    UsageError,
+)
 
 _EMAIL: Final = ".eml"
 
 # Give up after this many requests in a row in which an obstacle prevented every download.
 _FUTILE_REQUESTS: Final = 2
 
+_NAMED: Final = 3
 
-def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """Return, for each mountpoint, the inodes of the emails at and below paths, each once.
+
+def mails_below(paths: Iterable[Path]) -> dict[Path, dict[int, str]]:
+    """Return, for each mountpoint, the emails at and below paths: their inodes and one path each.
 
     Raises:
         NotMountedError: a path is in no mount of jmapfs, or in a dead mount.
@@ -47,7 +58,7 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
             another user.
         StorageError: the mount cannot list a directory.
     """
-    found: dict[Path, dict[int, None]] = {}
+    found: dict[Path, dict[int, str]] = {}
     for path in paths:
         actual = Path(os.path.realpath(path))
         mount = mount_of(actual)
@@ -56,22 +67,22 @@ def mails_below(paths: Iterable[Path]) -> dict[Path, list[int]]:
                 f"{actual}: jmapfs is not mounted there; jmapfs status shows all mounts"
             )
         require_readable(mount)
-        found.setdefault(mount.mountpoint, {}).update(dict.fromkeys(_mails(actual)))
-    return {mountpoint: list(inodes) for mountpoint, inodes in found.items()}
+        found.setdefault(mount.mountpoint, {}).update(_mails(actual))
+    return found
 
 
-def _mails(path: Path) -> Iterator[int]:
+def _mails(path: Path) -> Iterator[tuple[int, str]]:
     with _os_errors(path):
         status = path.lstat()
     if stat.S_ISDIR(status.st_mode):
         yield from _mails_in(path)
     elif path.name.endswith(_EMAIL):
-        yield status.st_ino
+        yield status.st_ino, str(path)
     else:
         raise UsageError(f"{path}: neither a mail nor a directory")
 
 
-def _mails_in(directory: Path) -> Iterator[int]:
+def _mails_in(directory: Path) -> Iterator[tuple[int, str]]:
     pending = [str(directory)]
     while pending:
         path = pending.pop()
@@ -80,7 +91,7 @@ def _mails_in(directory: Path) -> Iterator[int]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 elif entry.name.endswith(_EMAIL):
-                    yield entry.inode()
+                    yield entry.inode(), entry.path
 
 
 @contextlib.contextmanager
@@ -123,7 +134,7 @@ def prefetch(paths: Sequence[Path]) -> str:
     for mount in mounts:
         mount.fetch()
     wanted = sum(len(mount.wanted) for mount in mounts)
-    missing = sum(mount.missing for mount in mounts)
+    missing = [path for mount in mounts for path in mount.missing]
     if missing:
         raise _error(mounts, wanted, missing)
     fetched = sum(len(mount.fetched) for mount in mounts)
@@ -131,13 +142,15 @@ def prefetch(paths: Sequence[Path]) -> str:
     return f"{_count(wanted)} cached: {fetched:,} fetched ({size}), {wanted - fetched:,} were there"
 
 
-def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> JmapfsError:
+def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: Sequence[str]) -> JmapfsError:
     reason = next((mount.reason for mount in mounts if mount.reason), None)
     if reason is None:
         # The disk may be nearly full, or other programs may have read much mail meanwhile.
         reason = Failure.of(StorageError("the cache has evicted some of them for lack of space"))
+    count = len(missing)
+    names = ", ".join(missing[:_NAMED]) + (f" and {count - _NAMED:,} more" * (count > _NAMED))
     return RelayedError(
-        f"{wanted - missing:,} of {_count(wanted)} cached, {missing:,} not: {reason.error}",
+        f"{wanted - count:,} of {_count(wanted)} cached, {count:,} not: {reason.error} ({names})",
         reason.exit_code,
     )
 
@@ -145,14 +158,15 @@ def _error(mounts: Sequence[_MountPrefetch], wanted: int, missing: int) -> Jmapf
 class _MountPrefetch:
     """The emails of one mount: `wanted` are the emails to cache, `fetched` were downloaded.
 
-    `sizes` has the size in bytes of each email that was not cached before. In the end, `missing` is
-    the number of emails that are still not cached, and `reason` is the cause.
+    `wanted` has their paths by inode. `sizes` has the size in bytes of each email that was not
+    cached before. In the end, `missing` has the paths of emails that are still not cached, and
+    `reason` is the cause.
     """
 
-    def __init__(self, mountpoint: Path, inodes: Iterable[int]) -> None:
-        self.wanted = dict.fromkeys(inodes)
+    def __init__(self, mountpoint: Path, wanted: dict[int, str]) -> None:
+        self.wanted = wanted
         self.fetched: set[int] = set()
-        self.missing = 0
+        self.missing: list[str] = []
         self.reason: Failure | None = None
         self._used: Counter[str] = Counter()
         self._mountpoint = mountpoint
@@ -190,6 +204,7 @@ class _MountPrefetch:
     def check(self) -> None:
         """Read the cached emails. This finds damage, and marks the emails as recently used."""
         pending = deque(inode for inode in self.wanted if inode not in self.sizes)
+        watch = _Watch()
         with MailProgress("checking the cache", len(pending)) as progress:
             while pending:
                 some = _next_step(pending)
@@ -198,6 +213,9 @@ class _MountPrefetch:
                 self.sizes.update(answer.missing)
                 pending.extendleft(reversed(answer.unchecked))
                 progress.advance(len(some) - len(answer.unchecked))
+                watch.note(len(some) - len(answer.unchecked))
+                if watch.is_stalled:
+                    raise StorageError(f"{self._mountpoint}: the cache is not read: {NO_PROGRESS}")
 
     def fetch(self) -> None:
         """Download the missing emails, and count those that are still not cached."""
@@ -210,14 +228,20 @@ class _MountPrefetch:
         ):
             for some in self._fetch_all():
                 progress.advance(len(some), sum(self.sizes[inode] for inode in some))
-        self.missing = sum(len(answer.missing) for answer in self._missing())
+        self.missing = [
+            self.wanted[inode]
+            for answer in self._missing()
+            for inode, _ in answer.missing
+            if inode in self.wanted
+        ]
 
     def _fetch_all(self) -> Iterator[set[int]]:
         """Download step by step. Yield the emails that each step has finished."""
         refusal = obstacle = None
         futile = 0
         pending = deque(self.sizes)
-        while pending and futile < _FUTILE_REQUESTS:
+        watch = _Watch()
+        while pending and futile < _FUTILE_REQUESTS and not watch.is_stalled:
             some = _next_step(pending)
             answer = ask(self._mountpoint, PrefetchRequest(some))
             self._drop(answer.gone)
@@ -228,6 +252,7 @@ class _MountPrefetch:
             fetched = done.difference(answer.refused, answer.gone)
             self.fetched |= fetched
             refusal = refusal or answer.refusal
+            watch.note(len(fetched), answer.received)
             if fetched:
                 futile, obstacle = 0, None
             elif answer.obstacle:
@@ -240,6 +265,8 @@ class _MountPrefetch:
                 # The disk has become full. Each further mail would evict another one.
                 obstacle = Failure.of(error)
                 break
+        if watch.is_stalled:
+            obstacle = obstacle or Failure.of(DeadlineError(NO_PROGRESS))
         self.reason = obstacle or refusal
 
     def _missing(self) -> Iterator[MissingMails]:
@@ -254,6 +281,24 @@ class _MountPrefetch:
         for inode in inodes:
             self.wanted.pop(inode, None)
             self.fetched.discard(inode)
+
+
+class _Watch:
+    """Tells whether nothing was done for LONGEST_STALL seconds. Bytes give more time."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + LONGEST_STALL
+
+    def note(self, mails: int, received: int = 0) -> None:
+        """Record how many mails were done, and how many bytes arrived."""
+        self._until += received / LEAST_RATE
+        if mails:
+            self._until = max(self._until, time.monotonic() + LONGEST_STALL)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether to give up."""
+        return time.monotonic() >= self._until
 
 
 def _next_step(pending: deque[int]) -> list[int]:

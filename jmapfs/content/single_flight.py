@@ -57,7 +57,7 @@ class Download:
     request it: it will be started or released in a moment. `abandoned` is cancelled if the last
     waiter leaves before the download has a slot. `error` is the reason of a failure. `arrival` is
     the beginning of a large blob, which can be read before the end. `deadlines` are those of the
-    tasks that wait: bytes that arrive move them.
+    tasks that wait: bytes that arrive move them. `received_bytes` counts these bytes.
     """
 
     def __init__(self, single_flight: SingleFlight, key: str, size: int) -> None:
@@ -66,6 +66,7 @@ class Download:
         self.state = DownloadState.QUEUED
         self.waiters = 0
         self.deadlines: set[Deadline] = set()
+        self.received_bytes = 0
         self.is_imminent = False
         self.abandoned = trio.CancelScope()
         self.error: Exception | None = None
@@ -119,6 +120,7 @@ class Download:
 
     def received(self, count: int) -> None:
         """Record that `count` bytes of it, or of the same request, have arrived."""
+        self.received_bytes += count
         for deadline in self.deadlines:
             deadline.received(count)
 

@@ -254,6 +254,7 @@ class PrefetchedMails(msgspec.Struct):
     does not depend on the email, such as an unreachable server; `obstacle` is this reason. The
     emails in `refused` cannot be downloaded; `refusal` is the reason for the first email. The
     emails in `gone` are no longer in the tree. `caches` has the capacities that are left now.
+    `received` is how many bytes have arrived.
     """
 
     left: list[int] = []
@@ -263,6 +264,7 @@ class PrefetchedMails(msgspec.Struct):
     refusal: Failure | None = None
     gone: list[int] = []
     caches: list[CacheUse] = []
+    received: int = 0
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -240,6 +240,7 @@ class _AccountPrefetcher:
     async def fetch(self, records: Sequence[FileRecord], reply: PrefetchedMails) -> None:
         wanted = {record.content_key: record.size for record in records}
         fetched = await self._prefetcher.fetch(wanted, _PREFETCH_SECONDS)
+        reply.received += fetched.received
         left = set(fetched.remaining)
         reply.left += [one.inode for one in records if one.content_key in left]
         for record in records:

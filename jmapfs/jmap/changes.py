@@ -10,13 +10,11 @@ from jmapfs.errors import RequestError
 from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.api import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.emails import EmailMethods, FoundEmails, strings
+from jmapfs.jmap.series import ChainProgress
 from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email, GetResponse
 
 # James refuses a limit that is smaller than a single change of many emails.
 _MAX_CHANGES = 10_000
-_MAX_IDLE_RESPONSES = 10
-# More than this number of idle responses can name, and about 15 MB.
-_MAX_REMEMBERED_IDS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,32 +60,6 @@ class EmailChanges:
         return (*(one.id for one in self.emails), *self.gone, *(one.id for one in self.bad))
 
 
-class ChainProgress:
-    """Tells whether a chain of responses with `has_more` comes nearer to its end.
-
-    A server may return to an earlier state, or always say that there are more changes.
-    """
-
-    def __init__(self, since_state: str) -> None:
-        self._states = {since_state}
-        self._ids: set[str] = set()
-        self._idle = 0
-
-    def add(self, changes: Changes | EmailChanges) -> bool:
-        """Add a response. Return False if the chain would not end.
-
-        This is so if the state was there before, or if many responses in a row name no id that was
-        not named before.
-        """
-        is_new = changes.new_state not in self._states
-        self._states.add(changes.new_state)
-        ids = set(changes.ids)
-        self._idle = self._idle + 1 if ids <= self._ids else 0
-        if len(self._ids) < _MAX_REMEMBERED_IDS:
-            self._ids |= ids
-        return is_new and self._idle < _MAX_IDLE_RESPONSES
-
-
 class ChangeMethods(EmailMethods):
     """Mailbox/changes and Email/changes."""
 
@@ -95,7 +67,7 @@ class ChangeMethods(EmailMethods):
         """Return the ids of the emails that were created or updated since a state.
 
         The set is incomplete if the server reports more changes, but does not return them. Raises
-        the same errors as `mailbox_changes`.
+        the same errors as `email_changes`.
         """
         ids: set[str] = set()
         progress = ChainProgress(since_state)
@@ -103,33 +75,25 @@ class ChangeMethods(EmailMethods):
             [response] = await self.request([self._changes_call("Email", since_state)])
             changes = await self._decode_changes(response)
             ids.update(changes.created, changes.updated)
-            if not changes.has_more or not progress.add(changes):
+            if not changes.has_more or not progress.add(changes.new_state, changes.ids, None):
                 return ids
             since_state = changes.new_state
 
     async def changes(self, mailbox_state: str, email_state: str) -> tuple[Changes, EmailChanges]:
         """Return the changes of mailboxes and of emails. This takes one HTTP request if possible.
 
-        The call for the mailboxes comes first. Raises the same errors as `mailbox_changes`.
+        The call for the mailboxes comes first. Raises the same errors as `email_changes`.
         """
         mailbox_call = self._changes_call("Mailbox", mailbox_state, "mailboxes")
         mailboxes, *emails = await self._request_changes(email_state, mailbox_call)
         changes = await self._decode_changes(mailboxes)
         return changes, await self._decode_email_changes(emails)
 
-    async def mailbox_changes(self, since_state: str) -> Changes:
-        """Return the changes of mailboxes since a state.
-
-        Raises MethodError if everything has to be listed again. The kind of the error is then
-        `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
-        """
-        [response] = await self.request([self._changes_call("Mailbox", since_state)])
-        return await self._decode_changes(response)
-
     async def email_changes(self, since_state: str) -> EmailChanges:
         """Return the changes of emails since a state, including the changed emails.
 
-        Raises the same errors as `mailbox_changes`.
+        Raises MethodError if everything has to be listed again. The kind of the error is then
+        `cannotCalculateChanges` or, for an unknown state, `invalidArguments` or `serverFail`.
         """
         return await self._decode_email_changes(await self._request_changes(since_state))
 

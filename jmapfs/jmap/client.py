@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import httpx
 
 from jmapfs import __version__
-from jmapfs.deadline import Deadline
+from jmapfs.deadline import Deadline, Stall
 from jmapfs.jmap.api import DEFAULT_DEADLINE
 from jmapfs.jmap.blob_get import BlobGetMethods
 from jmapfs.jmap.blobs import BlobMethods
@@ -29,6 +29,15 @@ class Client(ChangeMethods, BlobMethods, BlobGetMethods, PushMethods):
 
     All methods raise the errors of Api.request. Each request has DEFAULT_DEADLINE seconds.
     """
+
+    def stall(self) -> Stall:
+        """Return what notices that requests bring nothing any more."""
+        traffic = self.traffic
+        return Stall(
+            lambda: (traffic.objects, traffic.blobs),
+            lambda: traffic.bytes,
+            lambda: self.transport.is_waiting,
+        )
 
 
 class ConnectOptions(TypedDict, total=False):

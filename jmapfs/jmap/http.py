@@ -73,11 +73,15 @@ _TIMEOUTS = httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None).as_dict()
 
 @dataclass(slots=True)
 class Traffic:
-    """Counts the HTTP requests (each attempt), the received blobs, and the bytes of the blobs."""
+    """Counts the HTTP requests (each attempt), the received blobs, and the bytes of the blobs.
+
+    `objects` counts the ids, emails and mailboxes in responses.
+    """
 
     requests: int = 0
     blobs: int = 0
     bytes: int = 0
+    objects: int = 0
 
 
 class Transport(AbstractAsyncContextManager["Transport"]):
@@ -150,6 +154,13 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     def longest_wait(self) -> float:
         """Seconds that a patient request waits, at most, when the server asks to wait."""
         return self._longest_wait
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request is in flight, or the server asks to wait."""
+        return self._budget.borrowed_tokens > 0 or any(
+            cooldown.active for cooldown in self._cooldowns.values()
+        )
 
     def is_paused(self, kind: RequestKind) -> bool:
         """Return whether requests of a kind have to wait, because the server is busy."""

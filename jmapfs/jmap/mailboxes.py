@@ -19,6 +19,7 @@ from jmapfs.jmap.answers import (
 )
 from jmapfs.jmap.api import Api, MethodResponse, is_too_large
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
+from jmapfs.jmap.series import PageCount
 from jmapfs.jmap.types import (
     MAILBOX_PROPERTIES,
     Email,
@@ -100,12 +101,14 @@ class MailboxMethods(Api):
         for _ in range(_MAX_LISTINGS):
             ids: dict[str, None] = {}
             states: set[str | None] = set()
+            pages = PageCount("the server's list of mailboxes")
             while True:
                 arguments = {"position": len(ids), "limit": self.max_objects_in_get}
                 page = await self._query("Mailbox/query", arguments)
                 states.add(page.query_state)
                 fresh = [id_ for id_ in page.ids if id_ not in ids]
                 ids.update(dict.fromkeys(fresh))
+                pages.add(len(ids))
                 if len(ids) > MOST_MAILBOXES:
                     raise ProtocolError(
                         f"the account has more than {MOST_MAILBOXES:,} mailboxes, which is the"
@@ -136,7 +139,9 @@ class MailboxMethods(Api):
 
     async def _query(self, name: str, arguments: Mapping[str, object]) -> QueryResponse:
         response = await self._request_one(name, arguments)
-        return await self._decode(response, QueryResponse, lenient=True)
+        page = await self._decode(response, QueryResponse, lenient=True)
+        self.traffic.objects += len(page.ids)
+        return page
 
     async def _decode_get(
         self,
@@ -151,7 +156,9 @@ class MailboxMethods(Api):
         """
         most = MOST_MAILBOXES if ids is None else len(ids) + _MOST_UNREQUESTED
         decode_as = partial(self._decode_objects, response, type_, item_type, most)
-        return await run_decoder(decode_as, response.size)
+        got = await run_decoder(decode_as, response.size)
+        self.traffic.objects += len(got.items) + len(got.not_found)
+        return got
 
     def _decode_objects(
         self, response: MethodResponse, type_: type[GetResponse[T]], item_type: type[T], most: int

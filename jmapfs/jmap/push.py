@@ -45,6 +45,13 @@ logger = logging.getLogger(__name__)
 LARGEST_EVENT = 1 << 20
 """Bytes. A StateChange names every account that changed, and a user may share thousands."""
 
+BURST_BYTES: Final = 2 * LARGEST_EVENT
+BYTES_PER_SECOND: Final = 1 << 16
+"""A stream may send so many bytes at once, and so many in a second after that.
+
+Otherwise a server that sends garbage as fast as it can would keep a processor busy.
+"""
+
 _TYPES: Final = ("Email", "Mailbox")
 _MEDIA_TYPE: Final = "text/event-stream"
 _EVENT_HEADERS: Final = {"Content-Type": f"{_MEDIA_TYPE}; charset=utf-8"}
@@ -131,6 +138,22 @@ class _PingDocument(msgspec.Struct):
     interval: float
 
 
+class _Allowance:
+    """How many more bytes a stream may send now; it grows by BYTES_PER_SECOND."""
+
+    def __init__(self) -> None:
+        self._bytes = float(BURST_BYTES)
+        self._counted_at = trio.current_time()
+
+    def take(self, count: int) -> None:
+        """Count bytes that have arrived. Raises TransientError if there are too many."""
+        now = trio.current_time()
+        grown = self._bytes + (now - self._counted_at) * BYTES_PER_SECOND
+        self._bytes, self._counted_at = min(grown, BURST_BYTES) - count, now
+        if self._bytes < 0:
+            raise TransientError(UnreachableError("the server sends too much on the event stream"))
+
+
 class PushStream:
     """An asynchronous iterator over the events of one connection, for one task.
 
@@ -144,6 +167,7 @@ class PushStream:
         self._account_id = account_id
         self._decoder = EventDecoder()
         self._events: deque[PushEvent] = deque([Connected()])
+        self._allowance = _Allowance()
 
     def __aiter__(self) -> PushStream:
         return self
@@ -155,6 +179,7 @@ class PushStream:
                 chunk = await self._reader.next_chunk()
                 if not chunk:
                     raise TransientError(UnreachableError("the server ended the event stream"))
+                self._allowance.take(len(chunk))
                 for event in self._decoder.feed(chunk):
                     self._last_event = trio.current_time()
                     self._handle(event)

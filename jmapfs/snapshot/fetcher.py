@@ -23,7 +23,7 @@ from jmapfs.content.division import divide
 from jmapfs.content.download import Downloader, join_chunks
 from jmapfs.content.server_blobs import BlobSource
 from jmapfs.deadline import Deadline
-from jmapfs.errors import JmapfsError, ServerError, StorageError
+from jmapfs.errors import DeadlineError, JmapfsError, ServerError, StorageError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AddedBlob
 from jmapfs.snapshot.manifest import Origin
@@ -33,7 +33,7 @@ from jmapfs.sqlite import sqlite_errors
 _log = logging.getLogger(__name__)
 
 # Seconds for each request. Bytes that arrive give it more time.
-_DEADLINE_SECONDS: Final = 120.0
+_DEADLINE_SECONDS: Final = 60.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8
@@ -67,17 +67,25 @@ class BlobFetcher:
         if from_server:
             await self._discard_cached(batch)
         rest = await self._write_cached(batch, sink)
-        rest = await self._downloader.fetch_batch(
-            rest, sink.write, deadline=Deadline(_DEADLINE_SECONDS)
-        )
+        rest = await self._fetch_batch(rest, sink)
         failed: dict[str, JmapfsError] = {}
         for request in rest:
             try:
                 if not await self._write_large_cached(request, sink):
                     await self._download_alone(request, sink)
-            except ServerError as error:
+            except (ServerError, DeadlineError) as error:
+                # A single mail may be the cause of a time-out. `Transfer` notices if all are.
                 failed[request.blob_id] = error
         return failed
+
+    async def _fetch_batch(self, batch: Sequence[BlobRequest], sink: Sink) -> Sequence[BlobRequest]:
+        """Fetch a batch with one request. Return the others, which have to be fetched alone."""
+        try:
+            return await self._downloader.fetch_batch(
+                batch, sink.write, deadline=Deadline(_DEADLINE_SECONDS)
+            )
+        except DeadlineError:
+            return batch
 
     async def _write_cached(
         self, batch: Sequence[BlobRequest], sink: Sink
@@ -174,7 +182,10 @@ _LEFT_TO_LISTING: Final = 1
 
 
 class EarlyFetcher:
-    """Until `stop`, downloads the contents of an index that is being filled."""
+    """Until `stop`, downloads the contents of an index that is being filled.
+
+    `stopped` tells whether `stop` was called.
+    """
 
     def __init__(
         self, reader: IndexReader, fetcher: BlobFetcher, early: EarlySink, origin: Origin
@@ -184,7 +195,7 @@ class EarlyFetcher:
         self._early = early
         self._origin = origin
         self._more_listed = trio.Event()
-        self._stopped = False
+        self.stopped = False
 
     def note_listed(self) -> None:
         """Report that more emails are in the index."""
@@ -192,7 +203,7 @@ class EarlyFetcher:
 
     def stop(self) -> None:
         """Start no more downloads. `run` returns when all current downloads have ended."""
-        self._stopped = True
+        self.stopped = True
         self._more_listed.set()
 
     async def run(self) -> None:
@@ -203,7 +214,7 @@ class EarlyFetcher:
         """
         # The index has an epoch when it has emails.
         await self._wait_for_emails()
-        if self._stopped:
+        if self.stopped:
             return
         state = await self._read(self._reader.state)
         sink = await self._early.prepare(
@@ -218,21 +229,21 @@ class EarlyFetcher:
                 await self._send_batches(send)
 
     async def _wait_for_emails(self) -> None:
-        while not self._stopped:
+        while not self.stopped:
             # Make the event first: `note_listed` may be called while the index is read.
             self._more_listed = trio.Event()
             if await self._added_after(0):
                 return
-            if not self._stopped:
+            if not self.stopped:
                 await self._more_listed.wait()
 
     async def _send_batches(self, send: trio.MemorySendChannel[Sequence[BlobRequest]]) -> None:
         position = 0
-        while not self._stopped:
+        while not self.stopped:
             self._more_listed = trio.Event()
             added = await self._added_after(position)
             if not added:
-                if not self._stopped:
+                if not self.stopped:
                     await self._more_listed.wait()
                 continue
             position = added[-1].number
@@ -241,7 +252,7 @@ class EarlyFetcher:
                 for one in added
             ]
             batches = self._fetcher.batches(await self._early.missing(candidates))
-            for batch in itertools.takewhile(lambda _: not self._stopped, batches):
+            for batch in itertools.takewhile(lambda _: not self.stopped, batches):
                 await send.send(batch)
 
     async def _download(

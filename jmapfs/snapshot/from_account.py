@@ -20,8 +20,10 @@ from jmapfs.account import AccountSource, account_directory, require_private_cac
 from jmapfs.control.messages import AccountStatus, StatusRequest, SyncRequest
 from jmapfs.control.mounts import own_mounts
 from jmapfs.control.socket_client import ask_mount
+from jmapfs.deadline import NO_PROGRESS, Stall
 from jmapfs.errors import (
     BusyError,
+    DeadlineError,
     JmapfsError,
     StorageError,
     TooMuchGoneError,
@@ -47,6 +49,8 @@ from jmapfs.tree.status_file import time_text
 
 _PART_EMAILS: Final = 2000
 _UPDATE_SECONDS: Final = 60.0
+# A download may bring nothing for so long after the first listing.
+_EARLY_SECONDS: Final = 10.0
 _FIRST_PAUSE: Final = 0.25
 _MAX_PAUSE: Final = 5.0
 
@@ -177,8 +181,11 @@ class _AccountOpener:
     ) -> None:
         """Bring the index up to date. Download contents during the first listing."""
         synchronizer = Synchronizer(self._client, self._database, writer, max_gone=self._max_gone)
+        stall = self._client.stall()
+        text = f"no snapshot was made, because the account is not listed: {NO_PROGRESS}"
         if is_complete:
-            await synchronizer.bring_up_to_date(self._report.listed, compare=True)
+            update = partial(synchronizer.bring_up_to_date, self._report.listed, compare=True)
+            await stall.limit(update, text)
             if self._suspects:
                 await synchronizer.check_suspects(self._suspects, self._report.listed)
             return
@@ -192,11 +199,24 @@ class _AccountOpener:
 
             with lone_errors():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(fetcher.run)
+                    nursery.start_soon(self._fetch_early, fetcher)
                     try:
-                        await synchronizer.bring_up_to_date(listed, compare=True)
+                        update = partial(synchronizer.bring_up_to_date, listed, compare=True)
+                        await stall.limit(update, text)
                     finally:
                         fetcher.stop()
+
+    async def _fetch_early(self, fetcher: EarlyFetcher) -> None:
+        """Download until the listing ends. What does not arrive soon after that is given up."""
+        traffic, transport = self._client.traffic, self._client.transport
+        stall = Stall(
+            lambda: traffic.blobs,
+            lambda: traffic.bytes,
+            lambda: fetcher.stopped and transport.is_waiting,
+            _EARLY_SECONDS,
+        )
+        with contextlib.suppress(DeadlineError):
+            await stall.limit(fetcher.run, NO_PROGRESS)
 
     async def _request_update(self, busy: BusyError, waiter: StateWaiter) -> BusyError | None:
         # `busy` names the process that writes the index. Returns None if the index is up to date.

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,7 @@ _T = TypeVar("_T")
 _PAGE_EMAILS: Final = 2000
 # A mount compares the numbers of emails once an hour.
 _OLDEST_COMPARISON: Final = 2 * 3600.0
-_STATUS_SECONDS: Final = 300.0
+_STATUS_SECONDS: Final = 120.0
 _WAITING_SECONDS: Final = 1.0
 # Seconds to wait when the lease is given back. If the mount does not answer, the lease expires.
 _RELEASE_SECONDS: Final = 10.0
@@ -63,6 +64,7 @@ _CONCURRENCY: Final = 2
 _BATCH_FILES: Final = 128
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _CHUNK_BYTES: Final = 1 << 20
+_READ_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,13 @@ class _MountedTree:
         if batch[0].size > SMALL_BYTES:
             await self._read_large(batch[0], sink, failed)
         else:
-            # The thread can be abandoned: a stopped daemon never answers a READ.
-            found = await trio.to_thread.run_sync(
-                self._read_all, batch, failed, limiter=self._reading, abandon_on_cancel=True
-            )
-            await sink.write(found)
+            pending = deque(batch)
+            while pending:
+                # The thread can be abandoned: a stopped daemon never answers a READ.
+                found = await trio.to_thread.run_sync(
+                    self._read_some, pending, failed, limiter=self._reading, abandon_on_cancel=True
+                )
+                await sink.write(found)
         if failed:
             await trio.to_thread.run_sync(self._require_online)
         return failed
@@ -245,12 +249,15 @@ class _MountedTree:
         if size != wanted.size:
             raise _wrong_size(size, wanted.size)
 
-    def _read_all(
-        self, batch: Sequence[BlobRequest], failed: dict[str, JmapfsError]
+    def _read_some(
+        self, pending: deque[BlobRequest], failed: dict[str, JmapfsError]
     ) -> list[tuple[BlobRequest, bytes]]:
+        """Read pending files, for some seconds if reading is slow. Return what was read."""
         found = []
-        self._list((self._root / batch[0].file).parent)
-        for wanted in batch:
+        self._list((self._root / pending[0].file).parent)
+        until = time.monotonic() + _READ_SECONDS
+        while pending and time.monotonic() < until:
+            wanted = pending.popleft()
             path = self._root / wanted.file
             try:
                 with open_reading(path) as file:

@@ -96,8 +96,9 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
     """The new directory `path` of a snapshot. The end of `with` does not delete the directory.
 
     A `Staging` is the `Sink` of the snapshot. `tree` will be the snapshot. `downloaded` counts what
-    the source has written. `len` is the number of contents without a place yet. All contents belong
-    to one `epoch`. Raises StorageError if the directory cannot be created.
+    the source has written. `received` are the bytes that have arrived, also those of contents that
+    are not whole. `len` is the number of contents without a place yet. All contents belong to one
+    `epoch`. Raises StorageError if the directory cannot be created.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         blob_ids_are_sha1: bool,
     ) -> None:
         self.downloaded = BlobTotals(0, 0)
+        self.received = 0
         self.epoch = epoch
         self.path = repository.new_partial(date)
         self.tree = self.path / _TREE
@@ -197,6 +199,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
     async def write(self, contents: Sequence[tuple[BlobRequest, bytes]]) -> None:
         """Store contents in a worker thread. Raises StorageError if they cannot be written."""
         self._add(await self._in_thread(partial(self._write_files, contents)))
+        self.received += sum(len(data) for _, data in contents)
 
     async def write_stream(self, request: BlobRequest, chunks: AsyncIterator[bytes]) -> None:
         """Store a content chunk by chunk. If `chunks` raises, nothing is stored."""
@@ -212,6 +215,7 @@ class Staging(contextlib.AbstractContextManager["Staging"]):
         try:
             async for chunk in chunks:
                 size += len(chunk)
+                self.received += len(chunk)
                 await self._in_thread(partial(append, chunk))
             await self._in_thread(partial(_set_time, descriptor, request.received_at))
         finally:

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import BlobNotFoundError, ServerError, lone_errors, storage_errors
+from jmapfs.deadline import NO_PROGRESS, Stall
+from jmapfs.errors import BlobNotFoundError, JmapfsError, ServerError, lone_errors, storage_errors
 from jmapfs.snapshot.builder import BuildPlan, TreeBuilder
 from jmapfs.snapshot.source import BlobRequest, SnapshotReport, Source
 from jmapfs.snapshot.staging import Staging
@@ -49,9 +51,10 @@ class Transfer:
 
     After `run`, `failed` has the blobs that could not be downloaded, with the reasons, and the
     staging directory lists their mails. If `failed` is empty, the tree is complete. With
-    `skips_failed`, the tree has all other mails. `given_up` tells that so many downloads failed
-    that the others were not tried. `uncompared` counts the contents that are used although they
-    could not be compared with the server, because it no longer has them.
+    `skips_failed`, the tree has all other mails. `given_up` tells that so many downloads failed,
+    or that nothing arrived for so long, that the others were not tried. `uncompared` counts the
+    contents that are used although they could not be compared with the server, because it no longer
+    has them.
     """
 
     def __init__(
@@ -75,13 +78,27 @@ class Transfer:
         self._failed_before = failed_before
         self._failed_in_a_row = 0
         self._copied = 0
+        self._in_flight: list[Sequence[BlobRequest]] = []
         # The parts that are planned and not placed.
         self._parts: deque[_Part] = deque()
         # Only one thread at a time may use the builder.
         self._building = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
-        """Copy the state of the source. Raises JmapfsError."""
+        """Copy the state of the source. Raises JmapfsError.
+
+        If there is no progress for LONGEST_STALL seconds, the copy is given up. The contents that
+        were requested then have failed.
+        """
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, nursery.cancel_scope)
+                await self._copy()
+                nursery.cancel_scope.cancel()
+        for part in self._parts:
+            await self._build(partial(self._builder.note_missing, part.plan, self.failed))
+
+    async def _copy(self) -> None:
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 batches = trio.open_memory_channel[tuple[_Part, Sequence[BlobRequest]]](0)
@@ -91,8 +108,21 @@ class Transfer:
                     for _ in range(self._source.concurrency):
                         nursery.start_soon(self._download, batches[1].clone(), nursery)
                 nursery.start_soon(self._place, parts[1])
-        for part in self._parts:
-            await self._build(partial(self._builder.note_missing, part.plan, self.failed))
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Give up when there is no progress any more. The time for work on the disk is free."""
+        staging = self._staging
+        stall = Stall(
+            lambda: (staging.downloaded.blobs, self._copied),
+            lambda: staging.received,
+            lambda: bool(self._in_flight) and not self._building.borrowed_tokens,
+        )
+        await stall.wait()
+        for request in chain.from_iterable(self._in_flight):
+            if staging.file(request.blob_id) is None:
+                self.failed.setdefault(request.blob_id, NO_PROGRESS)
+        self.given_up = True
+        scope.cancel()
 
     async def _plan(
         self,
@@ -125,13 +155,9 @@ class Transfer:
     ) -> None:
         async with batches:
             async for part, batch in batches:
-                failed = dict(await self._source.download(batch, self._staging))
-                wrong = await self._check_downloads(batch)
-                if wrong:
-                    # Perhaps the wrong content is only in the cache.
-                    again = [request for request in batch if request.blob_id in wrong]
-                    failed |= await self._source.download(again, self._staging, from_server=True)
-                    failed |= await self._check_downloads(again)
+                self._in_flight.append(batch)
+                failed = await self._download_batch(batch)
+                self._in_flight.remove(batch)
                 self.failed.update((blob_id, str(error)) for blob_id, error in failed.items())
                 if len(failed) < len(batch):
                     self._failed_in_a_row = 0
@@ -142,6 +168,16 @@ class Transfer:
                     nursery.cancel_scope.cancel()
                 part.finish(len(batch))
                 self._report_copied()
+
+    async def _download_batch(self, batch: Sequence[BlobRequest]) -> dict[str, JmapfsError]:
+        failed = dict(await self._source.download(batch, self._staging))
+        wrong = await self._check_downloads(batch)
+        if wrong:
+            # Perhaps the wrong content is only in the cache.
+            again = [request for request in batch if request.blob_id in wrong]
+            failed |= await self._source.download(again, self._staging, from_server=True)
+            failed |= await self._check_downloads(again)
+        return failed
 
     async def _check_unrequested(self, plan: BuildPlan) -> None:
         """Request all contents again that are not what the server has.

@@ -19,9 +19,10 @@ import trio
 from jmapfs.errors import MethodError
 from jmapfs.index.rows import AccountState
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.changes import ChainProgress, Changes, EmailChanges
+from jmapfs.jmap.changes import Changes, EmailChanges
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
+from jmapfs.jmap.series import ChainProgress
 from jmapfs.jmap.types import Mailbox
 from jmapfs.sync.account_check import require_own_ids
 
@@ -40,8 +41,17 @@ _COUNT_PROPERTIES: Final = frozenset(
 )
 
 
+_ENDLESS: Final = (
+    "the server says again and again that there are more changes, but does not return them"
+)
+
+
 class UnknownChangesError(Exception):
     """The server cannot report the changes since our state: the account has to be listed again."""
+
+
+class EndlessChangesError(UnknownChangesError):
+    """The server says for ever that there are more changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,10 @@ class ChangeChain:
         since = state.email_state
         progress = ChainProgress(since)
         while True:
-            _require_progress(emails, progress)
+            if emails.has_more and not progress.add(
+                emails.new_state, emails.ids, emails.emails or await self._known_ids(emails.gone)
+            ):
+                raise EndlessChangesError(_ENDLESS)
             if self._client.blob_ids_are_sha1 and _is_earlier(emails.new_state, since):
                 raise UnknownChangesError("the server has gone back to an earlier state")
             changed |= emails.new_state != since
@@ -162,22 +175,21 @@ class ChangeChain:
             mailboxes, mailbox_state = await client.mailboxes()
         else:
             changes, emails = await _known(client.changes(state.mailbox_state, state.email_state))
-            only_counts = _only_counts(changes)
-            progress = ChainProgress(state.mailbox_state)
-            while changes.has_more:
-                _require_progress(changes, progress)
-                changes = await _known(client.mailbox_changes(changes.new_state))
-                only_counts &= _only_counts(changes)
-            if only_counts:
+            if not changes.has_more and _only_counts(changes):
                 return _MailboxUpdate(changes.new_state, None), emails
-            # There are few mailboxes, so get all of them. They may be newer than the reported
-            # state. The next changes then repeat what is already stored.
-            mailbox_state = changes.new_state
-            mailboxes, _ = await client.mailboxes()
+            if emails.has_more and emails.new_state == state.email_state:
+                raise EndlessChangesError(_ENDLESS)
+            # There are few mailboxes, so get all of them, at their own state. If there are more
+            # changes, they need not be requested: the server may have no end of them.
+            mailboxes, mailbox_state = await client.mailboxes()
         # Emails are requested after the mailboxes, so that no email is in a mailbox newer than the
         # list.
         emails = await _known(client.email_changes(state.email_state))
         return _MailboxUpdate(mailbox_state, mailboxes), emails
+
+    async def _known_ids(self, ids: Sequence[str]) -> set[str]:
+        """Return the ids that the index has."""
+        return set(ids).difference(await trio.to_thread.run_sync(self._writer.unknown_emails, ids))
 
     # The following methods run in a worker thread.
 
@@ -250,11 +262,6 @@ def _is_earlier(state: str, since: str) -> bool:
     current state, and with no changes.
     """
     return state.isdecimal() and since.isdecimal() and int(state) < int(since)
-
-
-def _require_progress(changes: Changes | EmailChanges, progress: ChainProgress) -> None:
-    if changes.has_more and not progress.add(changes):
-        raise UnknownChangesError("the server reports more changes but does not return them")
 
 
 async def _known(response: Awaitable[_T]) -> _T:

@@ -23,10 +23,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
+from jmapfs.deadline import NO_PROGRESS
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
@@ -48,6 +50,7 @@ from jmapfs.sync.push_listener import PushListener
 from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.rounds import RoundRequest, Rounds
 from jmapfs.sync.schedule import RoundSchedule
+from jmapfs.sync.synchronizer import GivenUpError
 
 _log = logging.getLogger(__name__)
 
@@ -253,13 +256,16 @@ class AccountFollower:
         requests, self._requests = self._requests, []
         error: JmapfsError | None = UnreachableError("the round was interrupted")
         try:
-            error = await self._rounds.run(client, report, requests)
+            run = partial(self._rounds.run, client, report, requests)
+            error = await client.stall().limit(run, NO_PROGRESS)
             self.client = client
             if not self.connection.online:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             # A stale tree has a status of its own.
-            failure = error if isinstance(error, StorageError) else None
+            failure = error if isinstance(error, StorageError | GivenUpError) else None
+            if isinstance(error, GivenUpError) and self.connection.error != str(error):
+                _log.warning("%s", error)
             self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()

@@ -12,10 +12,12 @@ from typing import Final
 
 from jmapfs.errors import ProtocolError
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.series import PageCount
 
 _log = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS: Final = 5
+_LIST: Final = "the server's list of emails"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ async def list_ids(client: Client, *, trust_total: bool = True) -> IdListing:
     """List the ids of all emails.
 
     With `trust_total`, the list ends when it has as many ids as the server counts. Raises
-    ProtocolError if the server returns the same page again and again. Other errors are those of the
-    client.
+    ProtocolError if the server returns the same page again and again, or pages without end. Other
+    errors are those of the client.
     """
     seen: dict[str, None] = {}
     for _ in range(_MAX_ATTEMPTS):
@@ -58,9 +60,11 @@ async def _attempt(client: Client, *, trust_total: bool) -> IdListing:
     total = page.total
     ids = dict.fromkeys(page.ids)
     position = len(page.ids)
+    pages = PageCount(_LIST)
     if total == len(ids) and trust_total:
         return IdListing(ids, total)
     while page.ids:
+        pages.add(len(ids))
         last = next(reversed(ids))
         page = await client.query_ids(position - 1)
         if page.ids[:1] != (last,):
@@ -87,9 +91,11 @@ async def _list_overlapping(client: Client) -> dict[str, None]:
     first = page = (await client.query_ids(0)).ids
     ids: dict[str, None] = {}
     position = 0
+    pages = PageCount(_LIST)
     while page:
         known = len(ids)
         ids.update(dict.fromkeys(page))
+        pages.add(len(ids))
         if len(ids) == known and position > len(ids) + len(page):
             # After the end, some servers return the last page again. Others ignore the position.
             if page == first:

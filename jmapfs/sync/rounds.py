@@ -20,7 +20,7 @@ from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
 from jmapfs.suspension import seconds_since
 from jmapfs.sync.listing import ListingReport
-from jmapfs.sync.synchronizer import Synchronizer
+from jmapfs.sync.synchronizer import GivenUpError, Synchronizer
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +95,11 @@ class Rounds:
 
     async def run(
         self, client: Client, report: ListingReport, requests: Sequence[RoundRequest]
-    ) -> StorageError | TooMuchGoneError | None:
+    ) -> StorageError | TooMuchGoneError | GivenUpError | None:
         """Bring the index up to date.
 
-        Returns the error if the index cannot be written, or if the tree stays stale. The server is
-        reachable in both cases, so mail can be read.
+        Returns the error if the index cannot be written, if the tree stays stale, or if the account
+        cannot be followed. The server is reachable in all cases, so mail can be read.
         """
         writer = await self.acquire_writer()
         if writer is None:
@@ -130,12 +130,13 @@ class Rounds:
                 _log.warning("the numbers of emails cannot be compared: %s", error)
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
-        except StorageError as error:
+        except (StorageError, GivenUpError) as error:
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:
                 raise
             self._postpone_comparison()
-            _log.error("%s", error)
+            if isinstance(error, StorageError):
+                _log.error("%s", error)
             return error
         except TooMuchGoneError as error:
             self._postpone_comparison()

@@ -32,7 +32,12 @@ from jmapfs.sync.account_check import (
     require_own_ids,
 )
 from jmapfs.sync.bad_emails import log_new_bad_emails, name_some, retry_bad_emails
-from jmapfs.sync.change_chain import ChainStart, ChangeChain, UnknownChangesError
+from jmapfs.sync.change_chain import (
+    ChainStart,
+    ChangeChain,
+    EndlessChangesError,
+    UnknownChangesError,
+)
 from jmapfs.sync.comparison import compare_and_heal
 from jmapfs.sync.id_listing import list_ids
 from jmapfs.sync.listing import FirstListing, ListingReport, list_emails
@@ -43,6 +48,13 @@ _log = logging.getLogger(__name__)
 _MAX_LISTINGS: Final = 3
 # How often a stale tree is compared while its account changes, unless a user asks.
 _STALE_SECONDS: Final = 600.0
+
+
+class GivenUpError(ServerError):
+    """The server answers, but the account cannot be followed: its changes have no end, for example.
+
+    Other requests, such as downloads, may succeed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,7 @@ class Synchronizer:
 
         Raises:
             ConfigError: the index belongs to another account.
+            GivenUpError: the server reports changes without end.
             ServerError: the account cannot be listed to its end.
             StorageError: the index cannot be written.
             TooMuchGoneError: the tree is stale.
@@ -175,7 +188,7 @@ class Synchronizer:
         while True:
             if listing is not None:
                 if listings == _MAX_LISTINGS:
-                    raise ServerError(
+                    raise GivenUpError(
                         "the account changes while it is listed, and the server cannot report the"
                         " changes; try again later"
                     )
@@ -191,7 +204,7 @@ class Synchronizer:
             try:
                 changed |= await self._chain.follow(chain_start)
             except UnknownChangesError as error:
-                if await self._chain.complete_if_current():
+                if await self._is_current(error, listings):
                     return True
                 listing = _Listing(str(error))
             except ReusedIdsError:
@@ -199,6 +212,15 @@ class Synchronizer:
             else:
                 return changed or listings > 0
             _log.info("listing the account again: %s", listing.reason)
+
+    async def _is_current(self, error: UnknownChangesError, listings: int) -> bool:
+        """Return whether the index is up to date although the changes cannot be followed."""
+        if await self._chain.complete_if_current():
+            return True
+        if isinstance(error, EndlessChangesError) and listings:
+            # Another listing would not help.
+            raise GivenUpError(f"{error}; try again later")
+        return False
 
     async def _needed_listing(
         self, state: AccountState, progress: ListingProgress | None

@@ -75,7 +75,6 @@ REQUESTS: dict[str, tuple[int, Callable[[Client], Awaitable[object]]]] = {
     "100 emails": (6, lambda client: client.emails([f"M{n}" for n in range(100)])),
     "email ids": (14, lambda client: client.query_ids(0)),
     "mailboxes": (66, lambda client: client.mailboxes()),
-    "changed mailboxes": (14, lambda client: client.mailbox_changes("s")),
     "changes": (46, lambda client: client.email_changes("s")),
     "blobs": (
         2,

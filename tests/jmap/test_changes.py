@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
-from jmapfs.jmap.changes import ChainProgress, Changes
+from jmapfs.jmap.changes import Changes
+from jmapfs.jmap.series import ChainProgress
 from tests.jmap.fake import LIMIT, Arguments, FakeServer, RefusedError, opened, with_limits
 
 
@@ -167,8 +170,9 @@ async def test_changes_that_the_server_cannot_calculate(method: str) -> None:
 async def test_mailbox_changes(sent: Any, expected: Any) -> None:
     server = FakeServer()
     server.change("Mailbox/changes", newState="m2", updated=["b1"], updatedProperties=sent)
+    server.change("Email/changes", newState="e1")
     async with opened(server) as client:
-        changes = await client.mailbox_changes("m1")
+        changes, _ = await client.changes("m1", "e1")
     assert changes == Changes(
         new_state="m2",
         has_more=False,
@@ -218,20 +222,56 @@ async def test_a_destroyed_email_that_is_in_no_answer_is_gone() -> None:
     assert [(bad.id, bad.is_unanswered) for bad in emails.bad] == [("M2", True)]
 
 
-def page(number: int, first: int, count: int) -> Changes:
-    """Return a response with a new state that names `count` emails."""
-    ids = tuple(f"M{one}" for one in range(first, first + count))
-    return Changes(f"s{number}", has_more=True, created=(), updated=ids, destroyed=())
+def step(
+    progress: ChainProgress, number: int, ids: Iterable[int], *, brings: bool | None = None
+) -> bool:
+    """Add a response with a new state that names emails."""
+    found = None if brings is None else ["an email"] * brings
+    return progress.add(f"s{number}", [f"M{one}" for one in ids], found)
 
 
 def test_a_long_chain_of_other_emails_is_progress() -> None:
     progress = ChainProgress("s")
-    assert all(progress.add(page(number, number * 10_000, 10_000)) for number in range(40))
+    assert all(
+        step(progress, number, range(number * 10_000, (number + 1) * 10_000), brings=True)
+        for number in range(40)
+    )
 
 
 @pytest.mark.parametrize(("pages", "size"), [(1, 0), (1, 1), (30, 1), (50, 10_000)])
-def test_a_chain_that_names_the_same_emails_again_is_a_loop(pages: int, size: int) -> None:
+@pytest.mark.parametrize("brings", [True, None])
+def test_a_chain_that_names_the_same_emails_again_is_a_loop(
+    pages: int, size: int, *, brings: bool | None
+) -> None:
     """Each state is new."""
     progress = ChainProgress("s")
-    found = (progress.add(page(n, n % pages * size, size)) for n in range(pages + 11))
-    assert not all(found)
+    for number in range(pages + 11):
+        first = number % pages * size
+        if not step(progress, number, range(first, first + size), brings=brings):
+            return
+    pytest.fail("this chain does not end")
+
+
+def test_a_state_that_was_there_before_is_a_loop() -> None:
+    progress = ChainProgress("s2")
+    assert step(progress, 1, range(10), brings=True)
+    assert not step(progress, 2, range(10, 20), brings=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "brings", "most"), [(0, None, 10), (20, False, 30), (1, None, 1001), (999, None, 2003)]
+)
+def test_a_million_new_states_end(size: int, most: int, *, brings: bool | None) -> None:
+    """Each response has a new state, and names nothing or invented ids."""
+    progress = ChainProgress("s")
+    ids = itertools.count()
+    for number in range(1_000_000):
+        if not step(progress, number, itertools.islice(ids, size), brings=brings):
+            assert number < most
+            return
+    pytest.fail("this chain does not end")
+
+
+def test_a_chain_that_only_deletes_known_mail_is_progress() -> None:
+    progress = ChainProgress("s")
+    assert all(step(progress, n, range(50 * n, 50 * n + 50), brings=True) for n in range(5000))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jmapfs.errors import MethodError, ProtocolError
+from jmapfs.jmap import series
 from jmapfs.sync.id_listing import list_ids
 from tests.jmap.fake import Arguments, FakeServer, RefusedError, opened
 from tests.server import Account, MethodFault, PageChange
@@ -233,3 +234,22 @@ async def test_a_refused_position_is_an_error() -> None:
     async with opened(server) as client:
         with pytest.raises(MethodError, match="forbidden"):
             await list_ids(client)
+
+
+@pytest.mark.parametrize("of_page", [10, 2000])
+async def test_a_list_without_end_is_an_error(
+    of_page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server invents ids: few for each page, or very many in all."""
+    monkeypatch.setattr(series, "_MAX_IDS", 100_000)
+    server = FakeServer()
+
+    def email_query(arguments: Arguments) -> Arguments:
+        start = arguments["position"]
+        return {"ids": [f"X{number}" for number in range(start, start + of_page)]}
+
+    server.methods["Email/query"] = email_query
+    async with opened(server) as client:
+        with pytest.raises(ProtocolError, match="list of emails has no end"):
+            await list_ids(client)
+    assert len(server.requests) <= 1010

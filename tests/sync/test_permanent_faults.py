@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from jmapfs.errors import StorageError
+from jmapfs.errors import ServerError, StorageError
 from jmapfs.index.writer import IndexWriter
 from jmapfs.sync.follower import AccountFollower
 from tests.jmap.fake import Arguments, Chunks, FakeServer, RefusedError
@@ -172,10 +172,67 @@ def endless_changes(faulty: Faulty) -> None:
 
 
 def endless_mailbox_changes(faulty: Faulty) -> None:
-    # The rounds succeed with many requests. Their time bounds them, so it must not be zero.
-    faulty.server.delay = 0.05
     endless_changes(faulty)
     faulty.method("Mailbox/changes", faulty.server.methods["Email/changes"])
+
+
+def endless_chain(
+    *kinds: str, ids: Callable[[int], Sequence[str]], member: str, is_current: bool
+) -> Fault:
+    """Return a fault: there are more changes for ever, each time with a new state.
+
+    `ids` returns what the response with this number names. The server returns the objects that it
+    has. With `is_current`, it reports its old state if it is asked for the state alone.
+    """
+
+    def begin_one(faulty: Faulty, kind: str) -> None:
+        numbers = itertools.count()
+        state = [""]
+
+        def changes(_: Arguments) -> Arguments:
+            number = next(numbers)
+            state[0] = f"x{number}"
+            lists = {"created": [], "updated": [], "destroyed": [], member: list(ids(number))}
+            return {"newState": state[0], "hasMoreChanges": True, **lists}
+
+        faulty.method(f"{kind}/changes", changes)
+        if not is_current:
+            get = faulty.server.methods[f"{kind}/get"]
+            faulty.method(f"{kind}/get", lambda given: get(given) | {"state": state[0]})
+
+    def begin(faulty: Faulty) -> None:
+        for kind in kinds:
+            begin_one(faulty, kind)
+
+    return begin
+
+
+def none(_: int) -> Sequence[str]:
+    return ()
+
+
+def invented(number: int) -> Sequence[str]:
+    return [f"X{number}-{each}" for each in range(20)]
+
+
+def known(number: int) -> Sequence[str]:
+    return [f"M{number % 12}"]
+
+
+CHAINS: dict[str, Fault] = {
+    f"{' and '.join(kinds)} without end, {ids.__name__} {member}, {is_current}": endless_chain(
+        *kinds, ids=ids, member=member, is_current=is_current
+    )
+    for kinds, ids, member, is_current in (
+        (("Email",), none, "updated", True),
+        (("Email",), invented, "created", True),
+        (("Email",), invented, "destroyed", False),
+        (("Email",), known, "updated", False),
+        (("Mailbox",), invented, "created", False),
+        (("Email", "Mailbox"), invented, "created", True),
+    )
+}
+"""Chains without end: what they name, and whether the server has its old state if asked for it."""
 
 
 def restless_state(faulty: Faulty) -> None:
@@ -234,6 +291,15 @@ def push_status(status: int) -> Fault:
     return begin
 
 
+def push_without_end(piece: bytes) -> Fault:
+    """The event stream sends as fast as it can."""
+
+    def begin(faulty: Faulty) -> None:
+        faulty.pieces = (piece,) * 1000
+
+    return begin
+
+
 FAULTS: dict[str, tuple[Fault, int, int]] = {
     "events without changes": (nothing, 50, 35),
     "all 401": (all_statuses(401), 5, 2),
@@ -256,13 +322,16 @@ FAULTS: dict[str, tuple[Fault, int, int]] = {
     "restless account": (restless_account, 200, 60),
     "new state in each listing": (new_state_in_each_listing, 200, 60),
     "endless changes": (endless_changes, 400, 120),
-    "endless mailbox changes": (endless_mailbox_changes, 400, 300),
+    "endless mailbox changes": (endless_mailbox_changes, 400, 120),
+    **{name: (fault, 400, 120) for name, fault in CHAINS.items()},
     "restless state": (restless_state, 50, 35),
     "restless session": (restless_session, 80, 60),
     "flapping": (flapping, 40, 12),
     "push ends at once": (push_ends_after(), 20, 5),
     "push ends after an event": (push_ends_after(EVENT), 20, 5),
     "push sends garbage and ends": (push_ends_after(b"\xff\x00" * 1000), 20, 5),
+    "push sends garbage without end": (push_without_end(b"\xff\x00\n" * 2**18), 20, 5),
+    "push sends events without end": (push_without_end(EVENT * 2**12), 60, 40),
     "push 204": (push_status(204), 5, 2),
     "push 401": (push_status(401), 5, 2),
     "push 403": (push_status(403), 5, 2),
@@ -323,6 +392,29 @@ async def test_a_permanent_fault_costs_few_requests(
                 assert follower.connection.online
                 assert follower.connection.error is None
                 assert follower.schedule.failures == 0
+
+
+@pytest.mark.parametrize("ids", [none, invented, known])
+async def test_changes_without_end_are_given_up_with_a_reason(
+    tmp_path: Path,
+    follower_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: Callable[[int], Sequence[str]],
+) -> None:
+    """The reason is in the status, mail can be read, and the next tries are ever later."""
+    server = quiet_server(12)
+    faulty = Faulty(server, monkeypatch)
+    async with running_follower(server, tmp_path) as follower:
+        endless_chain("Email", ids=ids, member="updated", is_current=False)(faulty)
+        for failures in (1, 2, 3):
+            with pytest.raises(ServerError, match="again and again that there are more changes"):
+                await follower.sync_now()
+            assert follower.connection.online
+            assert follower.connection.error is not None
+            assert "try again later" in follower.connection.error
+            assert follower.schedule.failures == failures
+            assert follower.schedule.next_try is not None
+            assert await follower.current_client().download_blob("B1") == server.blobs["B1"]
 
 
 async def test_after_a_suspension_the_event_stream_is_opened_again(
