@@ -25,6 +25,7 @@ from jmapfs.content.chunk_loader import ChunkLoader, KernelPageCache, PublishedF
 from jmapfs.content.readahead_window import FIRST_CHUNK, ReadaheadWindow
 from jmapfs.content.reading_pattern import NEIGHBOURS, Neighbour, ReadHistory, count_read, recognize
 from jmapfs.content.service import ContentService
+from jmapfs.errors import StorageError
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import NamedFile
 
@@ -117,7 +118,7 @@ class Readahead:
         self._latest = inode
         try:
             self._record_read(inode, size)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StorageError) as error:
             _log.info("nothing is read ahead: %s", error)
         except Exception:  # noqa: BLE001 - a bug here must not fail a read
             _log.exception("a bug in reading ahead")
@@ -353,7 +354,7 @@ class Readahead:
         window = reader.window
         try:
             files, chosen = await self._candidates(window)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StorageError) as error:
             _log.info("nothing is read ahead: %s", error)
             files, chosen = [], []
         finally:

@@ -16,6 +16,7 @@ from jmapfs.cache.disk_cache import DiskCache
 from jmapfs.cache.memory import MemoryCache
 from jmapfs.content.readahead import Readahead
 from jmapfs.content.service import ContentService, open_content_service
+from jmapfs.daemon.index_guard import guard_index
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.startup import StartupReport
 from jmapfs.errors import (
@@ -274,6 +275,7 @@ async def open_account(
                 describe=BlobNames().describe,
                 wake=follower.schedule.hint,
                 report_reset=follower.report_reset,
+                lasting=True,
             )
         )
         content = await stack.enter_async_context(
@@ -286,7 +288,7 @@ async def open_account(
         )
         changes.add_listener(_ForgetFailures(follower, content))
         reader, chunk_reader, page_reader = (
-            stack.enter_context(database.reader()) for _ in range(3)
+            stack.enter_context(database.lasting_reader()) for _ in range(3)
         )
         stack.enter_context(lone_errors())
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -316,6 +318,7 @@ async def open_account(
             nursery,
             limit_bytes=_READ_AHEAD_BYTES // accounts,
         )
+        nursery.start_soon(guard_index, database, follower)
         yield MountedAccount(
             source,
             inodes,
@@ -337,7 +340,12 @@ async def _close(disk: DiskCache) -> None:
 
 
 def _correct_size(database: IndexDatabase, epoch: str, blob_id: str, size: int) -> None:
-    with sqlite_errors("write the index"), database.writer() as writer, writer.transaction():
+    with (
+        database.damage_reported(),
+        sqlite_errors("write the index"),
+        database.writer() as writer,
+        writer.transaction(),
+    ):
         # The server may have been reset meanwhile.
         if epoch == writer.epoch():
             writer.correct_size(blob_id, size)

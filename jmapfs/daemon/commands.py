@@ -43,13 +43,20 @@ from jmapfs.daemon.change_feed import ChangeFeed
 from jmapfs.daemon.freeze import Freezer
 from jmapfs.daemon.request import MountRequest
 from jmapfs.daemon.view import account_directories
-from jmapfs.errors import EntryNotFoundError, JmapfsError, UsageError, lone_errors
+from jmapfs.errors import (
+    EntryNotFoundError,
+    JmapfsError,
+    StorageError,
+    UsageError,
+    lone_errors,
+)
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.fuse.page_cache import PageCacheWriter
-from jmapfs.index.rows import FileRecord, StaleTree
+from jmapfs.index.rows import AccountState, Counts, FileRecord, StaleTree
 from jmapfs.inodes import to_account
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.export import read_lacking
-from jmapfs.tree.status_file import SHOWN_BAD, time_text
+from jmapfs.tree.status_file import SHOWN_BAD, Lacking, time_text
 
 _SYNC_SECONDS: Final = 600.0
 _LONGEST_FREEZE: Final = 7 * 24 * 3600.0
@@ -271,10 +278,18 @@ def _require_duration(seconds: float) -> None:
 
 
 def _account_status(account: MountedAccount) -> AccountStatus:
-    with account.database.reader() as reader:
-        state = reader.state()
-        counts = reader.counts()
-        lacking = read_lacking(reader)
+    database = account.database
+    state, counts, lacking = AccountState(), Counts(0, 0, 0), Lacking()
+    error = account.follower.connection.error
+    if database.damage is not None:
+        error = f"{database.describe_damage()}{f'; {error}' if error else ''}"
+    try:
+        with sqlite_errors("read the index"), database.reader() as reader:
+            state = reader.state()
+            counts = reader.counts()
+            lacking = read_lacking(reader)
+    except StorageError as failure:
+        error = error or str(failure)
     cache = account.disk.statistics()
     counters = account.content.counters
     traffic = account.follower.traffic()
@@ -286,7 +301,7 @@ def _account_status(account: MountedAccount) -> AccountStatus:
         server=state.server,
         online=follower.connection.online,
         since=time_text(follower.connection.since),
-        error=follower.connection.error,
+        error=error,
         leads=follower.writes_index,
         push=follower.push_active,
         state=state.email_state,

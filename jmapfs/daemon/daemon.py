@@ -120,7 +120,7 @@ async def _serve(
         ]
         # One reader is for the event loop, one for listings, and one for invalidations.
         readers = [
-            tuple(stack.enter_context(account.database.reader()) for _ in range(3))
+            tuple(stack.enter_context(account.database.lasting_reader()) for _ in range(3))
             for account in accounts
         ]
         view = MountView.of(
@@ -148,6 +148,8 @@ async def _serve(
             lock.release()
             async with trio.open_nursery() as nursery:
                 freezer = Freezer(accounts, invalidators, operations, view, nursery)
+                for account in accounts:
+                    account.changes.add_listener(freezer.end_after_damage)
                 feed = ChangeFeed(accounts, invalidators)
                 commands = Commands(request, accounts, operations, pages, freezer, feed)
                 with contextlib.closing(freezer):

@@ -23,11 +23,12 @@ import trio
 from jmapfs.control.messages import FreezeStatus, Lease
 from jmapfs.daemon.accounts import MountedAccount
 from jmapfs.daemon.view import FrozenRecords, MountView, account_directories
-from jmapfs.errors import BusyError, JmapfsError
+from jmapfs.errors import BusyError, DamageError, JmapfsError
 from jmapfs.fuse.invalidation import CacheInvalidator
 from jmapfs.fuse.operations import MailOperations
 from jmapfs.index.database import wait_until_consistent
 from jmapfs.index.reader import IndexReader
+from jmapfs.sqlite import sqlite_errors
 from jmapfs.tree.status_file import time_text
 
 _log = logging.getLogger(__name__)
@@ -274,7 +275,10 @@ class Freezer:
         this method, because the kernel must not see a later state meanwhile.
         """
         with contextlib.ExitStack() as stack:
-            readers = [_pinned_readers(account, stack) for account in self._accounts]
+            for account in self._accounts:
+                account.database.require_complete()
+            with sqlite_errors("read the index"):
+                readers = [_pinned_readers(account, stack) for account in self._accounts]
             if any(
                 account.follower.connection.online and not its.tree.state().consistent
                 for account, its in zip(self._accounts, readers, strict=True)
@@ -304,6 +308,19 @@ class Freezer:
         """Have the kernel drop what is older than the frozen state."""
         for invalidator, readers in zip(self._invalidators, freeze.readers, strict=True):
             await invalidator.invalidate_up_to(readers.invalidation)
+
+    async def end_after_damage(self) -> None:
+        """End a freeze of an index that was damaged: the live tree is intact again."""
+        freeze = self._freeze
+        if freeze is None:
+            return
+        for account, readers in zip(self._accounts, freeze.readers, strict=True):
+            database = account.database
+            if readers.tree.generation != database.generation:
+                with contextlib.suppress(DamageError):
+                    await trio.to_thread.run_sync(database.require_complete)
+                    _log.warning("the freeze ends because the index was damaged")
+                    freeze.end()
 
     async def _end_after(self, freeze: _Freeze) -> None:
         # This runs in a task of its own, because the task of a request may be cancelled.

@@ -15,7 +15,7 @@ import contextlib
 import logging
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -74,6 +74,7 @@ class CacheInvalidator:
         self._paused = False
         self._stopped = False
         self._listeners: list[Callable[[], None]] = []
+        self._generation = reader.generation
         with reader.pinned():
             self._known = TreeState(
                 reader.journal_position(),
@@ -133,16 +134,22 @@ class CacheInvalidator:
         known = self._known
         with reader.pinned():
             part = reader.journal_after(known.position)
+            generation = reader.generation
+            is_new = generation != self._generation
+            if is_new:
+                # The index was damaged, and the new one has a journal of its own.
+                part = replace(part, whole=False)
             version = reader.layout_version()
             layout = known.layout
             epoch = reader.epoch()
-            if version != known.layout_version:
+            if is_new or version != known.layout_version:
                 layout = reader.layout()
             stale = _stale_entries(part, known.layout, layout)
             for inode, mailbox in stale.moved.items():
                 stale.names |= {(inode, name.decode()) for name in reader.listing(mailbox).names}
             if epoch != known.epoch:
                 stale.contents = reader.inodes()
+        self._generation = generation
         return stale, TreeState(part.position, version, epoch, layout)
 
     def _drop(self, stale: _StaleEntries, epoch: str) -> None:

@@ -48,6 +48,7 @@ from jmapfs.fuse.directory_cache import (
 )
 from jmapfs.index.rows import FileRecord
 from jmapfs.inodes import ROOT_INODE
+from jmapfs.sqlite import is_damage
 from jmapfs.tree.tree import DirectoryListing, Ownership, TreeView, file_attributes
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,10 @@ def _fuse_error(name: str, error: Exception) -> pyfuse3.FUSEError:
         return error
     if isinstance(error, EntryNotFoundError):
         return pyfuse3.FUSEError(error.errno)
+    if is_damage(error):
+        # It was logged once, when it was found.
+        _log.debug("%s: %s", name, error)
+        return pyfuse3.FUSEError(errno.EIO)
     if isinstance(error, JmapfsError):
         _log.warning("%s: %s", name, error)
         return pyfuse3.FUSEError(error.errno)

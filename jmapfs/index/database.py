@@ -8,22 +8,30 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
-from jmapfs.errors import BusyError, StorageError, storage_errors
+from jmapfs.errors import BusyError, DamageError, StorageError, storage_errors
 from jmapfs.index.checksums import add_function
+from jmapfs.index.lasting_reader import LastingReader, ReportingReader
 from jmapfs.index.layout import LayoutCache
-from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState
 from jmapfs.index.schema import APPLICATION_ID, OLDEST_VERSION, TABLES, VERSION, migrate
 from jmapfs.index.writer import IndexWriter
 from jmapfs.locking import process_lock
 from jmapfs.private_files import UnsafePathError, create_file, private_directory
-from jmapfs.sqlite import connect, delete_database, is_damage, sqlite_errors, transaction
+from jmapfs.sqlite import (
+    connect,
+    damage_error,
+    delete_database,
+    is_damage,
+    sqlite_errors,
+    transaction,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +51,31 @@ _CONSISTENT_INTERVAL: Final = 0.25
 _T = TypeVar("_T")
 
 
+# So large an index is checked in about 0.2 s before it is used. A larger one is checked later.
+_CHECKED_AT_ONCE_BYTES: Final = 16 * 1024 * 1024
+
+
 class IndexDatabase:
-    """The index of one account in `directory/index.sqlite`."""
+    """The index of one account in `directory/index.sqlite`.
+
+    `damage` says why the index is replaced: it is damaged, and the account is listed again. It is
+    None if the index is intact, as far as is known. `is_relisting` is true until a lasting reader
+    has found the new index complete. `generation` changes when the file is replaced.
+    The process that has the writer lease replaces the file. Other processes ask for that with the
+    file `index.damaged`, and notice that the file was replaced (`look`).
+    """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.sqlite"
+        self.damage: str | None = None
+        self.generation = 0
+        self.on_damage: Callable[[], None] = _do_nothing
+        self._marker = self.path.with_suffix(".damaged")
+        self.is_relisting = False
+        self._must_replace = False
+        self._identity: tuple[int, int] | None = None
+        self._size = 0
+        self._lock = threading.Lock()
         self._layouts = LayoutCache()
 
     def prepare(self, *, in_use: bool = False) -> None:
@@ -61,8 +89,9 @@ class IndexDatabase:
         """
         try:
             private_directory(self.path.parent)
-            if self.path.exists() and not self._migrate_if_usable():
-                if in_use:
+            is_damaged = self.must_replace
+            if self.path.exists() and (is_damaged or not self._migrate_if_usable()):
+                if in_use and not is_damaged:
                     raise StorageError(f"the index {self.path} is damaged: mount again")
                 _log.warning(
                     "the index %s is damaged or of another version: creating a new one", self.path
@@ -71,6 +100,11 @@ class IndexDatabase:
             if not self.path.exists():
                 delete_database(self.path)
                 self._create()
+                self._must_replace = False
+                self._marker.unlink(missing_ok=True)
+                self._follow_file()
+            elif self._identity is None:
+                self._follow_file()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot use the index {self.path}: {error}") from error
 
@@ -101,10 +135,127 @@ class IndexDatabase:
         with sqlite_errors(f"read the index {self.path}"), self.reader() as reader:
             return reader.state()
 
-    def reader(self) -> IndexReader:
+    @property
+    def must_replace(self) -> bool:
+        """Whether damage was found, by this process or another one, and the file is the old one."""
+        return self._must_replace or self._marker.exists()
+
+    def report_damage(self, error: Exception) -> None:
+        """Record that the index is damaged, if the error means that. Called in any thread."""
+        if not is_damage(error) or not self._is_of_this_version():
+            return
+        with self._lock:
+            # While the account is listed again, more damage must be found in the new file.
+            if self._must_replace:
+                return
+            self._must_replace = True
+            self.damage = str(error)
+            self.is_relisting = True
+            self.generation += 1
+        _log.error("the index %s is damaged, the account is listed again: %s", self.path, error)
+        with contextlib.suppress(OSError):
+            os.close(create_file(self._marker, 0o600))
+        self.on_damage()
+
+    @contextlib.contextmanager
+    def damage_reported(self) -> Iterator[None]:
+        """Report damage that the context raises."""
+        try:
+            yield
+        except (sqlite3.Error, DamageError) as error:
+            self.report_damage(error)
+            raise
+
+    def end_damage(self) -> None:
+        """Use the new index, which is complete now."""
+        with self._lock:
+            if not self._must_replace and self.damage is not None:
+                _log.info("the index %s is complete again", self.path)
+                self.damage = None
+                self.generation += 1
+
+    def look(self, *, is_writer: bool) -> None:
+        """Notice that the file was replaced, deleted or truncated, or that its damage was found."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            status = None
+        identity = None if status is None else (status.st_dev, status.st_ino)
+        size = 0 if status is None else status.st_size
+        shrunk, self._size = identity == self._identity and size < self._size, size
+        if self._identity is None:
+            self._identity = identity
+        elif not is_writer:
+            if identity is not None and identity != self._identity:
+                # The process that has the lease has made a new index.
+                self.is_relisting = True
+                self._follow_file()
+                with self._lock:
+                    self._must_replace = False
+                    self.damage = None
+        elif self._marker.exists():
+            self.report_damage(damage_error("another process has found damage"))
+        elif identity != self._identity:
+            self.report_damage(damage_error("the file was deleted or replaced"))
+        elif shrunk:
+            self.report_damage(damage_error("the file was truncated"))
+
+    def check(self) -> None:
+        """Read the whole index, and report damage; raises StorageError if it is damaged."""
+        with sqlite_errors(f"read the index {self.path}"), self.reader() as reader:
+            reader.check()
+
+    def _follow_file(self) -> None:
+        """Make lasting readers open the file that is there now."""
+        status = self.path.stat()
+        with self._lock:
+            self._identity = status.st_dev, status.st_ino
+            self._size = status.st_size
+            self._layouts = LayoutCache()
+            self.generation += 1
+
+    def _is_of_this_version(self) -> bool:
+        """Return False for an intact index of another version: its tables are others."""
+        try:
+            with contextlib.closing(self._connect("mode=ro")) as connection:
+                identity = [
+                    connection.execute(f"PRAGMA {name}").fetchone()[0]
+                    for name in ("application_id", "user_version")
+                ]
+        except (sqlite3.Error, OSError):
+            return True
+        return bool(identity[0] != APPLICATION_ID or identity[1] == VERSION)
+
+    def reader(self) -> ReportingReader:
         """Open a reader on a connection of its own; the caller closes it."""
+        with self.damage_reported(), sqlite_errors(f"open the index {self.path}"):
+            return ReportingReader(self, self._connect("mode=ro"), self._layouts)
+
+    def lasting_reader(self) -> LastingReader:
+        """Open a reader that follows the index if its file is replaced; the caller closes it."""
+        return LastingReader(self)
+
+    def connect_complete(self) -> tuple[sqlite3.Connection, LayoutCache]:
+        """Open the index, for a lasting reader.
+
+        Raises DamageError while the account is listed again, and StorageError if the index cannot
+        be opened.
+        """
+        self.require_complete()
         with sqlite_errors(f"open the index {self.path}"):
-            return IndexReader(self._connect("mode=ro"), self._layouts)
+            return self._connect("mode=ro"), self._layouts
+
+    def require_complete(self) -> None:
+        """Raise DamageError while the account is listed again after damage."""
+        if self.is_relisting:
+            if self.damage is not None or not self.state().complete:
+                raise DamageError(self.describe_damage())
+            self.is_relisting = False
+
+    def describe_damage(self) -> str:
+        """Return a line about the damage, for users."""
+        reason = f" ({self.damage})" if self.damage else ""
+        return f"the index was damaged{reason}: the account is listed again"
 
     def writer(self) -> IndexWriter:
         """Open a writer; the caller closes it.
@@ -152,6 +303,8 @@ class IndexDatabase:
                 writer = IndexWriter(connection)
                 writer.state()
                 writer.listing_progress()
+                if self.path.stat().st_size <= _CHECKED_AT_ONCE_BYTES:
+                    writer.check()
         except UnsafePathError:
             return False
         except sqlite3.DatabaseError as error:
@@ -187,6 +340,10 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
     def try_acquire(self) -> BusyError | None:
         """Acquire the lease if it is free, and prepare the index; otherwise return who has it.
 
@@ -205,9 +362,21 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
                 self._database.require_current_version()
                 return error
             self._database.prepare(in_use=self._in_use)
-            self._writer = stack.enter_context(self._database.writer())
+            self._writer = self._database.writer()
+            stack.callback(self._close_writer)
             self._stack.push(stack.pop_all())
         return None
+
+    def replace_damaged(self) -> IndexWriter | None:
+        """Replace a damaged index by a new one if this process has the lease; return its writer.
+
+        Raises StorageError if that is impossible.
+        """
+        if self._writer is not None and self._database.must_replace:
+            self._writer.close()
+            self._database.prepare()
+            self._writer = self._database.writer()
+        return self._writer
 
     def writer(self) -> IndexWriter | None:
         """Return the writer, or None if another process has the lease."""
@@ -216,6 +385,10 @@ class WriterLease(contextlib.AbstractContextManager["WriterLease"]):
         except StorageError as error:
             _log.error("the index cannot be written: %s", error)
         return self._writer
+
+
+def _do_nothing() -> None:
+    pass
 
 
 async def wait_until_consistent(try_pin: Callable[[], Awaitable[_T | None]]) -> _T:

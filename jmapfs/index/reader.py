@@ -28,7 +28,7 @@ from zlib import crc32
 import msgspec
 
 from jmapfs.errors import UNDECODABLE
-from jmapfs.index.checksums import verify, verify_rows
+from jmapfs.index.checksums import row_checksum, verify, verify_rows
 from jmapfs.index.layout import Layout, LayoutCache, lay_out
 from jmapfs.index.rows import (
     AccountState,
@@ -64,8 +64,8 @@ DIGEST_MODULUS: Final = 1_000_000_000
 # A name with a time from 1970 on; see `names`.
 _DATED_NAME: Final = re.compile(r"(\d{8}-\d{6})_")
 
-# SQLite computes this once in a statement, not once for each row. The JSON string has no escapes.
-_EPOCH: Final = "(SELECT trim(value, '\"') FROM meta WHERE name = 'epoch')"
+# SQLite computes this once in a statement, not once for each row. `_epoch_of` verifies it.
+_EPOCH: Final = "(SELECT value || checksum FROM meta WHERE name = 'epoch')"
 
 # What is verified of a name and its file. A missing row of a file has no checksum that is right.
 _NAMED_COLUMNS: Final = (
@@ -75,24 +75,25 @@ _NAMED_COLUMNS: Final = (
 _NAMED_SOURCE: Final = (
     " FROM membership LEFT JOIN file ON file.inode = membership.inode WHERE mailbox = ?"
 )
-_NAMED_FILES: Final = f"SELECT {_NAMED_COLUMNS}, ifnull({_EPOCH}, ''){_NAMED_SOURCE}"
+_NAMED_FILES: Final = f"SELECT {_NAMED_COLUMNS}, {_EPOCH}{_NAMED_SOURCE}"
 _NAMED_FILE: Final = f"{_NAMED_FILES} AND name = ?"
 _LISTING: Final = f"SELECT {_NAMED_COLUMNS}{_NAMED_SOURCE} ORDER BY name"
-_FILE_OF_INODE: Final = (
-    f"SELECT {columns_sql('file')}, ifnull({_EPOCH}, '') FROM file WHERE inode = ?"  # noqa: S608 - constants
-)
+_FILE_OF_INODE: Final = f"SELECT {columns_sql('file')}, {_EPOCH} FROM file WHERE inode = ?"  # noqa: S608 - constants
 
 
 class IndexReader(SqliteConnection):
     """A connection that reads the index; use it from one thread at a time.
 
     Every method may raise sqlite3.Error if the file is damaged or the disk fails. Readers of one
-    index share their `layouts`.
+    index share their `layouts`. `generation` changes if the reader has found a new file.
     """
+
+    generation = 0
 
     def __init__(self, connection: sqlite3.Connection, layouts: LayoutCache | None = None) -> None:
         super().__init__(connection)
         self._layouts = layouts or LayoutCache()
+        self._stored_epoch = ""
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -147,6 +148,17 @@ class IndexReader(SqliteConnection):
         """Return the epoch of the blob ids in the index (`blob_keys`)."""
         value = self._meta("epoch")
         return self.state().epoch if value is None else str(decode_json(value, str))
+
+    def _epoch_of(self, stored: str | None) -> str:
+        """Return the epoch; `stored` is what a statement has selected as `_EPOCH`."""
+        if stored is None or stored != self._stored_epoch:
+            epoch = self.epoch()
+            value = msgspec.json.encode(epoch).decode()
+            self._stored_epoch = f"{value}{row_checksum('epoch', value)}"
+            if stored not in {None, self._stored_epoch}:
+                raise damage_error("the epoch is damaged")
+            return epoch
+        return self._stored_epoch[1 : self._stored_epoch.rindex('"')]
 
     def layout_version(self) -> int:
         """Return a number that changes when mailboxes are added, removed, moved or renamed."""
@@ -233,10 +245,10 @@ class IndexReader(SqliteConnection):
         _, email, inode, checksum, blob_id, received_at, size, links, stated, *rest = row
         verify((mailbox, name, email, inode), checksum)
         verify((inode, blob_id, received_at, size, links, stated), rest[0])
-        return FileRecord(inode, blob_id, size, received_at, links, rest[1])
+        return FileRecord(inode, blob_id, size, received_at, links, self._epoch_of(rest[1]))
 
     def _named_file_of_index(self, mailbox: int, name: str) -> FileRecord | None:
-        """Return None if the index of SQLite on the inodes does not have a name either."""
+        """Return None if other tables and indexes do not have a name either."""
         inodes = _inodes_of_name(name)
         if inodes is None:
             return None
@@ -249,9 +261,19 @@ class IndexReader(SqliteConnection):
                 " WHERE inode BETWEEN ? AND ? AND mailbox = ? AND name = ?",
                 (inodes[0], inodes[-1], mailbox, name),
             ).fetchone()
-        if found:
-            raise damage_error("a name is missing")
+            if found or not self._has_all_names(inodes):
+                raise damage_error("a name is missing")
         return None
+
+    def _has_all_names(self, inodes: range) -> bool:
+        """Return whether the index on the inodes has all names of some files, and only names."""
+        files = self._verified("file", "file WHERE inode BETWEEN ? AND ?", inodes[0], inodes[-1])
+        for inode, _, _, _, links, _ in files:
+            names = self.names_of(inode)
+            rows = [self._connection.execute(_NAMED_FILE, name).fetchone() for name in names]
+            if len(names) != links or None in rows:
+                return False
+        return True
 
     def file(self, inode: int) -> FileRecord | None:
         """Return the file with that inode, or None."""
@@ -260,12 +282,13 @@ class IndexReader(SqliteConnection):
             with self.pinned():
                 row = self._connection.execute(_FILE_OF_INODE, (inode,)).fetchone()
                 if row is None:
-                    if self.names_of(inode):
+                    email = "SELECT 1 FROM email WHERE inode = ?"
+                    if self.names_of(inode) or self._connection.execute(email, (inode,)).fetchone():
                         raise damage_error("a file is missing")
                     return None
         _, blob_id, received_at, size, links, stated, checksum, epoch = row
         verify((inode, blob_id, received_at, size, links, stated), checksum)
-        return FileRecord(inode, blob_id, size, received_at, links, epoch)
+        return FileRecord(inode, blob_id, size, received_at, links, self._epoch_of(epoch))
 
     def inodes(self) -> array[int]:
         """Return the inodes of all files."""
@@ -328,7 +351,7 @@ class IndexReader(SqliteConnection):
         for each, email, inode, checksum, *file, of_file, epoch in rows:
             verify((mailbox, each, email, inode), checksum)
             verify((inode, *file), of_file)
-            files.append(NamedFile(each, inode, file[0], file[2], epoch))
+            files.append(NamedFile(each, inode, file[0], file[2], self._epoch_of(epoch)))
         return files
 
     def distance(self, mailbox: int, first: str, second: str, most: int) -> int:
@@ -434,13 +457,13 @@ class IndexReader(SqliteConnection):
     def blobs_added_after(self, number: int, count: int) -> list[AddedBlob]:
         """Return the blobs of the next `count` emails that were added after email `number`."""
         rows = self._connection.execute(
-            f"SELECT {columns_sql('file')}, number, ifnull({_EPOCH}, '') FROM email"  # noqa: S608 - constants
+            f"SELECT {columns_sql('file')}, number, {_EPOCH} FROM email"  # noqa: S608 - constants
             " LEFT JOIN file ON file.inode = email.inode WHERE number > ? ORDER BY number LIMIT ?",
             (number, count),
         ).fetchall()
         verify_rows((row[:-3] for row in rows), (row[-3] for row in rows))
         return [
-            AddedBlob(row[-2], blob_id, size, received_at, row[-1])
+            AddedBlob(row[-2], blob_id, size, received_at, self._epoch_of(row[-1]))
             for row in rows
             for _, blob_id, received_at, size, *_ in (row[:-3],)
         ]

@@ -63,17 +63,19 @@ def open_blob_source(
     describe: Callable[[IndexReader, str], str],
     wake: Callable[[], None] = lambda: None,
     report_reset: Callable[[], None] = lambda: None,
+    lasting: bool = False,
 ) -> Iterator[AccountBlobSource]:
     """Yield the blobs of an account.
 
     `client` returns the client, or raises UnreachableError. `describe` returns a name for a blob id
     in messages. `wake` is called if the server may be unreachable, `report_reset` if an id stands
-    for another email than in the index.
+    for another email than in the index. If `lasting`, the readers follow a new index after damage.
     """
+    open_index: Callable[[], IndexReader] = database.lasting_reader if lasting else database.reader
     with ExitStack() as stack:
 
         def open_reader() -> IndexReader:
-            return stack.enter_context(database.reader())
+            return stack.enter_context(open_index())
 
         yield AccountBlobSource(open_reader, client, describe, wake, report_reset)
 

@@ -18,6 +18,7 @@ other processes are read-only followers: they see what the first process stores.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -32,6 +33,7 @@ from jmapfs.deadline import NO_PROGRESS
 from jmapfs.errors import (
     AuthenticationError,
     BusyError,
+    DamageError,
     JmapfsError,
     OfflineError,
     RequestError,
@@ -58,6 +60,8 @@ ClientOpener = Callable[[], AbstractAsyncContextManager[Client]]
 """Opens a new client for the account, which includes the discovery of its session."""
 
 _POLL_INTERVAL_WITH_PUSH: Final = 600.0
+# How soon after a new index was begun another one is begun, if it is damaged as well.
+_BETWEEN_DAMAGE_SECONDS: Final = 300.0
 _SUSPENSION_CHECK: Final = 5.0
 _OTHER_WRITER_SECONDS: Final = 10.0
 _OTHER_WRITER_FIRST_PAUSE: Final = 0.25
@@ -109,6 +113,7 @@ class AccountFollower:
         self._after_round = after_round
         self._push = PushListener(self.schedule.hint)
         self._requests: list[RoundRequest] = []
+        self._damage_passes_at = -math.inf
         self._earlier_traffic = Traffic()
         self._traffic = Traffic()
 
@@ -228,6 +233,17 @@ class AccountFollower:
                     async with self._open_client() as client:
                         self._earlier_traffic, self._traffic = self.traffic(), client.traffic
                         await self._follow(client, report, startup)
+            except DamageError as error:
+                self._database.report_damage(error)
+                if trio.current_time() < self._damage_passes_at:
+                    # The new index is damaged as well: the disk is probably faulty.
+                    if not startup.done:
+                        raise
+                    self.schedule.record_failure(error)
+                    await self._go_offline(error)
+                else:
+                    self._damage_passes_at = trio.current_time() + _BETWEEN_DAMAGE_SECONDS
+                    continue
             except JmapfsError as error:
                 if not startup.done and not (may_start_offline and _is_outage(error)):
                     raise
@@ -244,6 +260,7 @@ class AccountFollower:
 
     async def _follow(self, client: Client, report: ListingReport, startup: _Startup) -> None:
         """Run round after round while the server answers."""
+        await self._rounds.replace_damaged()
         await trio.to_thread.run_sync(check_account, self._database, client)
         async with self._push.listening(client), _dropping_dead_connections(client, self._push):
             while True:

@@ -8,13 +8,14 @@ not list them either.
 
 import logging
 import math
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import trio
 
-from jmapfs.errors import JmapfsError, ServerError, StorageError, TooMuchGoneError
+from jmapfs.errors import DamageError, JmapfsError, ServerError, StorageError, TooMuchGoneError
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
@@ -93,6 +94,11 @@ class Rounds:
             self._writer = await trio.to_thread.run_sync(self._lease.writer)
         return self._writer
 
+    async def replace_damaged(self) -> None:
+        """Replace a damaged index by a new one, if this process has the lease."""
+        if self._writer is not None:
+            self._writer = await trio.to_thread.run_sync(self._lease.replace_damaged)
+
     async def run(
         self, client: Client, report: ListingReport, requests: Sequence[RoundRequest]
     ) -> StorageError | TooMuchGoneError | GivenUpError | None:
@@ -101,6 +107,7 @@ class Rounds:
         Returns the error if the index cannot be written, if the tree stays stale, or if the account
         cannot be followed. The server is reachable in all cases, so mail can be read.
         """
+        await self.replace_damaged()
         writer = await self.acquire_writer()
         if writer is None:
             return None
@@ -130,10 +137,19 @@ class Rounds:
                 _log.warning("the numbers of emails cannot be compared: %s", error)
                 await synchronizer.bring_up_to_date(report)
             await self._plan_comparison(writer)
+            await trio.to_thread.run_sync(self._database.end_damage)
+        except (DamageError, sqlite3.Error) as error:
+            self.reset_reported |= reset_reported
+            self._database.report_damage(error)
+            if isinstance(error, DamageError):
+                raise
+            raise StorageError(f"cannot read the index: {error}") from error
         except (StorageError, GivenUpError) as error:
             self.reset_reported |= reset_reported
             if not (await trio.to_thread.run_sync(writer.state)).complete:
                 raise
+            # A new index can be shown, although it is not up to date.
+            await trio.to_thread.run_sync(self._database.end_damage)
             self._postpone_comparison()
             if isinstance(error, StorageError):
                 _log.error("%s", error)

@@ -4,11 +4,12 @@ Each account has its own tree with its own inodes. In the combined tree the inod
 number of the account (see `inodes`), and the roots of the accounts have names.
 """
 
+import contextlib
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jmapfs.errors import EntryNotFoundError
+from jmapfs.errors import DamageError, EntryNotFoundError
 from jmapfs.index.rows import DirectoryRows, FileRecord
 from jmapfs.inodes import ROOT_INODE, to_account, to_mount
 from jmapfs.tree.status_file import StatusFile
@@ -67,7 +68,7 @@ class CombinedTree:
         """Return all entries of a directory, or raise EntryNotFoundError."""
         if inode == ROOT_INODE:
             return DirectoryListing(
-                tuple((0, name, self.lookup(inode, name)) for name in sorted(self._numbers)),
+                tuple((0, name, self._account_root(name)) for name in sorted(self._numbers)),
                 DirectoryRows(),
             )
         number, tree, own = self._to_account(inode)
@@ -82,7 +83,7 @@ class CombinedTree:
     def version(self, inode: int) -> object:
         """Return a value that changes when the entries of a directory may have changed."""
         if inode == ROOT_INODE:
-            return tuple(tree.version(ROOT_INODE) for tree in self._trees.values())
+            return tuple(_version(tree) for tree in self._trees.values())
         _, tree, own = self._to_account(inode)
         return tree.version(own)
 
@@ -93,8 +94,24 @@ class CombinedTree:
 
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the number of all files."""
-        parts = [tree.totals() for tree in self._trees.values()]
+        parts = []
+        for tree in self._trees.values():
+            with contextlib.suppress(DamageError):
+                parts.append(tree.totals())
         return sum(size for size, _ in parts), sum(files for _, files in parts)
+
+    def _account_root(self, name: bytes) -> Attributes:
+        """Return the directory of an account, for a listing of the accounts.
+
+        A damaged index does not hide the other accounts. The directory itself cannot be opened.
+        """
+        try:
+            return self.lookup(ROOT_INODE, name)
+        except DamageError:
+            attributes = directory_attributes(
+                ROOT_INODE, changed_at=self._changed_at, subdirectories=0
+            )
+            return self._to_mount(self._numbers[name], attributes)
 
     def _to_account(self, inode: int) -> tuple[int, TreeView, int]:
         """Return the account number and tree of an inode, and the inode in that tree."""
@@ -107,3 +124,11 @@ class CombinedTree:
     @staticmethod
     def _to_mount(number: int, attributes: Attributes) -> Attributes:
         return attributes._replace(inode=to_mount(number, attributes.inode))
+
+
+def _version(tree: TreeView) -> object:
+    try:
+        return tree.version(ROOT_INODE)
+    except DamageError:
+        # It differs from every version, also from itself later.
+        return object()

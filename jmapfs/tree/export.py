@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from jmapfs.errors import printable
+from jmapfs.errors import StorageError, printable
 from jmapfs.index.layout import Directory, Layout
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import EmailSlice
@@ -136,6 +136,6 @@ class BlobNames:
             if version != self._version:
                 self._paths = reader.layout().mailbox_paths()
                 self._version = version
-        except sqlite3.Error:
+        except (sqlite3.Error, StorageError):
             return "a mail"
         return f"{self._paths.get(mailbox, '?')}/{name} (email {printable(email_id, 80)})"

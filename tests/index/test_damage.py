@@ -22,8 +22,6 @@ from jmapfs.tree.tree import Attributes, Kind, Tree
 from tests.damage import flip_bits
 from tests.indexed import email, mailbox
 
-RUNS = 400
-
 Shown = dict[str, tuple[Attributes, str]]
 
 
@@ -128,7 +126,8 @@ def damage_reported() -> Iterator[list[bool]]:
         reported.append(True)
 
 
-def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runs", [200, pytest.param(4000, marks=pytest.mark.long)])
+def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path, runs: int) -> None:
     database = IndexDatabase(tmp_path)
     database.path.write_bytes(intact)
     with database.reader() as reader:
@@ -139,7 +138,7 @@ def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path) 
         reader.check()
     chance = random.Random(15)
     reported = {"walk": 0, "look up": 0, "export": 0, "check": 0}
-    for run in range(RUNS):
+    for run in range(runs):
         for suffix in ("-wal", "-shm"):
             Path(f"{database.path}{suffix}").unlink(missing_ok=True)
         database.path.write_bytes(intact)
@@ -161,8 +160,8 @@ def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path) 
         # What any of them has found is found by the check of the whole index.
         assert results["check"] or not any(results.values()), (run, results)
     # Not all bits are used: the index has empty parts.
-    assert reported["check"] > RUNS / 2
-    assert reported["walk"] > RUNS / 4
+    assert reported["check"] > runs / 2
+    assert reported["walk"] > runs / 4
 
 
 def test_a_damaged_row_is_not_changed(intact: bytes, tmp_path: Path) -> None:

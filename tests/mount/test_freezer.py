@@ -353,7 +353,9 @@ async def test_the_readers_are_closed_if_the_mount_ends_during_a_thaw(
             yield reader
             opened.remove(reader)
 
-    account.database = SimpleNamespace(reader=open_reader)
+    account.database = SimpleNamespace(
+        reader=open_reader, require_complete=database.require_complete
+    )
     stand_in = cast("Any", kernel)
     async with trio.open_nursery() as nursery:
         freezer = Freezer([account], [stand_in], stand_in, MountView(LIVE, LIVE, 0), nursery)
