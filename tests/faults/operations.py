@@ -47,6 +47,8 @@ class Operation:
 
 _REQUEST = "A request gets 30 seconds with all its retries"
 
+_NO_PROGRESS = "It ends two minutes after the last bytes, which a request may bring for 30 seconds."
+
 MOUNT = Operation(
     "mount",
     "`jmapfs mount` of an account for the first time.",
@@ -115,22 +117,22 @@ PREFETCH = Operation(
     "prefetch",
     "`jmapfs prefetch` of a directory.",
     CONTENT,
-    120,
-    "It ends two minutes after the last progress.",
+    30 + 120,
+    _NO_PROGRESS,
 )
 SNAPSHOT = Operation(
     "snapshot",
     "`jmapfs snapshot` of an account.",
     CONTENT,
-    120,
-    "It ends two minutes after the last progress.",
+    30 + 120,
+    _NO_PROGRESS,
 )
 MOUNT_SNAPSHOT = Operation(
     "snapshot of a mount",
     "`jmapfs snapshot` of a directory in a mount.",
     CONTENT,
-    120,
-    "It ends two minutes after the last progress.",
+    30 + 120,
+    _NO_PROGRESS,
 )
 
 OPERATIONS = (
