@@ -170,6 +170,11 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         """Return for how many more seconds the server asks not to send requests of a kind."""
         return self._cooldowns[kind].seconds_requested
 
+    @property
+    def limits_methods(self) -> bool:
+        """Whether the server works, but asks not to call methods for a while."""
+        return self.pause(RequestKind.API) > 0 and self._cooldowns[RequestKind.API].limited
+
     def end_pause(self, kind: RequestKind) -> None:
         """Let the next request of a kind be sent at once, even if the server has asked to wait."""
         self._cooldowns[kind].end()

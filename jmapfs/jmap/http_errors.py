@@ -102,13 +102,20 @@ class TransientError(Exception):
     """A failure after which a retry may succeed. `error` is raised if no retry succeeds.
 
     `throttled` tells whether the server is busy, not broken. `retry_after` is the pause in seconds
-    that the server asked for. This exception never leaves `jmap/`.
+    that the server asked for. `limited` tells that there were too many requests, and that the
+    server works. This exception never leaves `jmap/`.
     """
 
     def __init__(
-        self, error: JmapfsError, *, throttled: bool = False, retry_after: float | None = None
+        self,
+        error: JmapfsError,
+        *,
+        throttled: bool = False,
+        retry_after: float | None = None,
+        limited: bool = False,
     ) -> None:
         self.error = error
+        self.limited = limited
         self.throttled = throttled
         self.retry_after = retry_after
         super().__init__(str(error))
@@ -217,7 +224,10 @@ def http_error(
     if status in _BUSY:
         asked = "" if pause is None else f"; it asks to wait {wait_text(pause)}"
         return TransientError(
-            UnreachableError(f"{host} is busy: {text}{asked}"), throttled=True, retry_after=pause
+            UnreachableError(f"{host} is busy: {text}{asked}"),
+            throttled=True,
+            retry_after=pause,
+            limited=status == HTTPStatus.TOO_MANY_REQUESTS,
         )
     limit = printable(problem.limit or "", 80)
     error = RequestError(

@@ -38,7 +38,7 @@ class Cooldown:
 
     `on_wait` gets a line for the user if the server asks for a pause (Retry-After), and a request
     has waited for three seconds; also the seconds until the pause ends. `reason` is the error that
-    began the pause.
+    began the pause. `limited` tells that the server works, but had too many requests.
     """
 
     def __init__(self, on_wait: Callable[[str, float], None] | None = None) -> None:
@@ -48,6 +48,7 @@ class Cooldown:
         self._failures = 0
         self._extended_at = float("-inf")
         self._request: str | None = None
+        self.limited = False
         self._shown = False
 
     @property
@@ -114,6 +115,7 @@ class Cooldown:
             self._request = None
         self._until = max(self._until, trio.current_time() + pause)
         self.reason = failure.error
+        self.limited = failure.limited
 
     def reset(self) -> None:
         """Record a success. The next pause will be short again."""

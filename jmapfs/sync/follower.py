@@ -37,7 +37,7 @@ from jmapfs.errors import (
     JmapfsError,
     OfflineError,
     RequestError,
-    StorageError,
+    TooMuchGoneError,
     UnreachableError,
     lone_errors,
 )
@@ -52,7 +52,6 @@ from jmapfs.sync.push_listener import PushListener
 from jmapfs.sync.relisting import too_much_gone
 from jmapfs.sync.rounds import RoundRequest, Rounds
 from jmapfs.sync.schedule import RoundSchedule
-from jmapfs.sync.synchronizer import GivenUpError
 
 _log = logging.getLogger(__name__)
 
@@ -280,9 +279,9 @@ class AccountFollower:
                 _log.info("online")
                 self.connection = ConnectionState(online=True, since=time.time())
             # A stale tree has a status of its own.
-            failure = error if isinstance(error, StorageError | GivenUpError) else None
-            if isinstance(error, GivenUpError) and self.connection.error != str(error):
-                _log.warning("%s", error)
+            failure = None if isinstance(error, TooMuchGoneError) else error
+            if failure is not None and self.connection.error != str(failure):
+                _log.warning("not up to date: %s", failure)
             self.connection = replace(self.connection, error=str(failure) if failure else None)
             # `after_round` comes before the answers, so that the kernel knows the changes then.
             await self._after_round()

@@ -15,10 +15,18 @@ from typing import Final
 
 import trio
 
-from jmapfs.errors import DamageError, JmapfsError, ServerError, StorageError, TooMuchGoneError
+from jmapfs.errors import (
+    DamageError,
+    JmapfsError,
+    ServerError,
+    StorageError,
+    TooMuchGoneError,
+    UnreachableError,
+)
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.index.writer import IndexWriter
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.response import RequestKind
 from jmapfs.suspension import seconds_since
 from jmapfs.sync.listing import ListingReport
 from jmapfs.sync.synchronizer import GivenUpError, Synchronizer
@@ -101,16 +109,20 @@ class Rounds:
 
     async def run(
         self, client: Client, report: ListingReport, requests: Sequence[RoundRequest]
-    ) -> StorageError | TooMuchGoneError | GivenUpError | None:
+    ) -> StorageError | TooMuchGoneError | GivenUpError | UnreachableError | None:
         """Bring the index up to date.
 
-        Returns the error if the index cannot be written, if the tree stays stale, or if the account
-        cannot be followed. The server is reachable in all cases, so mail can be read.
+        Returns the error if the index cannot be written, if the tree stays stale, if the account
+        cannot be followed, or if the server asks not to call methods for a while. The server is
+        reachable in all cases, so mail can be read.
         """
         await self.replace_damaged()
         writer = await self.acquire_writer()
         if writer is None:
             return None
+        if requests and client.transport.pause(RequestKind.API) > client.transport.longest_wait:
+            # A task that waits wants to know whether the server is still busy.
+            client.transport.end_pause(RequestKind.API)
         reset_reported, self.reset_reported = self.reset_reported, False
         try:
             synchronizer = Synchronizer(
@@ -144,15 +156,11 @@ class Rounds:
             if isinstance(error, DamageError):
                 raise
             raise StorageError(f"cannot read the index: {error}") from error
-        except (StorageError, GivenUpError) as error:
+        except (StorageError, GivenUpError, UnreachableError) as error:
             self.reset_reported |= reset_reported
-            if not (await trio.to_thread.run_sync(writer.state)).complete:
+            if not await self._is_shown_despite(error, client, writer):
                 raise
-            # A new index can be shown, although it is not up to date.
-            await trio.to_thread.run_sync(self._database.end_damage)
             self._postpone_comparison()
-            if isinstance(error, StorageError):
-                _log.error("%s", error)
             return error
         except TooMuchGoneError as error:
             self._postpone_comparison()
@@ -163,6 +171,21 @@ class Rounds:
             raise
         self.checked_at = time.time()
         return None
+
+    async def _is_shown_despite(
+        self, error: JmapfsError, client: Client, writer: IndexWriter
+    ) -> bool:
+        """Return whether mail can be read although the round has failed."""
+        # A server that limits method calls may still answer downloads.
+        if isinstance(error, UnreachableError) and not client.transport.limits_methods:
+            return False
+        if not (await trio.to_thread.run_sync(writer.state)).complete:
+            return False
+        # A new index can be shown, although it is not up to date.
+        await trio.to_thread.run_sync(self._database.end_damage)
+        if isinstance(error, StorageError):
+            _log.error("%s", error)
+        return True
 
     async def _plan_comparison(self, writer: IndexWriter) -> None:
         if self.next_comparison < math.inf:

@@ -89,7 +89,8 @@ def test_a_snapshot_of_an_account_with_a_damaged_cache(
             return
         if taken.exit_code:
             assert taken.exit_code == StorageError.exit_code
-            assert str(path.with_name(path.name.removesuffix("-wal"))) in taken.error
+            # SQLite does not say which of the files of a database it means.
+            assert str(path).removesuffix("-wal").removesuffix("-shm") in taken.error
             assert damage in {"directory", "unreadable"}
             return
         [date] = [one.name for one in new.iterdir() if one.name.startswith("2")]

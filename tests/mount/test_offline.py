@@ -397,6 +397,21 @@ def test_a_server_that_answers_only_with_errors(
         assert sorted(read_in(mount, "Work").values()) == [text_mail(n) for n in range(10, 20)]
 
 
+def test_push_that_is_limited_stops_nothing(home: Home, small: ServerProcess) -> None:
+    """The event stream answers 429 for an hour, from the beginning."""
+    limited = Status("push", 429, count=-1, retry_after="3600")
+    small.control.set_quirks(statuses=[limited])
+    with home.mounted(small.url) as mount:
+        assert len(read_in(mount, "Inbox")) == len(names_in(mount, "Inbox"))
+        before = len(names_in(mount, "Inbox"))
+        small.control.add_emails(new_emails([text_mail(20)], "Inbox", first=20))
+        assert home.run("sync", mount.path).exit_code == 0
+        assert len(read_in(mount, "Inbox")) == before + 1
+        status = mount.status()
+        assert (status["online"], status["push"], status["waiting"]) == (True, False, None)
+        assert status["error"] is None
+
+
 # --- Another account where ours was
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from jmapfs.errors import ServerError, StorageError
+from jmapfs.errors import ServerError, StorageError, UnreachableError
 from jmapfs.index.writer import IndexWriter
 from jmapfs.sync.follower import AccountFollower
 from tests.jmap.fake import Arguments, Chunks, FakeServer, RefusedError
@@ -415,6 +415,38 @@ async def test_changes_without_end_are_given_up_with_a_reason(
             assert follower.schedule.failures == failures
             assert follower.schedule.next_try is not None
             assert await follower.current_client().download_blob("B1") == server.blobs["B1"]
+
+
+async def test_a_pause_of_method_calls_stops_no_read(
+    tmp_path: Path, follower_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server asks not to call methods for an hour. It is asked again only for the user."""
+    server = quiet_server(12)
+    async with running_follower(server, tmp_path) as follower:
+        server.requests.clear()
+        server.before = lambda request: (
+            httpx.Response(429, headers={"Retry-After": "3600"})
+            if request.method == "POST"
+            else None
+        )
+
+        def calls() -> int:
+            return sum(request.method == "POST" for request in server.requests)
+
+        for number in (1, 2):
+            with pytest.raises(UnreachableError, match="asks to wait 60 min"):
+                await follower.sync_now()
+            assert calls() == number
+            assert follower.connection.online
+            assert "asks to wait" in (follower.connection.error or "")
+            assert await follower.current_client().download_blob("B1") == server.blobs["B1"]
+        await trio.sleep(3500)
+        assert calls() == 2
+        server.before = None
+        await trio.sleep(250)
+        assert calls() > 2
+        assert follower.connection.error is None
+        assert follower.schedule.failures == 0
 
 
 async def test_after_a_suspension_the_event_stream_is_opened_again(
