@@ -131,7 +131,9 @@ class MethodError(ServerError):
         self.method = method
         self.kind = kind
         self.description = description
-        super().__init__(f"the server answered {method} with {kind}: {description}".rstrip(": "))
+        # The code compares `kind`, so a secret that looks like a part of it is hidden only here.
+        shown = f"{printable(kind, 80)}: {description}".rstrip(": ")
+        super().__init__(f"the server answered {method} with {shown}")
 
 
 class RequestError(ServerError):

@@ -15,9 +15,9 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from jmapfs.errors import printable
+from jmapfs.errors import MethodError, RequestError, printable
 from jmapfs.jmap.credentials import BasicCredentials, BearerCredentials
-from jmapfs.jmap.http_errors import http_error, sanitize
+from jmapfs.jmap.http_errors import LIMIT, http_error, sanitize
 from jmapfs.protection import Secret, child_environment, redact
 
 PASSWORDS = [
@@ -127,6 +127,19 @@ def test_short_secrets_and_other_words_stay() -> None:
     for text in ("abc", "hush", "a hush-hus", "100% & more \\o/ &amp; so on", "Grüße"):
         assert redact(text) == text
     assert redact("a hush-hush, hush-hush") == "a …, …"
+    del secrets
+
+
+def test_a_secret_that_is_a_word_of_jmap_changes_no_decision() -> None:
+    secrets = [Secret("Calculate"), Secret("maxSize")]
+    method = MethodError("Email/changes", "cannotCalculateChanges")
+    assert method.kind == "cannotCalculateChanges"
+    assert str(method) == "the server answered Email/changes with cannot…Changes"
+    body = json.dumps({"type": LIMIT, "limit": "maxSizeRequest"}).encode()
+    request = http_error(400, {}, body, host="example.org")
+    # Waiting does not help against this limit.
+    assert isinstance(request, RequestError)
+    assert (request.limit, "maxSize" in str(request)) == ("maxSizeRequest", False)
     del secrets
 
 

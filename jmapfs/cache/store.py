@@ -33,7 +33,14 @@ from jmapfs.private_files import (
     open_private,
     private_directory,
 )
-from jmapfs.sqlite import ForeignFileError, connect, is_damage, quarantine, transaction
+from jmapfs.sqlite import (
+    ForeignFileError,
+    connect,
+    delete_database,
+    is_damage,
+    quarantine,
+    transaction,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -193,6 +200,10 @@ class BlobStore:
 
     def _open(self) -> sqlite3.Connection:
         try:
+            if not os.path.lexists(self.path):
+                # Somebody has deleted the file alone. SQLite would truncate the old -shm file,
+                # which other threads may have mapped: their next access would be a SIGBUS.
+                delete_database(self.path)
             with contextlib.suppress(FileExistsError):
                 self._create()
             return self._prepared(self._connect())

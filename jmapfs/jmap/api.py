@@ -409,7 +409,7 @@ class Api:
         sent = decode(
             arguments, _ErrorArguments, f"the error that the server sends for {call.name}"
         )
-        kind = printable(sent.kind, 80) or "an error without a type"
+        kind = sent.kind or "an error without a type"
         description = printable(sent.description or "", _MAX_DESCRIPTION)
         return MethodError(call.name, kind, description)
 

@@ -229,9 +229,9 @@ def http_error(
             retry_after=pause,
             limited=status == HTTPStatus.TOO_MANY_REQUESTS,
         )
-    limit = printable(problem.limit or "", 80)
+    limit = problem.limit or ""
     error = RequestError(
-        f"{host} answers {text}" + (f" (limit: {limit})" if limit else ""),
+        f"{host} answers {text}" + (f" (limit: {printable(limit, 80)})" if limit else ""),
         status=status,
         kind=problem.kind,
         limit=limit,

@@ -26,6 +26,7 @@ from jmapfs.errors import (
     storage_errors,
 )
 from jmapfs.snapshot.base import BaseSnapshot, EmailIdentities
+from jmapfs.snapshot.dates import EARLIEST_RIGHT
 from jmapfs.snapshot.manifest import (
     Origin,
     count_mails,
@@ -48,8 +49,6 @@ from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
-# A clock that is set to an earlier time is wrong.
-_EARLIEST_RIGHT: Final = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 async def create_snapshot(
@@ -293,7 +292,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
                 f" the new snapshot gets the date {date}. When the clock is right, run"
                 f" {CORRECT_DATES.format(self._repository.path)}"
             )
-        elif now < _EARLIEST_RIGHT:
+        elif now < EARLIEST_RIGHT:
             text = f"the clock of this machine is wrong: the new snapshot gets the date {date}"
         else:
             return

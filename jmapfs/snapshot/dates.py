@@ -6,6 +6,9 @@ dates of all later ones wrong. When the clock is right, they can get other dates
 - the time at which the description was written, if it is between the date before and now,
 - otherwise the second after the snapshot before. The true time is not known.
 
+Nothing is changed if the clock is obviously wrong now: true dates would be lost, and `prune` would
+take the snapshots for ones of the same day.
+
 A snapshot is renamed after its description and its checksum have the new date. If a run is killed
 in between, the description does not match, and the next run completes the work.
 """
@@ -30,11 +33,19 @@ from jmapfs.snapshot.manifest import (
     format_date,
     is_intact,
     read_last_lines,
+    read_manifest,
+    utc_date,
 )
 from jmapfs.snapshot.repository import Repository, Snapshot
 from jmapfs.snapshot.verify_record import rename_verification
 
+EARLIEST_RIGHT: Final = datetime(2025, 1, 1, tzinfo=UTC)
+"""A clock that shows an earlier time is wrong."""
+
 _SECOND: Final = timedelta(seconds=1)
+# Some mails have wrong times of receipt. So many have not, as a number and as a part of all mails.
+_LATER_MAILS: Final = 10
+_LATER_PART: Final = 1 / 1000
 _NEW: Final = ".new"
 
 
@@ -49,7 +60,7 @@ def correct_dates(repository: Repository, report: Callable[[CorrectedDate], None
     """Give all snapshots that are dated in the future another date; `report` each of them.
 
     Raises:
-        UsageError: the directory does not exist.
+        UsageError: the directory does not exist, or the clock is wrong now.
         BusyError: another process is using the repository.
         AlteredFilesError: a snapshot is damaged, so its date is not changed.
         StorageError: something cannot be read or written.
@@ -61,10 +72,10 @@ def correct_dates(repository: Repository, report: Callable[[CorrectedDate], None
     with repository.lock():
         future = repository.in_future(now)
         damaged = [one for one in future if not _is_usable(one)]
+        usable = [one for one in future if one not in damaged]
+        _require_right_clock(usable, now)
         latest = repository.latest_date()
-        for snapshot, date in _dates(
-            repository, [one for one in future if one not in damaged], now
-        ):
+        for snapshot, date in _dates(repository, usable, now):
             with storage_errors(snapshot.path):
                 _rename(repository, snapshot, date)
                 if latest == snapshot.date:
@@ -74,6 +85,23 @@ def correct_dates(repository: Repository, report: Callable[[CorrectedDate], None
     if damaged:
         raise AlteredFilesError(
             f"{damaged[0].path} is damaged, so it keeps its date: move it to another directory"
+        )
+
+
+def _require_right_clock(future: Sequence[Snapshot], now: datetime) -> None:
+    """Raise UsageError if the clock is before 2025, or before the receipt of much of the mail."""
+    is_wrong = now < EARLIEST_RIGHT
+    if future and not is_wrong:
+        shown = utc_date(int(now.timestamp()))
+        later = total = 0
+        for _, mail in read_manifest(future[-1].path):
+            total += 1
+            later += mail.received_at > shown
+        is_wrong = later >= _LATER_MAILS and later > total * _LATER_PART
+    if is_wrong:
+        raise UsageError(
+            f"the clock of this machine is wrong: it shows {format_date(now)}. Set it first; no"
+            " date was changed"
         )
 
 

@@ -151,9 +151,9 @@ def test_a_file_that_is_replaced_while_the_cache_is_open(
                 for found in threads.map(partial(_load, cache), [*contents] * 4):
                     assert found in {None, *contents.values()}
             _store(cache, contents)
-        assert _load(cache, "small") == contents["small"]
-        # A directory stays in the way of this blob.
-        assert _load(cache, "large") == contents["large"] or path.is_dir()
+        # A directory may stay in the way: then the cache is empty, and says so in the log.
+        if damage != "directory":
+            assert {name: _load(cache, name) for name in contents} == contents
 
 
 def _store(cache: DiskCache, contents: dict[str, bytes]) -> None:

@@ -185,6 +185,40 @@ def test_a_clock_that_was_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not any(one.in_future for one in list_snapshots(Repository(tmp_path)).snapshots)
 
 
+@pytest.mark.parametrize(
+    "shown", [datetime(1970, 1, 2, tzinfo=UTC), datetime(2025, 3, 1, tzinfo=UTC)]
+)
+def test_no_date_is_corrected_while_the_clock_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: datetime
+) -> None:
+    """True dates would be lost. The mail shows that they are true."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            del tz
+            return shown
+
+    # These were received in December 2025.
+    mails = letters(12, first=1_100_000)
+    for date in RIGHT:
+        make_snapshot(tmp_path, date, mails)
+    with monkeypatch.context() as patch:
+        patch.setattr(dates, "datetime", Clock)
+        with pytest.raises(UsageError, match="the clock of this machine is wrong: it shows"):
+            corrected(tmp_path)
+    assert dates_in(tmp_path) == RIGHT
+
+
+def test_a_few_mails_with_wrong_times_do_not_prevent_a_correction(tmp_path: Path) -> None:
+    # These were received in 2042.
+    mails = [*letters(5), *letters(9, first=10_000_000)]
+    make_snapshot(tmp_path, WRONG[0], mails)
+    [date] = [one.new for one in corrected(tmp_path)]
+    assert dates_in(tmp_path) == [date]
+    assert date < WRONG[0]
+
+
 def test_the_last_possible_date(tmp_path: Path) -> None:
     make_snapshot(tmp_path, "9999-12-31T235959Z", letters(5))
     with pytest.raises(UsageError, match="--correct-dates"):
