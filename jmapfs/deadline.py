@@ -102,8 +102,9 @@ class Stall:
 
     `measure` returns what was finished so far, `received` how many bytes have arrived. While
     `is_waiting` returns false, the operation is busy with something else, such as the disk, and
-    the time does not count. `longest` is how many seconds without progress are too many. `stalled`
-    is how many seconds without progress there were, at the beginning in an earlier operation.
+    the time does not count. Nor does the time in which this process is stopped: the server cannot
+    make progress then. `longest` is how many seconds without progress are too many. `stalled` is
+    how many seconds without progress there were, at the beginning in an earlier operation.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Stall:
             began = trio.current_time()
             await trio.sleep(_CHECK_SECONDS)
             if self._is_waiting():
-                self.stalled += trio.current_time() - began
+                self.stalled += min(trio.current_time() - began, 2 * _CHECK_SECONDS)
             self.stalled = max(0.0, self.stalled - (self._received() - received) / LEAST_RATE)
             received = self._received()
             if (now := self._measure()) != finished:

@@ -157,9 +157,12 @@ class Transport(AbstractAsyncContextManager["Transport"]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a request is in flight, or the server asks to wait."""
+        """Whether a request is in flight, or has to wait because the server is busy."""
+        # Nobody waits for the event stream, and its pauses can be long.
         return self._budget.borrowed_tokens > 0 or any(
-            cooldown.active for cooldown in self._cooldowns.values()
+            cooldown.active
+            for kind, cooldown in self._cooldowns.items()
+            if kind is not RequestKind.PUSH
         )
 
     def is_paused(self, kind: RequestKind) -> bool:

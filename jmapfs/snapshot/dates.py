@@ -144,14 +144,11 @@ def _time_of_description(snapshot: Snapshot) -> datetime | None:
 
 
 def _is_usable(snapshot: Snapshot) -> bool:
-    return is_intact(snapshot.path) or _is_half_corrected(snapshot)
-
-
-def _is_half_corrected(snapshot: Snapshot) -> bool:
-    """Return whether the description has a new date, and is otherwise that of the checksums."""
+    """Return whether the checksums are those of the description, or of one with its old date."""
     with contextlib.suppress(OSError, ValueError):
-        content = _read(snapshot.path / DESCRIPTION)
-        return _last_line(snapshot) == _line(_with_date(content, snapshot.date))
+        # Also a description with right checksums may be none.
+        old = _with_date(_read(snapshot.path / DESCRIPTION), snapshot.date)
+        return is_intact(snapshot.path) or _last_line(snapshot) == _line(old)
     return False
 
 

@@ -16,7 +16,7 @@ from jmapfs.errors import AlteredFilesError, UsageError
 from jmapfs.snapshot import create, dates
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.dates import CorrectedDate, correct_dates
-from jmapfs.snapshot.manifest import DESCRIPTION, is_intact
+from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, is_intact
 from jmapfs.snapshot.overview import list_snapshots
 from jmapfs.snapshot.prune import RetentionPolicy, prune
 from jmapfs.snapshot.repository import Repository
@@ -135,15 +135,25 @@ def test_a_correction_that_is_killed_is_completed_by_the_next(
     assert Repository(tmp_path).latest_date() == CORRECTED[-1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b'{\n  "date": "2099-01-01T000000Z"'])
-def test_a_damaged_snapshot_keeps_its_date(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize(
+    ("damage", "summed"),
+    [
+        *((b"", False), (b"{}", False), (b'{\n  "date": "2099-01-01T000000Z"', False)),
+        *((b"", True), (b"{}", True), (b'{\n  "date": "2099"', True)),
+    ],
+)
+def test_a_damaged_snapshot_keeps_its_date(tmp_path: Path, damage: bytes, *, summed: bool) -> None:
     first = history(tmp_path)[2]
     (first / DESCRIPTION).chmod(0o600)
     (first / DESCRIPTION).write_bytes(damage)
+    if summed:
+        (first / CHECKSUMS).chmod(0o600)
+        manifest, _ = (first / CHECKSUMS).read_bytes().splitlines(keepends=True)[-2:]
+        (first / CHECKSUMS).write_bytes(manifest + dates._line(damage))
     with pytest.raises(AlteredFilesError, match=f"{first} is damaged"):
         corrected(tmp_path)
     assert dates_in(tmp_path) == [*RIGHT, *CORRECTED[1:], WRONG[0]]
-    assert not is_intact(first)
+    assert is_intact(first) == summed
 
 
 def test_prune_leaves_snapshots_in_the_future_alone(tmp_path: Path) -> None:
