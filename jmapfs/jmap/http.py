@@ -366,7 +366,10 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             # A ForbiddenError does not say that the secret is wrong.
             if not isinstance(error, AuthenticationError) or isinstance(error, ForbiddenError):
                 raise error
-            if not await self._login.renew(credentials, error, deadline.until) or renewed:
+            # If only push refuses the secret, all other requests go on.
+            pauses = request.kind is not RequestKind.PUSH
+            new = await self._login.renew(credentials, error, deadline.until, pauses=pauses)
+            if not new or renewed:
                 raise self._login.refusal or error
             renewed = True
 
