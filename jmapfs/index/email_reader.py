@@ -85,9 +85,13 @@ class EmailReader(StateReader):
         files = self._verified("file", "file WHERE inode BETWEEN ? AND ?", first, end)
         emails = self._verified("email", "email WHERE inode BETWEEN ? AND ?", first, end)
         links = {inode: links for inode, _, _, _, links, _ in files}
-        if Counter(inode for *_, inode in names) != links or {
-            (number, inode) for number, _, inode, *_ in emails
-        } != {(number, inode) for _, _, number, inode in names}:
+        # A damaged index of SQLite may lead to one row twice, and not to another one.
+        if (
+            len({(mailbox, name) for mailbox, name, *_ in names}) != len(names)
+            or Counter(inode for *_, inode in names) != links
+            or Counter((number, inode) for number, _, inode, *_ in emails)
+            != Counter({(number, inode) for _, _, number, inode in names})
+        ):
             raise damage_error("emails or their names are missing")
         if any(email[-1] != names_digest(keywords.get(email[0], ())) for email in emails):
             raise damage_error("keywords are missing")
@@ -139,9 +143,9 @@ class EmailReader(StateReader):
 
         An email that the server does not return any more is shown as long as it is in the tree.
         """
-        rows = self._connection.execute(
-            "SELECT email_id, reason, since, mailbox_ids FROM bad_email"
-            " WHERE email_id NOT IN (SELECT id FROM email) ORDER BY email_id"
+        rows = self._verified(
+            "bad_email",
+            "bad_email WHERE email_id NOT IN (SELECT id FROM email) ORDER BY email_id",
         )
         return [
             BadEmailRow(email_id, reason, since, tuple(msgspec.json.decode(mailboxes)))

@@ -160,7 +160,7 @@ class IndexReader(EmailReader):
         for inode, _, _, _, links, _ in files:
             names = self.names_of(inode)
             rows = [self._connection.execute(_NAMED_FILE, name).fetchone() for name in names]
-            if len(names) != links or None in rows:
+            if len(set(names)) != links or None in rows:
                 return False
         return True
 
@@ -220,19 +220,18 @@ class IndexReader(EmailReader):
 
     def journal_after(self, position: int) -> JournalPart:
         """Return what has changed in the tree since a position in the journal."""
-        rows = self._connection.execute(
-            "SELECT sequence, mailbox, name, inode, checksum FROM journal WHERE sequence > ?"
-            " ORDER BY sequence",
-            (position,),
-        ).fetchall()
-        verify_rows((row[:-1] for row in rows), (row[-1] for row in rows))
-        if rows and rows[-1][0] - rows[0][0] + 1 != len(rows):
-            raise damage_error("a part of the journal is missing")
-        if not rows:
+        with self.pinned():
+            rows = self._verified(
+                "journal", "journal WHERE sequence > ? ORDER BY sequence", position
+            )
             newest = self.journal_position()
+        if not rows:
             return JournalPart((), newest, whole=newest == position)
-        entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode, _ in rows)
-        return JournalPart(entries, rows[-1][0], whole=rows[0][0] == position + 1)
+        first = rows[0][0]
+        if [row[0] for row in rows] != list(range(first, newest + 1)):
+            raise damage_error("a part of the journal is missing")
+        entries = tuple(JournalEntry(mailbox, name, inode) for _, mailbox, name, inode in rows)
+        return JournalPart(entries, newest, whole=first == position + 1)
 
     def journal_position(self) -> int:
         """Return the position after the newest journal entry."""
