@@ -257,7 +257,8 @@ def prune_command(
 def _show_pruned(pruned: PruneResult, repository: Repository, *, dry_run: bool) -> None:
     verdicts = pruned.plan.snapshots
     if not verdicts:
-        print_line(f"{repository.path}: there are no snapshots")
+        none = "nothing is removed" if pruned.plan.left_alone else "there are no snapshots"
+        print_line(f"{repository.path}: {none}")
         return
     print_table([_verdict_row(verdict) for verdict in verdicts])
     removed = len(pruned.plan.removed)
