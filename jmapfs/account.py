@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-from jmapfs.errors import storage_errors
+from jmapfs.errors import StorageError, storage_errors
 from jmapfs.jmap.client import Client, connect, open_session
 from jmapfs.jmap.http import CONCURRENCY
 from jmapfs.jmap.identity import normalize_location
@@ -86,6 +86,11 @@ def require_private_cache(cache_root: Path, directory: Path) -> None:
     """
     default = platformdirs.user_cache_path("jmapfs")
     named = default.parent if cache_root == default else cache_root
+    if cache_root == default and cache_root.is_symlink():
+        raise StorageError(
+            f"{cache_root}: it is a symbolic link: replace it by a directory, or use --cache-dir"
+            f" {os.path.realpath(cache_root)}"
+        )
     with storage_errors(directory):
         private_directory(directory, named=named)
     blobs = directory / "blobs"

@@ -102,7 +102,9 @@ class Stall:
 
     `measure` returns what was finished so far, `received` how many bytes have arrived. While
     `is_waiting` returns false, the operation is busy with something else, such as the disk, and
-    the time does not count. `longest` is how many seconds without progress are too many.
+    the time does not count. Nor does the time in which this process is stopped: the server cannot
+    make progress then. `longest` is how many seconds without progress are too many. `stalled` is
+    how many seconds without progress there were, at the beginning in an earlier operation.
     """
 
     def __init__(
@@ -111,7 +113,10 @@ class Stall:
         received: Callable[[], int],
         is_waiting: Callable[[], bool],
         longest: float = LONGEST_STALL,
+        *,
+        stalled: float = 0.0,
     ) -> None:
+        self.stalled = stalled
         self._longest = longest
         self._measure = measure
         self._received = received
@@ -119,16 +124,16 @@ class Stall:
 
     async def wait(self) -> None:
         """Return when there was no progress for too long."""
-        stalled, finished, received = 0.0, self._measure(), self._received()
-        while stalled < self._longest:
+        finished, received = self._measure(), self._received()
+        while self.stalled < self._longest:
             began = trio.current_time()
             await trio.sleep(_CHECK_SECONDS)
             if self._is_waiting():
-                stalled += trio.current_time() - began
-            stalled = max(0.0, stalled - (self._received() - received) / LEAST_RATE)
+                self.stalled += min(trio.current_time() - began, 2 * _CHECK_SECONDS)
+            self.stalled = max(0.0, self.stalled - (self._received() - received) / LEAST_RATE)
             received = self._received()
             if (now := self._measure()) != finished:
-                stalled, finished = 0.0, now
+                self.stalled, finished = 0.0, now
 
     async def limit(self, work: Callable[[], Awaitable[_T]], text: str) -> _T:
         """Return what `work` returns; raise a DeadlineError if there is no progress."""

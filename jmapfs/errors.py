@@ -261,20 +261,29 @@ def printable(text: str, limit: int, *, cut: bool = False) -> str:
 
 @contextlib.contextmanager
 def lone_errors() -> Iterator[None]:
-    """If an exception group contains only one error, raise that error instead of the group.
+    """If an exception group contains only one error, or only JmapfsErrors, raise the first one.
 
     Nurseries wrap every error in a group (trio's strict exception groups). If one task fails and
-    the others are only cancelled, the caller wants the error of the failed task.
+    the others are only cancelled, the caller wants the error of the failed task. If several tasks
+    have failed before they were cancelled, such as those whose requests a server refused, one error
+    is enough for the user. A group that contains a bug stays a group.
     """
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group or isinstance(error, BaseExceptionGroup):
+        errors = list(_members(group))
+        if len(errors) > 1 and not all(isinstance(error, JmapfsError) for error in errors):
             raise
-        raise error from error.__cause__
+        raise errors[0] from errors[0].__cause__
+
+
+def _members(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors in a group, and in the groups that it contains."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _members(member)
+    else:
+        yield error
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def _enter(parent: int, name: str, path: Path, owners: set[int], *, create: bool
         place = parent if os.fstat(parent).st_dev == status.st_dev else child
         if status.st_uid not in owners and not _gives_owner(place, status.st_uid):
             owner = _user_name(status.st_uid)
-            _refuse(path, f"it belongs to {owner}: remove it, or use another directory")
+            _refuse(path, f"it belongs to {owner}: move it away, or make it yours with chown")
         if created:
             _restore_mode(child)
         elif _others_write(status) and not _gives_mode(place):
@@ -240,7 +240,11 @@ def read_named_file(path: Path, *, secret: bool = False, own: bool = False) -> b
             )
         if own and status.st_uid not in {os.geteuid(), 0, _sudo_user()}:
             owner = _user_name(status.st_uid)
-            raise UnsafePathError(path, f"it belongs to {owner}, who can change it", errno.EPERM)
+            raise UnsafePathError(
+                path,
+                f"it belongs to {owner}, who can change it: make a copy of your own",
+                errno.EPERM,
+            )
         return file.read()
 
 

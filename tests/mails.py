@@ -29,6 +29,12 @@ def random_mail(number: int, size: int = 3000) -> bytes:
     return head + random.Random(number).randbytes(size - len(head))
 
 
+def identified_mail(number: int, size: int) -> bytes:
+    """Return a message of `size` bytes that has a Message-ID."""
+    field = f"Message-ID: <{number}@example.net>\r\n".encode()
+    return field + random_mail(number, size - len(field))
+
+
 def list_mails(first: int, count: int) -> list[bytes]:
     """Return messages as a mailing list has them."""
     plain = corpus.plain_mails()

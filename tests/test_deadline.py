@@ -106,6 +106,19 @@ async def test_work_on_the_disk_does_not_count(autojump_clock: MockClock) -> Non
     assert await work.stall().limit(slow_disk, "too slow") == "done"
 
 
+async def test_the_time_of_a_stopped_process_does_not_count(autojump_clock: MockClock) -> None:
+    work = Work()
+
+    async def stop() -> str:
+        await trio.sleep(5)
+        # The process notices only afterwards that an hour has passed.
+        autojump_clock.jump(3600)
+        await trio.sleep(LONGEST_STALL / 2)
+        return "done"
+
+    assert await work.stall().limit(stop, "too slow") == "done"
+
+
 async def test_an_error_of_the_operation_is_raised_alone() -> None:
     async def fail() -> None:
         raise ProtocolError("odd")

@@ -73,7 +73,7 @@ def test_directories_and_files_have_their_modes_whatever_the_umask(
         (lambda path: path.rename(f"{path}.moved") and path.touch(), "it is a file: replace"),
         pytest.param(
             lambda path: os.chown(path, OTHER, -1),
-            "it belongs to games: remove it, or use another directory",
+            "it belongs to games: move it away, or make it yours with chown",
             marks=needs_root,
         ),
     ],

@@ -81,9 +81,12 @@ def read_config() -> Config:
     Raises ConfigError if the file cannot be read or is not valid. The message says where.
     """
     path = config_path()
+    if path == Path(os.devnull):
+        # This is how users name no file.
+        return Config(path, {})
     try:
         # A command in this file runs with the rights of the user.
-        content = read_named_file(path, own="JMAPFS_CONFIG" not in os.environ)
+        content = read_named_file(path, own=not os.environ.get("JMAPFS_CONFIG"))
         tables = tomllib.loads(content.decode())
     except FileNotFoundError:
         if os.environ.get("JMAPFS_CONFIG"):

@@ -59,7 +59,20 @@ class DurationParameter(click.ParamType[float]):
         return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
-directory_type: Final = click.Path(path_type=Path)
+class PathParameter(click.ParamType[Path]):
+    """A path that nobody touches. `click.Path` calls stat, which hangs in a mount that hangs."""
+
+    name = "path"
+
+    def convert(
+        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Return the path."""
+        del param, ctx
+        return Path(value)
+
+
+directory_type: Final = PathParameter()
 
 mountpoint_argument: Final = click.argument("mountpoint", type=directory_type)
 

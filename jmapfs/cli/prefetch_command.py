@@ -30,7 +30,7 @@ from jmapfs.control.messages import (
     PrefetchRequest,
 )
 from jmapfs.control.mounts import DEAD, DEAD_ERRNOS, mount_of, require_readable
-from jmapfs.control.socket_client import ask
+from jmapfs.control.socket_client import ask, require_answer
 from jmapfs.deadline import LEAST_RATE, LONGEST_STALL, NO_PROGRESS
 from jmapfs.errors import (
     DeadlineError,
@@ -126,6 +126,8 @@ def prefetch(paths: Sequence[Path]) -> str:
         StorageError: the cache is too small for all emails.
         JmapfsError: some emails cannot be downloaded. The error has the exit code of its cause.
     """
+    for path in paths:
+        require_answer(path)
     mounts = [_MountPrefetch(*found) for found in mails_below(paths).items()]
     for mount in mounts:
         mount.find_missing()

@@ -26,6 +26,7 @@ from jmapfs.cli.output import notice, print_json, print_line
 from jmapfs.cli.progress import SnapshotDisplay
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.mounts import Mount, mount_of, require_readable
+from jmapfs.control.socket_client import require_answer
 from jmapfs.errors import IncompleteError, NotMountedError, UsageError, storage_errors
 from jmapfs.snapshot.create import FailedDownloadsError, create_snapshot
 from jmapfs.snapshot.from_account import account_opener
@@ -106,6 +107,7 @@ def snapshot_command(
     """
     if quiet:
         show_errors_only()
+    require_answer(Path(source))
     mount = mount_of(Path(os.path.realpath(source)))
     _require_apart(destination, mount, cache_dir)
     repository = Repository(destination)

@@ -25,7 +25,7 @@ from jmapfs.cli.output import notice, stdout_descriptor, write_now
 from jmapfs.cli.signals import run_with_signals
 from jmapfs.control.messages import Changes, ChangesRequest
 from jmapfs.control.mounts import Mount, mount_of, require_mount, require_readable, resolve
-from jmapfs.control.socket_client import ask
+from jmapfs.control.socket_client import ask, require_answer
 from jmapfs.errors import NotMountedError, ReaderGoneError, UsageError, storage_errors
 from jmapfs.text import escaped, escaped_json
 from jmapfs.tree.name_changes import NameChange
@@ -72,6 +72,7 @@ def watch_command(mountpoint: Path, command: tuple[str, ...], *, as_json: bool) 
     command runs at the beginning and after each sync with changes, and gets the lines on its
     standard input.
     """
+    require_answer(mountpoint)
     path = resolve(mountpoint)
     mount = mount_of(path) or require_mount(path)
     if command and shutil.which(command[0]) is None:

@@ -307,7 +307,7 @@ class SyncRequest(Request[Done], frozen=True, tag="sync"):
     `accept_deletions`, the tree follows the account even if most of its mail is gone. `suspects`
     are the ids of emails whose content the server does not find, or that have other values there:
     they are compared with the server. With `retry_login`, a secret that the server refused is sent
-    again.
+    again, and a pause that the server has asked for ends.
     """
 
     # The mount gives up a little earlier than the client.

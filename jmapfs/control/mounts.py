@@ -18,6 +18,7 @@ import re
 import secrets
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +221,27 @@ def own_mounts() -> list[Mount]:
                     # The first is the mount itself. The others are bind mounts of it.
                     found.setdefault(mount.device, mount)
     return list(found.values())
+
+
+def kernel_answer(path: Path, seconds: float) -> int | None:
+    """Return the errno with which the file system at a path answers; 0 if it works.
+
+    None if it does not answer in time: the daemon of a FUSE mount, or a server, may hang.
+    """
+    answers: list[int] = []
+
+    def ask() -> None:
+        try:
+            # The kernel would answer stat from its cache.
+            os.statvfs(path)
+            answers.append(0)
+        except OSError as error:
+            answers.append(error.errno or 0)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 
 def mount_at(mountpoint: Path) -> Mount | None:

@@ -30,7 +30,9 @@ from jmapfs.control.mounts import (
     DEAD,
     DEAD_ERRNOS,
     Mount,
+    kernel_answer,
     mount_at,
+    mount_of,
     other_namespaces,
     peer,
     require_mount,
@@ -39,6 +41,7 @@ from jmapfs.errors import UNDECODABLE, JmapfsError, NotMountedError, RelayedErro
 
 _PAUSES: Final = (0.05, 0.25, 0.5, 0.0)
 _KERNEL_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 15.0
 _PART: Final = 1 << 18
 _LONGEST_REPLY: Final = 1 << 28
 _CLONE_NEWNET: Final = 0x40000000
@@ -59,6 +62,17 @@ def ask(mountpoint: Path, request: Request[_R], *, timeout: float | None = None)
     return ask_mount(require_mount(mountpoint), request, timeout=timeout)
 
 
+def require_answer(path: Path) -> None:
+    """Check that the daemon of a mount answers before a path in it is used; see `ask`.
+
+    A daemon that hangs makes every access hang. Nothing is checked if the path is in no mount, or
+    in a mount of another user.
+    """
+    mount = mount_of(Path(os.path.abspath(path)))  # noqa: PTH100 - Path has no lexical equal
+    if mount is not None and mount.is_accessible:
+        ask_mount(mount, StatusRequest())
+
+
 def ask_mount(mount: Mount, request: Request[_R], *, timeout: float | None = None) -> _R:
     """Send a request to a mount of jmapfs; see `ask`."""
     try:
@@ -72,8 +86,12 @@ def _ask(mount: Mount, request: Request[_R], *, timeout: float | None) -> _R:
         line = msgspec.json.encode(request) + b"\n"
     except UnicodeEncodeError:
         raise UsageError("the path is not valid Unicode, so the mount cannot be asked") from None
+    timeout = request.timeout if timeout is None else timeout
+    if timeout > _ANSWER_SECONDS:
+        # A daemon that hangs or is stopped must not be awaited as long as one that works.
+        with suppress(RelayedError):
+            _ask(mount, StatusRequest(), timeout=_ANSWER_SECONDS)
     try:
-        timeout = request.timeout if timeout is None else timeout
         with connect(mount, timeout) as connection:
             connection.sendall(line)
             received = _receive(connection, timeout)
@@ -171,20 +189,7 @@ def _kernel_error(mount: Mount) -> int | None:
     # The kernel answers other users without asking the daemon. The mount can be elsewhere.
     if mount.owner != os.geteuid() or mount_at(mount.mountpoint) != mount:
         return None
-    answers: list[int] = []
-
-    def ask_kernel() -> None:
-        try:
-            os.statvfs(mount.mountpoint)
-            answers.append(0)
-        except OSError as error:
-            answers.append(error.errno or 0)
-
-    # A daemon that hangs lets the call hang.
-    thread = threading.Thread(target=ask_kernel, daemon=True)
-    thread.start()
-    thread.join(_KERNEL_SECONDS)
-    return answers[0] if answers else None
+    return kernel_answer(mount.mountpoint, _KERNEL_SECONDS)
 
 
 def _connect(mount: Mount, addresses: Iterable[bytes], timeout: float) -> socket.socket | None:

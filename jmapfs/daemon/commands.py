@@ -132,8 +132,8 @@ class Commands:
         """Bring the accounts up to date, and compare the numbers of emails; see `SyncRequest`.
 
         A secret that the server has refused is sent again, and emails that have failed may be
-        requested again. If one account fails, the other accounts are brought up to date all the
-        same.
+        requested again. With `retry_login`, a pause that the server has asked for ends too. If one
+        account fails, the other accounts are brought up to date all the same.
         """
         errors: list[JmapfsError] = []
 
@@ -153,6 +153,7 @@ class Commands:
                 for account in self._accounts_at(request.path):
                     if request.retry_login:
                         account.source.login.retry_now()
+                        account.follower.end_pauses()
                     nursery.start_soon(sync, account)
         if errors:
             raise errors[0]

@@ -66,6 +66,8 @@ def run_daemon(request: MountRequest, report: StartupReport) -> None:
 
 
 async def _run(request: MountRequest, report: StartupReport) -> None:
+    # Before the directory is locked: a daemon that hangs there does not answer.
+    mountpoint.check_mountpoint(request.mountpoint, request.cache_root)
     with MountpointLock(request.mountpoint) as lock:
         lock.hold()
         mountpoint.check_mountpoint(request.mountpoint, request.cache_root)

@@ -1,6 +1,7 @@
 """The mountpoint: checks before mounting, the kernel's limits for the mount, and unmounting."""
 
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -12,7 +13,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from jmapfs.control.mounts import DEAD_ERRNOS, Mount, mount_at, mounts, peer, require_mount
+from jmapfs.control.mounts import (
+    DEAD_ERRNOS,
+    Mount,
+    kernel_answer,
+    mount_at,
+    mounts,
+    peer,
+    require_mount,
+)
 from jmapfs.control.socket_client import addresses_of_daemon, connect, is_dead
 from jmapfs.errors import BusyError, MountpointError, NotMountedError
 from jmapfs.locking import wait_for_lock
@@ -24,6 +33,8 @@ _MAX_BACKGROUND: Final = 128
 _CONGESTION_THRESHOLD: Final = 96
 _UNMOUNT_SECONDS: Final = 30
 _EXIT_SECONDS: Final = 30
+_ANSWER_SECONDS: Final = 10
+_MNT_FORCE: Final = 1
 _CONNECT_SECONDS: Final = 10
 _CLEARING_SECONDS: Final = 40
 _PAUSE_SECONDS: Final = 0.05
@@ -53,12 +64,13 @@ def check_mountpoint(mountpoint: Path, cache_root: Path) -> None:
     """
     if is_dead_mount(mountpoint):
         return
+    # Before the directory is touched: a daemon that hangs does not answer.
+    if _is_ours(mountpoint):
+        raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
     try:
         if not mountpoint.is_dir():
             what = "is not a directory" if mountpoint.exists() else "does not exist"
             raise MountpointError(f"{mountpoint}: the mountpoint {what}; make one with mkdir")
-        if _is_ours(mountpoint):
-            raise MountpointError(f"{mountpoint}: jmapfs is mounted there already")
         if any(mountpoint.iterdir()):
             raise MountpointError(f"{mountpoint}: the mountpoint is not empty")
         actual, cache = mountpoint.resolve(), cache_root.resolve()
@@ -204,20 +216,19 @@ def detach(mountpoint: Path) -> None:
 def is_dead_mount(mountpoint: Path) -> bool:
     """Return whether a dead mount of jmapfs is there.
 
-    Raises MountpointError if a dead mount of another program is there.
+    Raises MountpointError if a dead mount of another program is there, or one that does not answer.
     """
-    try:
-        # stat is not used, because the kernel answers stat from its cache.
-        os.statvfs(mountpoint)
-    except OSError as error:
-        if error.errno not in DEAD_ERRNOS:
-            return False
-        if not _is_ours(mountpoint):
-            raise MountpointError(
-                f"{mountpoint}: a dead mount that is not ours is in the way"
-            ) from error
-        return True
-    return False
+    answer = kernel_answer(mountpoint, _ANSWER_SECONDS)
+    if answer is None:
+        what = "jmapfs" if _is_ours(mountpoint) else "a file system"
+        raise MountpointError(
+            f"{mountpoint}: {what} is mounted there already, and does not answer: unmount it"
+        )
+    if answer not in DEAD_ERRNOS:
+        return False
+    if not _is_ours(mountpoint):
+        raise MountpointError(f"{mountpoint}: a dead mount that is not ours is in the way")
+    return True
 
 
 def _is_ours(mountpoint: Path) -> bool:
@@ -250,6 +261,9 @@ def unmount(mountpoint: Path) -> None:
                 pid = peer(connection).pid
             daemon = os.pidfd_open(pid)
             stack.callback(os.close, daemon)
+            if _was_killed(pid):
+                _abort(mount)
+                select.select([daemon], [], [], _ANSWER_SECONDS)
         except ProcessLookupError:
             pass
         except (NotMountedError, OSError) as error:
@@ -273,6 +287,29 @@ def unmount(mountpoint: Path) -> None:
             f"{mountpoint}: one mount is unmounted, but there was another one below it: run the"
             " command again"
         )
+
+
+def _was_killed(pid: int) -> bool:
+    """Return whether the main thread of a process has ended, although others have not."""
+    with contextlib.suppress(OSError):
+        # The name of the program, in parentheses, can contain anything.
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return state in {"Z", "X"}
+    return False
+
+
+def _abort(mount: Mount) -> None:
+    """Make the kernel end the connection of a daemon that was killed, but does not end.
+
+    A notification to the kernel can wait for a request that only the daemon can answer. If the
+    daemon is killed at this moment, its thread stays, and everybody in the mount waits for ever.
+    """
+    try:
+        (_CONNECTIONS / mount.device.partition(":")[2] / "abort").write_text("1\n")
+    except OSError as error:
+        _log.info("the connection cannot be aborted by its owner: %s", error)
+        # As `umount -f`, for root only. The kernel ends the connection even if the mount is in use.
+        ctypes.CDLL(None).umount2(os.fsencode(mount.mountpoint), _MNT_FORCE)
 
 
 def _have_ended(mount: Mount, addresses: set[bytes]) -> bool:

@@ -106,11 +106,18 @@ class Login:
                 self._attempting = False
             self._refusal = None
 
-    async def renew(self, refused: Credentials, error: AuthenticationError, until: float) -> bool:
+    async def renew(
+        self,
+        refused: Credentials,
+        error: AuthenticationError,
+        until: float,
+        *,
+        pauses: bool = True,
+    ) -> bool:
         """Read the secret again, because the server has refused these credentials with `error`.
 
-        Returns whether there are other credentials now. Otherwise the pause begins. Reading takes
-        until the moment `until` at most.
+        Returns whether there are other credentials now. Otherwise the pause begins, if `pauses`.
+        Reading takes until the moment `until` at most.
         """
         with trio.move_on_at(until):
             async with self._reading:
@@ -119,7 +126,8 @@ class Login:
                 if self._refusal is not None and not self._attempting:
                     return False
                 # Begin the pause before reading: reading may take long, and may be cancelled.
-                self._begin_pause(error)
+                if pauses:
+                    self._begin_pause(error)
                 return await self._read_again()
         return False
 
@@ -144,9 +152,10 @@ class Login:
         try:
             credentials = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         except ConfigError as error:
-            refusal = AuthenticationError(f"{self._refusal}; now {error}")
-            refusal.remark = self._refusal.remark if self._refusal is not None else ""
-            self._refusal = refusal
+            if self._refusal is not None:
+                refusal = AuthenticationError(f"{self._refusal}; now {error}")
+                refusal.remark = self._refusal.remark
+                self._refusal = refusal
             return False
         if credentials == self._credentials:
             return False

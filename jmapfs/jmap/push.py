@@ -23,7 +23,14 @@ import trio
 from httpx_sse import EventSource, ServerSentEvent
 
 from jmapfs.deadline import Deadline
-from jmapfs.errors import ProtocolError, RequestError, ServerError, UnreachableError, printable
+from jmapfs.errors import (
+    DeadlineError,
+    ProtocolError,
+    RequestError,
+    ServerError,
+    UnreachableError,
+    printable,
+)
 from jmapfs.jmap.api import Api
 from jmapfs.jmap.blobs import expand
 from jmapfs.jmap.http import CONNECT_TIMEOUT, Transport
@@ -150,11 +157,13 @@ class _Allowance:
 class PushStream:
     """An asynchronous iterator over the events of one connection, for one task.
 
-    It ends only with an error. If the wait for an event is cancelled, the stream ends too.
+    It ends only with an error. If the wait for an event is cancelled, the stream ends too. A server
+    has to send a ping in time (RFC 8620 §7.3), so bytes that complete no event are as good as none.
     """
 
     def __init__(self, reader: ResponseReader, account_id: str) -> None:
         self._reader = reader
+        self._last_event = trio.current_time()
         self._account_id = account_id
         self._decoder = EventDecoder()
         self._events: deque[PushEvent] = deque([Connected()])
@@ -172,7 +181,11 @@ class PushStream:
                     raise TransientError(UnreachableError("the server ended the event stream"))
                 self._allowance.take(len(chunk))
                 for event in self._decoder.feed(chunk):
+                    self._last_event = trio.current_time()
                     self._handle(event)
+                if trio.current_time() > self._last_event + self._reader.stall_timeout:
+                    text = f"{self._reader.host} was silent: bytes arrived, but no event"
+                    raise TransientError(DeadlineError(text))
         return self._events.popleft()
 
     def _handle(self, event: ServerSentEvent) -> None:
@@ -210,8 +223,8 @@ class PushMethods(Api):
         """Open an event stream. Its first event is Connected, and all others are StateChanges.
 
         `ping` is the requested interval of pings, rounded up to whole seconds. The server may
-        ignore a value below 30. After a silence of two intervals the stream counts as broken. If
-        the server states an interval longer than `ping`, the server's interval counts.
+        ignore a value below 30. After two intervals without an event the stream counts as broken.
+        If the server states an interval longer than `ping`, the server's interval counts.
 
         Raises, when the stream is opened or iterated: PushUnavailableError: there is no push in
         this session. UnreachableError: the caller should connect again, with back-off. If the

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from jmapfs.deadline import LONGEST_STALL
 from jmapfs.errors import (
     IncompleteError,
     StorageError,
@@ -82,7 +83,7 @@ async def create_snapshot(
     with repository.lock():
         failed: AbstractSet[str] = frozenset()
         downloaded = BlobTotals(0, 0)
-        attempts = 0
+        attempts, stalled = 0, 0.0
         while True:
             attempts += 1
             is_last = attempts == _MAX_ATTEMPTS
@@ -93,11 +94,14 @@ async def create_snapshot(
                     _Attempt(repository, report, adopt) as attempt,
                 ):
                     async with opener.open(attempt) as source:
-                        summary = await attempt.copy(source, max_gone, skippable)
+                        summary = await attempt.copy(source, max_gone, skippable, stalled)
             except FailedDownloadsError as error:
-                if is_last or error.given_up or error.blob_ids <= failed:
+                # The time without progress is that of all attempts together.
+                has_stalled = error.stalled >= LONGEST_STALL
+                if is_last or error.given_up or has_stalled or error.blob_ids <= failed:
                     raise
                 failed, downloaded = error.blob_ids, downloaded + error.downloaded
+                stalled = error.stalled
             else:
                 return msgspec.structs.replace(
                     summary,
@@ -115,6 +119,7 @@ class FailedDownloadsError(IncompleteError):
 
     `missing` lists these mails, and `blob_ids` are their blobs. `downloaded` counts the blobs that
     were downloaded. `given_up` tells that so many failed that the others were not tried.
+    `stalled` is how many seconds without progress there were last.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class FailedDownloadsError(IncompleteError):
         downloaded: BlobTotals,
         *,
         given_up: bool,
+        stalled: float,
     ) -> None:
         rest = "; the others were not tried" if given_up else ""
         hint = "" if given_up else " (--skip-bad makes a snapshot without such mail)"
@@ -135,6 +141,7 @@ class FailedDownloadsError(IncompleteError):
         self.blob_ids = blob_ids
         self.downloaded = downloaded
         self.given_up = given_up
+        self.stalled = stalled
 
 
 class _Skippable(NamedTuple):
@@ -178,7 +185,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         return await trio.to_thread.run_sync(self._target.builder.missing, candidates)
 
     async def copy(
-        self, source: Source, max_gone: float, skippable: _Skippable | None
+        self, source: Source, max_gone: float, skippable: _Skippable | None, stalled: float
     ) -> SnapshotSummary:
         target, date = await trio.to_thread.run_sync(self._begin, source)
         staging, tally = target.staging, target.builder.tally
@@ -194,6 +201,7 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
             self._report,
             skips_failed=skippable is not None,
             failed_before=skippable.failed_before if skippable is not None else frozenset(),
+            stalled=stalled,
         )
         await transfer.run()
         failed = transfer.failed.keys()
@@ -203,7 +211,11 @@ class _Attempt(contextlib.AbstractContextManager["_Attempt"]):
         ):
             await trio.to_thread.run_sync(staging.missing.finish)
             raise FailedDownloadsError(
-                staging.missing, failed, staging.downloaded, given_up=transfer.given_up
+                staging.missing,
+                failed,
+                staging.downloaded,
+                given_up=transfer.given_up,
+                stalled=transfer.stalled,
             )
         if transfer.uncompared:
             mails = (

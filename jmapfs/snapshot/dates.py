@@ -37,7 +37,7 @@ from jmapfs.snapshot.manifest import (
     utc_date,
 )
 from jmapfs.snapshot.repository import Repository, Snapshot
-from jmapfs.snapshot.verify_record import rename_verification
+from jmapfs.snapshot.verify_record import copy_verification
 
 EARLIEST_RIGHT: Final = datetime(2025, 1, 1, tzinfo=UTC)
 """A clock that shows an earlier time is wrong."""
@@ -67,7 +67,7 @@ def correct_dates(repository: Repository, report: Callable[[CorrectedDate], None
     """
     repository.require_directory()
     now = datetime.now(UTC)
-    if not repository.in_future(now):
+    if not repository.in_future(now) and not _latest_is_gone(repository):
         return
     with repository.lock():
         future = repository.in_future(now)
@@ -76,16 +76,26 @@ def correct_dates(repository: Repository, report: Callable[[CorrectedDate], None
         _require_right_clock(usable, now)
         latest = repository.latest_date()
         for snapshot, date in _dates(repository, usable, now):
+            copy_verification(repository.path, snapshot.date, date)
             with storage_errors(snapshot.path):
                 _rename(repository, snapshot, date)
                 if latest == snapshot.date:
                     repository.set_latest(date)
-            rename_verification(repository.path, snapshot.date, date)
             report(CorrectedDate(snapshot.date, date))
+        if _latest_is_gone(repository):
+            # The last run was killed when it had renamed this snapshot.
+            with storage_errors(repository.path):
+                repository.set_latest(repository.snapshots()[-1].date)
     if damaged:
         raise AlteredFilesError(
             f"{damaged[0].path} is damaged, so it keeps its date: move it to another directory"
         )
+
+
+def _latest_is_gone(repository: Repository) -> bool:
+    date = repository.latest_date()
+    dates = [one.date for one in repository.snapshots()]
+    return date is not None and bool(dates) and date not in dates
 
 
 def _require_right_clock(future: Sequence[Snapshot], now: datetime) -> None:
@@ -144,14 +154,11 @@ def _time_of_description(snapshot: Snapshot) -> datetime | None:
 
 
 def _is_usable(snapshot: Snapshot) -> bool:
-    return is_intact(snapshot.path) or _is_half_corrected(snapshot)
-
-
-def _is_half_corrected(snapshot: Snapshot) -> bool:
-    """Return whether the description has a new date, and is otherwise that of the checksums."""
+    """Return whether the checksums are those of the description, or of one with its old date."""
     with contextlib.suppress(OSError, ValueError):
-        content = _read(snapshot.path / DESCRIPTION)
-        return _last_line(snapshot) == _line(_with_date(content, snapshot.date))
+        # Also a description with right checksums may be none.
+        old = _with_date(_read(snapshot.path / DESCRIPTION), snapshot.date)
+        return is_intact(snapshot.path) or _last_line(snapshot) == _line(old)
     return False
 
 

@@ -43,6 +43,8 @@ _EMAIL: Final = ".eml"
 _METADATA: Final = frozenset({*METADATA_FILES, MISSING})
 # Desktops and NFS put these files into directories.
 _DESKTOP: Final = (".DS_Store", "._", ".nfs", ".directory", "Thumbs.db", "desktop.ini")
+# Servers for files (Synology, QNAP, netatalk) put these directories into each directory.
+_NAS: Final = frozenset({"@eaDir", ".@__thumb", ".AppleDouble"})
 FEWEST_LACKING: Final = "lacks the fewest mails"
 """The reason that keeps an incomplete snapshot if none is complete."""
 
@@ -293,14 +295,17 @@ def _foreign_name(snapshot: Snapshot, description: Description) -> str | None:
             for entry in entries:
                 path = f"{inside}/{entry.name}" if inside else entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    if path not in directories:
+                    if path in directories:
+                        pending.append(path)
+                    elif entry.name not in _NAS:
                         return path
-                    pending.append(path)
+                elif entry.name.startswith(_DESKTOP):
+                    continue
                 elif inside and entry.name.endswith(_EMAIL):
                     files += 1
                     if files > description.files:
                         return path
-                elif path not in _METADATA and not entry.name.startswith(_DESKTOP):
+                elif path not in _METADATA:
                     return path
     return None
 

@@ -49,9 +49,12 @@ _PRUNED: Final = "-pruned"
 _PARTIAL_NAME: Final = re.compile(rf"{re.escape(_PARTIAL)}(.*Z)(-\d+|{_PRUNED})?", re.ASCII)
 # Clocks differ, and some machines have had the wrong time zone.
 _AHEAD: Final = timedelta(days=1)
-# File systems, desktops and programs for backups put these into directories of users.
+# File systems, desktops, NAS and programs for backups put these into directories of users.
 _HARMLESS: Final = frozenset(
-    {"lost+found", "CACHEDIR.TAG", "System Volume Information", "$RECYCLE.BIN", "desktop.ini"}
+    {
+        *("lost+found", "CACHEDIR.TAG", "System Volume Information", "$RECYCLE.BIN"),
+        *("desktop.ini", "@eaDir", "#recycle", "@Recycle"),
+    }
 )
 CORRECT_DATES: Final = "jmapfs snapshots {} --correct-dates"
 """The command that corrects the dates of snapshots in a directory."""

@@ -66,6 +66,7 @@ class Transfer:
         *,
         skips_failed: bool,
         failed_before: AbstractSet[str],
+        stalled: float,
     ) -> None:
         self.failed: dict[str, str] = {}
         self.given_up = False
@@ -79,10 +80,21 @@ class Transfer:
         self._failed_in_a_row = 0
         self._copied = 0
         self._in_flight: list[Sequence[BlobRequest]] = []
+        self._stall = Stall(
+            lambda: (staging.downloaded.blobs, self._copied),
+            lambda: staging.received,
+            lambda: bool(self._in_flight) and not self._building.borrowed_tokens,
+            stalled=stalled,
+        )
         # The parts that are planned and not placed.
         self._parts: deque[_Part] = deque()
         # Only one thread at a time may use the builder.
         self._building = trio.CapacityLimiter(1)
+
+    @property
+    def stalled(self) -> float:
+        """Seconds without progress at the end of the run."""
+        return self._stall.stalled
 
     async def run(self) -> None:
         """Copy the state of the source. Raises JmapfsError.
@@ -111,15 +123,9 @@ class Transfer:
 
     async def _watch(self, scope: trio.CancelScope) -> None:
         """Give up when there is no progress any more. The time for work on the disk is free."""
-        staging = self._staging
-        stall = Stall(
-            lambda: (staging.downloaded.blobs, self._copied),
-            lambda: staging.received,
-            lambda: bool(self._in_flight) and not self._building.borrowed_tokens,
-        )
-        await stall.wait()
+        await self._stall.wait()
         for request in chain.from_iterable(self._in_flight):
-            if staging.file(request.blob_id) is None:
+            if self._staging.file(request.blob_id) is None:
                 self.failed.setdefault(request.blob_id, NO_PROGRESS)
         self.given_up = True
         scope.cancel()

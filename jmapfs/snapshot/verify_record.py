@@ -107,23 +107,34 @@ def save_verification(repository: Path, date: str, verification: Verification) -
             kept[date] = verification
 
 
-def rename_verification(repository: Path, old: str, new: str) -> None:
-    """Record the verification of a snapshot under its new date; raises StorageError."""
+def copy_verification(repository: Path, old: str, new: str) -> None:
+    """Record the verification of a snapshot also under the date that it is about to get.
+
+    The one under the old date is dropped later, like those of all snapshots that are gone. Raises
+    StorageError.
+    """
     if VerificationRecord(repository).find(old) is not None:
-        with _updated(repository) as kept:
-            kept[new] = kept.pop(old)
+        with _updated(repository, new) as kept:
+            kept[new] = kept[old]
 
 
 @contextlib.contextmanager
-def _updated(repository: Path) -> Iterator[dict[str, Verification]]:
-    """Lend the record for a change, and write it, without the snapshots that are gone."""
+def _updated(repository: Path, coming: str = "") -> Iterator[dict[str, Verification]]:
+    """Lend the record for a change, and write it, without the snapshots that are gone.
+
+    The snapshot `coming` does not exist yet.
+    """
     directory = repository / STATE_DIRECTORY
     try:
         private_directory(directory, shared=True)
         with _locked(directory):
             kept = _read(directory)
             yield kept
-            existing = {one: kept[one] for one in sorted(kept) if (repository / one).is_dir()}
+            existing = {
+                one: kept[one]
+                for one in sorted(kept)
+                if one == coming or (repository / one).is_dir()
+            }
             _write(directory, msgspec.json.encode(_Document(existing)))
     except OSError as error:
         raise StorageError(

@@ -19,6 +19,7 @@ import trio
 from jmapfs.errors import MethodError
 from jmapfs.index.rows import AccountState
 from jmapfs.index.writer import IndexWriter
+from jmapfs.jmap.answers import AnswerTooLargeError
 from jmapfs.jmap.changes import Changes, EmailChanges
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.emails import EmailsFound
@@ -271,3 +272,6 @@ async def _known(response: Awaitable[_T]) -> _T:
         if error.kind in _UNKNOWN_CHANGES:
             raise UnknownChangesError(str(error)) from error
         raise
+    except AnswerTooLargeError as error:
+        # Some servers ignore the most changes that a response may have. A list has pages.
+        raise UnknownChangesError(str(error)) from error

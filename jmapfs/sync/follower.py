@@ -44,6 +44,7 @@ from jmapfs.errors import (
 from jmapfs.index.database import IndexDatabase, WriterLease
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.http import Traffic
+from jmapfs.jmap.response import RequestKind
 from jmapfs.suspension import SuspensionDetector
 from jmapfs.sync.account_check import StateWaiter, check_account
 from jmapfs.sync.listing import ListingReport
@@ -138,6 +139,12 @@ class AccountFollower:
             blobs=earlier.blobs + current.blobs,
             bytes=earlier.bytes + current.bytes,
         )
+
+    def end_pauses(self) -> None:
+        """Let the next requests be sent at once, even if the server has asked to wait."""
+        if self.client is not None:
+            for kind in RequestKind:
+                self.client.transport.end_pause(kind)
 
     def current_client(self) -> Client:
         """Return the open client; raise OfflineError while the server is unreachable."""

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from jmapfs.backoff import BackOff
-from jmapfs.errors import JmapfsError
+from jmapfs.errors import AuthenticationError, JmapfsError
 from jmapfs.jmap.client import Client
 from jmapfs.jmap.push import PushUnavailableError
 
@@ -44,7 +44,7 @@ class PushListener:
             nursery.cancel_scope.cancel()
 
     async def _listen(self, client: Client) -> None:
-        """Return if the server says that it sends no push events."""
+        """Return if the server says that it sends no push events, or none to this user."""
         try:
             while True:
                 try:
@@ -59,6 +59,11 @@ class PushListener:
                                 self._hint()
                 except PushUnavailableError as error:
                     _log.info("polling: %s", error)
+                    return
+                except AuthenticationError as error:
+                    # The next round finds out whether the server refuses the secret everywhere.
+                    _log.info("polling: %s", error)
+                    self._hint()
                     return
                 except JmapfsError as error:
                     _log.info("push ended: %s", error)

@@ -80,6 +80,12 @@ def test_jmapfs_config_names_the_file(
     assert list(read_config().accounts) == ["home"]
 
 
+def test_jmapfs_config_can_name_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("not read")
+    monkeypatch.setenv("JMAPFS_CONFIG", os.devnull)
+    assert read_config().accounts == {}
+
+
 def test_empty_jmapfs_config_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JMAPFS_CONFIG", "")
     assert read_config().accounts == {}
@@ -380,6 +386,8 @@ def test_a_configuration_that_others_can_change_is_refused(
     path.chmod(0o644)
     assert source().label == "home"
     path.chmod(0o666)
+    config_error(f"{path}: other users can change it; run: chmod go-w {path}")
+    monkeypatch.setenv("JMAPFS_CONFIG", "")
     config_error(f"{path}: other users can change it; run: chmod go-w {path}")
     monkeypatch.setenv("JMAPFS_CONFIG", str(path))
     assert source().label == "home"

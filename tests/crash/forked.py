@@ -75,6 +75,11 @@ class Forker:
             self._process.stdin.close()
             self._process.wait(10)
 
+    @property
+    def pid(self) -> int:
+        """The process; those that it forks inherit its limits."""
+        return self._process.pid
+
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a function of the process that forks."""
         with self._lock:
@@ -162,6 +167,9 @@ class ForkedHome(Home):
         self._number += 1
         output = self._outputs / str(self._number)
         output.mkdir()
+        # A trap may come before they are opened.
+        for name in ("1", "2"):
+            (output / name).touch()
         traced = {"module": trap.module, "call": trap.call} if trap and trap.module else None
         pid = self.forker.ask(
             "fork", list(map(str, arguments)), self.environment, str(output), traced, count_calls

@@ -112,7 +112,10 @@ def _of_another_user(path: Path) -> None:
 PLANTED: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
     "writable": (_writable, "others can write in it: remove what is not yours in it, and run: "),
     "link": (_link, "it is a symbolic link: replace it by a directory"),
-    "of another user": (_of_another_user, "it belongs to games: remove it, or use another"),
+    "of another user": (
+        _of_another_user,
+        "it belongs to games: move it away, or make it yours with chown",
+    ),
 }
 
 
@@ -129,6 +132,9 @@ def test_a_planted_directory_in_the_cache_is_refused(
         taken = files.run("snapshot", files.server.url, files.directory / "new")
         assert taken.exit_code == StorageError.exit_code
         assert taken.error.startswith(f"{path}: {reason}")
+        if (level, planted) == ("..", "link"):
+            # A link to a larger disk is a real setup.
+            assert taken.error.endswith(f", or use --cache-dir {path.resolve()}")
         assert not (files.directory / "new").exists()
 
 

@@ -6,6 +6,7 @@ bytes to send, seconds to pause, and at its end what happens to the connection.
 
 from __future__ import annotations
 
+import functools
 import gzip
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -56,7 +57,10 @@ class Fault:
     """A fault: its name in tables, what happens in words, and how it is done.
 
     A fault `at_connect` begins when a connection is opened, so it affects any kind of request. A
-    fault with `tls` needs TLS. `waits` says that an affected client waits until it gives up.
+    fault with `tls` needs TLS. `waits` says that an affected client waits until it gives up, and
+    `asks_to_wait` that the answer asks it to try again later. Only a checksum shows the fault
+    `needs_sha1`. After a fault that `needs_sync`, a mount asks again only after minutes or hours,
+    or at once if the user runs `jmapfs sync`.
     """
 
     name: str
@@ -65,6 +69,9 @@ class Fault:
     at_connect: bool = False
     tls: bool = False
     waits: bool = False
+    asks_to_wait: bool = False
+    needs_sha1: bool = False
+    needs_sync: bool = False
 
 
 def head(status: int, *headers: str) -> bytes:
@@ -198,8 +205,14 @@ def _gzip_of_other_data(good: Answer) -> Steps:
     yield _coded(good, bytes(body))
 
 
+@functools.cache
+def _zeros() -> bytes:
+    return gzip.compress(bytes(400 * 2**20), compresslevel=1)
+
+
 def _gzip_bomb(good: Answer) -> Steps:
-    yield _coded(good, gzip.compress(good.body + bytes(400 * 2**20), compresslevel=1))
+    # A gzip file may consist of several.
+    yield _coded(good, gzip.compress(good.body) + _zeros())
 
 
 def _redirect_elsewhere(good: Answer) -> Steps:
@@ -265,7 +278,12 @@ FAULTS = (
     Fault("stall in the body", "The body stops in its middle.", _stall_body, waits=True),
     Fault("reset in the body", "The connection is reset in the body.", _reset_body),
     # Wrong bytes
-    Fault("garbled byte", "The top bit of one byte of the body is flipped.", _garble),
+    Fault(
+        "garbled byte",
+        "The top bit of one byte of the body is flipped.",
+        _garble,
+        needs_sha1=True,
+    ),
     Fault(
         "garbled on the wire",
         "One bit of the encrypted answer is flipped.",
@@ -273,16 +291,28 @@ FAULTS = (
         tls=True,
     ),
     # Statuses
-    Fault("401", "Status 401.", _status(401, "No", 'WWW-Authenticate: Basic realm="x"')),
+    Fault(
+        "401",
+        "Status 401.",
+        _status(401, "No", 'WWW-Authenticate: Basic realm="x"'),
+        needs_sync=True,
+    ),
     Fault("403", "Status 403.", _status(403, "Forbidden")),
     Fault("404", "Status 404.", _status(404, "Not found")),
     Fault("413", "Status 413.", _status(413, "Too large")),
     Fault("429", "Status 429 without Retry-After.", _status(429, "Slow down")),
-    Fault("429, 3 s", "Status 429 with `Retry-After: 3`.", _status(429, "", "Retry-After: 3")),
+    Fault(
+        "429, 3 s",
+        "Status 429 with `Retry-After: 3`.",
+        _status(429, "", "Retry-After: 3"),
+        asks_to_wait=True,
+    ),
     Fault(
         "429, absurd",
         "Status 429 with `Retry-After: 99999999999`.",
         _status(429, "", "Retry-After: 99999999999"),
+        asks_to_wait=True,
+        needs_sync=True,
     ),
     Fault(
         "429, no date",

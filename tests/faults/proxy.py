@@ -80,7 +80,7 @@ class FaultProxy:
     url: the address of the proxy, which stands for `target`.
     injected: how many faults were injected since `inject`.
     elsewhere: the URL of another host, to which redirects lead.
-    leaked: how many requests with credentials reached that host.
+    leaked: the kinds of the requests that were redirected to that host with credentials.
     """
 
     target: str
@@ -89,7 +89,7 @@ class FaultProxy:
     elsewhere: str = ""
     requests: Counter[Kind] = field(default_factory=Counter)
     injected: int = 0
-    leaked: int = 0
+    leaked: Counter[str] = field(default_factory=Counter)
     _injection: _Injection | None = None
     _paths: dict[str, Kind] = field(default_factory=dict)
     # Connections that wait for a request, and event streams: those that `disconnect` ends.
@@ -235,7 +235,9 @@ class _Server:
             stream = trio.SSLStream(tcp, self._tls, server_side=True, https_compatible=True)
         with contextlib.suppress(*_BROKEN):
             while request := await _receive(stream):
-                self._proxy.leaked += any(name == b"authorization" for name, _ in request.headers)
+                kind = request.target.decode().strip("/")
+                names = {name for name, _ in request.headers}
+                self._proxy.leaked[kind] += b"authorization" in names
                 await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         await trio.aclose_forcefully(tcp)
 
@@ -267,7 +269,7 @@ class _Server:
                 if kind is Kind.SESSION:
                     body = proxy.learn(body)
             here = proxy.url + request.target.decode()
-            good = Answer(response.status_code, headers, body, here, proxy.elsewhere)
+            good = Answer(response.status_code, headers, body, here, proxy.elsewhere + kind)
             if kind is Kind.EVENTS and response.status_code == 200:
                 forward: bytes | _Events = _Events(good, upstream, client, proxy)
             else:
@@ -314,7 +316,7 @@ class _Events:
         await stream.send_all(self.good.head("Connection: close"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_closed, stream, nursery.cancel_scope)
-            with self.proxy.ended_by_disconnect():
+            with self.proxy.ended_by_disconnect(), contextlib.suppress(*_BROKEN):
                 async for chunk in _chunks(self.upstream, self.client):
                     await stream.send_all(chunk)
             nursery.cancel_scope.cancel()

@@ -89,6 +89,8 @@ async def test_a_pause_of_one_kind_stops_no_other(
         for _ in range(3):
             with pytest.raises(UnreachableError, match="it asks to wait 60 min"):
                 await KINDS[busy][1](client)
+        # Nobody waits for the event stream.
+        assert client.transport.is_waiting is (busy is not RequestKind.PUSH)
         began = trio.current_time()
         for kind, (_, use) in KINDS.items():
             if kind is not busy:

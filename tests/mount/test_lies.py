@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.mails import new_emails, random_mail
+from tests.mails import identified_mail, new_emails
 from tests.mount.test_content import read_soon
 from tests.mounts import Home, Mounted
 from tests.server import ServerProcess, server_process
@@ -96,12 +96,6 @@ class Account:
     def all_files(self, mount: Mounted) -> Iterator[tuple[Path, bytes]]:
         for name in self.contents:
             yield from self.files(mount, name)
-
-
-def identified_mail(number: int, size: int) -> bytes:
-    """Return a message of `size` bytes that has a Message-ID."""
-    field = f"Message-ID: <{number}@example.net>\r\n".encode()
-    return field + random_mail(number, size - len(field))
 
 
 def read_page_cache(path: Path) -> bytes:

@@ -29,7 +29,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument(
-        "--account", default="sample", metavar="KIND", help="sample, hostile, empty or large:N"
+        "--account",
+        default="sample",
+        metavar="KIND",
+        help="sample, hostile, empty, large:N or mailbox:N",
     )
     parser.add_argument("--username", default=default.username)
     parser.add_argument("--password", default=default.password)
@@ -68,13 +71,14 @@ def _accounts(kind: str, scheme: BlobScheme) -> list[Account]:
         from .hostile import hostile_account
 
         return [hostile_account(blob_scheme=scheme)]
-    if name == "large" and number.isdecimal():
+    if name in {"large", "mailbox"} and number.isdecimal():
         from .large import large_account
 
-        return [large_account(int(number), blob_scheme=scheme)]
+        mailboxes = 10 if name == "large" else 1
+        return [large_account(int(number), blob_scheme=scheme, mailboxes=mailboxes)]
     if name == "empty":
         return [Account(blob_scheme=scheme)]
-    sys.exit(f"--account {kind}: use sample, hostile, empty or large:N")
+    sys.exit(f"--account {kind}: use sample, hostile, empty, large:N or mailbox:N")
 
 
 async def _serve(options: argparse.Namespace, server: MailServer) -> None:

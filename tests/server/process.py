@@ -130,7 +130,8 @@ def server_process(
     blob_ids: str = "plain",
     **quirks: Any,
 ) -> Iterator[ServerProcess]:
-    """Run a server during the block; `account` is sample, hostile, empty or large:N.
+    """Run a server during the block; `account` is sample, hostile, empty, large:N or
+    mailbox:N (as large, but in one mailbox).
 
     Further arguments are fields of Quirks, set once it runs.
     """

@@ -16,7 +16,7 @@ from jmapfs.errors import AlteredFilesError, UsageError
 from jmapfs.snapshot import create, dates
 from jmapfs.snapshot.create import create_snapshot
 from jmapfs.snapshot.dates import CorrectedDate, correct_dates
-from jmapfs.snapshot.manifest import DESCRIPTION, is_intact
+from jmapfs.snapshot.manifest import CHECKSUMS, DESCRIPTION, is_intact
 from jmapfs.snapshot.overview import list_snapshots
 from jmapfs.snapshot.prune import RetentionPolicy, prune
 from jmapfs.snapshot.repository import Repository
@@ -24,7 +24,7 @@ from jmapfs.snapshot.source import SnapshotSummary
 from jmapfs.snapshot.verify_record import (
     Verification,
     VerificationRecord,
-    rename_verification,
+    copy_verification,
     save_verification,
 )
 from tests.snapshot.commands import RecordingReport, require_whole
@@ -105,11 +105,13 @@ def test_if_all_dates_are_wrong_the_order_stays(tmp_path: Path) -> None:
     assert [one.new for one in corrected(tmp_path)] == ["2026-11-03T235959Z", *CORRECTED[1:]]
 
 
-@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("steps", range(10))
 def test_a_correction_that_is_killed_is_completed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    history(tmp_path)
+    made = history(tmp_path)
+    for one in made:
+        save_verification(tmp_path, one.name, Verification(MADE[1], "missing", quick=False))
     done = 0
 
     def counted(step: object) -> object:
@@ -125,25 +127,40 @@ def test_a_correction_that_is_killed_is_completed_by_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(dates, "_replace", counted(dates._replace))
-        patch.setattr(dates, "rename_verification", counted(rename_verification))
+        patch.setattr(dates, "copy_verification", counted(copy_verification))
+        patch.setattr(Repository, "set_latest", counted(Repository.set_latest))
         with pytest.raises(KeyboardInterrupt):
             corrected(tmp_path)
+    assert done == steps + 1
+    # Another verification drops the results of snapshots that are gone.
+    save_verification(tmp_path, RIGHT[0], Verification(MADE[1], "missing", quick=False))
     corrected(tmp_path)
     assert dates_in(tmp_path) == [*RIGHT, *CORRECTED]
     for snapshot in Repository(tmp_path).snapshots():
         require_whole(snapshot.path)
+        assert VerificationRecord(tmp_path).is_damaged(snapshot.date)
     assert Repository(tmp_path).latest_date() == CORRECTED[-1]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b'{\n  "date": "2099-01-01T000000Z"'])
-def test_a_damaged_snapshot_keeps_its_date(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize(
+    ("damage", "summed"),
+    [
+        *((b"", False), (b"{}", False), (b'{\n  "date": "2099-01-01T000000Z"', False)),
+        *((b"", True), (b"{}", True), (b'{\n  "date": "2099"', True)),
+    ],
+)
+def test_a_damaged_snapshot_keeps_its_date(tmp_path: Path, damage: bytes, *, summed: bool) -> None:
     first = history(tmp_path)[2]
     (first / DESCRIPTION).chmod(0o600)
     (first / DESCRIPTION).write_bytes(damage)
+    if summed:
+        (first / CHECKSUMS).chmod(0o600)
+        manifest, _ = (first / CHECKSUMS).read_bytes().splitlines(keepends=True)[-2:]
+        (first / CHECKSUMS).write_bytes(manifest + dates._line(damage))
     with pytest.raises(AlteredFilesError, match=f"{first} is damaged"):
         corrected(tmp_path)
     assert dates_in(tmp_path) == [*RIGHT, *CORRECTED[1:], WRONG[0]]
-    assert not is_intact(first)
+    assert is_intact(first) == summed
 
 
 def test_prune_leaves_snapshots_in_the_future_alone(tmp_path: Path) -> None:
@@ -157,6 +174,18 @@ def test_prune_leaves_snapshots_in_the_future_alone(tmp_path: Path) -> None:
     corrected(tmp_path)
     prune(Repository(tmp_path), RetentionPolicy(daily=2), lambda _: None)
     assert dates_in(tmp_path) == CORRECTED[1:]
+
+
+def test_prune_does_not_say_that_snapshots_in_the_future_do_not_exist(tmp_path: Path) -> None:
+    make_snapshot(tmp_path, WRONG[0], letters(5))
+    result = CliRunner().invoke(cli, ["prune", str(tmp_path), "--keep-last", "1"])
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}: nothing is removed\n")
+    assert "its date is in the future" in result.stderr
+    # Otherwise a job of cron would remove nothing any more, and nobody would know.
+    quiet = CliRunner().invoke(cli, ["prune", str(tmp_path), "--keep-last", "1", "--quiet"])
+    assert (quiet.exit_code, quiet.stdout) == (0, "")
+    [line] = quiet.stderr.splitlines()
+    assert f"run jmapfs snapshots {tmp_path} --correct-dates" in line
 
 
 class _Clock(datetime):

@@ -86,7 +86,7 @@ def test_a_directory_with_other_things_is_refused(dest: Path, name: str) -> None
 def test_what_file_systems_and_programs_put_there_does_not_matter(dest: Path) -> None:
     for name in ("lost+found", ".stfolder", ".Trash-0", "System Volume Information"):
         (dest / name).mkdir(parents=True)
-    for name in (".nobackup", "CACHEDIR.TAG", ".DS_Store"):
+    for name in (".nobackup", "CACHEDIR.TAG", ".DS_Store", "@eaDir"):
         (dest / name).touch()
     require_whole(Path(copy(dest).path))
 
@@ -198,8 +198,10 @@ def test_prune_keeps_what_is_not_of_a_snapshot(dest: Path) -> None:
         assert CliRunner().invoke(cli, ["snapshots", str(outer / place)]).exit_code == 0
     (made[3] / "mail/Inbox/notes.txt").write_text("mine")
     (made[4] / "mail/Inbox/mine.eml").write_text("mine")
-    # Files of a desktop are of no value.
+    # Files of a desktop or a NAS are of no value.
     (made[5] / "mail/.DS_Store").touch()
+    (made[5] / "mail/Inbox/._0001.eml").touch()
+    (made[5] / "mail/Inbox/@eaDir/0001.eml").mkdir(parents=True)
     before = everything_in(dest)
     for _ in range(2):
         result = prune(Repository(dest), RetentionPolicy(last=1), lambda _: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -43,5 +44,24 @@ async def test_a_known_email_that_becomes_too_large_is_still_shown(
         await f.update()
         assert f.emails_shown() == shown
         f.account.set_keywords("M3", ["$seen"])
+        await f.update()
+        await f.assert_as_if_new()
+
+
+async def test_changes_that_are_too_large_are_found_by_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with followed(small_account(), tmp_path) as f:
+        await f.update()
+        f.account.set_keywords("M3", ["$flagged"])
+        f.account.destroy_email("M5")
+        limit_of = answers._limit_of
+        base = answers._BASE
+
+        def limit_changes(name: str, arguments: Mapping[str, object]) -> AnswerLimit:
+            return base * -1 if name.endswith("/changes") else limit_of(name, arguments)
+
+        monkeypatch.setattr(answers, "_REFERENCED", AnswerLimit(0, 0))
+        monkeypatch.setattr(answers, "_limit_of", limit_changes)
         await f.update()
         await f.assert_as_if_new()

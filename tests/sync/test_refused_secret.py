@@ -105,3 +105,28 @@ async def test_forbidden_login_is_repeated_ever_more_seldom(
         await follower.sync_now()
         assert follower.connection.online
         nursery.cancel_scope.cancel()
+
+
+async def test_a_secret_that_only_push_refuses_stops_nothing_else(
+    followed: tuple[AccountFollower, FakeServer], follower_clock: MockClock
+) -> None:
+    follower, server = followed
+    refused = 0
+
+    def refuse_push(request: httpx.Request) -> httpx.Response | None:
+        nonlocal refused
+        if request.headers.get("accept") == "text/event-stream":
+            refused += 1
+            return httpx.Response(401, json={"detail": "Invalid credentials"})
+        return None
+
+    server.before = refuse_push
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(follower.run, lambda *_: None, may_start_offline=False))
+        await trio.sleep(600)
+        assert follower.connection.online
+        assert not follower.push_active
+        await follower.sync_now()
+        # The server may ban an address after a number of refused requests.
+        assert refused == 1
+        nursery.cancel_scope.cancel()
