@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from jmapfs.cache.cache_files import CacheFiles
 from jmapfs.cache.large_files import LargeBlob, LargeWriter
 from jmapfs.cache.lru import (
     SELECT_ENTRY,
@@ -33,7 +34,6 @@ from jmapfs.cache.lru import (
     key_of,
     new_entry,
 )
-from jmapfs.cache.store import CacheFiles
 from jmapfs.errors import StorageError
 from jmapfs.private_files import open_private, private_directory
 from jmapfs.sqlite import delete_database, quarantined

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ from jmapfs.snapshot.prune import (
     plan_pruning,
     prune,
 )
-from jmapfs.snapshot.repository import Repository, Snapshot
+from jmapfs.snapshot.repository import CORRECT_DATES, Repository, Snapshot
 from jmapfs.text import escaped_json
 
 _HEADINGS: Final = ("DATE", "MAILS", "NEW", "GONE", "ADDED", "STATE", "VERIFIED")
@@ -248,6 +249,12 @@ def prune_command(
     if not quiet:
         for skipped in pruned.plan.left_alone:
             notice(f"{skipped.date} is left alone: {skipped.reason}")
+    elif future := repository.in_future(datetime.now(UTC)):
+        # Without this line, a job of cron would remove nothing any more, and nobody would know.
+        notice(
+            f"{future[-1].path} is dated in the future, so it is not removed: run"
+            f" {CORRECT_DATES.format(repository.path)}"
+        )
     if as_json:
         print_json(_prune_document(pruned, dry_run=dry_run))
     elif not quiet:

@@ -18,6 +18,9 @@ from jmapfs.sqlite import damage_error
 FUNCTION: Final = "row_checksum"
 """The name of the SQL function."""
 
+DIGEST_MODULUS: Final = 1_000_000_000
+"""The digest of a mailbox is the sum of the digests of its names, modulo this number."""
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -44,3 +47,13 @@ def verify_rows(rows: Iterable[Sequence[object]], checksums: Iterable[object]) -
     """Do the same as `verify` for many rows; this takes less than half the time for each."""
     if list(map(crc32, map(_encode, rows))) != list(checksums):
         raise damage_error("a row of the index is damaged")
+
+
+def name_digest(name: str) -> int:
+    """Return what a name adds to the digest of its mailbox."""
+    return crc32(name.encode())
+
+
+def names_digest(names: Iterable[str]) -> int:
+    """Return the digest of names or keywords, in any order."""
+    return sum(map(name_digest, names)) % DIGEST_MODULUS

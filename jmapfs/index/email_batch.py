@@ -14,9 +14,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from jmapfs.errors import ProtocolError
-from jmapfs.index.checksums import verify, verify_rows
+from jmapfs.index.checksums import (
+    DIGEST_MODULUS,
+    name_digest,
+    names_digest,
+    verify,
+    verify_rows,
+)
 from jmapfs.index.file_inodes import put_file, remove_unused_file
-from jmapfs.index.reader import DIGEST_MODULUS, name_digest, names_digest
 from jmapfs.index.schema import UNFILED, columns_sql
 from jmapfs.jmap.answers import MOST_MAILBOXES
 from jmapfs.jmap.types import Email, unix_seconds

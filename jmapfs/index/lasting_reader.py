@@ -103,6 +103,6 @@ def _reporting(
     return reporting
 
 
-for _name, _method in vars(IndexReader).items():
-    if inspect.isfunction(_method) and not _name.startswith("_") and _name != "pinned":
+for _name, _method in inspect.getmembers(IndexReader, inspect.isfunction):
+    if not _name.startswith("_") and _name not in {"pinned", "close"}:
         setattr(ReportingReader, _name, _reporting(_method))

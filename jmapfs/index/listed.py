@@ -15,6 +15,7 @@ import msgspec
 from jmapfs.index.checksums import verify_rows
 from jmapfs.index.schema import columns_sql
 from jmapfs.jmap.types import BadEmail
+from jmapfs.sqlite import damage_error
 
 _PUT_BAD: Final = """
 INSERT INTO bad_email (email_id, reason, since, mailbox_ids) VALUES (?, ?, ?, ?)
@@ -46,11 +47,14 @@ class ListedIds:
 
     def pending(self) -> list[tuple[int, str]]:
         """Return the ids that are not fetched yet, with their numbers, in order."""
+        # All rows are verified: an email that is said to be fetched would never be asked for.
         rows = self._connection.execute(
-            f"SELECT {columns_sql('listed')} FROM listed WHERE NOT fetched ORDER BY number"  # noqa: S608 - constants
+            f"SELECT {columns_sql('listed')} FROM listed ORDER BY number"  # noqa: S608 - constants
         ).fetchall()
         verify_rows([row[:-1] for row in rows], [row[-1] for row in rows])
-        return [(number, email_id) for number, email_id, *_ in rows]
+        if any(row[0] != number for number, row in enumerate(rows, 1)):
+            raise damage_error("ids of the listing are missing")
+        return [(number, email_id) for number, email_id, fetched, *_ in rows if not fetched]
 
     def mark_fetched(self, numbers: range, bad: Iterable[BadEmail]) -> None:
         """Store that the emails with these numbers are fetched, and which of them are bad."""

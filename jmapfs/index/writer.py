@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from jmapfs.index.checksums import DIGEST_MODULUS, name_digest
 from jmapfs.index.directories import DirectoryTimes
 from jmapfs.index.email_batch import (
     EmailBatch,
@@ -24,16 +25,11 @@ from jmapfs.index.email_batch import (
 from jmapfs.index.file_inodes import reassign_colliding_inodes
 from jmapfs.index.layout import Layout, LayoutCache, Parents, Placed, find_parents, lay_out
 from jmapfs.index.listed import BadEmails, ListedIds
-from jmapfs.index.reader import (
-    DIGEST_MODULUS,
-    STATE_FIELDS,
-    IndexReader,
-    decode_json,
-    name_digest,
-)
+from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, ListingProgress
 from jmapfs.index.schema import UNFILED
 from jmapfs.index.staged import StagedEmails, is_reused
+from jmapfs.index.state_reader import STATE_FIELDS, decode_json
 from jmapfs.jmap.types import BadEmail, Email, Mailbox
 from jmapfs.sqlite import transaction
 

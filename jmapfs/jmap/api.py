@@ -1,16 +1,14 @@
-"""JMAP method calls (RFC 8620 §3.2 to §3.7), and the API of one account.
+"""The API of one account: sends method calls (RFC 8620 §3) and returns the responses.
 
 An Api also keeps the session up to date: every response contains the state of the session. When
 that state changes, the session is fetched again, but ever more seldom if it changes all the time.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-import msgspec
 import trio
 
 from jmapfs.backoff import Pace
@@ -31,13 +29,18 @@ from jmapfs.jmap.answers import (
     run_decoder,
 )
 from jmapfs.jmap.http import Transport
-from jmapfs.jmap.http_errors import LIMIT
 from jmapfs.jmap.identity import AccountIdentity, merge_origins
-from jmapfs.jmap.lenient import S, decode_leniently
-from jmapfs.jmap.origins import host_of
+from jmapfs.jmap.method_calls import (
+    MethodCall,
+    MethodResponse,
+    ResponseDocument,
+    encode_request,
+    is_too_large,
+    match_responses,
+)
 from jmapfs.jmap.response import STALL_TIMEOUT, HttpRequest, HttpResponse, RequestKind
-from jmapfs.jmap.session import CORE, MAIL, SESSION_HEADERS, Session, SessionAccount, read_session
-from jmapfs.jmap.types import R, decode
+from jmapfs.jmap.session import SESSION_HEADERS, Session, SessionAccount, read_session
+from jmapfs.jmap.types import R
 
 _log = logging.getLogger(__name__)
 
@@ -50,78 +53,12 @@ _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 # The first attempt gets only this share of the time, so that there is time for a second attempt if
 # the connection of the first is dead.
 _SHARE_OF_FIRST_ATTEMPT = 0.6
-_MAX_DESCRIPTION = 300
 # James fails for a moment while mail is destroyed. RFC 8620 §3.6.2 allows a retry.
 _TEMPORARY = frozenset({"serverFail", "serverUnavailable"})
 _RETRY_PAUSES = (0.2, 1.0)
 # Some servers, or several behind one host name, report another session state in each response.
 _FIRST_REFRESH_PAUSE = 1.0
 _LONGEST_REFRESH_PAUSE = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class MethodCall:
-    """A call of the JMAP method `name`. `call_id` is unique within a request.
-
-    `using` contains the capabilities that the method needs, apart from core and mail.
-    """
-
-    name: str
-    arguments: Mapping[str, object]
-    call_id: str = "0"
-    using: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class MethodResponse:
-    """The response to a call: either the arguments, still encoded, or an error."""
-
-    name: str
-    call_id: str
-    arguments: msgspec.Raw | None
-    error: MethodError | None = None
-
-    def decode(self, type_: type[T]) -> T:
-        """Decode the arguments. Raises ProtocolError, or the MethodError if the call failed."""
-        return decode(self._sent(), type_, f"the server's response to {self.name}")
-
-    @property
-    def size(self) -> int:
-        """The bytes of the encoded arguments."""
-        return 0 if self.arguments is None else len(self.arguments)
-
-    def decode_leniently(self, type_: type[S]) -> S:
-        """Decode the arguments, odd ones as their defaults. Raises the same errors as `decode`."""
-        return decode_leniently(self._sent(), type_, f"the server's response to {self.name}")
-
-    def _sent(self) -> msgspec.Raw:
-        if self.error is not None:
-            raise self.error
-        if self.arguments is None:
-            raise ProtocolError(f"the server's response to {self.name} is empty")
-        return self.arguments
-
-
-class _ResponseDocument(msgspec.Struct, rename="camel"):
-    """The Response object (RFC 8620 §3.4)."""
-
-    method_responses: list[tuple[str, msgspec.Raw, str]]
-    # Of any type: an odd one says nothing about the session.
-    session_state: object = None
-
-
-class _ErrorArguments(msgspec.Struct):
-    kind: str = msgspec.field(name="type", default="")
-    description: str | None = None
-
-
-def is_too_large(error: JmapfsError) -> bool:
-    """Return whether the server rejected a request as too large. A smaller one may succeed."""
-    if isinstance(error, MethodError):
-        return error.kind == "requestTooLarge"
-    if isinstance(error, RequestError):
-        return error.status == 413 or error.limit in {"maxSizeRequest", "maxObjectsInGet"}
-    return False
 
 
 class Api:
@@ -207,7 +144,7 @@ class Api:
                 url=session.api_url,
                 kind=RequestKind.API,
                 headers=_JSON,
-                content=_encode(session, batch),
+                content=encode_request(session, batch),
                 first_byte_timeout=first_byte_timeout,
             )
             allowed = limit or answer_limit((call.name, call.arguments) for call in batch)
@@ -222,7 +159,7 @@ class Api:
                 len(http_response.content),
             )
             self._note_state(document.session_state)
-            for response in self._match(batch, document):
+            for response in match_responses(batch, document):
                 if response.error is not None and raise_errors:
                     raise response.error
                 responses.append(response)
@@ -254,12 +191,12 @@ class Api:
 
     def _decode_document(
         self, response: HttpResponse, calls: Sequence[MethodCall], allowed: AnswerLimit
-    ) -> _ResponseDocument:
+    ) -> ResponseDocument:
         what = f"the server's response to {', '.join(call.name for call in calls)}"
         # Almost every value of a JSON document has a comma before it.
         if response.content.count(b",") > allowed.values:
             raise AnswerTooLargeError(f"{what} has more than {allowed.values:,} values")
-        return self.transport.decode(response, _ResponseDocument, what)
+        return self.transport.decode(response, ResponseDocument, what)
 
     async def _decode(
         self, response: MethodResponse, type_: type[R], *, lenient: bool = False
@@ -373,67 +310,3 @@ class Api:
         if isinstance(state, str) and state and state not in {self.session.state, self._seen_state}:
             self._seen_state = state
             self._stale = True
-
-    def _match(
-        self, calls: Sequence[MethodCall], document: _ResponseDocument
-    ) -> Iterable[MethodResponse]:
-        """Return the response to each call, in the order of the calls.
-
-        Raises ProtocolError if a response belongs to no call, or a call has no response or two.
-        """
-        pending = {call.call_id: call for call in calls}
-        if len(pending) != len(calls):
-            raise ValueError("two calls of one request have the same id")
-        responses: dict[str, MethodResponse] = {}
-        for name, arguments, call_id in document.method_responses:
-            call = pending.get(call_id)
-            if call is None:
-                raise ProtocolError(
-                    f"the server answers a call that was not made: {printable(name, 80)}"
-                )
-            if call_id in responses:
-                raise ProtocolError(f"the server answers {call.name} twice")
-            if name == "error":
-                error = self._method_error(call, arguments)
-                responses[call_id] = MethodResponse(call.name, call_id, None, error)
-            elif name == call.name:
-                responses[call_id] = MethodResponse(name, call_id, arguments)
-            else:
-                raise ProtocolError(f"the server answers {call.name} with {printable(name, 80)}")
-        for call in calls:
-            if call.call_id not in responses:
-                raise ProtocolError(f"the server does not answer {call.name}")
-        return [responses[call.call_id] for call in calls]
-
-    def _method_error(self, call: MethodCall, arguments: msgspec.Raw) -> MethodError:
-        sent = decode(
-            arguments, _ErrorArguments, f"the error that the server sends for {call.name}"
-        )
-        kind = sent.kind or "an error without a type"
-        description = printable(sent.description or "", _MAX_DESCRIPTION)
-        return MethodError(call.name, kind, description)
-
-
-def _encode(session: Session, calls: Sequence[MethodCall]) -> bytes:
-    """Return the Request object as JSON (RFC 8620 §3.3).
-
-    If the request is larger than the server accepts, this function raises the RequestError that
-    sending the request would cause.
-    """
-    needed = {name for call in calls for name in call.using}
-    content = msgspec.json.encode(
-        {
-            "using": [CORE, MAIL, *sorted(needed & session.capabilities.keys() - {CORE, MAIL})],
-            "methodCalls": [(call.name, dict(call.arguments), call.call_id) for call in calls],
-        }
-    )
-    largest = session.limits.max_size_request
-    if len(content) > largest:
-        raise RequestError(
-            f"a request of {len(content):,} bytes is more than {host_of(session.api_url)} accepts"
-            f" ({largest:,})",
-            status=413,
-            kind=LIMIT,
-            limit="maxSizeRequest",
-        )
-    return content

@@ -18,8 +18,9 @@ import msgspec
 from jmapfs.deadline import Deadline
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.answers import AnswerLimit, run_decoder
-from jmapfs.jmap.api import Api, MethodCall, MethodResponse, is_too_large
+from jmapfs.jmap.api import Api
 from jmapfs.jmap.http import LONGEST_WAIT, Transport
+from jmapfs.jmap.method_calls import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.response import RequestKind
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import AccountResponse, Id, T, UnsignedInt, decode

@@ -27,7 +27,7 @@ from jmapfs.errors import (
     printable,
 )
 from jmapfs.jmap.answers import AnswerLimit
-from jmapfs.jmap.api import DEFAULT_DEADLINE, MethodCall, is_too_large
+from jmapfs.jmap.api import DEFAULT_DEADLINE
 from jmapfs.jmap.batches import (
     CAPABILITIES,
     MAX_BLOBS,
@@ -37,6 +37,7 @@ from jmapfs.jmap.batches import (
     blob_get_limit,
 )
 from jmapfs.jmap.http import Transport
+from jmapfs.jmap.method_calls import MethodCall, is_too_large
 from jmapfs.jmap.session import Session
 from jmapfs.jmap.types import Id, R, UnsignedInt
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from jmapfs.errors import RequestError
 from jmapfs.jmap.answers import AnswerTooLargeError
-from jmapfs.jmap.api import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.emails import EmailMethods, FoundEmails, strings
+from jmapfs.jmap.method_calls import MethodCall, MethodResponse, is_too_large
 from jmapfs.jmap.series import ChainProgress
 from jmapfs.jmap.types import EMAIL_PROPERTIES, BadEmail, ChangesResponse, Email, GetResponse
 

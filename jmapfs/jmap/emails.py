@@ -12,9 +12,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from jmapfs.errors import MethodError, ProtocolError, RequestError
 from jmapfs.jmap.answers import AnswerTooLargeError, run_decoder
-from jmapfs.jmap.api import is_too_large
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
 from jmapfs.jmap.mailboxes import Got, MailboxMethods
+from jmapfs.jmap.method_calls import is_too_large
 from jmapfs.jmap.types import (
     EMAIL_PROPERTIES,
     IMMUTABLE_PROPERTIES,

@@ -110,7 +110,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._login = login
         self._user_agent = user_agent
         self._network = ConnectionPool(ca_file) if network is None else network
-        self._longest_wait = longest_wait
+        self.longest_wait = longest_wait
         self._closed = False
         self._suspensions = SuspensionDetector()
         self._concurrency = max(1, concurrency)
@@ -149,11 +149,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
     def concurrency(self) -> int:
         """How many requests may currently be in flight at the same time."""
         return int(self._budget.total_tokens)
-
-    @property
-    def longest_wait(self) -> float:
-        """Seconds that a patient request waits, at most, when the server asks to wait."""
-        return self._longest_wait
 
     @property
     def is_waiting(self) -> bool:
@@ -235,7 +230,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         late: DeadlineError | None = None
         while True:
             if patient:
-                paused = await cooldown.sit_out(self._longest_wait - waited)
+                paused = await cooldown.sit_out(self.longest_wait - waited)
                 waited += paused
                 deadline.extend(paused)
             try:
@@ -393,10 +388,9 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self.traffic.requests += 1
         if self._suspensions.noticed():
             await self.close_idle()
-        response: httpx.Response | None = None
         with trio.move_on_after(timeout):
             try:
-                response = await self._network.handle_async_request(
+                return await self._network.handle_async_request(
                     httpx.Request(
                         request.method,
                         request.url,
@@ -408,8 +402,6 @@ class Transport(AbstractAsyncContextManager["Transport"]):
             except HTTP_FAILURES as error:
                 await self.close_idle()
                 raise network_error(error, host, self._reached_by(request.url)) from error
-        if response is not None:
-            return response
         await self.close_idle()
         late = DeadlineError(f"{host} did not answer within {timeout:.0f} s")
         raise late if deadline.passed else TransientError(late)

@@ -17,8 +17,9 @@ from jmapfs.jmap.answers import (
     AnswerTooLargeError,
     run_decoder,
 )
-from jmapfs.jmap.api import Api, MethodResponse, is_too_large
+from jmapfs.jmap.api import Api
 from jmapfs.jmap.lenient import UnusableError, decode_leniently
+from jmapfs.jmap.method_calls import MethodResponse, is_too_large
 from jmapfs.jmap.series import PageCount
 from jmapfs.jmap.types import (
     MAILBOX_PROPERTIES,

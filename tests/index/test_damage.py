@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jmapfs.errors import EntryNotFoundError, StorageError
+from jmapfs.errors import DamageError, EntryNotFoundError, StorageError
 from jmapfs.index.database import IndexDatabase
 from jmapfs.index.reader import IndexReader
 from jmapfs.index.rows import AccountState, EmailRow
@@ -21,6 +21,8 @@ from jmapfs.tree.export import FIRST, EmailExport
 from jmapfs.tree.tree import Attributes, Kind, Tree
 from tests.damage import flip_bits
 from tests.indexed import email, mailbox
+
+LEAF_OF_INDEX = 10
 
 Shown = dict[str, tuple[Attributes, str]]
 
@@ -164,6 +166,38 @@ def test_flipped_bits_never_change_what_is_shown(intact: bytes, tmp_path: Path, 
     assert reported["walk"] > runs / 4
 
 
+def test_a_row_that_is_found_twice_never_changes_an_export(intact: bytes, tmp_path: Path) -> None:
+    """A flipped bit in a page of an index of SQLite can replace a row by its neighbour."""
+    database = IndexDatabase(tmp_path)
+    database.path.write_bytes(intact)
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+    with database.reader() as reader:
+        emails = export(reader)
+    reported = 0
+    for pointer in cell_pointers(intact, page_size):
+        damaged = bytearray(intact)
+        damaged[pointer : pointer + 2] = damaged[pointer + 2 : pointer + 4]
+        for suffix in ("-wal", "-shm"):
+            Path(f"{database.path}{suffix}").unlink(missing_ok=True)
+        database.path.write_bytes(damaged)
+        with damage_reported() as damage, database.reader() as reader:
+            assert export(reader) == emails, pointer
+        reported += bool(damage)
+    assert reported > 100
+
+
+def cell_pointers(database: bytes, page_size: int) -> Iterator[int]:
+    """Return where the leaves of indexes have pointers to cells, except the last of each leaf.
+
+    See https://sqlite.org/fileformat.html#b_tree_pages.
+    """
+    for page in range(page_size, len(database), page_size):
+        if database[page] == LEAF_OF_INDEX:
+            cells = int.from_bytes(database[page + 3 : page + 5])
+            yield from range(page + 8, page + 8 + 2 * (cells - 1), 2)
+
+
 def test_a_damaged_row_is_not_changed(intact: bytes, tmp_path: Path) -> None:
     """A row that is written gets a new checksum: the damage would not be seen any more."""
     database = IndexDatabase(tmp_path)
@@ -188,3 +222,41 @@ def move(writer: IndexWriter) -> None:
 def remove(writer: IndexWriter) -> None:
     with writer.transaction():
         writer.remove_emails(["M42"])
+
+
+@pytest.mark.parametrize("missing", ["min", "max"])
+def test_a_missing_journal_entry_is_damage(intact: bytes, tmp_path: Path, missing: str) -> None:
+    database = IndexDatabase(tmp_path)
+    database.path.write_bytes(intact)
+    with database.writer() as writer:
+        position = writer.journal_position()
+        with writer.transaction():
+            writer.remove_emails(["M12", "M13"])
+        assert writer.journal_after(position).whole
+    with contextlib.closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute(
+            f"DELETE FROM journal WHERE sequence = (SELECT {missing}(sequence) FROM journal"  # noqa: S608 - constants
+            " WHERE sequence > ?)",
+            (position,),
+        )
+    with database.reader() as reader:
+        if missing == "min":
+            # The kernel is told to forget everything.
+            assert not reader.journal_after(position).whole
+        else:
+            with pytest.raises(DamageError, match="journal"):
+                reader.journal_after(position)
+
+
+def test_a_missing_id_of_a_listing_is_damage(intact: bytes, tmp_path: Path) -> None:
+    database = IndexDatabase(tmp_path)
+    database.path.write_bytes(intact)
+    with database.writer() as writer:
+        with writer.transaction():
+            writer.listed.begin(["M1", "M2", "M3", "M4"])
+            writer.listed.mark_fetched(range(1, 3), ())
+        assert writer.listed.pending() == [(3, "M3"), (4, "M4")]
+    with contextlib.closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("DELETE FROM listed WHERE number = 2")
+    with database.writer() as writer, pytest.raises(sqlite3.DatabaseError, match="listing"):
+        writer.listed.pending()

@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import httpx
 import trio
 
-from jmapfs.jmap.api import MethodCall
 from jmapfs.jmap.client import Client, connect
 from jmapfs.jmap.credentials import BasicCredentials
 from jmapfs.jmap.discovery import ServiceTarget
+from jmapfs.jmap.method_calls import MethodCall
 
 Arguments: TypeAlias = dict[str, Any]
 Method: TypeAlias = Callable[[Arguments], Arguments]

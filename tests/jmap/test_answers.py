@@ -242,7 +242,7 @@ def decoding_threads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         seen.append((len(data), threading.get_ident()))
         return decode(data, *args, **kwargs)
 
-    for module in ("api", "batches", "http", "lenient", "session"):
+    for module in ("batches", "http", "lenient", "method_calls", "session"):
         monkeypatch.setattr(f"jmapfs.jmap.{module}.decode", decode_and_note)
     return seen
 

@@ -11,8 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from jmapfs.errors import ConfigError, MethodError, ProtocolError, RequestError
-from jmapfs.jmap.api import MethodCall
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.method_calls import MethodCall
 from tests.jmap.fake import CORE, MAIL, FakeServer, opened, session_document, with_limits
 
 # ruff: noqa: ARG001 - the fixture sets the clock

@@ -14,9 +14,9 @@ import trio
 
 from jmapfs.errors import ServerError, TooMuchGoneError
 from jmapfs.index.writer import IndexWriter
-from jmapfs.jmap.api import MethodResponse
 from jmapfs.jmap.changes import Changes, EmailChanges
 from jmapfs.jmap.client import Client
+from jmapfs.jmap.method_calls import MethodResponse
 from jmapfs.jmap.types import Mailbox
 from jmapfs.tree.tree import Attributes, Kind
 from tests.server import Account, MailServer, MethodFault, running_server
