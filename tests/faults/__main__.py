@@ -15,10 +15,10 @@ import msgspec
 
 from tests.faults.document import DOCUMENT, document
 from tests.faults.faults import BY_NAME
-from tests.faults.forked import forker
 from tests.faults.matrix import ALL_CASES, Matrix, Result
 from tests.faults.operations import OPERATIONS
 from tests.faults.proxy import make_certificate
+from tests.mounts import commands
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a file of results to read and add to")
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
     options = parser.parse_args()
-    forker()
+    # Before any thread: they share it.
+    commands()
     results: dict[tuple[str, str, bool], Result] = {}
     if options.results and options.results.exists():
         known = msgspec.json.decode(options.results.read_bytes(), type=list[Result])

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tests.faults.account import FaultyAccount
 from tests.faults.faults import FAULTS, Fault
-from tests.faults.forked import ForkedHome
 from tests.faults.operations import GROUPS, Cell, Trial
 from tests.faults.proxy import fault_proxy
+from tests.mounts import Home
 from tests.server import server_process
 
 ALL_CASES = tuple(itertools.product(FAULTS, (False, True)))
@@ -78,7 +78,7 @@ class Matrix:
         operations = next(operations for each, operations in GROUPS if each is group)
         cells: list[Cell] = []
         directory = Path(tempfile.mkdtemp(dir=self.directory, prefix="trial-"))
-        home = ForkedHome(directory, _USER, _PASSWORD)
+        home = Home(directory, _USER, _PASSWORD)
         if certificate is not None:
             home.variables["SSL_CERT_FILE"] = str(certificate)
         try:

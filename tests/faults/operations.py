@@ -18,9 +18,8 @@ from pathlib import Path
 from jmapfs.errors import JmapfsError
 from tests.faults.account import LARGE, FaultyAccount
 from tests.faults.faults import Fault
-from tests.faults.forked import ForkedHome
 from tests.faults.proxy import CONTENT, FaultProxy, Kind
-from tests.mounts import Mounted, Result
+from tests.mounts import Home, Mounted, Result
 from tests.snapshot.commands import require_whole
 from tests.waits import has_ended
 
@@ -178,11 +177,11 @@ class Trial:
     permanent: bool
     proxy: FaultProxy
     account: FaultyAccount
-    home: ForkedHome
+    home: Home
     cells: list[Cell] = field(default_factory=list)
 
     @contextmanager
-    def mounted(self, home: ForkedHome | None = None) -> Iterator[Mounted]:
+    def mounted(self, home: Home | None = None) -> Iterator[Mounted]:
         """Mount without a fault; afterwards, the daemon must have survived."""
         home = home or self.home
         mount = home.mount(self.proxy.url, home.directory / "mnt", *_QUICK_POLL)

@@ -5,14 +5,13 @@ Some faults are tried here, and all of them with `--long`. `docs/faults.md` has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.faults.document import DOCUMENT, PROBLEMS, document, expected_keys
 from tests.faults.faults import BY_NAME, FAULTS
-from tests.faults.forked import forker
 from tests.faults.matrix import Matrix, Result
 from tests.faults.operations import GROUPS, OPERATIONS, Cell, Operation
 from tests.faults.proxy import make_certificate
@@ -44,15 +43,6 @@ QUICK = {
     ),
 }
 PARALLEL = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forker() -> Iterator[None]:
-    """Start the process that forks before any test, or it would be a leak of the first."""
-    forker()
-    yield
-    forker().close()
-    forker.cache_clear()
 
 
 def problems(results: Iterable[Result]) -> list[str]:
