@@ -3,10 +3,11 @@
 The server decides how many bytes it sends, and states sizes that may be wrong. So more time is
 earned by bytes that have arrived, never by a size that is stated:
 
-    end = begin + seconds + received bytes / LEAST_RATE
+    time left = min(seconds, time left + received bytes / LEAST_RATE)
 
 A transfer that is faster than this rate may take as long as it needs. A trickle ends soon after the
-first `seconds`, whatever size is stated.
+first `seconds`, whatever size is stated and however much arrived before. A request that waits for
+its turn has its time refilled by the bytes of the others: the line is busy then.
 
 An operation of many transfers has no deadline, because a large account takes long. It has to make
 progress: something that it needs must be finished (an email listed, a content accepted) at least
@@ -15,7 +16,7 @@ every LONGEST_STALL seconds. Bytes give more time at the same rate.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -33,22 +34,32 @@ NO_PROGRESS: Final = f"there was no progress for {LONGEST_STALL:.0f} seconds"
 
 _CHECK_SECONDS: Final = 2.0
 
-LEAST_RATE: Final = 256 * 1024
-"""Bytes per second: a slower transfer ends before it is complete, unless it is short."""
+LEAST_RATE: Final = 16 * 1024
+"""Bytes per second: a slower transfer ends before it is complete, unless it is short.
+
+This is an eighth of a line of 1 Mbit/s, which eight requests share.
+"""
 
 
 class Deadline:
     """The moment at which something must have ended. Received bytes and pauses move it.
 
     `seconds` is the time from the beginning to this moment. `until` is the moment, in trio's clock.
-    `on_received` is called with each number of bytes that has arrived, so that a deadline of
-    somebody who waits for the same bytes can move as well.
+    `on_received` is called with each number of bytes that has arrived. `followers` returns the
+    deadlines of those who wait for the same bytes: these are refilled too.
     """
 
-    def __init__(self, seconds: float, on_received: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        on_received: Callable[[int], None] = lambda _: None,
+        followers: Callable[[], Iterable[Deadline]] = tuple,
+    ) -> None:
         self.seconds = seconds
+        self._most_left = seconds
         self._began = trio.current_time()
         self._on_received = on_received
+        self._followers = followers
         self._scopes: set[trio.CancelScope] = set()
 
     @property
@@ -68,9 +79,17 @@ class Deadline:
 
     def received(self, count: int) -> None:
         """Record that `count` bytes have arrived: this gives more time."""
-        self.extend(count / LEAST_RATE)
-        if self._on_received is not None:
-            self._on_received(count)
+        self.refill(count)
+        self._on_received(count)
+
+    def refill(self, count: int) -> None:
+        """Give more time: `count` bytes have arrived, here or for a request that is served first.
+
+        The time left is not more than at the beginning, apart from pauses.
+        """
+        self.extend(max(0.0, min(count / LEAST_RATE, self._most_left - self.left)))
+        for follower in self._followers():
+            follower.refill(count)
 
     def extend(self, seconds: float) -> None:
         """Give more time: somebody has asked for a pause."""

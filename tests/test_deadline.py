@@ -19,13 +19,12 @@ async def test_received_bytes_move_a_deadline(autojump_clock: MockClock) -> None
         with deadline.enforced("too late"):
             for _ in range(100):
                 await trio.sleep(1)
-                if trio.current_time() < 6:
-                    deadline.received(2 * LEAST_RATE)
+                if trio.current_time() < 50.5:
+                    deadline.received(LEAST_RATE)
 
     with pytest.raises(DeadlineError, match="too late"):
         await receive()
-    # Five seconds of bytes have earned ten.
-    assert trio.current_time() == pytest.approx(20)
+    assert trio.current_time() == pytest.approx(60)
     assert deadline.passed
     assert deadline.left == 0
 
@@ -40,11 +39,27 @@ async def test_pauses_move_a_deadline(autojump_clock: MockClock) -> None:
     assert deadline.left == pytest.approx(2)
 
 
+async def test_fast_bytes_save_no_time_for_a_trickle(autojump_clock: MockClock) -> None:
+    deadline = Deadline(10)
+    deadline.received(1000 * LEAST_RATE)
+    with deadline.limit() as scope:
+        for _ in range(100):
+            await trio.sleep(1)
+            deadline.received(1)
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(10, abs=0.1)
+
+
 async def test_received_bytes_are_passed_on(autojump_clock: MockClock) -> None:
+    counts: list[int] = []
     reader = Deadline(5)
-    download = Deadline(10, reader.received)
+    download = Deadline(10, counts.append, lambda: [reader])
+    await trio.sleep(4)
     download.received(LEAST_RATE)
-    assert (download.left, reader.left) == pytest.approx((11, 6))
+    assert (download.left, reader.left) == pytest.approx((7, 2))
+    download.refill(LEAST_RATE)
+    assert (download.left, reader.left) == pytest.approx((8, 3))
+    assert counts == [LEAST_RATE]
 
 
 class Work:

@@ -293,9 +293,8 @@ class _Watch:
 
     def note(self, mails: int, received: int = 0) -> None:
         """Record how many mails were done, and how many bytes arrived."""
-        self._until += received / LEAST_RATE
-        if mails:
-            self._until = max(self._until, time.monotonic() + LONGEST_STALL)
+        latest = time.monotonic() + LONGEST_STALL
+        self._until = latest if mails else min(latest, self._until + received / LEAST_RATE)
 
     @property
     def is_stalled(self) -> bool:

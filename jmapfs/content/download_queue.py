@@ -260,7 +260,7 @@ class BatchDownloader:
             return await self._downloader.fetch_batch(
                 request.downloads,
                 receive,
-                deadline=self._publisher.batch_deadline(request.downloads),
+                deadline=self._publisher.deadline(request.downloads),
             )
         except (UnreachableError, AuthenticationError) as error:
             # A reader that waits for one of these blobs requests it again, and gets its own error.

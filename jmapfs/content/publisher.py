@@ -6,9 +6,10 @@ streamed into a file of the cache. If the disk is full, one large blob at a time
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import trio
@@ -97,6 +98,7 @@ class ContentPublisher:
         self._open_blobs = open_blobs
         self._threads = threads
         self._slots = trio.CapacityLimiter(parallel)
+        self._waiting: set[Deadline] = set()
         self._large_in_memory = trio.CapacityLimiter(1)
 
     def accepts_size(self, key: str, expected: int, size: int) -> bool:
@@ -111,7 +113,7 @@ class ContentPublisher:
 
         If `known_absent`, the disk cache is not searched. Returns the content of a small blob.
         """
-        deadline = Deadline(self._timeout, download.received)
+        deadline = self.deadline([download])
         found: bytes | OpenBlob | None = None
         try:
             with deadline.limit() as scope:
@@ -135,14 +137,19 @@ class ContentPublisher:
                 download.fail(UnreachableError("the content of mails is no longer served"))
         return None
 
-    def batch_deadline(self, downloads: Sequence[Download]) -> Deadline:
-        """Return the deadline of a request for several blobs, which begins now."""
+    def deadline(self, downloads: Sequence[Download]) -> Deadline:
+        """Return the deadline of a request for these blobs, which begins now."""
 
         def received(count: int) -> None:
             for download in downloads:
                 download.received(count)
+            for waiting in self._waiting:
+                waiting.refill(count)
 
-        return Deadline(self._timeout, received)
+        def followers() -> Iterator[Deadline]:
+            return chain.from_iterable(download.deadlines for download in downloads)
+
+        return Deadline(self._timeout, received, followers)
 
     async def receive_batch(self, arrived: Sequence[Arrived], publish: PublishToKernel) -> None:
         """Finish downloads whose content arrived in one response, and queue it to be written."""
@@ -186,8 +193,12 @@ class ContentPublisher:
             self.counters.hits += 1
             self._finish(download, found)
             return found
-        with download.abandoned:
-            await self._slots.acquire_on_behalf_of(download)
+        self._waiting.add(deadline)
+        try:
+            with download.abandoned:
+                await self._slots.acquire_on_behalf_of(download)
+        finally:
+            self._waiting.discard(deadline)
         if download.abandoned.cancelled_caught:
             download.cancel()
             return None

@@ -121,8 +121,6 @@ class Download:
     def received(self, count: int) -> None:
         """Record that `count` bytes of it, or of the same request, have arrived."""
         self.received_bytes += count
-        for deadline in self.deadlines:
-            deadline.received(count)
 
     def want_whole(self) -> None:
         """Record that all of it must be downloaded, even if readers need only the beginning."""

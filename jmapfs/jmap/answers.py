@@ -64,7 +64,7 @@ _REFERENCED: Final = AnswerLimit(16 * 2**20, 200_000)
 # If a server accepts no limit, it returns all ids of an account.
 _ALL_IDS: Final = AnswerLimit(64 * 2**20, 4_000_000)
 
-SESSION_LIMIT: Final = AnswerLimit(8 * 2**20, 250_000)
+SESSION_LIMIT: Final = AnswerLimit(8 * 2**20, 500_000)
 """The limit for a session, and for whatever else a server sends during discovery.
 
 An account in a session takes 1 to 2 KB, and a user may share thousands of accounts.

@@ -115,6 +115,7 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         self._suspensions = SuspensionDetector()
         self._concurrency = max(1, concurrency)
         self._budget = trio.CapacityLimiter(min(_INITIAL_CONCURRENCY, self._concurrency))
+        self._waiting: set[Deadline] = set()
         # Nobody waits for the event stream: the account is polled without it.
         self._cooldowns = {
             kind: Cooldown(None if kind is RequestKind.PUSH else on_wait) for kind in RequestKind
@@ -266,13 +267,19 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         # borrow only once.
         borrower = object()
         cooldown = self._cooldowns[request.kind]
-        with deadline.enforced(f"a request to {host} could not start in time: others were waiting"):
-            while True:
-                await cooldown.wait(deadline.until)
-                await self._budget.acquire_on_behalf_of(borrower)
-                if not cooldown.active:
-                    break
-                self._budget.release_on_behalf_of(borrower)
+        self._waiting.add(deadline)
+        try:
+            with deadline.enforced(
+                f"a request to {host} could not start in time: others were waiting"
+            ):
+                while True:
+                    await cooldown.wait(deadline.until)
+                    await self._budget.acquire_on_behalf_of(borrower)
+                    if not cooldown.active:
+                        break
+                    self._budget.release_on_behalf_of(borrower)
+        finally:
+            self._waiting.discard(deadline)
         try:
             async with self._attempt(request, deadline, host) as reader:
                 yield reader
@@ -306,6 +313,10 @@ class Transport(AbstractAsyncContextManager["Transport"]):
         reader.deadline = Deadline(min(left, STALL_TIMEOUT))
         body = await reader.read_start(_LARGEST_ERROR)
         return http_error(reader.status, reader.headers, body, host=reader.host)
+
+    def _refill_waiting(self, count: int) -> None:
+        for deadline in self._waiting:
+            deadline.refill(count)
 
     def _check(self, request: HttpRequest) -> str:
         """Check that the request may be sent. Return the host of its URL, for error texts."""
@@ -351,7 +362,9 @@ class Transport(AbstractAsyncContextManager["Transport"]):
                 credentials = await self._login.credentials()
                 headers = {**headers, "Authorization": credentials.authorization}
             response = await self._send(request, headers, deadline, host)
-            reader = ResponseReader(response, host=host, deadline=deadline)
+            reader = ResponseReader(
+                response, host=host, deadline=deadline, on_received=self._refill_waiting
+            )
             if credentials is None or reader.status not in _REFUSALS - request.expected:
                 return reader
             try:

@@ -10,7 +10,7 @@ limit the decoded size of a small body. So gzip is decoded here.
 import enum
 import math
 import zlib
-from collections.abc import AsyncIterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -74,18 +74,26 @@ class HttpResponse:
 class ResponseReader:
     """A response whose head has arrived and whose body is still to be read.
 
-    Reading ends at the deadline, or never if it is None; the bytes of the body move the deadline.
-    The body may pause for `stall_timeout` seconds. `failed` tells whether the network failed or was
-    silent for too long.
+    Reading ends at the deadline, or never if it is None; the bytes of the body move the deadline,
+    and `on_received` is called with their number. The body may pause for `stall_timeout` seconds.
+    `failed` tells whether the network failed or was silent for too long.
     """
 
-    def __init__(self, response: httpx.Response, *, host: str, deadline: Deadline | None) -> None:
+    def __init__(
+        self,
+        response: httpx.Response,
+        *,
+        host: str,
+        deadline: Deadline | None,
+        on_received: Callable[[int], None],
+    ) -> None:
         self.status = response.status_code
         self.headers = response.headers
         self.host = host
         self.deadline = deadline
         self.stall_timeout = STALL_TIMEOUT
         self.failed = False
+        self._on_received = on_received
         self._response = response
         # httpx.Response has iterators too, but if these fail, they leave inner iterators open.
         self._chunks = aiter(cast("AsyncIterable[bytes]", response.stream))
@@ -169,6 +177,7 @@ class ResponseReader:
                 self._check_length()
             if self.deadline is not None:
                 self.deadline.received(len(chunk))
+                self._on_received(len(chunk))
             return chunk
         self._ended = self.failed = True
         if trio.current_time() >= until:

@@ -32,8 +32,9 @@ from jmapfs.sqlite import sqlite_errors
 
 _log = logging.getLogger(__name__)
 
-# Seconds for each request. Bytes that arrive give it more time.
-_DEADLINE_SECONDS: Final = 60.0
+# Seconds for each request. Bytes that arrive give it more time. A second attempt must fit into the
+# time without progress (LONGEST_STALL).
+_DEADLINE_SECONDS: Final = 45.0
 # The size is unlimited: a snapshot adds nothing to the cache, and must not evict anything.
 _NO_LIMIT: Final = 1 << 62
 _THREADS: Final = 8

@@ -240,3 +240,18 @@ async def test_large_blobs_are_read_without_space_on_the_disk(tmp_path: Path) ->
             with pytest.raises(StorageError):
                 await content.read("huge", 40 * MIB, 0, 10)
             assert not await needs_no_network(content, "b")
+
+
+async def test_mails_that_wait_for_their_turn_on_a_slow_line(tmp_path: Path) -> None:
+    """Each takes half a second, so that the last one waits longer than a read may take."""
+    size = 10 * 65_536
+    source = FakeSource({f"b{i}": mail(size) for i in range(6)})
+    source.pause = 0.05
+    async with (
+        serving(
+            source, tmp_path, parallel_downloads=1, read_timeout=1.0, download_timeout=1.0
+        ) as content,
+        trio.open_nursery() as nursery,
+    ):
+        for blob_id in source.blobs:
+            nursery.start_soon(content.read, blob_id, size, 0, size)

@@ -96,7 +96,7 @@ READ = Operation(
     "A small and a large file are read; time of the slower one.",
     CONTENT,
     30 + LARGE / 2**18,
-    "A READ gets 30 seconds, and a large mail one second more for each 256 KiB.",
+    "A READ gets 30 seconds, which the bytes of a large mail refill.",
 )
 BATCH = Operation(
     "batch",

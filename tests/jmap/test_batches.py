@@ -521,7 +521,8 @@ async def test_deadline_covers_all_requests_of_a_batch(autojump_clock: MockClock
         server.delay = 3.0
         with pytest.raises(DeadlineError):
             await client.download_batch(all_of(server), deadline=Deadline(8))
-    assert trio.current_time() == pytest.approx(8, abs=0.1)
+    # The bytes of two responses have given a little time.
+    assert trio.current_time() == pytest.approx(8, abs=0.5)
     assert len(server.requests) == 3
 
 

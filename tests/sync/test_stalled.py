@@ -98,7 +98,7 @@ async def test_a_mail_that_trickles_is_named(
     began = trio.current_time()
     with pytest.raises(FailedDownloadsError, match=r"a mail cannot.*Mail-3_\w+\.eml.*did not end"):
         await snapshot(server, tmp_path)
-    # It is tried a minute long during the listing, after it, and after a second listing.
+    # It is tried for 45 seconds during the listing, after it, and after a second listing.
     assert trio.current_time() - began < 3 * 60 + MARGIN
     summary = await snapshot(server, tmp_path, skip_bad=True)
     assert (summary.mails, summary.missing) == (COUNT - 1, 1)
