@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 
 from jmapfs.index.checksums import verify_rows
-from jmapfs.index.email_batch import (
-    EmailBatch,
+from jmapfs.index.email_batch import EmailBatch
+from jmapfs.index.known_email import (
     KnownEmail,
     known_email,
     mailbox_ids,

@@ -19,10 +19,10 @@ from jmapfs.index.directories import DirectoryTimes
 from jmapfs.index.email_batch import (
     EmailBatch,
     increment_layout_version,
-    known_email,
     write_journal,
 )
 from jmapfs.index.file_inodes import reassign_colliding_inodes
+from jmapfs.index.known_email import known_email
 from jmapfs.index.layout import Layout, LayoutCache, Parents, Placed, find_parents, lay_out
 from jmapfs.index.listed import BadEmails, ListedIds
 from jmapfs.index.reader import IndexReader
