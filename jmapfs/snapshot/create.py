@@ -48,7 +48,6 @@ from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
-_GRACE_SECONDS: Final = 10.0
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -102,8 +101,7 @@ async def create_snapshot(
                 if is_last or error.given_up or has_stalled or error.blob_ids <= failed:
                     raise
                 failed, downloaded = error.blob_ids, downloaded + error.downloaded
-                # A mail that failed by its own time limit can do so again, and be named or skipped.
-                stalled = max(0.0, error.stalled - _GRACE_SECONDS)
+                stalled = error.stalled
             else:
                 return msgspec.structs.replace(
                     summary,
