@@ -48,6 +48,7 @@ from jmapfs.snapshot.verify_record import VerificationRecord
 from jmapfs.tree.export import FIRST
 
 _MAX_ATTEMPTS: Final = 5
+_GRACE_SECONDS: Final = 10.0
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -101,7 +102,8 @@ async def create_snapshot(
                 if is_last or error.given_up or has_stalled or error.blob_ids <= failed:
                     raise
                 failed, downloaded = error.blob_ids, downloaded + error.downloaded
-                stalled = error.stalled
+                # A mail that failed by its own time limit can do so again, and be named or skipped.
+                stalled = max(0.0, error.stalled - _GRACE_SECONDS)
             else:
                 return msgspec.structs.replace(
                     summary,
