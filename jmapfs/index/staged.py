@@ -23,6 +23,7 @@ from jmapfs.index.known_email import (
 from jmapfs.index.rows import may_be_same_time
 from jmapfs.index.schema import UNKNOWN_SIZE, columns_sql
 from jmapfs.jmap.types import Email, decode
+from jmapfs.sqlite import damage_error
 
 _ROWS: Final = 1000
 
@@ -180,6 +181,10 @@ class StagedEmails:
         return {keyword for (keyword,) in keywords} == set(email.keywords)
 
     def _staged(self) -> Iterator[Sequence[Email]]:
+        # A row that is lost would remove its email from the tree. SQLite's index shows that.
+        (result,) = self._connection.execute("PRAGMA integrity_check('staged')").fetchone()
+        if result != "ok":
+            raise damage_error(str(result))
         number = 0
         while rows := self._connection.execute(
             f"SELECT {columns_sql('staged')} FROM staged WHERE number > ? ORDER BY number LIMIT ?",  # noqa: S608 - constants

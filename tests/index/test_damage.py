@@ -260,3 +260,32 @@ def test_a_missing_id_of_a_listing_is_damage(intact: bytes, tmp_path: Path) -> N
         connection.execute("DELETE FROM listed WHERE number = 2")
     with database.writer() as writer, pytest.raises(sqlite3.DatabaseError, match="listing"):
         writer.listed.pending()
+
+
+def test_a_lost_row_of_a_new_listing_is_damage(intact: bytes, tmp_path: Path) -> None:
+    """Otherwise its email would be removed from the tree."""
+    database = IndexDatabase(tmp_path)
+    database.path.write_bytes(intact)
+    with database.writer() as writer:
+        before = export(writer)
+        with writer.transaction():
+            writer.staged.begin()
+            writer.staged.add(
+                (email(f"N{number}", "A", blob=f"N{number}") for number in range(4)),
+                reuse_proves_reset=False,
+            )
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        root, page_size = connection.execute(
+            "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE name = 'staged'"
+        ).fetchone()
+    damaged = bytearray(database.path.read_bytes())
+    cells = (root - 1) * page_size + 4
+    assert damaged[cells] == 4
+    damaged[cells] = 3
+    database.path.write_bytes(damaged)
+    with database.writer() as writer:
+        with pytest.raises(sqlite3.DatabaseError) as raised, writer.transaction():
+            writer.staged.apply(reset=False)
+        assert is_damage(raised.value)
+        assert export(writer) == before
