@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jmapfs.control.mounts import mounts
 from tests.mail_server.server import MailServer, running
 
 # How long a process or connection may take to end.
@@ -99,18 +100,12 @@ def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _mounts(below: tuple[Path, ...]) -> frozenset[str]:
-    found = set()
-    table = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
-    # Other characters at which `splitlines` splits are not escaped.
-    for line in table.rstrip("\n").split("\n"):
-        place, _, kind = line.partition(" - ")
-        if kind.split(" ")[0].split(".")[0] in {"fuse", "fuseblk"}:
-            # The kernel escapes spaces and other characters as octal numbers.
-            escaped = place.split(" ")[4].encode("latin-1", "backslashreplace")
-            mountpoint = Path(escaped.decode("unicode_escape"))
-            if any(mountpoint.is_relative_to(directory) for directory in below):
-                found.add(str(mountpoint))
-    return frozenset(found)
+    return frozenset(
+        str(mount.mountpoint)
+        for mount in mounts()
+        if mount.fstype.split(".")[0] in {"fuse", "fuseblk"}
+        and any(mount.mountpoint.is_relative_to(directory) for directory in below)
+    )
 
 
 def _files() -> Counter[str]:

@@ -10,6 +10,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from jmapfs.control.mounts import mounts
+
 _IN_MEMORY = {"tmpfs", "ramfs"}
 _DROP = Path("/proc/sys/vm/drop_caches")
 # Page cache, directory entries and inodes, also those of a FUSE mount (proc_sys_vm(5)).
@@ -53,12 +55,7 @@ def _drop_content(path: Path) -> None:
 
 
 def _file_system(path: Path) -> str:
-    """Return the type of the file system that `path` is on (proc_pid_mountinfo(5))."""
+    """Return the type of the file system that `path` is on."""
     number = path.stat().st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
-    found = ""
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        place, _, kind = line.partition(" - ")
-        if place.split(" ")[2] == device:
-            found = kind.split(" ")[0]
-    return found
+    return next((mount.fstype for mount in mounts() if mount.device == device), "")
