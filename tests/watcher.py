@@ -115,12 +115,17 @@ class Watcher:
         assert shown(self.mount, self.entries) == on_server(self.account)
 
     def change(
-        self, change: Callable[[], object], *coming: str, changed_back: Collection[str] = ()
+        self,
+        change: Callable[[], object],
+        *coming: str,
+        changed_back: Collection[str] = (),
+        perhaps: Collection[str] = (),
     ) -> Entries:
         """Make a change, sync, and check all of the tree; return it as it was before.
 
         `coming` are directories that the change may make. The names in `changed_back` are others
-        between two steps of the sync.
+        between two steps of the sync. Those in `perhaps` are, if push shows the middle of the
+        change.
         """
         before = self.entries
         paths = self._paths(coming)
@@ -134,7 +139,7 @@ class Watcher:
         for path, status in looked_up.items():
             assert status is None or fixed(status) == fixed(after[path]), path
         self.compare()
-        self._check_what_stayed(before, changed_back)
+        self._check_what_stayed(before, changed_back, perhaps)
         return before
 
     def _paths(self, coming: Iterable[str]) -> set[str]:
@@ -155,14 +160,20 @@ class Watcher:
                 found[path] = (self.mount.path / path).lstat()
         return found
 
-    def _check_what_stayed(self, before: Entries, changed_back: Collection[str]) -> None:
+    def _check_what_stayed(
+        self, before: Entries, changed_back: Collection[str], perhaps: Collection[str]
+    ) -> None:
         after = self.entries
         members_before, members_after = members(before), members(after)
         for path in before.keys() & after.keys():
             old, new = before[path], after[path]
             if not stat.S_ISDIR(old.st_mode):
                 assert without_links(old) == without_links(new), path
-            elif members_before[path] == members_after[path] and path not in changed_back:
+            elif (
+                members_before[path] == members_after[path]
+                and path not in changed_back
+                and (path not in perhaps or int(old.st_mtime) == int(new.st_mtime))
+            ):
                 assert fixed(old) == fixed(new), path
             else:
                 assert old.st_ino == new.st_ino, path
