@@ -131,8 +131,9 @@ async def test_the_deadline_covers_the_question_and_the_second_attempt(
     began = trio.current_time()
     found = await fetch_all(source, ["b0"], seconds=1.5)
     assert isinstance(found["b0"], DeadlineError)
-    assert trio.current_time() - began == pytest.approx(1.5, abs=0.01)
-    assert source.deadlines[-1] <= 0.51
+    # The bytes that arrived have given a little time.
+    assert trio.current_time() - began == pytest.approx(1.5, abs=0.05)
+    assert source.deadlines[-1] <= 0.55
 
 
 async def test_a_new_connection_is_used_if_there_is_no_other_route() -> None:

@@ -184,7 +184,7 @@ async def test_a_daemon_that_has_ended(mounted: Mount, monkeypatch: pytest.Monke
         await reply_to(mounted, SyncRequest())
     # The address was read from the list before the daemon ended.
     addresses = [new_address(mounted.device)]
-    monkeypatch.setattr(Mount, "daemon_addresses", lambda _: addresses)
+    monkeypatch.setattr(Mount, "daemon_addresses", lambda *_: addresses)
     with pytest.raises(NotMountedError, match="does not answer"):
         await reply_to(mounted, SyncRequest())
 

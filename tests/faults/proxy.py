@@ -22,7 +22,7 @@ import struct
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -265,7 +265,8 @@ class _Server:
             if kind is Kind.EVENTS and response.status_code == 200:
                 body = _COMMENTS
             else:
-                body = b"".join([chunk async for chunk in _chunks(upstream, client)])
+                async with contextlib.aclosing(_chunks(upstream, client)) as chunks:
+                    body = b"".join([chunk async for chunk in chunks])
                 if kind is Kind.SESSION:
                     body = proxy.learn(body)
             here = proxy.url + request.target.decode()
@@ -317,8 +318,9 @@ class _Events:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_closed, stream, nursery.cancel_scope)
             with self.proxy.ended_by_disconnect(), contextlib.suppress(*_BROKEN):
-                async for chunk in _chunks(self.upstream, self.client):
-                    await stream.send_all(chunk)
+                async with contextlib.aclosing(_chunks(self.upstream, self.client)) as chunks:
+                    async for chunk in chunks:
+                        await stream.send_all(chunk)
             nursery.cancel_scope.cancel()
 
     async def _until_closed(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
@@ -413,7 +415,9 @@ async def _receive(stream: trio.abc.Stream) -> _Request | None:
             return request
 
 
-async def _chunks(upstream: trio.SocketStream, client: h11.Connection) -> Any:
+async def _chunks(
+    upstream: trio.SocketStream, client: h11.Connection
+) -> AsyncGenerator[bytes, None]:
     """Yield the body of the server's answer."""
     while not isinstance(event := client.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
