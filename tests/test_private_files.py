@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,11 @@ from jmapfs.private_files import (
     read_named_file,
     require_own_database,
 )
+from tests.umask import process_umask
 
 UMASKS = [0o000, 0o002, 0o022, 0o077, 0o777]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 OTHER = pwd.getpwnam("games").pw_uid
-
-
-@contextlib.contextmanager
-def process_umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def mode_of(path: Path) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,18 +17,10 @@ from jmapfs.errors import ConfigError, StorageError
 from tests.disk.damage import ALL, REPLACED
 from tests.disk.original import OTHER_USER, Files, copy_of, effective_user
 from tests.mounts import Home
+from tests.umask import process_umask
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
 OTHER: Final = pwd.getpwnam(OTHER_USER).pw_uid
-
-
-@contextlib.contextmanager
-def process_umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def modes(directory: Path) -> dict[int, set[str]]:
